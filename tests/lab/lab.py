@@ -1,0 +1,950 @@
+#!/usr/bin/python3
+"""A real LXD with simulated NVIDIA GPUs for podyd's tests, on a machine that need not have either.
+
+    lab.py up [--no-gpus]    start LXD (or find the one that runs) and leave it answering
+    lab.py down              take away everything the lab made
+    lab.py status [--json]   say what runs; exit status 0 when LXD answers
+
+An LXD that somebody else runs is used as it is and never changed, and has no simulated cards.
+Where none answers, the lab runs one of its own on /var/lib/lxd, together with lxcfs, in a mount
+namespace of theirs. Nothing keeps that namespace but its processes: when they die, the mounts
+(FUSE, storage pools, simulated /sys) go with them. `up` does not initialise LXD: the pool, the
+bridge and the project are the product's to make.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+LAB_DIR = Path("/var/lib/podyd-lab")
+LXD_DIR = Path("/var/lib/lxd")
+LXCFS_DIR = Path("/var/lib/lxcfs")
+LXD_SOCKET = LXD_DIR / "unix.socket"
+SNAP_SOCKET = Path("/var/snap/lxd/common/lxd/unix.socket")
+# Stands in LXD_DIR and says that all of LXD_DIR is the lab's to wipe.
+MARKER = LXD_DIR / "podyd-lab"
+STATE_FILE = LAB_DIR / "lab.json"
+CARDS_FILE = LAB_DIR / "cards.json"
+BIN_DIR = LAB_DIR / "bin"
+PCI_DEVICES = Path("/sys/bus/pci/devices")
+STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+PACKAGE_OF = {
+    "lxd": "lxd",
+    "lxc": "lxd-client",
+    "lxcfs": "lxcfs",
+    "newuidmap": "uidmap",
+    "dnsmasq": "dnsmasq-base",
+    "nft": "nftables",
+    "mkfs.btrfs": "btrfs-progs",
+    "unsquashfs": "squashfs-tools",
+    "rsync": "rsync",
+    "ip": "iproute2",
+    "nsenter": "util-linux",
+}
+# In an LXD that is not the lab's, only what carries these names is the tests' to remove.
+TEST_PREFIX = "podyd-test"
+IMAGE_PREFIX = "podyd-lab"
+
+START_TIMEOUT = 90.0
+STOP_TIMEOUT = 20.0
+WIPE_TIMEOUT = 120.0
+CALL_TIMEOUT = 30.0
+POLL = 0.02
+
+Json = dict[str, Any]
+
+
+class LabError(Exception):
+    """One sentence for the person who ran the lab."""
+
+
+class NotFoundError(LabError):
+    """LXD has no such object."""
+
+
+# --- cards ------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """A simulated card; the defaults are an A100 80GB PCIe (vendor 10de, device 20b5)."""
+
+    minor: int
+    uuid: str
+    pci: str
+    model: str = "NVIDIA A100 80GB PCIe"
+    brand: str = "Nvidia"
+    architecture: str = "8.0"
+    device_id: str = "0x20b5"
+
+
+DEFAULT_CARDS = (
+    Card(0, "GPU-5f1c2a3e-7b84-4d6a-9c0f-1e2d3c4b5a60", "0000:41:00.0"),
+    Card(1, "GPU-a9d8c7b6-1234-4f5e-8a9b-0c1d2e3f4a5b", "0000:61:00.0"),
+)
+
+
+def cards_description(cards: Sequence[Card]) -> Json:
+    """What the nvidia-container-cli stand-in reads."""
+    return {
+        "nvrm_version": "535.183.01",
+        "cuda_version": "12.2",
+        "cards": [dataclasses.asdict(card) for card in cards],
+    }
+
+
+def device_nodes(cards: Sequence[Card]) -> dict[str, int]:
+    """Path → device number, as the NVIDIA driver makes them; uvm's major is dynamic, 510 here."""
+    nodes = {f"/dev/nvidia{card.minor}": os.makedev(195, card.minor) for card in cards}
+    return nodes | {"/dev/nvidiactl": os.makedev(195, 255), "/dev/nvidia-uvm": os.makedev(510, 0)}
+
+
+def pci_files(card: Card) -> dict[str, str]:
+    """The files of a card's directory in sysfs that LXD reads."""
+    return {
+        "class": "0x030200\n",
+        "vendor": "0x10de\n",
+        "device": f"{card.device_id}\n",
+        "numa_node": "0\n",
+        "uevent": f"DRIVER=nvidia\nPCI_CLASS=30200\nPCI_SLOT_NAME={card.pci}\n",
+    }
+
+
+# --- the state file ---------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """What the lab uses and what it made; https_address_set is for the tests to set."""
+
+    socket: str
+    ours: bool
+    gpus: bool
+    made: tuple[str, ...] = ()
+    https_address_set: bool = False
+
+
+def read_state(path: Path = STATE_FILE) -> State | None:
+    """The state as last written; None where there is none or where it cannot be understood."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return State(
+            socket=str(data["socket"]),
+            ours=data["ours"] is True,
+            gpus=data["gpus"] is True,
+            made=tuple(str(item) for item in data.get("made", ())),
+            https_address_set=data.get("https_address_set") is True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def write_state(state: State, path: Path = STATE_FILE) -> None:
+    write_atomically(path, json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> None:
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.new")
+    with partial.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+# --- LXD's API --------------------------------------------------------------------------------
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: Path, timeout: float) -> None:
+        super().__init__("lxd", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(str(self._path))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lxd:
+    """LXD's REST API over its unix socket, with operations waited for."""
+
+    path: Path
+
+    def get(self, url: str, timeout: float = CALL_TIMEOUT) -> Any:
+        return self._call("GET", url, None, timeout)["metadata"]
+
+    def list(self, url: str) -> list[Json]:
+        items: list[Json] = self.get(url) or []
+        return items
+
+    def change(self, method: str, url: str, body: Json | None = None) -> None:
+        answer = self._call(method, url, body, CALL_TIMEOUT)
+        if answer.get("type") == "async":
+            self._wait(answer["operation"])
+
+    def _wait(self, operation: str) -> None:
+        url = f"{operation}/wait?timeout={int(CALL_TIMEOUT)}"
+        result = self.get(url, CALL_TIMEOUT + 5)
+        if result["status_code"] != 200:
+            raise LabError(f"LXD did not finish {result['description']!r}: {result['err']}")
+
+    def _call(self, method: str, url: str, body: Json | None, timeout: float) -> Json:
+        connection = UnixConnection(self.path, timeout)
+        try:
+            connection.request(method, url, None if body is None else json.dumps(body))
+            answer: Json = json.loads(connection.getresponse().read())
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise LabError(f"LXD on {self.path} does not answer {method} {url}: {error}") from error
+        finally:
+            connection.close()
+        if answer.get("type") == "error":
+            kind = NotFoundError if answer.get("error_code") == 404 else LabError
+            raise kind(f"LXD refused {method} {url}: {answer.get('error')}")
+        return answer
+
+
+def answers(path: Path, timeout: float = CALL_TIMEOUT) -> bool:
+    try:
+        Lxd(path).get("/1.0", timeout)
+    except LabError:
+        return False
+    return True
+
+
+def standard_sockets() -> list[Path]:
+    configured = os.environ.get("LXD_DIR")
+    paths = [Path(configured) / "unix.socket"] if configured else []
+    return list(dict.fromkeys([*paths, LXD_SOCKET, SNAP_SOCKET]))
+
+
+def listener_pid(path: Path) -> int | None:
+    """Who listens on a unix socket: the kernel's word (SO_PEERCRED), not a file's."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(CALL_TIMEOUT)
+        try:
+            connection.connect(str(path))
+        except OSError:
+            return None
+        size = struct.calcsize("3i")
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+        return int(struct.unpack("3i", credentials)[0])
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(POLL)
+    return True
+
+
+def run(argv: Sequence[str], timeout: float = CALL_TIMEOUT) -> None:
+    """Run a command to its end; its failure is an error that quotes what it said."""
+    try:
+        done = subprocess.run(
+            list(argv), capture_output=True, text=True, timeout=timeout, cwd="/", check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        raise LabError(f"{' '.join(argv)} did not end within {timeout:.0f} s") from error
+    if done.returncode != 0:
+        raise LabError(f"{' '.join(argv)} failed: {(done.stderr or done.stdout).strip()}")
+
+
+def is_alive(pid: int) -> bool:
+    """False for a zombie too: where PID 1 is no init, they stay for long."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def zero_separated(pid: int, name: str) -> list[str]:
+    """A process's `cmdline` or `environ`; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return []
+
+
+def executable(pid: int) -> str:
+    try:
+        return os.path.basename(os.readlink(f"/proc/{pid}/exe")).removesuffix(" (deleted)")
+    except OSError:
+        return ""
+
+
+def daemon_pid(name: str) -> int | None:
+    """The pid of the lab's own `lxd` or `lxcfs` if it lives and still is that program."""
+    try:
+        pid = int((LAB_DIR / f"{name}.pid").read_text())
+    except (OSError, ValueError):
+        return None
+    return pid if is_alive(pid) and executable(pid) == name else None
+
+
+def spawn(name: str, argv: Sequence[str], env: dict[str, str]) -> int:
+    """Start a daemon of the lab in a session of its own; every argv prefix used execs in place."""
+    with (LAB_DIR / f"{name}.out").open("ab") as log:
+        process = subprocess.Popen(
+            list(argv),
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            env=env,
+            start_new_session=True,
+        )
+    write_atomically(LAB_DIR / f"{name}.pid", f"{process.pid}\n")
+    process.returncode = 0  # It outlives the lab: no warning about a child left running.
+    return process.pid
+
+
+def end(pids: Sequence[int], first: signal.Signals, timeout: float) -> None:
+    """Signal processes and wait; SIGKILL for those that stay."""
+    for sign in dict.fromkeys((first, signal.SIGKILL)):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, sign)
+        if wait_for(lambda: not any(is_alive(pid) for pid in pids), timeout):
+            return
+    raise LabError(f"Processes {', '.join(map(str, pids))} do not end, not even by SIGKILL.")
+
+
+def stop_daemon(name: str) -> None:
+    # SIGTERM ends the LXD daemon and leaves its instances running.
+    pid = daemon_pid(name)
+    if pid is not None:
+        end([pid], signal.SIGTERM, STOP_TIMEOUT)
+    (LAB_DIR / f"{name}.pid").unlink(missing_ok=True)
+
+
+def all_pids() -> Iterator[int]:
+    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+
+
+# --- what a killed LXD leaves -----------------------------------------------------------------
+
+
+def instance_names() -> set[str]:
+    """The instances of the lab's LXD as liblxc names them: NAME or PROJECT_NAME."""
+    try:
+        return set(os.listdir(LXD_DIR / "containers"))
+    except OSError:
+        return set()
+
+
+def lxc_instance(component: str) -> str | None:
+    """The instance a cgroup component is of; liblxc appends -N when the plain name is taken."""
+    match = re.fullmatch(r"lxc\.(?:payload|monitor)\.(.+?)", component)
+    return match[1] if match else None
+
+
+def is_cgroup_of(component: str, names: set[str]) -> bool:
+    instance = lxc_instance(component)
+    return instance is not None and (instance in names or re.sub(r"-\d+$", "", instance) in names)
+
+
+def in_instance(pid: int, names: set[str]) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/cgroup").read_text()
+    except OSError:
+        return False
+    # The first component only: what runs deeper belongs to that instance anyway.
+    components = {part for line in text.splitlines() for part in line.split(":", 2)[2].split("/")}
+    return any(is_cgroup_of(part, names) for part in components)
+
+
+def is_servant(pid: int) -> bool:
+    """Whether a process is a dnsmasq or a forked proxy or file server of the lab's LXD."""
+    name, words = executable(pid), zero_separated(pid, "cmdline")
+    if name == "dnsmasq":
+        return any(f"{LXD_DIR}/" in word for word in words)
+    forked = name == "lxd" and len(words) > 1 and words[1].startswith("fork")
+    return forked and f"LXD_DIR={LXD_DIR}" in zero_separated(pid, "environ")
+
+
+def kill_leftovers() -> None:
+    """Pods, DHCP servers and proxies that outlived both daemons; pods lost /proc with lxcfs."""
+    names = instance_names()
+    pids = [
+        pid for pid in all_pids() if is_alive(pid) and (is_servant(pid) or in_instance(pid, names))
+    ]
+    if pids:
+        end(pids, signal.SIGKILL, STOP_TIMEOUT)
+
+
+def is_populated(top: Path) -> bool:
+    for directory, _, _ in os.walk(top):
+        with contextlib.suppress(OSError):
+            if Path(directory, "cgroup.procs").read_text():
+                return True
+    return False
+
+
+def remove_stale_cgroups() -> None:
+    """Cgroups of dead pods; left there, liblxc would call the next one lxc.payload.NAME-1.
+
+    A pod's own empty cgroups stay while it runs: only trees without any process go.
+    """
+    root = Path("/sys/fs/cgroup")
+    for top in [*root.glob("lxc.*"), *root.glob("*/lxc.*")]:
+        if not top.is_dir() or is_populated(top):
+            continue
+        for directory, _, _ in os.walk(top, topdown=False):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
+
+
+def unescape_mount(field: str) -> str:
+    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
+
+
+def mounts(pid: int | str = "self") -> list[tuple[str, str]]:
+    """(mount point, file system) in the order they were mounted."""
+    found = []
+    for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        found.append((unescape_mount(left.split()[4]), right.split()[0]))
+    return found
+
+
+def is_dead_mount(path: Path) -> bool:
+    try:
+        os.stat(path)
+    except OSError:
+        return True
+    return False
+
+
+def unmount_stale() -> None:
+    """Mounts below LXD_DIR and a dead lxcfs, in the namespace the lab was called from."""
+    for point, _ in reversed(mounts()):
+        dead_lxcfs = point == str(LXCFS_DIR) and is_dead_mount(LXCFS_DIR)
+        if dead_lxcfs or point.startswith(f"{LXD_DIR}/"):
+            run(["umount", "--lazy", point])
+
+
+def remove_networks() -> None:
+    """The bridges and firewall rules of an LXD that could not remove them itself."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(LXD_DIR / "networks"):
+            if Path("/sys/class/net", name, "bridge").exists():
+                run(["ip", "link", "delete", name])
+    with contextlib.suppress(LabError):
+        run(["nft", "delete", "table", "inet", "lxd"])
+
+
+# --- up ---------------------------------------------------------------------------------------
+
+
+def check_binaries() -> None:
+    missing = [name for name in PACKAGE_OF if shutil.which(name, path=SYSTEM_PATH) is None]
+    if missing:
+        packages = " ".join(dict.fromkeys(PACKAGE_OF[name] for name in missing))
+        raise LabError(
+            f"Missing {', '.join(missing)}: run "
+            f"apt-get install --yes --no-install-recommends {packages}"
+        )
+
+
+def check_data_dir() -> None:
+    if (LXD_DIR / "database").exists() and not MARKER.exists():
+        raise LabError(
+            f"{LXD_DIR} holds the data of an LXD that is not the lab's: start that LXD and the "
+            "lab will use it, or remove the data."
+        )
+
+
+def inside(pid: int) -> list[str]:
+    """The prefix that runs a command in the mount namespace of a process."""
+    return ["nsenter", f"--target={pid}", "--mount", "--"]
+
+
+def lxd_environment(gpus: bool) -> dict[str, str]:
+    # With LXD_DIR set, LXD keeps its logs and its cache there too: one directory to wipe.
+    path = f"{BIN_DIR}:{SYSTEM_PATH}" if gpus else SYSTEM_PATH
+    return {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "LXD_DIR": str(LXD_DIR)}
+
+
+def log_tail(name: str) -> str:
+    for suffix in ("log", "out"):
+        with contextlib.suppress(OSError):
+            lines = (LAB_DIR / f"{name}.{suffix}").read_text(errors="replace").splitlines()
+            if lines:
+                return f"its log ends: {' | '.join(lines[-3:])}"
+    return "its log is empty"
+
+
+def start_lxcfs(holder: int | None) -> int:
+    """Start lxcfs in `holder`'s mount namespace, or in a new one that it then holds."""
+    if holder is None:
+        prefix = ["unshare", "--mount", "--propagation=slave", "--"]
+    else:
+        prefix = inside(holder)
+        if (str(LXCFS_DIR), "fuse.lxcfs") in mounts(holder):
+            run([*prefix, "umount", "--lazy", str(LXCFS_DIR)])
+    LXCFS_DIR.mkdir(exist_ok=True)
+    argv = [*prefix, "lxcfs", "-f", "-p", str(LAB_DIR / "lxcfs.lock"), str(LXCFS_DIR)]
+    pid = spawn("lxcfs", argv, {"PATH": SYSTEM_PATH})
+
+    def settled() -> bool:
+        mounted = executable(pid) == "lxcfs" and (str(LXCFS_DIR), "fuse.lxcfs") in mounts(pid)
+        return mounted or not is_alive(pid)
+
+    if not wait_for(settled, START_TIMEOUT) or not is_alive(pid):
+        raise LabError(f"lxcfs did not start: {log_tail('lxcfs')}.")
+    return pid
+
+
+def is_simulated(holder: int) -> bool:
+    return (str(PCI_DEVICES), "tmpfs") in mounts(holder)
+
+
+def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
+    """Add cards to /sys/bus/pci/devices, for the processes of one mount namespace."""
+    fresh = LAB_DIR / "sysfs"
+    fresh.mkdir(exist_ok=True)
+    # Before the tmpfs: the kernel lets a user namespace mount sysfs only where the mount
+    # namespace has one that nothing covers ("mount too revealing").
+    run([*inside(holder), "mount", "-t", "sysfs", "-o", "nosuid,nodev,noexec", "sysfs", str(fresh)])
+    real = {name: os.readlink(PCI_DEVICES / name) for name in os.listdir(PCI_DEVICES)}
+    run([*inside(holder), "mount", "-t", "tmpfs", "-o", "mode=755", "tmpfs", str(PCI_DEVICES)])
+    seen = Path(f"/proc/{holder}/root{PCI_DEVICES}")
+    for name, target in real.items():
+        (seen / name).symlink_to(target)
+    for card in cards:
+        directory = seen / card.pci
+        directory.mkdir()
+        for name, text in pci_files(card).items():
+            (directory / name).write_text(text)
+        # LXD follows the link and takes the last word; sysfs has no room for /sys/bus/…/nvidia.
+        (directory / "nvidia").mkdir()
+        (directory / "driver").symlink_to("nvidia")
+
+
+def unsimulate_cards(holder: int) -> None:
+    run([*inside(holder), "umount", "--lazy", str(PCI_DEVICES)])
+    run([*inside(holder), "umount", "--lazy", str(LAB_DIR / "sysfs")])
+
+
+def make_device_nodes(cards: Sequence[Card]) -> list[str]:
+    """Make the nodes that are absent; returns those."""
+    made = []
+    for path, number in device_nodes(cards).items():
+        if not os.path.lexists(path):
+            os.mknod(path, 0o666 | stat.S_IFCHR, number)
+            os.chmod(path, 0o666)
+            made.append(path)
+    return made
+
+
+def remove_device_nodes(made: Sequence[str]) -> None:
+    for path in made:
+        if path.startswith("/dev/nvidia"):
+            Path(path).unlink(missing_ok=True)
+
+
+def write_stand_in(cards: Sequence[Card]) -> None:
+    # A copy: LXC's hook runs it as an unprivileged user, who may not see the source tree.
+    BIN_DIR.mkdir(mode=0o755, exist_ok=True)
+    target = BIN_DIR / STAND_IN.name
+    write_atomically(target, STAND_IN.read_text(encoding="utf-8"))
+    target.chmod(0o755)
+    write_atomically(CARDS_FILE, json.dumps(cards_description(cards), indent=2) + "\n")
+
+
+def start_lxd(holder: int, gpus: bool) -> None:
+    log = LAB_DIR / "lxd.log"
+    argv = [*inside(holder), "lxd", "--group", "lxd", f"--logfile={log}"]
+    environment = lxd_environment(gpus)
+    pid = spawn("lxd", argv, environment)
+    waiting = subprocess.Popen(
+        ["lxd", "waitready", f"--timeout={int(START_TIMEOUT)}"],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+    )
+    try:
+        wait_for(lambda: waiting.poll() is not None or not is_alive(pid), START_TIMEOUT + 5)
+    finally:
+        waiting.kill()
+        waiting.wait()
+    if waiting.returncode != 0 or not answers(LXD_SOCKET):
+        stop_daemon("lxd")
+        raise LabError(f"LXD did not become ready: {log_tail('lxd')}.")
+
+
+def begin_own(gpus: bool) -> State:
+    """Claim what will be made before making it, so that `down` knows after a crash too."""
+    check_binaries()
+    check_data_dir()
+    LAB_DIR.mkdir(mode=0o755, exist_ok=True)
+    LXD_DIR.mkdir(mode=0o711, exist_ok=True)
+    MARKER.touch()
+    old = read_state()
+    known = set(old.made if old is not None and old.ours else ())
+    absent = {path for path in device_nodes(DEFAULT_CARDS) if gpus and not os.path.lexists(path)}
+    made = known | absent | {str(LAB_DIR), *(p for p in ["/run/lxcfs"] if not os.path.exists(p))}
+    keep = old is not None and old.ours and old.https_address_set
+    state = State(str(LXD_SOCKET), True, gpus, tuple(sorted(made)), keep)
+    write_state(state)
+    return state
+
+
+def prepare_namespace() -> int:
+    """The pid of the lab's lxcfs, started anew after clearing a killed lab's remains if need be."""
+    lxcfs, lxd = daemon_pid("lxcfs"), daemon_pid("lxd")
+    if lxcfs is None and lxd is None:
+        kill_leftovers()
+        unmount_stale()
+    return start_lxcfs(lxd) if lxcfs is None else lxcfs
+
+
+def up_own(gpus: bool) -> State:
+    state = begin_own(gpus)
+    holder = prepare_namespace()
+    stop_daemon("lxd")
+    remove_stale_cgroups()
+    if gpus:
+        write_stand_in(DEFAULT_CARDS)
+        make_device_nodes(DEFAULT_CARDS)
+    else:
+        remove_device_nodes(state.made)
+    if gpus and not is_simulated(holder):
+        simulate_cards(holder, DEFAULT_CARDS)
+    elif not gpus and is_simulated(holder):
+        unsimulate_cards(holder)
+    start_lxd(holder, gpus)
+    return state
+
+
+def is_up_own(gpus: bool) -> bool:
+    """Whether the lab's LXD runs as wanted, with its lxcfs; cheap, for every test run asks."""
+    state = read_state()
+    pid = daemon_pid("lxd")
+    return (
+        state is not None
+        and state.ours
+        and state.gpus is gpus
+        and pid is not None
+        and daemon_pid("lxcfs") is not None
+        and listener_pid(LXD_SOCKET) == pid
+        and answers(LXD_SOCKET)
+    )
+
+
+def find_foreign() -> Path | None:
+    """The socket of an LXD that answers and that the lab did not start."""
+    own = daemon_pid("lxd")
+    for path in standard_sockets():
+        pid = listener_pid(path)
+        if pid is not None and pid != own and answers(path):
+            return path
+    return None
+
+
+def systemd_units() -> list[str]:
+    """The units of an installed LXD, where systemd is PID 1."""
+    if not Path("/run/systemd/system").is_dir():
+        return []
+    if Path("/lib/systemd/system/lxd.service").exists():
+        return ["lxd.socket", "lxd.service"]
+    if Path("/etc/systemd/system/snap.lxd.daemon.service").exists():
+        return ["snap.lxd.daemon.unix.socket", "snap.lxd.daemon.service"]
+    return []
+
+
+def use_foreign(path: Path) -> State:
+    old = read_state()
+    keep = old is not None and old.socket == str(path) and old.https_address_set
+    state = State(str(path), False, False, (str(LAB_DIR),), keep)
+    if state != old:
+        write_state(state)
+    return state
+
+
+def up(gpus: bool) -> State:
+    if is_up_own(gpus):
+        state = read_state()
+        assert state is not None
+        return state
+    foreign = find_foreign()
+    if foreign is not None:
+        return use_foreign(foreign)
+    units = systemd_units()
+    if not units:
+        return up_own(gpus)
+    run(["systemctl", "start", *units], START_TIMEOUT)
+    foreign = find_foreign()
+    if foreign is None:
+        raise LabError(f"systemctl started {' and '.join(units)}, but LXD does not answer.")
+    return use_foreign(foreign)
+
+
+# --- down -------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Wipe:
+    """Removes objects from an LXD, within a time; what fails is told and the rest goes on."""
+
+    lxd: Lxd
+    deadline: float
+
+    def attempt(self, method: str, url: str, body: Json | None = None) -> None:
+        if time.monotonic() > self.deadline:
+            raise LabError(f"LXD could not be cleared within {WIPE_TIMEOUT:.0f} s.")
+        try:
+            self.lxd.change(method, url, body)
+        except NotFoundError:
+            pass
+        except LabError as error:
+            print(f"lab: {error}", file=sys.stderr)
+
+    def instance(self, project: str, name: str) -> None:
+        url = f"/1.0/instances/{quote(name)}"
+        where = f"?project={quote(project)}"
+        # Stopping fails when it does not run, or when LXD only takes it for running.
+        with contextlib.suppress(LabError):
+            stop = {"action": "stop", "force": True, "timeout": 10}
+            self.lxd.change("PUT", f"{url}/state{where}", stop)
+        self.attempt("DELETE", url + where)
+
+    def instances(self, project: str) -> None:
+        found = self.lxd.list(f"/1.0/instances?recursion=1&project={quote(project)}")
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            list(pool.map(functools.partial(self.instance, project), [i["name"] for i in found]))
+
+    def images(self, project: str) -> None:
+        where = f"?project={quote(project)}"
+        for image in self.lxd.list(f"/1.0/images{where}&recursion=1"):
+            self.attempt("DELETE", f"/1.0/images/{image['fingerprint']}{where}")
+
+    def volumes(self, project: str) -> None:
+        where = f"?project={quote(project)}"
+        for pool in self.lxd.list("/1.0/storage-pools?recursion=1"):
+            base = f"/1.0/storage-pools/{quote(pool['name'])}/volumes/custom"
+            for volume in self.lxd.list(f"{base}{where}&recursion=1"):
+                if volume.get("project", project) == project:
+                    self.attempt("DELETE", f"{base}/{quote(volume['name'])}{where}")
+
+    def profiles(self, project: str) -> None:
+        where = f"?project={quote(project)}"
+        for profile in self.lxd.list(f"/1.0/profiles{where}&recursion=1"):
+            url = f"/1.0/profiles/{quote(profile['name'])}{where}"
+            if profile["name"] == "default":
+                self.attempt("PUT", url, {"config": {}, "devices": {}, "description": ""})
+            else:
+                self.attempt("DELETE", url)
+
+    def project(self, project: Json) -> None:
+        """What is in a project and, but for `default`, the project; never what it only sees."""
+        name, config = project["name"], project["config"]
+
+        def owns(feature: str) -> bool:
+            return name == "default" or bool(config.get(f"features.{feature}") == "true")
+
+        self.instances(name)
+        if owns("images"):
+            self.images(name)
+        if owns("storage.volumes"):
+            self.volumes(name)
+        if owns("profiles"):
+            self.profiles(name)
+        if name != "default":
+            self.attempt("DELETE", f"/1.0/projects/{quote(name)}")
+
+    def projects(self, prefix: str) -> None:
+        found = self.lxd.list("/1.0/projects?recursion=1")
+        for project in sorted(found, key=lambda item: item["name"] == "default"):
+            if project["name"].startswith(prefix):
+                self.project(project)
+
+    def certificates(self, prefix: str) -> None:
+        for certificate in self.lxd.list("/1.0/certificates?recursion=1"):
+            if certificate["name"].startswith(prefix):
+                self.attempt("DELETE", f"/1.0/certificates/{certificate['fingerprint']}")
+
+    def aliased_images(self, prefix: str) -> None:
+        """Aliases with a prefix, and the images that no other alias names."""
+        for image in self.lxd.list("/1.0/images?recursion=1"):
+            aliases = [alias["name"] for alias in image.get("aliases") or []]
+            ours = [alias for alias in aliases if alias.startswith(prefix)]
+            for alias in ours:
+                self.attempt("DELETE", f"/1.0/images/aliases/{quote(alias, safe='')}")
+            if ours and len(ours) == len(aliases):
+                self.attempt("DELETE", f"/1.0/images/{image['fingerprint']}")
+
+    def networks_and_pools(self) -> None:
+        for network in self.lxd.list("/1.0/networks?recursion=1"):
+            if network["managed"]:
+                self.attempt("DELETE", f"/1.0/networks/{quote(network['name'])}")
+        for pool in self.lxd.list("/1.0/storage-pools?recursion=1"):
+            self.attempt("DELETE", f"/1.0/storage-pools/{quote(pool['name'])}")
+
+
+def empty_directory(directory: Path) -> None:
+    for entry in os.scandir(directory):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        else:
+            os.unlink(entry.path)
+
+
+def remove_lab_files() -> None:
+    if LAB_DIR.exists():
+        shutil.rmtree(LAB_DIR)
+
+
+def wipe_own() -> None:
+    wipe = Wipe(Lxd(LXD_SOCKET), time.monotonic() + WIPE_TIMEOUT)
+    wipe.projects("")
+    wipe.networks_and_pools()
+    wipe.certificates("")
+
+
+def down_own(made: Sequence[str]) -> None:
+    if daemon_pid("lxd") is not None:
+        try:
+            wipe_own()
+        except LabError as error:
+            # LXD need not help: what follows removes processes, links and data without it.
+            print(f"lab: {error}", file=sys.stderr)
+    stop_daemon("lxd")
+    kill_leftovers()
+    stop_daemon("lxcfs")
+    unmount_stale()
+    remove_networks()
+    remove_stale_cgroups()
+    remove_device_nodes(made)
+    if "/run/lxcfs" in made:
+        shutil.rmtree("/run/lxcfs", ignore_errors=True)
+    if MARKER.exists():
+        empty_directory(LXD_DIR)
+    remove_lab_files()
+
+
+def down_foreign(state: State) -> None:
+    if not answers(Path(state.socket)):
+        raise LabError(f"LXD on {state.socket} does not answer: start it for the lab to tidy it.")
+    wipe = Wipe(Lxd(Path(state.socket)), time.monotonic() + WIPE_TIMEOUT)
+    wipe.projects(TEST_PREFIX)
+    wipe.certificates(TEST_PREFIX)
+    wipe.aliased_images(IMAGE_PREFIX)
+    if state.https_address_set:
+        wipe.attempt("PATCH", "/1.0", {"config": {"core.https_address": ""}})
+    remove_lab_files()
+
+
+def down() -> None:
+    state = read_state()
+    if state is not None and not state.ours:
+        down_foreign(state)
+    elif state is not None or MARKER.exists():
+        down_own(state.made if state is not None else ())
+    else:
+        remove_lab_files()
+
+
+# --- the command ------------------------------------------------------------------------------
+
+
+def describe() -> Json:
+    state = read_state()
+    if state is None:
+        return {"up": False}
+    path = Path(state.socket)
+    running = listener_pid(path) is not None and answers(path)
+    daemons = {"lxd_pid": daemon_pid("lxd"), "lxcfs_pid": daemon_pid("lxcfs")}
+    return {"up": running, **dataclasses.asdict(state), **daemons}
+
+
+def describe_in_words(status: Json) -> str:
+    if not status["up"]:
+        return "down"
+    whose = "the lab's own LXD" if status["ours"] else "an LXD that is not the lab's"
+    cards = "simulated GPUs" if status["gpus"] else "no simulated GPUs"
+    return f"up: {whose} on {status['socket']}, {cards}"
+
+
+def show_status(as_json: bool) -> int:
+    status = describe()
+    print(json.dumps(status) if as_json else describe_in_words(status))
+    return 0 if status["up"] else 1
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """A lock on the directory the lab lives in: it leaves no file behind."""
+    descriptor = os.open(LAB_DIR.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="A real LXD with simulated GPUs for the tests.")
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    verb = verbs.add_parser("up", help="start LXD, or find the one that runs")
+    verb.add_argument("--no-gpus", action="store_true", help="without simulated cards")
+    verbs.add_parser("down", help="take away everything the lab made")
+    verb = verbs.add_parser("status", help="say what runs")
+    verb.add_argument("--json", action="store_true", help="as JSON")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str]) -> int:
+    arguments = parse_arguments(argv)
+    try:
+        if os.geteuid() != 0:
+            raise LabError("The lab needs root.")
+        if arguments.verb == "status":
+            return show_status(arguments.json)
+        with one_at_a_time():
+            if arguments.verb == "up":
+                up(not arguments.no_gpus)
+            else:
+                down()
+    except (LabError, OSError) as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    if arguments.verb == "up":
+        print(describe_in_words(describe()))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

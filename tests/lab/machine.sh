@@ -1,0 +1,56 @@
+# Prepares a Debian machine for podyd: packages and a Python environment. Sourced, with `set -eu`.
+# shellcheck shell=sh
+
+PYTHON=/usr/bin/python3
+
+# What podyd runs on, what LXD needs where nothing recommends it, and what builds an image.
+PACKAGES="ca-certificates python3 python3-venv python3-setuptools python3-wheel python3-tornado
+python3-yaml python3-pyroute2 python3-cryptography python3-dateutil python3-requests
+python3-requests-toolbelt python3-requests-unixsocket python3-ws4py python3-six
+lxd lxd-client lxcfs uidmap dnsmasq-base nftables iproute2 btrfs-progs squashfs-tools rsync
+mmdebstrap util-linux procps passwd libpam-modules libpam-runtime"
+
+need_root() {
+    if [ "$(id -u)" != 0 ]; then
+        echo "This prepares the machine and needs root: type 'sudo make $1'." >&2
+        exit 1
+    fi
+}
+
+# install_packages NAME...: those that are missing, and no service is started by hand of apt
+# where no systemd runs.
+install_packages() {
+    missing=
+    for package; do
+        dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null \
+            | grep -qx installed || missing="$missing $package"
+    done
+    # An LXD that runs already, such as the snap's, is used.
+    if [ -S /var/snap/lxd/common/lxd/unix.socket ]; then
+        missing=$(printf ' %s ' "$missing" | sed 's/ lxd / /; s/ lxd-client / /')
+    fi
+    # shellcheck disable=SC2086 # a list of words
+    set -- $missing
+    [ $# -gt 0 ] || return 0
+    echo "Installing $*"
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -qq --yes --no-install-recommends "$@" >/dev/null
+}
+
+# make_environment DIRECTORY REQUIREMENTS...: Debian's libraries, and the pinned ones beside them.
+make_environment() {
+    directory=$1
+    shift
+    stamp=$(cat "$@" | sha256sum)
+    if [ "$(cat "$directory/stamp" 2>/dev/null)" = "$stamp" ]; then
+        return 0
+    fi
+    echo "Making the Python environment $directory"
+    $PYTHON -m venv --clear --system-site-packages "$directory"
+    for requirements; do
+        "$directory/bin/pip" install --quiet --disable-pip-version-check --no-deps \
+            --require-hashes --requirement "$requirements"
+    done
+    echo "$stamp" >"$directory/stamp"
+}

@@ -1,0 +1,55 @@
+#!/bin/sh
+# `make run`: from a bare Debian to podyd on 127.0.0.1:8799, in the foreground. What is there
+# already stays as it is. Ctrl-C ends podyd; LXD and the pods go on.
+set -eu
+cd "$(dirname "$0")/../.."
+. tests/lab/machine.sh
+
+HOME_DIR=/usr/local/lib/podyd
+CONFIG=/etc/podyd/podyd.yaml
+PODYD=$HOME_DIR/bin/podyd
+
+need_root run
+# shellcheck disable=SC2086 # a list of words
+install_packages $PACKAGES
+make_environment "$HOME_DIR" debian/vendor.txt
+
+# Copied, because podyd's own account may not be able to read this checkout.
+sources=$(cat setup.cfg $(find podyd profiles -type f -not -name '*.pyc' | sort) | sha256sum)
+if [ "$(cat "$HOME_DIR/sources" 2>/dev/null)" != "$sources" ]; then
+    echo "Installing podyd into $HOME_DIR"
+    "$HOME_DIR/bin/pip" install --quiet --disable-pip-version-check --no-deps \
+        --no-build-isolation --force-reinstall .
+    rm -rf build podyd.egg-info
+    echo "$sources" >"$HOME_DIR/sources"
+fi
+
+if ! $PYTHON tests/lab/lab.py status >/dev/null; then
+    $PYTHON tests/lab/lab.py up --no-gpus
+fi
+"$PODYD" setup
+if [ -z "$("$PODYD" image list)" ]; then
+    "$PODYD" image build
+fi
+
+"$PODYD" auth &
+auth=$!
+trap 'kill $auth 2>/dev/null || true; wait $auth || true' EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+cat <<END
+
+podyd serves http://127.0.0.1:8799. Every Linux account with a password can log in; make one with
+    sudo adduser alice
+and, in another terminal, make the first pod:
+    curl -u alice -X POST 'http://127.0.0.1:8799/pod/create?ins=first&image=debian12'
+    curl -u alice -X POST 'http://127.0.0.1:8799/pod/exec?ins=first&cmd=uname+-a'
+Settings: $CONFIG (optional). Ctrl-C ends podyd; pods go on.
+
+END
+setpriv --reuid podyd --regid podyd --init-groups --no-new-privs "$PODYD" serve &
+serve=$!
+# A signal ends `wait`; podyd then finishes what is under way.
+trap 'kill -TERM $serve; wait $serve || true; exit 0' INT TERM
+wait $serve

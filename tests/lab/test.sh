@@ -1,0 +1,16 @@
+#!/bin/sh
+# `make test`: the whole suite on a real LXD with simulated GPUs. Arguments go to pytest. An LXD
+# that the lab had to start for it is taken away again.
+set -eu
+cd "$(dirname "$0")/../.."
+. tests/lab/machine.sh
+
+need_root test
+# shellcheck disable=SC2086 # a list of words
+install_packages $PACKAGES
+make_environment .venv debian/vendor.txt tests/requirements.txt
+if ! $PYTHON tests/lab/lab.py status >/dev/null; then
+    trap '$PYTHON tests/lab/lab.py down' EXIT
+fi
+$PYTHON tests/lab/lab.py up
+.venv/bin/python -m pytest "$@"

@@ -1,0 +1,144 @@
+"""The lab's own logic, without an LXD, without root."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_lab() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("podyd_lab", HERE / "lab.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
+    spec.loader.exec_module(module)
+    return module
+
+
+lab = load_lab()
+
+
+def stand_in(cards: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(HERE / "nvidia-container-cli"), *words],
+        env={"PODYD_LAB_CARDS": str(cards)},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.fixture
+def cards(tmp_path: Path) -> Path:
+    path = tmp_path / "cards.json"
+    path.write_text(json.dumps(lab.cards_description(lab.DEFAULT_CARDS)))
+    return path
+
+
+def test_info_is_what_lxd_parses(cards: Path) -> None:
+    done = stand_in(cards, "info", "--csv")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines() == [
+        "NVRM version,CUDA version",
+        "535.183.01,12.2",
+        "",
+        "Device Index,Device Minor,Model,Brand,GPU UUID,Bus Location,Architecture",
+        "0,0,NVIDIA A100 80GB PCIe,Nvidia,"
+        "GPU-5f1c2a3e-7b84-4d6a-9c0f-1e2d3c4b5a60,00000000:41:00.0,8.0",
+        "1,1,NVIDIA A100 80GB PCIe,Nvidia,"
+        "GPU-a9d8c7b6-1234-4f5e-8a9b-0c1d2e3f4a5b,00000000:61:00.0,8.0",
+    ]
+
+
+def test_configure_succeeds_silently(cards: Path) -> None:
+    done = stand_in(cards, "--load-kmods", "configure", "--no-cgroups", "--device=all", "/rootfs")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("words", [("list",), ("info",), ()])
+def test_anything_else_fails(cards: Path, words: tuple[str, ...]) -> None:
+    done = stand_in(cards, *words)
+    assert done.returncode == 1
+    assert "does not know" in done.stderr
+
+
+def test_info_without_cards_says_which_file(tmp_path: Path) -> None:
+    done = stand_in(tmp_path / "none.json", "info", "--csv")
+    assert done.returncode == 1
+    assert "none.json" in done.stderr
+
+
+def test_state_survives_writing_and_reading(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lab.json"
+    state = lab.State("/var/lib/lxd/unix.socket", True, True, ("/dev/nvidia0",), True)
+    lab.write_state(state, path)
+    assert lab.read_state(path) == state
+    assert os.listdir(path.parent) == ["lab.json"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"socket": "/x"}', '{"made": 1}'])
+def test_a_broken_state_is_no_state(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "lab.json"
+    path.write_text(text)
+    assert lab.read_state(path) is None
+
+
+def test_only_true_makes_an_lxd_ours(tmp_path: Path) -> None:
+    path = tmp_path / "lab.json"
+    path.write_text('{"socket": "/x", "ours": "no", "gpus": 1}')
+    assert lab.read_state(path) == lab.State("/x", False, False)
+
+
+def test_device_nodes_are_the_drivers() -> None:
+    nodes = lab.device_nodes(lab.DEFAULT_CARDS)
+    assert {path: (os.major(n), os.minor(n)) for path, n in nodes.items()} == {
+        "/dev/nvidia0": (195, 0),
+        "/dev/nvidia1": (195, 1),
+        "/dev/nvidiactl": (195, 255),
+        "/dev/nvidia-uvm": (510, 0),
+    }
+
+
+@pytest.mark.parametrize(
+    ("component", "found"),
+    [
+        ("lxc.payload.alice-x", True),
+        ("lxc.monitor.alice-x", True),
+        ("lxc.payload.alice-x-1", True),
+        ("lxc.payload.podyd_bob-y", True),
+        ("lxc.payload.bob-y", False),
+        ("lxc.payload.alice", False),
+        ("lxc.pivot", False),
+        ("system.slice", False),
+    ],
+)
+def test_cgroups_are_told_apart(component: str, found: bool) -> None:
+    assert lab.is_cgroup_of(component, {"alice-x", "podyd_bob-y"}) is found
+
+
+def test_mount_points_are_unescaped() -> None:
+    assert lab.unescape_mount(r"/a\040b\134c") == "/a b\\c"
+
+
+def test_a_child_that_ended_is_not_alive() -> None:
+    child = subprocess.Popen(["true"])
+    try:
+        assert lab.wait_for(lambda: not lab.is_alive(child.pid), 10)  # still a zombie
+    finally:
+        child.wait()
+
+
+def test_the_lab_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert lab.main(["status"]) == 1
