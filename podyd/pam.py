@@ -1,0 +1,300 @@
+"""PAM: checking a password and changing one. The only importer of the library `pam`.
+
+Everything here blocks, for as long as LDAP pleases, and must run in a process of its own that can
+be killed. Linux-PAM's words are in pam(3), pam_conv(3) and pam_fail_delay(3).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pam
+from pam.__internals import PamConv, PamHandle, PamResponse, conv_func
+
+SERVICE_DIR = Path("/etc/pam.d")
+
+# What libxcrypt can hash: CRYPT_MAX_PASSPHRASE_SIZE (512) counts the final NUL.
+PASSWORD_MAX_BYTES = 511
+
+# Debian's and Ubuntu's hash and its default cost, from crypt_gensalt(3); it protects nothing.
+_SALT = b"$y$j9T$kx4NtF46n/LNiFqQUELOh/"
+
+_PAM_FAIL_DELAY = 10  # from security/_pam_types.h; python-pam does not name it
+
+_fail_delay_func = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p)
+
+_BACKEND_FAILURES = frozenset(
+    {
+        pam.PAM_ABORT,
+        pam.PAM_AUTHINFO_UNAVAIL,
+        pam.PAM_AUTHTOK_LOCK_BUSY,
+        pam.PAM_BUF_ERR,
+        pam.PAM_CONV_ERR,
+        pam.PAM_CRED_UNAVAIL,
+        pam.PAM_MODULE_UNKNOWN,
+        pam.PAM_OPEN_ERR,
+        pam.PAM_SERVICE_ERR,
+        pam.PAM_SYMBOL_ERR,
+        pam.PAM_SYSTEM_ERR,
+        pam.PAM_TRY_AGAIN,
+    }
+)
+
+_REFUSALS = {
+    pam.PAM_ACCT_EXPIRED: "The account has expired.",
+    pam.PAM_AUTHTOK_EXPIRED: "The password has expired, and the account is locked because of it.",
+    pam.PAM_NEW_AUTHTOK_REQD: "The password has expired and must be changed.",
+}
+
+
+class Outcome(enum.Enum):
+    """What PAM said."""
+
+    OK = "ok"
+    DENIED = "denied"  # wrong password, unknown user, too many tries: deliberately one answer
+    REFUSED = "refused"  # the password is right, but the account may not log in now
+    WEAK = "weak"  # the new password breaks a rule
+    UNAVAILABLE = "unavailable"  # nobody could be asked
+
+
+@dataclass(frozen=True)
+class Result:
+    """An outcome; `reason` is a sentence for the user, empty for OK and DENIED."""
+
+    outcome: Outcome
+    reason: str = ""
+
+
+_OK = Result(Outcome.OK)
+_DENIED = Result(Outcome.DENIED)
+
+
+def check(service: str) -> Result:
+    """OK if PAM can be asked about `service`, else UNAVAILABLE with what is missing.
+
+    It also loads libpam, so that children forked later need not.
+    """
+    try:
+        _library()
+    except (OSError, AttributeError):  # no such file; or python-pam opened Python itself instead
+        return Result(Outcome.UNAVAILABLE, "libpam cannot be loaded; is libpam0g installed?")
+    path = SERVICE_DIR / service
+    # Without its file PAM would silently use /etc/pam.d/other, which is somebody else's policy.
+    if not path.is_file():
+        return Result(Outcome.UNAVAILABLE, f"{path} is missing; `podyd setup` installs it.")
+    return _OK
+
+
+def authenticate(user: str, password: str, service: str, remote_address: str = "") -> Result:
+    """Check the password and that the account may log in now: OK, DENIED, REFUSED, UNAVAILABLE."""
+    return _verify(user, password, service, remote_address)[0]
+
+
+def change_password(user: str, uid: int, old: str, new: str, service: str) -> Result:
+    """Change the password as passwd(1) would for the user: any outcome may come of it.
+
+    For a process that then ends: its real uid is the user's afterwards.
+    """
+    if not _fits(new):
+        return Result(Outcome.WEAK, "The password cannot be used.")
+    # pam_unix asks for no old password where the account has none, so it is checked first.
+    verdict, code = _verify(user, old, service, "")
+    if verdict.outcome is not Outcome.OK and code != pam.PAM_NEW_AUTHTOK_REQD:
+        return verdict
+    # Modules take a real uid of 0 for the administrator, who is bound by no rule.
+    os.setresuid(uid, 0, 0)
+
+    def answer(prompt: str) -> str:
+        return old if _asks_for_old(prompt) else new
+
+    with _Transaction(service, user, answer) as dialog:
+        code = dialog.change()
+    if code == pam.PAM_SUCCESS:
+        return _OK
+    if code in (pam.PAM_AUTH_ERR, pam.PAM_AUTHTOK_RECOVER_ERR) and not dialog.complaints:
+        return _DENIED
+    if code in _BACKEND_FAILURES:
+        return Result(Outcome.UNAVAILABLE, dialog.reason(code))
+    return Result(Outcome.WEAK, dialog.reason(code))
+
+
+def spend_time(password: str) -> None:
+    """Hash the password for nothing, so that a name PAM is not asked about takes as long.
+
+    Near, not equal: LDAP and other hashes have their own times. Who answers a network must also
+    answer every failure after one fixed time.
+    """
+    if _fits(password):
+        ctypes.CDLL("libcrypt.so.1").crypt(password.encode(), _SALT)
+
+
+def _verify(user: str, password: str, service: str, remote: str) -> tuple[Result, int]:
+    """The result, and PAM's code behind it."""
+    ready = check(service)
+    if ready.outcome is not Outcome.OK:
+        return ready, pam.PAM_SYSTEM_ERR
+    if not user or not password or not all(map(_fits, (user, password, remote))):
+        return _DENIED, pam.PAM_AUTH_ERR
+    with _Transaction(service, user, lambda _prompt: password, remote) as dialog:
+        code = dialog.authenticate()
+        if code in _BACKEND_FAILURES:
+            return Result(Outcome.UNAVAILABLE, dialog.describe(code)), code
+        # `nullok` lets an account without a password in with any, and never asks for one.
+        if code != pam.PAM_SUCCESS or not dialog.asked:
+            return _DENIED, pam.PAM_AUTH_ERR
+        dialog.complaints.clear()
+        code = dialog.account()
+    if code == pam.PAM_SUCCESS:
+        return _OK, code
+    if code in _BACKEND_FAILURES:
+        return Result(Outcome.UNAVAILABLE, dialog.describe(code)), code
+    return Result(Outcome.REFUSED, _REFUSALS.get(code) or dialog.reason(code)), code
+
+
+def _fits(text: str) -> bool:
+    """Whether C gets all of the text: NUL would cut it short."""
+    try:
+        return "\0" not in text and len(text.encode()) <= PASSWORD_MAX_BYTES
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can carry
+        return False
+
+
+def _asks_for_old(prompt: str) -> bool:
+    words = prompt.lower()
+    if any(word in words for word in ("new", "retype", "again")):
+        return False
+    return "current" in words or "old" in words
+
+
+class _Transaction:
+    """One PAM handle, from pam_start to pam_end.
+
+    python-pam's own authenticate() loses whether auth or account failed and the kind of each
+    message, and cannot change a password; its bindings to libpam are used instead.
+    """
+
+    def __init__(
+        self, service: str, user: str, answer: Callable[[str], str], remote: str = ""
+    ) -> None:
+        self.asked = False
+        self.complaints: list[str] = []
+        self._library = _library()
+        self._service = service.encode()
+        self._user = user.encode()
+        self._remote = remote.encode()
+        self._answer = answer
+        self._handle = PamHandle()
+        self._last = pam.PAM_SUCCESS
+        # libpam keeps pointers to these; they must live as long as the handle.
+        self._conversation = PamConv(conv_func(self._converse), None)
+        self._no_delay = _fail_delay_func(lambda _status, _microseconds, _data: None)
+
+    def __enter__(self) -> _Transaction:
+        self._last = self._library.pam_start(
+            self._service,
+            self._user,
+            ctypes.byref(self._conversation),
+            ctypes.byref(self._handle),
+        )
+        if self._last == pam.PAM_SUCCESS:
+            # Else libpam sleeps two seconds after a wrong password, and a child with it.
+            self._set_item(_PAM_FAIL_DELAY, ctypes.cast(self._no_delay, ctypes.c_void_p))
+            if self._remote:
+                self._set_item(pam.PAM_RHOST, ctypes.c_char_p(self._remote))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._handle.handle:
+            self._library.pam_end(self._handle, self._last)
+            self._handle = PamHandle()
+
+    def authenticate(self) -> int:
+        """PAM's code for the password."""
+        flags = pam.PAM_DISALLOW_NULL_AUTHTOK
+        return self._step(self._library.pam_authenticate, flags)
+
+    def account(self) -> int:
+        """PAM's code for whether the account may log in now."""
+        return self._step(self._library.pam_acct_mgmt, pam.PAM_DISALLOW_NULL_AUTHTOK)
+
+    def change(self) -> int:
+        """PAM's code for the change of the password."""
+        return self._step(_chauthtok(), 0)
+
+    def describe(self, code: int) -> str:
+        """libpam's words for a code; they need no handle."""
+        text: bytes = self._library.pam_strerror(self._handle, code)
+        return f"PAM: {text.decode(errors='replace').rstrip('.')}."
+
+    def reason(self, code: int) -> str:
+        """What the modules complained of, each complaint once; else the code in words."""
+        return " ".join(dict.fromkeys(self.complaints)) or self.describe(code)
+
+    def _set_item(self, item: int, value: object) -> None:
+        self._last = self._library.pam_set_item(self._handle, item, value)
+
+    def _step(self, function: Callable[[Any, int], int], flags: int) -> int:
+        if self._last == pam.PAM_SUCCESS:  # else pam_start failed: there is no handle to use
+            self._last = function(self._handle, flags)
+        return int(self._last)
+
+    def _converse(self, count: int, messages: Any, responses: Any, _data: object) -> int:
+        """pam_conv(3). An exception must not leave it: ctypes would print it and answer success."""
+        try:
+            replies = [self._reply(messages[i].contents) for i in range(count)]
+            responses[0] = _allocate_responses(replies)
+        except Exception:
+            return int(pam.PAM_CONV_ERR)
+        return int(pam.PAM_SUCCESS)
+
+    def _reply(self, message: Any) -> bytes | None:
+        text = (message.msg or b"").decode(errors="replace").strip()
+        if message.msg_style == pam.PAM_PROMPT_ECHO_OFF:
+            self.asked = True
+            return self._answer(text).encode()
+        if message.msg_style == pam.PAM_ERROR_MSG and text:
+            self.complaints.append(text)
+        if message.msg_style in (pam.PAM_ERROR_MSG, pam.PAM_TEXT_INFO):
+            return None
+        raise ValueError("a question that a password does not answer")
+
+
+def _allocate_responses(replies: list[bytes | None]) -> Any:
+    """The array of answers, in memory of malloc(3): the module that asked frees it."""
+    libc = _library().libc
+    libc.strdup.restype = ctypes.c_void_p
+    libc.strdup.argtypes = [ctypes.c_char_p]
+    address = libc.calloc(len(replies), ctypes.sizeof(PamResponse))
+    array = ctypes.cast(address, ctypes.POINTER(PamResponse))
+    for i, reply in enumerate(replies):
+        if reply is not None:
+            array[i].resp = libc.strdup(reply)
+    return array
+
+
+@functools.cache
+def _library() -> Any:
+    """libpam. Once per process: looking for it runs ldconfig."""
+    return pam.PamAuthenticator()
+
+
+@functools.cache
+def _chauthtok() -> Any:
+    """pam_chauthtok(3), which python-pam does not bind."""
+    function = ctypes.CDLL("libpam.so.0").pam_chauthtok
+    function.restype = ctypes.c_int
+    function.argtypes = [PamHandle, ctypes.c_int]
+    return function
