@@ -1,0 +1,297 @@
+"""One Tornado handler for every operation of the API table.
+
+It checks the method, the login and the parameters, makes the one call that the operation is bound
+to, and turns what comes back, or whatever is raised, into JSON. A route without an access rule
+cannot be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from tornado.web import RequestHandler, stream_request_body
+
+from podyd.errors import (
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    PodydError,
+    TooLarge,
+    Unauthorized,
+    Unavailable,
+)
+from podyd.params import parse
+from podyd.spec import Access, Operation
+from podyd.users import Member, Users
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1024**2
+MAX_PARAMETERS = 50
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operation is called with; `member` and `password` belong to the caller's login."""
+
+    request: Any
+    member: Member | None = None
+    password: str = ""
+
+    @property
+    def caller(self) -> Member:
+        """The member who calls; an operation that is open to everybody has none."""
+        assert self.member is not None
+        return self.member
+
+
+Bound = Callable[[Call], Awaitable[Any]]
+
+
+class Requests:
+    """The requests under way, so that a shutdown can wait for them."""
+
+    def __init__(self) -> None:
+        self.under_way: set[asyncio.Task[Any]] = set()
+
+    async def finish(self, timeout: float) -> None:
+        """Wait `timeout` seconds at most for what is under way, then cancel it."""
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=timeout)
+        for task in self.under_way:
+            task.cancel()
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=2)
+
+
+@stream_request_body
+class JsonHandler(RequestHandler):
+    """Reads a bounded body, and answers in JSON whatever happens."""
+
+    SUPPORTED_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
+    member_name = "-"
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", "application/json")
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.clear_header("Server")
+
+    def prepare(self) -> None:
+        self._body = bytearray()
+        self._too_large = int(self.request.headers.get("Content-Length") or 0) > MAX_BODY_BYTES
+        if self._too_large:
+            self.refuse(_too_large())
+
+    def data_received(self, chunk: bytes) -> None:
+        if self._too_large:
+            return
+        self._body += chunk
+        if len(self._body) > MAX_BODY_BYTES:
+            self._too_large = True
+            self._body.clear()
+
+    def refuse(self, error: PodydError) -> None:
+        """Answer with an error, now."""
+        self.set_status(error.status)
+        for name, value in error.headers().items():
+            self.set_header(name, value)
+        self.finish(json.dumps(error.body(), ensure_ascii=False))
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's way out for what it refuses itself, or for a crash."""
+        error = PodydError(
+            "Something went wrong inside podyd; it is in its log."
+            if status_code >= 500
+            else f"The request is not valid HTTP for podyd ({status_code}).",
+            code="internal_error" if status_code >= 500 else "bad_request",
+        )
+        self.finish(json.dumps(error.body()))
+
+
+class Endpoint(JsonHandler):
+    """Serves one operation."""
+
+    def initialize(
+        self, operation: Operation, bound: Bound, users: Users, requests: Requests
+    ) -> None:
+        self.operation = operation
+        self.bound = bound
+        self.users = users
+        self.requests = requests
+        self._task: asyncio.Task[Any] | None = None
+
+    async def _serve(self) -> None:
+        self._task = asyncio.ensure_future(self._answer())
+        self.requests.under_way.add(self._task)
+        self._task.add_done_callback(self.requests.under_way.discard)
+        try:
+            answer = await self._task
+        except PodydError as error:
+            if error.status >= 500:
+                log.warning("%s: %s", self.operation.path, error.detail)
+            self.refuse(error)
+        except asyncio.CancelledError:
+            # The caller has hung up, or podyd is going down; the answer reaches nobody or says so.
+            self.refuse(_going_down())
+        else:
+            self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
+
+    get = post = head = put = patch = delete = options = _serve
+
+    async def _answer(self) -> Any:
+        method = self.request.method or ""
+        if method not in self.operation.methods:
+            raise MethodNotAllowed(
+                f"{self.operation.path} is served for {' and '.join(self.operation.methods)},"
+                f" not for {method}.",
+                allow=self.operation.methods,
+            )
+        if self._too_large:
+            raise _too_large()
+        member, password = None, ""
+        if self.operation.access is not Access.OPEN:
+            member, password = await self._log_in()
+        request: Any = parse(self.operation.request, self._pairs())
+        return await self.bound(Call(request, member, password))
+
+    async def _log_in(self) -> tuple[Member, str]:
+        name, password = credentials(self.request.headers.get("Authorization", ""))
+        member = await self.users.log_in(name, password, self.request.remote_ip or "")
+        self.member_name = member.name
+        if self.operation.access is Access.ADMIN and not member.is_admin:
+            raise Forbidden(f"{self.operation.path} is for admins.", code="not_an_admin")
+        return member, password
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The parameters, in the query and in a body; one that stands in both is refused."""
+        in_query = _decode_form(self.request.query, "the query string")
+        in_body = _decode_body(
+            bytes(self._body), self.request.headers.get("Content-Type", "").partition(";")[0]
+        )
+        both = {name for name, _ in in_query} & {name for name, _ in in_body}
+        if both:
+            name = min(both)
+            raise BadRequest(
+                f"Parameter {name[:64]!r} stands in the query and in the body; give it once.",
+                code="repeated_parameter",
+                parameter=name[:64],
+            )
+        return in_query + in_body
+
+    def on_connection_close(self) -> None:
+        if self.operation.ends_with_caller and self._task is not None:
+            self._task.cancel()
+
+
+class NoRoute(JsonHandler):
+    """Answers where there is no route."""
+
+    def initialize(self, suggest: Callable[[str], str]) -> None:
+        self.suggest = suggest
+
+    async def _serve(self) -> None:
+        self.refuse(
+            NotFound(
+                f"There is no route {self.request.path[:100]!r}{self.suggest(self.request.path)}",
+                code="no_such_route",
+            )
+        )
+
+    get = post = head = put = patch = delete = options = _serve
+
+
+def credentials(header: str) -> tuple[str, str]:
+    """User and password of an HTTP Basic header (RFC 7617, UTF-8). Raises Unauthorized."""
+    scheme, _, token = header.partition(" ")
+    if scheme.lower() != "basic":
+        raise Unauthorized("Log in with your Linux user name and password (HTTP Basic).")
+    try:
+        name, colon, password = base64.b64decode(token, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise Unauthorized("The Authorization header is not valid HTTP Basic in UTF-8.") from None
+    if not colon or not name or not password or "\0" in name + password:
+        raise Unauthorized("User name or password is wrong.")
+    return name, password
+
+
+def _decode_form(text: str, where: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+        )
+    except UnicodeDecodeError:
+        raise BadRequest(f"A parameter in {where} is not UTF-8.", code="not_utf8") from None
+    except ValueError:
+        raise BadRequest(
+            f"There are more than {MAX_PARAMETERS} parameters in {where}.", code="bad_request"
+        ) from None
+
+
+def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
+    if not body:
+        return []
+    try:
+        text = body.decode()
+    except UnicodeDecodeError:
+        raise BadRequest("The body is not UTF-8.", code="not_utf8") from None
+    if content_type == "application/x-www-form-urlencoded":
+        return _decode_form(text, "the body")
+    if content_type == "application/json":
+        return _decode_json(text)
+    raise BadRequest(
+        "The body must be application/x-www-form-urlencoded or application/json.",
+        code="bad_content_type",
+    )
+
+
+def _decode_json(text: str) -> list[tuple[str, str]]:
+    accepted = "The body must be one JSON object with text or numbers as values"
+    try:
+        # As pairs, so that a name given twice is seen.
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{accepted}.", code="malformed_body") from None
+    if not isinstance(pairs, list):
+        raise BadRequest(f"{accepted}.", code="malformed_body")
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, tuple):
+            raise BadRequest(f"{accepted}.", code="malformed_body")
+        name, value = pair
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise BadRequest(f"{accepted}; {name[:64]!r} has neither.", code="malformed_body")
+        found.append((name, value if isinstance(value, str) else repr(value)))
+    return found
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"The body may have {MAX_BODY_BYTES} bytes at most.", limit=MAX_BODY_BYTES)
+
+
+def _going_down() -> Unavailable:
+    return Unavailable("podyd is restarting; the command was ended.", code="shutting_down")
+
+
+def log_request(handler: RequestHandler) -> None:
+    """One line a request: never its query, which may hold a password or a command."""
+    status = handler.get_status()
+    logging.getLogger("podyd.access").log(
+        logging.WARNING if status >= 500 else logging.INFO,
+        "%s %s %s user=%s from=%s %.1fms",
+        status,
+        handler.request.method,
+        handler.request.path[:200].encode("unicode_escape").decode(),
+        getattr(handler, "member_name", "-"),
+        handler.request.remote_ip,
+        handler.request.request_time() * 1000,
+    )

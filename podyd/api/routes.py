@@ -1,0 +1,188 @@
+"""Binds each operation of the API table to the one call that it makes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from podyd import VERSION as PODYD_VERSION
+from podyd import openapi, spec
+from podyd.api.endpoint import Bound, Call
+from podyd.errors import NotFound
+from podyd.host import Host
+from podyd.images import Images
+from podyd.pods import Pods
+from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.users import Member, Users
+
+M = TypeVar("M", bound=Callable[..., Any])
+
+
+def serves(*operations: Operation) -> Callable[[M], M]:
+    """Mark a method as what these operations call."""
+
+    def mark(method: M) -> M:
+        method.serves = operations  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+class Routes:
+    """All operations; one that is bound to nothing, or twice, stops podyd from starting."""
+
+    def __init__(self, *, users: Users, pods: Pods, images: Images, host: Host) -> None:
+        self._users = users
+        self._pods = pods
+        self._images = images
+        self._host = host
+        self._openapi = openapi.document()
+
+    def bound(self) -> dict[Operation, Bound]:
+        """What each operation calls."""
+        found: dict[Operation, Bound] = {}
+        for name in dir(self):
+            method = getattr(self, name)
+            for operation in getattr(method, "serves", ()):
+                if operation in found:
+                    raise TypeError(f"{operation.path} is bound twice")
+                found[operation] = method
+        missing = [operation.path for operation in OPERATIONS if operation not in found]
+        if missing:
+            raise TypeError(f"bound to nothing: {', '.join(missing)}")
+        return found
+
+    # --- About the API itself --------------------------------------------------------------------
+
+    @serves(spec.HELP)
+    async def help(self, call: Call) -> list[HelpEntry]:
+        path = "/" + (call.request.path or "/").lstrip("/")
+        if path.endswith("/"):
+            found = [item for item in OPERATIONS if item.path.startswith(path)]
+        else:
+            found = [item for item in OPERATIONS if item.path == path]
+        if not found:
+            raise NotFound(
+                f"There is no route {path[:100]!r}{suggestion(path)}", code="no_such_route"
+            )
+        return [_help_entry(item) for item in found]
+
+    @serves(spec.VERSION)
+    async def version(self, call: Call) -> list[int]:
+        return list(PODYD_VERSION)
+
+    @serves(spec.OPENAPI)
+    async def openapi_document(self, call: Call) -> dict[str, Any]:
+        return self._openapi
+
+    # --- Users -----------------------------------------------------------------------------------
+
+    @serves(spec.USER_INFO)
+    async def user_info(self, call: Call) -> spec.UserInfo:
+        quota = call.caller.quota
+        return spec.UserInfo(
+            user=_user_name(call.caller),
+            quota=spec.QuotaInfo(
+                max_pods=quota.max_pods,
+                gpu_count=quota.gpu_count,
+                memory_limit=quota.memory_limit,
+                cpu_limit=quota.cpu_limit,
+            ),
+        )
+
+    @serves(spec.USER_LIST)
+    async def user_list(self, call: Call) -> list[UserName]:
+        return [_user_name(member) for member in await self._users.all()]
+
+    @serves(spec.USER_CH_PASSWD)
+    async def change_password(self, call: Call) -> Log:
+        await self._users.change_password(call.caller, call.password, call.request.passwd)
+        return Log("The password is changed; the old one no longer works.")
+
+    # --- Pods ------------------------------------------------------------------------------------
+
+    @serves(spec.POD_CREATE)
+    async def pod_create(self, call: Call) -> spec.PodInfo:
+        return await self._pods.create(call.caller, call.request.ins, call.request.image)
+
+    @serves(spec.POD_DELETE)
+    async def pod_delete(self, call: Call) -> Log:
+        return Log(await self._pods.delete(call.caller, call.request.ins))
+
+    @serves(spec.POD_INFO, spec.POD_INSPECT)
+    async def pod_info(self, call: Call) -> spec.PodInfo:
+        return await self._pods.info(call.caller, call.request.ins)
+
+    @serves(spec.POD_LIST)
+    async def pod_list(self, call: Call) -> list[str]:
+        return await self._pods.names(call.caller)
+
+    @serves(spec.POD_LISTALL)
+    async def pod_listall(self, call: Call) -> list[spec.PodSummary]:
+        return await self._pods.summaries()
+
+    @serves(spec.POD_START)
+    async def pod_start(self, call: Call) -> Log:
+        return Log(await self._pods.start(call.caller, call.request.ins))
+
+    @serves(spec.POD_STOP)
+    async def pod_stop(self, call: Call) -> Log:
+        return Log(await self._pods.stop(call.caller, call.request.ins))
+
+    @serves(spec.POD_RESTART)
+    async def pod_restart(self, call: Call) -> Log:
+        return Log(await self._pods.restart(call.caller, call.request.ins))
+
+    @serves(spec.POD_EXEC)
+    async def pod_exec(self, call: Call) -> spec.ExecResult:
+        request: spec.Exec = call.request
+        return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
+
+    # --- Host and images -------------------------------------------------------------------------
+
+    @serves(spec.HOST_IMAGES, spec.IMAGE_LIST)
+    async def images(self, call: Call) -> list[str]:
+        return await self._images.names()
+
+    @serves(spec.IMAGE_INSPECT)
+    async def image_inspect(self, call: Call) -> spec.ImageInfo:
+        alias, image = await self._images.offered(call.request.image)
+        return spec.ImageInfo(
+            name=alias,
+            aliases=list(image.aliases),
+            description=image.description,
+            size=image.size,
+            created=spec.iso(image.created),
+            architecture=image.architecture,
+            fingerprint=image.fingerprint,
+        )
+
+    @serves(spec.HOST_GPU_PS)
+    async def gpu_ps(self, call: Call) -> dict[str, list[spec.GpuProcess]]:
+        return await self._host.gpu_processes(
+            call.request.id, show_host_commands=call.caller.is_admin
+        )
+
+    @serves(spec.HOST_SPEC)
+    async def host_spec(self, call: Call) -> spec.HostSpec:
+        return await self._host.spec()
+
+
+def suggestion(path: str) -> str:
+    """The end of a sentence that says there is no such route."""
+    near = difflib.get_close_matches(path, [item.path for item in OPERATIONS], n=1)
+    return f"; did you mean {near[0]}?" if near else "; see /help."
+
+
+def _help_entry(operation: Operation) -> HelpEntry:
+    return HelpEntry(
+        path=operation.path,
+        methods=[operation.advised],
+        params=[HelpParam(item.name, item.optional, item.help) for item in operation.params],
+        help=operation.summary,
+    )
+
+
+def _user_name(member: Member) -> UserName:
+    return UserName(member.name, int(member.is_admin))
