@@ -1,0 +1,309 @@
+"""podyd.yaml: what may stand in it, and its defaults.
+
+The dataclasses below are the declaration; `load` checks a file against them, so that an unknown
+key or a wrong type is refused in one sentence with file, key and what was expected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import ipaddress
+import re
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podyd.errors import ConfigError
+
+DEFAULT_PATH = Path("/etc/podyd/podyd.yaml")
+UNLIMITED = -1
+
+_UNITS: dict[str, int] = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTP", 1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+}
+
+
+def parse_size(value: Any) -> int:
+    """Bytes of `64GiB`, `500MB` or a plain number; -1 is no limit. Raises ValueError."""
+    match = re.fullmatch(r"(\d+) ?([A-Za-z]*)", str(value), re.ASCII)
+    if isinstance(value, bool) or (match is None and value != UNLIMITED):
+        raise ValueError("a size such as 64GiB, or -1 for no limit")
+    if match is None:
+        return UNLIMITED
+    if match[2] not in _UNITS:
+        raise ValueError(f"a size in one of {', '.join(filter(None, _UNITS))}")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def parse_count(value: Any) -> int:
+    """A whole number from 0 up; -1 is no limit. Raises ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < UNLIMITED:
+        raise ValueError("a whole number, or -1 for no limit")
+    return value
+
+
+def parse_listen(value: Any) -> str:
+    """`address:port`, also `[::1]:8799`. Raises ValueError."""
+    expected = "address:port, such as 127.0.0.1:8799 or [::1]:8799"
+    match = re.fullmatch(r"\[?([^\[\]]+?)\]?:(\d{1,5})", str(value), re.ASCII)
+    if match is None or int(match[2]) > 65535:
+        raise ValueError(expected)
+    try:
+        ipaddress.ip_address(match[1])
+    except ValueError:
+        raise ValueError(expected) from None
+    return str(value)
+
+
+def parse_endpoint(value: Any) -> str:
+    """`auto`, or LXD's `https://host:port`. Raises ValueError."""
+    if value != "auto" and not re.fullmatch(r"https://[^/\s]+:\d{1,5}", str(value), re.ASCII):
+        raise ValueError("auto, or an address such as https://127.0.0.1:8443")
+    return str(value)
+
+
+def parse_port_range(value: Any) -> tuple[int, int]:
+    """The first and last port of `20000-21000`. Raises ValueError."""
+    match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", str(value), re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
+        raise ValueError("a range of ports such as 20000-21000")
+    return int(match[1]), int(match[2])
+
+
+def _positive(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError("a whole number above 0")
+    return value
+
+
+def _duration(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
+        raise ValueError("a number of seconds above 0")
+    return float(value)
+
+
+def _key(default: Any, check: Callable[[Any], Any] | None = None) -> Any:
+    """A key of the file with its default; `check` turns what stands there into the value."""
+    metadata = {"check": check}
+    if isinstance(default, list):
+        return field(default_factory=lambda: tuple(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Tls:
+    cert: str
+    key: str
+
+
+@dataclass(frozen=True)
+class Lxd:
+    endpoint: str = _key("auto", parse_endpoint)
+    project: str = "podyd"
+
+
+@dataclass(frozen=True)
+class Auth:
+    """Who may log in, and how many failures are too many in `failure_window` seconds."""
+
+    pam_service: str = "podyd"
+    socket: str = "/run/podyd/auth.sock"
+    member_groups: tuple[str, ...] = ()
+    admin_groups: tuple[str, ...] = ("podyd-admin", "sudo")
+    failures_per_user: int = _key(6, _positive)
+    failures_per_address: int = _key(60, _positive)
+    failure_window: float = _key(60.0, _duration)
+
+
+@dataclass(frozen=True)
+class Pods:
+    """Profiles in the order in which LXD applies them; the most specific list counts alone."""
+
+    profiles: tuple[str, ...] = ("podyd-base", "podyd-gpu")
+    group_profiles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    user_profiles: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    exec_timeout: float = _key(10.0, _duration)
+    exec_timeout_max: float = _key(3600.0, _duration)
+    exec_output_max: int = _key(1024**2, parse_size)
+
+
+@dataclass(frozen=True)
+class Images:
+    offer: tuple[str, ...] = ("*",)
+
+
+@dataclass(frozen=True)
+class Ports:
+    range: tuple[int, int] = _key((20000, 21000), parse_port_range)
+    expose: tuple[int, ...] = (22,)
+
+
+@dataclass(frozen=True)
+class Quota:
+    """Limits of one user; -1 is none. `memory_limit` (bytes) and `cpu_limit` hold for each pod."""
+
+    max_pods: int = _key(5, parse_count)
+    gpu_count: int = _key(UNLIMITED, parse_count)
+    memory_limit: int = _key(UNLIMITED, parse_size)
+    cpu_limit: int = _key(UNLIMITED, parse_count)
+
+
+@dataclass(frozen=True)
+class QuotaPart:
+    """What a group's or a user's entry changes; None leaves it as it is."""
+
+    max_pods: int | None = _key(None, parse_count)
+    gpu_count: int | None = _key(None, parse_count)
+    memory_limit: int | None = _key(None, parse_size)
+    cpu_limit: int | None = _key(None, parse_count)
+
+
+@dataclass(frozen=True)
+class Quotas:
+    default: Quota = field(default_factory=Quota)
+    groups: dict[str, QuotaPart] = field(default_factory=dict)
+    users: dict[str, QuotaPart] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The whole file; an empty one is valid."""
+
+    listen: str = _key("127.0.0.1:8799", parse_listen)
+    tls: Tls | None = None
+    insecure: bool = False
+    state_dir: str = "/var/lib/podyd"
+    lxd: Lxd = field(default_factory=Lxd)
+    auth: Auth = field(default_factory=Auth)
+    pods: Pods = field(default_factory=Pods)
+    images: Images = field(default_factory=Images)
+    ports: Ports = field(default_factory=Ports)
+    quota: Quotas = field(default_factory=Quotas)
+
+    @property
+    def address(self) -> tuple[str, int]:
+        """Where to listen: address and port."""
+        host, _, port = self.listen.rpartition(":")
+        return host.strip("[]"), int(port)
+
+
+def load(path: Path) -> Config:
+    """Read podyd.yaml; a file that is not there is an empty one.
+
+    Raises ConfigError, in one sentence, for whatever cannot be used.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return Config()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
+    return parse(text, source=str(path))
+
+
+def parse(text: str, *, source: str = "podyd.yaml") -> Config:
+    """Check the text of a podyd.yaml; `source` names it in errors."""
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "it is malformed"
+        raise ConfigError(f"{source} is not valid YAML{place}: {problem}.") from error
+    try:
+        config = _section(Config, {} if data is None else data, "")
+    except ValueError as error:
+        raise ConfigError(f"{source}: {error}") from None
+    assert isinstance(config, Config)
+    _check_whole(config, source)
+    return config
+
+
+def _check_whole(config: Config, source: str) -> None:
+    host, _ = config.address
+    if not ipaddress.ip_address(host).is_loopback and not (config.tls or config.insecure):
+        raise ConfigError(
+            f"{source}: key 'listen' is {config.listen}, beyond loopback, where passwords would"
+            " cross the network in the clear; give 'tls: {cert, key}', or say 'insecure: true'."
+        )
+    if config.pods.exec_timeout > config.pods.exec_timeout_max:
+        raise ConfigError(
+            f"{source}: key 'pods.exec_timeout' is above 'pods.exec_timeout_max'; expected at most"
+            f" {config.pods.exec_timeout_max:g}."
+        )
+
+
+def _section(kind: type, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{_named(where)} must be a mapping of keys, not {_shown(data)}.")
+    known = {item.name: item for item in dataclasses.fields(kind)}
+    hints = typing.get_type_hints(kind)
+    for key in data:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(known)}."
+            raise ValueError(f"{_named(_join(where, key))} is not known; {hint}")
+    values = {
+        name: _value(hints[name], known[name].metadata.get("check"), item, _join(where, name))
+        for name, item in data.items()
+    }
+    try:
+        return kind(**values)
+    except TypeError:
+        missing = [name for name, item in known.items() if name not in values and _required(item)]
+        raise ValueError(f"{_named(where)} must also have {' and '.join(missing)}.") from None
+
+
+def _required(item: dataclasses.Field[Any]) -> bool:
+    return item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+
+
+def _value(hint: Any, check: Callable[[Any], Any] | None, data: Any, where: str) -> Any:
+    if check is not None:
+        try:
+            return check(data)
+        except ValueError as error:
+            raise ValueError(f"{_named(where)} is {_shown(data)}; expected {error}.") from None
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return _value(arguments[0], None, data, where)
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _section(hint, data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise ValueError(f"{_named(where)} is {_shown(data)}; expected a list.")
+        return tuple(
+            _value(arguments[0], None, item, f"{where}[{index}]") for index, item in enumerate(data)
+        )
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise ValueError(f"{_named(where)} is {_shown(data)}; expected a mapping of names.")
+        return {
+            _value(str, None, key, where): _value(arguments[1], None, item, _join(where, key))
+            for key, item in data.items()
+        }
+    if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
+        words = {str: "text", int: "a whole number", bool: "true or false"}
+        raise ValueError(f"{_named(where)} is {_shown(data)}; expected {words[hint]}.")
+    return data
+
+
+def _join(where: str, key: Any) -> str:
+    return f"{where}.{key}" if where else str(key)
+
+
+def _named(where: str) -> str:
+    return f"key {where!r}" if where else "the file"
+
+
+def _shown(data: Any) -> str:
+    return repr(data) if len(repr(data)) <= 60 else f"{repr(data)[:57]}..."

@@ -1,0 +1,37 @@
+"""The configuration in force, which a reload replaces as a whole."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from podyd.config import Config, load
+from podyd.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# What a running process cannot change: it is bound to an address, a socket, a project.
+FIXED = ("listen", "tls", "state_dir", "lxd")
+
+
+class Settings:
+    """Holds the `current` configuration; services ask it anew at each request."""
+
+    def __init__(self, current: Config, path: Path | None = None) -> None:
+        self.current = current
+        self._path = path
+
+    def reload(self) -> None:
+        """Read the file again; a wrong one is refused and the old one stays in force."""
+        if self._path is None:
+            return
+        try:
+            new = load(self._path)
+        except ConfigError as error:
+            log.error("not reloaded, the old configuration stays in force: %s", error.detail)
+            return
+        changed = [key for key in FIXED if getattr(new, key) != getattr(self.current, key)]
+        if changed:
+            log.warning("takes effect at the next restart only: %s", ", ".join(changed))
+        self.current = new
+        log.info("reloaded %s", self._path)
