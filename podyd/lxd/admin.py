@@ -1,0 +1,228 @@
+"""Preparing LXD, as root over its unix socket: what `podyd setup` and `podyd profiles` do.
+
+The unix socket is root on the host, so only these commands use it; the service never does.
+pylxd serves here, where nobody waits beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pylxd
+import pylxd.exceptions
+import requests
+
+from podyd import netlink
+from podyd.errors import SetupError
+from podyd.profiles import BRIDGE, POOL, Profile
+
+SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
+HTTPS_PORT = 8443
+TIMEOUT = 120
+
+# What the certificate may do with pods is all that it may do. Storage volumes are the project's
+# own, so that no pod can mount another project's; images are shared, so that the admin's are
+# offered. Proxy devices stay blocked, which is the default: with `bind=instance` one would lead
+# LXD's own unix socket into a pod. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+PROJECT_CONFIG = {
+    "features.images": "false",
+    "features.profiles": "true",
+    "features.storage.volumes": "true",
+    "restricted": "true",
+    "restricted.devices.disk": "managed",
+    "restricted.devices.gpu": "allow",
+    "restricted.devices.nic": "managed",
+}
+
+Say = Callable[[str], None]
+
+
+def find_socket() -> Path:
+    """LXD's unix socket, of the deb or of the snap. Raises SetupError if there is none."""
+    directory = os.environ.get("LXD_DIR")
+    for path in [Path(directory) / "unix.socket"] if directory else SOCKETS:
+        if path.is_socket():
+            return path
+    raise SetupError(
+        "LXD is not running here; install it ('apt install lxd' on Debian, 'snap install lxd' on"
+        " Ubuntu) or start it ('systemctl start lxd')."
+    )
+
+
+class Admin:
+    """LXD, with every right there is."""
+
+    def __init__(self, socket: Path, project: str) -> None:
+        """Raises SetupError if LXD does not answer."""
+        address = f"http+unix://{str(socket).replace('/', '%2F')}"
+        self._project = project
+        with _translated(f"LXD does not answer at {socket}"):
+            self._client = pylxd.Client(endpoint=address, timeout=TIMEOUT)
+            self._in_project = pylxd.Client(endpoint=address, project=project, timeout=TIMEOUT)
+
+    # --- What setup does, in this order; each step does nothing where there is nothing to do. -----
+
+    def prepare_pool(self, say: Say) -> str:
+        """The storage pool for pods; makes one only if LXD has none."""
+        with _translated("LXD could not make a storage pool"):
+            names = [pool.name for pool in self._client.storage_pools.all()]
+            if names:
+                return self._preferred("pool", names)
+            drivers = self._environment()["storage_supported_drivers"]
+            driver = "btrfs" if "btrfs" in {item["Name"] for item in drivers} else "dir"
+            config = {"size": f"{_half_of_free_gib()}GiB"} if driver == "btrfs" else {}
+            self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
+        size = f" of up to {config['size']}" if config else ""
+        say(f"made storage pool {POOL} ({driver}{size})")
+        return POOL
+
+    def prepare_bridge(self, say: Say) -> str:
+        """The bridge for pods; makes one only if LXD manages none."""
+        with _translated("LXD could not make a bridge"):
+            names = [
+                network.name
+                for network in self._client.networks.all()
+                if network.managed and network.type == "bridge"
+            ]
+            if names:
+                return self._preferred("network", names)
+            network = netlink.free_network(netlink.used_networks())
+            address = f"{next(network.hosts())}/{network.prefixlen}"
+            config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
+            self._client.networks.create(BRIDGE, type="bridge", config=config)
+        say(f"made bridge {BRIDGE} ({address})")
+        return BRIDGE
+
+    def prepare_project(self, bridge: str, say: Say) -> None:
+        """The restricted project; keys that an admin added stay."""
+        wanted = PROJECT_CONFIG | {"restricted.networks.access": bridge}
+        projects = self._client.api.projects
+        with _translated(f"LXD could not make project {self._project}"):
+            if not self._client.projects.exists(self._project):
+                description = "podyd's pods; restricted, see 'podyd setup --help'"
+                projects.post(
+                    json={"name": self._project, "description": description, "config": wanted}
+                )
+                say(f"made restricted project {self._project}")
+                return
+            project = projects[self._project].get().json()["metadata"]
+            changed = {
+                key: value for key, value in wanted.items() if project["config"].get(key) != value
+            }
+            if changed:
+                projects[self._project].put(
+                    json={
+                        "description": project["description"],
+                        "config": project["config"] | changed,
+                    }
+                )
+                say(f"project {self._project}: set {', '.join(sorted(changed))}")
+
+    def prepare_address(self, say: Say) -> str:
+        """The `https://` address at which podyd reaches LXD; sets one only if there is none."""
+        with _translated("LXD could not be made to listen"):
+            config = self._client.api.get().json()["metadata"]["config"]
+            address = config.get("core.https_address", "")
+            if not address:
+                address = f"127.0.0.1:{HTTPS_PORT}"
+                self._client.api.patch(json={"config": {"core.https_address": address}})
+                say(f"LXD listens on {address}")
+        return f"https://{_local(address)}"
+
+    def server_certificate(self) -> str:
+        """LXD's own certificate, in PEM."""
+        return str(self._environment()["certificate"])
+
+    def prepare_trust(self, certificate_pem: str, fingerprint: str, say: Say) -> None:
+        """Trust podyd's certificate, for the project alone."""
+        confined = {"restricted": True, "projects": [self._project]}
+        certificates = self._client.api.certificates
+        with _translated("LXD could not be made to trust podyd's certificate"):
+            urls = certificates.get().json()["metadata"]
+            if not any(url.rpartition("/")[2] == fingerprint for url in urls):
+                body = "".join(certificate_pem.strip().splitlines()[1:-1])
+                certificates.post(
+                    json={"type": "client", "certificate": body, "name": self._project} | confined
+                )
+                say(f"LXD trusts podyd's certificate, for project {self._project} alone")
+                return
+            known = certificates[fingerprint].get().json()["metadata"]
+            if any(known[key] != value for key, value in confined.items()):
+                kept = {key: known[key] for key in ("type", "name", "certificate")}
+                certificates[fingerprint].put(json=kept | confined)
+                say(f"podyd's certificate is confined to project {self._project} again")
+
+    # --- Profiles --------------------------------------------------------------------------------
+
+    def profile(self, name: str) -> Profile | None:
+        """A profile as LXD has it now."""
+        with _translated(f"LXD could not show profile {name}"):
+            try:
+                data = self._in_project.api.profiles[name].get().json()["metadata"]
+            except pylxd.exceptions.NotFound:
+                return None
+            except pylxd.exceptions.LXDAPIException as error:
+                if error.response.status_code == 404:
+                    return None
+                raise
+        return Profile(name, data["description"], data["config"], data["devices"])
+
+    def put_profile(self, profile: Profile) -> None:
+        """Make a profile, or overwrite it."""
+        with _translated(f"LXD did not take profile {profile.name}"):
+            if self.profile(profile.name) is None:
+                self._in_project.api.profiles.post(json={"name": profile.name} | profile.body())
+            else:
+                self._in_project.api.profiles[profile.name].put(json=profile.body())
+
+    def pool_and_bridge(self) -> tuple[str, str]:
+        """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
+        with _translated("LXD could not be asked for its pools and networks"):
+            pools = [pool.name for pool in self._client.storage_pools.all()]
+            bridges = [item.name for item in self._client.networks.all() if item.managed]
+        if not pools or not bridges:
+            raise SetupError("LXD has no storage pool or no bridge; run 'podyd setup' first.")
+        return self._preferred("pool", pools), self._preferred("network", bridges)
+
+    def _preferred(self, key: str, names: list[str]) -> str:
+        """Of several pools or bridges, the one that the default project's default profile uses."""
+        profile = self._client.api.profiles["default"].get().json()["metadata"]
+        used = [device.get(key) for device in profile["devices"].values()]
+        return next((name for name in used if name in names), names[0])
+
+    def _environment(self) -> Mapping[str, Any]:
+        with _translated("LXD does not answer"):
+            environment: Mapping[str, Any] = self._client.api.get().json()["metadata"][
+                "environment"
+            ]
+        return environment
+
+
+def _local(address: str) -> str:
+    """`core.https_address` as it is reached from this host: port and host may be missing."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "]" in port:
+        host, port = address, str(HTTPS_PORT)
+    if host in ("", "0.0.0.0", "[::]", "*"):  # noqa: S104 - compared, not listened on
+        host = "127.0.0.1"
+    return f"{host}:{port}"
+
+
+def _half_of_free_gib() -> int:
+    """What a sparse loop file may grow to: half of the free disk, for a lab fills it."""
+    stat = os.statvfs("/var/lib")
+    return int(max(5, stat.f_bavail * stat.f_frsize // 2 // 1024**3))
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (pylxd.exceptions.LXDAPIException, pylxd.exceptions.ClientConnectionFailed) as error:
+        raise SetupError(f"{what}: {error}.") from error
+    except requests.RequestException as error:
+        raise SetupError(f"{what}: {error}.") from error

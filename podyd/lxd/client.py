@@ -1,0 +1,216 @@
+"""LXD's REST API over TLS, with podyd's restricted client certificate.
+
+Everything here is asynchronous, because LXD may take long or hang. What LXD answers becomes
+Python data; what it refuses becomes `LxdRefused`; that it cannot be reached, `Unavailable`.
+API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
+"""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+from tornado.websocket import WebSocketClientConnection, websocket_connect
+
+from podyd.errors import LxdRefused, TimedOut, Unavailable
+
+CONNECT_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 15.0
+# A frame of command output is small; this bounds what one message may make podyd hold.
+MAX_MESSAGE_BYTES = 16 * 1024**2
+MAX_CONNECTIONS = 512
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Where `podyd setup` left what podyd shows to LXD, and what LXD shows to podyd."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "client.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.directory / "client.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.directory / "server.crt"
+
+    @property
+    def endpoint(self) -> Path:
+        """The file that holds LXD's address, for `lxd.endpoint: auto`."""
+        return self.directory / "endpoint"
+
+
+class _ResumingContext(ssl.SSLContext):
+    """A TLS context that resumes its last session.
+
+    Tornado's client makes a new connection for every request. A full handshake with client
+    certificates costs LXD and podyd some 2 ms each, a resumed one a fraction; an exec needs five.
+    """
+
+    _latest: ssl.SSLSocket | None = None
+    _session: ssl.SSLSession | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        # With TLS 1.3 the ticket comes after the handshake, so the last socket is asked now.
+        session = self._latest.session if self._latest is not None else None
+        if session is not None and session.has_ticket:
+            self._session = session
+        self._latest = super().wrap_socket(*args, **{**kwargs, "session": self._session})
+        return self._latest
+
+
+class LxdClient:
+    """Speaks to one LXD, in one project."""
+
+    def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
+        """Raises Unavailable if `podyd setup` has not left its certificates."""
+        self.project = project
+        self._endpoint = endpoint
+        self._tls = _tls_context(credentials)
+        self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
+
+    def close(self) -> None:
+        self._http.close()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The metadata that LXD answers to a GET."""
+        return (await self._call("GET", path, query=query))["metadata"]
+
+    async def text(self, path: str, **query: Any) -> str:
+        """A file that LXD serves as it is, such as a log."""
+        response = await self._fetch("GET", path, None, query, ANSWER_TIMEOUT)
+        if response.code >= 400:
+            raise LxdRefused(f"LXD has no {path}.", lxd_status=response.code)
+        return response.body.decode(errors="replace")
+
+    async def change(
+        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0
+    ) -> Any:
+        """A request that changes something; waits for LXD's operation where there is one.
+
+        Raises TimedOut if the operation is still under way after `timeout` seconds.
+        """
+        answer = await self._call(method, path, body=body)
+        if answer["type"] != "async":
+            return answer["metadata"]
+        operation = answer["operation"]
+        waited = await self._call(
+            "GET", f"{operation}/wait", query={"timeout": int(timeout)}, timeout=timeout + 10
+        )
+        metadata = waited["metadata"]
+        if metadata["status_code"] < 200:
+            raise TimedOut(
+                f"LXD has not finished within {timeout:g} s and goes on; ask /pod/info later.",
+                code="lxd_timed_out",
+            )
+        if metadata["status_code"] >= 400:
+            raise LxdRefused(metadata["err"], lxd_status=metadata["status_code"])
+        return metadata
+
+    async def start(self, path: str, body: Any) -> Mapping[str, Any]:
+        """Begin an operation and return it (`id`, `metadata`) without waiting for its end."""
+        answer = await self._call("POST", path, body=body)
+        operation: Mapping[str, Any] = answer["metadata"]
+        return operation
+
+    async def websocket(
+        self, path: str, *, ping_interval: float | None = None, **query: Any
+    ) -> WebSocketClientConnection:
+        """Connect to one of LXD's websockets."""
+        request = HTTPRequest(
+            self._url(path, query).replace("https:", "wss:", 1),
+            ssl_options=self._tls,
+            connect_timeout=CONNECT_TIMEOUT,
+        )
+        try:
+            return await websocket_connect(
+                request, max_message_size=MAX_MESSAGE_BYTES, ping_interval=ping_interval
+            )
+        except HTTPClientError as error:
+            if error.code == 599:
+                raise unreachable(error) from error
+            raise LxdRefused(f"LXD refused {path}.", lxd_status=error.code) from error
+        except (OSError, HTTPTimeoutError) as error:
+            raise unreachable(error) from error
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> Any:
+        response = await self._fetch(method, path, body, query or {}, timeout)
+        try:
+            answer = json.loads(response.body)
+        except ValueError as error:
+            raise Unavailable(
+                f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
+            ) from error
+        if answer.get("type") == "error":
+            raise LxdRefused(str(answer["error"]), lxd_status=int(answer["error_code"]))
+        return answer
+
+    async def _fetch(
+        self, method: str, path: str, body: Any, query: Mapping[str, Any], timeout: float
+    ) -> HTTPResponse:
+        request = HTTPRequest(
+            self._url(path, query),
+            method=method,
+            body=None if body is None else json.dumps(body),
+            allow_nonstandard_methods=True,
+            ssl_options=self._tls,
+            connect_timeout=CONNECT_TIMEOUT,
+            request_timeout=timeout,
+        )
+        try:
+            return await self._http.fetch(request, raise_error=False)
+        except (OSError, HTTPClientError) as error:
+            raise unreachable(error) from error
+
+    def _url(self, path: str, query: Mapping[str, Any]) -> str:
+        return f"{self._endpoint}{path}?{urlencode({'project': self.project, **query})}"
+
+
+def unreachable(error: BaseException) -> Unavailable:
+    """What a client is told when LXD does not answer."""
+    return Unavailable(
+        "LXD cannot be reached at the moment; try again shortly, and tell your admin if it stays"
+        f" so ({error}).",
+        code="lxd_unreachable",
+    )
+
+
+def instance_path(name: str, *parts: str) -> str:
+    """The path of an instance, or of something of its."""
+    return "/".join(["/1.0/instances", quote(name, safe=""), *parts])
+
+
+def _tls_context(credentials: Credentials) -> ssl.SSLContext:
+    context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    # LXD's certificate is its own; it is pinned as a whole, so its host name says nothing more.
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(credentials.certificate, credentials.key)
+        context.load_verify_locations(credentials.server_certificate)
+    except OSError as error:
+        raise Unavailable(
+            f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror});"
+            " run 'podyd setup' as root.",
+            code="not_set_up",
+        ) from error
+    return context

@@ -1,0 +1,135 @@
+"""LXD's instances of one project, as they are now.
+
+Asking LXD for all instances takes milliseconds, and most calls need them. So the last answer is
+kept for as long as LXD's event stream says that nothing has changed; without that stream nothing
+is kept. What an admin does with `lxc` is thereby seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from tornado.websocket import WebSocketClientConnection
+
+from podyd.errors import PodydError
+from podyd.lxd.client import LxdClient
+
+log = logging.getLogger(__name__)
+
+RECONNECT_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)
+PING_INTERVAL = 10.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An LXD instance; `config` is its own, `devices` and `limits` with its profiles applied."""
+
+    name: str
+    status: str
+    created: datetime
+    started: datetime | None
+    config: Mapping[str, str]
+    expanded_config: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, str]]
+    profiles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Instance:
+        """From the JSON of `/1.0/instances/NAME`."""
+        started = parse_time(data["last_used_at"])
+        return cls(
+            name=data["name"],
+            status=data["status"],
+            created=parse_time(data["created_at"]),
+            # LXD writes the zero time, of 1970 or of the year 1, for "never".
+            started=started if started.year > 1970 else None,
+            config=data["config"],
+            expanded_config=data["expanded_config"],
+            devices=data["expanded_devices"],
+            profiles=tuple(data["profiles"]),
+        )
+
+
+def parse_time(text: str) -> datetime:
+    """LXD's RFC 3339 time, with up to nine digits of a second, in UTC."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}").replace(tzinfo=timezone.utc)
+
+
+class Instances:
+    """The project's instances, read through the event stream that `watch` follows."""
+
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+        self._following = False
+        self._version = 0
+        self._kept: tuple[int, tuple[Instance, ...]] | None = None
+        self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
+
+    def invalidate(self) -> None:
+        """Forget what is kept: something has changed."""
+        self._version += 1
+        self._kept = None
+
+    async def all(self) -> tuple[Instance, ...]:
+        """Every instance of the project."""
+        if not self._following:
+            return await self._read()
+        if self._kept is not None and self._kept[0] == self._version:
+            return self._kept[1]
+        # One question to LXD serves all who ask between two changes.
+        if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
+            self._fetch = self._version, asyncio.ensure_future(self._read_and_keep(self._version))
+        return await asyncio.shield(self._fetch[1])
+
+    async def _read_and_keep(self, version: int) -> tuple[Instance, ...]:
+        instances = await self._read()
+        if self._following and version == self._version:
+            self._kept = version, instances
+        return instances
+
+    async def _read(self) -> tuple[Instance, ...]:
+        data = await self._client.get("/1.0/instances", recursion=1)
+        return tuple(Instance.of(item) for item in data)
+
+    async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
+        """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""
+        failures = 0
+        while True:
+            try:
+                stream = await self._client.websocket(
+                    "/1.0/events", type="lifecycle", ping_interval=PING_INTERVAL
+                )
+            except PodydError as error:
+                if failures == 0:
+                    log.warning("LXD is away, trying again: %s", error.detail)
+                failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
+            else:
+                failures = 0
+                await self._follow(stream, connected)
+            await asyncio.sleep(RECONNECT_DELAYS[failures])
+
+    async def _follow(
+        self, stream: WebSocketClientConnection, connected: Callable[[], Awaitable[None]]
+    ) -> None:
+        try:
+            self.invalidate()
+            self._following = True
+            log.info("following LXD's events of project %s", self._client.project)
+            await connected()
+            while (message := await stream.read_message()) is not None:
+                if json.loads(message).get("type") == "lifecycle":
+                    self.invalidate()
+            log.warning("LXD closed its event stream")
+        except PodydError as error:
+            log.warning("LXD went away: %s", error.detail)
+        finally:
+            self._following = False
+            self.invalidate()
+            stream.close()
