@@ -1,0 +1,1 @@
+"""The command `podyd`, for admins and for the service."""

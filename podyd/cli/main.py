@@ -1,0 +1,168 @@
+"""`podyd`: what an admin can type. Each command is a function of the parsed arguments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from podyd import __version__
+from podyd.config import DEFAULT_PATH, Config, load
+from podyd.errors import PodydError, SetupError
+
+Command = Callable[[argparse.Namespace], int]
+ALIAS = "debian12"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; every error is one sentence and a non-zero exit status."""
+    options = parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        return command(options)
+    except PodydError as error:
+        print(f"podyd: {error.detail}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # The reader of our output has gone; nothing may complain at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    whole = argparse.ArgumentParser(
+        prog="podyd", description="Pods (LXD containers with GPUs) for the members of a lab."
+    )
+    whole.add_argument("--version", action="version", version=f"podyd {__version__}")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(command=command)
+        made.add_argument(
+            "--config",
+            type=Path,
+            default=DEFAULT_PATH,
+            metavar="FILE",
+            help=f"the configuration (default: {DEFAULT_PATH})",
+        )
+        return made
+
+    add("serve", _serve, "Serve the HTTP API in the foreground.")
+    add("check", _check, "Say whether the configuration can be used.")
+    setup = add("setup", _setup, "Prepare this machine and its LXD; safe to run again.")
+    setup.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
+    auth = add("auth", _auth, "Ask PAM for 'podyd serve'; runs as root.")
+    auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
+    profiles = add("profiles", _profiles, "Compare LXD's profiles with the files, or put them in.")
+    profiles.add_argument(
+        "action",
+        choices=["diff", "apply", "reset"],
+        help="diff: what LXD has that the files have not; apply: put the files into LXD, those of"
+        " /etc/podyd/profiles before podyd's own; reset: put podyd's own into LXD",
+    )
+    profiles.add_argument("name", nargs="*", help="a profile (default: all that have a file)")
+    image = add("image", _image, "Build a Debian image for pods, or list what LXD has.")
+    image.add_argument("action", choices=["build", "list"])
+    image.add_argument("alias", nargs="?", default=ALIAS, help=f"its name (default: {ALIAS})")
+    image.add_argument("--suite", default="bookworm", help="Debian's release (default: bookworm)")
+    image.add_argument("--mirror", help="a Debian mirror's URL (default: mmdebstrap's own)")
+    return whole
+
+
+# Each command imports what it needs: `podyd check` starts without Tornado, the root helper without
+# LXD's library.
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from podyd.cli.serve import serve
+
+    serve(options.config)
+    return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    config = _configuration(options)
+    print(f"{options.config} can be used; podyd would listen on {config.listen}.")
+    return 0
+
+
+def _setup(options: argparse.Namespace) -> int:
+    from podyd.prepare import prepare
+
+    config = _configuration(options)
+    done: list[str] = []
+
+    def say(text: str) -> None:
+        done.append(text)
+        print(text, flush=True)
+
+    prepare(config, options.user, say)
+    print("Set up." if done else "Nothing to do: all is set up.")
+    return 0
+
+
+def _auth(options: argparse.Namespace) -> int:
+    from podyd import authd
+
+    config = _configuration(options)
+    try:
+        account = pwd.getpwnam(options.user)
+    except KeyError:
+        raise SetupError(
+            f"There is no account {options.user!r} to ask; run 'podyd setup' first."
+        ) from None
+    try:
+        authd.serve(
+            Path(config.auth.socket),
+            allowed_uids=frozenset({account.pw_uid}),
+            service=config.auth.pam_service,
+            socket_owner=account.pw_uid,
+            socket_group=account.pw_gid,
+        )
+    except (OSError, RuntimeError) as error:
+        raise SetupError(f"'podyd auth' cannot serve {config.auth.socket}: {error}.") from error
+    return 0
+
+
+def _profiles(options: argparse.Namespace) -> int:
+    from podyd.cli.profiles import run
+
+    return run(options.action, options.name, _configuration(options).lxd.project)
+
+
+def _image(options: argparse.Namespace) -> int:
+    from podyd import image
+    from podyd.lxd.admin import find_socket
+
+    socket = find_socket()
+    if options.action == "list":
+        for alias in sorted(image.aliases(socket)):
+            print(alias)
+        return 0
+    image.build(
+        options.alias,
+        suite=options.suite,
+        mirror=options.mirror,
+        socket=socket,
+        progress=lambda text: print(text, flush=True),
+    )
+    print(f"Members can now make pods from {options.alias}.")
+    return 0
+
+
+def _configuration(options: argparse.Namespace) -> Config:
+    """The file that was named must be there; the default one need not."""
+    if options.config != DEFAULT_PATH and not options.config.exists():
+        raise SetupError(f"There is no file {options.config}.")
+    return load(options.config)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

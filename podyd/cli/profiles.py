@@ -1,0 +1,56 @@
+"""`podyd profiles`: LXD's copy is the truth; this shows how the files differ and puts them in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from podyd import profiles
+from podyd.errors import SetupError
+from podyd.lxd.admin import Admin, find_socket
+
+
+def run(action: str, names: Sequence[str], project: str) -> int:
+    """Print a diff per profile; put the files into LXD unless `action` is `diff`.
+
+    Returns 1 if `diff` found a difference, as diff(1) does, else 0.
+    """
+    if os.geteuid() != 0:
+        raise SetupError("LXD's profiles are root's; type 'sudo podyd profiles'.")
+    admin = Admin(find_socket(), project)
+    pool, bridge = admin.pool_and_bridge()
+    differ = False
+    for profile in _wanted(action, names):
+        ours = profile.on(pool, bridge)
+        theirs = admin.profile(ours.name)
+        if action == "diff":
+            # As a change of the file: what the admin has edited in LXD shows as '+'.
+            missing = theirs is None
+            text = f"{ours.name} is not in LXD.\n" if missing else _diff(ours, theirs)
+        else:
+            text = profiles.difference(theirs, ours, before="LXD", after="now")
+        if text:
+            differ = True
+            print(text, end="")
+            if action != "diff":
+                admin.put_profile(ours)
+    if not differ:
+        print("LXD's profiles are as in the files.")
+    elif action != "diff":
+        print("Done; it takes effect at the next start of a pod.")
+    return int(differ and action == "diff")
+
+
+def _diff(ours: profiles.Profile, theirs: profiles.Profile | None) -> str:
+    assert theirs is not None
+    return profiles.difference(ours, theirs, before="file", after="LXD")
+
+
+def _wanted(action: str, names: Sequence[str]) -> list[profiles.Profile]:
+    files = profiles.shipped()
+    if action != "reset":
+        files |= profiles.read(profiles.ADMIN_DIRECTORY)
+    unknown = [name for name in names if name not in files]
+    if unknown:
+        raise SetupError(f"There is no file for profile {unknown[0]!r}; known: {', '.join(files)}.")
+    return [files[name] for name in names or files]

@@ -1,0 +1,49 @@
+"""The one place where background tasks are made, kept and mourned."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine
+from typing import Any
+
+from podyd.errors import PodydError
+
+log = logging.getLogger(__name__)
+
+
+class Tasks:
+    """Background tasks with an owner: none is lost, and a death is logged."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
+        """Run `work` in the background; `name` stands in the log if it fails."""
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        self._running.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._running.discard(task)
+        if task.cancelled() or (error := task.exception()) is None:
+            return
+        if isinstance(error, PodydError):
+            log.warning("%s failed: %s", task.get_name(), error.detail)
+        else:
+            log.error("%s died", task.get_name(), exc_info=error)
+
+    async def finish(self, timeout: float) -> None:
+        """Wait for what runs, `timeout` seconds at most, then cancel the rest."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=timeout)
+        await self.cancel()
+
+    async def cancel(self) -> None:
+        """End everything now."""
+        left = list(self._running)
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left, timeout=5)
