@@ -511,18 +511,20 @@ def _perform(request: Request, settings: Settings) -> Answer:
 
 def _prove(request: Login | Passwd, settings: Settings) -> Answer:
     began = time.monotonic()
+    entry = _find(request.user, settings.min_uid)
     if isinstance(request, Login):
-        what, remote, answer = "login", request.remote, _login(request, settings)
+        what, remote, answer = "login", request.remote, _login(request, entry, settings)
     else:
-        what, remote, answer = "passwd", "-", _passwd(request, settings)
+        what, remote, answer = "passwd", "-", _passwd(request, entry, settings)
     outcome = answer.error.value if answer.error else "ok"
     took_ms = (time.monotonic() - began) * 1000
-    _log(f"{what} {_quoted(request.user)} from {_quoted(remote)}: {outcome}, {took_ms:.0f} ms")
+    # An unknown name may be a password that was typed in the wrong place.
+    who = _quoted(entry.pw_name) if entry else "somebody unknown"
+    _log(f"{what} {who} from {_quoted(remote)}: {outcome}, {took_ms:.0f} ms")
     return answer
 
 
-def _login(request: Login, settings: Settings) -> Answer:
-    entry = _find(request.user, settings.min_uid)
+def _login(request: Login, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
     if entry is None:
         pam.spend_time(request.password)
         return Answer(Error.DENIED)
@@ -534,11 +536,10 @@ def _login(request: Login, settings: Settings) -> Answer:
     return Answer(account=_account(entry))
 
 
-def _passwd(request: Passwd, settings: Settings) -> Answer:
+def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
     problem = _unusable(request.new)
     if problem:
         return Answer(Error.INVALID, problem)
-    entry = _find(request.user, settings.min_uid)
     if entry is None:
         pam.spend_time(request.old)
         return Answer(Error.DENIED)

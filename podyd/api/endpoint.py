@@ -36,6 +36,9 @@ from podyd.users import Member, Users
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1024**2
+# What is above that is read and dropped up to here, so that the client sees the answer; a client
+# that sends still more is cut off.
+MAX_DROPPED_BYTES = 64 * 1024**2
 MAX_PARAMETERS = 50
 
 
@@ -88,9 +91,7 @@ class JsonHandler(RequestHandler):
 
     def prepare(self) -> None:
         self._body = bytearray()
-        self._too_large = int(self.request.headers.get("Content-Length") or 0) > MAX_BODY_BYTES
-        if self._too_large:
-            self.refuse(_too_large())
+        self._too_large = False
 
     def data_received(self, chunk: bytes) -> None:
         if self._too_large:

@@ -42,8 +42,13 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--version", action="version", version=f"podyd {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=help, description=help)
+    def add(
+        name: str,
+        command: Command,
+        help: str,
+        among: argparse._SubParsersAction[argparse.ArgumentParser] = commands,
+    ) -> argparse.ArgumentParser:
+        made = among.add_parser(name, help=help, description=help)
         made.set_defaults(command=command)
         made.add_argument(
             "--config",
@@ -54,25 +59,31 @@ def parser() -> argparse.ArgumentParser:
         )
         return made
 
+    def group(name: str, help: str) -> argparse._SubParsersAction[argparse.ArgumentParser]:
+        made = commands.add_parser(name, help=help, description=help)
+        return made.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
     add("serve", _serve, "Serve the HTTP API in the foreground.")
     add("check", _check, "Say whether the configuration can be used.")
     setup = add("setup", _setup, "Prepare this machine and its LXD; safe to run again.")
     setup.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
     auth = add("auth", _auth, "Ask PAM for 'podyd serve'; runs as root.")
     auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
-    profiles = add("profiles", _profiles, "Compare LXD's profiles with the files, or put them in.")
-    profiles.add_argument(
-        "action",
-        choices=["diff", "apply", "reset"],
-        help="diff: what LXD has that the files have not; apply: put the files into LXD, those of"
-        " /etc/podyd/profiles before podyd's own; reset: put podyd's own into LXD",
-    )
-    profiles.add_argument("name", nargs="*", help="a profile (default: all that have a file)")
-    image = add("image", _image, "Build a Debian image for pods, or list what LXD has.")
-    image.add_argument("action", choices=["build", "list"])
-    image.add_argument("alias", nargs="?", default=ALIAS, help=f"its name (default: {ALIAS})")
-    image.add_argument("--suite", default="bookworm", help="Debian's release (default: bookworm)")
-    image.add_argument("--mirror", help="a Debian mirror's URL (default: mmdebstrap's own)")
+    profiles = group("profiles", "Compare LXD's profiles with the files, or put them in.")
+    for action, summary in (
+        ("diff", "Show what LXD has that the files have not."),
+        ("apply", "Put the files into LXD, those of /etc/podyd/profiles before podyd's own."),
+        ("reset", "Put podyd's own files into LXD."),
+    ):
+        made = add(action, _profiles, summary, profiles)
+        made.set_defaults(action=action)
+        made.add_argument("name", nargs="*", help="a profile (default: all that have a file)")
+    image = group("image", "Images for pods.")
+    add("list", _image_list, "List the images that LXD offers to members.", image)
+    build = add("build", _image_build, "Build a Debian image for pods.", image)
+    build.add_argument("alias", nargs="?", default=ALIAS, help=f"its name (default: {ALIAS})")
+    build.add_argument("--suite", default="bookworm", help="Debian's release (default: bookworm)")
+    build.add_argument("--mirror", help="a Debian mirror's URL (default: mmdebstrap's own)")
     return whole
 
 
@@ -137,20 +148,24 @@ def _profiles(options: argparse.Namespace) -> int:
     return run(options.action, options.name, _configuration(options).lxd.project)
 
 
-def _image(options: argparse.Namespace) -> int:
+def _image_list(options: argparse.Namespace) -> int:
     from podyd import image
     from podyd.lxd.admin import find_socket
 
-    socket = find_socket()
-    if options.action == "list":
-        for alias in sorted(image.aliases(socket)):
-            print(alias)
-        return 0
+    for alias in sorted(image.aliases(find_socket())):
+        print(alias)
+    return 0
+
+
+def _image_build(options: argparse.Namespace) -> int:
+    from podyd import image
+    from podyd.lxd.admin import find_socket
+
     image.build(
         options.alias,
         suite=options.suite,
         mirror=options.mirror,
-        socket=socket,
+        socket=find_socket(),
         progress=lambda text: print(text, flush=True),
     )
     print(f"Members can now make pods from {options.alias}.")

@@ -15,7 +15,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from podyd import __version__
-from podyd.api.endpoint import MAX_BODY_BYTES
+from podyd.api.endpoint import MAX_DROPPED_BYTES
 from podyd.app import App, build
 from podyd.config import Config, load
 from podyd.errors import ConfigError
@@ -59,7 +59,7 @@ async def _run(
     server = HTTPServer(
         app.application,
         ssl_options=tls,
-        max_body_size=MAX_BODY_BYTES,
+        max_body_size=MAX_DROPPED_BYTES,
         max_header_size=MAX_HEADER_BYTES,
         body_timeout=BODY_SECONDS,
         idle_connection_timeout=IDLE_SECONDS,

@@ -8,6 +8,7 @@ API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 from __future__ import annotations
 
 import json
+import socket
 import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 from tornado.websocket import WebSocketClientConnection, websocket_connect
 
@@ -71,6 +73,20 @@ class _ResumingContext(ssl.SSLContext):
         return self._latest
 
 
+class NumericResolver(DefaultExecutorResolver):
+    """Takes an address as it is, where Tornado would ask a thread for every connection."""
+
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        if not is_valid_ip(host):
+            return await super().resolve(host, port, family)
+        found = socket.getaddrinfo(
+            host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        return [(item[0], item[4]) for item in found]
+
+
 class LxdClient:
     """Speaks to one LXD, in one project."""
 
@@ -79,6 +95,8 @@ class LxdClient:
         self.project = project
         self._endpoint = endpoint
         self._tls = _tls_context(credentials)
+        # For the whole process: before Tornado 6.3, websocket_connect takes no resolver.
+        Resolver.configure(NumericResolver)
         self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
 
     def close(self) -> None:

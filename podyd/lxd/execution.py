@@ -208,22 +208,23 @@ class _Session:
         stdout: WebSocketClientConnection,
         stderr: WebSocketClientConnection,
     ) -> int | None:
-        readers = [
-            asyncio.ensure_future(self._collect(STDOUT, stdout)),
-            asyncio.ensure_future(self._collect(STDERR, stderr)),
-        ]
         ended = asyncio.ensure_future(_until_closed(control))
-        both = asyncio.gather(*readers)
+        collected = asyncio.ensure_future(self._collect_both(stdout, stderr))
         try:
-            either: set[asyncio.Future[Any]] = {both, ended}
+            either: set[asyncio.Future[Any]] = {collected, ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            if not both.done():
-                await asyncio.wait({both}, timeout=UNMARKED_GRACE)
-            codes = both.result() if both.done() else [None]
-            return next((code for code in codes if code is not None), None)
+            if not collected.done():
+                await asyncio.wait({collected}, timeout=UNMARKED_GRACE)
+            return collected.result() if collected.done() else None
         finally:
             ended.cancel()
-            both.cancel()
+            collected.cancel()
+
+    async def _collect_both(
+        self, stdout: WebSocketClientConnection, stderr: WebSocketClientConnection
+    ) -> int | None:
+        codes = await asyncio.gather(self._collect(STDOUT, stdout), self._collect(STDERR, stderr))
+        return next((code for code in codes if code is not None), None)
 
     async def _collect(self, stream: str, socket: WebSocketClientConnection) -> int | None:
         marked = MarkedStream(self.nonce)

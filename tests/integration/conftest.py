@@ -1,0 +1,69 @@
+"""One podyd for all integration tests; see harness.py."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Node, Server
+
+if os.geteuid() != 0:
+    pytest.exit("The integration tests need root: type 'sudo make test'.", returncode=1)
+
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="session")
+def node() -> Iterator[Node]:
+    node = Node()
+    try:
+        node.start_helper()
+        yield node
+    finally:
+        node.close()
+
+
+@pytest.fixture(scope="session")
+def server(node: Node) -> Server:
+    """The podyd that tests share; none of them stops it."""
+    return node.serve()
+
+
+@pytest.fixture(scope="session")
+def alice(node: Node, server: Server) -> Client:
+    """A member."""
+    return server.client(node.accounts.user())
+
+
+@pytest.fixture(scope="session")
+def bob(node: Node, server: Server) -> Client:
+    """Another member."""
+    return server.client(node.accounts.user())
+
+
+@pytest.fixture(scope="session")
+def admin(node: Node, server: Server) -> Client:
+    """A member who is an admin."""
+    return server.client(node.accounts.user("", "-G", "sudo"))
+
+
+@pytest.fixture
+def new_user(node: Node, server: Server) -> Callable[[], Client]:
+    """Makes a member of a test's own, with no pods."""
+    return lambda: server.client(node.accounts.user())
+
+
+@pytest.fixture(scope="session")
+def pod(alice: Client) -> str:
+    """A running pod of alice's that tests share; none of them stops it."""
+    name: str = alice.post("/pod/create", ins="shared", image=IMAGE).ok["ins"]
+    return name
+
+
+@pytest.fixture
+def ins() -> str:
+    """A name for a pod that no other test uses."""
+    return f"p{next(_numbers)}"

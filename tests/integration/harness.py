@@ -1,0 +1,530 @@
+"""A podyd of the tests' own: accounts, an LXD project, `podyd auth` and `podyd serve`.
+
+Everything is real and runs as it does in a lab: the service as an account without rights, the
+helper as root, LXD with its own certificate. All of it is removed at the end.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import dataclasses
+import http.client
+import json
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sysconfig
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import yaml
+
+from tests.lab import lab
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = "/usr/bin/python3"
+IMAGE = "podyd-lab-base"
+BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
+PASSWORD = "correct-Horse-7"
+START_SECONDS = 20.0
+
+Json = Any
+
+
+def wait_until(condition: Callable[[], bool], what: str, limit: float = 10.0) -> None:
+    """Wait for a condition, or fail saying what it was."""
+    end = time.monotonic() + limit
+    while not condition():
+        assert time.monotonic() < end, f"timed out waiting: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def run(*command: str, stdin: str = "", check: bool = True) -> str:
+    """Run a command; what it wrote to stdout, or its stderr in the failure."""
+    done = subprocess.run(command, input=stdin, text=True, capture_output=True, check=False)
+    assert not check or done.returncode == 0, f"{command}: {done.stderr}{done.stdout}"
+    return done.stdout
+
+
+# --- HTTP ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a client got."""
+
+    status: int
+    body: Json
+    headers: http.client.HTTPMessage
+    seconds: float
+
+    @property
+    def ok(self) -> Json:
+        """The body of a 200."""
+        assert self.status == 200, (self.status, self.body)
+        return self.body
+
+    def refused(self, status: int, code: str | None = None) -> Mapping[str, Any]:
+        """The body of an error, which must have this status and code."""
+        assert self.status == status, (self.status, self.body)
+        assert code is None or self.body["code"] == code, self.body
+        assert self.body["detail"].strip(), self.body
+        body: Mapping[str, Any] = self.body
+        return body
+
+
+@dataclass(frozen=True)
+class Client:
+    """Calls podyd as one user; without a user, as nobody."""
+
+    port: int
+    user: str = ""
+    password: str = PASSWORD
+
+    def get(self, path: str, /, **params: object) -> Answer:
+        return self.call("GET", path, params)
+
+    def post(self, path: str, /, **params: object) -> Answer:
+        return self.call("POST", path, params)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        params: Mapping[str, object] | None = None,
+        *,
+        body: bytes | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout: float = 60.0,
+    ) -> Answer:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        sent = {**self.login_header(), **(headers or {})}
+        target = f"{path}?{urlencode(params)}" if params else path
+        started = time.monotonic()
+        try:
+            connection.request(method, target, body=body, headers=sent)
+            response = connection.getresponse()
+            data = response.read()
+        finally:
+            connection.close()
+        seconds = time.monotonic() - started
+        assert response.headers["Content-Type"] == "application/json", response.headers
+        parsed = None if method == "HEAD" else json.loads(data)
+        return Answer(response.status, parsed, response.headers, seconds)
+
+    def login_header(self) -> dict[str, str]:
+        if not self.user:
+            return {}
+        token = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+        return {"Authorization": f"Basic {token}"}
+
+    def exec(self, ins: str, cmd: str, **params: object) -> Json:
+        """The answer of a command that podyd could run."""
+        return self.post("/pod/exec", ins=ins, cmd=cmd, **params).ok
+
+
+# --- Accounts -----------------------------------------------------------------------------------
+
+
+class Accounts:
+    """Linux accounts and groups of the tests, all removed at the end."""
+
+    def __init__(self) -> None:
+        self._users: list[str] = []
+        self._groups: list[str] = []
+
+    def user(self, name: str = "", *options: str, password: str = PASSWORD) -> str:
+        """Make an account; without a name, one that nobody has."""
+        name = name or f"podydt{secrets.token_hex(4)}"
+        assert name not in {entry.pw_name for entry in pwd.getpwall()}
+        self._users.append(name)
+        run("useradd", "--badname", "-M", "-N", "-s", "/bin/bash", *options, name)
+        run("chpasswd", stdin=f"{name}:{password}\n")
+        return name
+
+    def group(self, name: str = "") -> str:
+        name = name or f"podydt{secrets.token_hex(4)}"
+        self._groups.append(name)
+        run("groupadd", name)
+        return name
+
+    def close(self) -> None:
+        for name in self._users:
+            run("userdel", name, check=False)
+        for name in self._groups:
+            run("groupdel", name, check=False)
+
+
+# --- podyd --------------------------------------------------------------------------------------
+
+
+def merged(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Two configurations, the second one over the first."""
+    result = dict(base)
+    for key, value in changes.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping)
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
+@dataclass
+class Server:
+    """A running `podyd serve`."""
+
+    process: subprocess.Popen[bytes]
+    port: int
+    config: Path
+    log: Path
+
+    def client(self, user: str = "", password: str = PASSWORD) -> Client:
+        return Client(self.port, user, password)
+
+    def log_text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+    def wait_for_log(self, text: str, limit: float = 10.0) -> None:
+        wait_until(lambda: text in self.log_text(), f"{text!r} in {self.log_text()}", limit)
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def stop(self) -> int:
+        """End it in good order; its exit status."""
+        if self.process.poll() is None:
+            self.signal(signal.SIGCONT)
+            self.signal(signal.SIGTERM)
+        try:
+            return self.process.wait(20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").iterdir()))
+
+    def files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def rss_bytes(self) -> int:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+
+class Node:
+    """A server of a lab, small: everything that podyd needs, made and removed."""
+
+    def __init__(self) -> None:
+        tag = secrets.token_hex(3)
+        self.project = f"podyd-test-{tag}"
+        self.service = f"podyd-test-{tag}"
+        self.account = f"podydt{tag}"
+        self.directory = Path(tempfile.mkdtemp(prefix="podyd-test-", dir="/run"))
+        self.directory.chmod(0o755)
+        self.library = self.directory / "lib"
+        self.accounts = Accounts()
+        self.base: dict[str, Any] = {
+            "state_dir": str(self.directory / "state"),
+            "lxd": {"project": self.project},
+            "auth": {
+                "pam_service": self.service,
+                "socket": str(self.directory / "auth" / "auth.sock"),
+                # The tests themselves fail more often than a person would.
+                "failures_per_user": 1000,
+                "failures_per_address": 100000,
+            },
+        }
+        self._servers: list[Server] = []
+        self._helper: subprocess.Popen[bytes] | None = None
+        self._install()
+        self._prepare()
+        self.lxd = lab.Lxd(Path(self.lab_state.socket))
+
+    def _install(self) -> None:
+        """Copy podyd to where its account may read it, whatever the checkout's modes are."""
+        shutil.copytree(ROOT / "podyd", self.library / "podyd")
+        shutil.copytree(ROOT / "profiles", self.library / "profiles")
+        installed = Path(sysconfig.get_paths()["purelib"])
+        for pattern in BUNDLED:
+            for path in installed.glob(pattern):
+                if path.is_dir():
+                    shutil.copytree(path, self.library / path.name)
+                else:
+                    shutil.copy(path, self.library)
+        run("chmod", "-R", "a+rX", str(self.library))
+
+    def _prepare(self) -> None:
+        state = lab.read_state()
+        assert state is not None, "no lab: type 'sudo make lab-up'"
+        self.lab_state = state
+        config = lab.Lxd(Path(state.socket)).get("/1.0")["config"]
+        if not state.ours and not config.get("core.https_address"):
+            lab.write_state(dataclasses.replace(state, https_address_set=True))
+        self.setup_output = self.podyd("setup", "--user", self.account)
+        if IMAGE not in self.podyd("image", "list").splitlines():
+            self.podyd("image", "build", IMAGE)
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PYTHONPATH": str(self.library),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "LXD_DIR": str(Path(self.lab_state.socket).parent),
+            "LC_ALL": "C.UTF-8",
+            **{key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")},
+        }
+
+    def write_config(self, changes: Mapping[str, Any], path: Path | None = None) -> Path:
+        path = path or self.directory / f"podyd-{secrets.token_hex(3)}.yaml"
+        path.write_text(yaml.safe_dump(merged(self.base, changes)))
+        path.chmod(0o644)
+        return path
+
+    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """`podyd WORDS`, as root."""
+        return subprocess.run(
+            [PYTHON, "-m", "podyd", *words],
+            env=self.environment,
+            cwd="/",
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+
+    def podyd(self, *words: str, changes: Mapping[str, Any] | None = None) -> str:
+        """`podyd WORDS --config …`, which must succeed; what it printed."""
+        done = self.command(*words, "--config", str(self.write_config(changes or {})))
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def start_helper(self) -> subprocess.Popen[bytes]:
+        """`podyd auth`, as root."""
+        config = str(self.write_config({}))
+        log = (self.directory / "auth.log").open("ab")
+        with log:
+            self._helper = subprocess.Popen(
+                [PYTHON, "-m", "podyd", "auth", "--config", config, "--user", self.account],
+                env=self.environment,
+                cwd="/",
+                stderr=log,
+            )
+        path = Path(self.base["auth"]["socket"])
+        wait_until(path.is_socket, "the helper's socket")
+        return self._helper
+
+    @property
+    def helper(self) -> subprocess.Popen[bytes]:
+        assert self._helper is not None
+        return self._helper
+
+    def launch(
+        self, config: Path, *, environment: Mapping[str, str] | None = None
+    ) -> tuple[subprocess.Popen[bytes], Path]:
+        """`podyd serve` as its own account; its log goes to a file."""
+        log = self.directory / f"{config.stem}.log"
+        account = pwd.getpwnam(self.account)
+        with log.open("ab") as output:
+            process = subprocess.Popen(
+                [PYTHON, "-m", "podyd", "serve", "--config", str(config)],
+                env={**self.environment, **(environment or {})},
+                cwd="/",
+                stdout=output,
+                stderr=output,
+                user=account.pw_uid,
+                group=account.pw_gid,
+                extra_groups=[],
+            )
+        return process, log
+
+    def serve(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> Server:
+        """Start `podyd serve` and wait until it answers and follows LXD."""
+        server = self.serve_soon(changes, environment=environment)
+        server.wait_for_log("following LXD's events")
+        return server
+
+    def serve_soon(
+        self,
+        changes: Mapping[str, Any] | None = None,
+        *,
+        environment: Mapping[str, str] | None = None,
+    ) -> Server:
+        """Start `podyd serve` and wait until it answers, LXD or not."""
+        port = free_port()
+        config = self.write_config(merged(changes or {}, {"listen": f"127.0.0.1:{port}"}))
+        process, log = self.launch(config, environment=environment)
+        server = Server(process, port, config, log)
+        self._servers.append(server)
+
+        def answers() -> bool:
+            assert process.poll() is None, server.log_text()
+            with contextlib.suppress(OSError):
+                return server.client().get("/version").status == 200
+            return False
+
+        wait_until(answers, "podyd's first answer", START_SECONDS)
+        return server
+
+    # --- LXD, as the admin sees it ---------------------------------------------------------------
+
+    def lxc(self, *words: str, check: bool = True) -> str:
+        """`lxc WORDS` in the tests' project, as an admin types it."""
+        done = subprocess.run(
+            ["lxc", "-q", *words, "--project", self.project],
+            env={**self.environment, "HOME": str(self.directory)},
+            stdin=subprocess.DEVNULL,
+            text=True,
+            capture_output=True,
+            check=False,
+        )
+        assert not check or done.returncode == 0, f"{words}: {done.stderr}"
+        return done.stdout
+
+    def instances(self) -> dict[str, Json]:
+        found = self.lxd.get(f"/1.0/instances?recursion=1&project={self.project}")
+        return {item["name"]: item for item in found}
+
+    def instance_of(self, user: str, ins: str) -> Json:
+        """LXD's own view of a pod, by its owner key."""
+        keys = {"user.podyd.owner": user, "user.podyd.ins": ins}
+        found = [
+            item for item in self.instances().values() if keys.items() <= item["config"].items()
+        ]
+        assert len(found) == 1, found
+        return found[0]
+
+    def operations(self) -> list[Json]:
+        found = self.lxd.get(f"/1.0/operations?recursion=1&project={self.project}") or {}
+        return [item for items in found.values() for item in items]
+
+    def close(self) -> None:
+        """Remove everything."""
+        for server in self._servers:
+            server.process.send_signal(signal.SIGCONT)
+            server.process.kill()
+            server.process.wait()
+        if self._helper is not None:
+            self._helper.send_signal(signal.SIGCONT)
+            self._helper.terminate()
+            self._helper.wait(10)
+        wipe = lab.Wipe(self.lxd, time.monotonic() + 120)
+        wipe.projects(self.project)
+        wipe.certificates(self.project)
+        self.accounts.close()
+        run("userdel", self.account, check=False)
+        Path("/etc/pam.d", self.service).unlink(missing_ok=True)
+        shutil.rmtree(self.directory)
+        left = [path for path in self.lxd.get("/1.0/projects") if path.endswith(self.project)]
+        assert not left, left
+
+
+# --- A line to LXD that can be cut --------------------------------------------------------------
+
+
+class Line:
+    """A TCP relay between podyd and LXD that can be made to hang."""
+
+    def __init__(self, target: int, port: int = 0) -> None:
+        """To LXD's port `target`; `port` is this end, by default one that is free."""
+        self._target = target
+        self._open = threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", port))
+        self._sockets: list[socket.socket] = []
+        self.port: int = self._listener.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def hang(self) -> None:
+        """From now on nothing passes."""
+        self._open.clear()
+
+    def pass_on(self) -> None:
+        """Everything passes again."""
+        self._open.set()
+
+    def cut(self) -> None:
+        """End the connections that there are; new ones are made as before."""
+        for item in self._sockets:
+            with contextlib.suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        self._open.set()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for item in self._sockets:
+            with contextlib.suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+            item.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            far = socket.create_connection(("127.0.0.1", self._target))
+            self._sockets += [near, far]
+            for source, sink in ((near, far), (far, near)):
+                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+
+    def _relay(self, source: socket.socket, sink: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65536):
+                self._open.wait()
+                sink.sendall(data)
+        for item in (source, sink):
+            with contextlib.suppress(OSError):
+                item.shutdown(socket.SHUT_RDWR)
+
+
+@contextlib.contextmanager
+def stopped(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A process that hangs meanwhile."""
+    process.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        process.send_signal(signal.SIGCONT)
+
+
+def children(pid: int) -> Sequence[int]:
+    """The processes that a process has started and that are there."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(word) for word in text.split()]
+
+
+def started(words: str) -> int:
+    """How many processes of this machine, its pods' too, have exactly this command line."""
+    wanted = words.replace(" ", "\0").encode() + b"\0"
+    found = 0
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):  # It has ended meanwhile.
+            found += path.read_bytes() == wanted
+    return found

@@ -1,0 +1,244 @@
+"""Logins and passwords on real accounts, through the real PAM."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import PASSWORD, Client, Node, Server, run, stopped
+
+ODD_NAMES = ["2021302111", "li_meng", "a.b", "Zhang", "podydt".ljust(32, "x")]
+
+
+def test_an_unknown_user_and_a_wrong_password_look_the_same(
+    server: Server, new_user: Callable[[], Client]
+) -> None:
+    wrong = server.client(new_user().user, "wrong").get("/user/info")
+    unknown = server.client("podydt-nobody", "wrong").get("/user/info")
+    assert wrong.refused(401) == unknown.refused(401)
+    assert abs(wrong.seconds - unknown.seconds) < 0.25
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_odd_names_log_in(node: Node, server: Server, name: str) -> None:
+    node.accounts.user(name)
+    assert server.client(name).get("/user/info").ok["user"]["name"] == name
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-e", "2020-01-01"), ("-s", "/usr/sbin/nologin"), ("-s", "/bin/false")],
+    ids=["expired", "nologin", "false"],
+)
+def test_an_account_that_may_not_log_in(
+    node: Node, server: Server, options: tuple[str, ...]
+) -> None:
+    user = node.accounts.user("", *options)
+    assert server.client(user).get("/user/info").status in (401, 403)
+
+
+def test_a_locked_account(node: Node, server: Server) -> None:
+    user = node.accounts.user()
+    run("usermod", "-L", user)
+    server.client(user).get("/user/info").refused(401)
+
+
+def test_an_expired_password(node: Node, server: Server) -> None:
+    user = node.accounts.user()
+    run("chage", "-d", "0", user)
+    server.client(user).get("/user/info").refused(403, "account_refused")
+
+
+@contextmanager
+def maintenance(text: str) -> Iterator[None]:
+    path = Path("/etc/nologin")
+    assert not path.exists()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.unlink()
+
+
+def test_nobody_logs_in_during_maintenance(new_user: Callable[[], Client]) -> None:
+    client = new_user()
+    with maintenance("Back at noon.\n"):
+        client.get("/user/info").refused(403, "account_refused")
+    client.get("/user/info").ok
+
+
+@pytest.mark.parametrize("system", [("root", 0), ("podydtsys", 0)])
+def test_system_accounts_are_refused(node: Node, server: Server, system: tuple[str, int]) -> None:
+    name = system[0]
+    if name != "root":
+        node.accounts.user(name, "--system")
+    server.client(name).get("/user/info").refused(401)
+
+
+def test_only_the_configured_groups(node: Node) -> None:
+    group, admins = node.accounts.group(), node.accounts.group()
+    member = node.accounts.user("", "-G", group)
+    boss = node.accounts.user("", "-G", admins)
+    other = node.accounts.user()
+    auth = {"member_groups": [group], "admin_groups": [admins]}
+    server = node.serve({"auth": auth})
+    assert server.client(member).get("/user/info").ok["user"]["is_admin"] == 0
+    assert server.client(boss).get("/user/info").ok["user"]["is_admin"] == 1
+    assert group in server.client(other).get("/user/info").refused(403, "not_a_member")["detail"]
+    listed = {item["name"]: item["is_admin"] for item in server.client(member).get("/user/list").ok}
+    assert listed == {member: 0, boss: 1}
+    assert server.stop() == 0
+
+
+# --- Changing a password ------------------------------------------------------------------------
+
+
+def shadow_line(user: str) -> str:
+    lines = Path("/etc/shadow").read_text().splitlines()
+    return next(line for line in lines if line.startswith(f"{user}:"))
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_a_new_password_replaces_the_old_one_at_once(
+    new_user: Callable[[], Client], server: Server, method: str
+) -> None:
+    old = new_user()
+    old.get("/user/info").ok
+    answer = old.call(method, "/user/ch-passwd", {"passwd": "Grüße & 100%+x"})
+    assert "Grüße" not in str(answer.ok)
+    old.get("/user/info").refused(401)
+    server.client(old.user, "Grüße & 100%+x").get("/user/info").ok
+
+
+@pytest.mark.parametrize(
+    "bad", ["", "a\nb", "a\rb", "a\0b", "x" * 512, "ü" * 256, "a\x7fb"], ids=repr
+)
+def test_a_bad_password_changes_nothing(new_user: Callable[[], Client], bad: str) -> None:
+    client = new_user()
+    before = shadow_line(client.user)
+    body = client.post("/user/ch-passwd", passwd=bad).refused(400, "malformed_parameter")
+    assert "passwd" in body["detail"]
+    assert shadow_line(client.user) == before
+    client.get("/user/info").ok
+
+
+def test_the_longest_password_works(new_user: Callable[[], Client], server: Server) -> None:
+    client = new_user()
+    longest = "y" * 511
+    client.call(
+        "POST",
+        "/user/ch-passwd",
+        body=b"passwd=" + longest.encode(),
+        headers={"Content-Type": "application/x-www-form-urlencoded"},
+    ).ok
+    server.client(client.user, longest).get("/user/info").ok
+    server.client(client.user, longest[:-1]).get("/user/info").refused(401)
+
+
+def test_nobody_changes_another_ones_password(
+    new_user: Callable[[], Client], server: Server
+) -> None:
+    victim = new_user()
+    before = shadow_line(victim.user)
+    server.client(victim.user, "wrong").post("/user/ch-passwd", passwd="Mine-now-1").refused(401)
+    body = new_user().post("/user/ch-passwd", passwd="Mine-now-1", user=victim.user)
+    body.refused(400, "unknown_parameter")
+    assert shadow_line(victim.user) == before
+
+
+# --- Many failures ------------------------------------------------------------------------------
+
+
+def test_wrong_passwords_do_not_slow_a_member(node: Node, new_user: Callable[[], Client]) -> None:
+    server = node.serve()
+    member = server.client(node.accounts.user())
+    member.get("/user/info").ok
+    victims = [node.accounts.user() for _ in range(5)]
+    with ThreadPoolExecutor(50) as pool:
+        wrong = [
+            pool.submit(server.client(victims[number % 5], f"wrong{number}").get, "/user/info")
+            for number in range(50)
+        ]
+        seconds = []
+        while not all(future.done() for future in wrong):
+            seconds.append(member.get("/user/info").seconds)
+            member.get("/version").ok
+            time.sleep(0.01)
+        # A member who is not remembered, and must go through PAM meanwhile, gets in too.
+        statuses = {future.result().status for future in wrong}
+    assert statuses <= {401, 503}
+    assert len(seconds) > 5
+    assert sorted(seconds)[len(seconds) // 2] < 0.1
+    assert max(seconds) < 1
+    assert server.stop() == 0
+
+
+def test_failures_are_throttled_per_user(node: Node) -> None:
+    server = node.serve({"auth": {"failures_per_user": 3, "failure_window": 3}})
+    victim, other = node.accounts.user(), node.accounts.user()
+    for number in range(3):
+        server.client(victim, f"wrong{number}").get("/user/info").refused(401)
+    answer = server.client(victim, "wrong").get("/user/info")
+    body = answer.refused(429, "too_many_failed_logins")
+    assert int(answer.headers["Retry-After"]) == body["retry_after"] in (1, 2, 3)
+    # The right password waits too, or a guesser would learn it.
+    server.client(victim).get("/user/info").refused(429)
+    server.client(other).get("/user/info").ok
+    asked = (node.directory / "auth.log").read_text().count(victim)
+    assert asked == 3, "what is throttled does not reach PAM"
+    time.sleep(int(answer.headers["Retry-After"]))
+    server.client(victim).get("/user/info").ok
+    assert server.stop() == 0
+
+
+def test_failures_are_throttled_per_address(node: Node) -> None:
+    server = node.serve({"auth": {"failures_per_address": 4, "failure_window": 60}})
+    known = server.client(node.accounts.user())
+    known.get("/user/info").ok
+    for number in range(4):
+        server.client(f"podydt-no{number}", "x").get("/user/info").refused(401)
+    server.client("podydt-no9", "x").get("/user/info").refused(429, "too_many_failed_logins")
+    known.get("/user/info").ok
+    assert server.stop() == 0
+
+
+def test_many_wrong_logins_at_once_count_too(node: Node) -> None:
+    server = node.serve({"auth": {"failures_per_user": 5}})
+    victim = node.accounts.user()
+    with ThreadPoolExecutor(30) as pool:
+        answers = list(
+            pool.map(
+                lambda number: server.client(victim, f"wrong{number}").get("/user/info").status,
+                range(30),
+            )
+        )
+    assert sorted(answers) == [401] * 5 + [429] * 25
+    assert server.stop() == 0
+
+
+def test_a_hanging_pam_is_a_503_and_hangs_nobody_else(node: Node) -> None:
+    helper_config = {"auth": {"socket": str(node.directory / "auth" / "auth.sock")}}
+    server = node.serve(helper_config)
+    known = server.client(node.accounts.user())
+    known.get("/user/info").ok
+    assert known.password == PASSWORD
+    with stopped(node.helper), ThreadPoolExecutor(40) as pool:
+        waiting = [
+            pool.submit(server.client(known.user, f"w{number}").get, "/user/info")
+            for number in range(40)
+        ]
+        time.sleep(0.3)
+        for _ in range(20):
+            assert known.get("/user/info").seconds < 0.5
+            assert known.get("/version").seconds < 0.5
+            assert known.get("/pod/list").seconds < 0.5
+        answers = [future.result() for future in waiting]
+    assert {answer.status for answer in answers} == {503}
+    assert {answer.body["code"] for answer in answers} == {"pam_busy", "pam_timeout"}
+    server.client(known.user, "wrong").get("/user/info").refused(401)
+    assert server.stop() == 0

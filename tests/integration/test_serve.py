@@ -1,0 +1,264 @@
+"""`podyd serve`: starting, stopping, reloading, being killed, and what hangs beside it."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.integration.harness import (
+    IMAGE,
+    Client,
+    Line,
+    Node,
+    Server,
+    free_port,
+    merged,
+    started,
+    wait_until,
+)
+
+
+def refuses_to_start(node: Node, changes: Mapping[str, Any]) -> str:
+    """The one sentence with which `podyd serve` refuses."""
+    process, log = node.launch(node.write_config(changes))
+    assert process.wait(20) == 1
+    text = log.read_text()
+    assert text.startswith("podyd: "), text
+    assert text.count("\n") == 1, text
+    return text
+
+
+# --- Starting -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lisen": "127.0.0.1:1"}, ("lisen", "did you mean 'listen'")),
+        ({"pods": {"exec_timeout": "long"}}, ("pods.exec_timeout", "a number of seconds")),
+        ({"quota": {"default": {"max_pods": True}}}, ("quota.default.max_pods", "whole number")),
+        ({"listen": "0.0.0.0:8799"}, ("listen", "insecure: true")),
+        ({"listen": "192.0.2.1:8799", "insecure": True}, ("192.0.2.1:8799", "no address of this")),
+        ({"state_dir": "/nonexistent"}, ("podyd setup",)),
+        ({"tls": {"cert": "/nonexistent", "key": "/nonexistent"}}, ("/nonexistent",)),
+    ],
+)
+def test_what_cannot_work_is_one_sentence(
+    node: Node, changes: Mapping[str, Any], words: tuple[str, ...]
+) -> None:
+    text = refuses_to_start(node, merged({"listen": f"127.0.0.1:{free_port()}"}, changes))
+    for word in words:
+        assert word in text
+
+
+def test_a_port_in_use(node: Node, server: Server) -> None:
+    text = refuses_to_start(node, {"listen": f"127.0.0.1:{server.port}"})
+    assert f"127.0.0.1:{server.port} is taken" in text
+
+
+def test_check_says_so_without_starting(node: Node) -> None:
+    good, bad = node.write_config({}), node.write_config({"auth": {"x": 1}})
+    assert node.command("check", "--config", str(good)).returncode == 0
+    done = node.command("check", "--config", str(bad))
+    assert done.returncode == 1
+    assert str(bad) in done.stderr
+    assert "auth.x" in done.stderr
+
+
+@pytest.fixture
+def line(node: Node) -> Iterator[Line]:
+    """A line to LXD that a test can cut."""
+    endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
+    line = Line(int(endpoint.rpartition(":")[2]))
+    yield line
+    line.close()
+
+
+def through(line: Line) -> dict[str, Any]:
+    return {"lxd": {"endpoint": f"https://127.0.0.1:{line.port}"}}
+
+
+def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client) -> None:
+    port = free_port()
+    server = node.serve_soon({"lxd": {"endpoint": f"https://127.0.0.1:{port}"}})
+    client = server.client(alice.user)
+    server.wait_for_log("LXD is away")
+    for path in ("/pod/list", "/host/images"):
+        client.get(path).refused(503, "lxd_unreachable")
+    client.get("/user/info").ok
+    assert server.process.poll() is None
+    endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
+    line = Line(int(endpoint.rpartition(":")[2]), port)
+    try:
+        server.wait_for_log("following LXD's events", 15)
+        client.get("/pod/list").ok
+    finally:
+        line.close()
+    assert server.stop() == 0
+
+
+# --- Nothing blocks -----------------------------------------------------------------------------
+
+
+def slowest(client: Client, path: str, times: int = 30) -> float:
+    """The longest of some answers, in seconds."""
+    answers = [client.get(path) for _ in range(times)]
+    assert {answer.status for answer in answers} == {200}
+    return max(answer.seconds for answer in answers)
+
+
+def test_running_commands_slow_nobody(alice: Client, bob: Client, pod: str) -> None:
+    bob.get("/user/info").ok
+    with ThreadPoolExecutor(20) as pool:
+        running = [pool.submit(alice.exec, pod, "sleep 10", timeout=20) for _ in range(20)]
+        wait_until(lambda: started("sleep 10") == 20, "all to run")
+        assert slowest(bob, "/version") < 0.25
+        assert slowest(bob, "/user/info") < 0.25
+        assert slowest(bob, "/pod/list") < 0.25
+        assert not any(future.done() for future in running), "they did run meanwhile"
+        assert [future.result()["exit_code"] for future in running] == [0] * 20
+
+
+def test_a_hanging_lxd_slows_nobody_and_is_a_503(
+    node: Node, line: Line, alice: Client, pod: str
+) -> None:
+    server = node.serve(through(line))
+    client = server.client(alice.user)
+    assert pod in client.get("/pod/list").ok
+    line.hang()
+    with ThreadPoolExecutor(8) as pool:
+        waiting = [pool.submit(client.get, "/host/images") for _ in range(8)]
+        assert slowest(client, "/version") < 0.25
+        assert slowest(client, "/user/info") < 0.25
+        answers = [future.result() for future in waiting]
+    for answer in answers:
+        answer.refused(503, "lxd_unreachable")
+        assert answer.seconds < 20
+    line.pass_on()
+    wait_until(lambda: client.get("/host/images").status == 200, "LXD to be back")
+    assert pod in client.get("/pod/list").ok
+    assert server.stop() == 0
+
+
+def test_a_lost_event_stream_shows_nothing_old(node: Node, alice: Client, ins: str) -> None:
+    endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
+    line = Line(int(endpoint.rpartition(":")[2]))
+    server = node.serve(through(line))
+    client = server.client(alice.user)
+    client.get("/pod/list").ok
+    line.cut()
+    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    assert ins in client.get("/pod/list").ok
+    alice.post("/pod/delete", ins=ins).ok
+    assert ins not in client.get("/pod/list").ok
+    line.close()
+    assert server.stop() == 0
+
+
+# --- Stopping -----------------------------------------------------------------------------------
+
+
+def test_sigterm_finishes_what_is_under_way(node: Node, alice: Client, pod: str) -> None:
+    server = node.serve()
+    client = server.client(alice.user)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(client.exec, pod, "sleep 3.21; echo whole", timeout=30)
+        wait_until(lambda: started("sleep 3.21") == 1, "it to run")
+        server.signal(signal.SIGTERM)
+        assert running.result()["stdout"] == "whole\n"
+    assert server.process.wait(5) == 0
+    assert "Traceback" not in server.log_text()
+
+
+def test_sigterm_waits_ten_seconds_at_most_and_leaves_no_command(
+    node: Node, alice: Client, pod: str
+) -> None:
+    server = node.serve()
+    client = server.client(alice.user)
+    with ThreadPoolExecutor() as pool:
+        running = pool.submit(
+            client.post, "/pod/exec", ins=pod, cmd="setsid sleep 98766", timeout=60
+        )
+        wait_until(lambda: started("sleep 98766") == 1, "it to run")
+        begun = time.monotonic()
+        server.signal(signal.SIGTERM)
+        running.result().refused(503, "shutting_down")
+        assert server.process.wait(15) == 0
+        assert 9 < time.monotonic() - begun < 13
+    assert started("sleep 98766") == 0
+    assert "Traceback" not in server.log_text()
+
+
+def test_an_idle_one_stops_at_once(node: Node) -> None:
+    server = node.serve()
+    with socket.create_connection(("127.0.0.1", server.port)):
+        begun = time.monotonic()
+        assert server.stop() == 0
+        assert time.monotonic() - begun < 3
+
+
+def rewrite(server: Server, change: Mapping[str, Any]) -> None:
+    data = yaml.safe_load(server.config.read_text())
+    server.config.write_text(yaml.safe_dump(merged(data, change)))
+
+
+def test_sighup_rereads_and_keeps_the_old_one_if_the_new_is_wrong(
+    node: Node, alice: Client
+) -> None:
+    server = node.serve({"quota": {"default": {"max_pods": 3}}})
+    client = server.client(alice.user)
+    assert client.get("/user/info").ok["quota"]["max_pods"] == 3
+    rewrite(server, {"quota": {"default": {"max_pods": 7}}})
+    server.signal(signal.SIGHUP)
+    wait_until(lambda: client.get("/user/info").ok["quota"]["max_pods"] == 7, "the new quota")
+    rewrite(server, {"quota": {"default": {"max_pods": "many"}}})
+    server.signal(signal.SIGHUP)
+    server.wait_for_log("quota.default.max_pods")
+    assert client.get("/user/info").ok["quota"]["max_pods"] == 7
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize("delay", [0.05, 0.2, 0.5, 0.9])
+def test_killed_in_the_middle_of_a_create(
+    node: Node, alice: Client, ins: str, delay: float
+) -> None:
+    server = node.serve()
+    user = node.accounts.user()
+    client = server.client(user)
+    client.get("/pod/list").ok
+    with ThreadPoolExecutor() as pool:
+        lost = pool.submit(client.post, "/pod/create", ins=ins, image=IMAGE)
+        time.sleep(delay)
+        server.process.kill()
+        with pytest.raises(OSError):
+            lost.result()
+    server.process.wait()
+
+    again = node.serve()
+    client = again.client(user)
+
+    def settled() -> bool:
+        """Nothing half-made is left: the pod is whole, or not there."""
+        found = [
+            item
+            for item in node.instances().values()
+            if item["config"].get("user.podyd.owner") == user
+        ]
+        return not node.operations() and (
+            not found or client.get("/pod/info", ins=ins).status == 200
+        )
+
+    wait_until(settled, "the half-made pod to go", 90)
+    if ins in client.get("/pod/list").ok:
+        client.post("/pod/delete", ins=ins).ok
+    assert client.post("/pod/create", ins=ins, image=IMAGE).ok["status"] == "running"
+    client.post("/pod/delete", ins=ins).ok
+    assert again.stop() == 0

@@ -1,0 +1,292 @@
+"""`podyd setup`, what its certificate cannot do, and profiles."""
+
+from __future__ import annotations
+
+import json
+import ssl
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from http.client import HTTPSConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+
+
+class Certified:
+    """LXD over TLS with podyd's certificate: what somebody has who breaks into podyd."""
+
+    def __init__(self, node: Node) -> None:
+        self.directory = Path(node.base["state_dir"]) / "lxd"
+        self.project = node.project
+        self._context = ssl.create_default_context(cafile=str(self.directory / "server.crt"))
+        self._context.check_hostname = False
+        self._context.load_cert_chain(self.directory / "client.crt", self.directory / "client.key")
+        self._address = urlsplit((self.directory / "endpoint").read_text().strip()).netloc
+
+    def call(
+        self, method: str, path: str, body: object = None, project: str | None = None
+    ) -> Mapping[str, Any]:
+        """LXD's answer, with the end of the operation where there is one."""
+        connection = HTTPSConnection(self._address, context=self._context, timeout=60)
+        mark = "&" if "?" in path else "?"
+        target = f"{path}{mark}project={project or self.project}"
+        connection.request(method, target, None if body is None else json.dumps(body))
+        answer: Mapping[str, Any] = json.loads(connection.getresponse().read())
+        connection.close()
+        if answer["type"] == "async":
+            operation = str(answer["operation"]).partition("?")[0]
+            return self.call("GET", f"{operation}/wait?timeout=60", project=project)
+        return answer
+
+    def refused(self, *args: Any, **kwargs: Any) -> str:
+        """The error, which there must be."""
+        answer = self.call(*args, **kwargs)
+        metadata = answer.get("metadata") or {}
+        failed = isinstance(metadata, dict) and metadata.get("status_code") == 400
+        assert answer["type"] == "error" or failed, answer
+        return str(answer.get("error") or metadata.get("err"))
+
+
+@pytest.fixture(scope="module")
+def intruder(node: Node, server: Server) -> Certified:
+    return Certified(node)
+
+
+def instance(name: str, **changes: Any) -> dict[str, Any]:
+    source = {"type": "image", "alias": IMAGE}
+    return {"name": name, "source": source, "profiles": ["podyd-base"], **changes}
+
+
+# --- Idempotent ---------------------------------------------------------------------------------
+
+
+def everything(node: Node) -> list[object]:
+    """All that setup could touch, as LXD and the disk have it now."""
+    urls = ["/1.0", "/1.0/storage-pools?recursion=1", "/1.0/networks?recursion=1"]
+    urls += ["/1.0/projects?recursion=1", "/1.0/certificates?recursion=1"]
+    urls += [f"/1.0/profiles?recursion=1&project={node.project}", "/1.0/profiles?recursion=1"]
+    state = Path(node.base["state_dir"])
+    files = [
+        (str(path), path.stat().st_mode, path.stat().st_mtime_ns, path.stat().st_uid)
+        for path in [*state.rglob("*"), Path("/etc/pam.d", node.service)]
+    ]
+    return [*(node.lxd.get(url) for url in urls), sorted(files)]
+
+
+def test_a_second_time_it_changes_nothing(node: Node, server: Server) -> None:
+    before = everything(node)
+    output = node.podyd("setup", "--user", node.account)
+    assert output == "Nothing to do: all is set up.\n"
+    assert everything(node) == before
+
+
+def test_it_mends_what_is_missing(node: Node, server: Server, intruder: Certified) -> None:
+    fingerprint = next(
+        item["fingerprint"]
+        for item in node.lxd.get("/1.0/certificates?recursion=1")
+        if item["name"] == node.project
+    )
+    certificate = node.lxd.get(f"/1.0/certificates/{fingerprint}")
+    loose = {key: certificate[key] for key in ("type", "name", "certificate")}
+    loose |= {"restricted": False, "projects": []}
+    node.lxd.change("PUT", f"/1.0/certificates/{fingerprint}", loose)
+    node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")
+    output = node.podyd("setup", "--user", node.account)
+    assert "confined" in output
+    assert "podyd-gpu" in output
+    mended = node.lxd.get(f"/1.0/certificates/{fingerprint}")
+    assert (mended["restricted"], mended["projects"]) == (True, [node.project])
+
+
+def test_its_files_are_for_the_service_alone(node: Node) -> None:
+    state = Path(node.base["state_dir"])
+    for path in [state, *state.rglob("*")]:
+        status = path.stat()
+        assert status.st_uid == 0, "the service cannot change them"
+        assert status.st_mode & 0o027 == 0, "others cannot read them, its group cannot write"
+
+
+def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
+    environment = node.environment | {"LXD_DIR": str(tmp_path)}
+
+    done = subprocess.run(
+        ["/usr/bin/python3", "-m", "podyd", "setup"],
+        env=environment,
+        cwd="/",
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("podyd: LXD is not running here; install it")
+    assert done.stderr.count("\n") == 1
+
+
+# --- What the certificate cannot do -------------------------------------------------------------
+
+
+def test_podyd_does_not_open_the_unix_socket(node: Node, server: Server, alice: Client) -> None:
+    alice.get("/host/images").ok
+    links = [path.readlink() for path in Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    inodes = {str(link)[8:-1] for link in links if str(link).startswith("socket:[")}
+    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
+    paths = [line.split()[7:] for line in lines if line.split()[6] in inodes]
+    assert not [path for path in paths if path and "lxd" in path[0]]
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    assert "\nUid:\t0" not in status
+    assert "\nCapEff:\t0000000000000000\n" in status
+
+
+def test_the_certificate_works(intruder: Certified) -> None:
+    assert intruder.call("GET", "/1.0")["metadata"]["auth"] == "trusted"
+    assert intruder.call("GET", "/1.0/profiles")["status_code"] == 200
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"security.privileged": "true"},
+        {"raw.lxc": "lxc.apparmor.profile=unconfined"},
+        {"raw.idmap": "both 0 0"},
+        {"security.nesting": "true"},
+        {"linux.kernel_modules": "loop"},
+        {"security.syscalls.intercept.mount": "true"},
+        {"raw.apparmor": "mount,"},
+    ],
+    ids=lambda config: next(iter(config)),
+)
+def test_no_dangerous_container(intruder: Certified, config: Mapping[str, str]) -> None:
+    error = intruder.refused("POST", "/1.0/instances", instance("evil", config=config))
+    assert "allowed" in error or "forbidden" in error, error
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        {"type": "disk", "source": "/", "path": "/mnt"},
+        {"type": "disk", "source": "/etc", "path": "/mnt"},
+        {"type": "unix-char", "source": "/dev/mem", "path": "/dev/mem"},
+        {"type": "unix-block", "source": "/dev/sda", "path": "/dev/sda"},
+        {"type": "nic", "nictype": "physical", "parent": "eth0"},
+        {"type": "nic", "nictype": "bridged", "parent": "lxdbr0"},
+        {
+            "type": "proxy",
+            "bind": "instance",
+            "listen": "tcp:127.0.0.1:8000",
+            "connect": "unix:/var/lib/lxd/unix.socket",
+        },
+    ],
+    ids=lambda device: f"{device['type']} {device.get('source', '')}",
+)
+def test_no_device_of_the_host(intruder: Certified, device: Mapping[str, str]) -> None:
+    error = intruder.refused("POST", "/1.0/instances", instance("evil", devices={"evil": device}))
+    assert "allowed" in error or "forbidden" in error, error
+
+
+def test_no_virtual_machine(intruder: Certified) -> None:
+    body = instance("evil", type="virtual-machine", config={"raw.qemu": "-x"})
+    assert intruder.refused("POST", "/1.0/instances", body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("GET", "/1.0/instances", None),
+        ("POST", "/1.0/instances", instance("evil")),
+        ("GET", "/1.0/profiles/default", None),
+        ("PATCH", "/1.0/profiles/default", {"config": {"user.x": "1"}}),
+    ],
+)
+def test_no_other_project(intruder: Certified, method: str, path: str, body: object) -> None:
+    assert intruder.refused(method, path, body, project="default")
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("PATCH", "/1.0", {"config": {"core.https_address": ":8443"}}),
+        ("PUT", "/1.0/projects/{project}", {"config": {"restricted": "false"}}),
+        ("POST", "/1.0/projects", {"name": "podyd-evil", "config": {}}),
+        ("POST", "/1.0/certificates", {"type": "client", "token": True, "name": "evil"}),
+        ("POST", "/1.0/storage-pools", {"name": "evil", "driver": "dir", "config": {}}),
+        ("POST", "/1.0/networks", {"name": "evil0", "config": {}}),
+    ],
+)
+def test_no_change_of_the_server(intruder: Certified, method: str, path: str, body: object) -> None:
+    assert intruder.refused(method, path.format(project=intruder.project), body)
+
+
+# --- Profiles -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def profile(node: Node) -> Iterator[str]:
+    """A profile that a test may edit."""
+    yield "podyd-base"
+    node.podyd("profiles", "reset")
+
+
+def edit(node: Node, name: str, key: str, value: str) -> None:
+    """What `lxc profile edit` does, without an editor."""
+    node.lxc("profile", "set", name, f"{key}={value}")
+
+
+def test_an_edit_takes_effect_at_the_next_start_and_survives(
+    node: Node, new_user: Callable[[], Client], profile: str, ins: str
+) -> None:
+    client = new_user()
+    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    edit(node, profile, "environment.PODYD_TEST", "edited")
+    edit(node, profile, "limits.memory", "512MiB")
+    client.post("/pod/restart", ins=ins).ok
+    shown = client.exec(ins, "tr '\\0' '\\n' </proc/1/environ | grep PODYD_TEST")["stdout"]
+    assert shown == "PODYD_TEST=edited\n"
+    assert client.get("/pod/info", ins=ins).ok["memory_limit"] == 512 * 1024**2
+
+    again = node.serve()
+    assert again.client(client.user).get("/pod/info", ins=ins).ok["memory_limit"] == 512 * 1024**2
+    assert again.stop() == 0
+    node.podyd("setup", "--user", node.account)
+    assert "edited" in node.lxc("profile", "show", profile)
+    client.post("/pod/delete", ins=ins).ok
+
+
+def test_diff_apply_and_reset(node: Node, profile: str) -> None:
+    config = str(node.write_config({}))
+    assert node.command("profiles", "diff", "--config", config).returncode == 0
+    edit(node, profile, "limits.memory", "512MiB")
+    done = node.command("profiles", "diff", "--config", config)
+    assert done.returncode == 1
+    assert "+  limits.memory: 512MiB" in done.stdout
+    assert node.command("profiles", "diff", "--config", config, "podyd-gpu").returncode == 0
+    done = node.command("profiles", "apply", "--config", config, profile)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-  limits.memory: 512MiB" in done.stdout
+    assert "limits.memory" not in node.lxc("profile", "show", profile)
+    assert node.command("profiles", "diff", "--config", config).returncode == 0
+    edit(node, profile, "limits.memory", "512MiB")
+    node.podyd("profiles", "reset")
+    assert "limits.memory" not in node.lxc("profile", "show", profile)
+
+
+def test_an_unknown_profile_is_named(node: Node) -> None:
+    done = node.command("profiles", "apply", "--config", str(node.write_config({})), "nosuch")
+    assert done.returncode == 1
+    assert "nosuch" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_profiles_by_user_and_group(node: Node) -> None:
+    group = node.accounts.group()
+    user = node.accounts.user("", "-G", group)
+    server = node.serve({"pods": {"group_profiles": {group: ["podyd-base"]}}})
+    client = server.client(user)
+    made = client.post("/pod/create", ins="plain", image=IMAGE).ok
+    assert (made["profiles"], made["gpu_ids"]) == (["podyd-base"], [])
+    client.post("/pod/delete", ins="plain").ok
+    wait_until(lambda: not client.get("/pod/list").ok, "the pod to go")
+    assert server.stop() == 0
