@@ -7,6 +7,7 @@ API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import ssl
@@ -19,14 +20,13 @@ from urllib.parse import quote, urlencode
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
-from tornado.websocket import WebSocketClientConnection, websocket_connect
 
 from podyd.errors import LxdRefused, TimedOut, Unavailable
+from podyd.lxd import websocket
+from podyd.lxd.websocket import Websocket
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
-# A frame of command output is small; this bounds what one message may make podyd hold.
-MAX_MESSAGE_BYTES = 16 * 1024**2
 MAX_CONNECTIONS = 512
 
 
@@ -66,9 +66,10 @@ class _ResumingContext(ssl.SSLContext):
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
         # With TLS 1.3 the ticket comes after the handshake, so the last socket is asked now.
-        session = self._latest.session if self._latest is not None else None
-        if session is not None and session.has_ticket:
-            self._session = session
+        with contextlib.suppress(ValueError):  # Its handshake is not over yet.
+            session = self._latest.session if self._latest is not None else None
+            if session is not None and session.has_ticket:
+                self._session = session
         self._latest = super().wrap_socket(*args, **{**kwargs, "session": self._session})
         return self._latest
 
@@ -95,7 +96,7 @@ class LxdClient:
         self.project = project
         self._endpoint = endpoint
         self._tls = _tls_context(credentials)
-        # For the whole process: before Tornado 6.3, websocket_connect takes no resolver.
+        # For the whole process: before Tornado 6.3, a websocket takes no resolver.
         Resolver.configure(NumericResolver)
         self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
 
@@ -145,7 +146,7 @@ class LxdClient:
 
     async def websocket(
         self, path: str, *, ping_interval: float | None = None, **query: Any
-    ) -> WebSocketClientConnection:
+    ) -> Websocket:
         """Connect to one of LXD's websockets."""
         request = HTTPRequest(
             self._url(path, query).replace("https:", "wss:", 1),
@@ -153,9 +154,7 @@ class LxdClient:
             connect_timeout=CONNECT_TIMEOUT,
         )
         try:
-            return await websocket_connect(
-                request, max_message_size=MAX_MESSAGE_BYTES, ping_interval=ping_interval
-            )
+            return await websocket.connect(request, ping_interval=ping_interval)
         except HTTPClientError as error:
             if error.code == 599:
                 raise unreachable(error) from error

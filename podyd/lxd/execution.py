@@ -23,10 +23,11 @@ import secrets
 from dataclasses import dataclass
 from typing import Any
 
-from tornado.websocket import WebSocketClientConnection, WebSocketClosedError
+from tornado.websocket import WebSocketClosedError
 
 from podyd.errors import Conflict, LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.websocket import Websocket
 from podyd.tasks import Tasks
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ _RUN = (
     """exec 3>&1 4>&2 2>/dev/null"""
     + _BOX
     + """
-mkdir $box || box=
+mkdir $box || { [ -d $box ] && rmdir $box && exit 137; box=; }
 (
   [ -z "$box" ] || echo 0 >$box/cgroup.procs || exit 125
   exec /bin/bash -c "$2" 2>&4 3>&- 4>&-
@@ -72,16 +73,23 @@ exit $code
 """
 )
 
-# The box may not be there yet, if time was up at once.
+# Where the command has not begun, the box that this makes keeps it from doing so. Where it is just
+# about to enter its box, it is killed there a round later, or finds the box gone and gives up.
 _KILL = (
     """exec 2>/dev/null"""
     + _BOX
     + """
 tries=0
-until [ -d $box ] || [ $tries = 25 ]; do sleep 0.02; tries=$((tries + 1)); done
-echo 1 >$box/cgroup.kill
-tries=0
-until rmdir $box || ! [ -d $box ] || [ $tries = 25 ]; do sleep 0.02; tries=$((tries + 1)); done
+if mkdir $box; then
+  until ! [ -d $box ] || [ $tries = 250 ]; do sleep 0.02; tries=$((tries + 1)); done
+  rmdir $box
+  exit 0
+fi
+until rmdir $box || ! [ -d $box ] || [ $tries = 100 ]; do
+  echo 1 >$box/cgroup.kill
+  sleep 0.02
+  tries=$((tries + 1))
+done
 ! [ -d $box ]
 """
 )
@@ -168,7 +176,7 @@ class _Session:
         self._client = client
         self._instance = instance
         self._command = command
-        self._sockets: list[WebSocketClientConnection] = []
+        self._sockets: list[Websocket] = []
         self.nonce = secrets.token_hex(8)
         self.output = Output(limit)
         self.begun = False
@@ -193,20 +201,20 @@ class _Session:
             *(self._connect(path, secret[stream]) for stream in ("0", STDOUT, STDERR))
         )
         with contextlib.suppress(WebSocketClosedError):  # The command may be over already.
-            stdin.write_message("")  # LXD's sign for the end of stdin
+            await stdin.write_message("")  # LXD's sign for the end of stdin
         code = await self._read(control, stdout, stderr)
         return await self._unmarked_code(path) if code is None else code
 
-    async def _connect(self, path: str, secret: str) -> WebSocketClientConnection:
+    async def _connect(self, path: str, secret: str) -> Websocket:
         socket = await self._client.websocket(f"{path}/websocket", secret=secret)
         self._sockets.append(socket)
         return socket
 
     async def _read(
         self,
-        control: WebSocketClientConnection,
-        stdout: WebSocketClientConnection,
-        stderr: WebSocketClientConnection,
+        control: Websocket,
+        stdout: Websocket,
+        stderr: Websocket,
     ) -> int | None:
         ended = asyncio.ensure_future(_until_closed(control))
         collected = asyncio.ensure_future(self._collect_both(stdout, stderr))
@@ -220,13 +228,11 @@ class _Session:
             ended.cancel()
             collected.cancel()
 
-    async def _collect_both(
-        self, stdout: WebSocketClientConnection, stderr: WebSocketClientConnection
-    ) -> int | None:
+    async def _collect_both(self, stdout: Websocket, stderr: Websocket) -> int | None:
         codes = await asyncio.gather(self._collect(STDOUT, stdout), self._collect(STDERR, stderr))
         return next((code for code in codes if code is not None), None)
 
-    async def _collect(self, stream: str, socket: WebSocketClientConnection) -> int | None:
+    async def _collect(self, stream: str, socket: Websocket) -> int | None:
         marked = MarkedStream(self.nonce)
         while marked.exit_code is None:
             message = await socket.read_message()
@@ -253,7 +259,7 @@ class _Session:
             socket.close()
 
 
-async def _until_closed(socket: WebSocketClientConnection) -> None:
+async def _until_closed(socket: Websocket) -> None:
     while await socket.read_message() is not None:
         pass
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from tornado.websocket import WebSocketClientConnection
-
 from podyd.errors import PodydError
 from podyd.lxd.client import LxdClient
+from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
 
@@ -115,9 +114,7 @@ class Instances:
                 await self._follow(stream, connected)
             await asyncio.sleep(RECONNECT_DELAYS[failures])
 
-    async def _follow(
-        self, stream: WebSocketClientConnection, connected: Callable[[], Awaitable[None]]
-    ) -> None:
+    async def _follow(self, stream: Websocket, connected: Callable[[], Awaitable[None]]) -> None:
         try:
             self.invalidate()
             self._following = True

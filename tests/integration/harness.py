@@ -161,6 +161,10 @@ class Accounts:
         run("chpasswd", stdin=f"{name}:{password}\n")
         return name
 
+    def remove(self, name: str) -> None:
+        run("userdel", name)
+        self._users.remove(name)
+
     def group(self, name: str = "") -> str:
         name = name or f"podydt{secrets.token_hex(4)}"
         self._groups.append(name)

@@ -28,6 +28,7 @@ def test_an_unknown_user_and_a_wrong_password_look_the_same(
 def test_odd_names_log_in(node: Node, server: Server, name: str) -> None:
     node.accounts.user(name)
     assert server.client(name).get("/user/info").ok["user"]["name"] == name
+    node.accounts.remove(name)
 
 
 @pytest.mark.parametrize(

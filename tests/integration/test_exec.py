@@ -12,7 +12,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.integration.harness import IMAGE, Client, Node, Server, started, wait_until
 
 # A number of seconds that stands in nobody else's command line.
 MARK = "98761"
@@ -271,7 +271,7 @@ def test_hundreds_of_execs_leave_nothing(
 ) -> None:
     def one(number: int) -> str:
         if number % 10 == 0:
-            assert alice.exec(pod, "sleep 9", timeout=0.2)["timed_out"]
+            assert alice.exec(pod, "sleep 9.87", timeout=0.2)["timed_out"]
             return f"{number}\n"
         stdout: str = alice.exec(pod, f"echo {number}; sleep 0.0{number % 5}")["stdout"]
         return stdout
@@ -282,6 +282,7 @@ def test_hundreds_of_execs_leave_nothing(
     in_pod = alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"]
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(300))) == [f"{number}\n" for number in range(300)]
+    wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time", 2)
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     wait_until(lambda: server.files() <= files, "podyd's sockets to close")
     assert server.threads() <= threads

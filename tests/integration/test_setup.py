@@ -84,22 +84,26 @@ def test_a_second_time_it_changes_nothing(node: Node, server: Server) -> None:
     assert everything(node) == before
 
 
-def test_it_mends_what_is_missing(node: Node, server: Server, intruder: Certified) -> None:
-    fingerprint = next(
-        item["fingerprint"]
-        for item in node.lxd.get("/1.0/certificates?recursion=1")
-        if item["name"] == node.project
-    )
-    certificate = node.lxd.get(f"/1.0/certificates/{fingerprint}")
-    loose = {key: certificate[key] for key in ("type", "name", "certificate")}
-    loose |= {"restricted": False, "projects": []}
-    node.lxd.change("PUT", f"/1.0/certificates/{fingerprint}", loose)
-    node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")
-    output = node.podyd("setup", "--user", node.account)
-    assert "confined" in output
-    assert "podyd-gpu" in output
-    mended = node.lxd.get(f"/1.0/certificates/{fingerprint}")
-    assert (mended["restricted"], mended["projects"]) == (True, [node.project])
+def test_it_mends_what_is_missing() -> None:
+    node = Node()
+    try:
+        fingerprint = next(
+            item["fingerprint"]
+            for item in node.lxd.get("/1.0/certificates?recursion=1")
+            if item["name"] == node.project
+        )
+        certificate = node.lxd.get(f"/1.0/certificates/{fingerprint}")
+        loose = {key: certificate[key] for key in ("type", "name", "certificate")}
+        loose |= {"restricted": False, "projects": []}
+        node.lxd.change("PUT", f"/1.0/certificates/{fingerprint}", loose)
+        node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")
+        output = node.podyd("setup", "--user", node.account)
+        assert "confined" in output
+        assert "podyd-gpu" in output
+        mended = node.lxd.get(f"/1.0/certificates/{fingerprint}")
+        assert (mended["restricted"], mended["projects"]) == (True, [node.project])
+    finally:
+        node.close()
 
 
 def test_its_files_are_for_the_service_alone(node: Node) -> None:

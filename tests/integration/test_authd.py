@@ -1,4 +1,4 @@
-"""The auth helper on real accounts and the real PAM of this machine. Needs root."""
+"""The auth helper on real accounts and the real PAM of this machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,15 +24,12 @@ from typing import Any
 import pytest
 
 from podyd import authd, pam
+from tests.integration.harness import PASSWORD, ROOT, wait_until
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="makes accounts, so needs root")
-
-ROOT = Path(__file__).parent.parent
 PAM_FILE = ROOT / "podyd/data/pam.d-podyd"
 SERVICE = "podyd-test"
 OTHER_SERVICE = "podyd-test-other"
 NOLOGIN = Path("/etc/nologin")
-PASSWORD = "correct-Horse-7"
 NEW_PASSWORD = "battery-Staple-8"
 PREFIX = f"podydt{os.getpid()}"
 ODD_NAMES = ("2021302111", "li_meng", "a.b", "Zhang", PREFIX.ljust(32, "x"))
@@ -40,13 +37,6 @@ ODD_NAMES = ("2021302111", "li_meng", "a.b", "Zhang", PREFIX.ljust(32, "x"))
 UNDELAYED_S = 0.8
 
 Reply = dict[str, Any]
-
-
-def wait_until(condition: Callable[[], bool], what: str, limit_s: float = 5.0) -> None:
-    end = time.monotonic() + limit_s
-    while not condition():
-        assert time.monotonic() < end, f"timed out waiting: {what}"
-        time.sleep(0.005)
 
 
 def children_of(parent: int) -> list[int]:

@@ -1,0 +1,417 @@
+"""Measures podyd beside LXD's own API, in turns, and prints a table with ratios.
+
+What runs beside podyd speaks LXD's API with podyd's own client library and certificate, so that
+the difference is what podyd adds: HTTP, the login, finding the pod, and killing on a timeout.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import http.client
+import itertools
+import json
+import re
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from podyd.lxd.client import Credentials, LxdClient
+from tests.integration.harness import IMAGE, Client, Node, Server
+
+AT_ONCE = 16
+PODS = 20
+ROUNDS = 10
+EXECS_PER_ROUND = 20
+CREATES = 8
+WRK_SECONDS = 5
+REQUESTS = 2000
+MIB = 1024**2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table; a ratio is podyd's figure by the one beside it."""
+
+    what: str
+    unit: str
+    podyd: float
+    beside: float | None = None
+    beside_what: str = ""
+    at_most: float | None = None
+    at_least: float | None = None
+    goal_is_ratio: bool = False
+
+    @property
+    def ratio(self) -> float | None:
+        return None if self.beside is None else self.podyd / self.beside
+
+    @property
+    def goal(self) -> str:
+        sign, bound = ("≤", self.at_most) if self.at_most is not None else ("≥", self.at_least)
+        if bound is None:
+            return ""
+        return f"{sign} {bound:g} x" if self.goal_is_ratio else f"{sign} {bound:g} {self.unit}"
+
+    @property
+    def reached(self) -> bool:
+        figure = self.ratio if self.goal_is_ratio else self.podyd
+        assert figure is not None
+        return (self.at_most is None or figure <= self.at_most) and (
+            self.at_least is None or figure >= self.at_least
+        )
+
+
+# --- What runs beside podyd ---------------------------------------------------------------------
+
+
+class Beside:
+    """LXD's own API, over TLS with podyd's certificate."""
+
+    def __init__(self, node: Node) -> None:
+        credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
+        self._client = LxdClient(
+            credentials.endpoint.read_text().strip(), node.project, credentials
+        )
+
+    async def exec_true(self, instance: str) -> None:
+        """`true`, with separate streams over websockets, and its exit code."""
+        operation = await self._client.start(
+            f"/1.0/instances/{instance}/exec",
+            {"command": ["true"], "wait-for-websocket": True, "interactive": False},
+        )
+        path = f"/1.0/operations/{operation['id']}"
+        fds = operation["metadata"]["fds"]
+        control = await self._client.websocket(f"{path}/websocket", secret=fds["control"])
+        stdin, *outputs = await asyncio.gather(
+            *(self._client.websocket(f"{path}/websocket", secret=fds[fd]) for fd in "012")
+        )
+        for output in outputs:
+            # An empty text message is LXD's sign for the end of a stream.
+            while await output.read_message():
+                pass
+        waited = await self._client.get(f"{path}/wait")
+        assert waited["metadata"]["return"] == 0, waited
+        for item in (control, stdin, *outputs):
+            item.close()
+
+
+class UnixConnection(http.client.HTTPConnection):
+    """HTTP on LXD's unix socket, as `lxc` speaks it."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__("lxd")
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(self._path)
+
+
+# --- How it is measured -------------------------------------------------------------------------
+
+
+class Caller:
+    """One kept connection to podyd."""
+
+    def __init__(self, client: Client) -> None:
+        self._headers = client.login_header()
+        self._connection = http.client.HTTPConnection("127.0.0.1", client.port, timeout=60)
+
+    def __call__(self, method: str, target: str) -> Any:
+        self._connection.request(method, target, headers=self._headers)
+        response = self._connection.getresponse()
+        body = json.loads(response.read())
+        assert response.status == 200, body
+        return body
+
+    def exec_true(self, ins: str) -> None:
+        body = self("POST", f"/pod/exec?ins={ins}&cmd=true")
+        assert body["exit_code"] == 0, body
+
+
+def timed(call: Callable[..., object], *arguments: object) -> float:
+    """How long a call takes, in ms."""
+    began = time.perf_counter()
+    call(*arguments)
+    return (time.perf_counter() - began) * 1000
+
+
+@dataclass(frozen=True)
+class Load:
+    """What wrk measured."""
+
+    per_second: float
+    p50_ms: float
+
+
+def wrk(client: Client, path: str, connections: int) -> Load:
+    header = client.login_header()["Authorization"]
+    command = ["wrk", "-t1", f"-c{connections}", f"-d{WRK_SECONDS}s", "--latency"]
+    target = f"http://127.0.0.1:{client.port}{path}"
+    # The header is that of an account which the bench has made and removes.
+    done = subprocess.run(
+        [*command, "-H", f"Authorization: {header}", target],
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert "Non-2xx" not in done.stdout, done.stdout
+    rate = re.search(r"Requests/sec:\s+([\d.]+)", done.stdout)
+    p50 = re.search(r"50%\s+([\d.]+)(us|ms|s)", done.stdout)
+    assert rate is not None, done.stdout
+    assert p50 is not None, done.stdout
+    return Load(float(rate[1]), float(p50[1]) * {"us": 0.001, "ms": 1, "s": 1000}[p50[2]])
+
+
+# --- The rows -----------------------------------------------------------------------------------
+
+
+class Bench:
+    """One podyd with one member, beside its LXD."""
+
+    def __init__(self, node: Node, server: Server) -> None:
+        self.node = node
+        self.server = server
+        self.client = server.client(node.accounts.user())
+        self.pod = self.client.post("/pod/create", ins="bench", image=IMAGE).ok
+        self.instance = node.instance_of(self.client.user, "bench")["name"]
+
+    def rows(self) -> Iterator[Row]:
+        yield self.memory_at_rest()
+        yield from self.execs()
+        yield from self.creates()
+        yield from self.lists()
+        yield from self.user_info()
+        yield self.memory_growth()
+
+    def execs(self) -> Iterator[Row]:
+        alone, beside, rates, rates_beside = asyncio.run(self._execs())
+        what = "LXD's own exec"
+        yield Row(
+            "exec true, alone, p50",
+            "ms",
+            statistics.median(alone),
+            statistics.median(beside),
+            what,
+            at_most=1.3,
+            goal_is_ratio=True,
+        )
+        yield Row(
+            f"exec true, {AT_ONCE} at once",
+            "/s",
+            statistics.median(rates),
+            statistics.median(rates_beside),
+            what,
+            at_least=0.8,
+            goal_is_ratio=True,
+        )
+
+    async def _execs(self) -> tuple[list[float], list[float], list[float], list[float]]:
+        loop = asyncio.get_running_loop()
+        lxd = Beside(self.node)
+        callers = [Caller(self.client) for _ in range(AT_ONCE)]
+        alone: list[float] = []
+        beside: list[float] = []
+        rates: list[float] = []
+        rates_beside: list[float] = []
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            for number in range(-1, ROUNDS):
+                for _ in range(EXECS_PER_ROUND):
+                    alone.append(timed(callers[0].exec_true, "bench"))
+                    began = time.perf_counter()
+                    await lxd.exec_true(self.instance)
+                    beside.append((time.perf_counter() - began) * 1000)
+                began = time.perf_counter()
+                calls = [loop.run_in_executor(pool, self._some_execs, caller) for caller in callers]
+                await asyncio.gather(*calls)
+                rates.append(AT_ONCE * 4 / (time.perf_counter() - began))
+                began = time.perf_counter()
+                await asyncio.gather(*(self._some_beside(lxd) for _ in callers))
+                rates_beside.append(AT_ONCE * 4 / (time.perf_counter() - began))
+                if number < 0:  # Everything is warm from here on.
+                    for figures in (alone, beside, rates, rates_beside):
+                        figures.clear()
+        return alone, beside, rates, rates_beside
+
+    @staticmethod
+    def _some_execs(caller: Caller) -> None:
+        for _ in range(4):
+            caller.exec_true("bench")
+
+    async def _some_beside(self, lxd: Beside) -> None:
+        for _ in range(4):
+            await lxd.exec_true(self.instance)
+
+    def creates(self) -> Iterator[Row]:
+        call = Caller(self.client)
+        profiles = [word for name in self.pod["profiles"] for word in ("-p", name)]
+        figures: dict[str, list[float]] = {"create": [], "launch": [], "delete": [], "rm": []}
+        for number in range(CREATES):
+            name = f"beside{number}"
+            target = f"/pod/create?ins=made&image={IMAGE}"
+            figures["create"].append(timed(call, "POST", target))
+            figures["launch"].append(timed(self.node.lxc, "launch", IMAGE, name, *profiles))
+            figures["delete"].append(timed(call, "POST", "/pod/delete?ins=made"))
+            figures["rm"].append(timed(self.node.lxc, "delete", "-f", name))
+        p50 = {name: statistics.median(values) / 1000 for name, values in figures.items()}
+        yield Row(
+            "create, p50",
+            "s",
+            p50["create"],
+            p50["launch"],
+            "lxc launch",
+            at_most=1.2,
+            goal_is_ratio=True,
+        )
+        yield Row(
+            "delete, p50",
+            "s",
+            p50["delete"],
+            p50["rm"],
+            "lxc delete -f",
+            at_most=1.2,
+            goal_is_ratio=True,
+        )
+
+    def lists(self) -> Iterator[Row]:
+        with self._many_pods():
+            names = self.client.get("/pod/list").ok
+            assert len(names) == PODS, names
+            alone = wrk(self.client, "/pod/list", 1)
+            loaded = wrk(self.client, "/pod/list", AT_ONCE)
+            target = f"/1.0/instances?recursion=1&project={self.node.project}"
+            beside, rate_beside = self._unix_get(target)
+        what = "LXD's own list"
+        yield Row(
+            f"/pod/list, {PODS} pods, alone, p50", "ms", alone.p50_ms, beside, what, at_most=3
+        )
+        yield Row(
+            f"/pod/list, {AT_ONCE} connections",
+            "/s",
+            loaded.per_second,
+            rate_beside,
+            what,
+            at_least=500,
+        )
+
+    @contextmanager
+    def _many_pods(self) -> Iterator[None]:
+        """Pods that an admin has made with `lxc` for the member; one is there already."""
+        names = [f"listed{number}" for number in range(PODS - 1)]
+        owner = f"user.podyd.owner={self.client.user}"
+        for name in names:
+            self.node.lxc("init", IMAGE, name, "-p", "podyd-base", "-c", owner)
+        try:
+            yield
+        finally:
+            self.node.lxc("delete", *names)
+
+    def _unix_get(self, target: str) -> tuple[float, float]:
+        """Alone: the median in ms. At once: how many a second."""
+        path = self.node.lab_state.socket
+
+        def get(connection: UnixConnection) -> None:
+            connection.request("GET", target)
+            response = connection.getresponse()
+            assert response.status == 200
+            response.read()
+
+        one = UnixConnection(path)
+        alone = statistics.median(timed(get, one) for _ in range(50))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+
+            def some() -> None:
+                connection = UnixConnection(path)
+                for _ in range(10):
+                    get(connection)
+
+            took = timed(lambda: [*pool.map(lambda _: some(), range(AT_ONCE))])
+        return alone, AT_ONCE * 10 / took * 1000
+
+    def user_info(self) -> Iterator[Row]:
+        alone = wrk(self.client, "/user/info", 1)
+        loaded = wrk(self.client, "/user/info", AT_ONCE)
+        yield Row("/user/info, alone, p50", "ms", alone.p50_ms, at_most=2)
+        yield Row(f"/user/info, {AT_ONCE} connections", "/s", loaded.per_second, at_least=1000)
+
+    def memory_at_rest(self) -> Row:
+        helper = _rss(self.node.helper.pid)
+        return Row("memory at rest", "MiB", (_rss(self.server.process.pid) + helper), at_most=80)
+
+    def memory_growth(self) -> Row:
+        """In a podyd of its own, because the other one has served all of the above."""
+        server = self.node.serve()
+        client = server.client(self.client.user)
+        call = Caller(client)
+        paths = itertools.cycle(["/user/info", "/pod/list", "/pod/info?ins=bench", "/host/images"])
+        for _ in range(50):
+            call("GET", next(paths))
+        before = _rss(server.process.pid)
+        for _ in range(REQUESTS):
+            call("GET", next(paths))
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            target = "/pod/exec?ins=bench&cmd=yes&timeout=3"
+            callers = [Caller(client) for _ in range(AT_ONCE)]
+            answers = pool.map(lambda caller: caller("POST", target), callers)
+            assert all(answer["timed_out"] and answer["truncated"] for answer in answers)
+        growth = _rss(server.process.pid) - before
+        assert server.stop() == 0
+        return Row(
+            f"memory growth, {REQUESTS} requests, {AT_ONCE} x yes", "MiB", growth, at_most=20
+        )
+
+
+def _rss(pid: int) -> float:
+    """Resident memory in MiB."""
+    text = Path(f"/proc/{pid}/status").read_text()
+    found = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert found is not None
+    return int(found[1]) * 1024 / MIB
+
+
+# --- The table ----------------------------------------------------------------------------------
+
+FORMAT = "{:42} {:>11} {:>11} {:>7}  {:10} {:4} {}"
+
+
+def line(row: Row) -> str:
+    beside = "" if row.beside is None else f"{row.beside:.2f} {row.unit}"
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    met = "" if not row.goal else "yes" if row.reached else "no"
+    podyd = f"{row.podyd:.2f} {row.unit}"
+    return FORMAT.format(row.what, podyd, beside, ratio, row.goal, met, row.beside_what).rstrip()
+
+
+def main() -> int:
+    """Exit status 1 if a goal is missed."""
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--json", action="store_true", help="print JSON lines instead of a table")
+    options.add_argument("--only", default="", help="a method of Bench, such as execs")
+    chosen = options.parse_args()
+    node = Node()
+    reached = True
+    try:
+        node.start_helper()
+        bench = Bench(node, node.serve())
+        found = getattr(bench, chosen.only)() if chosen.only else bench.rows()
+        if not chosen.json:
+            print(FORMAT.format("", "podyd", "beside it", "ratio", "goal", "met", "what is beside"))
+        for row in [found] if isinstance(found, Row) else found:
+            reached &= row.reached
+            print(json.dumps(asdict(row)) if chosen.json else line(row), flush=True)
+    finally:
+        node.close()
+    return 0 if reached else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,15 @@
+#!/bin/sh
+# `make bench`: podyd beside LXD's own API on this machine. Arguments go to bench.py.
+set -eu
+cd "$(dirname "$0")/../.."
+. tests/lab/machine.sh
+
+need_root bench
+# shellcheck disable=SC2086 # a list of words
+install_packages $PACKAGES wrk
+make_environment .venv debian/vendor.txt tests/requirements.txt
+if ! $PYTHON tests/lab/lab.py status >/dev/null; then
+    trap '$PYTHON tests/lab/lab.py down' EXIT
+fi
+$PYTHON tests/lab/lab.py up
+.venv/bin/python -m tests.bench.bench "$@"
