@@ -23,6 +23,11 @@ log = logging.getLogger(__name__)
 
 RECONNECT_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)
 PING_INTERVAL = 10.0
+# Of LXD's lifecycle events, these leave every instance as it is.
+_HARMLESS = frozenset(
+    f"instance-{what}"
+    for what in ("exec", "console", "console-retrieved", "file-retrieved", "log-retrieved")
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ class Instances:
             log.info("following LXD's events of project %s", self._client.project)
             await connected()
             while (message := await stream.read_message()) is not None:
-                if json.loads(message).get("type") == "lifecycle":
+                event = json.loads(message)
+                if event.get("type") == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
                     self.invalidate()
             log.warning("LXD closed its event stream")
         except PodydError as error:
