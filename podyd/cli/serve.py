@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import errno
 import logging
 import os
@@ -29,6 +30,9 @@ IDLE_SECONDS = 600.0
 # A client that is so slow with its request is cut off.
 BODY_SECONDS = 60.0
 MAX_HEADER_BYTES = 64 * 1024
+# From glibc's malloc.h; the threshold is its default.
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+MALLOC_THRESHOLD = 128 * 1024
 
 
 def serve(path: Path) -> None:
@@ -36,6 +40,7 @@ def serve(path: Path) -> None:
 
     Raises ConfigError or Unavailable, before anything is served, if podyd cannot start.
     """
+    _give_back_memory()
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
     )
@@ -85,6 +90,18 @@ async def _stop(server: HTTPServer, app: App) -> None:
     await app.stop(STOP_SECONDS)
     await server.close_all_connections()
     log.info("stopped")
+
+
+def _give_back_memory() -> None:
+    """Let what large answers took go back to the system.
+
+    Left alone, glibc raises both thresholds with the largest block that it has seen, up to 64 MiB,
+    and keeps as much; see mallopt(3).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(M_MMAP_THRESHOLD, MALLOC_THRESHOLD)
+        mallopt(M_TRIM_THRESHOLD, MALLOC_THRESHOLD)
 
 
 def _listen(config: Config, path: Path) -> list[socket.socket]:

@@ -20,6 +20,7 @@ import contextlib
 import logging
 import re
 import secrets
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -110,29 +111,43 @@ class Output:
     """What came on both streams, in the order of arrival, up to `limit` bytes each."""
 
     def __init__(self, limit: int) -> None:
-        self._room = {STDOUT: limit, STDERR: limit}
-        self._parts: list[tuple[str, bytes]] = []
+        self._limit = limit
+        # One growing block each: thousands of small pieces would leave the heap full of holes.
+        self._bytes = {STDOUT: bytearray(), STDERR: bytearray()}
+        self._order: list[tuple[str, int]] = []
         self.truncated = False
 
     def add(self, stream: str, data: bytes) -> None:
-        kept = data[: self._room[stream]]
+        kept = data[: self._limit - len(self._bytes[stream])]
         self.truncated = self.truncated or len(kept) < len(data)
-        self._room[stream] -= len(kept)
-        if kept:
-            self._parts.append((stream, kept))
+        if not kept:
+            return
+        self._bytes[stream] += kept
+        end = len(self._bytes[stream])
+        if self._order and self._order[-1][0] == stream:
+            self._order[-1] = stream, end
+        else:
+            self._order.append((stream, end))
 
     def texts(self) -> tuple[str, str, str]:
         """stdout, stderr and both interleaved; bytes that are not UTF-8 are replaced."""
-        decoders = {
-            stream: codecs.getincrementaldecoder("utf-8")("replace") for stream in (STDOUT, STDERR)
-        }
-        parts = [(stream, decoders[stream].decode(data)) for stream, data in self._parts]
-        parts += [(stream, decoder.decode(b"", final=True)) for stream, decoder in decoders.items()]
         stdout, stderr = (
-            "".join(text for stream, text in parts if stream == wanted)
-            for wanted in (STDOUT, STDERR)
+            bytes(self._bytes[stream]).decode(errors="replace") for stream in (STDOUT, STDERR)
         )
-        return stdout, stderr, "".join(text for _, text in parts)
+        if not stdout or not stderr:
+            return stdout, stderr, stdout or stderr
+        return stdout, stderr, "".join(self._interleaved())
+
+    def _interleaved(self) -> Iterator[str]:
+        # A character may be cut by the other stream; it stands where it is complete.
+        decoder = codecs.getincrementaldecoder("utf-8")
+        decoders = {STDOUT: decoder("replace"), STDERR: decoder("replace")}
+        starts = {STDOUT: 0, STDERR: 0}
+        for stream, end in self._order:
+            yield decoders[stream].decode(self._bytes[stream][starts[stream] : end])
+            starts[stream] = end
+        for rest in decoders.values():
+            yield rest.decode(b"", final=True)
 
 
 class MarkedStream:

@@ -127,7 +127,7 @@ class Instances:
             await connected()
             while (message := await stream.read_message()) is not None:
                 event = json.loads(message)
-                if event.get("type") == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
+                if event["type"] == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
                     self.invalidate()
             log.warning("LXD closed its event stream")
         except PodydError as error:
