@@ -1,7 +1,8 @@
 """Asks `podyd auth`, the small root process that alone talks to PAM.
 
 One connection a request. The helper ends a PAM module that hangs; here, a bounded number of
-requests may be under way and each has a deadline, so that a hanging LDAP stops nothing else.
+requests may be under way, the others wait in line, and each has a deadline, so that a hanging LDAP
+stops nothing else. Who has logged in before goes before strangers, who may be guessing.
 """
 
 from __future__ import annotations
@@ -9,13 +10,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from podyd.errors import BadRequest, Forbidden, Unauthorized, Unavailable
+from podyd.turns import LineFull, Turns
 
-MAX_UNDER_WAY = 32
+# Fewer than the helper takes at once.
+MAX_UNDER_WAY = 16
+MAX_WAITING = 256
+# For the wait in line and for the answer.
 TIMEOUT = 20.0
 MAX_ANSWER_BYTES = 16 * 1024**2
 
@@ -38,15 +44,17 @@ class AuthClient:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._under_way = 0
+        self._turns = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
 
-    async def login(self, user: str, password: str, address: str) -> Account:
+    async def login(self, user: str, password: str, address: str, *, known: bool) -> Account:
         """Check a password and the account behind it through PAM.
+
+        `known`: the user has logged in from this address before.
 
         Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
         not log in at present, Unavailable if PAM or what is behind it does not answer.
         """
-        answer = await self._ask(op="login", user=user, password=password, remote=address)
+        answer = await self._ask(known, op="login", user=user, password=password, remote=address)
         return Account.of(answer["account"])
 
     async def change_password(self, user: str, old: str, new: str) -> None:
@@ -54,18 +62,21 @@ class AuthClient:
 
         Raises BadRequest, with PAM's own words, for a password that PAM does not take.
         """
-        await self._ask(op="passwd", user=user, old=old, new=new)
+        await self._ask(True, op="passwd", user=user, old=old, new=new)
 
     async def accounts(self) -> list[Account]:
         """Every account that could log in, as far as NSS lists them."""
-        return [Account.of(item) for item in (await self._ask(op="accounts"))["accounts"]]
+        answer = await self._ask(True, op="accounts")
+        return [Account.of(item) for item in answer["accounts"]]
 
-    async def _ask(self, **request: str) -> Mapping[str, Any]:
-        if self._under_way >= MAX_UNDER_WAY:
-            raise Unavailable("Too many logins are under way; try again shortly.", code="pam_busy")
-        self._under_way += 1
+    async def _ask(self, favoured: bool, **request: str) -> Mapping[str, Any]:
         try:
-            answer = await asyncio.wait_for(self._exchange(request), TIMEOUT)
+            answer = await asyncio.wait_for(self._in_turn(favoured, request), TIMEOUT)
+        # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
+        except (LineFull, BlockingIOError):
+            raise Unavailable(
+                "Too many logins are under way; try again shortly.", code="pam_busy"
+            ) from None
         except asyncio.TimeoutError:
             raise Unavailable(
                 "The login service did not answer in time; try again shortly.", code="pam_timeout"
@@ -76,9 +87,11 @@ class AuthClient:
                 f" answer at {self._path} ({type(error).__name__}).",
                 code="pam_unreachable",
             ) from error
-        finally:
-            self._under_way -= 1
         return _checked(answer)
+
+    async def _in_turn(self, favoured: bool, request: Mapping[str, str]) -> Mapping[str, Any]:
+        async with self._turns.turn(favoured=favoured):
+            return await self._exchange(request)
 
     async def _exchange(self, request: Mapping[str, str]) -> Mapping[str, Any]:
         async with self._connection() as (reader, writer):
@@ -91,11 +104,25 @@ class AuthClient:
     async def _connection(
         self,
     ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-        reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_ANSWER_BYTES)
+        reader, writer = await asyncio.open_unix_connection(
+            sock=_connected(self._path), limit=MAX_ANSWER_BYTES
+        )
         try:
             yield reader, writer
         finally:
             writer.close()
+
+
+def _connected(path: str) -> socket.socket:
+    """A connection to the helper; raises BlockingIOError, which asyncio takes for a success."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
 
 
 def _checked(answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -333,7 +333,9 @@ class _Server:
         except OSError as error:  # out of descriptors, say; the next one may do better
             _log(f"cannot accept a connection: {error.strerror}")
             return
-        if not self._may_ask(connection):
+        if _has_hung_up(connection):
+            connection.close()  # After we hung ourselves, PAM is not asked for nobody.
+        elif not self._may_ask(connection):
             self._dismiss(connection, Answer(Error.FORBIDDEN))
         elif len(self._children) >= self._settings.max_children:
             self._dismiss(connection, Answer(Error.BUSY))
@@ -435,6 +437,12 @@ class _Server:
             self._conclude(self._children.pop(pid), status)
         while self._dismissed:
             self._dismissed.popleft().close()
+
+
+def _has_hung_up(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, 0)  # POLLHUP, which is never masked: the peer has closed its end.
+    return any(event & select.POLLHUP for _fd, event in poll.poll(0))
 
 
 # The child

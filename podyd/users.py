@@ -118,7 +118,8 @@ class Users:
         counted = [(key, self._failures.count(key)) for key in keys]
         changes = self._password_changes
         try:
-            account = await self._auth.login(name, password, address)
+            known = (name, address) in self._known
+            account = await self._auth.login(name, password, address, known=known)
         except Unauthorized:
             await asyncio.sleep(max(0.0, started + FAILURE_SECONDS - time.monotonic()))
             raise

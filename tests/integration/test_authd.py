@@ -548,6 +548,19 @@ def test_full_helper_is_busy_at_once(directory: Path) -> None:
         assert running.ask("ping") == {"ok": True}
 
 
+def test_who_has_hung_up_is_not_asked_about(directory: Path, fresh: str) -> None:
+    """A helper that hung for a while must not work through what nobody waits for any more."""
+    request = json.dumps({"op": "login", "user": fresh, "password": "wrong"}).encode() + b"\n"
+    with helper(directory, max_children=4) as running:
+        running.process.send_signal(signal.SIGSTOP)
+        for _ in range(40):
+            with running.connect() as gone:
+                gone.sendall(request)
+        running.process.send_signal(signal.SIGCONT)
+        assert running.login(fresh)["ok"]
+        assert running.log.read_text().count(fresh) == 1
+
+
 @contextmanager
 def hanging_service(directory: Path, user: str) -> Iterator[None]:
     """A PAM service that runs a program for one user, which hangs until this ends."""
