@@ -43,8 +43,9 @@ log = logging.getLogger(__name__)
 OWNER = "user.podyd.owner"
 INS = "user.podyd.ins"
 IMAGE = "user.podyd.image"
-# The instance's own name, written when podyd begins to make it. An instance that has it and was
-# never started was left half-made by a podyd that was killed. A copy has another name.
+# The instance's own name, written when podyd begins to make it and taken away when it runs. An
+# instance that has it and was never started was left half-made by a podyd that was killed; it will
+# be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"
 
 CREATE_TIMEOUT = 600.0
@@ -228,6 +229,7 @@ class Pods:
             try:
                 await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
                 await self._start(name)
+                await self._is_whole(name)
             except PodydError as error:
                 removing = self._tasks.spawn(self._remove(name), f"removing half-made pod {name}")
                 await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
@@ -240,6 +242,11 @@ class Pods:
                 self._instances.invalidate()
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
+
+    async def _is_whole(self, name: str) -> None:
+        """Take away the mark of a pod that is being made."""
+        # To LXD, a key without a value is none.
+        await self._client.change("PATCH", instance_path(name), {"config": {MADE_AS: ""}})
 
     @contextlib.asynccontextmanager
     async def _reserved(self, member: Member, ins: str) -> AsyncIterator[dict[str, Any]]:
@@ -356,9 +363,13 @@ class Pods:
             await asyncio.sleep(delay)
             being_made = {making.name for making in self._making.values()}
             for instance in await self._instances.all():
-                if is_half_made(instance) and instance.name not in being_made:
+                if instance.name in being_made or instance.config.get(MADE_AS) != instance.name:
+                    continue
+                if is_half_made(instance):
                     log.warning("removing half-made pod %s", instance.name)
                     await self._remove(instance.name)
+                else:
+                    await self._is_whole(instance.name)
 
     # --- Starting and stopping -------------------------------------------------------------------
 
@@ -376,14 +387,14 @@ class Pods:
         pod = await self._find(member, ins)
         if pod.status == "stopped":
             return f"Pod {ins} is stopped already."
-        return f"Pod {ins} {await self._stop(pod)}."
+        return f"Pod {ins} has stopped{await self._stop(pod)}."
 
     async def restart(self, member: Member, ins: str) -> str:
         """Stop a pod and start it again. Returns what was done."""
         pod = await self._find(member, ins)
-        done = "was stopped" if pod.status == "stopped" else await self._stop(pod)
+        how = "" if pod.status == "stopped" else await self._stop(pod)
         await self._start(pod.name)
-        return f"Pod {ins} {done} and is running again."
+        return f"Pod {ins} has stopped{how}, and is running again."
 
     async def _start(self, name: str, action: str = "start") -> None:
         try:
@@ -409,11 +420,12 @@ class Pods:
         return "; ".join(dict.fromkeys(messages[-LOG_LINES:]))
 
     async def _stop(self, pod: Pod) -> str:
+        """Stop a pod; returns how, if not in the ordinary way."""
         # A frozen pod cannot shut down by itself.
         if pod.status == "running":
             try:
                 await self._set_state(pod.name, "stop", timeout=STOP_TIMEOUT)
-                return "is stopped"
+                return ""
             except (LxdRefused, TimedOut) as error:
                 log.info("%s does not shut down: %s", pod.name, error.detail)
         try:
@@ -421,7 +433,7 @@ class Pods:
         except LxdRefused as error:
             if "already stopped" not in error.detail:
                 raise busy_or(error, f"LXD could not stop the pod: {error.detail}.") from error
-        return "did not shut down in time and was stopped by force"
+        return ", by force, as it did not shut down in time" if pod.status == "running" else ""
 
     async def _set_state(
         self, name: str, action: str, *, timeout: float, force: bool = False

@@ -7,6 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from podyd.lxd.instances import Instance
+from podyd.pods import is_half_made
 from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
 
 
@@ -92,7 +94,7 @@ def test_latest_is_the_image_itself(new_user: Callable[[], Client], ins: str) ->
 )
 def test_odd_user_names_have_pods(node: Node, server: Server, name: str) -> None:
     client = server.client(node.accounts.user(name))
-    longest = "My_pod-" + "z" * 23
+    longest = "My_pod-" + "z" * 56
     for ins in ("exp", longest):
         made = client.post("/pod/create", ins=ins, image=IMAGE).ok
         assert (made["ins"], made["owner"]) == (ins, name)
@@ -210,6 +212,25 @@ def test_limits_hold_inside_the_pod(node: Node, limited: Server) -> None:
     done = client.exec("small", "head -c 400M /dev/zero | tail", timeout=20)
     assert done["exit_code"] != 0
     client.post("/pod/delete", ins="small").ok
+
+
+# --- Nothing is lost ----------------------------------------------------------------------------
+
+
+def test_a_pod_that_an_admin_has_copied_is_not_taken_for_half_made(
+    node: Node, alice: Client, ins: str
+) -> None:
+    name = alice.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    alice.exec(ins, "echo kept > /root/file; sync")
+    node.lxc("copy", name, f"{name}-new", "--stateless")
+    alice.post("/pod/delete", ins=ins).ok
+    node.lxc("rename", f"{name}-new", name)
+    copied = Instance.of(node.instance_of(alice.user, ins))
+    assert copied.started is None, "LXD does not say that it ever ran"
+    assert not is_half_made(copied)
+    alice.post("/pod/start", ins=ins).ok
+    assert alice.exec(ins, "cat /root/file")["stdout"] == "kept\n"
+    alice.post("/pod/delete", ins=ins).ok
 
 
 # --- Failures -----------------------------------------------------------------------------------
