@@ -36,14 +36,14 @@ class Kind:
 
 @dataclass(frozen=True)
 class Text(Kind):
-    """Any Unicode text without NUL, of `minimum` to `maximum` characters."""
+    """Any Unicode text without NUL, of `minimum` to `maximum` bytes of UTF-8."""
 
     maximum: int
     minimum: int = 1
 
     def parse(self, text: str) -> str:
-        if not self.minimum <= len(text) <= self.maximum:
-            raise ValueError(f"must have {self.minimum} to {self.maximum} characters")
+        if not self.minimum <= len(text.encode()) <= self.maximum:
+            raise ValueError(f"must have {self.minimum} to {self.maximum} bytes of UTF-8")
         if "\0" in text:
             raise ValueError("must not contain a NUL character")
         return text
@@ -73,8 +73,9 @@ def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other ki
     """A pod's name as its owner says it; LXD's own name is made from it."""
     return Pattern(
         r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?",
-        "1 to 30 letters, digits, '-' or '_', beginning and ending with a letter or digit",
-        maximum=30,
+        "1 to 63 letters, digits, '-' or '_', beginning and ending with a letter or digit",
+        # As long as LXD's own names: an admin's instance may have no other.
+        maximum=63,
     )
 
 

@@ -14,6 +14,9 @@ from typing import Any, Literal
 
 from podyd.params import Indices, Param, Password, PodName, Seconds, Text, param, params_of
 
+# What Linux takes as one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
+MAX_COMMAND_BYTES = 128 * 1024 - 1
+
 
 def iso(moment: datetime) -> str:
     """A time as the API writes it: ISO 8601, in UTC, to the second."""
@@ -60,7 +63,7 @@ class Create:
 @dataclass(frozen=True)
 class Exec:
     ins: str = param(PodName(), "the pod's name")
-    cmd: str = param(Text(100_000), "what /bin/bash -c shall run, as root in the pod")
+    cmd: str = param(Text(MAX_COMMAND_BYTES), "what /bin/bash -c shall run, as root in the pod")
     timeout: float | None = param(
         Seconds(), "seconds after which all that it started is killed", default=None
     )
@@ -232,9 +235,7 @@ class Operation:
 
 HELP = Operation("/help", GET, HelpOf, list[HelpEntry], "The routes and their parameters.")
 VERSION = Operation("/version", GET, Nothing, list[int], "podyd's version.", access=Access.OPEN)
-OPENAPI = Operation(
-    "/openapi.json", GET, Nothing, dict[str, Any], "This API as OpenAPI 3.1.", access=Access.OPEN
-)
+OPENAPI = Operation("/openapi.json", GET, Nothing, dict[str, Any], "This API as OpenAPI 3.1.")
 USER_INFO = Operation("/user/info", GET, Nothing, UserInfo, "The caller and their quota.")
 USER_LIST = Operation("/user/list", GET, Nothing, list[UserName], "The members of this node.")
 USER_CH_PASSWD = Operation(

@@ -12,12 +12,15 @@ import base64
 import binascii
 import json
 import logging
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qsl
 
-from tornado.web import RequestHandler, stream_request_body
+from tornado.httputil import HTTPServerRequest
+from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from podyd.errors import (
     BadRequest,
@@ -108,6 +111,20 @@ class JsonHandler(RequestHandler):
             self.set_header(name, value)
         self.finish(json.dumps(error.body(), ensure_ascii=False))
 
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Where podyd crashed, and on what; Tornado would also log the query.
+
+        What an exception says is left out for the same reason: a password, a command.
+        """
+        if not isinstance(value, HTTPError):
+            frames = "".join(traceback.format_tb(tb))
+            log.error("%s crashed: %s\n%s", _path(self.request), type(value).__name__, frames)
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's way out for what it refuses itself, or for a crash."""
         error = PodydError(
@@ -159,11 +176,23 @@ class Endpoint(JsonHandler):
             )
         if self._too_large:
             raise _too_large()
+        self._refuse_other_sites()
         member, password = None, ""
         if self.operation.access is not Access.OPEN:
             member, password = await self._log_in()
         request: Any = parse(self.operation.request, self._pairs())
         return await self.bound(Call(request, member, password))
+
+    def _refuse_other_sites(self) -> None:
+        """A browser sends its user's login along with whatever any site's page asks of podyd."""
+        headers = self.request.headers
+        site = headers.get("Sec-Fetch-Site", "none")
+        origin = headers.get("Origin")
+        own = origin is None or origin.partition("://")[2] == headers.get("Host")
+        if site not in ("none", "same-origin") or not own:
+            raise Forbidden(
+                "podyd answers no requests that the page of another site makes.", code="cross_site"
+            )
 
     async def _log_in(self) -> tuple[Member, str]:
         name, password = credentials(self.request.headers.get("Authorization", ""))
@@ -270,8 +299,13 @@ def _decode_json(text: str) -> list[tuple[str, str]]:
             raise BadRequest(f"{accepted}.", code="malformed_body")
         name, value = pair
         if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise BadRequest(f"{accepted}; {name[:64]!r} has neither.", code="malformed_body")
+            raise BadRequest(f"{accepted}; {name[:64]!a} has neither.", code="malformed_body")
         found.append((name, value if isinstance(value, str) else repr(value)))
+    try:
+        # JSON can write half of a surrogate pair ("\\ud800"), which is no text.
+        "".join(text for pair in found for text in pair).encode()
+    except UnicodeEncodeError:
+        raise BadRequest("The body has half of a surrogate pair.", code="not_utf8") from None
     return found
 
 
@@ -283,6 +317,11 @@ def _going_down() -> Unavailable:
     return Unavailable("podyd is restarting; the command was ended.", code="shutting_down")
 
 
+def _path(request: HTTPServerRequest) -> str:
+    """The path as a log may show it."""
+    return request.path[:200].encode("unicode_escape").decode()
+
+
 def log_request(handler: RequestHandler) -> None:
     """One line a request: never its query, which may hold a password or a command."""
     status = handler.get_status()
@@ -291,7 +330,7 @@ def log_request(handler: RequestHandler) -> None:
         "%s %s %s user=%s from=%s %.1fms",
         status,
         handler.request.method,
-        handler.request.path[:200].encode("unicode_escape").decode(),
+        _path(handler.request),
         getattr(handler, "member_name", "-"),
         handler.request.remote_ip,
         handler.request.request_time() * 1000,

@@ -32,9 +32,9 @@ POD_INFO = {
 
 
 @pytest.fixture(scope="session")
-def document(server: Server) -> Mapping[str, Any]:
+def document(alice: Client) -> Mapping[str, Any]:
     """What podyd itself serves as its description."""
-    served: Mapping[str, Any] = server.client().get("/openapi.json").ok
+    served: Mapping[str, Any] = alice.get("/openapi.json").ok
     return served
 
 
@@ -97,7 +97,7 @@ def test_pod_info(alice: Client, pod: str, node: Node) -> None:
 def test_open_to_everybody_is_the_version_alone(server: Server) -> None:
     anonymous = server.client()
     assert anonymous.get("/version").ok == [0, 1, 0]
-    for path in ("/help", "/user/info", "/host/spec", "/pod/list", "/host/gpu-ps"):
+    for path in ("/help", "/openapi.json", "/user/info", "/host/spec", "/pod/list", "/host/gpu-ps"):
         answer = anonymous.get(path)
         answer.refused(401)
         assert answer.headers["WWW-Authenticate"].startswith("Basic")
@@ -178,7 +178,7 @@ def test_wrong_method(alice: Client, method: str) -> None:
         ("GET", "/pod/info", {}, "missing_parameter", "ins"),
         ("GET", "/pod/info", {"ins": ""}, "malformed_parameter", "ins"),
         ("GET", "/pod/info", {"ins": "../x"}, "malformed_parameter", "ins"),
-        ("GET", "/pod/info", {"ins": "x" * 31}, "malformed_parameter", "ins"),
+        ("GET", "/pod/info", {"ins": "x" * 64}, "malformed_parameter", "ins"),
         ("GET", "/pod/info", {"ins": "a", "x": "1"}, "unknown_parameter", "x"),
         ("GET", "/version", {"x": "1"}, "unknown_parameter", "x"),
         ("POST", "/pod/create", {"ins": "a"}, "missing_parameter", "image"),
@@ -241,6 +241,8 @@ def test_a_body_carries_parameters(
         (JSON, b'{"cmd": "a", "timeout": NaN}', "malformed_parameter"),
         (JSON, b"[" * 100_000, "malformed_body"),
         (JSON, b"\xff", "not_utf8"),
+        (JSON, b'{"cmd": "\\ud800"}', "not_utf8"),
+        (JSON, b'{"\\ud800": "x"}', "not_utf8"),
         ({"Content-Type": "text/plain"}, b"cmd=true", "bad_content_type"),
     ],
 )
@@ -283,6 +285,32 @@ def test_a_chunked_body_that_is_too_large(alice: Client, pod: str) -> None:
 def test_a_bad_login_header_is_a_401(server: Server, header: str) -> None:
     answer = server.client().call("GET", "/user/info", headers={"Authorization": header})
     answer.refused(401, "unauthorized")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+def test_another_sites_page_cannot_use_a_browsers_login(
+    new_user: Callable[[], Client], headers: Mapping[str, str]
+) -> None:
+    client = new_user()
+    for method in ("GET", "POST"):
+        answer = client.call(method, "/user/ch-passwd", {"passwd": "Theirs-now-1"}, headers=headers)
+        answer.refused(403, "cross_site")
+    client.get("/user/info").ok
+
+
+@pytest.mark.parametrize("site", ["same-origin", "none"])
+def test_ones_own_page_and_the_address_bar_can(alice: Client, site: str) -> None:
+    own = {"Sec-Fetch-Site": site, "Origin": f"http://127.0.0.1:{alice.port}"}
+    alice.call("GET", "/user/info", headers=own).ok
 
 
 def test_what_is_no_http_does_not_harm(server: Server, alice: Client) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import socket
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from tests.integration.harness import IMAGE, Client, Node, Server, started, wait
 
 # A number of seconds that stands in nobody else's command line.
 MARK = "98761"
+JSON = {"Content-Type": "application/json"}
 
 
 def processes(alice: Client, pod: str, pattern: str) -> int:
@@ -86,11 +88,14 @@ def test_exit_codes_are_those_of_bash(alice: Client, pod: str, command: str, cod
         "-e",
         "*",
         "x" * 50_000,
+        "世" * 43_000,
     ],
 )
 def test_a_command_reaches_bash_as_it_is(alice: Client, pod: str, text: str) -> None:
     # The quoted here-document prints what stands in it.
-    done = alice.exec(pod, f"cat <<'END-OF-TEXT'\n{text}\nEND-OF-TEXT")
+    command = f"cat <<'END-OF-TEXT'\n{text}\nEND-OF-TEXT"
+    body = json.dumps({"cmd": command}).encode()
+    done = alice.call("POST", "/pod/exec", {"ins": pod}, body=body, headers=JSON).ok
     assert (done["stdout"], done["stderr"]) == (f"{text}\n", "")
 
 
@@ -257,9 +262,10 @@ def test_a_pod_that_is_deleted_meanwhile_ends_the_command_with_an_answer(
     assert answer.status == 409 or answer.ok["exit_code"] == 137
 
 
-@pytest.mark.parametrize("command", ["", "a\0b"])
+@pytest.mark.parametrize("command", ["", "a\0b", "x" * 131_072, "世" * 43_691], ids=len)
 def test_a_bad_command_is_refused(alice: Client, pod: str, command: str) -> None:
-    answer = alice.post("/pod/exec", ins=pod, cmd=command)
+    body = json.dumps({"cmd": command}).encode()
+    answer = alice.call("POST", "/pod/exec", {"ins": pod}, body=body, headers=JSON)
     assert "cmd" in answer.refused(400, "malformed_parameter")["detail"]
 
 
