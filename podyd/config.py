@@ -27,8 +27,8 @@ UNLIMITED = -1
 _UNITS: dict[str, int] = {
     "": 1,
     "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTP", 1)},
-    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTP", 1)},
+    **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTPE", 1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)},
 }
 
 

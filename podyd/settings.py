@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from operator import attrgetter
 from pathlib import Path
 
 from podyd.config import Config, load
@@ -11,7 +12,7 @@ from podyd.errors import ConfigError
 log = logging.getLogger(__name__)
 
 # What a running process cannot change: it is bound to an address, a socket, a project.
-FIXED = ("listen", "tls", "state_dir", "lxd")
+FIXED = ("listen", "tls", "state_dir", "lxd", "auth.socket", "auth.pam_service")
 
 
 class Settings:
@@ -30,7 +31,7 @@ class Settings:
         except ConfigError as error:
             log.error("not reloaded, the old configuration stays in force: %s", error.detail)
             return
-        changed = [key for key in FIXED if getattr(new, key) != getattr(self.current, key)]
+        changed = [key for key in FIXED if attrgetter(key)(new) != attrgetter(key)(self.current)]
         if changed:
             log.warning("takes effect at the next restart only: %s", ", ".join(changed))
         self.current = new

@@ -1,0 +1,44 @@
+"""LXD killed with all that it had started, as when the machine loses its power."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from tests.integration.harness import Client, Node, Server, wait_until
+from tests.lab import lab
+
+
+def kill_everything(node: Node) -> None:
+    """Both daemons, the pods and what serves them; LXD is told nothing."""
+    names = lab.instance_names()
+    daemons = {lab.daemon_pid("lxd"), lab.daemon_pid("lxcfs")} - {None}
+    assert len(daemons) == 2
+    served = [pid for pid in lab.all_pids() if lab.is_servant(pid) or lab.in_instance(pid, names)]
+    assert served
+    for pid in [*daemons, *served]:
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not any(lab.is_alive(pid) for pid in served), "everything to be dead")
+
+
+def test_the_lab_comes_up_again_and_podyd_with_it(
+    node: Node, server: Server, alice: Client, pod: str
+) -> None:
+    if not node.lab_state.ours:
+        pytest.skip("an LXD that is not the lab's own is never killed")
+    alice.exec(pod, "echo kept > /root/before; sync")
+    followed = server.log_text().count("following LXD's events")
+    kill_everything(node)
+    alice.post("/pod/exec", ins=pod, cmd="true").refused(503, "lxd_unreachable")
+    assert lab.main(["up"]) == 0
+    wait_until(
+        lambda: server.log_text().count("following LXD's events") > followed, "podyd to follow", 20
+    )
+    # LXD starts what ran before.
+    wait_until(lambda: alice.get("/pod/info", ins=pod).ok["status"] == "running", "the pod", 30)
+    assert alice.exec(pod, "cat /root/before")["stdout"] == "kept\n"
+    total_kb = int(alice.exec(pod, "awk '/^MemTotal/ {print $2}' /proc/meminfo")["stdout"])
+    assert total_kb > 0, "lxcfs is alive"
