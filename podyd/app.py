@@ -18,10 +18,11 @@ from podyd.images import Images
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Instances
-from podyd.nvidia import Nvml
 from podyd.pods import Pods
 from podyd.settings import Settings
 from podyd.tasks import Tasks
+from podyd.telemetry import Telemetry
+from podyd.usernames import UserNames
 from podyd.users import Users
 
 # At the end, what cleaning commands and removes half-made pods may take so long.
@@ -36,14 +37,15 @@ class App:
     client: LxdClient
     instances: Instances
     pods: Pods
-    nvml: Nvml
+    telemetry: Telemetry
+    usernames: UserNames
     background: Tasks
     cleaning: Tasks
     requests: Requests
 
     def start(self) -> None:
         """Begin what goes on in the background; needs a running event loop."""
-        self.nvml.start()
+        self.background.spawn(self.telemetry.run(), "asking NVML")
         self.background.spawn(self.instances.watch(self._lxd_is_there), "following LXD")
 
     async def _lxd_is_there(self) -> None:
@@ -54,7 +56,7 @@ class App:
         await self.requests.finish(timeout)
         await self.background.cancel()
         await self.cleaning.finish(KILL_SECONDS)
-        self.nvml.stop()
+        self.usernames.close()
         self.client.close()
 
 
@@ -65,7 +67,8 @@ def build(settings: Settings) -> App:
     cleaning = Tasks()
     instances = Instances(client)
     images = Images(client, settings)
-    nvml = Nvml()
+    telemetry = Telemetry()
+    usernames = UserNames()
     requests = Requests()
     users = Users(AuthClient(config.auth.socket), settings)
     pods = Pods(
@@ -77,7 +80,7 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
-    routes = Routes(users=users, pods=pods, images=images, host=Host(client, nvml))
+    routes = Routes(users=users, pods=pods, images=images, host=Host(client, telemetry, usernames))
     application = Application(
         [
             (
@@ -91,7 +94,17 @@ def build(settings: Settings) -> App:
         default_handler_args={"suggest": suggestion},
         log_function=log_request,
     )
-    return App(application, client, instances, pods, nvml, Tasks(), cleaning, requests)
+    return App(
+        application=application,
+        client=client,
+        instances=instances,
+        pods=pods,
+        telemetry=telemetry,
+        usernames=usernames,
+        background=Tasks(),
+        cleaning=cleaning,
+        requests=requests,
+    )
 
 
 def _credentials(config: Config) -> Credentials:

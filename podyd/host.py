@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Sequence
 
 from podyd import __version__, procs
 from podyd.errors import BadRequest, Unavailable
 from podyd.lxd.client import LxdClient
-from podyd.nvidia import STALE_SECONDS, Nvml, Sample
+from podyd.nvidia import Gpu, Sample
 from podyd.spec import GpuProcess, HostSpec
+from podyd.telemetry import Telemetry
+from podyd.usernames import UserNames
 
 FIRST_SAMPLE_SECONDS = 2.0
 
@@ -18,14 +19,15 @@ FIRST_SAMPLE_SECONDS = 2.0
 class Host:
     """Answers from the last sample of NVML, from /proc and from LXD."""
 
-    def __init__(self, client: LxdClient, nvml: Nvml) -> None:
+    def __init__(self, client: LxdClient, telemetry: Telemetry, names: UserNames) -> None:
         self._client = client
-        self._nvml = nvml
+        self._names = names
+        self._telemetry = telemetry
 
     async def spec(self) -> HostSpec:
         """Versions; null for what is not there."""
-        await self._first_sample()
-        sample = self._nvml.latest
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        sample = self._telemetry.latest
         return HostSpec(
             podyd=__version__,
             lxd=(await self._client.get("/1.0"))["environment"].get("server_version"),
@@ -35,30 +37,57 @@ class Host:
         )
 
     async def gpu_processes(
-        self, wanted: Sequence[int] | None, *, show_host_commands: bool
-    ) -> dict[str, list[GpuProcess]]:
-        """Per card, the processes on it; no cards at all where there is no NVIDIA driver."""
-        await self._first_sample()
-        sample = self._nvml.latest
-        if sample is None or (sample.age > STALE_SECONDS and self._nvml.problem):
-            if self._nvml.absent:
-                _check_indices(wanted, 0)
-                return {}
-            raise Unavailable(
-                f"NVML does not answer: {self._nvml.problem or 'it hangs'}.", code="nvml_failed"
-            )
-        count = len(sample.holders)
+        self, wanted: Sequence[int] | None, *, viewer: str, sees_all: bool
+    ) -> tuple[dict[str, list[GpuProcess]], float]:
+        """Per card, the processes on it, and the age of that in seconds.
+
+        No cards at all where there is no NVIDIA driver. What other people run on the host itself
+        is shown to who `sees_all`; the others see whose it is.
+        """
+        sample = await self.sample()
+        count = len(sample.gpus) if sample else 0
         _check_indices(wanted, count)
-        return {
-            str(index): _rows(sample, index, show_host_commands)
+        if sample is None:
+            return {}, 0.0
+        rows = {
+            str(index): await self._rows(sample.gpus[index], viewer, sees_all)
             for index in (range(count) if wanted is None else wanted)
         }
+        return rows, sample.age
 
-    async def _first_sample(self) -> None:
-        if self._nvml.latest is None and not self._nvml.absent and self._nvml.problem is None:
-            await asyncio.get_running_loop().run_in_executor(
-                None, self._nvml.wait_for_first, FIRST_SAMPLE_SECONDS
+    async def sample(self) -> Sample | None:
+        """The last sample; None where there is no NVIDIA driver. Raises Unavailable, with the
+        cause, if NVML has not answered for too long."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        sample = self._telemetry.current
+        if sample is None and not self._telemetry.absent:
+            raise Unavailable(
+                f"NVML does not answer: {self._telemetry.problem or 'it hangs'}.",
+                code="nvml_failed",
             )
+        return sample
+
+    async def _rows(self, gpu: Gpu, viewer: str, sees_all: bool) -> list[GpuProcess]:
+        rows = []
+        for holder in gpu.holders:
+            process = procs.look_up(holder.pid)
+            if process is None:
+                continue  # It has ended since the sample was taken.
+            cmd = process.cmd
+            if not process.pod and process.uid is not None and not sees_all:
+                user = await self._names.of(process.uid)
+                cmd = cmd if user == viewer else user
+            rows.append(
+                GpuProcess(
+                    pid=holder.pid,
+                    pod=process.pod,
+                    cmd=cmd,
+                    uptime=process.uptime,
+                    memory_used=process.memory_used,
+                    gpu_memory_used=holder.memory_used,
+                )
+            )
+        return rows
 
 
 def _check_indices(wanted: Sequence[int] | None, count: int) -> None:
@@ -70,23 +99,3 @@ def _check_indices(wanted: Sequence[int] | None, count: int) -> None:
                 code="no_such_gpu",
                 count=count,
             )
-
-
-def _rows(sample: Sample, index: int, show_host_commands: bool) -> list[GpuProcess]:
-    rows = []
-    for holder in sample.holders[index]:
-        process = procs.look_up(holder.pid)
-        if process is None:
-            continue  # It has ended since the sample was taken.
-        shown = process.pod or show_host_commands
-        rows.append(
-            GpuProcess(
-                pid=holder.pid,
-                pod=process.pod,
-                cmd=process.cmd if shown else "",
-                uptime=process.uptime,
-                memory_used=process.memory_used,
-                gpu_memory_used=holder.memory_used,
-            )
-        )
-    return rows

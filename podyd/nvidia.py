@@ -1,135 +1,244 @@
-"""NVML: which process holds which GPU. The only importer of pynvml.
+"""NVML: what the cards do, and which process holds which. The only importer of pynvml.
 
-NVML may hang or fail, so one thread of its own samples it; requests read the last sample.
+NVML may hang for good inside the driver, and after an update of the driver only a new process gets
+the new library. So this runs in a process of its own, `podyd nvml`, which writes one line of JSON a
+second; telemetry.py starts it, reads it and replaces it.
 """
 
 from __future__ import annotations
 
-import logging
-import threading
+import contextlib
+import ctypes
+import json
+import signal
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import pynvml
 
-log = logging.getLogger(__name__)
-
 SAMPLE_SECONDS = 1.0
-# Without a driver it is enough to look now and then whether one has come.
-RETRY_SECONDS = 30.0
-STALE_SECONDS = 30.0
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A process on a card; `memory_used` in bytes, None where the driver does not tell."""
+    """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
+    last sample; None where the driver does not tell."""
 
     pid: int
     memory_used: int | None
+    utilisation: int | None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card at one moment; None where it does not support the figure.
+
+    `pci` as LXD and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
+    percent, `temperature` in degrees Celsius, power in watts. `problem` says why a card does not
+    answer.
+    """
+
+    uuid: str
+    pci: str
+    name: str
+    memory_total: int | None = None
+    memory_used: int | None = None
+    utilisation: int | None = None
+    temperature: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    problem: str | None = None
+    holders: tuple[Holder, ...] = ()
 
 
 @dataclass(frozen=True)
 class Sample:
-    """All cards at one moment; `taken` in seconds of the monotonic clock."""
+    """All cards at one moment, in the order of NVML's indices; `taken` on the monotonic clock."""
 
     taken: float
     driver: str
     cuda: str
-    holders: tuple[tuple[Holder, ...], ...]
+    gpus: tuple[Gpu, ...]
 
     @property
     def age(self) -> float:
         """Seconds since the sample was taken."""
         return time.monotonic() - self.taken
 
+    def to_line(self) -> str:
+        """The sample as one line of JSON."""
+        return json.dumps(asdict(self))
 
-class Nvml:
-    """Samples NVML for as long as it runs. `absent` while the host has no NVIDIA driver."""
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Sample:
+        """From the JSON of `to_line`."""
+        gpus = tuple(
+            Gpu(**{**gpu, "holders": tuple(Holder(**holder) for holder in gpu["holders"])})
+            for gpu in data["gpus"]
+        )
+        return cls(data["taken"], data["driver"], data["cuda"], gpus)
 
-    def __init__(self) -> None:
-        self.latest: Sample | None = None
-        self.problem: str | None = None
-        self.absent = False
-        self._first = threading.Event()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="nvml", daemon=True)
 
-    def start(self) -> None:
-        self._thread.start()
+@dataclass(frozen=True)
+class Failure:
+    """Why there are no samples; `absent` if this host has no NVIDIA driver at all."""
 
-    def stop(self) -> None:
-        """End the thread; one that hangs inside NVML is left behind, as a daemon."""
-        self._stop.set()
-        self._thread.join(timeout=1)
+    problem: str
+    absent: bool
 
-    def wait_for_first(self, timeout: float) -> bool:
-        """Wait until there was a first answer, good or bad; False if none within `timeout` s."""
-        return self._first.wait(timeout)
+    def to_line(self) -> str:
+        """The failure as one line of JSON."""
+        return json.dumps(asdict(self))
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            delay = RETRY_SECONDS
-            try:
-                pynvml.nvmlInit()
-                try:
-                    self._sample_until_it_fails()
-                finally:
-                    pynvml.nvmlShutdown()
-            except pynvml.NVMLError as error:
-                delay = self._failed(error)
-            self._first.set()
-            self._stop.wait(delay)
 
-    def _sample_until_it_fails(self) -> None:
-        self.absent = False
-        while not self._stop.is_set():
-            self.latest = take_sample()
-            self.problem = None
-            self._first.set()
-            self._stop.wait(SAMPLE_SECONDS)
+def parse_line(line: str | bytes) -> Sample | Failure:
+    """What `podyd nvml` wrote. Raises ValueError, KeyError or TypeError if it is not that."""
+    data = json.loads(line)
+    return Failure(**data) if "problem" in data else Sample.of(data)
 
-    def _failed(self, error: pynvml.NVMLError) -> float:
+
+# --- The process of its own ---------------------------------------------------------------------
+
+
+def run(write: Callable[[str], None], *, once: bool = False) -> int:
+    """Write a line a second for as long as NVML answers, then why it does not; returns 1 then."""
+    # Also where NVML hangs: nobody is left behind by a podyd that is killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        pynvml.nvmlInit()
+        cards = Cards()
+        due = time.monotonic()
+        while True:
+            write(cards.sample().to_line())
+            if once:
+                return 0
+            # By the clock, so that what a sample takes does not add up.
+            due = max(due + SAMPLE_SECONDS, time.monotonic())
+            time.sleep(due - time.monotonic())
+    except pynvml.NVMLError as error:
         absent = isinstance(
             error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
         )
-        problem = str(error)
-        if problem != self.problem:
-            level = logging.INFO if absent else logging.WARNING
-            log.log(level, "no GPU data: %s", problem)
-        self.absent, self.problem = absent, problem
-        if absent:
-            self.latest = None
-        return RETRY_SECONDS if absent else SAMPLE_SECONDS
+        write(Failure(str(error), absent).to_line())
+        return 1
 
 
-def take_sample() -> Sample:
-    """Ask NVML for everything, now. Raises pynvml.NVMLError."""
-    cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
-    return Sample(
-        taken=time.monotonic(),
-        driver=str(pynvml.nvmlSystemGetDriverVersion()),
-        cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
-        holders=tuple(
-            _holders(pynvml.nvmlDeviceGetHandleByIndex(index))
-            for index in range(pynvml.nvmlDeviceGetCount())
-        ),
-    )
+class Cards:
+    """Takes samples; remembers up to when it knows what each process has used."""
 
+    def __init__(self) -> None:
+        self._seen: dict[int, int] = {}
 
-def _holders(card: object) -> tuple[Holder, ...]:
-    found: dict[int, Holder] = {}
-    asked: tuple[Callable[[object], list[object]], ...] = (
-        pynvml.nvmlDeviceGetComputeRunningProcesses,
-        pynvml.nvmlDeviceGetGraphicsRunningProcesses,
-    )
-    for ask in asked:
+    def sample(self) -> Sample:
+        """Ask NVML for everything, now. Raises pynvml.NVMLError."""
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        return Sample(
+            taken=time.monotonic(),
+            driver=str(pynvml.nvmlSystemGetDriverVersion()),
+            cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+            gpus=tuple(self._gpu(index) for index in range(pynvml.nvmlDeviceGetCount())),
+        )
+
+    def _gpu(self, index: int) -> Gpu:
         try:
-            processes = ask(card)
-        except pynvml.NVMLError_NotSupported:
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            uuid = str(pynvml.nvmlDeviceGetUUID(card))
+            pci = _sysfs_address(str(pynvml.nvmlDeviceGetPciInfo(card).busId))
+            name = str(pynvml.nvmlDeviceGetName(card))
+        except pynvml.NVMLError_GpuIsLost as error:
+            return Gpu("", "", "", problem=str(error))
+        try:
+            return self._figures(index, card, Gpu(uuid, pci, name))
+        except pynvml.NVMLError_GpuIsLost as error:
+            return Gpu(uuid, pci, name, problem=str(error))
+
+    def _figures(self, index: int, card: object, gpu: Gpu) -> Gpu:
+        memory = _supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(card))
+        rates = _supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(card))
+        power = _supported(lambda: pynvml.nvmlDeviceGetPowerUsage(card))
+        limit = _supported(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card))
+        return Gpu(
+            gpu.uuid,
+            gpu.pci,
+            gpu.name,
+            memory_total=None if memory is None else int(memory.total),
+            memory_used=None if memory is None else int(memory.used),
+            utilisation=None if rates is None else int(rates.gpu),
+            temperature=_supported(
+                lambda: int(pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
+            ),
+            power=None if power is None else power / 1000,
+            power_limit=None if limit is None else limit / 1000,
+            holders=self._holders(index, card),
+        )
+
+    def _holders(self, index: int, card: object) -> tuple[Holder, ...]:
+        memory: dict[int, int | None] = {}
+        for ask in _PROCESS_LISTS:
+            for process in _first_supported(ask, card):
+                used = process.usedGpuMemory
+                memory[int(process.pid)] = None if used is None else int(used)
+        used_by = self._utilisation(index, card) if memory else None
+        return tuple(
+            Holder(pid, memory[pid], None if used_by is None else used_by.get(pid, 0))
+            for pid in sorted(memory)
+        )
+
+    def _utilisation(self, index: int, card: object) -> dict[int, int] | None:
+        """Percent of the card per process since the last sample; None if it is not supported."""
+        since = self._seen.get(index, 0)
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(card, since)
+        except pynvml.NVMLError_NotFound:
+            return {}  # Nobody has used it.
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+            return None
+        found: dict[int, int] = {}
+        for sample in samples:
+            # The driver's buffer may hold older ones, and slots that were never written.
+            if sample.timeStamp > since:
+                used = max(sample.smUtil, sample.memUtil, sample.encUtil, sample.decUtil)
+                found[int(sample.pid)] = max(found.get(int(sample.pid), 0), int(used))
+                self._seen[index] = max(self._seen.get(index, 0), int(sample.timeStamp))
+        return found
+
+
+# For each kind of process, NVML's functions for it, the newest first: older drivers lack the third
+# version, and its structure must not be read with the second (gpuopenanalytics/pynvml#50).
+_PROCESS_LISTS = tuple(
+    tuple(f"nvmlDeviceGet{kind}RunningProcesses_v{version}" for version in (3, 2))
+    for kind in ("Compute", "Graphics", "MPSCompute")
+)
+
+
+def _first_supported(names: Iterable[str], card: object) -> list[Any]:
+    for name in names:
+        try:
+            found: list[Any] = getattr(pynvml, name)(card)
+        except pynvml.NVMLError_FunctionNotFound:
             continue
-        for process in processes:
-            pid = int(process.pid)  # type: ignore[attr-defined]
-            memory = process.usedGpuMemory  # type: ignore[attr-defined]
-            found[pid] = Holder(pid, None if memory is None else int(memory))
-    return tuple(found[pid] for pid in sorted(found))
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+            return []
+        return found
+    return []
+
+
+def _supported(ask: Callable[[], T]) -> T | None:
+    with contextlib.suppress(
+        pynvml.NVMLError_NotSupported,
+        pynvml.NVMLError_NoPermission,
+        pynvml.NVMLError_FunctionNotFound,
+    ):
+        return ask()
+    return None
+
+
+def _sysfs_address(bus_id: str) -> str:
+    """NVML writes the domain with eight digits, sysfs and LXD with four."""
+    domain, _, rest = bus_id.lower().partition(":")
+    return f"{int(domain, 16):04x}:{rest}"

@@ -19,6 +19,7 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 class Process:
     """A process; None where the kernel does not tell. `pod` is "" for one of the host."""
 
+    uid: int | None
     pod: str
     cmd: str
     uptime: float | None
@@ -39,8 +40,10 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
         # The name in parentheses may hold anything, ')' too.
         name, _, rest = stat.partition("(")[2].rpartition(")")
         fields = rest.split()
+        uid = base.stat().st_uid
         cmdline = (base / "cmdline").read_bytes().replace(b"\0", b" ").strip()
         return Process(
+            uid=uid,
             pod=pod_of_cgroup((base / "cgroup").read_text()),
             cmd=cmdline.decode(errors="replace") or f"[{name}]",
             # proc(5): starttime is field 22, rss (in pages) field 24; state is field 3.
@@ -48,6 +51,20 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
             memory_used=int(fields[21]) * _PAGE_BYTES,
         )
     except (FileNotFoundError, ProcessLookupError):
-        return None
+        return _HIDDEN if _is_there(pid) else None
     except PermissionError:
-        return Process("", "", None, None)
+        return _HIDDEN
+
+
+_HIDDEN = Process(None, "", "", None, None)
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process runs that /proc does not show, as mounted with hidepid=invisible."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False  # It is ours, and has come since.

@@ -13,10 +13,10 @@ import binascii
 import json
 import logging
 import traceback
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from tornado.httputil import HTTPServerRequest
@@ -61,6 +61,15 @@ class Call:
 
 
 Bound = Callable[[Call], Awaitable[Any]]
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Headed(Generic[A]):
+    """An answer with headers of its own."""
+
+    body: A
+    headers: Mapping[str, str]
 
 
 class Requests:
@@ -162,6 +171,10 @@ class Endpoint(JsonHandler):
             # The caller has hung up, or podyd is going down; the answer reaches nobody or says so.
             self.refuse(_going_down())
         else:
+            if isinstance(answer, Headed):
+                for name, value in answer.headers.items():
+                    self.set_header(name, value)
+                answer = answer.body
             self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
 
     get = post = head = put = patch = delete = options = _serve

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from podyd import VERSION as PODYD_VERSION
 from podyd import openapi, spec
-from podyd.api.endpoint import Bound, Call
+from podyd.api.endpoint import Bound, Call, Headed
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
@@ -159,10 +159,11 @@ class Routes:
         )
 
     @serves(spec.HOST_GPU_PS)
-    async def gpu_ps(self, call: Call) -> dict[str, list[spec.GpuProcess]]:
-        return await self._host.gpu_processes(
-            call.request.id, show_host_commands=call.caller.is_admin
+    async def gpu_ps(self, call: Call) -> Headed[dict[str, list[spec.GpuProcess]]]:
+        rows, age = await self._host.gpu_processes(
+            call.request.id, viewer=call.caller.name, sees_all=call.caller.is_admin
         )
+        return Headed(rows, {"Age": f"{age:.0f}"})
 
     @serves(spec.HOST_SPEC)
     async def host_spec(self, call: Call) -> spec.HostSpec:

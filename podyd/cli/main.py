@@ -69,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     setup.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
     auth = add("auth", _auth, "Ask PAM for 'podyd serve'; runs as root.")
     auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
+    nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
+    nvml.add_argument("--once", action="store_true", help="print one line and end")
     profiles = group("profiles", "Compare LXD's profiles with the files, or put them in.")
     for action, summary in (
         ("diff", "Show what LXD has that the files have not."),
@@ -140,6 +142,12 @@ def _auth(options: argparse.Namespace) -> int:
     except (OSError, RuntimeError) as error:
         raise SetupError(f"'podyd auth' cannot serve {config.auth.socket}: {error}.") from error
     return 0
+
+
+def _nvml(options: argparse.Namespace) -> int:
+    from podyd import nvidia
+
+    return nvidia.run(lambda line: print(line, flush=True), once=options.once)
 
 
 def _profiles(options: argparse.Namespace) -> int:

@@ -1,0 +1,39 @@
+"""The names of user ids, from wherever this host keeps them; LDAP may take its time, or hang."""
+
+from __future__ import annotations
+
+import asyncio
+import pwd
+from concurrent.futures import ThreadPoolExecutor
+
+TIMEOUT = 1.0
+MAX_KEPT = 10_000
+
+
+class UserNames:
+    """Each id is looked up once, in a thread of its own; a restart forgets a name that changed."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="usernames")
+        self._asked: dict[int, asyncio.Future[str]] = {}
+
+    async def of(self, uid: int) -> str:
+        """The name, or `uid N` where there is none or none comes in time."""
+        if uid not in self._asked:
+            if len(self._asked) >= MAX_KEPT:
+                self._asked.clear()
+            loop = asyncio.get_running_loop()
+            self._asked[uid] = loop.run_in_executor(self._pool, _name, uid)
+        done, _ = await asyncio.wait({self._asked[uid]}, timeout=TIMEOUT)
+        return self._asked[uid].result() if done else f"uid {uid}"
+
+    def close(self) -> None:
+        """Wait for nobody: what hangs in LDAP would hang the end of podyd too."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _name(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"uid {uid}"
