@@ -7,13 +7,14 @@ second; telemetry.py starts it, reads it and replaces it.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import json
+import select
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeVar
 
 import pynvml
@@ -109,6 +110,8 @@ def run(write: Callable[[str], None], *, once: bool = False) -> int:
     """Write a line a second for as long as NVML answers, then why it does not; returns 1 then."""
     # Also where NVML hangs: nobody is left behind by a podyd that is killed.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _nobody_reads():
+        return 1  # It was killed before that.
     try:
         pynvml.nvmlInit()
         cards = Cards()
@@ -124,14 +127,42 @@ def run(write: Callable[[str], None], *, once: bool = False) -> int:
         absent = isinstance(
             error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
         )
-        write(Failure(str(error), absent).to_line())
+        write(Failure(_in_words(error), absent).to_line())
         return 1
 
 
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # POLLERR needs no asking for.
+    return bool(poll.poll(0))
+
+
+# What fails for all cards; any other error is one card's, or one figure's.
+_DRIVER_FAILS = (
+    pynvml.NVMLError_Uninitialized,
+    pynvml.NVMLError_DriverNotLoaded,
+    pynvml.NVMLError_LibRmVersionMismatch,
+)
+_CARD_FAILS = (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired)
+
+
+def _in_words(error: pynvml.NVMLError) -> str:
+    if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
+        # In nvidia-smi's words, for who looks them up.
+        return (
+            "driver/library version mismatch: the driver has been updated, and the old one still"
+            " runs in the kernel until this host restarts"
+        )
+    return str(error).rstrip(".")
+
+
 class Cards:
-    """Takes samples; remembers up to when it knows what each process has used."""
+    """Takes samples; remembers which card is which, so that a lost one can be named, and up to
+    when it knows what each process has used."""
 
     def __init__(self) -> None:
+        self._known: dict[int, Gpu] = {}
         self._seen: dict[int, int] = {}
 
     def sample(self) -> Sample:
@@ -147,25 +178,25 @@ class Cards:
     def _gpu(self, index: int) -> Gpu:
         try:
             card = pynvml.nvmlDeviceGetHandleByIndex(index)
-            uuid = str(pynvml.nvmlDeviceGetUUID(card))
-            pci = _sysfs_address(str(pynvml.nvmlDeviceGetPciInfo(card).busId))
-            name = str(pynvml.nvmlDeviceGetName(card))
-        except pynvml.NVMLError_GpuIsLost as error:
-            return Gpu("", "", "", problem=str(error))
-        try:
-            return self._figures(index, card, Gpu(uuid, pci, name))
-        except pynvml.NVMLError_GpuIsLost as error:
-            return Gpu(uuid, pci, name, problem=str(error))
+            self._known[index] = Gpu(
+                uuid=str(pynvml.nvmlDeviceGetUUID(card)),
+                pci=sysfs_address(str(pynvml.nvmlDeviceGetPciInfo(card).busId)),
+                name=str(pynvml.nvmlDeviceGetName(card)),
+            )
+            return self._figures(index, card)
+        except _DRIVER_FAILS:
+            raise
+        except pynvml.NVMLError as error:
+            known = self._known.get(index, Gpu("", "", ""))
+            return replace(known, problem=_in_words(error))
 
-    def _figures(self, index: int, card: object, gpu: Gpu) -> Gpu:
+    def _figures(self, index: int, card: object) -> Gpu:
         memory = _supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(card))
         rates = _supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(card))
         power = _supported(lambda: pynvml.nvmlDeviceGetPowerUsage(card))
         limit = _supported(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card))
-        return Gpu(
-            gpu.uuid,
-            gpu.pci,
-            gpu.name,
+        return replace(
+            self._known[index],
             memory_total=None if memory is None else int(memory.total),
             memory_used=None if memory is None else int(memory.used),
             utilisation=None if rates is None else int(rates.gpu),
@@ -183,21 +214,19 @@ class Cards:
             for process in _first_supported(ask, card):
                 used = process.usedGpuMemory
                 memory[int(process.pid)] = None if used is None else int(used)
-        used_by = self._utilisation(index, card) if memory else None
+        used_by = _supported(lambda: self._utilisation(index, card)) if memory else None
         return tuple(
             Holder(pid, memory[pid], None if used_by is None else used_by.get(pid, 0))
             for pid in sorted(memory)
         )
 
-    def _utilisation(self, index: int, card: object) -> dict[int, int] | None:
-        """Percent of the card per process since the last sample; None if it is not supported."""
+    def _utilisation(self, index: int, card: object) -> dict[int, int]:
+        """Percent of the card per process since the last sample."""
         since = self._seen.get(index, 0)
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(card, since)
         except pynvml.NVMLError_NotFound:
             return {}  # Nobody has used it.
-        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
-            return None
         found: dict[int, int] = {}
         for sample in samples:
             # The driver's buffer may hold older ones, and slots that were never written.
@@ -229,16 +258,18 @@ def _first_supported(names: Iterable[str], card: object) -> list[Any]:
 
 
 def _supported(ask: Callable[[], T]) -> T | None:
-    with contextlib.suppress(
-        pynvml.NVMLError_NotSupported,
-        pynvml.NVMLError_NoPermission,
-        pynvml.NVMLError_FunctionNotFound,
-    ):
+    """One figure; None where it is not supported, or fails by itself as broken sensors do."""
+    try:
         return ask()
-    return None
+    except (*_DRIVER_FAILS, *_CARD_FAILS):
+        raise
+    except pynvml.NVMLError:
+        return None
 
 
-def _sysfs_address(bus_id: str) -> str:
-    """NVML writes the domain with eight digits, sysfs and LXD with four."""
-    domain, _, rest = bus_id.lower().partition(":")
-    return f"{int(domain, 16):04x}:{rest}"
+def sysfs_address(address: str) -> str:
+    """A PCI address as sysfs writes it: NVML's has a domain of eight digits, LXD also takes one
+    without a domain, and capitals."""
+    *domain, bus, rest = address.lower().split(":")
+    number = int(domain[0], 16) if domain else 0
+    return f"{number:04x}:{bus}:{rest}"

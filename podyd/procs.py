@@ -10,9 +10,11 @@ from pathlib import Path
 
 # lxc.payload.<instance> in LXD's default project, lxc.payload.<project>_<instance> in any other;
 # project names cannot hold '_'. A nested container has a second one further down.
-_PAYLOAD = re.compile(r"/lxc\.payload\.(?:[^/_]*_)?([^/]+)")
+_PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
+# A command line may have megabytes, and belongs to whoever runs it.
+MAX_CMD_BYTES = 4096
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,21 @@ class Process:
 def pod_of_cgroup(text: str) -> str:
     """The LXD instance that /proc/PID/cgroup names: the outermost, or ""."""
     match = _PAYLOAD.search(text)
-    return match[1] if match else ""
+    return match[2] if match else ""
+
+
+def instance_of(pid: int, proc: Path = Path("/proc")) -> tuple[str, str] | None:
+    """LXD's project and instance that a process is in; None for one of the host, or that ended."""
+    try:
+        match = _PAYLOAD.search(_cgroup(proc / str(pid)))
+    except OSError:
+        return None
+    return (match[1] or "default", match[2]) if match else None
+
+
+def _cgroup(base: Path) -> str:
+    # A pod's root gives its own cgroups whatever names they like, such as what is no UTF-8.
+    return (base / "cgroup").read_text(errors="replace")
 
 
 def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
@@ -41,11 +57,14 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
         name, _, rest = stat.partition("(")[2].rpartition(")")
         fields = rest.split()
         uid = base.stat().st_uid
-        cmdline = (base / "cmdline").read_bytes().replace(b"\0", b" ").strip()
+        with (base / "cmdline").open("rb") as file:
+            words = file.read(MAX_CMD_BYTES).replace(b"\0", b" ").strip()
+        # A kernel's thread has none, nor has a zombie; as ps shows them.
+        cmd = words.decode(errors="replace") or f"[{name}]{' <defunct>' * (fields[0] == 'Z')}"
         return Process(
             uid=uid,
-            pod=pod_of_cgroup((base / "cgroup").read_text()),
-            cmd=cmdline.decode(errors="replace") or f"[{name}]",
+            pod=pod_of_cgroup(_cgroup(base)),
+            cmd=cmd,
             # proc(5): starttime is field 22, rss (in pages) field 24; state is field 3.
             uptime=max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS),
             memory_used=int(fields[21]) * _PAGE_BYTES,

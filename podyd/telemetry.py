@@ -22,6 +22,8 @@ ABSENT_RETRY_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 # A sample that is older does not say who is on a card now.
 STALE_SECONDS = 30.0
+# What has just begun is worth waiting for.
+FIRST_SAMPLE_SECONDS = 2.0
 MAX_LINE_BYTES = 4 * 1024**2
 
 Listener = Callable[[Sample], None]
@@ -34,6 +36,7 @@ class Timing:
     silent: float = SILENT_SECONDS
     absent_retry: float = ABSENT_RETRY_SECONDS
     retry: float = RETRY_SECONDS
+    stale: float = STALE_SECONDS
 
 
 class Telemetry:
@@ -55,7 +58,7 @@ class Telemetry:
     def current(self) -> Sample | None:
         """The last sample, unless it is too old to say who is on a card now."""
         sample = self.latest
-        return sample if sample is not None and sample.age <= STALE_SECONDS else None
+        return sample if sample is not None and sample.age <= self._timing.stale else None
 
     async def first(self, timeout: float) -> None:
         """Wait until there was a first answer, good or bad, `timeout` seconds at most."""
@@ -65,24 +68,31 @@ class Telemetry:
     async def run(self) -> None:
         """Take samples for good."""
         while True:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "podyd",
-                "nvml",
-                stdin=DEVNULL,
-                stdout=PIPE,
-                stderr=DEVNULL,
-                limit=MAX_LINE_BYTES,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )
             try:
-                await self._read(process)
-            finally:
-                await self._end(process)
-            self._first.set()
+                process = await self._start()
+            except OSError as error:
+                why = f"the process that asks NVML cannot be started ({error.strerror})"
+                self._failed(Failure(why, absent=False))
+            else:
+                try:
+                    await self._read(process)
+                finally:
+                    await self._end(process)
             timing = self._timing
             await asyncio.sleep(timing.absent_retry if self.absent else timing.retry)
+
+    async def _start(self) -> Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "podyd",
+            "nvml",
+            stdin=DEVNULL,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            limit=MAX_LINE_BYTES,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
 
     async def _read(self, process: Process) -> None:
         assert process.stdout is not None

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.lab.nvml import FakeDriver, FakeNvml
 
 if os.geteuid() != 0:
     pytest.exit("The integration tests need root: type 'sudo make test'.", returncode=1)
@@ -30,6 +31,25 @@ def node() -> Iterator[Node]:
 def server(node: Node) -> Server:
     """The podyd that tests share; none of them stops it."""
     return node.serve()
+
+
+@pytest.fixture(scope="session")
+def driver(node: Node) -> FakeDriver:
+    """An NVIDIA driver with the lab's cards; tests that change what it says take `nvml`."""
+    return FakeDriver(node.directory / "nvidia")
+
+
+@pytest.fixture
+def nvml(driver: FakeDriver) -> Iterator[FakeDriver]:
+    """The driver of `gpu_server`, as it was again after the test."""
+    yield driver
+    driver.write(FakeNvml())
+
+
+@pytest.fixture(scope="session")
+def gpu_server(node: Node, driver: FakeDriver) -> Server:
+    """A podyd that has NVML; none of the tests stops it."""
+    return node.serve(environment=driver.environment)
 
 
 @pytest.fixture(scope="session")

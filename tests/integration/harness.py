@@ -493,7 +493,11 @@ class Line:
                 near, _ = self._listener.accept()
             except OSError:
                 return
-            far = socket.create_connection(("127.0.0.1", self._target))
+            try:
+                far = socket.create_connection(("127.0.0.1", self._target))
+            except OSError:  # LXD is away.
+                near.close()
+                continue
             self._sockets += [near, far]
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
@@ -524,11 +528,40 @@ def children(pid: int) -> Sequence[int]:
     return [int(word) for word in text.split()]
 
 
-def started(words: str) -> int:
-    """How many processes of this machine, its pods' too, have exactly this command line."""
+def pids(words: str) -> list[int]:
+    """The processes of this machine, its pods' too, that have exactly this command line."""
     wanted = words.replace(" ", "\0").encode() + b"\0"
-    found = 0
+    found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # It has ended meanwhile.
-            found += path.read_bytes() == wanted
+            if path.read_bytes() == wanted:
+                found.append(int(path.parent.name))
     return found
+
+
+def started(words: str) -> int:
+    """How many processes have exactly this command line."""
+    return len(pids(words))
+
+
+@dataclass(frozen=True)
+class Running:
+    """A process in a pod, with its pid on the host, as NVML would give it."""
+
+    pid: int
+    cmd: str
+
+
+@contextlib.contextmanager
+def process_in(client: Client, ins: str) -> Iterator[Running]:
+    """A process of its own in a pod of the client's; it is killed at the end."""
+    cmd = f"sleep {secrets.randbelow(10**9) + 10**9}"
+    client.exec(ins, f"setsid {cmd} >/dev/null 2>&1 &")
+    wait_until(lambda: started(cmd) == 1, cmd)
+    (pid,) = pids(cmd)
+    try:
+        yield Running(pid, cmd)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not started(cmd), f"{cmd} to end")
