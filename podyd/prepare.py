@@ -7,7 +7,6 @@ at any time.
 from __future__ import annotations
 
 import datetime
-import grp
 import os
 import pwd
 import subprocess
@@ -40,22 +39,23 @@ def prepare(config: Config, user: str, say: Say) -> None:
     if os.geteuid() != 0:
         raise SetupError("Setting up needs root; type 'sudo podyd setup'.")
     admin = Admin(find_socket(), config.lxd.project)
-    group = _prepare_user(user, say)
+    account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
     bridge = admin.prepare_bridge(say)
     admin.prepare_project(bridge, say)
-    _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), group, say)
+    _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
+    _prepare_data(config.data_dir, account, say)
     for profile in profiles.shipped().values():
         if admin.profile(profile.name) is None:
             admin.put_profile(profile.on(pool, bridge))
             say(f"put profile {profile.name} into LXD")
 
 
-def _prepare_user(name: str, say: Say) -> int:
-    """The system account that the service runs as; returns its group's id."""
+def _prepare_user(name: str, say: Say) -> pwd.struct_passwd:
+    """The system account that the service runs as."""
     try:
-        return pwd.getpwnam(name).pw_gid
+        return pwd.getpwnam(name)
     except KeyError:
         pass
     command = ["useradd", "--system", "--user-group", "--no-create-home"]
@@ -64,7 +64,7 @@ def _prepare_user(name: str, say: Say) -> int:
     if done.returncode != 0:
         raise SetupError(f"The system account {name} cannot be made: {done.stderr.strip()}.")
     say(f"made system account {name}")
-    return grp.getgrnam(name).gr_gid
+    return pwd.getpwnam(name)
 
 
 def _prepare_pam(service: str, say: Say) -> None:
@@ -90,9 +90,6 @@ def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say
         say(f"made podyd's certificate in {credentials.directory}")
     os.chown(credentials.key, 0, group)
     certificate = credentials.certificate.read_text(encoding="ascii")
-    fingerprint = (
-        x509.load_pem_x509_certificate(certificate.encode()).fingerprint(hashes.SHA256()).hex()
-    )
     for path, text in (
         (credentials.endpoint, admin.prepare_address(say) + "\n"),
         (credentials.server_certificate, admin.server_certificate()),
@@ -100,7 +97,22 @@ def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say
         if not path.exists() or path.read_text(encoding="ascii") != text:
             _write(path, text, group=group, mode=0o640)
             say(f"wrote {path}")
-    admin.prepare_trust(certificate, fingerprint, say)
+    admin.prepare_trust(certificate, fingerprint(certificate), say)
+
+
+def fingerprint(certificate_pem: str) -> str:
+    """What LXD calls a certificate by. Raises ValueError if it is none."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _prepare_data(directory: Path, account: pwd.struct_passwd, say: Say) -> None:
+    """Where the service writes, and nobody else looks."""
+    if not directory.exists():
+        directory.mkdir()
+        say(f"made {directory}")
+    os.chown(directory, account.pw_uid, account.pw_gid)
+    directory.chmod(0o700)
 
 
 def make_certificate() -> tuple[str, str]:

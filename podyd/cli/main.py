@@ -71,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
     auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
     nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
     nvml.add_argument("--once", action="store_true", help="print one line and end")
+    doctor = add("doctor", _doctor, "Say what is wrong on this machine, and what to type.")
+    doctor.add_argument("--json", action="store_true", help="for programs: all that was looked at")
     profiles = group("profiles", "Compare LXD's profiles with the files, or put them in.")
     for action, summary in (
         ("diff", "Show what LXD has that the files have not."),
@@ -148,6 +150,12 @@ def _nvml(options: argparse.Namespace) -> int:
     from podyd import nvidia
 
     return nvidia.run(lambda line: print(line, flush=True), once=options.once)
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from podyd.cli.doctor import run
+
+    return run(options.config, as_json=options.json)
 
 
 def _profiles(options: argparse.Namespace) -> int:

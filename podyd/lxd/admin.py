@@ -1,4 +1,4 @@
-"""Preparing LXD, as root over its unix socket: what `podyd setup` and `podyd profiles` do.
+"""LXD as root over its unix socket: for `podyd setup`, `podyd profiles` and `podyd doctor`.
 
 The unix socket is root on the host, so only these commands use it; the service never does.
 pylxd serves here, where nobody waits beside.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,51 @@ PROJECT_CONFIG = {
 Say = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class Server:
+    """LXD itself: its process, and `core.https_address` or ""."""
+
+    version: str
+    pid: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A storage pool; `status` is Created, or why it cannot be used."""
+
+    name: str
+    status: str
+    used_bytes: int
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a certificate may do."""
+
+    restricted: bool
+    projects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance: its own devices, and its configuration with that of its profiles."""
+
+    name: str
+    is_running: bool
+    devices: Mapping[str, Mapping[str, str]]
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that LXD can pass on; `pci` such as 0000:41:00.0, `vendor` such as 10de."""
+
+    pci: str
+    vendor: str
+
+
 def find_socket() -> Path:
     """LXD's unix socket, of the deb or of the snap. Raises SetupError if there is none."""
     directory = os.environ.get("LXD_DIR")
@@ -56,13 +102,13 @@ def find_socket() -> Path:
 class Admin:
     """LXD, with every right there is."""
 
-    def __init__(self, socket: Path, project: str) -> None:
-        """Raises SetupError if LXD does not answer."""
+    def __init__(self, socket: Path, project: str, timeout: float = TIMEOUT) -> None:
+        """Raises SetupError if LXD does not answer; it has `timeout` seconds for each question."""
         address = f"http+unix://{str(socket).replace('/', '%2F')}"
         self._project = project
         with _translated(f"LXD does not answer at {socket}"):
-            self._client = pylxd.Client(endpoint=address, timeout=TIMEOUT)
-            self._in_project = pylxd.Client(endpoint=address, project=project, timeout=TIMEOUT)
+            self._client = pylxd.Client(endpoint=address, timeout=timeout)
+            self._in_project = pylxd.Client(endpoint=address, project=project, timeout=timeout)
 
     # --- What setup does, in this order; each step does nothing where there is nothing to do. -----
 
@@ -187,6 +233,95 @@ class Admin:
         if not pools or not bridges:
             raise SetupError("LXD has no storage pool or no bridge; run 'podyd setup' first.")
         return self._preferred("pool", pools), self._preferred("network", bridges)
+
+    # --- What doctor asks; nothing of it changes anything. ---------------------------------------
+
+    def server(self) -> Server:
+        """LXD's version, process and address."""
+        with _translated("LXD does not answer"):
+            data = self._client.api.get().json()["metadata"]
+        environment = data["environment"]
+        address = data["config"].get("core.https_address", "")
+        return Server(environment["server_version"], environment["server_pid"], address)
+
+    def pools(self) -> list[Pool]:
+        """The storage pools, and how full they are."""
+        found = []
+        with _translated("LXD could not be asked for its storage pools"):
+            for data in self._get(self._client.api.storage_pools):
+                name = data["name"]
+                space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
+                used, total = space["space"].get("used", 0), space["space"].get("total", 0)
+                found.append(Pool(name, data["status"], used, total))
+        return found
+
+    def bridges(self) -> list[str]:
+        """The bridges that LXD manages."""
+        with _translated("LXD could not be asked for its networks"):
+            found = self._get(self._client.api.networks)
+        return [item["name"] for item in found if item["managed"] and item["type"] == "bridge"]
+
+    def project_config(self) -> Mapping[str, str] | None:
+        """The project's configuration; None if there is no such project."""
+        with _translated("LXD could not be asked for its projects"):
+            found = self._get(self._client.api.projects)
+        return next((item["config"] for item in found if item["name"] == self._project), None)
+
+    def trust(self, fingerprint: str) -> Trust | None:
+        """What a certificate may do; None if LXD does not know it."""
+        with _translated("LXD could not be asked for its certificates"):
+            found = self._get(self._client.api.certificates)
+        for item in found:
+            if item["fingerprint"] == fingerprint:
+                return Trust(item["restricted"], tuple(item["projects"] or ()))
+        return None
+
+    def profiles(self) -> list[Profile]:
+        """The project's profiles."""
+        with _translated("LXD could not be asked for its profiles"):
+            found = self._get(self._in_project.api.profiles)
+        return [
+            Profile(item["name"], item["description"], item["config"], item["devices"])
+            for item in found
+        ]
+
+    def image_aliases(self) -> list[str]:
+        """The names of the images that a container of the project can be made of."""
+        with _translated("LXD could not be asked for its images"):
+            found = self._get(self._in_project.api.images)
+        images = [item for item in found if item["type"] == "container"]
+        return sorted(alias["name"] for item in images for alias in item["aliases"])
+
+    def instances(self) -> list[Instance]:
+        """The project's instances."""
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        return [
+            Instance(
+                item["name"],
+                item["status"] == "Running",
+                item["devices"],
+                item["expanded_config"],
+            )
+            for item in found
+        ]
+
+    def init_pid(self, name: str) -> int:
+        """The process on the host that is an instance's init; 0 if it does not run."""
+        with _translated(f"LXD could not be asked for {name}"):
+            state = self._in_project.api.instances[name].state.get().json()["metadata"]
+        return int(state["pid"])
+
+    def cards(self) -> list[Card]:
+        """The GPUs that LXD has found."""
+        with _translated("LXD could not be asked for its GPUs"):
+            found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
+        return [Card(item.get("pci_address", ""), item.get("vendor_id", "")) for item in found]
+
+    def _get(self, collection: Any) -> list[Mapping[str, Any]]:
+        """All of a collection, each with its contents."""
+        items: list[Mapping[str, Any]] = collection.get(params={"recursion": 1}).json()["metadata"]
+        return items or []
 
     def _preferred(self, key: str, names: list[str]) -> str:
         """Of several pools or bridges, the one that the default project's default profile uses."""

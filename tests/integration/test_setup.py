@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pwd
 import ssl
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
@@ -70,11 +71,15 @@ def everything(node: Node) -> list[object]:
     urls += ["/1.0/projects?recursion=1", "/1.0/certificates?recursion=1"]
     urls += [f"/1.0/profiles?recursion=1&project={node.project}", "/1.0/profiles?recursion=1"]
     state = Path(node.base["state_dir"])
+    data = state / "data"
+    # What is in there the running service writes; with that go the directory's own times.
+    own = (data.stat().st_mode, data.stat().st_uid, data.stat().st_gid)
     files = [
         (str(path), path.stat().st_mode, path.stat().st_mtime_ns, path.stat().st_uid)
         for path in [*state.rglob("*"), Path("/etc/pam.d", node.service)]
+        if data not in (path, path.parent)
     ]
-    return [*(node.lxd.get(url) for url in urls), sorted(files)]
+    return [*(node.lxd.get(url) for url in urls), own, sorted(files)]
 
 
 def test_a_second_time_it_changes_nothing(node: Node, server: Server) -> None:
@@ -106,12 +111,19 @@ def test_it_mends_what_is_missing() -> None:
         node.close()
 
 
-def test_its_files_are_for_the_service_alone(node: Node) -> None:
+def test_its_files_are_for_the_service_alone(node: Node, server: Server) -> None:
     state = Path(node.base["state_dir"])
+    data = state / "data"
+    wait_until((data / "podyd.db").exists, "the service's own file")
+    service = pwd.getpwnam(node.account).pw_uid
     for path in [state, *state.rglob("*")]:
         status = path.stat()
-        assert status.st_uid == 0, "the service cannot change them"
-        assert status.st_mode & 0o027 == 0, "others cannot read them, its group cannot write"
+        if data in (path, path.parent):
+            assert status.st_uid == service
+            assert status.st_mode & 0o077 == 0, "nobody else looks"
+        else:
+            assert status.st_uid == 0, "the service cannot change them"
+            assert status.st_mode & 0o027 == 0, "others cannot read them, its group cannot write"
 
 
 def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:

@@ -1,0 +1,47 @@
+"""`podyd doctor`: the findings on a terminal, or as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from podyd.doctor.diagnosis import diagnose
+from podyd.doctor.finding import AS_ROOT, Finding, Level
+
+
+def run(path: Path, *, as_json: bool) -> int:
+    """Look at everything and say what there is to say; returns 1 if something is wrong."""
+    return show(diagnose(path), as_json=as_json)
+
+
+def show(findings: Sequence[Finding], *, as_json: bool) -> int:
+    """Print findings; returns 1 if there is a problem among them."""
+    print(_as_json(findings) if as_json else _as_text(findings))
+    return int(any(finding.is_problem for finding in findings))
+
+
+def _as_json(findings: Sequence[Finding]) -> str:
+    rows = [{**dataclasses.asdict(item), "level": item.level.value} for item in findings]
+    well = not any(finding.is_problem for finding in findings)
+    return json.dumps({"well": well, "findings": rows}, indent=2)
+
+
+def _as_text(findings: Sequence[Finding]) -> str:
+    """The worst first; what is in order is only counted."""
+    lines = []
+    for level in (Level.ERROR, Level.WARNING, Level.NOTE):
+        for item in findings:
+            if item.level is level:
+                lines.append(f"{level.value}: {item.what}")
+                if item.do:
+                    lines.append(f"    {item.do}")
+    problems = sum(item.is_problem for item in findings)
+    in_order = sum(item.level is Level.OK for item in findings)
+    if problems:
+        some = "one thing is" if problems == 1 else f"{problems} things are"
+        return "\n".join([*lines, f"{some.capitalize()} wrong; {in_order} checks found all well."])
+    blind = any(item.do == AS_ROOT for item in findings)
+    well = "All is well, as far as this account may look." if blind else "All is well."
+    return "\n".join([well, *lines])

@@ -1,0 +1,1 @@
+"""`podyd doctor`: what is wrong on this machine, and what to type. It changes nothing."""

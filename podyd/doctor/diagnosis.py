@@ -1,0 +1,91 @@
+"""Which checks there are, and in which order: each rests on those before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from podyd.config import Config, load
+from podyd.doctor import host, nvidia, pods, service
+from podyd.doctor import lxd as on_lxd
+from podyd.doctor.case import HOST, Case, Places
+from podyd.doctor.finding import Finding, Level
+from podyd.errors import ConfigError, SetupError
+from podyd.lxd.admin import Admin, find_socket
+
+# LXD's answer to one question; setup, which makes things, waits longer.
+LXD_TIMEOUT = 10.0
+
+
+def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
+    """Look at everything that this process may look at; nothing is waited for without a limit."""
+    findings = [
+        *service.configuration(path),
+        *host.cgroup2(places),
+        *_of_nvidia(places),
+    ]
+    config = _usable(path)
+    if config is None:
+        return findings
+    case = Case(config, path, places)
+    return [
+        *findings,
+        *service.pam_service(case),
+        *service.login_service(case),
+        *service.service_answers(case),
+        *on_lxd.certificate_files(case),
+        *_of_lxd(case),
+    ]
+
+
+def _of_nvidia(places: Places) -> list[Finding]:
+    if not nvidia.is_there(places):
+        return nvidia.nvidia_card()
+    return [
+        *nvidia.nvidia_driver(places),
+        *nvidia.nvidia_versions(places),
+        *nvidia.nvidia_nodes(places),
+        *nvidia.nvml_answers(places),
+        *nvidia.nvidia_persistence(places),
+    ]
+
+
+def _of_lxd(case: Case) -> list[Finding]:
+    findings = on_lxd.lxd_answers(LXD_TIMEOUT)
+    if any(finding.level is not Level.OK for finding in findings):
+        return findings
+    admin = Admin(find_socket(), case.project, LXD_TIMEOUT)
+    findings += [
+        *on_lxd.lxd_pool(admin, case),
+        *on_lxd.lxd_bridge(admin, case),
+        *on_lxd.lxd_address(admin, case),
+        *on_lxd.lxd_project(admin, case),
+        *host.id_ranges(admin, case.places),
+        *host.disk_space(admin, find_socket().parent),
+    ]
+    if not _has_project(admin):
+        return findings
+    return [
+        *findings,
+        *on_lxd.lxd_profiles(admin, case),
+        *on_lxd.lxd_images(admin, case),
+        *on_lxd.certificate_trust(admin, case),
+        *on_lxd.certificate_works(case),
+        *pods.gpu_devices(admin, case),
+        *pods.nvidia_runtime(admin, case),
+        *pods.pods_driver(admin, case),
+    ]
+
+
+def _has_project(admin: Admin) -> bool:
+    """False also where LXD does not say; that is a finding already."""
+    try:
+        return admin.project_config() is not None
+    except SetupError:
+        return False
+
+
+def _usable(path: Path) -> Config | None:
+    try:
+        return load(path)
+    except ConfigError:
+        return None

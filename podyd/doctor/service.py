@@ -1,0 +1,120 @@
+"""podyd itself: its configuration, and whether its two processes answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+import ssl
+from collections.abc import Iterator
+from pathlib import Path
+
+from podyd import VERSION, __version__
+from podyd.config import DEFAULT_PATH, Config, load
+from podyd.doctor.case import Case
+from podyd.doctor.finding import Remark, check, error, ok, reason, warning
+from podyd.errors import ConfigError
+
+ANSWER_SECONDS = 5.0
+MAX_ANSWER_BYTES = 64 * 1024
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
+
+
+@check
+def configuration(path: Path) -> Iterator[Remark]:
+    """The file can be used; the default one need not be there."""
+    # What may not be read is said as such.
+    with contextlib.suppress(FileNotFoundError):
+        path.open().close()
+    if path != DEFAULT_PATH and not path.exists():
+        yield error(f"There is no file {path}.", "")
+        return
+    try:
+        load(path)
+    except ConfigError as problem:
+        yield error(
+            f"podyd cannot start: {problem.detail}",
+            f"edit {path}, then: podyd check --config {path}",
+        )
+        return
+    yield ok(f"{path} can be used.")
+
+
+@check
+def pam_service(case: Case) -> Iterator[Remark]:
+    """PAM knows the service."""
+    path = case.places.pam / case.config.auth.pam_service
+    if path.exists():
+        yield ok(f"{path} is there.")
+    else:
+        yield error(
+            f"There is no {path}; PAM then lets nobody log in, or asks as for any other program.",
+            case.podyd("setup"),
+        )
+
+
+@check
+def login_service(case: Case) -> Iterator[Remark]:
+    """`podyd auth` answers."""
+    path = case.config.auth.socket
+    try:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(ANSWER_SECONDS)
+            connection.connect(path)
+            connection.sendall(b'{"op": "ping"}\n')
+            answer = json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
+    except PermissionError as problem:
+        raise PermissionError(problem.errno, problem.strerror, path) from problem
+    except (OSError, ValueError) as problem:
+        yield error(
+            f"Nobody can log in: 'podyd auth' does not answer at {path} ({reason(problem)}).",
+            "systemctl restart podyd-auth; journalctl -u podyd-auth",
+        )
+        return
+    if answer == {"ok": True}:
+        yield ok(f"'podyd auth' answers at {path}.")
+    else:
+        yield error(f"What listens at {path} is not 'podyd auth'.", "systemctl restart podyd-auth")
+
+
+@check
+def service_answers(case: Case) -> Iterator[Remark]:
+    """`podyd serve` answers, and is of the version that is installed."""
+    listen = case.config.listen
+    try:
+        version = _version(case.config)
+    except (OSError, ValueError, http.client.HTTPException) as problem:
+        yield warning(
+            f"'podyd serve' does not answer at {listen} ({reason(problem)}).",
+            "systemctl start podyd; journalctl -u podyd",
+        )
+        return
+    if version == list(VERSION):
+        yield ok(f"'podyd serve' {__version__} answers at {listen}.")
+    else:
+        yield warning(
+            f"What answers at {listen} says version {version}, and podyd {__version__} is"
+            " installed.",
+            "systemctl restart podyd",
+        )
+
+
+def _version(config: Config) -> object:
+    host, port = config.address
+    host = _HERE.get(host, host)
+    connection: http.client.HTTPConnection
+    if config.tls is None:
+        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    else:
+        # Whether others trust the certificate is not asked here: its name is another one.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=ANSWER_SECONDS, context=context
+        )
+    with contextlib.closing(connection):
+        connection.request("GET", "/version")
+        answer: object = json.loads(connection.getresponse().read(MAX_ANSWER_BYTES))
+        return answer

@@ -1,0 +1,305 @@
+"""`podyd doctor` on a podyd of the tests' own: what it says when all is well, and when not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pwd
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from podyd.doctor.case import Places
+from podyd.doctor.diagnosis import diagnose
+from podyd.doctor.finding import Finding, Level
+from tests.integration.harness import IMAGE, PYTHON, Json, Node, Server, stopped
+
+MISSING_CARD = "0000:99:00.0"
+# The real cards of the host that the tests run on are not the tests' business.
+OF_THE_HOST = {
+    "nvidia_card",
+    "nvidia_driver",
+    "nvidia_versions",
+    "nvidia_nodes",
+    "nvml_answers",
+    "nvidia_persistence",
+    "pods_driver",
+    "disk_space",
+    "cgroup2",
+}
+
+
+def doctor(node: Node, config: Path) -> tuple[int, dict[str, list[Json]]]:
+    """Its exit status, and its findings by check."""
+    done = node.command("doctor", "--json", "--config", str(config))
+    assert done.stderr == ""
+    report = json.loads(done.stdout)
+    assert report["well"] is (done.returncode == 0)
+    findings: dict[str, list[Json]] = {}
+    for item in report["findings"]:
+        findings.setdefault(item["check"], []).append(item)
+    return done.returncode, findings
+
+
+def problems(findings: Mapping[str, list[Json]]) -> dict[str, list[Json]]:
+    """What is wrong with podyd, whatever is wrong with the host."""
+    return {
+        check: items
+        for check, items in findings.items()
+        if check not in OF_THE_HOST and any(item["level"] in ("error", "warning") for item in items)
+    }
+
+
+def the_one(findings: Mapping[str, list[Json]]) -> Json:
+    """The only problem that there is."""
+    found = [item for items in problems(findings).values() for item in items]
+    assert len(found) == 1, found
+    return found[0]
+
+
+@pytest.fixture
+def seen(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tests' LXD is also the one that this process finds."""
+    monkeypatch.setenv("LXD_DIR", node.environment["LXD_DIR"])
+
+
+@pytest.fixture
+def profile(node: Node) -> Iterator[str]:
+    """A profile of a test's own."""
+    name = "doctored"
+    node.lxc("profile", "create", name)
+    yield name
+    node.lxc("profile", "delete", name)
+
+
+def test_all_is_well(node: Node, server: Server) -> None:
+    status, findings = doctor(node, server.config)
+    assert not problems(findings)
+    assert set(findings) >= {
+        "configuration",
+        "cgroup2",
+        "pam_service",
+        "login_service",
+        "service_answers",
+        "lxd_answers",
+        "lxd_pool",
+        "lxd_bridge",
+        "lxd_address",
+        "lxd_project",
+        "lxd_profiles",
+        "lxd_images",
+        "certificate_files",
+        "certificate_trust",
+        "certificate_works",
+        "id_ranges",
+        "disk_space",
+        "gpu_devices",
+    }
+    assert ("nvidia_runtime" in findings) is node.lab_state.gpus
+    wrong = [item for items in findings.values() for item in items if item["level"] != "ok"]
+    if all(item["level"] == "note" for item in wrong):
+        assert status == 0
+        shown = node.command("doctor", "--config", str(server.config)).stdout
+        assert shown.startswith("All is well.\n")
+
+
+def test_it_changes_nothing(node: Node, server: Server) -> None:
+    def everything() -> list[object]:
+        trusted = node.lxd.get("/1.0/certificates?recursion=1")
+        files = Path(node.base["state_dir"]).rglob("*")
+        return [
+            node.lxd.get("/1.0")["config"],
+            node.lxd.get(f"/1.0/projects/{node.project}")["config"],
+            node.lxd.get(f"/1.0/profiles?recursion=1&project={node.project}"),
+            [item for item in trusted if item["name"] == node.project],
+            sorted((str(path), path.stat().st_mtime_ns) for path in files),
+        ]
+
+    before = everything()
+    doctor(node, server.config)
+    assert everything() == before
+
+
+def test_what_setup_has_not_made(node: Node) -> None:
+    changes = {"lxd": {"project": "podyd-test-nosuch"}, "state_dir": str(node.directory / "none")}
+    config = node.write_config({**changes, "auth": {"pam_service": "podyd-test-nosuch"}})
+    status, findings = doctor(node, config)
+    assert status == 1
+    do = f"podyd setup --config {config}"
+    for check in ("pam_service", "certificate_files", "lxd_project"):
+        assert [(item["level"], item["do"]) for item in findings[check]] == [("error", do)]
+    assert not {"lxd_profiles", "certificate_trust", "certificate_works"} & set(findings)
+    assert findings["service_answers"][0]["level"] == "warning"
+
+
+def test_a_podyd_that_is_taken_apart() -> None:
+    """One of its own, for others must not see it so."""
+    node = Node()
+    try:
+        server = node.serve()
+        found = the_one(doctor(node, server.config)[1])
+        assert (found["check"], found["level"]) == ("login_service", "error")
+        node.start_helper()
+        assert not problems(doctor(node, server.config)[1])
+
+        trusted = node.lxd.get("/1.0/certificates?recursion=1")
+        certificate = next(item for item in trusted if item["name"] == node.project)
+        url = f"/1.0/certificates/{certificate['fingerprint']}"
+        kept = {key: certificate[key] for key in ("type", "name", "certificate")}
+        for change, words in (
+            ({"restricted": False, "projects": []}, "do everything"),
+            ({"restricted": True, "projects": [node.project, "default"]}, "project"),
+        ):
+            node.lxd.change("PUT", url, kept | change)
+            status, findings = doctor(node, server.config)
+            found = the_one(findings)
+            assert (status, found["check"], found["level"]) == (1, "certificate_trust", "error")
+            assert words in found["what"]
+            assert found["do"].startswith("podyd setup")
+            assert "confined" in node.podyd("setup", "--user", node.account)
+            assert not problems(doctor(node, server.config)[1])
+
+        node.lxc("project", "set", node.project, "restricted.devices.disk=allow")
+        node.lxc("project", "set", node.project, "restricted.containers.privilege=allow")
+        items = problems(doctor(node, server.config)[1])["lxd_project"]
+        assert [item["level"] for item in items] == ["warning", "warning"]
+        node.lxc("project", "unset", node.project, "restricted.containers.privilege")
+        node.podyd("setup", "--user", node.account)
+
+        key = Path(node.base["state_dir"]) / "lxd/client.key"
+        key.chmod(0o644)
+        found = the_one(doctor(node, server.config)[1])
+        assert (found["check"], found["do"]) == ("certificate_files", f"chmod 640 {key}")
+        key.chmod(0o640)
+
+        Path("/etc/pam.d", node.service).unlink()
+        found = the_one(doctor(node, server.config)[1])
+        assert (found["check"], found["level"]) == ("pam_service", "error")
+        node.podyd("setup", "--user", node.account)
+
+        node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")
+        found = the_one(doctor(node, server.config)[1])
+        assert found["check"] == "lxd_profiles"
+        assert "podyd-gpu" in found["what"]
+        node.podyd("setup", "--user", node.account)
+
+        node.lxd.change("DELETE", url)
+        checks = problems(doctor(node, server.config)[1])
+        assert set(checks) == {"certificate_trust", "certificate_works"}
+        node.podyd("setup", "--user", node.account)
+        assert not problems(doctor(node, server.config)[1])
+    finally:
+        node.close()
+
+
+def test_no_image_is_offered(node: Node) -> None:
+    server = node.serve({"images": {"offer": ["nosuch-*"]}})
+    found = the_one(doctor(node, server.config)[1])
+    assert (found["check"], found["level"]) == ("lxd_images", "warning")
+    assert IMAGE in found["what"]
+    assert server.stop() == 0
+
+
+def test_what_hangs_is_not_waited_for(node: Node) -> None:
+    server = node.serve()
+    with stopped(server.process), stopped(node.helper):
+        started = time.monotonic()
+        checks = problems(doctor(node, server.config)[1])
+        assert time.monotonic() - started < 20
+    assert set(checks) == {"login_service", "service_answers"}
+    assert server.stop() == 0
+
+
+def test_without_lxd_it_says_so(node: Node, server: Server, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [PYTHON, "-m", "podyd", "doctor", "--config", str(server.config)],
+        env=node.environment | {"LXD_DIR": str(tmp_path)},
+        cwd="/",
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (1, "")
+    assert "error: LXD is not running here; install it" in done.stdout
+
+
+def test_a_card_that_is_not_there(node: Node, server: Server, profile: str) -> None:
+    node.lxc("profile", "device", "add", profile, "one", "gpu", f"pci={MISSING_CARD}")
+    node.lxc("profile", "device", "add", profile, "two", "gpu", "id=0")
+    status, findings = doctor(node, server.config)
+    assert status == 1
+    items = problems(findings).pop("gpu_devices")
+    assert {item["level"] for item in items} == {"error", "warning"}
+    missing = next(item for item in items if item["level"] == "error")
+    assert MISSING_CARD in missing["what"]
+    by_id = next(item for item in items if item["level"] == "warning")
+    if not node.lab_state.gpus:
+        return
+    assert "0000:41:00.0" in missing["what"]
+    # What it says to type, typed.
+    for item in items:
+        words = item["do"].replace("ADDRESS", "0000:41:00.0").split()
+        assert words[0] == "lxc"
+        node.lxc(*words[1:-2])
+    assert "id=" in by_id["do"]
+    assert not problems(doctor(node, server.config)[1])
+
+
+def of(check: str, findings: list[Finding]) -> list[Finding]:
+    return [item for item in findings if item.check == check]
+
+
+def test_a_pod_of_an_older_driver(
+    node: Node, server: Server, seen: None, tmp_path: Path, ins: str
+) -> None:
+    """The host is another one here: LXD and the pod are real, /proc and the driver are not."""
+    if not node.lab_state.gpus:
+        pytest.skip("this LXD has no simulated cards")
+    client = server.client(node.accounts.user())
+    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    try:
+        name = node.instance_of(client.user, ins)["name"]
+        state = node.lxd.get(f"/1.0/instances/{name}/state?project={node.project}")
+        mounts = tmp_path / "proc" / str(state["pid"]) / "mountinfo"
+        mounts.parent.mkdir(parents=True)
+        library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.535.183.01"
+        mounts.write_text(f"9 8 0:25 {library} {library} ro,nosuid - ext4 /dev/sda1 rw\n")
+        version = tmp_path / "sys/module/nvidia/version"
+        version.parent.mkdir(parents=True)
+        version.write_text("535.216.01\n")
+        places = dataclasses.replace(
+            Places(), proc=tmp_path / "proc", sysfs=tmp_path / "sys", nvml=("/bin/true",)
+        )
+        (found,) = of("pods_driver", diagnose(server.config, places))
+        assert found.level is Level.WARNING
+        assert found.do == f"lxc restart {name} --project {node.project}"
+        assert "535.183.01" in found.what
+        version.write_text("535.183.01\n")
+        (found,) = of("pods_driver", diagnose(server.config, places))
+        assert found.level is Level.OK
+    finally:
+        client.post("/pod/delete", ins=ins).ok
+
+
+def test_not_root(node: Node, server: Server) -> None:
+    account = pwd.getpwnam(node.accounts.user())
+    done = subprocess.run(
+        [PYTHON, "-m", "podyd", "doctor", "--json", "--config", str(server.config)],
+        env=node.environment,
+        cwd="/",
+        text=True,
+        capture_output=True,
+        check=False,
+        user=account.pw_uid,
+        group=account.pw_gid,
+        extra_groups=[],
+    )
+    assert done.stderr == ""
+    found = {item["check"]: item for item in json.loads(done.stdout)["findings"]}
+    for check in ("login_service", "certificate_files", "lxd_answers"):
+        assert (found[check]["level"], found[check]["do"]) == ("note", "sudo podyd doctor"), check
+    assert found["service_answers"]["level"] == "ok"
+    assert "lxd_project" not in found
