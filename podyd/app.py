@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tornado.web import Application
 
-from podyd.api.endpoint import Endpoint, NoRoute, Requests, log_request
+from podyd.allotment import Allotment
+from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.authclient import AuthClient
 from podyd.config import Config
 from podyd.errors import Unavailable
 from podyd.gpus import Gpus
 from podyd.host import Host
+from podyd.idle import IdleLeases
 from podyd.images import Images
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Instances
+from podyd.metrics import Metrics
+from podyd.occupancy import Occupancy
 from podyd.pods import Pods
+from podyd.procs import instance_of
 from podyd.settings import Settings
+from podyd.store import Database, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
+from podyd.usage import Usage
 from podyd.usernames import UserNames
 from podyd.users import Users
 
-# At the end, what cleaning commands and removes half-made pods may take so long.
+# At the end, what cleaning commands, removes half-made pods and writes may take so long.
 KILL_SECONDS = 3.0
 
 
@@ -38,6 +46,10 @@ class App:
     instances: Instances
     pods: Pods
     telemetry: Telemetry
+    usage: Usage
+    database: Database
+    allotment: Allotment
+    idle: IdleLeases
     usernames: UserNames
     background: Tasks
     cleaning: Tasks
@@ -45,8 +57,13 @@ class App:
 
     def start(self) -> None:
         """Begin what goes on in the background; needs a running event loop."""
-        self.background.spawn(self.telemetry.run(), "asking NVML")
-        self.background.spawn(self.instances.watch(self._lxd_is_there), "following LXD")
+        self.background.keep(self.telemetry.run, "asking NVML")
+        self.background.keep(self.usage.follow_gpus, "counting GPU time")
+        self.background.keep(self.usage.follow_cpu, "counting CPU time")
+        self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
+        self.instances.listen(self.allotment.poke)
+        self.background.keep(self.allotment.run, "sharing GPUs out")
+        self.background.keep(self.idle.run, "looking for idle GPUs")
 
     async def _lxd_is_there(self) -> None:
         self.background.spawn(self.pods.sweep(), "sweeping")
@@ -55,7 +72,9 @@ class App:
         """Finish what is under way, `timeout` seconds at most, and let go of everything."""
         await self.requests.finish(timeout)
         await self.background.cancel()
+        self.cleaning.spawn(self.usage.flush(), "writing the last usage")
         await self.cleaning.finish(KILL_SECONDS)
+        await self.database.close()
         self.usernames.close()
         self.client.close()
 
@@ -68,19 +87,61 @@ def build(settings: Settings) -> App:
     instances = Instances(client)
     images = Images(client, settings)
     telemetry = Telemetry()
+    database = Database(config.data_dir / "podyd.db")
+    usage = Usage(
+        store=UsageStore(database),
+        project=config.lxd.project,
+        locate=instance_of,
+        instances=instances.all,
+        cpu_times=instances.cpu_times,
+        settings=settings,
+    )
+    telemetry.listen(usage.sampled)
     usernames = UserNames()
     requests = Requests()
     users = Users(AuthClient(config.auth.socket), settings)
+    gpus = Gpus(client, telemetry)
+    occupancy = Occupancy(telemetry, config.lxd.project)
+    executor = Executor(client, cleaning)
+    allotment = Allotment(
+        client=client,
+        instances=instances,
+        gpus=gpus,
+        telemetry=telemetry,
+        occupancy=occupancy,
+        settings=settings,
+    )
+    idle = IdleLeases(
+        allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
+    )
+    metrics = Metrics(allotment=allotment, telemetry=telemetry, occupancy=occupancy)
     pods = Pods(
         client=client,
         instances=instances,
-        executor=Executor(client, cleaning),
+        executor=executor,
         images=images,
-        gpus=Gpus(client),
+        gpus=gpus,
+        allotment=allotment,
+        executed=metrics.executed,
         settings=settings,
         tasks=cleaning,
     )
-    routes = Routes(users=users, pods=pods, images=images, host=Host(client, telemetry, usernames))
+    host = Host(
+        client=client,
+        telemetry=telemetry,
+        occupancy=occupancy,
+        allotment=allotment,
+        names=usernames,
+    )
+    routes = Routes(
+        users=users,
+        pods=pods,
+        allotment=allotment,
+        images=images,
+        host=host,
+        metrics=metrics,
+        usage=usage,
+    )
     application = Application(
         [
             (
@@ -92,7 +153,7 @@ def build(settings: Settings) -> App:
         ],
         default_handler_class=NoRoute,
         default_handler_args={"suggest": suggestion},
-        log_function=log_request,
+        log_function=request_log(metrics),
     )
     return App(
         application=application,
@@ -100,6 +161,10 @@ def build(settings: Settings) -> App:
         instances=instances,
         pods=pods,
         telemetry=telemetry,
+        usage=usage,
+        database=database,
+        allotment=allotment,
+        idle=idle,
         usernames=usernames,
         background=Tasks(),
         cleaning=cleaning,

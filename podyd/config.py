@@ -24,6 +24,8 @@ from podyd.errors import ConfigError
 DEFAULT_PATH = Path("/etc/podyd/podyd.yaml")
 UNLIMITED = -1
 
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 _UNITS: dict[str, int] = {
     "": 1,
     "B": 1,
@@ -71,6 +73,17 @@ def parse_endpoint(value: Any) -> str:
     return str(value)
 
 
+def parse_networks(value: Any) -> tuple[Network, ...]:
+    """The networks of a list such as [127.0.0.1, 192.0.2.0/24]. Raises ValueError."""
+    expected = "a list of addresses or networks, such as [127.0.0.1, 192.0.2.0/24]"
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(expected)
+    try:
+        return tuple(ipaddress.ip_network(item) for item in value)
+    except ValueError:
+        raise ValueError(expected) from None
+
+
 def parse_port_range(value: Any) -> tuple[int, int]:
     """The first and last port of `20000-21000`. Raises ValueError."""
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", str(value), re.ASCII)
@@ -89,6 +102,29 @@ def _duration(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e9:
         raise ValueError("a number of seconds above 0")
     return float(value)
+
+
+def _interval(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 3600:
+        raise ValueError("a number of seconds from 1 to 3600")
+    return float(value)
+
+
+def _hours(value: Any) -> float:
+    if value == UNLIMITED and not isinstance(value, bool):
+        return float(UNLIMITED)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e6:
+        raise ValueError("a number of hours above 0, or -1 for no limit")
+    return float(value)
+
+
+def _one_of(*words: str) -> Callable[[Any], str]:
+    def check(value: Any) -> str:
+        if value not in words:
+            raise ValueError(f"one of {', '.join(words)}")
+        return str(value)
+
+    return check
 
 
 def _key(default: Any, check: Callable[[Any], Any] | None = None) -> Any:
@@ -137,6 +173,34 @@ class Pods:
 
 
 @dataclass(frozen=True)
+class Lease:
+    """How long, in hours, and how many cards a member may have for themselves; -1 is no limit."""
+
+    max_hours: float = _key(168.0, _hours)
+    max_gpus: int = _key(UNLIMITED, parse_count)
+
+
+@dataclass(frozen=True)
+class Idle:
+    """What becomes of a leased card that the pod's processes have not used for `after` seconds.
+
+    `report` shows it; `warn` also tells the pod's terminals; `release` also ends the lease, `grace`
+    seconds after that.
+    """
+
+    after: float = _key(1800.0, _duration)
+    grace: float = _key(600.0, _duration)
+    policy: str = _key("report", _one_of("report", "warn", "release"))
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Who may read /metrics without a login: addresses and networks."""
+
+    allow: tuple[Network, ...] = _key([], parse_networks)
+
+
+@dataclass(frozen=True)
 class Images:
     offer: tuple[str, ...] = ("*",)
 
@@ -175,6 +239,13 @@ class Quotas:
 
 
 @dataclass(frozen=True)
+class Usage:
+    """LXD is asked for all pods' CPU time every `interval` seconds."""
+
+    interval: float = _key(60.0, _interval)
+
+
+@dataclass(frozen=True)
 class Config:
     """The whole file; an empty one is valid."""
 
@@ -185,9 +256,18 @@ class Config:
     lxd: Lxd = field(default_factory=Lxd)
     auth: Auth = field(default_factory=Auth)
     pods: Pods = field(default_factory=Pods)
+    lease: Lease = field(default_factory=Lease)
+    idle: Idle = field(default_factory=Idle)
+    metrics: Metrics = field(default_factory=Metrics)
     images: Images = field(default_factory=Images)
     ports: Ports = field(default_factory=Ports)
     quota: Quotas = field(default_factory=Quotas)
+    usage: Usage = field(default_factory=Usage)
+
+    @property
+    def data_dir(self) -> Path:
+        """The one directory that the service may write to."""
+        return Path(self.state_dir) / "data"
 
     @property
     def address(self) -> tuple[str, int]:

@@ -1,37 +1,58 @@
-"""The host's NVIDIA cards as LXD sees them, and which of them a pod has.
+"""The host's NVIDIA cards, and the LXD devices that lead them into a pod.
 
-A card is known by its PCI address and UUID. Its number in the API is NVML's index, which follows
-the PCI bus (nvmlDeviceGetHandleByIndex: "the order in which NVML enumerates devices").
+A card is known by its PCI address and UUID. Its number in the API is NVML's index, as nvidia-smi
+shows it; without NVML the order of the PCI addresses, which NVML follows as well.
 """
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from podyd.lxd.client import LxdClient
+from podyd.lxd.instances import Devices
+from podyd.nvidia import Sample, sysfs_address
+from podyd.telemetry import Telemetry
 
 NVIDIA_VENDOR_ID = "10de"
 # Cards do not come and go; LXD takes 28 ms to look.
 KEPT_SECONDS = 30.0
+# The devices that podyd gives an instance begin so; the others are the admin's.
+OWN_PREFIX = "podyd-gpu-"
+_COVER = {"type": "none"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card; `pci` as LXD writes it, such as 0000:41:00.0."""
+    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. Nobody may know the `uuid`."""
 
     index: int
     pci: str
     uuid: str
+    name: str = ""
+
+    @property
+    def key(self) -> str:
+        """What a card is known by where it is written down."""
+        return self.uuid or self.pci
+
+    def is_named(self, name: str) -> bool:
+        """Whether a name that a user gives it, an index, a UUID or a PCI address, means it."""
+        if ":" in name:
+            with contextlib.suppress(ValueError):
+                return sysfs_address(name) == self.pci
+        return name == str(self.index) or (name.lower() == self.uuid.lower() != "")
 
 
 class Gpus:
-    """Asks LXD for the cards, at most every `KEPT_SECONDS`."""
+    """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: LxdClient, telemetry: Telemetry) -> None:
         self._client = client
+        self._telemetry = telemetry
         self._kept: tuple[float, tuple[Card, ...]] | None = None
 
     async def cards(self) -> tuple[Card, ...]:
@@ -39,51 +60,115 @@ class Gpus:
         now = time.monotonic()
         if self._kept is None or self._kept[0] <= now:
             resources = await self._client.get("/1.0/resources")
-            self._kept = now + KEPT_SECONDS, _cards(resources["gpu"]["cards"] or [])
-        return self._kept[1]
+            found = _by_address(resources["gpu"]["cards"] or [])
+            self._kept = now + KEPT_SECONDS, found
+        return _in_order(self._kept[1], self._telemetry.latest)
 
 
-def _cards(found: Sequence[Mapping[str, Any]]) -> tuple[Card, ...]:
+def _by_address(found: Sequence[Mapping[str, Any]]) -> tuple[Card, ...]:
     nvidia = [card for card in found if card.get("vendor_id") == NVIDIA_VENDOR_ID]
     nvidia.sort(key=lambda card: str(card["pci_address"]))
     return tuple(
-        Card(index, card["pci_address"], (card.get("nvidia") or {}).get("uuid", ""))
+        Card(
+            index,
+            card["pci_address"],
+            (card.get("nvidia") or {}).get("uuid", ""),
+            (card.get("nvidia") or {}).get("model", card.get("product", "")),
+        )
         for index, card in enumerate(nvidia)
     )
 
 
-def cards_of(devices: Mapping[str, Mapping[str, str]], cards: Sequence[Card]) -> list[int]:
-    """The indices of the cards that these LXD devices pass through.
+def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
+    """The cards with NVML's indices; those that NVML does not show come last."""
+    known = {gpu.pci: (index, gpu) for index, gpu in enumerate(sample.gpus)} if sample else {}
+    rest = iter(range(len(known), len(known) + len(cards)))
+    numbered = []
+    for card in cards:
+        if card.pci in known:
+            index, gpu = known[card.pci]
+            # Without nvidia-container-cli, LXD knows no UUIDs.
+            numbered.append(replace(card, index=index, uuid=card.uuid or gpu.uuid))
+        else:
+            numbered.append(replace(card, index=next(rest)))
+    return tuple(sorted(numbered, key=lambda card: card.index))
+
+
+# --- Devices ------------------------------------------------------------------------------------
+
+
+def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
+    """The cards that these LXD devices lead into a pod.
 
     An LXD `gpu` device without an address passes them all (canonical/lxd#11841).
     """
-    indices: set[int] = set()
+    found: set[Card] = set()
     for device in devices.values():
         if device.get("type") != "gpu":
             continue
         if device.get("vendorid") not in (None, NVIDIA_VENDOR_ID):
             continue
         wanted = device.get("pci")
-        indices |= {card.index for card in cards if wanted in (None, card.pci)}
-    return sorted(indices)
+        found |= {card for card in cards if wanted is None or card.is_named(wanted)}
+    return frozenset(found)
+
+
+def natural(
+    profiles: Sequence[Mapping[str, Any]], own: Devices, covers: Container[str]
+) -> dict[str, Mapping[str, str]]:
+    """The devices of an instance without what podyd has put over them, profiles in their order.
+
+    `covers` names the devices of profiles that podyd has covered; others an admin may have covered.
+    """
+    merged: dict[str, Mapping[str, str]] = {}
+    for profile in profiles:
+        merged |= profile["devices"]
+    return merged | of_the_admin(own, covers)
+
+
+def with_cards(
+    profiles: Sequence[Mapping[str, Any]],
+    own: Devices,
+    covers: Container[str],
+    wanted: Iterable[Card] | None,
+) -> tuple[dict[str, Mapping[str, str]], frozenset[str]]:
+    """An instance's own devices that give it the `wanted` cards, and the new `covers`.
+
+    None is the cards that it has anyway, by its profiles.
+    """
+    kept = of_the_admin(own, covers)
+    if wanted is None:
+        return kept, frozenset()
+    covered = frozenset(
+        name
+        for name, device in natural(profiles, own, covers).items()
+        if device.get("type") == "gpu" and name not in kept
+    )
+    given = cards_in(kept, wanted)
+    devices = {
+        f"{OWN_PREFIX}{card.pci.replace(':', '-')}": {
+            "type": "gpu",
+            "gputype": "physical",
+            "pci": card.pci,
+        }
+        for card in wanted
+        if card not in given
+    }
+    return {**kept, **dict.fromkeys(covered, _COVER), **devices}, covered
+
+
+def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str, str]]:
+    """What of an instance's own devices is none of podyd's making."""
+    return {
+        name: device
+        for name, device in own.items()
+        if not name.startswith(OWN_PREFIX) and not (name in covers and device == _COVER)
+    }
 
 
 def needs_nvidia(profile: Mapping[str, Any]) -> bool:
-    """Whether an LXD profile is about NVIDIA cards, and of no use to a pod without one."""
+    """Whether an LXD profile is about NVIDIA cards, and of no use on a host without one."""
     runtime: str = profile["config"].get("nvidia.runtime", "false")
-    devices: Mapping[str, Mapping[str, str]] = profile["devices"]
+    devices: Devices = profile["devices"]
     has_gpu = any(device.get("type") == "gpu" for device in devices.values())
     return has_gpu or runtime.lower() in ("true", "1", "yes", "on")
-
-
-def gpu_devices(
-    profiles: Sequence[Mapping[str, Any]], chosen: Sequence[Card]
-) -> dict[str, dict[str, str]]:
-    """Devices of an instance that give it the `chosen` cards instead of its profiles' ones."""
-    masked = {
-        name: {"type": "none"}
-        for profile in profiles
-        for name, device in profile["devices"].items()
-        if device.get("type") == "gpu"
-    }
-    return masked | {f"podyd-gpu{card.index}": {"type": "gpu", "pci": card.pci} for card in chosen}

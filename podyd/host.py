@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from podyd import __version__, procs
+from podyd.allotment import Allotment
 from podyd.errors import BadRequest, Unavailable
+from podyd.gpus import Card, cards_in
+from podyd.idle import held_for
+from podyd.leases import Lease
 from podyd.lxd.client import LxdClient
-from podyd.nvidia import Gpu, Sample
-from podyd.spec import GpuProcess, HostSpec
-from podyd.telemetry import Telemetry
+from podyd.nvidia import Gpu, Holder, Sample
+from podyd.occupancy import Occupancy
+from podyd.sharing import View
+from podyd.spec import CardHolder, GpuInfo, GpuProcess, HostSpec, iso
+from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.usernames import UserNames
 
-FIRST_SAMPLE_SECONDS = 2.0
+Held = tuple[Holder, procs.Process]
 
 
 class Host:
     """Answers from the last sample of NVML, from /proc and from LXD."""
 
-    def __init__(self, client: LxdClient, telemetry: Telemetry, names: UserNames) -> None:
+    def __init__(
+        self,
+        *,
+        client: LxdClient,
+        telemetry: Telemetry,
+        occupancy: Occupancy,
+        allotment: Allotment,
+        names: UserNames,
+    ) -> None:
         self._client = client
+        self._occupancy = occupancy
+        self._allotment = allotment
         self._names = names
         self._telemetry = telemetry
 
@@ -49,9 +66,21 @@ class Host:
         _check_indices(wanted, count)
         if sample is None:
             return {}, 0.0
+        indices = range(count) if wanted is None else wanted
+        found = {index: alive(sample.gpus[index], sample.age) for index in indices}
+        users = None if sees_all else await self._users(found.values())
         rows = {
-            str(index): await self._rows(sample.gpus[index], viewer, sees_all)
-            for index in (range(count) if wanted is None else wanted)
+            str(index): [
+                _row(
+                    holder,
+                    process,
+                    viewer,
+                    users,
+                    self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
+                )
+                for holder, process in on_card
+            ]
+            for index, on_card in found.items()
         }
         return rows, sample.age
 
@@ -62,32 +91,109 @@ class Host:
         sample = self._telemetry.current
         if sample is None and not self._telemetry.absent:
             raise Unavailable(
-                f"NVML does not answer: {self._telemetry.problem or 'it hangs'}.",
+                f"NVML gives no data: {self._telemetry.problem or 'it has not answered yet'}.",
                 code="nvml_failed",
             )
         return sample
 
-    async def _rows(self, gpu: Gpu, viewer: str, sees_all: bool) -> list[GpuProcess]:
-        rows = []
-        for holder in gpu.holders:
-            process = procs.look_up(holder.pid)
-            if process is None:
-                continue  # It has ended since the sample was taken.
-            cmd = process.cmd
-            if not process.pod and process.uid is not None and not sees_all:
-                user = await self._names.of(process.uid)
-                cmd = cmd if user == viewer else user
-            rows.append(
-                GpuProcess(
-                    pid=holder.pid,
-                    pod=process.pod,
-                    cmd=cmd,
-                    uptime=process.uptime,
-                    memory_used=process.memory_used,
-                    gpu_memory_used=holder.memory_used,
+    async def _users(self, found: Iterable[Sequence[Held]]) -> dict[int, str]:
+        """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
+        for once."""
+        processes = [process for on_card in found for _, process in on_card if not process.pod]
+        uids = list({process.uid for process in processes if process.uid is not None})
+        names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
+        return dict(zip(uids, names, strict=True))
+
+    async def gpus(self) -> list[GpuInfo]:
+        """The cards, also where NVML does not answer: then without what only it knows."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        view = await self._allotment.view()
+        sample = self._telemetry.current
+        figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
+        return [
+            self._gpu(view, card, figures.get(card.pci), sample.driver if sample else None)
+            for card in view.cards
+        ]
+
+    def _gpu(self, view: View, card: Card, gpu: Gpu | None, driver: str | None) -> GpuInfo:
+        problem = gpu.problem if gpu else self._telemetry.problem or "NVML does not show this card"
+        if self._telemetry.absent:
+            problem = None
+        gpu = gpu or Gpu(card.uuid, card.pci, card.name)
+        lease = view.leases.get(card.key)
+        return GpuInfo(
+            index=card.index,
+            uuid=card.uuid,
+            pci=card.pci,
+            name=gpu.name,
+            driver=driver,
+            memory_total=gpu.memory_total,
+            memory_used=gpu.memory_used,
+            utilisation=gpu.utilisation,
+            temperature=gpu.temperature,
+            power=gpu.power,
+            power_limit=gpu.power_limit,
+            idle=_rounded(self._idle(view, card, lease)),
+            problem=problem,
+            pods=[
+                CardHolder(
+                    pod=pod.name,
+                    owner=pod.owner,
+                    exclusive=lease is not None and lease.pod.name == pod.name,
+                    since=iso(lease.since) if lease and lease.pod.name == pod.name else None,
+                    until=iso(lease.until) if lease and lease.pod.name == pod.name else None,
                 )
-            )
-        return rows
+                for pod in view.pods
+                if card in cards_in(pod.instance.devices, view.cards)
+            ],
+        )
+
+    def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
+        """Since when nobody of those who hold a card, leased or with a process, has used it."""
+        if lease is not None:
+            return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
+        on_it = self._occupancy.pids_on(card.pci)
+        idle = [self._occupancy.process_idle(card.pci, pid) for pid in on_it]
+        known = [seconds for seconds in idle if seconds is not None]
+        return min(known) if known and len(known) == len(idle) else None
+
+
+def alive(gpu: Gpu, age: float) -> list[Held]:
+    """What is on a card, less what has ended in the `age` seconds since the sample was taken."""
+    return [
+        (holder, process)
+        for holder in gpu.holders
+        if (process := procs.look_up(holder.pid)) is not None
+        # A younger one has only the pid in common.
+        and (process.uptime is None or process.uptime >= age)
+    ]
+
+
+def _row(
+    holder: Holder,
+    process: procs.Process,
+    viewer: str,
+    users: Mapping[int, str] | None,
+    idle: float | None,
+) -> GpuProcess:
+    """`users` is None for who sees what all of them run on the host."""
+    cmd = process.cmd
+    if users is not None and not process.pod and process.uid is not None:
+        user = users[process.uid]
+        cmd = cmd if user == viewer else user
+    return GpuProcess(
+        pid=holder.pid,
+        pod=process.pod,
+        cmd=cmd,
+        uptime=process.uptime,
+        memory_used=process.memory_used,
+        gpu_memory_used=holder.memory_used,
+        idle=_rounded(idle),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
 
 
 def _check_indices(wanted: Sequence[int] | None, count: int) -> None:

@@ -58,7 +58,7 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
         "responses": {
             "200": {
                 "description": "done",
-                "content": {"application/json": {"schema": _schema(operation.answer, schemas)}},
+                "content": {operation.media: {"schema": _schema(operation.answer, schemas)}},
             },
             "default": {
                 "description": "an error",

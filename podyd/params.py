@@ -11,7 +11,6 @@ A request is a frozen dataclass whose fields are made with `param(kind, help)`:
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field
@@ -98,16 +97,22 @@ class Password(Kind):
 
 
 @dataclass(frozen=True)
-class Seconds(Kind):
-    """A duration in seconds, above 0 and finite; what is longest is the admin's to say."""
+class Duration(Kind):
+    """A number of `unit`, above 0; what is longest, below `maximum`, is the admin's to say."""
+
+    unit: str = "seconds"
+    maximum: float = 1e9
 
     def parse(self, text: str) -> float:
-        accepted = "must be a number of seconds above 0, such as 10 or 2.5"
+        accepted = (
+            f"must be a number of {self.unit} above 0 and at most {self.maximum:.0f}, such as 10"
+            " or 2.5"
+        )
         # float() would also take '1_0', ' 1', 'nan' and 'infinity'.
-        if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?|\.\d{1,9}", text, re.ASCII):
+        if not re.fullmatch(r"\d{1,9}(\.\d{1,20})?|\.\d{1,20}", text, re.ASCII):
             raise ValueError(accepted)
         value = float(text)
-        if not value > 0 or not math.isfinite(value):
+        if not 0 < value <= self.maximum:
             raise ValueError(accepted)
         return value
 
@@ -130,6 +135,108 @@ class Indices(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": r"^\d+(,\d+)*$"}
+
+
+@dataclass(frozen=True)
+class Names(Kind):
+    """User names separated by commas, each one once."""
+
+    _PATTERN = r"[^\s,:]+(,[^\s,:]+)*"
+
+    def parse(self, text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if not re.fullmatch(self._PATTERN, text) or len(set(names)) != len(names):
+            raise ValueError(
+                "must be user names separated by commas, each one once, such as alice or alice,bob"
+            )
+        return names
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{self._PATTERN}$"}
+
+
+_UNIT_SECONDS = {"y": 365 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "s": 1}
+
+
+@dataclass(frozen=True)
+class Window(Kind):
+    """A time that has passed, in seconds or as `1y 1w 1d 1h 1s`; a month has no one length."""
+
+    _PATTERN = r"\d{1,9}(\.\d{1,9})?| *(\d{1,9} *[ywdhs] *)+"
+
+    def parse(self, text: str) -> float:
+        value = 0.0
+        if re.fullmatch(self._PATTERN, text, re.ASCII):
+            parts = re.findall(r"(\d+) *([ywdhs])", text, re.ASCII)
+            value = sum(int(n) * _UNIT_SECONDS[unit] for n, unit in parts) if parts else float(text)
+        if not value > 0:
+            raise ValueError(
+                "must be seconds above 0, or made of years, weeks, days, hours and seconds, such as"
+                " 1y 2w 3d 4h 5s"
+            )
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^({self._PATTERN})$"}
+
+
+@dataclass(frozen=True)
+class CardChoice:
+    """Which cards a pod shall have: all, a `count` of the least used, or those `named`.
+
+    A name is an index, a UUID or a PCI address. `str` gives what `Cards` parses.
+    """
+
+    everything: bool = False
+    count: int | None = None
+    named: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.everything:
+            return "all"
+        if self.count is not None:
+            return str(self.count) if self.count else "none"
+        return ",".join(self.named) + ("," if len(self.named) == 1 else "")
+
+
+@dataclass(frozen=True)
+class Cards(Kind):
+    """`all`, `none`, how many (`2`), or which: indices with a comma (`0,1`; the first alone is
+    `0,`), UUIDs, PCI addresses."""
+
+    def parse(self, text: str) -> CardChoice:
+        if text in ("all", "none"):
+            return CardChoice(everything=text == "all", count=None if text == "all" else 0)
+        if re.fullmatch(r"\d{1,3}", text, re.ASCII):
+            return CardChoice(count=int(text))
+        named = tuple(text.removesuffix(",").split(","))
+        name = (
+            r"\d{1,3}|GPU-[0-9a-fA-F-]{1,40}|[0-9a-fA-F]{4,8}:[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-7]"
+        )
+        if len(set(named)) != len(named) or not all(
+            re.fullmatch(name, item, re.IGNORECASE) for item in named
+        ):
+            raise ValueError(
+                "must be 'all', 'none', how many (2), or which ones: indices (0,1 or 0,) or UUIDs,"
+                " separated by commas, each one once"
+            )
+        return CardChoice(named=named)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "examples": ["all", "none", "2", "0,1", "0,"]}
+
+
+@dataclass(frozen=True)
+class Flag(Kind):
+    """Yes or no: `1` or `0`."""
+
+    def parse(self, text: str) -> bool:
+        if text not in ("0", "1"):
+            raise ValueError("must be 1 or 0")
+        return text == "1"
+
+    def schema(self) -> dict[str, Any]:
+        return {"enum": ["0", "1"]}
 
 
 @dataclass(frozen=True)

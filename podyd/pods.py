@@ -1,8 +1,4 @@
-"""Pods: what may happen to them and when.
-
-LXD is the database. A pod is an instance with the key `user.podyd.owner`; the other keys below
-say what LXD does not know. An instance without an owner is nobody's and is never shown.
-"""
+"""Pods: what may happen to them and when."""
 
 from __future__ import annotations
 
@@ -13,10 +9,10 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
+from podyd.allotment import Allotment
 from podyd.config import UNLIMITED, parse_size
 from podyd.errors import (
     Conflict,
@@ -27,26 +23,20 @@ from podyd.errors import (
     TimedOut,
     TooMany,
 )
-from podyd.gpus import Card, Gpus, cards_of, gpu_devices, needs_nvidia
+from podyd.gpus import Gpus, cards_in, needs_nvidia
 from podyd.images import Images
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
-from podyd.lxd.instances import Instance, Instances
+from podyd.lxd.instances import Devices, Instances
 from podyd.naming import instance_name
+from podyd.params import CardChoice
+from podyd.pod import IMAGE, INS, MADE_AS, OWNER, Pod, busy_or, is_half_made, pods_of
 from podyd.settings import Settings
-from podyd.spec import ExecResult, PodInfo, PodStatus, PodSummary, iso
+from podyd.spec import ExecResult, PodInfo, PodSummary, iso
 from podyd.tasks import Tasks
 from podyd.users import Member
 
 log = logging.getLogger(__name__)
-
-OWNER = "user.podyd.owner"
-INS = "user.podyd.ins"
-IMAGE = "user.podyd.image"
-# The instance's own name, written when podyd begins to make it and taken away when it runs. An
-# instance that has it and was never started was left half-made by a podyd that was killed; it will
-# be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
-MADE_AS = "user.podyd.made_as"
 
 CREATE_TIMEOUT = 600.0
 START_TIMEOUT = 120.0
@@ -55,71 +45,33 @@ DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 REMOVE_TRIES = 120
 LOG_LINES = 3
+# What LXC's functions say, once a start has failed for whatever reason.
+_CONSEQUENCES = frozenset(
+    {
+        "sync_wait",
+        "wait_on_daemonized_start",
+        "__lxc_start",
+        "lxc_abstract_unix_recv_fds_iov",
+        "lxc_cmd_rsp_recv_fds",
+    }
+)
+FREE_TRIES, FREE_SECONDS = 25, 0.2
 MAX_EXECS = 256
 MAX_EXECS_PER_MEMBER = 32
 # LXD may still be busy with a half-made pod, or not yet list it, when podyd starts.
 SWEEP_AFTER = (0.0, 60.0)
 
-_STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
+
+class Executed(Protocol):
+    """Is told of every command that is over."""
+
+    def __call__(self, seconds: float, *, timed_out: bool) -> None: ...
 
 
 class StartFailed(PodydError):
     """LXD could not start a pod; `detail` has the reason from LXC's own log."""
 
     default_code = "pod_start_failed"
-
-
-@dataclass(frozen=True)
-class Pod:
-    """An instance with an owner, under the name that the owner uses."""
-
-    owner: str
-    ins: str
-    instance: Instance
-
-    @property
-    def name(self) -> str:
-        return self.instance.name
-
-    @property
-    def status(self) -> PodStatus:
-        return _STATUS.get(self.instance.status, "error")
-
-    @property
-    def image(self) -> str:
-        config = self.instance.config
-        return config.get(IMAGE) or config.get("image.description", "")
-
-
-@dataclass(frozen=True)
-class _Making:
-    """A pod that is being made: its name in LXD, and how many cards it gets."""
-
-    name: str
-    cards: int
-
-
-def pods_of(instances: Iterable[Instance]) -> list[Pod]:
-    """The pods among these instances, without the half-made ones, by owner and name.
-
-    An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it,
-    the other goes by its name in LXD.
-    """
-    pods: dict[tuple[str, str], Pod] = {}
-    for instance in sorted(instances, key=lambda item: (item.created, item.name)):
-        owner = instance.config.get(OWNER)
-        if not owner or is_half_made(instance):
-            continue
-        ins = instance.config.get(INS) or instance.name.removeprefix(f"{owner}-")
-        if (owner, ins) in pods:
-            ins = instance.name
-        pods[owner, ins] = Pod(owner, ins, instance)
-    return [pods[key] for key in sorted(pods)]
-
-
-def is_half_made(instance: Instance) -> bool:
-    """Whether podyd began to make this instance and it has never run."""
-    return instance.config.get(MADE_AS) == instance.name and instance.started is None
 
 
 class Pods:
@@ -133,6 +85,8 @@ class Pods:
         executor: Executor,
         images: Images,
         gpus: Gpus,
+        allotment: Allotment,
+        executed: Executed,
         settings: Settings,
         tasks: Tasks,
     ) -> None:
@@ -141,11 +95,13 @@ class Pods:
         self._executor = executor
         self._images = images
         self._gpus = gpus
+        self._allotment = allotment
+        self._executed = executed
         self._settings = settings
         self._tasks = tasks
         self._locks: dict[str, asyncio.Lock] = {}
-        # The pods that are being made, by owner and name.
-        self._making: dict[tuple[str, str], _Making] = {}
+        # The pods that are being made: by owner and name, their names in LXD.
+        self._making: dict[tuple[str, str], str] = {}
         self._execs: Counter[str] = Counter()
 
     # --- Looking ---------------------------------------------------------------------------------
@@ -170,7 +126,7 @@ class Pods:
 
     async def info(self, member: Member, ins: str) -> PodInfo:
         """All about a member's pod. Raises NotFound."""
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         config = pod.instance.expanded_config
         running = pod.status == "running"
         started = pod.instance.started
@@ -183,7 +139,9 @@ class Pods:
             created=iso(pod.instance.created),
             addresses=await self._addresses(pod) if running else [],
             port_mapping=port_mapping(pod.instance.devices),
-            gpu_ids=cards_of(pod.instance.devices, await self._gpus.cards()),
+            gpu_ids=sorted(
+                card.index for card in cards_in(pod.instance.devices, await self._gpus.cards())
+            ),
             memory_limit=memory_limit(config),
             cpu_limit=cpu_limit(config),
             profiles=list(pod.instance.profiles),
@@ -193,7 +151,8 @@ class Pods:
     async def _all(self) -> list[Pod]:
         return pods_of(await self._instances.all())
 
-    async def _find(self, member: Member, ins: str) -> Pod:
+    async def find(self, member: Member, ins: str) -> Pod:
+        """A member's pod. Raises NotFound, also for somebody else's."""
         for pod in await self._all():
             if (pod.owner, pod.ins) == (member.name, ins):
                 return pod
@@ -215,14 +174,16 @@ class Pods:
 
     # --- Making and deleting ---------------------------------------------------------------------
 
-    async def create(self, member: Member, ins: str, image_name: str) -> PodInfo:
-        """Make a pod from an image and start it.
+    async def create(
+        self, member: Member, ins: str, image_name: str, gpus: CardChoice | None
+    ) -> PodInfo:
+        """Make a pod from an image and start it; without `gpus` with those of its profiles.
 
-        Raises Conflict (name taken), Forbidden (over quota, image not offered), NotFound (no such
-        image), StartFailed. If anything fails, nothing of the pod is left.
+        Raises Conflict (name taken, GPU leased), Forbidden (over quota, image not offered),
+        NotFound (no such image), StartFailed. If anything fails, nothing of the pod is left.
         """
         alias, image = await self._images.offered(image_name)
-        async with self._reserved(member, ins) as body:
+        async with self._reserved(member, ins, gpus) as body:
             name = body["name"]
             body["source"] = {"type": "image", "fingerprint": image.fingerprint}
             body["config"][IMAGE] = alias
@@ -249,31 +210,32 @@ class Pods:
         await self._client.change("PATCH", instance_path(name), {"config": {MADE_AS: ""}})
 
     @contextlib.asynccontextmanager
-    async def _reserved(self, member: Member, ins: str) -> AsyncIterator[dict[str, Any]]:
+    async def _reserved(
+        self, member: Member, ins: str, gpus: CardChoice | None
+    ) -> AsyncIterator[dict[str, Any]]:
         """Hold a place for a pod within its owner's quota; gives what LXD needs to make it."""
         cards = await self._gpus.cards()
         profiles = await self._profiles(member)
+        if not cards:
+            profiles = [profile for profile in profiles if not needs_nvidia(profile)]
         lock = self._locks.setdefault(member.name, asyncio.Lock())
         key = member.name, ins
         async with lock:
             instances = await self._instances.all()
-            mine = [pod for pod in pods_of(instances) if pod.owner == member.name]
-            self._check_room(member, ins, {pod.ins for pod in mine})
-            chosen = self._choose_cards(member, mine, instances, cards)
-            taken = {instance.name for instance in instances}
-            taken |= {making.name for making in self._making.values()}
+            mine = {pod.ins for pod in pods_of(instances) if pod.owner == member.name}
+            self._check_room(member, ins, mine)
+            taken = {instance.name for instance in instances} | set(self._making.values())
             name = instance_name(member.name, ins, {other.lower() for other in taken})
-            self._making[key] = _Making(name, len(chosen))
-        if not chosen:
-            profiles = [profile for profile in profiles if not needs_nvidia(profile)]
-        limited = member.quota.gpu_count != UNLIMITED
+            self._making[key] = name
+        config = {OWNER: member.name, INS: ins, MADE_AS: name, **limits(member, profiles)}
         try:
-            yield {
-                "name": name,
-                "profiles": [profile["name"] for profile in profiles],
-                "config": {OWNER: member.name, INS: ins, MADE_AS: name, **limits(member, profiles)},
-                "devices": gpu_devices(profiles, chosen) if limited else {},
-            }
+            async with self._allotment.new(member, name, profiles, gpus) as plan:
+                yield {
+                    "name": name,
+                    "profiles": [profile["name"] for profile in profiles],
+                    "config": {**config, **plan.config},
+                    "devices": plan.devices,
+                }
         finally:
             # Under the lock: nobody may have read LXD's list before the pod was in it and look
             # here after it is gone.
@@ -293,27 +255,6 @@ class Pods:
                 used=len(used),
             )
 
-    def _choose_cards(
-        self,
-        member: Member,
-        mine: Sequence[Pod],
-        instances: Sequence[Instance],
-        cards: Sequence[Card],
-    ) -> list[Card]:
-        """The cards of a new pod: all, or as many as the quota leaves, the least shared first."""
-        limit = member.quota.gpu_count
-        if limit == UNLIMITED:
-            return list(cards)
-        used = sum(len(cards_of(pod.instance.devices, cards)) for pod in mine)
-        used += sum(
-            making.cards for (owner, _), making in self._making.items() if owner == member.name
-        )
-        holders = Counter(
-            index for instance in instances for index in cards_of(instance.devices, cards)
-        )
-        ordered = sorted(cards, key=lambda card: (holders[card.index], card.index))
-        return ordered[: max(0, limit - used)]
-
     async def _profiles(self, member: Member) -> list[Mapping[str, Any]]:
         known = {
             profile["name"]: profile
@@ -330,7 +271,7 @@ class Pods:
 
     async def delete(self, member: Member, ins: str) -> str:
         """Delete a pod, running or not, with all that is in it. Returns what was done."""
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         await self._delete(pod.name)
         log.info("%s deleted pod %s", member.name, pod.name)
         return f"Pod {ins} and everything in it is deleted."
@@ -341,7 +282,7 @@ class Pods:
             # Stopping what has stopped is an error that does not matter here.
             with contextlib.suppress(LxdRefused):
                 await self._set_state(name, "stop", timeout=STOP_TIMEOUT, force=True)
-            await self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
+            await _when_free(lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT))
         except LxdRefused as error:
             if error.lxd_status != 404:
                 raise busy_or(error, f"LXD could not delete the pod: {error.detail}.") from error
@@ -361,7 +302,7 @@ class Pods:
         """Delete the pods that a podyd which was killed has left half-made."""
         for delay in SWEEP_AFTER:
             await asyncio.sleep(delay)
-            being_made = {making.name for making in self._making.values()}
+            being_made = set(self._making.values())
             for instance in await self._instances.all():
                 if instance.name in being_made or instance.config.get(MADE_AS) != instance.name:
                     continue
@@ -375,7 +316,7 @@ class Pods:
 
     async def start(self, member: Member, ins: str) -> str:
         """Start a pod. Returns what was done."""
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         if pod.status == "running":
             return f"Pod {ins} is running already."
         action = "unfreeze" if pod.status == "frozen" else "start"
@@ -384,14 +325,14 @@ class Pods:
 
     async def stop(self, member: Member, ins: str) -> str:
         """Stop a pod, by force if it does not shut down in time. Returns what was done."""
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         if pod.status == "stopped":
             return f"Pod {ins} is stopped already."
         return f"Pod {ins} has stopped{await self._stop(pod)}."
 
     async def restart(self, member: Member, ins: str) -> str:
         """Stop a pod and start it again. Returns what was done."""
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         how = "" if pod.status == "stopped" else await self._stop(pod)
         await self._start(pod.name)
         return f"Pod {ins} has stopped{how}, and is running again."
@@ -415,9 +356,7 @@ class Pods:
             text = await self._client.text(instance_path(name, "logs", "lxc.log"))
         except PodydError:
             return ""
-        errors = [line.split(" ERROR ", 1)[1] for line in text.splitlines() if " ERROR " in line]
-        messages = [re.sub(r"^\s*\S+ - \S+:\S+:\d+ - ", "", line).strip() for line in errors]
-        return "; ".join(dict.fromkeys(messages[-LOG_LINES:]))
+        return why_not_started(text)
 
     async def _stop(self, pod: Pod) -> str:
         """Stop a pod; returns how, if not in the ordinary way."""
@@ -441,8 +380,10 @@ class Pods:
         body = {"action": action, "timeout": int(timeout), "force": force}
         try:
             # LXD itself gives up after `timeout`; podyd waits a little longer to hear so.
-            await self._client.change(
-                "PUT", instance_path(name, "state"), body, timeout=timeout + 5
+            await _when_free(
+                lambda: self._client.change(
+                    "PUT", instance_path(name, "state"), body, timeout=timeout + 5
+                )
             )
         finally:
             self._instances.invalidate()
@@ -461,7 +402,7 @@ class Pods:
                 code="timeout_too_long",
                 limit=config.exec_timeout_max,
             )
-        pod = await self._find(member, ins)
+        pod = await self.find(member, ins)
         if pod.status != "running":
             raise _not_running(ins, pod.status)
         with self._one_exec(member):
@@ -474,6 +415,8 @@ class Pods:
                 if error.lxd_status == 400 and "not running" in error.detail:
                     raise _not_running(ins, "stopped") from error
                 raise
+            seconds = time.monotonic() - started
+            self._executed(seconds, timed_out=done.exit_code is None)
             return ExecResult(
                 exit_code=-1 if done.exit_code is None else done.exit_code,
                 log=done.log,
@@ -481,7 +424,7 @@ class Pods:
                 stderr=done.stderr,
                 timed_out=done.exit_code is None,
                 truncated=done.truncated,
-                seconds=round(time.monotonic() - started, 3),
+                seconds=round(seconds, 3),
             )
 
     @contextlib.contextmanager
@@ -500,6 +443,31 @@ class Pods:
             self._execs[member.name] -= 1
             if not self._execs[member.name]:
                 del self._execs[member.name]
+
+
+async def _when_free(change: Callable[[], Awaitable[object]]) -> None:
+    """Make a change of an instance, if need be once its settings have been changed.
+
+    That takes LXD a moment only: an admin has typed `lxc config`, or podyd moves a card.
+    """
+    for left in reversed(range(FREE_TRIES)):
+        try:
+            await change()
+            return
+        except LxdRefused as error:
+            if not left or 'busy running a "update"' not in error.detail:
+                raise
+        await asyncio.sleep(FREE_SECONDS)
+
+
+def why_not_started(log_text: str) -> str:
+    """The last errors of an lxc.log that say something, and what to do about the usual one."""
+    errors = re.findall(r" ERROR +\S+ - \S+?:(\w+):\d+ - (.*)", log_text)
+    telling = [message for function, message in errors if function not in _CONSEQUENCES]
+    said = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
+    if "mount hooks" in said:
+        said += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
+    return said
 
 
 def limits(member: Member, profiles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -535,7 +503,7 @@ def cpu_limit(config: Mapping[str, str]) -> int:
     return len({cpu for low, _, high in ranges for cpu in range(int(low), int(high or low) + 1)})
 
 
-def port_mapping(devices: Mapping[str, Mapping[str, str]]) -> list[str]:
+def port_mapping(devices: Devices) -> list[str]:
     """`HOST:POD` for each port that an LXD proxy device on the host leads into the pod."""
     found = []
     for device in devices.values():
@@ -543,16 +511,6 @@ def port_mapping(devices: Mapping[str, Mapping[str, str]]) -> list[str]:
             outside, inside = (device[end].rpartition(":")[2] for end in ("listen", "connect"))
             found.append(f"{outside}:{inside}")
     return sorted(found)
-
-
-def busy_or(error: LxdRefused, detail: str, kind: type[PodydError] = PodydError) -> PodydError:
-    """Conflict if LXD is at work on the instance already, else an error with this detail."""
-    if "busy" in error.detail.lower():
-        return Conflict(
-            "The pod is being started, stopped or changed already; try again shortly.",
-            code="pod_busy",
-        )
-    return kind(detail, code="lxd_error" if kind is PodydError else None)
 
 
 def _not_running(ins: str, status: str) -> Conflict:

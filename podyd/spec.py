@@ -12,10 +12,28 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from podyd.params import Indices, Param, Password, PodName, Seconds, Text, param, params_of
+from podyd.params import (
+    CardChoice,
+    Cards,
+    Duration,
+    Flag,
+    Indices,
+    Names,
+    Param,
+    Password,
+    PodName,
+    Text,
+    Window,
+    param,
+    params_of,
+)
 
 # What Linux takes as one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
+
+# A century: times beyond the year 9999 cannot be written.
+MAX_HOURS = 876_600.0
+WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
 
 def iso(moment: datetime) -> str:
@@ -29,6 +47,7 @@ class Access(enum.Enum):
     OPEN = "everybody, without a login"
     MEMBER = "every member"
     ADMIN = "admins"
+    SCRAPER = "admins, and the addresses of podyd.yaml's metrics.allow without a login"
 
 
 # --- Requests -----------------------------------------------------------------------------------
@@ -58,6 +77,32 @@ class OnePod:
 class Create:
     ins: str = param(PodName(), "a name for the pod")
     image: str = param(Text(200), "an image of /host/images")
+    gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
+
+
+@dataclass(frozen=True)
+class ChangeGpus:
+    ins: str = param(PodName(), "the pod's name")
+    gpus: CardChoice = param(Cards(), WHICH_CARDS)
+    force: bool = param(Flag(), "1 takes cards away that a process of the pod uses", default=False)
+
+
+@dataclass(frozen=True)
+class LeaseCards:
+    ins: str = param(PodName(), "the pod's name")
+    gpus: CardChoice = param(Cards(), WHICH_CARDS)
+    hours: float = param(Duration("hours", MAX_HOURS), "for how long")
+
+
+@dataclass(frozen=True)
+class ReleaseCards:
+    ins: str = param(PodName(), "the pod's name")
+    gpus: CardChoice | None = param(
+        Cards(),
+        f"{WHICH_CARDS}; without it all, and the pod's place in line; none: that place alone",
+        default=None,
+    )
+    force: bool = param(Flag(), "1 takes cards away that a process of the pod uses", default=False)
 
 
 @dataclass(frozen=True)
@@ -65,7 +110,7 @@ class Exec:
     ins: str = param(PodName(), "the pod's name")
     cmd: str = param(Text(MAX_COMMAND_BYTES), "what /bin/bash -c shall run, as root in the pod")
     timeout: float | None = param(
-        Seconds(), "seconds after which all that it started is killed", default=None
+        Duration(), "seconds after which all that it started is killed", default=None
     )
 
 
@@ -75,12 +120,24 @@ class OneImage:
 
 
 @dataclass(frozen=True)
-class GpuChoice:
+class GpuIndices:
     id: tuple[int, ...] | None = param(
         Indices(),
         "GPU indices as nvidia-smi shows them, separated by commas",
         default=None,
         aliases=("gpu-id",),
+    )
+
+
+@dataclass(frozen=True)
+class UsageOf:
+    user: tuple[str, ...] | None = param(
+        Names(), "user names, separated by commas; without it, all who have any", default=None
+    )
+    t: float | None = param(
+        Window(),
+        "how far back, in seconds or as 1y 2w 3d 4h 5s; without it, all that is kept",
+        default=None,
     )
 
 
@@ -193,6 +250,69 @@ class GpuProcess:
     uptime: float | None
     memory_used: int | None
     gpu_memory_used: int | None
+    idle: float | None
+
+
+@dataclass(frozen=True)
+class CardHolder:
+    """A pod that has a card. `since` and `until` are those of its lease, null where it shares."""
+
+    pod: str
+    owner: str
+    exclusive: bool
+    since: str | None
+    until: str | None
+
+
+@dataclass(frozen=True)
+class GpuInfo:
+    """A card; null where it does not support the figure. Memory in bytes, utilisation in percent,
+    temperature in degrees Celsius, power in watts; `idle`: for so many seconds nobody who holds it
+    has used it, null where nobody holds it or where that cannot be known."""
+
+    index: int
+    uuid: str
+    pci: str
+    name: str
+    driver: str | None
+    memory_total: int | None
+    memory_used: int | None
+    utilisation: int | None
+    temperature: int | None
+    power: float | None
+    power_limit: float | None
+    idle: float | None
+    problem: str | None
+    pods: list[CardHolder]
+
+
+@dataclass(frozen=True)
+class LeasedCard:
+    index: int
+    uuid: str
+    since: str
+    until: str
+
+
+@dataclass(frozen=True)
+class LeaseResult:
+    """`place` in line, from 1; 0 if the cards are attached."""
+
+    log: str
+    place: int
+    leases: list[LeasedCard]
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A pod in line for cards; `hours` is for how long it will have them."""
+
+    place: int
+    pod: str
+    owner: str
+    gpus: str
+    hours: float
+    since: str
 
 
 @dataclass(frozen=True)
@@ -222,6 +342,7 @@ class Operation:
     access: Access = Access.MEMBER
     # What the request does ends when the caller hangs up; everything else is carried through.
     ends_with_caller: bool = False
+    media: str = "application/json"
 
     @property
     def advised(self) -> str:
@@ -262,21 +383,56 @@ POD_RESTART = Operation("/pod/restart", POST, OnePod, Log, "Stop a pod and start
 POD_EXEC = Operation(
     "/pod/exec", POST, Exec, ExecResult, "Run a command in a pod.", ends_with_caller=True
 )
+POD_GPUS = Operation(
+    "/pod/gpus", POST, ChangeGpus, PodInfo, "Change a pod's GPUs, also while it runs."
+)
+GPU_LEASE = Operation(
+    "/gpu/lease", POST, LeaseCards, LeaseResult, "Have GPUs for one pod alone, for a time."
+)
+GPU_QUEUE = Operation(
+    "/gpu/queue", POST, LeaseCards, LeaseResult, "The same, in line where none is free now."
+)
+GPU_LINE = Operation("/gpu/line", GET, Nothing, list[Waiting], "Who is in line for GPUs.")
+GPU_RELEASE = Operation(
+    "/gpu/release", POST, ReleaseCards, LeaseResult, "Give leased GPUs back, or leave the line."
+)
 HOST_IMAGES = Operation(
     "/host/images", GET, Nothing, list[str], "The images that a pod can be made from."
 )
 HOST_GPU_PS = Operation(
     "/host/gpu-ps",
     GET,
-    GpuChoice,
+    GpuIndices,
     dict[str, list[GpuProcess]],
     "Per GPU, the processes on it and the pods that they are in.",
+)
+HOST_GPUS = Operation(
+    "/host/gpus", GET, Nothing, list[GpuInfo], "The GPUs, what they do and which pods have them."
 )
 HOST_SPEC = Operation(
     "/host/spec", GET, Nothing, HostSpec, "Versions of podyd and of what it stands on."
 )
+METRICS = Operation(
+    "/metrics",
+    GET,
+    Nothing,
+    str,
+    "podyd's figures for Prometheus.",
+    access=Access.SCRAPER,
+    media="text/plain; version=0.0.4; charset=utf-8",
+)
 IMAGE_LIST = Operation("/image/list", GET, Nothing, list[str], "The same as /host/images.")
 IMAGE_INSPECT = Operation("/image/inspect", GET, OneImage, ImageInfo, "All about an image.")
+STAT_CPUTIME = Operation(
+    "/stat/cputime", GET, UsageOf, dict[str, float], "Per user, CPU seconds of their pods."
+)
+STAT_GPUTIME = Operation(
+    "/stat/gputime",
+    GET,
+    UsageOf,
+    dict[str, float],
+    "Per user, seconds for which processes of their pods held a GPU, added up over the GPUs.",
+)
 
 OPERATIONS: tuple[Operation, ...] = tuple(
     value for value in list(globals().values()) if isinstance(value, Operation)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from podyd.errors import PodydError
 
 log = logging.getLogger(__name__)
+
+AGAIN_SECONDS = 5.0
 
 
 class Tasks:
@@ -24,6 +26,18 @@ class Tasks:
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
+
+    def keep(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> asyncio.Task[Any]:
+        """Run `work` for good: when it dies, it is mourned in the log and begun again."""
+        return self.spawn(self._again(work, name), name)
+
+    async def _again(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:  # Whatever it is: without this work podyd is half dead.
+                log.error("%s died and begins again", name, exc_info=error)
+            await asyncio.sleep(AGAIN_SECONDS)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

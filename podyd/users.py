@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import ipaddress
 import secrets
 import time
 from collections import OrderedDict
@@ -69,6 +70,16 @@ class Users:
         else:
             account = login.account
         return self._member(account)
+
+    def may_scrape(self, address: str) -> bool:
+        """Whether podyd.yaml lets this address read /metrics without a login."""
+        try:
+            found = ipaddress.ip_address(address)
+        except ValueError:
+            return False
+        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+            found = found.ipv4_mapped
+        return any(found in network for network in self._settings.current.metrics.allow)
 
     async def change_password(self, member: Member, old: str, new: str) -> None:
         """Change a member's own Linux password; the old one stops working at once."""

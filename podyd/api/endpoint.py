@@ -32,6 +32,7 @@ from podyd.errors import (
     Unauthorized,
     Unavailable,
 )
+from podyd.metrics import Metrics
 from podyd.params import parse
 from podyd.spec import Access, Operation
 from podyd.users import Member, Users
@@ -43,6 +44,7 @@ MAX_BODY_BYTES = 1024**2
 # that sends still more is cut off.
 MAX_DROPPED_BYTES = 64 * 1024**2
 MAX_PARAMETERS = 50
+JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,7 @@ class JsonHandler(RequestHandler):
     member_name = "-"
 
     def set_default_headers(self) -> None:
-        self.set_header("Content-Type", "application/json")
+        self.set_header("Content-Type", JSON)
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
         self.clear_header("Server")
@@ -175,7 +177,9 @@ class Endpoint(JsonHandler):
                 for name, value in answer.headers.items():
                     self.set_header(name, value)
                 answer = answer.body
-            self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
+            self.set_header("Content-Type", self.operation.media)
+            is_json = self.operation.media == JSON
+            self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
 
     get = post = head = put = patch = delete = options = _serve
 
@@ -191,7 +195,7 @@ class Endpoint(JsonHandler):
             raise _too_large()
         self._refuse_other_sites()
         member, password = None, ""
-        if self.operation.access is not Access.OPEN:
+        if self._needs_login():
             member, password = await self._log_in()
         request: Any = parse(self.operation.request, self._pairs())
         return await self.bound(Call(request, member, password))
@@ -207,11 +211,18 @@ class Endpoint(JsonHandler):
                 "podyd answers no requests that the page of another site makes.", code="cross_site"
             )
 
+    def _needs_login(self) -> bool:
+        access = self.operation.access
+        if access is Access.SCRAPER:
+            return not self.users.may_scrape(self.request.remote_ip or "")
+        return access is not Access.OPEN
+
     async def _log_in(self) -> tuple[Member, str]:
         name, password = credentials(self.request.headers.get("Authorization", ""))
         member = await self.users.log_in(name, password, self.request.remote_ip or "")
         self.member_name = member.name
-        if self.operation.access is Access.ADMIN and not member.is_admin:
+        for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
+        if for_admins and not member.is_admin:
             raise Forbidden(f"{self.operation.path} is for admins.", code="not_an_admin")
         return member, password
 
@@ -289,7 +300,7 @@ def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
         raise BadRequest("The body is not UTF-8.", code="not_utf8") from None
     if content_type == "application/x-www-form-urlencoded":
         return _decode_form(text, "the body")
-    if content_type == "application/json":
+    if content_type == JSON:
         return _decode_json(text)
     raise BadRequest(
         "The body must be application/x-www-form-urlencoded or application/json.",
@@ -330,19 +341,36 @@ def _going_down() -> Unavailable:
     return Unavailable("podyd is restarting; the command was ended.", code="shutting_down")
 
 
+def _method(request: HTTPServerRequest) -> str:
+    """The method, one of a few: a client may send any word there, and colours with it."""
+    return request.method if request.method in JsonHandler.SUPPORTED_METHODS else "other"
+
+
 def _path(request: HTTPServerRequest) -> str:
     """The path as a log may show it."""
     return request.path[:200].encode("unicode_escape").decode()
 
 
-def log_request(handler: RequestHandler) -> None:
+def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
+    """What Tornado calls when a request is over."""
+
+    def over(handler: RequestHandler) -> None:
+        _log_request(handler)
+        path = handler.operation.path if isinstance(handler, Endpoint) else ""
+        seconds = handler.request.request_time()
+        metrics.request(path, _method(handler.request), handler.get_status(), seconds)
+
+    return over
+
+
+def _log_request(handler: RequestHandler) -> None:
     """One line a request: never its query, which may hold a password or a command."""
     status = handler.get_status()
     logging.getLogger("podyd.access").log(
         logging.WARNING if status >= 500 else logging.INFO,
         "%s %s %s user=%s from=%s %.1fms",
         status,
-        handler.request.method,
+        _method(handler.request),
         _path(handler.request),
         getattr(handler, "member_name", "-"),
         handler.request.remote_ip,

@@ -8,12 +8,15 @@ from typing import Any, TypeVar
 
 from podyd import VERSION as PODYD_VERSION
 from podyd import openapi, spec
+from podyd.allotment import Allotment
 from podyd.api.endpoint import Bound, Call, Headed
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
+from podyd.metrics import Metrics
 from podyd.pods import Pods
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.usage import Usage
 from podyd.users import Member, Users
 
 M = TypeVar("M", bound=Callable[..., Any])
@@ -32,11 +35,24 @@ def serves(*operations: Operation) -> Callable[[M], M]:
 class Routes:
     """All operations; one that is bound to nothing, or twice, stops podyd from starting."""
 
-    def __init__(self, *, users: Users, pods: Pods, images: Images, host: Host) -> None:
+    def __init__(
+        self,
+        *,
+        users: Users,
+        pods: Pods,
+        allotment: Allotment,
+        images: Images,
+        host: Host,
+        metrics: Metrics,
+        usage: Usage,
+    ) -> None:
+        self._metrics = metrics
         self._users = users
         self._pods = pods
+        self._allotment = allotment
         self._images = images
         self._host = host
+        self._usage = usage
         self._openapi = openapi.document()
 
     def bound(self) -> dict[Operation, Bound]:
@@ -104,7 +120,8 @@ class Routes:
 
     @serves(spec.POD_CREATE)
     async def pod_create(self, call: Call) -> spec.PodInfo:
-        return await self._pods.create(call.caller, call.request.ins, call.request.image)
+        request: spec.Create = call.request
+        return await self._pods.create(call.caller, request.ins, request.image, request.gpus)
 
     @serves(spec.POD_DELETE)
     async def pod_delete(self, call: Call) -> Log:
@@ -139,6 +156,55 @@ class Routes:
         request: spec.Exec = call.request
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 
+    # --- GPUs ------------------------------------------------------------------------------------
+
+    @serves(spec.POD_GPUS)
+    async def pod_gpus(self, call: Call) -> spec.PodInfo:
+        request: spec.ChangeGpus = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        await self._allotment.change(call.caller, pod, request.gpus, force=request.force)
+        return await self._pods.info(call.caller, request.ins)
+
+    @serves(spec.GPU_LEASE)
+    async def gpu_lease(self, call: Call) -> spec.LeaseResult:
+        return await self._lease(call, wait=False)
+
+    @serves(spec.GPU_QUEUE)
+    async def gpu_queue(self, call: Call) -> spec.LeaseResult:
+        return await self._lease(call, wait=True)
+
+    async def _lease(self, call: Call, *, wait: bool) -> spec.LeaseResult:
+        request: spec.LeaseCards = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        place = await self._allotment.lease(
+            call.caller, pod, request.gpus, request.hours, wait=wait
+        )
+        said = (
+            f"Pod {request.ins} is number {place} in line; it gets the GPUs by itself."
+            if place
+            else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
+        )
+        return spec.LeaseResult(said, place, await self._allotment.leases(pod))
+
+    @serves(spec.GPU_LINE)
+    async def gpu_line(self, call: Call) -> list[spec.Waiting]:
+        return await self._allotment.line()
+
+    @serves(spec.GPU_RELEASE)
+    async def gpu_release(self, call: Call) -> spec.LeaseResult:
+        request: spec.ReleaseCards = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        cards, left = await self._allotment.release(pod, request.gpus, force=request.force)
+        numbers = ", ".join(str(card.index) for card in cards)
+        done = [f"GPU {numbers} is given back."] if cards else []
+        done += [f"Pod {request.ins} has left the line."] if left else []
+        said = " ".join(done) or "There was no lease to give back, and no place in line."
+        return spec.LeaseResult(said, 0, await self._allotment.leases(pod))
+
+    @serves(spec.METRICS)
+    async def metrics_text(self, call: Call) -> str:
+        return await self._metrics.text()
+
     # --- Host and images -------------------------------------------------------------------------
 
     @serves(spec.HOST_IMAGES, spec.IMAGE_LIST)
@@ -165,9 +231,23 @@ class Routes:
         )
         return Headed(rows, {"Age": f"{age:.0f}"})
 
+    @serves(spec.HOST_GPUS)
+    async def host_gpus(self, call: Call) -> list[spec.GpuInfo]:
+        return await self._host.gpus()
+
     @serves(spec.HOST_SPEC)
     async def host_spec(self, call: Call) -> spec.HostSpec:
         return await self._host.spec()
+
+    # --- Usage -----------------------------------------------------------------------------------
+
+    @serves(spec.STAT_CPUTIME)
+    async def cpu_time(self, call: Call) -> dict[str, float]:
+        return await self._usage.seconds("cpu", call.request.user, call.request.t)
+
+    @serves(spec.STAT_GPUTIME)
+    async def gpu_time(self, call: Call) -> dict[str, float]:
+        return await self._usage.seconds("gpu", call.request.user, call.request.t)
 
 
 def suggestion(path: str) -> str:

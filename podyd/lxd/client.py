@@ -107,6 +107,11 @@ class LxdClient:
         """The metadata that LXD answers to a GET."""
         return (await self._call("GET", path, query=query))["metadata"]
 
+    async def tagged(self, path: str) -> tuple[Any, str]:
+        """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
+        response = await self._fetch("GET", path, None, {}, ANSWER_TIMEOUT)
+        return _answer(response)["metadata"], response.headers.get("ETag", "")
+
     async def text(self, path: str, **query: Any) -> str:
         """A file that LXD serves as it is, such as a log."""
         response = await self._fetch("GET", path, None, query, ANSWER_TIMEOUT)
@@ -115,13 +120,14 @@ class LxdClient:
         return response.body.decode(errors="replace")
 
     async def change(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0
+        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0, etag: str = ""
     ) -> Any:
         """A request that changes something; waits for LXD's operation where there is one.
 
+        With `etag` LXD refuses it, as 412, if somebody else has changed the thing meanwhile.
         Raises TimedOut if the operation is still under way after `timeout` seconds.
         """
-        answer = await self._call(method, path, body=body)
+        answer = await self._call(method, path, body=body, etag=etag)
         if answer["type"] != "async":
             return answer["metadata"]
         operation = answer["operation"]
@@ -170,25 +176,24 @@ class LxdClient:
         body: Any = None,
         query: Mapping[str, Any] | None = None,
         timeout: float = ANSWER_TIMEOUT,
+        etag: str = "",
     ) -> Any:
-        response = await self._fetch(method, path, body, query or {}, timeout)
-        try:
-            answer = json.loads(response.body)
-        except ValueError as error:
-            raise Unavailable(
-                f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
-            ) from error
-        if answer.get("type") == "error":
-            raise LxdRefused(str(answer["error"]), lxd_status=int(answer["error_code"]))
-        return answer
+        return _answer(await self._fetch(method, path, body, query or {}, timeout, etag))
 
     async def _fetch(
-        self, method: str, path: str, body: Any, query: Mapping[str, Any], timeout: float
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, Any],
+        timeout: float,
+        etag: str = "",
     ) -> HTTPResponse:
         request = HTTPRequest(
             self._url(path, query),
             method=method,
             body=None if body is None else json.dumps(body),
+            headers={"If-Match": etag} if etag else None,
             allow_nonstandard_methods=True,
             ssl_options=self._tls,
             connect_timeout=CONNECT_TIMEOUT,
@@ -201,6 +206,18 @@ class LxdClient:
 
     def _url(self, path: str, query: Mapping[str, Any]) -> str:
         return f"{self._endpoint}{path}?{urlencode({'project': self.project, **query})}"
+
+
+def _answer(response: HTTPResponse) -> Any:
+    try:
+        answer = json.loads(response.body)
+    except ValueError as error:
+        raise Unavailable(
+            f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
+        ) from error
+    if answer.get("type") == "error":
+        raise LxdRefused(str(answer["error"]), lxd_status=int(answer["error_code"]))
+    return answer
 
 
 def unreachable(error: BaseException) -> Unavailable:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from podyd.errors import PodydError
-from podyd.lxd.client import LxdClient
+from podyd.errors import LxdRefused, PodydError
+from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
@@ -30,9 +30,15 @@ _HARMLESS = frozenset(
 )
 
 
+Devices = Mapping[str, Mapping[str, str]]
+# What an instance consists of, of all that LXD shows; the rest cannot be changed.
+_CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
+EDIT_TRIES = 5
+
+
 @dataclass(frozen=True)
 class Instance:
-    """An LXD instance; `config` is its own, `devices` and `limits` with its profiles applied."""
+    """An LXD instance; `config` and `own_devices` are without its profiles, the rest with them."""
 
     name: str
     status: str
@@ -40,7 +46,8 @@ class Instance:
     started: datetime | None
     config: Mapping[str, str]
     expanded_config: Mapping[str, str]
-    devices: Mapping[str, Mapping[str, str]]
+    own_devices: Devices
+    devices: Devices
     profiles: tuple[str, ...]
 
     @classmethod
@@ -55,9 +62,29 @@ class Instance:
             started=started if started.year > 1970 else None,
             config=data["config"],
             expanded_config=data["expanded_config"],
+            own_devices=data["devices"],
             devices=data["expanded_devices"],
             profiles=tuple(data["profiles"]),
         )
+
+    @property
+    def uuid(self) -> str:
+        """What stays when it is renamed; "" while LXD is making it."""
+        return self.config.get("volatile.uuid", "")
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """An instance and its CPU time since it started; None where LXD cannot tell."""
+
+    instance: Instance
+    nanoseconds: int | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> CpuTime:
+        """From the JSON of an instance with its state."""
+        usage = data["state"]["cpu"]["usage"] if data["state"] else -1
+        return cls(Instance.of(data), usage if usage >= 0 else None)
 
 
 def parse_time(text: str) -> datetime:
@@ -73,13 +100,20 @@ class Instances:
         self._client = client
         self._following = False
         self._version = 0
+        self._listeners: list[Callable[[], None]] = []
         self._kept: tuple[int, tuple[Instance, ...]] | None = None
         self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever something has changed, or may have."""
+        self._listeners.append(listener)
 
     def invalidate(self) -> None:
         """Forget what is kept: something has changed."""
         self._version += 1
         self._kept = None
+        for listener in self._listeners:
+            listener()
 
     async def all(self) -> tuple[Instance, ...]:
         """Every instance of the project."""
@@ -101,6 +135,39 @@ class Instances:
     async def _read(self) -> tuple[Instance, ...]:
         data = await self._client.get("/1.0/instances", recursion=1)
         return tuple(Instance.of(item) for item in data)
+
+    async def cpu_times(self) -> tuple[CpuTime, ...]:
+        """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
+        data = await self._client.get("/1.0/instances", recursion=2)
+        return tuple(CpuTime.of(item) for item in data)
+
+    async def edit(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, str | None],
+        devices: Callable[[Devices], Devices],
+    ) -> None:
+        """Set these keys of an instance (None takes one away), and make its own devices anew.
+
+        What others change meanwhile is kept. In a running instance it takes effect at once.
+        """
+        path = instance_path(name)
+        try:
+            for left in reversed(range(EDIT_TRIES)):
+                data, etag = await self._client.tagged(path)
+                body = {key: data[key] for key in _CHANGEABLE}
+                merged = {**data["config"], **config}
+                body["config"] = {key: value for key, value in merged.items() if value is not None}
+                body["devices"] = devices(data["devices"])
+                try:
+                    await self._client.change("PUT", path, body, etag=etag)
+                    return
+                except LxdRefused as error:
+                    if error.lxd_status != 412 or not left:
+                        raise
+        finally:
+            self.invalidate()
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
         """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import http.client
 import itertools
 import json
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from podyd.lxd.client import Credentials, LxdClient
-from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.lab.nvml import DEFAULT_GPUS, FakeDriver, FakeNvml, FakeProcess
 
 AT_ONCE = 16
 PODS = 20
@@ -35,6 +37,7 @@ CREATES = 8
 WRK_SECONDS = 5
 REQUESTS = 2000
 MIB = 1024**2
+GPUS, GPU_PROCESSES = 8, 200
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,7 @@ class Bench:
         yield from self.creates()
         yield from self.lists()
         yield from self.user_info()
+        yield self.gpu_ps()
         yield self.memory_growth()
 
     def execs(self) -> Iterator[Row]:
@@ -343,6 +347,48 @@ class Bench:
         yield Row("/user/info, alone, p50", "ms", alone.p50_ms, at_most=2)
         yield Row(f"/user/info, {AT_ONCE} connections", "/s", loaded.per_second, at_least=1000)
 
+    def gpu_ps(self) -> Row:
+        """Real processes of this host, as a stand-in NVML shows them; see tests/lab/nvml.py."""
+        driver = FakeDriver(self.node.directory / "nvidia")
+        sleeping = [subprocess.Popen(["sleep", "600"]) for _ in range(GPU_PROCESSES)]
+        try:
+            pids = [process.pid for process in sleeping]
+            gpus = [
+                dataclasses.replace(
+                    DEFAULT_GPUS[0],
+                    uuid=f"GPU-{number}",
+                    pci=f"0000:{number + 1:02x}:00.0",
+                    processes=tuple(map(FakeProcess, pids[number::GPUS])),
+                )
+                for number in range(GPUS)
+            ]
+            driver.write(FakeNvml(gpus=tuple(gpus)))
+            server = self.node.serve(environment=driver.environment)
+            call = Caller(server.client(self.client.user))
+
+            def listed() -> int:
+                return sum(map(len, call("GET", "/host/gpu-ps").values()))
+
+            wait_until(lambda: listed() == GPU_PROCESSES, "all processes")
+            ps = ["ps", "-o", "pid,etimes,rss,args", "-p", ",".join(map(str, pids))]
+            took, beside = [], []
+            for _ in range(30):
+                took.append(timed(listed))
+                beside.append(timed(lambda: subprocess.run(ps, capture_output=True, check=True)))
+            assert server.stop() == 0
+        finally:
+            for process in sleeping:
+                process.kill()
+                process.wait()
+        return Row(
+            f"/host/gpu-ps, {GPU_PROCESSES} processes, {GPUS} cards, p50",
+            "ms",
+            statistics.median(took),
+            statistics.median(beside),
+            "ps of them",
+            at_most=20,
+        )
+
     def memory_at_rest(self) -> Row:
         helper = _rss(self.node.helper.pid)
         return Row("memory at rest", "MiB", (_rss(self.server.process.pid) + helper), at_most=80)
@@ -380,7 +426,7 @@ def _rss(pid: int) -> float:
 
 # --- The table ----------------------------------------------------------------------------------
 
-FORMAT = "{:42} {:>11} {:>11} {:>7}  {:10} {:4} {}"
+FORMAT = "{:46} {:>11} {:>11} {:>7}  {:10} {:4} {}"
 
 
 def line(row: Row) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from podyd.lxd.instances import Instance
-from podyd.pods import is_half_made
+from podyd.pod import is_half_made
 from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
 
 
@@ -159,6 +160,29 @@ def test_what_an_admin_does_is_seen_at_once(
     client.get("/pod/info", ins=ins).refused(404)
     node.lxc("delete", "-f", name)
     assert client.get("/pod/list").ok == []
+
+
+def test_settings_that_are_just_being_changed_stop_nobody(
+    node: Node, alice: Client, ins: str
+) -> None:
+    name = alice.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    enough = threading.Event()
+
+    def keep_changing() -> int:
+        times = 0
+        while not enough.is_set():
+            node.lxc("config", "set", name, f"limits.processes={1000 + times}", check=False)
+            times += 1
+        return times
+
+    with ThreadPoolExecutor() as pool:
+        changing = [pool.submit(keep_changing) for _ in range(2)]
+        try:
+            for path in ("stop", "start", "restart", "delete"):
+                alice.post(f"/pod/{path}", ins=ins).ok
+        finally:
+            enough.set()
+        assert all(future.result() > 3 for future in changing)
 
 
 # --- Quota --------------------------------------------------------------------------------------

@@ -1,0 +1,140 @@
+"""Leases of cards and the line for them, as they stand on the instances.
+
+`user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` a place in line: so they
+survive podyd, and an admin reads them with `lxc config show`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from podyd.params import CardChoice, Cards
+from podyd.pod import Pod
+from podyd.spec import MAX_HOURS
+
+log = logging.getLogger(__name__)
+
+LEASE_PREFIX = "user.podyd.lease."
+WAITING = "user.podyd.waiting"
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A card, by its key (its UUID), that a pod has for itself until then."""
+
+    pod: Pod
+    key: str
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pod in line: since when, for which cards, and for how many hours it will have them.
+
+    `more` is how many cards it may get beyond those that it has or shares: what its owner's quota
+    left when it came, which is kept for it.
+    """
+
+    pod: Pod
+    since: datetime
+    choice: CardChoice
+    hours: float
+    more: int
+
+
+def lease_key(card_key: str) -> str:
+    """The key of an instance that holds its lease of a card."""
+    return LEASE_PREFIX + card_key
+
+
+def lease_value(since: datetime, until: datetime) -> str:
+    """An ISO 8601 interval."""
+    return f"{_text(since)}/{_text(until)}"
+
+
+def place_value(place: Place) -> str:
+    """What stands on the instance of a pod that waits."""
+    return json.dumps(
+        {
+            # An admin's copy of the instance has another name, and does not wait.
+            "pod": place.pod.name,
+            "since": _text(place.since),
+            "gpus": str(place.choice),
+            "hours": place.hours,
+            "more": place.more,
+        }
+    )
+
+
+def leases_of(pods: Iterable[Pod]) -> dict[str, Lease]:
+    """The leases by the card's key; of two for one card, the older counts.
+
+    Such a pair comes of an admin's copy of an instance.
+    """
+    found: dict[str, Lease] = {}
+    for pod in pods:
+        for key, value in pod.instance.config.items():
+            if not key.startswith(LEASE_PREFIX):
+                continue
+            lease = _lease(pod, key.removeprefix(LEASE_PREFIX), value)
+            if lease is None:
+                log.warning("%s: %s is not an interval of times: %r", pod.name, key, value)
+            elif lease.key not in found or _age(lease) < _age(found[lease.key]):
+                found[lease.key] = lease
+    return found
+
+
+def line_of(pods: Iterable[Pod]) -> list[Place]:
+    """Who waits, the first to be served first."""
+    found = []
+    for pod in pods:
+        text = pod.instance.config.get(WAITING)
+        if text is None:
+            continue
+        try:
+            data: dict[str, Any] = json.loads(text)
+            since, hours = _moment(data["since"]), float(data["hours"])
+            if not 0 < hours <= MAX_HOURS:
+                raise ValueError(hours)
+            place = Place(pod, since, Cards().parse(data["gpus"]), hours, int(data["more"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("%s: %s is not a place in line: %r", pod.name, WAITING, text)
+            continue
+        if data.get("pod") == pod.name:
+            found.append(place)
+    return sorted(found, key=lambda place: (place.since, place.pod.name))
+
+
+def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:
+    try:
+        since, until = (_moment(part) for part in value.split("/"))
+    except ValueError:
+        return None
+    return Lease(pod, card_key, since, until)
+
+
+def _age(lease: Lease) -> tuple[datetime, datetime]:
+    return lease.since, lease.pod.instance.created
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _moment(text: str) -> datetime:
+    # Until Python 3.11 fromisoformat does not know the Z.
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment

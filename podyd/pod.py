@@ -1,0 +1,79 @@
+"""What makes an LXD instance a pod.
+
+LXD is the database. A pod is an instance with the key `user.podyd.owner`; the other keys below
+say what LXD does not know. An instance without an owner is nobody's and is never shown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from podyd.errors import Conflict, LxdRefused, PodydError
+from podyd.lxd.instances import Instance
+from podyd.spec import PodStatus
+
+OWNER = "user.podyd.owner"
+INS = "user.podyd.ins"
+IMAGE = "user.podyd.image"
+# The instance's own name, written when podyd begins to make it and taken away when it runs. An
+# instance that has it and was never started was left half-made by a podyd that was killed; it will
+# be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
+MADE_AS = "user.podyd.made_as"
+
+_STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
+
+
+@dataclass(frozen=True)
+class Pod:
+    """An instance with an owner, under the name that the owner uses."""
+
+    owner: str
+    ins: str
+    instance: Instance
+
+    @property
+    def name(self) -> str:
+        return self.instance.name
+
+    @property
+    def status(self) -> PodStatus:
+        return _STATUS.get(self.instance.status, "error")
+
+    @property
+    def image(self) -> str:
+        config = self.instance.config
+        return config.get(IMAGE) or config.get("image.description", "")
+
+
+def pods_of(instances: Iterable[Instance]) -> list[Pod]:
+    """The pods among these instances, without the half-made ones, by owner and name.
+
+    An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it,
+    the other goes by its name in LXD.
+    """
+    pods: dict[tuple[str, str], Pod] = {}
+    for instance in sorted(instances, key=lambda item: (item.created, item.name)):
+        owner = instance.config.get(OWNER)
+        if not owner or is_half_made(instance):
+            continue
+        ins = instance.config.get(INS) or instance.name.removeprefix(f"{owner}-")
+        if (owner, ins) in pods:
+            ins = instance.name
+        pods[owner, ins] = Pod(owner, ins, instance)
+    return [pods[key] for key in sorted(pods)]
+
+
+def is_half_made(instance: Instance) -> bool:
+    """Whether podyd began to make this instance and it has never run."""
+    return instance.config.get(MADE_AS) == instance.name and instance.started is None
+
+
+def busy_or(error: LxdRefused, detail: str, kind: type[PodydError] = PodydError) -> PodydError:
+    """Conflict if LXD is at work on the instance already, else an error with this detail."""
+    if "busy" in error.detail.lower():
+        return Conflict(
+            "The pod is being started, stopped or changed already; try again shortly.",
+            code="pod_busy",
+        )
+    return kind(detail, code="lxd_error" if kind is PodydError else None)

@@ -1,0 +1,602 @@
+"""Cards: chosen, changed in a running pod, leased, waited for, taken back; on a real LXD.
+
+One podyd of their own, because two that share a project would both hand cards out.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Node, Server, process_in, wait_until
+from tests.lab.lab import CARDS_FILE, DEFAULT_CARDS, write_atomically
+from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
+
+UUIDS = [card.uuid for card in DEFAULT_CARDS]
+PCI = [card.pci for card in DEFAULT_CARDS]
+SECOND = 1 / 3600
+
+
+@dataclass
+class Bed:
+    """A node whose podyd has NVML, and which can be started anew with other settings."""
+
+    node: Node
+    driver: FakeDriver
+    server: Server
+
+    def restart(self, **changes: Any) -> None:
+        assert self.server.stop() == 0
+        self.server = self.node.serve(changes, environment=self.driver.environment)
+
+    def user(self) -> str:
+        return self.node.accounts.user()
+
+    def client(self, user: str = "") -> Client:
+        return self.server.client(user or self.user())
+
+
+@pytest.fixture(scope="module")
+def bed() -> Iterator[Bed]:
+    node = Node()
+    try:
+        node.start_helper()
+        driver = FakeDriver(node.directory / "nvidia")
+        yield Bed(node, driver, node.serve(environment=driver.environment))
+    finally:
+        node.close()
+
+
+@pytest.fixture(autouse=True)
+def _as_before(bed: Bed) -> Iterator[None]:
+    yield
+    bed.driver.write(FakeNvml())
+    wait_until(lambda: _is_cleared(bed.node), "the pods to go", 30)
+
+
+def _is_cleared(node: Node) -> bool:
+    for name in node.instances():
+        # While podyd gives its cards back, LXD deletes none.
+        node.lxc("delete", "-f", name, check=False)
+    return not node.instances()
+
+
+@contextmanager
+def pods(*owned: tuple[Client, str], **params: Any) -> Iterator[None]:
+    """Running pods, which are deleted in the end."""
+    for client, ins in owned:
+        client.post("/pod/create", ins=ins, image=IMAGE, **params).ok
+    yield
+    for client, ins in owned:
+        # A podyd that was started anew listens elsewhere.
+        with suppress(OSError):
+            client.post("/pod/delete", ins=ins)
+
+
+def cards_in(client: Client, ins: str) -> list[int]:
+    """The cards whose device nodes are in the pod."""
+    found = client.exec(ins, "ls /dev | sed -n 's/^nvidia\\([0-9]\\)$/\\1/p'")["stdout"].split()
+    return sorted(int(word) for word in found)
+
+
+def wait_for_cards(client: Client, ins: str, wanted: list[int], limit: float = 10.0) -> None:
+    wait_until(lambda: cards_in(client, ins) == wanted, f"cards {wanted} in {ins}", limit)
+    # In the pod they are a moment before LXD is done with it.
+    wait_until(
+        lambda: client.get("/pod/info", ins=ins).ok["gpu_ids"] == wanted, f"{wanted} shown", 2
+    )
+
+
+# --- Choosing -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted"),
+    [
+        ("all", [0, 1]),
+        ("none", []),
+        ("0", []),
+        ("2", [0, 1]),
+        ("1,", [1]),
+        ("0,1", [0, 1]),
+        (UUIDS[1], [1]),
+        (f"{PCI[0]},{UUIDS[1].lower()}", [0, 1]),
+    ],
+)
+def test_a_new_pod_has_the_cards_that_were_chosen(bed: Bed, gpus: str, wanted: list[int]) -> None:
+    client = bed.client()
+    with pods((client, "made"), gpus=gpus):
+        assert cards_in(client, "made") == wanted
+        assert client.get("/pod/info", ins="made").ok["gpu_ids"] == wanted
+
+
+def test_the_profiles_decide_where_nothing_was_chosen(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "made")):
+        wait_for_cards(client, "made", [0, 1])
+        name = bed.node.instance_of(client.user, "made")["name"]
+        bed.node.lxc("profile", "device", "set", "podyd-gpu", "gpus", f"pci={PCI[0]}")
+        wait_for_cards(client, "made", [0])
+        bed.node.lxc("profile", "device", "unset", "podyd-gpu", "gpus", "pci")
+        # What an admin takes away on the instance itself stays away.
+        bed.node.lxc("config", "device", "add", name, "gpus", "none")
+        wait_for_cards(client, "made", [])
+        client.post("/pod/restart", ins="made").ok
+        assert cards_in(client, "made") == []
+
+
+@pytest.mark.parametrize(
+    ("gpus", "code"),
+    [
+        ("x", "malformed_parameter"),
+        ("0,0", "malformed_parameter"),
+        ("-1", "malformed_parameter"),
+        ("", "malformed_parameter"),
+        ("3", "no_such_gpu"),
+        ("7,", "no_such_gpu"),
+        ("GPU-0000", "no_such_gpu"),
+    ],
+)
+def test_a_bad_choice_is_refused(bed: Bed, gpus: str, code: str) -> None:
+    client = bed.client()
+    body = client.post("/pod/create", ins="made", image=IMAGE, gpus=gpus).refused(400, code)
+    assert "gpus" in body["detail"]
+    assert client.get("/pod/list").ok == []
+
+
+def test_a_number_is_the_least_used_ones(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "first"), gpus="0,"), pods((client, "second"), gpus="1"):
+        assert cards_in(client, "second") == [1]
+        with process_in(client, "second") as running:
+            # In use counts for more than had.
+            bed.driver.write(FakeNvml().holding(1, FakeProcess(running.pid)))
+            wait_until(lambda: bool(client.get("/host/gpu-ps").ok["1"]), "the process")
+            with pods((client, "third"), gpus="1"):
+                assert cards_in(client, "third") == [0]
+
+
+# --- Changing -----------------------------------------------------------------------------------
+
+
+def test_cards_come_and_go_while_the_pod_runs(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "live"), gpus="none"), process_in(client, "live") as running:
+        for gpus, wanted in (("1,", [1]), ("all", [0, 1]), ("0,", [0]), ("none", [])):
+            assert client.post("/pod/gpus", ins="live", gpus=gpus).ok["gpu_ids"] == wanted
+            assert cards_in(client, "live") == wanted
+        assert client.exec("live", f"pgrep -fx '{running.cmd}'")["exit_code"] == 0
+        # A smaller number keeps what is there already.
+        client.post("/pod/gpus", ins="live", gpus="1,").ok
+        assert client.post("/pod/gpus", ins="live", gpus="1").ok["gpu_ids"] == [1]
+        client.post("/pod/restart", ins="live").ok
+        assert cards_in(client, "live") == [1]
+
+
+def test_a_card_in_use_is_taken_away_by_force_only(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "busy"), gpus="all"), process_in(client, "busy") as running:
+        bed.driver.write(FakeNvml().holding(1, FakeProcess(running.pid)))
+        wait_until(lambda: bool(client.get("/host/gpu-ps").ok["1"]), "the process")
+        body = client.post("/pod/gpus", ins="busy", gpus="none").refused(409, "gpu_in_use")
+        assert (body["gpu"], body["pids"]) == (1, [running.pid])
+        assert cards_in(client, "busy") == [0, 1], "nothing is half done"
+        # Of two, the one in use is the one that stays.
+        assert client.post("/pod/gpus", ins="busy", gpus="1").ok["gpu_ids"] == [1]
+        assert client.post("/pod/gpus", ins="busy", gpus="none", force=1).ok["gpu_ids"] == []
+        assert cards_in(client, "busy") == []
+        assert client.exec("busy", f"pgrep -fx '{running.cmd}'")["exit_code"] == 0
+
+
+def test_gpu_count_is_over_all_pods_of_a_user(bed: Bed) -> None:
+    bed.restart(quota={"default": {"gpu_count": 2}})
+    client = bed.client()
+    with pods((client, "one"), gpus="0,"), pods((client, "two")):
+        assert len(cards_in(client, "two")) == 1, "what the quota leaves"
+        body = client.post("/pod/create", ins="three", image=IMAGE, gpus="1").refused(403)
+        assert (body["code"], body["limit"], body["used"]) == ("quota_exceeded", 2, 2)
+        client.post("/pod/gpus", ins="one", gpus="all").refused(403, "quota_exceeded")
+        client.post("/gpu/lease", ins="one", gpus="2", hours=1).refused(403, "quota_exceeded")
+        # A lease of a card that it does not share yet is one more, and what waits counts too.
+        other = (1 - client.get("/pod/info", ins="one").ok["gpu_ids"][0],)
+        named = f"{other[0]},"
+        client.post("/gpu/lease", ins="one", gpus=named, hours=1).refused(403, "quota_exceeded")
+        client.post("/gpu/queue", ins="one", gpus=named, hours=1).refused(403, "quota_exceeded")
+        done = client.post("/gpu/lease", ins="one", gpus="1", hours=1).ok
+        assert [item["index"] for item in done["leases"]] == [0], "the one that it shares"
+        client.post("/gpu/release", ins="one").ok
+        client.post("/pod/gpus", ins="two", gpus="none").ok
+        assert client.post("/pod/gpus", ins="one", gpus="all").ok["gpu_ids"] == [0, 1]
+    bed.restart()
+
+
+def test_many_at_once_stay_within_the_quota(bed: Bed) -> None:
+    bed.restart(quota={"default": {"gpu_count": 2, "max_pods": 9}})
+    client = bed.client()
+    names = [f"r{number}" for number in range(4)]
+    with pods(*((client, name) for name in names), gpus="none"):
+        with ThreadPoolExecutor(6) as pool:
+            changed = [pool.submit(client.post, "/pod/gpus", ins=name, gpus="1") for name in names]
+            made = [
+                pool.submit(client.post, "/pod/create", ins=name, image=IMAGE, gpus="1")
+                for name in ("new1", "new2")
+            ]
+            statuses = sorted(future.result().status for future in changed + made)
+        assert statuses == [200, 200, 403, 403, 403, 403]
+        listed = client.get("/pod/list").ok
+        held = [client.get("/pod/info", ins=name).ok["gpu_ids"] for name in listed]
+        assert sum(map(len, held)) == 2
+        for name in set(listed) - set(names):
+            client.post("/pod/delete", ins=name).ok
+    bed.restart()
+
+
+# --- Leases -------------------------------------------------------------------------------------
+
+
+def test_a_lease_is_exclusive_and_given_back(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b")):
+        wait_for_cards(bob, "b", [0, 1])
+        done = alice.post("/gpu/lease", ins="a", gpus="1,", hours=2).ok
+        assert done["place"] == 0
+        (lease,) = done["leases"]
+        assert (lease["index"], lease["uuid"]) == (1, UUIDS[1])
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0, 1], [0])
+        name = bed.node.instance_of(alice.user, "a")["name"]
+        for refused in (
+            bob.post("/gpu/lease", ins="b", gpus="1,", hours=1),
+            bob.post("/pod/gpus", ins="b", gpus="0,1"),
+            bob.post("/pod/create", ins="c", image=IMAGE, gpus="2"),
+        ):
+            body = refused.refused(409, "gpu_held")
+            assert body["holders"] == [
+                {
+                    "gpu": 1,
+                    "pod": name,
+                    "owner": alice.user,
+                    "since": lease["since"],
+                    "until": lease["until"],
+                }
+            ]
+            for word in (name, alice.user, lease["since"], lease["until"]):
+                assert word in body["detail"]
+        # What comes meanwhile does not have it either.
+        with pods((bob, "later")):
+            assert cards_in(bob, "later") == [0]
+            info = {item["index"]: item["pods"] for item in bob.get("/host/gpus").ok}
+            holder = {key: lease[key] for key in ("since", "until")}
+            assert info[1] == [{"pod": name, "owner": alice.user, "exclusive": True, **holder}]
+            assert len(info[0]) == 3
+            assert not any(item["exclusive"] for item in info[0])
+            alice.post("/gpu/release", ins="a").ok
+            for client, ins in ((alice, "a"), (bob, "b"), (bob, "later")):
+                wait_for_cards(client, ins, [0, 1])
+        config = bed.node.instance_of(bob.user, "b")
+        assert config["devices"] == {}, "as if nothing had been"
+
+
+def test_a_card_that_somebody_uses_is_not_leased(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b")), process_in(bob, "b") as running:
+        bed.driver.write(FakeNvml().holding(0, FakeProcess(running.pid)))
+        wait_until(lambda: bool(bob.get("/host/gpu-ps").ok["0"]), "the process")
+        body = alice.post("/gpu/lease", ins="a", gpus="all", hours=1).refused(409, "gpu_held")
+        assert [item["owner"] for item in body["holders"]] == [bob.user]
+        # Of a number, those that are free.
+        done = alice.post("/gpu/lease", ins="a", gpus="1", hours=1).ok
+        assert [item["index"] for item in done["leases"]] == [1]
+        # Its own processes are no hindrance.
+        done = bob.post("/gpu/lease", ins="b", gpus="0,", hours=1).ok
+        assert [item["index"] for item in done["leases"]] == [0]
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([1], [0])
+        bob.post("/gpu/release", ins="b").ok
+
+
+def test_a_lease_ends_by_itself(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="all"):
+        alice.post("/gpu/lease", ins="a", gpus="all", hours=4 * SECOND).ok
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0, 1], [])
+        # Asked for again, it is longer.
+        first = alice.post("/gpu/lease", ins="a", gpus="all", hours=5 * SECOND).ok["leases"]
+        wait_for_cards(bob, "b", [0, 1], 15)
+        assert first[0]["until"] <= time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        wait_for_cards(alice, "a", [])
+
+
+def test_a_lease_that_ended_while_podyd_was_down(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="all"):
+        alice.post("/gpu/lease", ins="a", gpus="0,", hours=3 * SECOND).ok
+        alice.post("/gpu/lease", ins="a", gpus="1,", hours=1).ok
+        bed.server.process.kill()
+        bed.server.process.wait()
+        key = f"user.podyd.lease.{UUIDS[0]}"
+        value = bed.node.instance_of(alice.user, "a")["config"][key]
+        until = value.partition("/")[2]
+        wait_until(
+            lambda: time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) > until[:19], "the end"
+        )
+        bed.server = bed.node.serve(environment=bed.driver.environment)
+        alice, bob = bed.client(alice.user), bed.client(bob.user)
+        wait_for_cards(bob, "b", [0])
+        wait_for_cards(alice, "a", [1])
+        alice.post("/gpu/release", ins="a").ok
+
+
+def test_the_admins_limits(bed: Bed) -> None:
+    bed.restart(lease={"max_hours": 8, "max_gpus": 1})
+    client = bed.client()
+    with pods((client, "a"), (client, "b")):
+        body = client.post("/gpu/lease", ins="a", gpus="1", hours=8.5).refused(403)
+        assert (body["code"], body["limit"]) == ("lease_too_long", 8)
+        client.post("/gpu/lease", ins="a", gpus="2", hours=1).refused(403, "quota_exceeded")
+        client.post("/gpu/lease", ins="a", gpus="1", hours=8).ok
+        client.post("/gpu/lease", ins="b", gpus="1", hours=1).refused(403, "quota_exceeded")
+        client.post("/gpu/queue", ins="b", gpus="1", hours=1).refused(403, "quota_exceeded")
+        client.post("/gpu/lease", ins="a", gpus="1", hours=4).ok
+        client.post("/gpu/lease", ins="a", gpus="0,1", hours=4).refused(403, "quota_exceeded")
+    bed.restart()
+
+
+@pytest.mark.parametrize("hours", ["0", "-1", "nan", "x", "", "999999999"])
+def test_a_bad_time_is_refused(bed: Bed, hours: str) -> None:
+    answer = bed.client().post("/gpu/lease", ins="a", gpus="1", hours=hours)
+    assert "hours" in answer.refused(400, "malformed_parameter")["detail"]
+
+
+def test_a_copy_holds_no_lease(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "a"), gpus="none"):
+        client.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+        name = bed.node.instance_of(client.user, "a")["name"]
+        bed.node.lxc("copy", name, f"{name}-copy", "--stateless")
+        copy = f"{name}-copy"
+        wait_until(lambda: client.get("/pod/info", ins=copy).ok["gpu_ids"] == [], "no card")
+        assert cards_in(client, "a") == [0]
+        (gpu, _) = client.get("/host/gpus").ok
+        assert [item["pod"] for item in gpu["pods"]] == [name]
+        client.post("/pod/delete", ins=copy).ok
+
+
+# --- The line -----------------------------------------------------------------------------------
+
+
+def test_first_come_first_served_also_after_a_restart(bed: Bed) -> None:
+    alice, bob, carol = (bed.client() for _ in range(3))
+    with pods((alice, "a"), (bob, "b"), (carol, "c"), gpus="none"):
+        alice.post("/gpu/queue", ins="a", gpus="all", hours=1).ok
+        assert cards_in(alice, "a") == [0, 1], "nothing to wait for"
+        assert bob.post("/gpu/queue", ins="b", gpus="2", hours=1).ok["place"] == 1
+        assert carol.post("/gpu/queue", ins="c", gpus="1", hours=2).ok["place"] == 2
+        assert bob.post("/gpu/queue", ins="b", gpus="2", hours=1).ok["place"] == 1
+        bob.post("/gpu/queue", ins="b", gpus="1", hours=1).refused(409, "already_waiting")
+        line = carol.get("/gpu/line").ok
+        assert [(item["place"], item["owner"], item["gpus"], item["hours"]) for item in line] == [
+            (1, bob.user, "2", 1.0),
+            (2, carol.user, "1", 2.0),
+        ]
+        bed.restart()
+        alice, bob, carol = (bed.client(client.user) for client in (alice, bob, carol))
+        assert carol.get("/gpu/line").ok == line
+        # One is free: not enough for bob, and nobody goes before him.
+        alice.post("/gpu/release", ins="a", gpus="0,").ok
+        carol.post("/gpu/lease", ins="c", gpus="1", hours=1).refused(409, "gpu_held")
+        assert carol.get("/gpu/line").ok == line
+        alice.post("/gpu/release", ins="a").ok
+        wait_for_cards(bob, "b", [0, 1])
+        assert [item["owner"] for item in bob.get("/gpu/line").ok] == [carol.user]
+        bob.post("/pod/delete", ins="b").ok
+        wait_until(lambda: carol.get("/gpu/line").ok == [], "carol's turn")
+        assert len(cards_in(carol, "c")) == 1
+
+
+def test_what_waits_is_kept_for_it_by_the_quota(bed: Bed) -> None:
+    bed.restart(quota={"default": {"gpu_count": 2}})
+    holder, client = bed.client(), bed.client()
+    with pods((holder, "h"), (client, "a"), (client, "b"), gpus="none"):
+        holder.post("/gpu/lease", ins="h", gpus="2", hours=1).ok
+        assert client.post("/gpu/queue", ins="a", gpus="2", hours=1).ok["place"] == 1
+        client.post("/pod/gpus", ins="b", gpus="all").refused(403, "quota_exceeded")
+        holder.post("/gpu/release", ins="h").ok
+        wait_for_cards(client, "a", [0, 1])
+    bed.restart()
+
+
+def test_who_has_a_card_does_not_keep_it_from_the_line(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b"), gpus="none"):
+        first = alice.post("/gpu/lease", ins="a", gpus="all", hours=2).ok["leases"]
+        # Never shorter, and while nobody waits, longer.
+        again = alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok["leases"]
+        assert [item["until"] for item in again] == [item["until"] for item in first]
+        assert bob.post("/gpu/queue", ins="b", gpus="0,", hours=1).ok["place"] == 1
+        body = alice.post("/gpu/lease", ins="a", gpus="0,", hours=9).refused(409, "gpu_held")
+        assert "1 in line before you" in body["detail"]
+        alice.post("/gpu/lease", ins="a", gpus="1,", hours=9).ok
+        # Who has one and waits for another keeps both when the first is prolonged.
+        alice.post("/gpu/release", ins="a", gpus="1,").ok
+        bob.post("/gpu/lease", ins="b", gpus="1,", hours=1).ok
+        assert [item["owner"] for item in bob.get("/gpu/line").ok] == [bob.user]
+        assert "left the line" in bob.post("/gpu/release", ins="b", gpus="none").ok["log"]
+        assert bob.get("/gpu/line").ok == []
+        assert cards_in(bob, "b") == [1]
+
+
+def test_a_card_that_an_admin_has_given_is_not_leased(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b"), gpus="none"):
+        name = bed.node.instance_of(bob.user, "b")["name"]
+        # As short as LXD takes it.
+        bed.node.lxc("config", "device", "add", name, "mine", "gpu", f"pci={PCI[0][5:]}")
+        wait_for_cards(bob, "b", [0])
+        body = alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).refused(409, "gpu_held")
+        assert [item["pod"] for item in body["holders"]] == [name]
+        alice.post("/gpu/lease", ins="a", gpus="1", hours=1).ok
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([1], [0])
+
+
+def test_who_leaves_the_line_holds_nobody_up(bed: Bed) -> None:
+    alice, bob, carol = (bed.client() for _ in range(3))
+    with pods((alice, "a"), (bob, "b"), (carol, "c"), gpus="none"):
+        alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+        bob.post("/gpu/queue", ins="b", gpus="2", hours=1).ok
+        assert carol.post("/gpu/queue", ins="c", gpus="1", hours=1).ok["place"] == 2
+        bob.post("/gpu/release", ins="b").ok
+        wait_for_cards(carol, "c", [1])
+        assert carol.get("/gpu/line").ok == []
+
+
+def test_the_line_moves_when_a_process_ends(bed: Bed) -> None:
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b"), gpus="all"):
+        with process_in(bob, "b") as running:
+            state = FakeNvml().holding(0, FakeProcess(running.pid))
+            bed.driver.write(replace(state.holding(1, FakeProcess(running.pid))))
+            wait_until(lambda: bool(bob.get("/host/gpu-ps").ok["1"]), "the process")
+            assert alice.post("/gpu/queue", ins="a", gpus="1", hours=1).ok["place"] == 1
+        bed.driver.write(FakeNvml())
+        wait_until(lambda: alice.get("/gpu/line").ok == [], "its turn")
+        assert len(cards_in(bob, "b")) == 1
+
+
+# --- What the cards do --------------------------------------------------------------------------
+
+
+def test_host_gpus_has_what_nvml_says(bed: Bed) -> None:
+    client = bed.client()
+    state = FakeNvml().with_gpu(
+        0, memory_used=5 * 1024**3, utilisation=73, temperature=64, power=251.25
+    )
+    nothing = dict.fromkeys(
+        ("memory_total", "memory_used", "utilisation", "temperature", "power", "power_limit")
+    )
+    bed.driver.write(state.with_gpu(1, **nothing))
+    wait_until(lambda: client.get("/host/gpus").ok[0]["utilisation"] == 73, "the figures")
+    first, second = client.get("/host/gpus").ok
+    assert first == {
+        "index": 0,
+        "uuid": UUIDS[0],
+        "pci": PCI[0],
+        "name": "NVIDIA A100 80GB PCIe",
+        "driver": "535.183.01",
+        "memory_total": 80 * 1024**3,
+        "memory_used": 5 * 1024**3,
+        "utilisation": 73,
+        "temperature": 64,
+        "power": 251.25,
+        "power_limit": 300.0,
+        "idle": None,
+        "problem": None,
+        "pods": [],
+    }
+    assert {key: second[key] for key in nothing} == nothing
+
+
+def test_a_lost_card_is_shown_with_its_problem(bed: Bed) -> None:
+    client = bed.client()
+    bed.driver.write(FakeNvml().with_gpu(1, lost=True))
+    wait_until(lambda: client.get("/host/gpus").ok[1]["problem"] is not None, "the problem")
+    first, second = client.get("/host/gpus").ok
+    assert (second["pci"], second["memory_used"]) == (PCI[1], None)
+    assert first["problem"] is None
+
+
+def test_without_nvml_cards_are_shared_out_all_the_same(bed: Bed) -> None:
+    client = bed.client()
+    bed.driver.write(replace(FakeNvml(), init_fails=999))
+    bed.restart()
+    client = bed.client(client.user)
+    with pods((client, "a")):
+        wait_for_cards(client, "a", [0, 1])
+        first, _ = client.get("/host/gpus").ok
+        assert (first["uuid"], first["memory_total"]) == (UUIDS[0], None)
+        assert first["problem"]
+        # Nobody can tell whether somebody is on it.
+        client.post("/gpu/lease", ins="a", gpus="1", hours=1).refused(503, "nvml_failed")
+        client.post("/pod/gpus", ins="a", gpus="none").refused(503, "nvml_failed")
+        assert client.post("/pod/gpus", ins="a", gpus="none", force=1).ok["gpu_ids"] == []
+    bed.driver.write(FakeNvml())
+    bed.restart()
+
+
+def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
+    client = bed.client()
+    text = CARDS_FILE.read_text()
+    broken = {**json.loads(text), "configure_error": "initialization error: driver not loaded"}
+    write_atomically(CARDS_FILE, json.dumps(broken))
+    try:
+        body = client.post("/pod/create", ins="a", image=IMAGE).refused(500, "pod_start_failed")
+    finally:
+        write_atomically(CARDS_FILE, text)
+    assert "forkstart" not in body["detail"]
+    assert "hook" in body["detail"]
+    assert client.get("/pod/list").ok == []
+    with pods((client, "a")):
+        assert cards_in(client, "a") == [0, 1]
+
+
+# --- Idle ---------------------------------------------------------------------------------------
+
+
+def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
+    bed.restart(idle={"after": 3, "grace": 3, "policy": "release"})
+    busy, lazy = bed.client(), bed.client()
+    with pods((busy, "b"), (lazy, "l"), gpus="none"):
+        lazy.exec("l", "setsid script -qfc 'sleep 60' /root/screen </dev/null >/dev/null 2>&1 &")
+        with process_in(busy, "b") as working:
+            state = FakeNvml().holding(0, FakeProcess(working.pid, utilisation=5))
+            bed.driver.write(state)
+            busy.post("/gpu/lease", ins="b", gpus="0,", hours=1).ok
+            lazy.post("/gpu/lease", ins="l", gpus="1,", hours=1).ok
+            wait_until(lambda: (busy.get("/host/gpus").ok[1]["idle"] or 0) > 2, "it to be idle")
+            screen = "cat /root/screen"
+            wait_until(
+                lambda: "GPU 1 has been idle" in lazy.exec("l", screen)["stdout"], "the warning"
+            )
+            wait_for_cards(lazy, "l", [])
+            assert "has ended" in lazy.exec("l", screen)["stdout"]
+            # Nobody is logged in there, but it computes.
+            assert cards_in(busy, "b") == [0]
+            (row,) = busy.get("/host/gpu-ps").ok["0"]
+            assert row["idle"] < 2
+            assert busy.get("/host/gpus").ok[0]["idle"] < 2
+    bed.restart()
+
+
+def test_a_process_that_does_nothing_is_shown_as_idle(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "a"), gpus="0,"), process_in(client, "a") as running:
+        bed.driver.write(FakeNvml().holding(0, FakeProcess(running.pid, utilisation=0)))
+
+        def idle() -> float:
+            rows = client.get("/host/gpu-ps").ok["0"]
+            return rows[0]["idle"] if rows else 0
+
+        wait_until(lambda: idle() > 2, "it to be idle")
+        # Where the card does not tell, nobody is taken for idle.
+        state = FakeNvml().with_gpu(0, process_utilisation=False, utilisation=None)
+        bed.driver.write(state.holding(0, FakeProcess(running.pid)))
+        wait_until(lambda: client.get("/host/gpu-ps").ok["0"][0]["idle"] is None, "no figure")
+        assert client.get("/host/gpus").ok[0]["idle"] is None
+
+
+def test_the_keys_are_for_an_admin_to_read(bed: Bed) -> None:
+    client = bed.client()
+    with pods((client, "a"), (client, "b"), gpus="none"):
+        client.post("/gpu/lease", ins="a", gpus="all", hours=1).ok
+        client.post("/gpu/queue", ins="b", gpus="1,", hours=2).ok
+        config = bed.node.instance_of(client.user, "a")["config"]
+        since, _, until = config[f"user.podyd.lease.{UUIDS[0]}"].partition("/")
+        assert since < until
+        assert until.endswith("Z")
+        waiting = json.loads(bed.node.instance_of(client.user, "b")["config"]["user.podyd.waiting"])
+        assert (waiting["gpus"], waiting["hours"]) == ("1,", 2)

@@ -1,0 +1,63 @@
+"""Cards, their names, and the devices that lead them into a pod."""
+
+from __future__ import annotations
+
+import pytest
+
+from podyd.gpus import Card, cards_in, natural, with_cards
+
+CARDS = (
+    Card(0, "0000:41:00.0", "GPU-a"),
+    Card(1, "0000:4a:00.0", "GPU-b"),
+    Card(2, "0001:01:00.0", ""),
+)
+PROFILES = [{"devices": {"root": {"type": "disk"}, "gpus": {"type": "gpu"}}}]
+NONE = {"type": "none"}
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("0", 0),
+        ("gpu-A", 0),
+        ("41:00.0", 0),
+        ("0000:4A:00.0", 1),
+        ("00000000:4A:00.0", 1),
+        ("0001:01:00.0", 2),
+        ("01:00.0", None),
+        ("x:y", None),
+        ("", None),
+        ("GPU-", None),
+    ],
+)
+def test_a_card_has_several_names(name: str, index: int | None) -> None:
+    found = [card.index for card in CARDS if card.is_named(name)]
+    assert found == ([] if index is None else [index])
+
+
+def test_a_card_without_a_uuid_is_known_by_its_address() -> None:
+    assert [card.key for card in CARDS] == ["GPU-a", "GPU-b", "0001:01:00.0"]
+
+
+def test_a_device_without_an_address_is_all_cards() -> None:
+    assert cards_in({"g": {"type": "gpu"}}, CARDS) == frozenset(CARDS)
+    assert cards_in({"g": {"type": "gpu", "pci": "4A:00.0"}}, CARDS) == {CARDS[1]}
+    assert cards_in({"g": {"type": "gpu", "vendorid": "1002"}}, CARDS) == frozenset()
+
+
+def test_covering_and_uncovering_leaves_the_admins_own_as_it_was() -> None:
+    own = {"data": {"type": "disk"}, "mine": {"type": "gpu", "pci": "41:00.0"}}
+    devices, covers = with_cards(PROFILES, own, (), [CARDS[0], CARDS[1]])
+    assert covers == {"gpus"}
+    assert devices.pop("podyd-gpu-0000-4a-00.0")["pci"] == "0000:4a:00.0"
+    assert devices == {**own, "gpus": NONE}, "card 0 is there by the admin's device"
+    assert with_cards(PROFILES, {**devices, "gpus": NONE}, covers, None) == (own, frozenset())
+
+
+def test_what_an_admin_covers_stays_covered() -> None:
+    own = {"gpus": NONE}
+    assert cards_in(natural(PROFILES, own, ()), CARDS) == frozenset()
+    assert with_cards(PROFILES, own, (), None) == (own, frozenset())
+    devices, covers = with_cards(PROFILES, own, (), [CARDS[1]])
+    assert covers == frozenset()
+    assert devices["gpus"] == NONE

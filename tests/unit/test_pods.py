@@ -1,0 +1,42 @@
+"""What an lxc.log comes to."""
+
+from __future__ import annotations
+
+from podyd.pods import why_not_started
+
+# Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
+HOOK = """\
+lxc zz 20261125005551.169 WARN     cgfsng - ../src/lxc/cgroups/cgfsng.c:fchowmodat:1619 - No such \
+file or directory - Failed to fchownat(34, memory.reclaim, 10000001, 0)
+lxc zz 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:run_buffer:322 - Script exited with \
+status 1
+lxc zz 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:lxc_setup:4444 - Failed to run mount \
+hooks
+lxc zz 20261125005551.244 ERROR    start - ../src/lxc/start.c:do_start:1272 - Failed to setup \
+container "zz"
+lxc zz 20261125005551.244 ERROR    sync - ../src/lxc/sync.c:sync_wait:34 - An error occurred in \
+another process (expected sequence number 4)
+lxc zz 20261125005551.245 ERROR    lxccontainer - ../src/lxc/lxccontainer.c:\
+wait_on_daemonized_start:878 - Received container state "ABORTING" instead of "RUNNING"
+lxc zz 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - Failed to spawn \
+container "zz"
+lxc 20261125005556.266 ERROR    commands - ../src/lxc/commands.c:lxc_cmd_rsp_recv_fds:128 - Failed \
+to receive file descriptors for command "get_state"
+"""
+
+
+def test_the_cause_and_not_its_consequences() -> None:
+    said = why_not_started(HOOK)
+    assert said.startswith(
+        'Script exited with status 1; Failed to run mount hooks; Failed to setup container "zz"'
+    )
+    assert "podyd doctor" in said
+
+
+def test_consequences_are_better_than_nothing() -> None:
+    consequences = "\n".join(HOOK.splitlines()[-3:])
+    assert 'instead of "RUNNING"' in why_not_started(consequences)
+
+
+def test_a_log_without_errors_says_nothing() -> None:
+    assert why_not_started(HOOK.splitlines()[0]) == ""
