@@ -185,13 +185,14 @@ class Allotment:
         given = cards_in(natural(profiles, {}, ()), view.cards)
         config: dict[str, str] = {}
         due, counted = given - view.taken(""), len(given)
-        room = self._room(view, member, "")
+        room = _room(view, member)
         if choice is not None:
             due, counted = view.choose(choice), view.size(choice)
-            self._check_quota(view, member, "", counted)
+            _check_quota(view, member, counted)
             config[WISH] = wish_of(choice, due)
         elif room is not None and room < len(given):
-            due = frozenset([card for card in view.least_used() if card in due][:room])
+            fit = [card for card in view.least_used() if card in due]
+            due = frozenset(fit[: max(0, room)])
             counted = len(due)
             config[WISH] = wish_of(CardChoice(count=counted), due)
         devices, covers = with_cards(profiles, {}, (), None if due == given else in_order(due))
@@ -215,7 +216,7 @@ class Allotment:
                     " gives it back.",
                     code="gpu_leased",
                 )
-            self._check_quota(view, member, pod.name, view.size(choice))
+            _check_quota(view, member, view.size(choice) + _waited_for(view, pod), pod)
             self._check_unused(view, pod, view.due(pod) - wished, force=force)
             await self._write(view, pod, wished, {WISH: wish_of(choice, wished)})
 
@@ -310,9 +311,10 @@ class Allotment:
                 limit=limits.max_gpus,
                 used=used,
             )
-        own, room = view.own(pod), self._room(view, member, pod.name)
-        more = view.more_of(pod, choice, None if room is None else max(0, room - len(own)))
-        self._check_quota(view, member, pod.name, max(len(own) + more, wanted))
+        kept = len(view.own(pod)) + _waited_for(view, pod, but=(choice, hours))
+        room = _room(view, member, pod)
+        more = view.more_of(pod, choice, None if room is None else max(0, room - kept))
+        _check_quota(view, member, max(kept + more, wanted), pod)
         return more
 
     async def _grant(self, view: View, place: Place, cards: frozenset[Card]) -> None:
@@ -356,23 +358,6 @@ class Allotment:
         return len(view.line) + 1
 
     # --- Checks ----------------------------------------------------------------------------------
-
-    def _room(self, view: View, member: Member, pod_name: str) -> int | None:
-        """How many cards a pod may have within its owner's quota; None if there is no limit."""
-        limit = member.quota.gpu_count
-        return None if limit == UNLIMITED else limit - view.counted(member.name, but=pod_name)
-
-    def _check_quota(self, view: View, member: Member, pod_name: str, wanted: int) -> None:
-        room = self._room(view, member, pod_name)
-        if room is not None and wanted > room:
-            used = member.quota.gpu_count - room
-            raise Forbidden(
-                f"Your quota is {member.quota.gpu_count} GPUs over all your pods; the others have"
-                f" or wait for {used}, and {wanted} for this one are too many.",
-                code="quota_exceeded",
-                limit=member.quota.gpu_count,
-                used=used,
-            )
 
     def _check_unused(self, view: View, pod: Pod, cards: Iterable[Card], *, force: bool) -> None:
         for card in () if force else in_order(cards):
@@ -504,6 +489,35 @@ def _troubled(cards: Iterable[Card], sample: Sample) -> dict[Card, str]:
     shown = {gpu.pci: gpu.problem for gpu in sample.gpus}
     found = {card: shown.get(card.pci, "NVML does not show it") for card in cards}
     return {card: problem for card, problem in found.items() if problem is not None}
+
+
+def _room(view: View, member: Member, pod: Pod | None = None) -> int | None:
+    """How many cards a pod may have within its owner's quota; None if there is no limit."""
+    limit = member.quota.gpu_count
+    but = pod.name if pod else ""
+    return None if limit == UNLIMITED else limit - view.counted(member.name, but=but)
+
+
+def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None) -> None:
+    room = _room(view, member, pod)
+    if room is not None and wanted > room:
+        used = member.quota.gpu_count - room
+        raise Forbidden(
+            f"Your quota is {member.quota.gpu_count} GPUs over all your pods; the others have or"
+            f" wait for {used}, and {wanted} for this one are too many.",
+            code="quota_exceeded",
+            limit=member.quota.gpu_count,
+            used=used,
+        )
+
+
+def _waited_for(view: View, pod: Pod, but: tuple[CardChoice, float] | None = None) -> int:
+    """How many cards are kept for a pod that is in line, unless it is there for `but`."""
+    return sum(
+        place.more
+        for place in view.line
+        if place.pod.name == pod.name and (place.choice, place.hours) != but
+    )
 
 
 def _is_same(place: Place, other: Place) -> bool:

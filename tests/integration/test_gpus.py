@@ -405,9 +405,14 @@ def test_what_waits_is_kept_for_it_by_the_quota(bed: Bed) -> None:
     with pods((holder, "h"), (client, "a"), (client, "b"), gpus="none"):
         holder.post("/gpu/lease", ins="h", gpus="2", hours=1).ok
         assert client.post("/gpu/queue", ins="a", gpus="2", hours=1).ok["place"] == 1
-        client.post("/pod/gpus", ins="b", gpus="all").refused(403, "quota_exceeded")
+        for ins in ("a", "b"):
+            client.post("/pod/gpus", ins=ins, gpus="all").refused(403, "quota_exceeded")
+        assert client.post("/gpu/queue", ins="a", gpus="2", hours=1).ok["place"] == 1
         holder.post("/gpu/release", ins="h").ok
         wait_for_cards(client, "a", [0, 1])
+        client.post("/pod/gpus", ins="b", gpus="1").refused(409, "gpu_held")
+        client.post("/gpu/release", ins="a").ok
+        assert client.post("/pod/gpus", ins="b", gpus="all").ok["gpu_ids"] == [0, 1]
     bed.restart()
 
 
