@@ -10,6 +10,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 
 from podyd.allotment import Allotment
@@ -60,6 +61,7 @@ MAX_EXECS = 256
 MAX_EXECS_PER_MEMBER = 32
 # LXD may still be busy with a half-made pod, or not yet list it, when podyd starts.
 SWEEP_AFTER = (0.0, 60.0)
+SWEEP_MARGIN = timedelta(seconds=10)
 
 
 class Executed(Protocol):
@@ -97,6 +99,8 @@ class Pods:
         self._gpus = gpus
         self._allotment = allotment
         self._executed = executed
+        self._began = datetime.now(timezone.utc)
+        self._swept = False
         self._settings = settings
         self._tasks = tasks
         self._locks: dict[str, asyncio.Lock] = {}
@@ -299,13 +303,25 @@ class Pods:
                 await asyncio.sleep(1)
 
     async def sweep(self) -> None:
-        """Delete the pods that a podyd which was killed has left half-made."""
-        for delay in SWEEP_AFTER:
-            await asyncio.sleep(delay)
-            being_made = set(self._making.values())
-            for instance in await self._instances.all():
-                if instance.name in being_made or instance.config.get(MADE_AS) != instance.name:
-                    continue
+        """Delete the pods that a podyd which was killed has left half-made; once is enough."""
+        if self._swept:
+            return
+        self._swept = True
+        try:
+            for delay in SWEEP_AFTER:
+                await asyncio.sleep(delay)
+                await self._sweep()
+        except PodydError:
+            self._swept = False  # LXD went away; it is tried again when LXD is back.
+            raise
+
+    async def _sweep(self) -> None:
+        being_made = set(self._making.values())
+        for instance in await self._instances.all():
+            is_marked = instance.config.get(MADE_AS) == instance.name
+            # What is younger, this podyd is making, or somebody beside it.
+            is_old = instance.created < self._began + SWEEP_MARGIN
+            if is_marked and is_old and instance.name not in being_made:
                 if is_half_made(instance):
                     log.warning("removing half-made pod %s", instance.name)
                     await self._remove(instance.name)

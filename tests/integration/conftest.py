@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
 
 if os.geteuid() != 0:
@@ -31,6 +32,14 @@ def node() -> Iterator[Node]:
 def server(node: Node) -> Server:
     """The podyd that tests share; none of them stops it."""
     return node.serve()
+
+
+@pytest.fixture(scope="session")
+def lab_cards() -> None:
+    """LXD's simulated cards, which only an LXD of the lab's own can have."""
+    state = lab.read_state()
+    if state is None or not state.gpus:
+        pytest.skip("an LXD that is not the lab's own has no simulated cards")
 
 
 @pytest.fixture(scope="session")

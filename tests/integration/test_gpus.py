@@ -44,7 +44,7 @@ class Bed:
 
 
 @pytest.fixture(scope="module")
-def bed() -> Iterator[Bed]:
+def bed(lab_cards: None) -> Iterator[Bed]:
     node = Node()
     try:
         node.start_helper()

@@ -6,6 +6,7 @@ import http.client
 import socket
 from collections.abc import Mapping
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.integration.harness import Client, Node, Server, process_in, wait_until
@@ -38,6 +39,7 @@ def figure(figures: Mapping[tuple[str, Labels], float], name: str, **labels: str
     return figures.get((name, frozenset(labels.items())))
 
 
+@pytest.mark.usefixtures("lab_cards")
 def test_cards_pods_requests_and_commands(
     node: Node, gpu_server: Server, nvml: FakeDriver, admin: Client, alice: Client, pod: str
 ) -> None:
@@ -74,6 +76,7 @@ def test_cards_pods_requests_and_commands(
     assert (figure(found, "podyd_request_seconds_count", path="/pod/exec") or 0) >= 2
 
 
+@pytest.mark.usefixtures("lab_cards")
 def test_a_lease_and_the_line(
     node: Node, gpu_server: Server, admin: Client, alice: Client, pod: str
 ) -> None:
