@@ -90,6 +90,9 @@ class Allotment:
     async def view(self) -> View:
         """How things stand."""
         await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        return await self._look()
+
+    async def _look(self) -> View:
         # Before LXD's list is read: a pod is in one of the two, if not in both.
         making = dict(self._making)
         cards = await self._gpus.cards()
@@ -122,7 +125,7 @@ class Allotment:
                 code="gpus_busy",
             ) from None
         try:
-            yield await self.view()
+            yield await self._look()
         finally:
             self._lock.release()
             self._poke.set()
@@ -133,7 +136,7 @@ class Allotment:
         return [
             LeasedCard(card.index, card.uuid, iso(lease.since), iso(lease.until))
             for card in view.cards
-            if (lease := view.leases.get(card.key)) is not None and lease.pod.name == pod.name
+            if (lease := view.lease_of(pod, card)) is not None
         ]
 
     async def line(self) -> list[Waiting]:
@@ -297,7 +300,7 @@ class Allotment:
             )
         names = {item.name for item in view.pods if item.owner == member.name} - {pod.name}
         used = sum(lease.pod.name in names for lease in view.leases.values())
-        used += sum(_asked(place.choice, view) for place in view.line if place.pod.name in names)
+        used += sum(view.asked(place.choice) for place in view.line if place.pod.name in names)
         leased = view.leased(pod)
         if choice.count is None and not choice.everything:
             wanted = len(leased | {view.card(name) for name in choice.named})
@@ -409,13 +412,14 @@ class Allotment:
 
         What fails for one pod goes to `problems`, and must not keep the others from their cards.
         """
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
         async with self._lock:
-            view = await self.view()
+            view = await self._look()
             moment = now()
             ended = [lease for lease in view.leases.values() if lease.until <= moment]
             if ended:
                 problems |= await self._expire(view, ended)
-                view = await self.view()
+                view = await self._look()
             for pod in view.pods:
                 with _noted(pod, problems):
                     await self._make_so(view, pod)
@@ -425,7 +429,7 @@ class Allotment:
                     cards = view.grantable(place)
                     with _noted(place.pod, problems):
                         await self._grant(view, place, cards)
-                    view = await self.view()
+                    view = await self._look()
             self._occupancy.forget({pod.name for pod in view.pods})
             return _until_next(view, moment)
 
@@ -527,13 +531,6 @@ def _is_same(place: Place, other: Place) -> bool:
         other.choice,
         other.hours,
     )
-
-
-def _asked(choice: CardChoice, view: View) -> int:
-    """How many cards somebody in line asks for, whether there are so many or not."""
-    if choice.everything:
-        return len(view.cards)
-    return len(choice.named) if choice.count is None else choice.count
 
 
 def _until_next(view: View, moment: datetime) -> float:

@@ -15,6 +15,7 @@ from podyd.leases import Lease
 from podyd.lxd.client import LxdClient
 from podyd.nvidia import Gpu, Holder, Sample
 from podyd.occupancy import Occupancy
+from podyd.pod import Pod
 from podyd.sharing import View
 from podyd.spec import CardHolder, GpuInfo, GpuProcess, HostSpec, iso
 from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
@@ -106,7 +107,6 @@ class Host:
 
     async def gpus(self) -> list[GpuInfo]:
         """The cards, also where NVML does not answer: then without what only it knows."""
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
         view = await self._allotment.view()
         sample = self._telemetry.current
         figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
@@ -136,13 +136,7 @@ class Host:
             idle=_rounded(self._idle(view, card, lease)),
             problem=problem,
             pods=[
-                CardHolder(
-                    pod=pod.name,
-                    owner=pod.owner,
-                    exclusive=lease is not None and lease.pod.name == pod.name,
-                    since=iso(lease.since) if lease and lease.pod.name == pod.name else None,
-                    until=iso(lease.until) if lease and lease.pod.name == pod.name else None,
-                )
+                _holder(pod, view.lease_of(pod, card))
                 for pod in view.pods
                 if card in cards_in(pod.instance.devices, view.cards)
             ],
@@ -156,6 +150,16 @@ class Host:
         idle = [self._occupancy.process_idle(card.pci, pid) for pid in on_it]
         known = [seconds for seconds in idle if seconds is not None]
         return min(known) if known and len(known) == len(idle) else None
+
+
+def _holder(pod: Pod, lease: Lease | None) -> CardHolder:
+    return CardHolder(
+        pod=pod.name,
+        owner=pod.owner,
+        exclusive=lease is not None,
+        since=iso(lease.since) if lease else None,
+        until=iso(lease.until) if lease else None,
+    )
 
 
 def alive(gpu: Gpu, age: float) -> list[Held]:

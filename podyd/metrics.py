@@ -113,10 +113,9 @@ class Metrics:
         for pod in view.pods:
             for card in cards_in(pod.instance.devices, view.cards):
                 labels = (*_card(card), pod.name, pod.owner)
-                lease = view.leases.get(card.key)
-                mine = lease is not None and lease.pod.name == pod.name
-                held.add_metric((*labels, str(mine).lower()), 1)
-                if lease is not None and mine:
+                lease = view.lease_of(pod, card)
+                held.add_metric((*labels, str(lease is not None).lower()), 1)
+                if lease is not None:
                     until.add_metric(labels, lease.until.timestamp())
         yield from (held, until)
 

@@ -97,13 +97,14 @@ class View:
             return frozenset(self.cards)
         return frozenset(card for card in self.cards if card.key in wish.split(","))
 
+    def lease_of(self, pod: Pod, card: Card) -> Lease | None:
+        """A pod's lease of a card; None if it has none."""
+        lease = self.leases.get(card.key)
+        return lease if lease is not None and lease.pod.name == pod.name else None
+
     def leased(self, pod: Pod) -> Cards:
         """The cards that a pod has for itself."""
-        return frozenset(
-            card
-            for card in self.cards
-            if card.key in self.leases and self.leases[card.key].pod.name == pod.name
-        )
+        return frozenset(card for card in self.cards if self.lease_of(pod, card) is not None)
 
     def taken(self, pod_name: str) -> Cards:
         """The cards that pods other than this one have for themselves."""
@@ -161,6 +162,12 @@ class View:
                 count=len(self.cards),
             )
         return choice.count
+
+    def asked(self, choice: CardChoice) -> int:
+        """How many cards a choice asks for, whether there are so many or not."""
+        if choice.everything:
+            return len(self.cards)
+        return len(choice.named) if choice.count is None else choice.count
 
     def least_used(self) -> list[Card]:
         """The cards, those first that the fewest pods use, then those that the fewest have."""
@@ -232,12 +239,9 @@ class View:
         mine = self.leased(pod) - promised
         if choice.count is not None and len(mine) >= choice.count:
             return frozenset(in_order(mine)[: choice.count])
-        out_of_reach = self.taken(pod.name) | promised | frozenset(self.troubled)
+        out_of_reach = self.taken(pod.name) | promised | frozenset(self.troubled) | self._planned
         free = mine | frozenset(
-            card
-            for card in possible - mine - out_of_reach
-            if not self._others_on(card, pod.name)
-            and not any(card in item.cards for item in self.making.values())
+            card for card in possible - mine - out_of_reach if not self._others_on(card, pod.name)
         )
         if choice.count is None:
             if possible - free or not self._is_servable(choice):
@@ -252,6 +256,11 @@ class View:
             raise self._held(frozenset(self.cards) - free, pod.name, before, to_lease=True)
         return frozenset(usable[: choice.count])
 
+    @property
+    def _planned(self) -> Cards:
+        """The cards of pods that are just being made."""
+        return NO_CARDS.union(*(item.cards for item in self.making.values()))
+
     def _possible(self, choice: CardChoice) -> Cards:
         """The cards that can serve a lease; a named one may have gone with the hardware."""
         if not choice.named:
@@ -262,8 +271,7 @@ class View:
 
     def _is_servable(self, choice: CardChoice) -> bool:
         """Whether the host has what a lease asks for; who waits for more holds nobody up."""
-        wanted = len(choice.named) if choice.count is None else choice.count
-        return 0 < len(self._possible(choice)) >= wanted
+        return 0 < len(self._possible(choice)) >= self.asked(choice)
 
     def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
         """The other pods that use a card now, or have it of the admin."""
@@ -295,7 +303,7 @@ class View:
                 )
             elif card in self.troubled:
                 said.append(f"GPU {card.index} does not answer: {self.troubled[card]}")
-            elif any(card in item.cards for item in self.making.values()):
+            elif card in self._planned:
                 said.append(f"GPU {card.index} goes to a pod that is just being made")
             elif to_lease:
                 for pod in self._others_on(card, pod_name):
