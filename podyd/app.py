@@ -13,7 +13,7 @@ from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.authclient import AuthClient
 from podyd.config import Config
-from podyd.errors import Unavailable
+from podyd.errors import NotSetUp
 from podyd.gpus import Gpus
 from podyd.host import Host
 from podyd.idle import IdleLeases
@@ -80,7 +80,7 @@ class App:
 
 
 def build(settings: Settings) -> App:
-    """Raises Unavailable if `podyd setup` has not been run."""
+    """Raises NotSetUp if `podyd setup` has not been run."""
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
@@ -183,7 +183,6 @@ def _endpoint(config: Config) -> str:
     try:
         return path.read_text().strip()
     except OSError as error:
-        raise Unavailable(
-            f"LXD's address is not in {path} ({error.strerror}); run 'podyd setup' as root.",
-            code="not_set_up",
+        raise NotSetUp(
+            f"LXD's address is not in {path} ({error.strerror}); run 'podyd setup' as root."
         ) from error

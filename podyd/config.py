@@ -270,6 +270,16 @@ class Config:
         return Path(self.state_dir) / "data"
 
     @property
+    def setup_error(self) -> Path:
+        """Where a failed `podyd setup` leaves its reason for `podyd serve` to say."""
+        return Path(self.auth.socket).with_name("setup.error")
+
+    @property
+    def url(self) -> str:
+        """What clients call."""
+        return f"{'https' if self.tls else 'http'}://{self.listen}"
+
+    @property
     def address(self) -> tuple[str, int]:
         """Where to listen: address and port."""
         host, _, port = self.listen.rpartition(":")

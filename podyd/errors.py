@@ -8,6 +8,7 @@ Whatever a lower library raises is turned into one of these where it is met.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -17,6 +18,8 @@ class PodydError(Exception):
 
     status: ClassVar[int] = 500
     default_code: ClassVar[str] = "internal_error"
+    # Of the command that it ends.
+    exit_status: ClassVar[int] = 1
 
     def __init__(self, detail: str, *, code: str | None = None, **fields: Any) -> None:
         super().__init__(detail)
@@ -134,6 +137,20 @@ class ConfigError(PodydError):
     """podyd.yaml cannot be used; `detail` names file, key and what was expected."""
 
     default_code = "config_error"
+    exit_status = os.EX_CONFIG
+
+
+class NotSetUp(PodydError):
+    """`podyd setup` has not left what the service needs; trying again does not mend it."""
+
+    default_code = "not_set_up"
+    exit_status = os.EX_CONFIG
+
+
+class StartError(PodydError):
+    """Podyd cannot serve now, for a reason that may go away by itself."""
+
+    default_code = "start_error"
 
 
 class SetupError(PodydError):

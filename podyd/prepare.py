@@ -6,6 +6,7 @@ at any time.
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pwd
@@ -50,6 +51,15 @@ def prepare(config: Config, user: str, say: Say) -> None:
         if admin.profile(profile.name) is None:
             admin.put_profile(profile.on(pool, bridge))
             say(f"put profile {profile.name} into LXD")
+
+
+def leave_reason(path: Path, text: str) -> None:
+    """Write down why preparing failed, where the service looks if it cannot start."""
+    with contextlib.suppress(OSError):  # Not root, say; it is told on stderr as well.
+        if not path.parent.is_dir():
+            path.parent.mkdir(parents=True)
+            path.parent.chmod(0o755)
+        _write(path, f"{text}\n", group=0, mode=0o644)
 
 
 def _prepare_user(name: str, say: Say) -> pwd.struct_passwd:

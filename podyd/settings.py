@@ -22,17 +22,21 @@ class Settings:
         self.current = current
         self._path = path
 
-    def reload(self) -> None:
-        """Read the file again; a wrong one is refused and the old one stays in force."""
+    def reload(self) -> str:
+        """Read the file again; a wrong one is refused and the old one stays in force.
+
+        Returns why it was refused, or "".
+        """
         if self._path is None:
-            return
+            return ""
         try:
             new = load(self._path)
         except ConfigError as error:
             log.error("not reloaded, the old configuration stays in force: %s", error.detail)
-            return
+            return error.detail
         changed = [key for key in FIXED if attrgetter(key)(new) != attrgetter(key)(self.current)]
         if changed:
             log.warning("takes effect at the next restart only: %s", ", ".join(changed))
         self.current = new
         log.info("reloaded %s", self._path)
+        return ""

@@ -12,7 +12,9 @@ import base64
 import binascii
 import json
 import logging
+import time
 import traceback
+from asyncio import Future
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -33,6 +35,7 @@ from podyd.errors import (
     Unavailable,
 )
 from podyd.metrics import Metrics
+from podyd.naming import instance_name
 from podyd.params import parse
 from podyd.spec import Access, Operation
 from podyd.users import Member, Users
@@ -79,11 +82,14 @@ class Requests:
 
     def __init__(self) -> None:
         self.under_way: set[asyncio.Task[Any]] = set()
+        self.ending = False
 
     async def finish(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for what is under way, then cancel it."""
-        if self.under_way:
-            await asyncio.wait(self.under_way, timeout=timeout)
+        deadline = time.monotonic() + timeout
+        # Others may come meanwhile, on connections that there are.
+        while self.under_way and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self.under_way, timeout=left)
         for task in self.under_way:
             task.cancel()
         if self.under_way:
@@ -95,7 +101,9 @@ class JsonHandler(RequestHandler):
     """Reads a bounded body, and answers in JSON whatever happens."""
 
     SUPPORTED_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
-    member_name = "-"
+    member_name = ""
+    # The pod that was asked for, as LXD calls it unless that name was taken.
+    pod_name = ""
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", JSON)
@@ -198,6 +206,8 @@ class Endpoint(JsonHandler):
         if self._needs_login():
             member, password = await self._log_in()
         request: Any = parse(self.operation.request, self._pairs())
+        if member is not None and hasattr(request, "ins"):
+            self.pod_name = instance_name(member.name, request.ins, ())
         return await self.bound(Call(request, member, password))
 
     def _refuse_other_sites(self) -> None:
@@ -241,6 +251,12 @@ class Endpoint(JsonHandler):
                 parameter=name[:64],
             )
         return in_query + in_body
+
+    def finish(self, chunk: Any = None) -> Future[None]:
+        """As Tornado's; a client that keeps its connection makes a new one for the next podyd."""
+        if self.requests.ending:
+            self.set_header("Connection", "close")
+        return super().finish(chunk)
 
     def on_connection_close(self) -> None:
         if self.operation.ends_with_caller and self._task is not None:
@@ -355,6 +371,7 @@ def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
     """What Tornado calls when a request is over."""
 
     def over(handler: RequestHandler) -> None:
+        assert isinstance(handler, JsonHandler)
         _log_request(handler)
         path = handler.operation.path if isinstance(handler, Endpoint) else ""
         seconds = handler.request.request_time()
@@ -363,16 +380,30 @@ def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
     return over
 
 
-def _log_request(handler: RequestHandler) -> None:
-    """One line a request: never its query, which may hold a password or a command."""
-    status = handler.get_status()
+def _log_request(handler: JsonHandler) -> None:
+    """One line a request, in the journal with its parts as fields of their own.
+
+    Never its query, which may hold a password or a command.
+    """
+    request, status = handler.request, handler.get_status()
+    milliseconds = f"{request.request_time() * 1000:.1f}"
+    fields = {
+        "PODYD_STATUS": status,
+        "PODYD_METHOD": _method(request),
+        "PODYD_PATH": _path(request),
+        "PODYD_USER": handler.member_name,
+        "PODYD_POD": handler.pod_name,
+        "PODYD_ADDRESS": request.remote_ip,
+        "PODYD_MILLISECONDS": milliseconds,
+    }
     logging.getLogger("podyd.access").log(
         logging.WARNING if status >= 500 else logging.INFO,
-        "%s %s %s user=%s from=%s %.1fms",
+        "%s %s %s user=%s from=%s %sms",
         status,
-        _method(handler.request),
-        _path(handler.request),
-        getattr(handler, "member_name", "-"),
-        handler.request.remote_ip,
-        handler.request.request_time() * 1000,
+        fields["PODYD_METHOD"],
+        fields["PODYD_PATH"],
+        handler.member_name or "-",
+        request.remote_ip,
+        milliseconds,
+        extra={name: value for name, value in fields.items() if value},
     )

@@ -18,14 +18,18 @@ ALIAS = "debian12"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; every error is one sentence and a non-zero exit status."""
+    """Run one command; every error is one sentence and a non-zero exit status.
+
+    It is 78, which sysexits.h calls EX_CONFIG, where trying again does not help: podyd.yaml cannot
+    be used, or 'podyd setup' has not been run. Else it is 1.
+    """
     options = parser().parse_args(arguments)
     command: Command = options.command
     try:
         return command(options)
     except PodydError as error:
         print(f"podyd: {error.detail}", file=sys.stderr)
-        return 1
+        return error.exit_status
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
@@ -96,9 +100,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from podyd import systemd
     from podyd.cli.serve import serve
 
-    serve(options.config)
+    try:
+        serve(options.config)
+    except PodydError as error:
+        systemd.failed(error.detail)
+        raise
     return 0
 
 
@@ -109,7 +118,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
-    from podyd.prepare import prepare
+    from podyd.prepare import leave_reason, prepare
 
     config = _configuration(options)
     done: list[str] = []
@@ -118,7 +127,12 @@ def _setup(options: argparse.Namespace) -> int:
         done.append(text)
         print(text, flush=True)
 
-    prepare(config, options.user, say)
+    try:
+        prepare(config, options.user, say)
+    except SetupError as error:
+        leave_reason(config.setup_error, error.detail)
+        raise
+    config.setup_error.unlink(missing_ok=True)
     print("Set up." if done else "Nothing to do: all is set up.")
     return 0
 

@@ -10,22 +10,27 @@ import os
 import signal
 import socket
 import ssl
+from functools import partial
+from ipaddress import ip_address
 from pathlib import Path
 
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from podyd import __version__
+from podyd import __version__, systemd
 from podyd.api.endpoint import MAX_DROPPED_BYTES
 from podyd.app import App, build
 from podyd.config import Config, load
-from podyd.errors import ConfigError
+from podyd.errors import ConfigError, NotSetUp, StartError
+from podyd.logs import log_to, stderr_is_journal
 from podyd.settings import Settings
 
 log = logging.getLogger(__name__)
 
 # Requests under way at the end have so long.
 STOP_SECONDS = 10.0
+# Who was connected last has so long to begin a request.
+LAST_REQUEST_SECONDS = 0.3
 IDLE_SECONDS = 600.0
 # A client that is so slow with its request is cut off.
 BODY_SECONDS = 60.0
@@ -38,14 +43,13 @@ MALLOC_THRESHOLD = 128 * 1024
 def serve(path: Path) -> None:
     """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
 
-    Raises ConfigError or Unavailable, before anything is served, if podyd cannot start.
+    Raises ConfigError, NotSetUp or StartError, before anything is served, if podyd cannot start.
     """
     _give_back_memory()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    # Tornado's own access log prints the query string, where passwords may be.
-    logging.getLogger("tornado.access").propagate = False
+    if stderr_is_journal():
+        log_to(systemd.journal_handler(), "%(message)s")
+    else:
+        log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load(path)
     settings = Settings(config, path)
     tls = _tls(config)
@@ -60,7 +64,7 @@ def serve(path: Path) -> None:
 async def _run(
     settings: Settings, sockets: list[socket.socket], tls: ssl.SSLContext | None
 ) -> None:
-    app = build(settings)
+    app = _build(settings)
     server = HTTPServer(
         app.application,
         ssl_options=tls,
@@ -73,20 +77,51 @@ async def _run(
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
-    loop.add_signal_handler(signal.SIGHUP, settings.reload)
+    url = settings.current.url
+    loop.add_signal_handler(signal.SIGHUP, _reload, settings, url)
     app.start()
+    if (seconds := systemd.watchdog_seconds()) is not None:
+        app.background.keep(partial(systemd.feed_watchdog, seconds), "feeding the watchdog")
     server.add_sockets(sockets)
-    scheme = "https" if tls else "http"
-    log.info("podyd %s serves %s://%s", __version__, scheme, settings.current.listen)
+    systemd.store_sockets(sockets)
+    systemd.ready(_serving(url))
+    log.info("podyd %s serves %s", __version__, url)
     if os.geteuid() == 0:
         log.warning("podyd serve runs as root and need not; use its own account")
     await stopping.wait()
     await _stop(server, app)
 
 
+def _build(settings: Settings) -> App:
+    """The application; if setup has failed before, what it said is the reason that helps."""
+    try:
+        return build(settings)
+    except NotSetUp as error:
+        try:
+            reason = settings.current.setup_error.read_text(encoding="utf-8").strip()
+        except OSError:
+            raise error from None
+        raise NotSetUp(f"{reason} Then type 'systemctl restart podyd'.") from error
+
+
+def _reload(settings: Settings, url: str) -> None:
+    systemd.reloading()
+    refused = settings.reload()
+    systemd.ready(f"{_serving(url)}; not reloaded: {refused}" if refused else _serving(url))
+
+
+def _serving(url: str) -> str:
+    return f"serving {url}"
+
+
 async def _stop(server: HTTPServer, app: App) -> None:
-    log.info("stopping: %d requests under way", len(app.requests.under_way))
+    count = len(app.requests.under_way)
+    systemd.stopping(f"stopping: {count} requests under way")
+    log.info("stopping: %d requests under way", count)
+    # Closes podyd's own descriptor only: systemd's goes on taking connections for the next podyd.
     server.stop()
+    app.requests.ending = True
+    await asyncio.sleep(LAST_REQUEST_SECONDS)
     await app.stop(STOP_SECONDS)
     await server.close_all_connections()
     log.info("stopped")
@@ -105,7 +140,15 @@ def _give_back_memory() -> None:
 
 
 def _listen(config: Config, path: Path) -> list[socket.socket]:
+    """The listening socket: systemd's, unless it is of another address."""
     host, port = config.address
+    stored = systemd.stored_sockets()
+    if len(stored) == 1 and _is_bound(stored[0], host, port):
+        return stored
+    for item in stored:
+        item.close()
+    if stored:
+        systemd.drop_stored_sockets()
     try:
         return bind_sockets(port, host)
     except OSError as error:
@@ -114,9 +157,14 @@ def _listen(config: Config, path: Path) -> list[socket.socket]:
             errno.EADDRNOTAVAIL: "is no address of this machine",
             errno.EACCES: "needs root, as ports below 1024 do",
         }.get(error.errno or 0, f"cannot be used ({error.strerror})")
-        raise ConfigError(
+        raise StartError(
             f"{config.listen} {why}; change 'listen' in {path}, or free it."
         ) from error
+
+
+def _is_bound(item: socket.socket, host: str, port: int) -> bool:
+    bound_host, bound_port = item.getsockname()[:2]
+    return (ip_address(bound_host), bound_port) == (ip_address(host), port)
 
 
 def _tls(config: Config) -> ssl.SSLContext | None:

@@ -95,7 +95,7 @@ def find_socket() -> Path:
             return path
     raise SetupError(
         "LXD is not running here; install it ('apt install lxd' on Debian, 'snap install lxd' on"
-        " Ubuntu) or start it ('systemctl start lxd')."
+        " Ubuntu) or start it ('systemctl start lxd', 'snap start lxd')."
     )
 
 

@@ -21,7 +21,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
-from podyd.errors import LxdRefused, TimedOut, Unavailable
+from podyd.errors import LxdRefused, NotSetUp, TimedOut, Unavailable
 from podyd.lxd import websocket
 from podyd.lxd.websocket import Websocket
 
@@ -92,7 +92,7 @@ class LxdClient:
     """Speaks to one LXD, in one project."""
 
     def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
-        """Raises Unavailable if `podyd setup` has not left its certificates."""
+        """Raises NotSetUp if `podyd setup` has not left its certificates."""
         self.project = project
         self._endpoint = endpoint
         self._tls = _tls_context(credentials)
@@ -242,9 +242,8 @@ def _tls_context(credentials: Credentials) -> ssl.SSLContext:
         context.load_cert_chain(credentials.certificate, credentials.key)
         context.load_verify_locations(credentials.server_certificate)
     except OSError as error:
-        raise Unavailable(
+        raise NotSetUp(
             f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror});"
-            " run 'podyd setup' as root.",
-            code="not_set_up",
+            " run 'podyd setup' as root."
         ) from error
     return context

@@ -305,11 +305,13 @@ class Node:
         path.chmod(0o644)
         return path
 
-    def command(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def command(
+        self, *words: str, environment: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
         """`podyd WORDS`, as root."""
         return subprocess.run(
             [PYTHON, "-m", "podyd", *words],
-            env=self.environment,
+            env=environment or self.environment,
             cwd="/",
             text=True,
             capture_output=True,
@@ -343,20 +345,31 @@ class Node:
         return self._helper
 
     def launch(
-        self, config: Path, *, environment: Mapping[str, str] | None = None
+        self,
+        config: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
+        pass_fds: Sequence[int] = (),
+        as_root: bool = False,
     ) -> tuple[subprocess.Popen[bytes], Path]:
-        """`podyd serve` as its own account; its log goes to a file."""
+        """`podyd serve` as its own account; its log goes to a file.
+
+        `prefix` are the words of a command that begins podyd in its own place, `as_root` if it
+        leaves root behind itself.
+        """
         log = self.directory / f"{config.stem}.log"
         account = pwd.getpwnam(self.account)
         with log.open("ab") as output:
             process = subprocess.Popen(
-                [PYTHON, "-m", "podyd", "serve", "--config", str(config)],
+                [*prefix, PYTHON, "-m", "podyd", "serve", "--config", str(config)],
                 env={**self.environment, **(environment or {})},
+                pass_fds=pass_fds,
                 cwd="/",
                 stdout=output,
                 stderr=output,
-                user=account.pw_uid,
-                group=account.pw_gid,
+                user=0 if as_root else account.pw_uid,
+                group=0 if as_root else account.pw_gid,
                 extra_groups=[],
             )
         return process, log

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pwd
 import ssl
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from http.client import HTTPSConnection
 from pathlib import Path
@@ -127,19 +126,39 @@ def test_its_files_are_for_the_service_alone(node: Node, server: Server) -> None
 
 
 def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
-    environment = node.environment | {"LXD_DIR": str(tmp_path)}
-
-    done = subprocess.run(
-        ["/usr/bin/python3", "-m", "podyd", "setup"],
-        env=environment,
-        cwd="/",
-        text=True,
-        capture_output=True,
-        check=False,
+    config = node.write_config(
+        {"auth": {"socket": str(tmp_path / "run/auth.sock")}, "state_dir": str(tmp_path / "state")}
     )
+    environment = node.environment | {"LXD_DIR": str(tmp_path)}
+    done = node.command("setup", "--config", str(config), environment=environment)
     assert done.returncode == 1
     assert done.stderr.startswith("podyd: LXD is not running here; install it")
     assert done.stderr.count("\n") == 1
+    reason = tmp_path / "run/setup.error"
+    assert done.stderr == f"podyd: {reason.read_text()}"
+    assert (reason.stat().st_uid, reason.stat().st_mode & 0o777) == (0, 0o644)
+
+    done = node.command("serve", "--config", str(config))
+    assert done.returncode == 78
+    assert done.stderr.startswith("podyd: LXD is not running here; install it")
+    assert done.stderr.endswith("Then type 'systemctl restart podyd'.\n")
+
+
+def test_a_reason_is_gone_when_setup_has_worked(node: Node) -> None:
+    reason = Path(node.base["auth"]["socket"]).with_name("setup.error")
+    reason.parent.mkdir(exist_ok=True)
+    reason.write_text("LXD is not running here.\n")
+    node.podyd("setup", "--user", node.account)
+    assert not reason.exists()
+
+
+def test_a_reason_does_not_stop_a_podyd_that_was_set_up(node: Node) -> None:
+    reason = Path(node.base["auth"]["socket"]).with_name("setup.error")
+    reason.write_text("LXD is not running here.\n")
+    try:
+        assert node.serve().stop() == 0
+    finally:
+        reason.unlink()
 
 
 # --- What the certificate cannot do -------------------------------------------------------------

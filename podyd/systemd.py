@@ -1,0 +1,120 @@
+"""What podyd and systemd tell each other. The only importer of python3-systemd.
+
+See sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). Where systemd has not started this
+process, all of it does nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from systemd import daemon, journal
+
+# Of the listening sockets in systemd's store (FileDescriptorStoreMax= of systemd.service(5)).
+STORED_AS = "listen"
+BARRIER_SECONDS = 5.0
+JOURNAL_FIELDS = frozenset(
+    ("PRIORITY", "LOGGER", "SYSLOG_IDENTIFIER", "CODE_FILE", "CODE_LINE", "CODE_FUNC")
+)
+
+
+def ready(status: str) -> None:
+    """Podyd serves; `status` is what `systemctl status` shows."""
+    _notify("READY=1", _status(status))
+
+
+def reloading() -> None:
+    """Until it is `ready` again; the time is what Type=notify-reload asks for."""
+    _notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+
+def stopping(status: str) -> None:
+    """What is under way is finished, and then podyd ends."""
+    _notify("STOPPING=1", _status(status))
+
+
+def failed(reason: str) -> None:
+    """Podyd ends without having served."""
+    _notify(_status(reason))
+
+
+def watchdog_seconds() -> float | None:
+    """How often systemd must hear from this process; None if it does not wait for that."""
+    wanted = os.environ.get("WATCHDOG_USEC", "")
+    pid = os.environ.get("WATCHDOG_PID", str(os.getpid()))
+    return int(wanted) / 1e6 if wanted.isdigit() and pid == str(os.getpid()) else None
+
+
+async def feed_watchdog(seconds: float) -> None:
+    """Tell systemd, for good and twice as often as it wants, that the event loop is alive."""
+    while True:
+        _notify("WATCHDOG=1")
+        await asyncio.sleep(seconds / 2)
+
+
+def stored_sockets() -> list[socket.socket]:
+    """The listening sockets that an earlier podyd has left with systemd."""
+    names: dict[int, str] = daemon.listen_fds_with_names()
+    return [socket.socket(fileno=fd) for fd, name in names.items() if name == STORED_AS]
+
+
+def store_sockets(sockets: Sequence[socket.socket]) -> None:
+    """Leave sockets with systemd, so that who connects during a restart waits for its end."""
+    _notify("FDSTORE=1", f"FDNAME={STORED_AS}", fds=[item.fileno() for item in sockets])
+
+
+def drop_stored_sockets() -> None:
+    """Make systemd close all that it has; after that their addresses are free."""
+    if _notify("FDSTOREREMOVE=1", f"FDNAME={STORED_AS}"):
+        _wait_for_systemd()
+
+
+def journal_handler(send: Callable[..., None] = journal.send) -> logging.Handler:
+    """Writes to the journal, with a record's PODYD_ attributes as fields."""
+
+    def send_fields(message: str, /, **fields: Any) -> None:
+        # The library adds all that a record has: also the arguments and the exception, whose text
+        # may hold a password.
+        kept = {
+            name: value
+            for name, value in fields.items()
+            if name in JOURNAL_FIELDS or name.startswith("PODYD_")
+        }
+        send(message, **kept)
+
+    handler: logging.Handler = journal.JournalHandler(
+        sender_function=send_fields, SYSLOG_IDENTIFIER="podyd"
+    )
+    return handler
+
+
+def _status(text: str) -> str:
+    return f"STATUS={' '.join(text.split())}"
+
+
+def _notify(*lines: str, fds: Sequence[int] = ()) -> bool:
+    """Whether systemd listens; that it does not is no reason to stop serving."""
+    with contextlib.suppress(OSError):
+        return bool(daemon.notify("\n".join(lines), fds=list(fds)))
+    return False
+
+
+def _wait_for_systemd() -> None:
+    """Until it has read everything so far, as sd_notify_barrier(3): it then closes the pipe."""
+    near, far = os.pipe()
+    try:
+        _notify("BARRIER=1", fds=[far])
+        os.close(far)
+        poll = select.poll()
+        poll.register(near, 0)  # POLLHUP, which is never masked.
+        poll.poll(BARRIER_SECONDS * 1000)
+    finally:
+        os.close(near)
