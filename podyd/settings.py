@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from pathlib import Path
 
@@ -12,7 +13,15 @@ from podyd.errors import ConfigError
 log = logging.getLogger(__name__)
 
 # What a running process cannot change: it is bound to an address, a socket, a project.
-FIXED = ("listen", "tls", "state_dir", "lxd", "auth.socket", "auth.pam_service")
+# With or without TLS, that is; its files are read again.
+_FIXED: Mapping[str, Callable[[Config], object]] = {
+    "listen": attrgetter("listen"),
+    "tls": lambda config: config.tls is None,
+    "state_dir": attrgetter("state_dir"),
+    "lxd": attrgetter("lxd"),
+    "auth.socket": attrgetter("auth.socket"),
+    "auth.pam_service": attrgetter("auth.pam_service"),
+}
 
 
 class Settings:
@@ -34,7 +43,7 @@ class Settings:
         except ConfigError as error:
             log.error("not reloaded, the old configuration stays in force: %s", error.detail)
             return error.detail
-        changed = [key for key in FIXED if attrgetter(key)(new) != attrgetter(key)(self.current)]
+        changed = [key for key, value in _FIXED.items() if value(new) != value(self.current)]
         if changed:
             log.warning("takes effect at the next restart only: %s", ", ".join(changed))
         self.current = new

@@ -21,9 +21,10 @@ from podyd import __version__, systemd
 from podyd.api.endpoint import MAX_DROPPED_BYTES
 from podyd.app import App, build
 from podyd.config import Config, load
-from podyd.errors import ConfigError, NotSetUp, StartError
+from podyd.errors import NotSetUp, StartError
 from podyd.logs import log_to, stderr_is_journal
 from podyd.settings import Settings
+from podyd.tls import Certificate
 
 log = logging.getLogger(__name__)
 
@@ -52,22 +53,22 @@ def serve(path: Path) -> None:
         log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load(path)
     settings = Settings(config, path)
-    tls = _tls(config)
+    certificate = Certificate(settings, config.tls) if config.tls else None
     sockets = _listen(config, path)
     try:
-        asyncio.run(_run(settings, sockets, tls))
+        asyncio.run(_run(settings, sockets, certificate))
     finally:
         for item in sockets:
             item.close()
 
 
 async def _run(
-    settings: Settings, sockets: list[socket.socket], tls: ssl.SSLContext | None
+    settings: Settings, sockets: list[socket.socket], certificate: Certificate | None
 ) -> None:
     app = _build(settings)
     server = HTTPServer(
         app.application,
-        ssl_options=tls,
+        ssl_options=certificate.context if certificate else None,
         max_body_size=MAX_DROPPED_BYTES,
         max_header_size=MAX_HEADER_BYTES,
         body_timeout=BODY_SECONDS,
@@ -78,8 +79,22 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     url = settings.current.url
-    loop.add_signal_handler(signal.SIGHUP, _reload, settings, url)
+
+    def use(context: ssl.SSLContext) -> None:
+        # Tornado takes it anew for every connection.
+        server.ssl_options = context
+
+    def reload() -> None:
+        systemd.reloading()
+        refused = settings.reload()
+        if certificate:
+            certificate.renew(use)
+        systemd.ready(f"{_serving(url)}; not reloaded: {refused}" if refused else _serving(url))
+
+    loop.add_signal_handler(signal.SIGHUP, reload)
     app.start()
+    if certificate:
+        app.background.keep(partial(certificate.watch, use), "looking for a new certificate")
     if (seconds := systemd.watchdog_seconds()) is not None:
         app.background.keep(partial(systemd.feed_watchdog, seconds), "feeding the watchdog")
     server.add_sockets(sockets)
@@ -102,12 +117,6 @@ def _build(settings: Settings) -> App:
         except OSError:
             raise error from None
         raise NotSetUp(f"{reason} Then type 'systemctl restart podyd'.") from error
-
-
-def _reload(settings: Settings, url: str) -> None:
-    systemd.reloading()
-    refused = settings.reload()
-    systemd.ready(f"{_serving(url)}; not reloaded: {refused}" if refused else _serving(url))
 
 
 def _serving(url: str) -> str:
@@ -165,17 +174,3 @@ def _listen(config: Config, path: Path) -> list[socket.socket]:
 def _is_bound(item: socket.socket, host: str, port: int) -> bool:
     bound_host, bound_port = item.getsockname()[:2]
     return (ip_address(bound_host), bound_port) == (ip_address(host), port)
-
-
-def _tls(config: Config) -> ssl.SSLContext | None:
-    if config.tls is None:
-        return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(config.tls.cert, config.tls.key)
-    except OSError as error:
-        raise ConfigError(
-            f"The TLS certificate {config.tls.cert} with key {config.tls.key} cannot be used:"
-            f" {error.strerror or error}."
-        ) from error
-    return context

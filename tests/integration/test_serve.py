@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import pwd
 import signal
 import socket
+import ssl
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPSConnection
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from podyd.prepare import make_certificate
 from tests.integration.harness import (
     IMAGE,
     Client,
@@ -104,6 +110,62 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
     finally:
         line.close()
     assert server.stop() == 0
+
+
+# --- TLS ----------------------------------------------------------------------------------------
+
+
+def version_over_tls(port: int, cert: Path) -> int:
+    """The status of /version, if the server shows exactly this certificate."""
+    context = ssl.create_default_context(cafile=str(cert))
+    context.check_hostname = False
+    connection = HTTPSConnection("127.0.0.1", port, timeout=10, context=context)
+    with contextlib.closing(connection):
+        connection.request("GET", "/version")
+        return connection.getresponse().status
+
+
+def install(node: Node, directory: Path, mode: int = 0o640) -> Mapping[str, str]:
+    """A new pair of files, for podyd's account to read."""
+    directory.mkdir(exist_ok=True)
+    key, cert = make_certificate()
+    files = {"cert": str(directory / "cert.pem"), "key": str(directory / "key.pem")}
+    Path(files["cert"]).write_text(cert)
+    Path(files["key"]).write_text(key)
+    Path(files["key"]).chmod(mode)
+    os.chown(files["key"], 0, pwd.getpwnam(node.account).pw_gid)
+    return files
+
+
+def test_a_certificate_is_renewed_while_it_serves(node: Node) -> None:
+    first, second = node.directory / "tls-1", node.directory / "tls-2"
+    port = free_port()
+    config = node.write_config({"listen": f"127.0.0.1:{port}", "tls": install(node, first)})
+    process, log = node.launch(config)
+    server = Server(process, port, config, log)
+    server.wait_for_log(f"serves https://127.0.0.1:{port}")
+    assert version_over_tls(port, first / "cert.pem") == 200
+    install(node, first)
+    server.wait_for_log("the certificate is read", 20)
+    assert version_over_tls(port, first / "cert.pem") == 200
+    # And at once with a reload, from wherever the file says now.
+    rewrite(server, {"tls": install(node, second)})
+    server.signal(signal.SIGHUP)
+    server.wait_for_log(f"the certificate is read from {second}", 2)
+    assert version_over_tls(port, second / "cert.pem") == 200
+    assert "next restart" not in server.log_text()
+    rewrite(server, {"tls": {"cert": "/nonexistent"}})
+    server.signal(signal.SIGHUP)
+    server.wait_for_log("the old certificate stays in use: The TLS certificate /nonexistent")
+    assert version_over_tls(port, second / "cert.pem") == 200
+    assert server.stop() == 0
+
+
+def test_a_key_that_podyd_may_not_read(node: Node) -> None:
+    files = install(node, node.directory / "tls-root", mode=0o600)
+    text = refuses_to_start(node, {"listen": f"127.0.0.1:{free_port()}", "tls": files}, 78)
+    copy = "/etc/podyd/key.pem"
+    assert f"install -m 640 -g {node.account} {files['key']} {copy}' and name {copy}" in text
 
 
 # --- Nothing blocks -----------------------------------------------------------------------------
