@@ -20,6 +20,7 @@ from __future__ import annotations
 import enum
 import grp
 import json
+import math
 import os
 import pwd
 import select
@@ -33,10 +34,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
+from syslog import LOG_INFO, LOG_NOTICE, LOG_WARNING
 from types import FrameType
 from typing import NoReturn
 
 from podyd import pam
+from podyd.logs import stderr_is_journal
 
 REQUEST_MAX_BYTES = 16 * 1024
 REQUEST_TIMEOUT_S = 5.0
@@ -170,23 +173,25 @@ def serve(
     socket_owner: int = 0,
     socket_group: int = 0,
     socket_mode: int = 0o600,
+    idle_s: float = 600.0,
 ) -> None:
     """Answer until SIGTERM or SIGINT. Root (uid 0) may always ask, others by `allowed_uids`.
 
-    A listening socket inherited from systemd is used before `socket_path`. Raises OSError if the
-    socket cannot be made or another process serves it.
+    A listening socket inherited from systemd is used before `socket_path`; then this also ends
+    when nobody has asked for `idle_s`, since systemd begins it again for who does. Raises OSError
+    if the socket cannot be made or another process serves it.
     """
     # Prompts are told apart by their English words.
     os.environ["LC_ALL"] = "C"
     os.environ.pop("LANGUAGE", None)
     ready = pam.check(service)
     if ready.outcome is not pam.Outcome.OK:
-        _log(f"logins will fail: {ready.reason}")
+        _log(f"logins will fail: {ready.reason}", LOG_WARNING)
     settings = Settings(service, allowed_uids, max_children, limit_s, min_uid)
     inherited = _inherited_listener()
     if inherited is not None:
         with inherited:
-            _Server(inherited, settings).run()
+            _Server(inherited, settings, idle_s).run()
         return
     with _own_listener(socket_path, socket_owner, socket_group, socket_mode) as listener:
         _Server(listener, settings).run()
@@ -270,20 +275,28 @@ class _Child:
 class _Server:
     """Accepts, forks, reaps. Single-threaded, since it forks."""
 
-    def __init__(self, listener: socket.socket, settings: Settings) -> None:
+    def __init__(
+        self, listener: socket.socket, settings: Settings, idle_s: float = math.inf
+    ) -> None:
         self._listener = listener
         self._wake, self._waker = socket.socketpair()
         self._settings = settings
+        self._idle_s = idle_s
+        self._idle_since = time.monotonic()
         self._children: dict[int, _Child] = {}
         self._dismissed: deque[socket.socket] = deque()
         self._stopping = False
 
     def run(self) -> None:
-        """Until a signal says stop; then what is under way gets STOP_TIMEOUT_S."""
+        """Until a signal says stop, or for too long nobody has asked.
+
+        What is under way then gets STOP_TIMEOUT_S. Who comes in the last moment waits in the
+        listener's backlog, which systemd sees and has too.
+        """
         for end in (self._listener, self._wake, self._waker):
             end.setblocking(False)
         with self._wake, self._waker, self._signals():
-            while not self._stopping:
+            while not self._stopping and not self._is_idle():
                 if self._wait(self._listener, until=self._next_deadline()):
                     self._accept()
             self._listener.close()
@@ -306,7 +319,12 @@ class _Server:
     def _stop(self, _number: int, _frame: FrameType | None) -> None:
         self._stopping = True
 
+    def _is_idle(self) -> bool:
+        return not self._children and time.monotonic() >= self._idle_since + self._idle_s
+
     def _next_deadline(self) -> float | None:
+        if not self._children and self._idle_s < math.inf:
+            return self._idle_since + self._idle_s
         return min((c.deadline for c in self._children.values() if not c.killed), default=None)
 
     def _wait(self, listener: socket.socket | None, *, until: float | None) -> bool:
@@ -326,12 +344,13 @@ class _Server:
         return listener is not None and listener.fileno() in ready
 
     def _accept(self) -> None:
+        self._idle_since = time.monotonic()
         try:
             connection, _ = self._listener.accept()
         except BlockingIOError:
             return
         except OSError as error:  # out of descriptors, say; the next one may do better
-            _log(f"cannot accept a connection: {error.strerror}")
+            _log(f"cannot accept a connection: {error.strerror}", LOG_WARNING)
             return
         if _has_hung_up(connection):
             connection.close()  # After we hung ourselves, PAM is not asked for nobody.
@@ -347,7 +366,7 @@ class _Server:
         _pid, uid, _gid = _PEERCRED.unpack(raw)
         allowed = uid == 0 or uid in self._settings.allowed_uids
         if not allowed:
-            _log(f"a process of uid {uid} asked and may not")
+            _log(f"a process of uid {uid} asked and may not", LOG_WARNING)
         return allowed
 
     def _start_child(self, connection: socket.socket) -> None:
@@ -358,7 +377,7 @@ class _Server:
             if pid == 0:
                 self._be_child(connection, before)
         except OSError as error:
-            _log(f"cannot fork: {error.strerror}")
+            _log(f"cannot fork: {error.strerror}", LOG_WARNING)
             self._dismiss(connection, Answer(Error.BUSY))
             return
         finally:
@@ -402,6 +421,7 @@ class _Server:
                 self._conclude(self._children.pop(pid), status)
 
     def _conclude(self, child: _Child, status: int) -> None:
+        self._idle_since = time.monotonic()
         if status == 0:
             child.connection.close()
             return
@@ -410,7 +430,7 @@ class _Server:
             reason = f"No answer from PAM within {self._settings.limit_s:g} seconds."
         else:
             reason = "internal error"
-        _log(f"a request was ended: {reason} (status {code})")
+        _log(f"a request was ended: {reason} (status {code})", LOG_WARNING)
         self._dismiss(child.connection, Answer(Error.UNAVAILABLE, reason))
 
     def _dismiss(self, connection: socket.socket, answer: Answer) -> None:
@@ -455,7 +475,7 @@ def _answer(connection: socket.socket, settings: Settings) -> None:
     except RequestError as error:
         answer = Answer(Error.INVALID, str(error))
     except Exception as error:  # its text may hold what was sent
-        _log(f"internal error: {type(error).__name__}")
+        _log(f"internal error: {type(error).__name__}", LOG_WARNING)
         answer = Answer(Error.UNAVAILABLE, "internal error")
     connection.settimeout(ANSWER_TIMEOUT_S)
     with suppress(OSError):  # the peer is gone
@@ -528,7 +548,8 @@ def _prove(request: Login | Passwd, settings: Settings) -> Answer:
     took_ms = (time.monotonic() - began) * 1000
     # An unknown name may be a password that was typed in the wrong place.
     who = _quoted(entry.pw_name) if entry else "somebody unknown"
-    _log(f"{what} {who} from {_quoted(remote)}: {outcome}, {took_ms:.0f} ms")
+    level = _LEVELS.get(answer.error, LOG_INFO) if answer.error else LOG_INFO
+    _log(f"{what} {who} from {_quoted(remote)}: {outcome}, {took_ms:.0f} ms", level)
     return answer
 
 
@@ -639,10 +660,22 @@ def _as_account(entry: pwd.struct_passwd, groups: list[str]) -> Account:
 # The log
 
 
-def _log(text: str) -> None:
-    """One line, written at once: children share stderr."""
+# Of what a person could want to see among many logins; else LOG_INFO.
+_LEVELS = {
+    Error.DENIED: LOG_NOTICE,
+    Error.REFUSED: LOG_NOTICE,
+    Error.UNAVAILABLE: LOG_WARNING,
+}
+
+
+def _log(text: str, level: int) -> None:
+    """One line, written at once: children share stderr.
+
+    The journal takes the level off its front; see sd-daemon(3).
+    """
+    prefix = f"<{level}>" if stderr_is_journal() else ""
     with suppress(OSError):
-        os.write(2, f"podyd auth: {text}\n".encode(errors="replace"))
+        os.write(2, f"{prefix}podyd auth: {text}\n".encode(errors="replace"))
 
 
 def _quoted(text: str) -> str:

@@ -32,6 +32,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
         *service.pam_service(case),
         *service.login_service(case),
         *service.service_answers(case),
+        *host.other_processes(case),
         *on_lxd.certificate_files(case),
         *_of_lxd(case),
     ]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pwd
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from podyd.doctor.case import Places
+from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.lxd.admin import Admin
 
@@ -32,6 +33,41 @@ def cgroup2(places: Places) -> Iterator[Remark]:
         " background may live on.",
         "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line",
     )
+
+
+@check
+def other_processes(case: Case) -> Iterator[Remark]:
+    """The service can see whose processes hold a GPU."""
+    options = _proc_options(case.places.proc)
+    if options.get("hidepid", "0") in ("0", "off"):
+        yield ok("The service sees other accounts' processes.")
+        return
+    account = pwd.getpwuid(case.config.data_dir.stat().st_uid)
+    gid = int(options.get("gid", "0"))
+    if gid in os.getgrouplist(account.pw_name, account.pw_gid):
+        yield ok(f"The service sees other accounts' processes, as one of /proc's group {gid}.")
+        return
+    yield warning(
+        f"/proc is mounted with hidepid={options['hidepid']}, and {account.pw_name} is not in its"
+        " group: whose processes hold a GPU is not known.",
+        f"mount -o remount,gid={account.pw_gid} /proc, and add gid={account.pw_gid} beside hidepid"
+        " in /etc/fstab"
+        if gid == 0
+        else f"usermod -a -G {gid} {account.pw_name}; systemctl restart podyd",
+    )
+
+
+def _proc_options(proc: Path) -> dict[str, str]:
+    """With which options /proc is mounted."""
+    found: dict[str, str] = {}
+    for line in (proc / "self/mounts").read_text().splitlines():
+        _, where, kind, options = line.split()[:4]
+        if (where, kind) == ("/proc", "proc"):
+            found = {
+                name: value
+                for name, _, value in (item.partition("=") for item in options.split(","))
+            }
+    return found
 
 
 @check

@@ -18,6 +18,7 @@ from podyd.errors import ConfigError
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
+RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
@@ -69,13 +70,13 @@ def login_service(case: Case) -> Iterator[Remark]:
     except (OSError, ValueError) as problem:
         yield error(
             f"Nobody can log in: 'podyd auth' does not answer at {path} ({reason(problem)}).",
-            "systemctl restart podyd-auth; journalctl -u podyd-auth",
+            f"{RESTART_AUTH}; journalctl -u podyd-auth",
         )
         return
     if answer == {"ok": True}:
         yield ok(f"'podyd auth' answers at {path}.")
     else:
-        yield error(f"What listens at {path} is not 'podyd auth'.", "systemctl restart podyd-auth")
+        yield error(f"What listens at {path} is not 'podyd auth'.", RESTART_AUTH)
 
 
 @check

@@ -670,23 +670,77 @@ def test_other_files_are_not_replaced(directory: Path) -> None:
     assert path.read_text() == "data"
 
 
-def test_inherited_socket_is_used_and_kept(directory: Path) -> None:
-    path = directory / "inherited.sock"
+def activate(listener: socket.socket, **options: object) -> subprocess.Popen[bytes]:
+    """Start a helper as systemd does where somebody has connected to `listener`."""
+    fd = listener.fileno()
+    settings = {"service": SERVICE, "allowed_uids": frozenset[int](), **options}
     program = (
-        "import os; os.dup2({fd}, 3);"
+        f"import os; os.dup2({fd}, 3);"
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
         "from pathlib import Path; from podyd import authd;"
-        "authd.serve(Path('/nonexistent/x'), service={service!r}, allowed_uids=frozenset())"
+        f"authd.serve(Path('/nonexistent/x'), **{settings!r})"
     )
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, pass_fds=[fd])
+
+
+def test_an_idle_one_ends_and_loses_nobody(directory: Path, member: str) -> None:
+    path = directory / "idle.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
-        fd = listener.fileno()
-        process = subprocess.Popen(
-            [sys.executable, "-c", program.format(fd=fd, service=SERVICE)],
-            cwd=ROOT,
-            pass_fds=[fd],
-        )
+        for _ in range(2):
+            # Who came after the last one had ended is answered by the next one.
+            process = activate(listener, idle_s=1.0)
+            running = Running(process, path, directory / "unused")
+            assert running.login(member)["ok"]
+            time.sleep(0.7)
+            assert running.ask("ping") == {"ok": True}, "it has not been idle for so long"
+            began = time.monotonic()
+            assert process.wait(10) == 0
+            assert 0.8 < time.monotonic() - began < 2
+
+
+def test_one_that_is_asked_is_not_idle(directory: Path) -> None:
+    path = directory / "busy.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = activate(listener, idle_s=0.3)
+        running = Running(process, path, directory / "unused")
+        with running.connect() as connection:
+            time.sleep(0.8)
+            connection.sendall(b'{"op": "ping"}\n')
+            assert reply_on(connection) == {"ok": True}
+        assert process.wait(10) == 0
+
+
+def test_the_journal_gets_levels(directory: Path, member: str) -> None:
+    path, log = directory / "levels.sock", directory / "levels.log"
+    log.touch()
+    status = log.stat()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+        process = launch(path, log)
+    try:
+        wait_until(path.exists, "the socket")
+        running = Running(process, path, log)
+        running.login(member)
+        running.login(member, "wrong")
+        running.ask("login", user=member, password="x\0")
+    finally:
+        process.terminate()
+        assert process.wait(10) == 0
+    first, second, *_ = log.read_text().splitlines()
+    assert first.startswith(f"<6>podyd auth: login {member} from 192.0.2.7: ok")
+    assert second.startswith(f"<5>podyd auth: login {member} from 192.0.2.7: denied")
+
+
+def test_inherited_socket_is_used_and_kept(directory: Path) -> None:
+    path = directory / "inherited.sock"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        process = activate(listener)
     running = Running(process, path, directory / "unused")
     try:
         assert running.ask("ping") == {"ok": True}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import pwd
 import socket
 import threading
 import time
@@ -211,6 +213,29 @@ def test_cgroup2(places: Places, name: str) -> None:
     assert only(host.cgroup2(places)).level is Level.WARNING
     put(places.sysfs / "fs/cgroup" / name)
     assert only(host.cgroup2(places)).level is Level.OK
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it gives a file away")
+@pytest.mark.parametrize(
+    ("options", "level", "do"),
+    [
+        ("rw,relatime", Level.OK, ""),
+        ("rw,hidepid=0", Level.OK, ""),
+        ("rw,hidepid=invisible", Level.WARNING, "mount -o remount,gid=2 /proc"),
+        ("rw,hidepid=2,gid=4242", Level.WARNING, "usermod -a -G 4242 bin"),
+        ("rw,gid=2,hidepid=noaccess", Level.OK, ""),
+    ],
+)
+def test_other_processes(
+    places: Places, tmp_path: Path, options: str, level: Level, do: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    account = pwd.getpwnam("bin")
+    os.chown(tmp_path / "data", account.pw_uid, account.pw_gid)
+    put(places.proc / "self/mounts", f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n")
+    found = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
+    assert found.level is level
+    assert do in found.do
 
 
 WHOLE = "         0          0 4294967295\n"
