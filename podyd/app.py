@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 
 from podyd.allotment import Allotment
+from podyd.api.address import client_address
 from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.authclient import AuthClient
@@ -142,17 +144,22 @@ def build(settings: Settings) -> App:
         metrics=metrics,
         usage=usage,
     )
+
+    def address_of(request: HTTPServerRequest) -> str:
+        return client_address(request, settings.current.proxies)
+
+    shared = {"users": users, "requests": requests, "address_of": address_of}
     application = Application(
         [
             (
                 operation.path.replace(".", r"\."),
                 Endpoint,
-                {"operation": operation, "bound": bound, "users": users, "requests": requests},
+                {"operation": operation, "bound": bound, **shared},
             )
             for operation, bound in routes.bound().items()
         ],
         default_handler_class=NoRoute,
-        default_handler_args={"suggest": suggestion},
+        default_handler_args={"suggest": suggestion, "address_of": address_of},
         log_function=request_log(metrics),
     )
     return App(

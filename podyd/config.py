@@ -251,6 +251,7 @@ class Config:
 
     listen: str = _key("127.0.0.1:8799", parse_listen)
     tls: Tls | None = None
+    proxies: tuple[Network, ...] = _key([], parse_networks)
     insecure: bool = False
     state_dir: str = "/var/lib/podyd"
     lxd: Lxd = field(default_factory=Lxd)

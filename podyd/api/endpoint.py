@@ -66,6 +66,7 @@ class Call:
 
 
 Bound = Callable[[Call], Awaitable[Any]]
+AddressOf = Callable[[HTTPServerRequest], str]
 A = TypeVar("A")
 
 
@@ -104,6 +105,12 @@ class JsonHandler(RequestHandler):
     member_name = ""
     # The pod that was asked for, as LXD calls it unless that name was taken.
     pod_name = ""
+    address_of: AddressOf
+
+    @property
+    def address(self) -> str:
+        """Where the request comes from; not Tornado's `remote_ip`, which may be a proxy's."""
+        return self.address_of(self.request)
 
     def set_default_headers(self) -> None:
         self.set_header("Content-Type", JSON)
@@ -159,8 +166,14 @@ class Endpoint(JsonHandler):
     """Serves one operation."""
 
     def initialize(
-        self, operation: Operation, bound: Bound, users: Users, requests: Requests
+        self,
+        operation: Operation,
+        bound: Bound,
+        users: Users,
+        requests: Requests,
+        address_of: AddressOf,
     ) -> None:
+        self.address_of = address_of
         self.operation = operation
         self.bound = bound
         self.users = users
@@ -224,12 +237,12 @@ class Endpoint(JsonHandler):
     def _needs_login(self) -> bool:
         access = self.operation.access
         if access is Access.SCRAPER:
-            return not self.users.may_scrape(self.request.remote_ip or "")
+            return not self.users.may_scrape(self.address)
         return access is not Access.OPEN
 
     async def _log_in(self) -> tuple[Member, str]:
         name, password = credentials(self.request.headers.get("Authorization", ""))
-        member = await self.users.log_in(name, password, self.request.remote_ip or "")
+        member = await self.users.log_in(name, password, self.address)
         self.member_name = member.name
         for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
         if for_admins and not member.is_admin:
@@ -266,7 +279,8 @@ class Endpoint(JsonHandler):
 class NoRoute(JsonHandler):
     """Answers where there is no route."""
 
-    def initialize(self, suggest: Callable[[str], str]) -> None:
+    def initialize(self, suggest: Callable[[str], str], address_of: AddressOf) -> None:
+        self.address_of = address_of
         self.suggest = suggest
 
     async def _serve(self) -> None:
@@ -393,7 +407,7 @@ def _log_request(handler: JsonHandler) -> None:
         "PODYD_PATH": _path(request),
         "PODYD_USER": handler.member_name,
         "PODYD_POD": handler.pod_name,
-        "PODYD_ADDRESS": request.remote_ip,
+        "PODYD_ADDRESS": handler.address,
         "PODYD_MILLISECONDS": milliseconds,
     }
     logging.getLogger("podyd.access").log(
@@ -403,7 +417,7 @@ def _log_request(handler: JsonHandler) -> None:
         fields["PODYD_METHOD"],
         fields["PODYD_PATH"],
         handler.member_name or "-",
-        request.remote_ip,
+        handler.address,
         milliseconds,
         extra={name: value for name, value in fields.items() if value},
     )

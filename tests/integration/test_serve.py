@@ -11,7 +11,7 @@ import ssl
 import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from http.client import HTTPSConnection
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Any
 
@@ -109,6 +109,30 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
         client.get("/pod/list").ok
     finally:
         line.close()
+    assert server.stop() == 0
+
+
+# --- Behind a proxy -----------------------------------------------------------------------------
+
+
+def test_behind_a_proxy_the_clients_address_counts(node: Node) -> None:
+    server = node.serve({"metrics": {"allow": ["198.51.100.7"]}})
+
+    def status(forwarded: str) -> int:
+        connection = HTTPConnection("127.0.0.1", server.port, timeout=10)
+        with contextlib.closing(connection):
+            connection.request("GET", "/metrics", headers={"X-Forwarded-For": forwarded})
+            return connection.getresponse().status
+
+    assert status("198.51.100.7") == 401, "anybody could say so"
+    server.wait_for_log("401 GET /metrics user=- from=127.0.0.1 ")
+    rewrite(server, {"proxies": ["127.0.0.1", "::1"]})
+    server.signal(signal.SIGHUP)
+    server.wait_for_log("reloaded")
+    assert status("198.51.100.7") == 200
+    assert status("198.51.100.7, 203.0.113.9") == 401, "the proxy's client says so"
+    server.wait_for_log("200 GET /metrics user=- from=198.51.100.7 ")
+    server.wait_for_log("401 GET /metrics user=- from=203.0.113.9 ")
     assert server.stop() == 0
 
 

@@ -25,7 +25,13 @@ CRASHING = Operation("/crash", ("GET",), HelpOf, str, "Crashes.", access=Access.
 async def fetch(bound: Bound, query: str) -> HTTPResponse:
     """The answer of a server that has this one operation."""
     users = Users(AuthClient("/nonexistent"), Settings(Config()))
-    parts = {"operation": CRASHING, "bound": bound, "users": users, "requests": Requests()}
+    parts = {
+        "operation": CRASHING,
+        "bound": bound,
+        "users": users,
+        "requests": Requests(),
+        "address_of": lambda request: request.remote_ip,
+    }
     server = HTTPServer(
         Application([(CRASHING.path, Endpoint, parts)], log_function=lambda _: None)
     )
