@@ -397,7 +397,11 @@ GPU_RELEASE = Operation(
     "/gpu/release", POST, ReleaseCards, LeaseResult, "Give leased GPUs back, or leave the line."
 )
 HOST_IMAGES = Operation(
-    "/host/images", GET, Nothing, list[str], "The images that a pod can be made from."
+    "/host/images",
+    GET,
+    Nothing,
+    list[str],
+    "The images that a pod can be made from; if none, header X-Podyd-Hint says how to get one.",
 )
 HOST_GPU_PS = Operation(
     "/host/gpu-ps",

@@ -208,8 +208,10 @@ class Routes:
     # --- Host and images -------------------------------------------------------------------------
 
     @serves(spec.HOST_IMAGES, spec.IMAGE_LIST)
-    async def images(self, call: Call) -> list[str]:
-        return await self._images.names()
+    async def images(self, call: Call) -> Headed[list[str]]:
+        names = await self._images.names()
+        # The body is a list of names, and stays one.
+        return Headed(names, {} if names else {"X-Podyd-Hint": await self._images.hint()})
 
     @serves(spec.IMAGE_INSPECT)
     async def image_inspect(self, call: Call) -> spec.ImageInfo:

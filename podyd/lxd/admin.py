@@ -23,6 +23,8 @@ from podyd.profiles import BRIDGE, POOL, Profile
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
+# Storage in which a pod shares its image's blocks, the preferred first; each in a file of its own.
+THIN_DRIVERS = ("btrfs", "zfs")
 TIMEOUT = 120
 
 # What the certificate may do with pods is all that it may do. Storage volumes are the project's
@@ -118,13 +120,24 @@ class Admin:
             names = [pool.name for pool in self._client.storage_pools.all()]
             if names:
                 return self._preferred("pool", names)
-            drivers = self._environment()["storage_supported_drivers"]
-            driver = "btrfs" if "btrfs" in {item["Name"] for item in drivers} else "dir"
-            config = {"size": f"{_half_of_free_gib()}GiB"} if driver == "btrfs" else {}
+        supported = {item["Name"] for item in self._environment()["storage_supported_drivers"]}
+        for driver in filter(supported.__contains__, THIN_DRIVERS):
+            try:
+                self._make_pool(driver, {"size": f"{_half_of_free_gib()}GiB"}, say)
+            except SetupError as error:
+                # LXD counts a driver as there with its programs; the module, or a loop device, may
+                # be missing all the same.
+                say(f"no pool of {driver}: {error.detail}")
+            else:
+                return POOL
+        self._make_pool("dir", {}, say)
+        return POOL
+
+    def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
+        with _translated("LXD could not make a storage pool"):
             self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
         size = f" of up to {config['size']}" if config else ""
         say(f"made storage pool {POOL} ({driver}{size})")
-        return POOL
 
     def prepare_bridge(self, say: Say) -> str:
         """The bridge for pods; makes one only if LXD manages none."""

@@ -112,6 +112,18 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
     assert server.stop() == 0
 
 
+def test_no_image_is_an_empty_list_that_says_how_to_get_one(node: Node, alice: Client) -> None:
+    server = node.serve({"images": {"offer": ["no-such-*"]}})
+    client = server.client(alice.user)
+    answer = client.get("/host/images")
+    assert answer.ok == []
+    assert "images.offer" in answer.headers["X-Podyd-Hint"]
+    detail = client.post("/pod/create", ins="none", image=IMAGE).refused(403)["detail"]
+    assert "images.offer" in detail
+    assert "X-Podyd-Hint" not in alice.get("/host/images").headers
+    assert server.stop() == 0
+
+
 # --- Behind a proxy -----------------------------------------------------------------------------
 
 

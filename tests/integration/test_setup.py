@@ -88,6 +88,35 @@ def test_a_second_time_it_changes_nothing(node: Node, server: Server) -> None:
     assert everything(node) == before
 
 
+def of_others(node: Node) -> list[object]:
+    """An LXD without the tests' projects and their certificates, and without who uses what."""
+    urls = ["/1.0", "/1.0/storage-pools?recursion=1", "/1.0/networks?recursion=1"]
+    urls += ["/1.0/projects?recursion=1", "/1.0/certificates?recursion=1"]
+    urls += ["/1.0/profiles?recursion=1", "/1.0/images?recursion=1"]
+    return [_without_use(node.lxd.get(url)) for url in urls]
+
+
+def _without_use(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: value for key, value in found.items() if key != "used_by"}
+    return [
+        _without_use(item) for item in found if not item.get("name", "").startswith("podyd-test-")
+    ]
+
+
+def test_an_lxd_in_use_keeps_all_that_is_not_podyds(node: Node, server: Server) -> None:
+    before = of_others(node)
+    assert node.lxd.get("/1.0")["config"]["core.https_address"]
+    other = Node()
+    try:
+        assert of_others(node) == before
+        assert "made restricted project" in other.setup_output
+        for word in ("pool", "bridge", "listens"):
+            assert word not in other.setup_output
+    finally:
+        other.close()
+
+
 def test_it_mends_what_is_missing() -> None:
     node = Node()
     try:

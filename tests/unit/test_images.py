@@ -1,0 +1,66 @@
+"""What podyd says where there is no image that a member could take."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from podyd.config import Config
+from podyd.config import Images as Offer
+from podyd.errors import Forbidden, NotFound
+from podyd.images import Images
+from podyd.lxd.client import LxdClient
+from podyd.settings import Settings
+
+
+class Lxd(LxdClient):
+    """Has images of these names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    async def get(self, path: str, **query: Any) -> Any:
+        assert path == "/1.0/images"
+        return [
+            {
+                "type": "container",
+                "fingerprint": "f" * 64,
+                "aliases": [{"name": name}],
+                "properties": {},
+                "size": 1,
+                "created_at": "2026-11-25T00:00:00Z",
+                "architecture": "x86_64",
+            }
+            for name in self.names
+        ]
+
+
+def images(*names: str, offer: str = "*") -> Images:
+    return Images(Lxd(*names), Settings(Config(images=Offer(offer=(offer,)))))
+
+
+def test_no_image_at_all() -> None:
+    hint = asyncio.run(images().hint())
+    assert "podyd image build" in hint
+    assert "lxc image copy" in hint
+    assert hint.isascii(), "it is an HTTP header"
+    with pytest.raises(
+        NotFound, match=r"no image .debian12.; LXD has no image: .*podyd image build"
+    ):
+        asyncio.run(images().offered("debian12"))
+
+
+def test_none_is_offered() -> None:
+    found = images("debian12", offer="lab-*")
+    assert "images.offer" in asyncio.run(found.hint())
+    with pytest.raises(Forbidden, match=r"images\.offer"):
+        asyncio.run(found.offered("debian12"))
+
+
+def test_another_name_is_offered() -> None:
+    found = images("debian12")
+    assert asyncio.run(found.hint()) == ""
+    with pytest.raises(NotFound, match="see /host/images"):
+        asyncio.run(found.offered("debian13"))
