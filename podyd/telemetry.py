@@ -91,6 +91,8 @@ class Telemetry:
             stdout=PIPE,
             stderr=DEVNULL,
             limit=MAX_LINE_BYTES,
+            # Python looks for modules where it is begun, before it does anywhere else.
+            cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
 

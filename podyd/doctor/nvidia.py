@@ -188,6 +188,8 @@ def _output(command: Sequence[str], timeout: float) -> str:
         stderr=subprocess.DEVNULL,
         text=True,
         errors="replace",
+        # Not where root happens to stand: Python would look for modules there first.
+        cwd="/",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,
     )
