@@ -14,15 +14,18 @@ import select
 import socket
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from syslog import LOG_CRIT, LOG_DEBUG, LOG_ERR, LOG_INFO, LOG_WARNING
 
 from systemd import daemon, journal
 
 # Of the listening sockets in systemd's store (FileDescriptorStoreMax= of systemd.service(5)).
 STORED_AS = "listen"
 BARRIER_SECONDS = 5.0
-JOURNAL_FIELDS = frozenset(
-    ("PRIORITY", "LOGGER", "SYSLOG_IDENTIFIER", "CODE_FILE", "CODE_LINE", "CODE_FUNC")
+PRIORITIES = (
+    (logging.CRITICAL, LOG_CRIT),
+    (logging.ERROR, LOG_ERR),
+    (logging.WARNING, LOG_WARNING),
+    (logging.INFO, LOG_INFO),
 )
 
 
@@ -62,8 +65,10 @@ async def feed_watchdog(seconds: float) -> None:
 
 def stored_sockets() -> list[socket.socket]:
     """The listening sockets that an earlier podyd has left with systemd."""
-    names: dict[int, str] = daemon.listen_fds_with_names()
-    return [socket.socket(fileno=fd) for fd, name in names.items() if name == STORED_AS]
+    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
+    given: list[int] = daemon.listen_fds()
+    named = zip(given, names, strict=False)  # Without a store there are neither.
+    return [socket.socket(fileno=fd) for fd, name in named if name == STORED_AS]
 
 
 def store_sockets(sockets: Sequence[socket.socket]) -> None:
@@ -77,23 +82,38 @@ def drop_stored_sockets() -> None:
         _wait_for_systemd()
 
 
-def journal_handler(send: Callable[..., None] = journal.send) -> logging.Handler:
-    """Writes to the journal, with a record's PODYD_ attributes as fields."""
+class JournalHandler(logging.Handler):
+    """Writes to the journal, with a record's PODYD_ attributes as fields.
 
-    def send_fields(message: str, /, **fields: Any) -> None:
-        # The library adds all that a record has: also the arguments and the exception, whose text
-        # may hold a password.
-        kept = {
-            name: value
-            for name, value in fields.items()
-            if name in JOURNAL_FIELDS or name.startswith("PODYD_")
-        }
-        send(message, **kept)
+    The library's own handler sends all that a record has: also the arguments and the exception,
+    whose text may hold a password.
+    """
 
-    handler: logging.Handler = journal.JournalHandler(
-        sender_function=send_fields, SYSLOG_IDENTIFIER="podyd"
-    )
-    return handler
+    def __init__(self, send: Callable[..., None] = journal.send) -> None:
+        super().__init__()
+        self._send = send
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one entry; as with all handlers, what fails here stops nothing."""
+        own = {name: value for name, value in vars(record).items() if name.startswith("PODYD_")}
+        try:
+            self._send(
+                self.format(record),
+                PRIORITY=_priority(record.levelno),
+                SYSLOG_IDENTIFIER="podyd",
+                LOGGER=record.name,
+                CODE_FILE=record.pathname,
+                CODE_LINE=record.lineno,
+                CODE_FUNC=record.funcName,
+                **own,
+            )
+        except Exception:
+            self.handleError(record)
+
+
+def _priority(level: int) -> int:
+    """The syslog(3) word for a level of logging's."""
+    return next((known for least, known in PRIORITIES if level >= least), LOG_DEBUG)
 
 
 def _status(text: str) -> str:

@@ -48,7 +48,7 @@ def serve(path: Path) -> None:
     """
     _give_back_memory()
     if stderr_is_journal():
-        log_to(systemd.journal_handler(), "%(message)s")
+        log_to(systemd.JournalHandler(), "%(message)s")
     else:
         log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load(path)
@@ -98,7 +98,6 @@ async def _run(
     if (seconds := systemd.watchdog_seconds()) is not None:
         app.background.keep(partial(systemd.feed_watchdog, seconds), "feeding the watchdog")
     server.add_sockets(sockets)
-    systemd.store_sockets(sockets)
     systemd.ready(_serving(url))
     log.info("podyd %s serves %s", __version__, url)
     if os.geteuid() == 0:
@@ -149,15 +148,21 @@ def _give_back_memory() -> None:
 
 
 def _listen(config: Config, path: Path) -> list[socket.socket]:
-    """The listening socket: systemd's, unless it is of another address."""
-    host, port = config.address
+    """The listening socket: the one that systemd has kept, unless it is of another address."""
     stored = systemd.stored_sockets()
-    if len(stored) == 1 and _is_bound(stored[0], host, port):
+    if len(stored) == 1 and _is_bound(stored[0], *config.address):
         return stored
     for item in stored:
         item.close()
     if stored:
         systemd.drop_stored_sockets()
+    sockets = _bind(config, path)
+    systemd.store_sockets(sockets)
+    return sockets
+
+
+def _bind(config: Config, path: Path) -> list[socket.socket]:
+    host, port = config.address
     try:
         return bind_sockets(port, host)
     except OSError as error:

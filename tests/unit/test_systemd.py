@@ -108,7 +108,7 @@ def journal() -> Journal:
 @pytest.fixture
 def log(journal: Journal) -> Iterator[logging.Logger]:
     """A logger that writes to `journal` alone."""
-    handler = systemd.journal_handler(journal.send)
+    handler = systemd.JournalHandler(journal.send)
     handler.setFormatter(logs.Formatter("%(message)s"))
     logger = logging.getLogger("podyd.test-journal")
     logger.propagate = False
@@ -124,12 +124,13 @@ def test_a_record_has_podyds_fields(log: logging.Logger, journal: Journal) -> No
     assert message == "503 /pod/list"
     kept = {key: fields[key] for key in ("PRIORITY", "SYSLOG_IDENTIFIER", "LOGGER", "PODYD_USER")}
     assert kept == {
-        "PRIORITY": "4",
+        "PRIORITY": 4,
         "SYSLOG_IDENTIFIER": "podyd",
         "LOGGER": "podyd.test-journal",
         "PODYD_USER": "alice",
     }
-    assert set(fields) <= systemd.JOURNAL_FIELDS | {"PODYD_USER"}
+    code = {"CODE_FILE", "CODE_LINE", "CODE_FUNC"}
+    assert set(fields) == set(kept) | code
 
 
 def test_an_exception_is_named_and_not_quoted(log: logging.Logger, journal: Journal) -> None:
@@ -150,7 +151,7 @@ def test_an_exception_is_named_and_not_quoted(log: logging.Logger, journal: Jour
     assert "in fail" in message
     assert "KeyError" in message
     assert message.endswith("ValueError")
-    assert fields["PRIORITY"] == "3"
+    assert fields["PRIORITY"] == 3
     assert secret not in f"{message}{fields}"
 
 
