@@ -1,0 +1,294 @@
+"""`pody` and `podx`: the command lines of a lab's members."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import errno
+import io
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from podyd import __version__
+from podyd.client import show
+from podyd.client.base import DEFAULT, Base
+from podyd.client.failure import Failure, Refused, Usage
+from podyd.client.server import Answer, Server
+from podyd.client.words import UNSEEN, from_stdin, split, utf8
+
+Command = Callable[[argparse.Namespace], None]
+
+EPILOG = """\
+examples:
+  pody get user/info
+  pody post pod/create ins:first image:debian12
+  podx pod/exec ins:first cmd:'nvidia-smi -L'
+  podx pod/exec ins:first cmd: < script.sh
+  podx user/ch-passwd passwd:
+  podx pod/
+
+environment:
+  PODY_API_BASE   podyd's address (default: http://127.0.0.1:8799)
+  PODY_USERNAME   your account there (default: your local user name)
+  PODY_PASSWORD   its password; without it, pody asks
+  PODY_CA         a file with the CA that your lab's server is to be trusted by
+  PODY_INSECURE   1: send the password over http:// to another machine too
+
+exit status:
+  0 done, 1 refused, 2 wrong usage, 3 wrong login, 4 no podyd that can be reached and trusted
+"""
+WORDS = (
+    "The first ':' or '=' splits. A last value that is left empty (passwd:) is read from standard"
+    " input. A route that ends in '/' shows the routes below it."
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """`pody`: run one command; every error is one line and an exit status of its own."""
+    return _run(parser(), arguments)
+
+
+def podx(arguments: Sequence[str] | None = None) -> int:
+    """`podx`: call a route, by the method that podyd advises."""
+    return _run(podx_parser(), arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line of `pody`."""
+    whole = argparse.ArgumentParser(
+        prog="pody",
+        description="Your pods on the lab's GPU server.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.add_argument("--version", action="version", version=f"pody {__version__}")
+    commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def add(name: str, command: Command, help: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=help, description=help)
+        made.set_defaults(command=command)
+        return made
+
+    _add_call(add("get", _get, "Call a route with GET: for what only looks."))
+    _add_call(add("post", _post, "Call a route with POST: for what changes something."))
+    _add_call(add("fetch", _fetch, "Call a route by the method that podyd advises (as podx)."))
+    about = add("help", _help, "Show podyd's routes and their parameters.")
+    about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
+    _add_raw(about)
+    _add_cacert(about)
+    version = add("version", _version, "Show the versions of pody and of podyd.")
+    version.set_defaults(raw=False)
+    _add_cacert(version)
+    return whole
+
+
+def podx_parser() -> argparse.ArgumentParser:
+    """The command line of `podx`."""
+    whole = argparse.ArgumentParser(
+        prog="podx",
+        description="Call a route of podyd, by the method that it advises: the same as pody fetch.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    whole.set_defaults(command=_fetch)
+    _add_call(whole)
+    return whole
+
+
+def _add_call(made: argparse.ArgumentParser) -> None:
+    made.add_argument("route", metavar="ROUTE", help="such as user/info; see pody help")
+    made.add_argument("params", nargs="*", metavar="key:value", help=WORDS)
+    _add_raw(made)
+    _add_cacert(made)
+
+
+def _add_raw(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--raw", action="store_true", help="podyd's JSON, on a terminal too")
+
+
+def _add_cacert(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--cacert",
+        metavar="FILE",
+        help="trust the server by this CA alone (default: $PODY_CA, else the system's)",
+    )
+
+
+def parse(command_line: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
+    """The parsed arguments; an option may stand among the parameters."""
+    options, more = command_line.parse_known_args(arguments)
+    # What comes after an option, argparse leaves over.
+    if more and ("params" not in options or any(word.startswith("-") for word in more)):
+        command_line.error(f"unrecognized arguments: {' '.join(more)}")
+    if more:
+        options.params += more
+    return options
+
+
+def _run(command_line: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
+    _open_streams()
+    _complete(command_line)
+    options = parse(command_line, sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _do(options)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        _drop_output()
+        # The reader has gone, which is no error of ours; EINVAL is how Windows says it.
+        if error.errno in (errno.EPIPE, errno.EINVAL):
+            return 141
+        _complain(f"The answer cannot be written: {error.strerror}.")
+        return Failure.status
+
+
+def _do(options: argparse.Namespace) -> int:
+    command: Command = options.command
+    status = 0
+    try:
+        command(options)
+    except Failure as failure:
+        if isinstance(failure, Refused) and options.raw:
+            _write_json(failure.body)
+        _complain(str(failure))
+        status = failure.status
+    sys.stdout.flush()
+    return status
+
+
+def _complain(text: str) -> None:
+    print(f"pody: {show.harmless(text)}", file=sys.stderr)
+
+
+def _open_streams() -> None:
+    """Those that the caller has closed are /dev/null, else a connection would take their place.
+
+    A terminal or a pipe that is not UTF-8 gets what it can show, and no error.
+    """
+    nothing = Path(os.devnull)
+    sys.stdin = sys.stdin or nothing.open()
+    sys.stdout = sys.stdout or nothing.open("w")
+    sys.stderr = sys.stderr or nothing.open("w")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _complete(command_line: argparse.ArgumentParser) -> None:
+    """Answer the shell, if it is the shell that asks; argcomplete ends the process then."""
+    if "_ARGCOMPLETE" in os.environ:
+        with contextlib.suppress(ImportError):
+            import argcomplete
+
+            argcomplete.autocomplete(command_line)
+
+
+def _drop_output() -> None:
+    """Nobody takes our output; nothing may complain at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def _get(options: argparse.Namespace) -> None:
+    _call(options, _server(options), "GET")
+
+
+def _post(options: argparse.Namespace) -> None:
+    _call(options, _server(options), "POST")
+
+
+def _fetch(options: argparse.Namespace) -> None:
+    _call(options, _server(options), "")
+
+
+def _help(options: argparse.Namespace) -> None:
+    _show_routes(options, _server(options))
+
+
+def _version(options: argparse.Namespace) -> None:
+    print(f"pody {__version__}", flush=True)
+    server = _server(options)
+    print(f"podyd {server.version()} at {server.base}")
+
+
+def _server(options: argparse.Namespace) -> Server:
+    base = Base.of(os.environ.get("PODY_API_BASE") or DEFAULT)
+    cacert = options.cacert or os.environ.get("PODY_CA") or None
+    return Server(base, cacert, f"pody/{__version__}")
+
+
+def _call(options: argparse.Namespace, server: Server, method: str) -> None:
+    """Call a route and show the answer; without a method, by the one that podyd advises."""
+    pairs = [split(word) for word in options.params]
+    if options.route.endswith("/"):
+        _show_routes(options, server)
+        return
+    route = utf8(options.route)
+    method = method or server.routes(route).data[0]["methods"][0]
+    if method == "GET":
+        _refuse_secrets(pairs)
+    elif any(key == UNSEEN and value for key, value in pairs):
+        _complain(
+            "Other accounts could read the new password in the list of processes; leave it empty"
+            f" ({UNSEEN}:) next time, and pody asks for it."
+        )
+    if pairs and not pairs[-1][1]:
+        key = pairs[-1][0]
+        pairs[-1] = key, from_stdin(key)
+    _show(options, server.get(route, pairs) if method == "GET" else server.post(route, pairs))
+
+
+def _refuse_secrets(pairs: Sequence[tuple[str, str]]) -> None:
+    if any(key == UNSEEN for key, _ in pairs):
+        raise Usage("With GET the password would stand in a URL; use pody post.")
+
+
+def _show_routes(options: argparse.Namespace, server: Server) -> None:
+    """Text, also for a pager; JSON only where it is asked for."""
+    answer = server.routes(utf8(options.route))
+    if options.raw:
+        _write_json(answer.body)
+    else:
+        sys.stdout.write(show.routes(answer.data))
+
+
+# --- Output -------------------------------------------------------------------------------------
+
+
+def _show(options: argparse.Namespace, answer: Answer) -> None:
+    remarks = [answer.hint] if answer.hint else []
+    if isinstance(answer.data, str):
+        lines = answer.data.splitlines()
+        sys.stdout.writelines(f"{show.harmless(line)}\n" for line in lines)
+    elif options.raw or not sys.stdout.isatty():
+        _write_json(answer.body)
+    else:
+        sys.stdout.write(show.answer(options.route, answer.data, _columns()))
+        if show.is_output(answer.data):
+            remarks += show.remarks(answer.data)
+    sys.stdout.flush()
+    for remark in remarks:
+        _complain(remark)
+
+
+def _write_json(body: bytes) -> None:
+    """podyd's JSON as it came, in one line; in UTF-8 whatever the terminal or Windows has."""
+    line = body.strip()
+    if sys.stdout.isatty():
+        line = show.harmless_json(line.decode()).encode()
+    sys.stdout.buffer.write(line + b"\n")
+
+
+def _columns() -> int:
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
+    except OSError:
+        return 80
+
+
+if __name__ == "__main__":
+    sys.exit(main())

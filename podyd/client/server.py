@@ -1,0 +1,195 @@
+"""One podyd, over HTTP."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import socket
+import ssl
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from podyd.client.base import Base
+from podyd.client.failure import Away, Refused, Usage, WrongLogin
+from podyd.client.login import Login, log_in
+
+CONNECT_SECONDS = 10.0
+# What only looks is soon answered. A change takes what it takes: an image, a command of hours.
+GET_SECONDS = 60.0
+
+Pairs = Sequence[tuple[str, str]]
+
+# X509_V_ERR_…, as ssl.SSLCertVerificationError.verify_code has them; for all others the CA is not
+# known here.
+EXPIRED, WRONG_HOST, WRONG_ADDRESS = 10, 62, 64
+ADVICE = {
+    EXPIRED: "tell its admin",
+    WRONG_HOST: "PODY_API_BASE needs the name that the certificate is for",
+    WRONG_ADDRESS: "PODY_API_BASE needs the name that the certificate is for",
+}
+TRUST_IT = "give the lab's CA with --cacert FILE or PODY_CA=FILE"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What podyd said: its bytes, and what they mean, a `str` where they are plain text.
+
+    `hint` is what it says beside that, as what to do where a list is empty.
+    """
+
+    body: bytes
+    data: Any
+    hint: str = ""
+
+
+class Server:
+    """The podyd at `base`; `cacert` is the file with the only CA to trust, else the system's."""
+
+    def __init__(self, base: Base, cacert: str | None, user_agent: str) -> None:
+        self.base = base
+        self._cacert = cacert
+        self._user_agent = user_agent
+        self._login: Login | None = None
+
+    def get(self, route: str, pairs: Pairs = ()) -> Answer:
+        """Call with the parameters in the query."""
+        query = f"?{urlencode(pairs)}" if pairs else ""
+        return self._call("GET", route, query, None, self._headers())
+
+    def post(self, route: str, pairs: Pairs) -> Answer:
+        """Call with the parameters in a form, so that they stand in no URL and in no log of it."""
+        headers = {"Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode(pairs).encode()
+        return self._call("POST", route, "", body, headers | self._headers())
+
+    def version(self) -> str:
+        """podyd's version: the one call that needs no login."""
+        headers = {"User-Agent": self._user_agent}
+        numbers = self._call("GET", "version", "", None, headers).data
+        if not isinstance(numbers, list) or not all(isinstance(part, int) for part in numbers):
+            raise self._no_podyd("its /version is not podyd's")
+        return ".".join(str(part) for part in numbers)
+
+    def routes(self, path: str) -> Answer:
+        """The route `path`, or those below it if it ends in '/', as /help describes them."""
+        answer = self.get("help", [("path", path)])
+        entries = answer.data
+        if not isinstance(entries, list) or not entries or not all(map(_is_route, entries)):
+            raise self._no_podyd("its /help is not podyd's")
+        return answer
+
+    def _headers(self) -> dict[str, str]:
+        if self._login is None:
+            self._refuse_clear_text()
+            self._login = log_in(str(self.base))
+        return {"User-Agent": self._user_agent, "Authorization": self._login.header}
+
+    def _refuse_clear_text(self) -> None:
+        insecure = os.environ.get("PODY_INSECURE") == "1"
+        if self.base.scheme == "http" and not self.base.is_loopback and not insecure:
+            raise Usage(
+                f"To {self.base} your password would cross the network in the clear; use https://,"
+                " or set PODY_INSECURE=1 where the network itself is safe."
+            )
+
+    def _call(
+        self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
+    ) -> Answer:
+        target = f"{self.base.prefix}/{quote(route.lstrip('/'))}{query}"
+        with contextlib.closing(self._connection()) as connection:
+            with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+                connection.connect()
+            _watch(connection.sock, GET_SECONDS if method == "GET" else None)
+            with self._translated("broke off", "what was asked for may be done all the same."):
+                connection.request(method, target, body, headers)
+                response = connection.getresponse()
+                return self._answer(response, response.read())
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self.base.scheme == "http":
+            return http.client.HTTPConnection(
+                self.base.host, self.base.port, timeout=CONNECT_SECONDS
+            )
+        try:
+            context = ssl.create_default_context(cafile=self._cacert)
+        except OSError as error:  # ssl.SSLError is one.
+            raise Usage(f"The CA in {self._cacert!r} cannot be used: {_said(error)}.") from error
+        return http.client.HTTPSConnection(
+            self.base.host, self.base.port, timeout=CONNECT_SECONDS, context=context
+        )
+
+    @contextlib.contextmanager
+    def _translated(self, what: str, hint: str) -> Iterator[None]:
+        """The library's errors as ours."""
+        try:
+            yield
+        except ssl.SSLCertVerificationError as error:
+            advice = ADVICE.get(error.verify_code, TRUST_IT)
+            why = error.verify_message.rstrip(".")
+            raise Away(
+                f"The certificate of {self.base} is not trusted ({why}); {advice}."
+            ) from error
+        except ssl.SSLError as error:
+            raise Away(
+                f"{self.base} speaks no TLS that can be used ({_said(error)}); is it http://?"
+            ) from error
+        except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one.
+            hint = f"{hint} Is it https://?" if self.base.scheme == "http" else hint
+            raise Away(f"{self.base} hung up without an answer; {hint}") from error
+        except http.client.BadStatusLine as error:
+            raise self._no_podyd("it speaks no HTTP") from error
+        except (OSError, http.client.HTTPException) as error:
+            # A server without TLS may wait for the rest of what it takes for a request.
+            hint = "is it http://?" if "handshake" in str(error) else hint
+            raise Away(f"podyd at {self.base} {what} ({_said(error)}); {hint}") from error
+
+    def _answer(self, response: http.client.HTTPResponse, body: bytes) -> Answer:
+        media = response.headers.get_content_type()
+        hint = response.headers.get("X-Podyd-Hint", "")
+        if 300 <= response.status < 400:
+            place = response.headers.get("Location", "elsewhere")
+            raise Away(f"{self.base} redirects to {place}; set PODY_API_BASE to podyd itself.")
+        if media == "text/plain" and response.status == 200:
+            return Answer(body, body.decode(errors="replace"), hint)
+        try:
+            if media != "application/json":
+                raise ValueError
+            data = json.loads(body.decode())
+            if response.status >= 400:
+                detail = str(data["detail"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise self._no_podyd(f"HTTP {response.status}, {media}") from None
+        if response.status == 401:
+            user = self._login.user if self._login else ""
+            raise WrongLogin(f"{detail} (You are {user!r}; PODY_USERNAME says otherwise.)", body)
+        if response.status >= 400:
+            raise Refused(detail, body)
+        return Answer(body, data, hint)
+
+    def _no_podyd(self, why: str) -> Away:
+        return Away(f"What answers at {self.base} is no podyd ({why}); is PODY_API_BASE right?")
+
+
+def _is_route(entry: Any) -> bool:
+    try:
+        texts = [entry["path"], *entry["methods"], *(param["name"] for param in entry["params"])]
+        return bool(entry["methods"]) and all(isinstance(text, str) for text in texts)
+    except (TypeError, KeyError):
+        return False
+
+
+def _watch(sock: socket.socket, seconds: float | None) -> None:
+    """Wait for an answer so long; one without a limit ends all the same if the network does."""
+    sock.settimeout(seconds)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def _said(error: Exception) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer in time"
+    reason = getattr(error, "reason", None) or getattr(error, "strerror", None)
+    return str(reason or error) or type(error).__name__

@@ -1,0 +1,283 @@
+"""What `pody` makes of its words, and how it shows answers."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import podyd.client
+from podyd.client import main, show
+from podyd.client.base import Base
+from podyd.client.failure import Usage
+from podyd.client.words import split
+
+SOURCES = sorted(Path(podyd.client.__file__).parent.glob("*.py"))
+
+
+# --- What it imports ----------------------------------------------------------------------------
+
+
+def imports(source: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{source}: a relative import"
+            module = node.module or ""
+            whole = module in ("podyd", "podyd.client")
+            found |= {f"{module}.{alias.name}" for alias in node.names} if whole else {module}
+    return found
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_the_client_needs_nothing_but_python(source: Path) -> None:
+    # It runs on members' own machines, where neither the service nor its libraries are.
+    for name in imports(source):
+        own = name == "podyd.__version__" or name.startswith("podyd.client.")
+        top = name.partition(".")[0]
+        assert own or top in sys.stdlib_module_names or name == "argcomplete", name
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+def test_the_client_runs_on_macos_and_windows(source: Path) -> None:
+    assert not imports(source) & {"pwd", "grp", "termios", "tty", "pty", "fcntl", "resource"}
+
+
+# --- Words --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("word", "pair"),
+    [
+        ("ins:first", ("ins", "first")),
+        ("ins=first", ("ins", "first")),
+        ("image:ubuntu2204-cuda12.1:latest", ("image", "ubuntu2204-cuda12.1:latest")),
+        ("cmd:a=b c:d", ("cmd", "a=b c:d")),
+        ("cmd=echo a:b", ("cmd", "echo a:b")),
+        ("passwd:", ("passwd", "")),
+        ("gpu-id=0,1", ("gpu-id", "0,1")),
+        ("msg:grüß\nGott", ("msg", "grüß\nGott")),
+        ("cmd:-x", ("cmd", "-x")),
+    ],
+)
+def test_the_first_colon_or_equals_sign_splits(word: str, pair: tuple[str, str]) -> None:
+    assert split(word) == pair
+
+
+@pytest.mark.parametrize("word", ["first", "", ":first", "=first", "cmd:\udcff"])
+def test_what_is_no_parameter(word: str) -> None:
+    with pytest.raises(Usage):
+        split(word)
+
+
+def test_an_option_may_stand_between_the_words() -> None:
+    options = main.parse(main.parser(), ["get", "pod/info", "--raw", "ins:a"])
+    assert (options.route, options.params, options.raw) == ("pod/info", ["ins:a"], True)
+
+
+def test_an_unknown_option_is_refused() -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main.parse(main.parser(), ["get", "pod/info", "--no-such", "ins:a"])
+
+
+# --- Addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "shown", "loopback"),
+    [
+        ("http://127.0.0.1:8799", "http://127.0.0.1:8799", True),
+        ("http://127.0.0.1:8799/", "http://127.0.0.1:8799", True),
+        ("localhost:8799", "http://localhost:8799", True),
+        ("gpu1.lab:8799", "http://gpu1.lab:8799", False),
+        ("[::1]:8799", "http://[::1]:8799", True),
+        ("HTTPS://gpu1.lab", "https://gpu1.lab", False),
+        ("https://gpu1.lab/pods/", "https://gpu1.lab/pods", False),
+        ("https://gpu1/ü%20a", "https://gpu1/%C3%BC%20a", False),
+        ("http://127.0.0.1.evil.example", "http://127.0.0.1.evil.example", False),
+        ("http://0.0.0.0:8799", "http://0.0.0.0:8799", False),
+    ],
+)
+def test_addresses(text: str, shown: str, loopback: bool) -> None:
+    base = Base.of(text)
+    assert (str(base), base.is_loopback) == (shown, loopback)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "ftp://gpu1",
+        "http://",
+        "http://gpu1:x",
+        "http://gpu1:99999",
+        "https://alice:secret@gpu1",
+        "https://gpu1/?a=b",
+        "https://gpu1/#a",
+        "https://gpu 1",
+        "https://gpu1/a b",
+        "https://" + "ü" * 70,
+        "http://[::1",
+    ],
+)
+def test_what_is_no_address(text: str) -> None:
+    with pytest.raises(Usage, match="PODY_API_BASE") as caught:
+        Base.of(text)
+    assert "secret" not in str(caught.value)
+
+
+# --- What is shown ------------------------------------------------------------------------------
+
+GIB = 1024**3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "text"),
+    [
+        ("memory_limit", 64 * GIB, "64 GiB"),
+        ("memory_limit", -1, "no limit"),
+        ("memory_used", 1536 * 1024, "1.5 MiB"),
+        ("gpu_memory_used", 512, "512 B"),
+        ("disk_bytes", 1023, "1023 B"),
+        ("size", 2048 * GIB, "2 TiB"),
+        ("size", 1024**2 - 1, "1 MiB"),
+        ("max_pods", -1, "no limit"),
+        ("gpu_count", 2, "2"),
+        ("cpu_limit", -1, "no limit"),
+        ("exit_code", -1, "-1"),
+        ("uptime", 90061.5, "1 d 1 h"),
+        ("uptime", 3600, "1 h"),
+        ("uptime", 59.96, "1 min"),
+        ("idle", 61.2, "1 min 1 s"),
+        ("seconds", 0.023, "0.023 s"),
+        ("seconds", 12.345, "12.3 s"),
+        ("uptime", 0, "0 s"),
+        ("uptime", None, "-"),
+        ("is_admin", 1, "yes"),
+        ("is_admin", 0, "no"),
+        ("exclusive", True, "yes"),
+        ("uptime", float("inf"), "inf"),
+        ("seconds", float("nan"), "nan"),
+        ("power", 71.25, "71.25 W"),
+        ("utilisation", 3, "3 %"),
+        ("options", {}, "-"),
+        ("gpu_ids", [0, 1], "0, 1"),
+        ("gpu_ids", [], "-"),
+        ("name", "grün", "grün"),
+        ("name", "", "-"),
+    ],
+)
+def test_cells(key: str, value: object, text: str) -> None:
+    assert show.cell(key, value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J", "\\x1b[2J"),
+        ("a\x9b31m", "a\\x9b31m"),
+        ("a\nb", "a\\nb"),
+        ("\u202egnp", "\\u202egnp"),
+        ("\ud800", "\\ud800"),
+        ("grüß 汉字", "grüß 汉字"),
+    ],
+)
+def test_control_characters_are_shown(text: str, shown: str) -> None:
+    assert show.harmless(text) == shown
+    assert show.answer("x", [text], 80) == f"{shown}\n"
+    assert show.answer("x", {text: text}, 80) == f"{shown}: {shown}\n"
+
+
+def test_a_list_of_objects_is_a_table() -> None:
+    rows = [{"name": "汉字", "size": 1024}, {"name": "b", "size": None, "pod": "x"}]
+    assert show.answer("x", rows, 80) == (
+        "name  size   pod\n"
+        "汉字  1 KiB  -\n"
+        "b     -      x\n"
+    )  # fmt: skip
+
+
+def test_a_table_that_does_not_fit_is_shown_in_blocks() -> None:
+    rows = [{"name": "a" * 20, "uptime": 60}, {"name": "b", "uptime": None}]
+    assert show.answer("x", rows, 20) == (
+        f"name: {'a' * 20}\nuptime: 1 min\n\nname: b\nuptime: -\n"
+    )
+
+
+def test_objects_in_objects() -> None:
+    shown = show.answer("user/info", {"user": {"is_admin": 0}, "quota": {"max_pods": -1}}, 80)
+    assert shown == "user:\n  is_admin: no\nquota:\n  max_pods: no limit\n"
+    shown = show.answer("host/gpu-ps", {"0": [{"pid": 7, "cmd": "\x1b]0;x\x07"}], "1": []}, 80)
+    assert shown == "0:\n  pid  cmd\n  7    \\x1b]0;x\\x07\n1: -\n"
+    shown = show.answer("host/gpus", [{"index": 0, "pods": [{"pod": "a"}]}], 80)
+    assert shown == "index: 0\npods:\n  pod\n  a\n"
+
+
+def test_lists_and_nothing() -> None:
+    assert show.answer("pod/list", ["exp", "main"], 80) == "exp\nmain\n"
+    assert show.answer("version", [0, 1, 0], 80) == "0, 1, 0\n"
+    assert show.answer("pod/list", [], 80) == "(none)\n"
+    assert show.answer("host/gpu-ps", {}, 80) == "(none)\n"
+
+
+def test_a_log_stands_for_itself() -> None:
+    assert show.answer("pod/start", {"log": "Pod a runs.\nAll \x1b is well.\n"}, 80) == (
+        "Pod a runs.\nAll \\x1b is well.\n"
+    )
+    lease = {"log": "Number 2 in line.", "place": 2, "leases": []}
+    assert show.answer("gpu/queue", lease, 80) == "Number 2 in line.\nplace: 2\nleases: -\n"
+
+
+def test_usage_is_in_seconds_whatever_the_users_names_are() -> None:
+    shown = show.answer("/stat/gputime", {"alice": 7200.0, "memory": 60.0}, 80)
+    assert shown == "alice: 2 h\nmemory: 1 min\n"
+
+
+def test_what_a_command_said_is_shown_as_it_is() -> None:
+    done = {"exit_code": 3, "log": "\x1b[31mred\x1b[0m", "timed_out": False, "truncated": False}
+    assert show.answer("pod/exec", done, 80) == "\x1b[31mred\x1b[0m\n"
+    assert show.remarks(done) == ["The command ended with exit status 3."]
+    assert show.remarks(done | {"exit_code": 0}) == []
+    assert show.remarks(done | {"exit_code": -1, "timed_out": True, "truncated": True}) == [
+        "Time was up: the command and all that it started are ended.",
+        "There was more output; what was above the limit is lost.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ('{"a": "\x9b\x7fü\\u001b"}', '{"a": "\\u009b\\u007fü\\u001b"}'),
+        ('["\u202egnp", "汉字", "a\u2028b"]', '["\\u202egnp", "汉字", "a\\u2028b"]'),
+        ('["\U000e0041", "😀"]', '["\\udb40\\udc41", "😀"]'),
+        # Between values only: in a string it would be no JSON.
+        ("[1,\r\n\t2]", "[1,   2]"),
+    ],
+)
+def test_json_for_a_terminal_has_only_visible_characters(text: str, shown: str) -> None:
+    assert show.harmless_json(text) == shown
+    assert json.loads(shown) == json.loads(text)
+
+
+def test_help_says_what_to_type() -> None:
+    routes: list[dict[str, Any]] = [
+        {
+            "path": "/pod/exec",
+            "methods": ["POST"],
+            "params": [
+                {"name": "ins", "optional": False, "help": "the pod's name"},
+                {"name": "timeout", "optional": True},
+            ],
+            "help": "Run a command.",
+        },
+        {"path": "/pod/list", "methods": ["GET"], "params": []},
+    ]
+    short = "pody post pod/exec ins:INS [timeout:TIMEOUT]\n    Run a command.\n"
+    assert show.routes(routes) == f"{short}pody get pod/list\n"
+    assert show.routes(routes[:1]) == f"{short}    ins: the pod's name\n    timeout\n"
