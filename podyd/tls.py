@@ -84,7 +84,7 @@ def load(files: Tls) -> ssl.SSLContext:
 
 
 def _how_to_read(path: str) -> str:
-    copy = f"/etc/podyd/{Path(path).name}"
+    copy = f"/etc/podyd/tls/{Path(path).name}"
     group = _group()
     how = (
         f"chgrp {group} {path} && chmod 640 {path}'"

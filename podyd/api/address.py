@@ -35,7 +35,12 @@ def _is_proxy(address: _Address | None, proxies: Sequence[Network]) -> bool:
 
 
 def _parse(text: str) -> _Address | None:
-    """An address, or None; one of IPv4 in IPv6's clothes is taken for what it is."""
+    """An address, or None; one of IPv4 in IPv6's clothes is taken for what it is.
+
+    Without a zone (RFC 4007), which may be any text, and which no client beyond a proxy has.
+    """
+    if "%" in text:
+        return None
     try:
         found = ipaddress.ip_address(text)
     except ValueError:

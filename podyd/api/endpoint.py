@@ -84,6 +84,7 @@ class Requests:
     def __init__(self) -> None:
         self.under_way: set[asyncio.Task[Any]] = set()
         self.ending = False
+        self.ended = False
 
     async def finish(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for what is under way, then cancel it."""
@@ -91,6 +92,7 @@ class Requests:
         # Others may come meanwhile, on connections that there are.
         while self.under_way and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self.under_way, timeout=left)
+        self.ended = True
         for task in self.under_way:
             task.cancel()
         if self.under_way:
@@ -181,6 +183,9 @@ class Endpoint(JsonHandler):
         self._task: asyncio.Task[Any] | None = None
 
     async def _serve(self) -> None:
+        if self.requests.ended:
+            self.refuse(_going_down())
+            return
         self._task = asyncio.ensure_future(self._answer())
         self.requests.under_way.add(self._task)
         self._task.add_done_callback(self.requests.under_way.discard)
@@ -237,7 +242,9 @@ class Endpoint(JsonHandler):
     def _needs_login(self) -> bool:
         access = self.operation.access
         if access is Access.SCRAPER:
-            return not self.users.may_scrape(self.address)
+            # What a proxy passes on says nothing: any account of this host could say it too.
+            forwarded = "X-Forwarded-For" in self.request.headers
+            return forwarded or not self.users.may_scrape(self.request.remote_ip or "")
         return access is not Access.OPEN
 
     async def _log_in(self) -> tuple[Member, str]:
@@ -368,7 +375,7 @@ def _too_large() -> TooLarge:
 
 
 def _going_down() -> Unavailable:
-    return Unavailable("podyd is restarting; the command was ended.", code="shutting_down")
+    return Unavailable("podyd is restarting; the request was ended.", code="shutting_down")
 
 
 def _method(request: HTTPServerRequest) -> str:

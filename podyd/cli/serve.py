@@ -21,7 +21,7 @@ from podyd import __version__, systemd
 from podyd.api.endpoint import MAX_DROPPED_BYTES
 from podyd.app import App, build
 from podyd.config import Config, load
-from podyd.errors import NotSetUp, StartError
+from podyd.errors import ConfigError, NotSetUp, StartError
 from podyd.logs import log_to, stderr_is_journal
 from podyd.settings import Settings
 from podyd.tls import Certificate
@@ -166,10 +166,14 @@ def _bind(config: Config, path: Path) -> list[socket.socket]:
     try:
         return bind_sockets(port, host)
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise ConfigError(
+                f"{config.listen} may not be used by podyd's account, as ports below 1024 may not;"
+                f" change 'listen' in {path}, or see README.Debian for the capability."
+            ) from error
         why = {
             errno.EADDRINUSE: "is taken by another program",
             errno.EADDRNOTAVAIL: "is no address of this machine",
-            errno.EACCES: "needs root, as ports below 1024 do",
         }.get(error.errno or 0, f"cannot be used ({error.strerror})")
         raise StartError(
             f"{config.listen} {why}; change 'listen' in {path}, or free it."
