@@ -12,7 +12,7 @@ import ipaddress
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,9 @@ _UNITS: dict[str, int] = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTPE", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)},
 }
+
+
+_WORDS: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or false"}
 
 
 def parse_size(value: Any) -> int:
@@ -118,6 +121,12 @@ def _hours(value: Any) -> float:
     return float(value)
 
 
+def _pam_service(value: Any) -> str:
+    if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
+        raise ValueError("the name of a file in /etc/pam.d")
+    return value
+
+
 def _one_of(*words: str) -> Callable[[Any], str]:
     def check(value: Any) -> str:
         if value not in words:
@@ -127,57 +136,100 @@ def _one_of(*words: str) -> Callable[[Any], str]:
     return check
 
 
-def _key(default: Any, check: Callable[[Any], Any] | None = None) -> Any:
-    """A key of the file with its default; `check` turns what stands there into the value."""
-    metadata = {"check": check}
+def _key(
+    default: Any, check: Callable[[Any], Any] | None = None, help: str = "", example: str = ""
+) -> Any:
+    """A key of the file with its default; `check` turns what stands there into the value.
+
+    `help` is for the manual, with the unit; a key that must be there has an `example` instead of a
+    default.
+    """
+    metadata = {"check": check, "help": help, "example": example}
     if isinstance(default, list):
         return field(default_factory=lambda: tuple(default), metadata=metadata)
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    if isinstance(default, type):
+        return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)
 class Tls:
-    cert: str
-    key: str
+    cert: str = _key(
+        dataclasses.MISSING,
+        help="The certificate and those that link it to its authority, in PEM. podyd looks at"
+        " this file and the key every 5 s, and uses a new pair from the next connection on, without"
+        " reload or restart.",
+        example="/etc/podyd/tls/fullchain.pem",
+    )
+    key: str = _key(
+        dataclasses.MISSING,
+        help="Its private key, in PEM; the group podyd must be able to read it.",
+        example="/etc/podyd/tls/privkey.pem",
+    )
 
 
 @dataclass(frozen=True)
 class Lxd:
-    endpoint: str = _key("auto", parse_endpoint)
-    project: str = "podyd"
+    endpoint: str = _key(
+        "auto", parse_endpoint, help="LXD's address; auto is the one that 'podyd setup' noted."
+    )
+    project: str = _key("podyd", help="The LXD project with all pods, restricted by podyd.")
 
 
 @dataclass(frozen=True)
 class Auth:
     """Who may log in, and how many failures are too many in `failure_window` seconds."""
 
-    pam_service: str = "podyd"
-    socket: str = "/run/podyd/auth.sock"
-    member_groups: tuple[str, ...] = ()
-    admin_groups: tuple[str, ...] = ("podyd-admin", "sudo")
-    failures_per_user: int = _key(6, _positive)
-    failures_per_address: int = _key(60, _positive)
-    failure_window: float = _key(60.0, _duration)
+    pam_service: str = _key(
+        "podyd", _pam_service, help="The file in /etc/pam.d that says how to log in."
+    )
+    socket: str = _key("/run/podyd/auth.sock", help="Where 'podyd auth' listens.")
+    member_groups: tuple[str, ...] = _key(
+        [], help="Groups whose members may log in; none: every account with a uid of 1000 or more."
+    )
+    admin_groups: tuple[str, ...] = _key(
+        ["podyd-admin", "sudo"], help="Groups whose members see and manage everybody's pods."
+    )
+    failures_per_user: int = _key(
+        6, _positive, help="Wrong passwords of one user in failure_window, after which it is 429."
+    )
+    failures_per_address: int = _key(
+        60, _positive, help="Wrong passwords from one address in failure_window, then it is 429."
+    )
+    failure_window: float = _key(60.0, _duration, help="Seconds that wrong passwords count for.")
 
 
 @dataclass(frozen=True)
 class Pods:
     """Profiles in the order in which LXD applies them; the most specific list counts alone."""
 
-    profiles: tuple[str, ...] = ("podyd-base", "podyd-gpu")
-    group_profiles: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    user_profiles: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    exec_timeout: float = _key(10.0, _duration)
-    exec_timeout_max: float = _key(3600.0, _duration)
-    exec_output_max: int = _key(1024**2, parse_size)
+    profiles: tuple[str, ...] = _key(
+        ["podyd-base", "podyd-gpu"],
+        help="LXD profiles of a new pod, in the order in which LXD applies them.",
+    )
+    group_profiles: dict[str, tuple[str, ...]] = _key(
+        {}, help="Groups with the profiles that their members' pods have instead."
+    )
+    user_profiles: dict[str, tuple[str, ...]] = _key(
+        {}, help="Users with the profiles that their pods have instead of all others."
+    )
+    exec_timeout: float = _key(
+        10.0, _duration, help="Seconds for a command in a pod, when the call names none."
+    )
+    exec_timeout_max: float = _key(3600.0, _duration, help="The most seconds a call can ask for.")
+    exec_output_max: int = _key(
+        1024**2, parse_size, help="The most bytes kept of a command's stdout, and of its stderr."
+    )
 
 
 @dataclass(frozen=True)
 class Lease:
     """How long, in hours, and how many cards a member may have for themselves; -1 is no limit."""
 
-    max_hours: float = _key(168.0, _hours)
-    max_gpus: int = _key(UNLIMITED, parse_count)
+    max_hours: float = _key(168.0, _hours, help="The most hours of one lease.")
+    max_gpus: int = _key(UNLIMITED, parse_count, help="The most GPUs that one user leases at once.")
 
 
 @dataclass(frozen=True)
@@ -188,37 +240,50 @@ class Idle:
     seconds after that.
     """
 
-    after: float = _key(1800.0, _duration)
-    grace: float = _key(600.0, _duration)
-    policy: str = _key("report", _one_of("report", "warn", "release"))
+    after: float = _key(1800.0, _duration, help="Seconds without use until the policy applies.")
+    grace: float = _key(600.0, _duration, help="Seconds from there to the release of the GPU.")
+    policy: str = _key(
+        "report",
+        _one_of("report", "warn", "release"),
+        help="report shows it, warn also tells the pod's terminals, release also ends the lease.",
+    )
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """Who may read /metrics without a login: addresses and networks."""
+    """Who may read /metrics without a login: addresses and networks that ask podyd itself."""
 
-    allow: tuple[Network, ...] = _key([], parse_networks)
+    allow: tuple[Network, ...] = _key(
+        [],
+        parse_networks,
+        help="Who reads /metrics without a login. It counts only for requests that come directly,"
+        " without X-Forwarded-For; through a proxy, Prometheus needs an admin's login.",
+    )
 
 
 @dataclass(frozen=True)
 class Images:
-    offer: tuple[str, ...] = ("*",)
+    offer: tuple[str, ...] = _key(
+        ["*"], help="Aliases of the LXD images that pods can be made of, as shell patterns."
+    )
 
 
 @dataclass(frozen=True)
 class Ports:
-    range: tuple[int, int] = _key((20000, 21000), parse_port_range)
-    expose: tuple[int, ...] = (22,)
+    range: tuple[int, int] = _key(
+        (20000, 21000), parse_port_range, help="The host's ports that lead into pods."
+    )
+    expose: tuple[int, ...] = _key([22], help="The ports of each pod that can be reached.")
 
 
 @dataclass(frozen=True)
 class Quota:
     """Limits of one user; -1 is none. `memory_limit` (bytes) and `cpu_limit` hold for each pod."""
 
-    max_pods: int = _key(5, parse_count)
-    gpu_count: int = _key(UNLIMITED, parse_count)
-    memory_limit: int = _key(UNLIMITED, parse_size)
-    cpu_limit: int = _key(UNLIMITED, parse_count)
+    max_pods: int = _key(5, parse_count, help="Pods of one user.")
+    gpu_count: int = _key(UNLIMITED, parse_count, help="GPUs in all pods of one user.")
+    memory_limit: int = _key(UNLIMITED, parse_size, help="Memory of each pod.")
+    cpu_limit: int = _key(UNLIMITED, parse_count, help="CPUs of each pod.")
 
 
 @dataclass(frozen=True)
@@ -233,37 +298,56 @@ class QuotaPart:
 
 @dataclass(frozen=True)
 class Quotas:
-    default: Quota = field(default_factory=Quota)
-    groups: dict[str, QuotaPart] = field(default_factory=dict)
-    users: dict[str, QuotaPart] = field(default_factory=dict)
+    default: Quota = _key(Quota, help="The quota of everybody.")
+    groups: dict[str, QuotaPart] = _key(
+        {},
+        help="What is different for a group, such as {students: {max_pods: 2, gpu_count: 1}}; who"
+        " is in several has the best of each.",
+    )
+    users: dict[str, QuotaPart] = _key(
+        {}, help="What is different for a user, whatever the groups say."
+    )
 
 
 @dataclass(frozen=True)
 class Usage:
     """LXD is asked for all pods' CPU time every `interval` seconds."""
 
-    interval: float = _key(60.0, _interval)
+    interval: float = _key(
+        60.0, _interval, help="Seconds between two looks at the CPU time of all pods."
+    )
 
 
 @dataclass(frozen=True)
 class Config:
     """The whole file; an empty one is valid."""
 
-    listen: str = _key("127.0.0.1:8799", parse_listen)
-    tls: Tls | None = None
-    proxies: tuple[Network, ...] = _key([], parse_networks)
-    insecure: bool = False
-    state_dir: str = "/var/lib/podyd"
-    lxd: Lxd = field(default_factory=Lxd)
-    auth: Auth = field(default_factory=Auth)
-    pods: Pods = field(default_factory=Pods)
-    lease: Lease = field(default_factory=Lease)
-    idle: Idle = field(default_factory=Idle)
-    metrics: Metrics = field(default_factory=Metrics)
-    images: Images = field(default_factory=Images)
-    ports: Ports = field(default_factory=Ports)
-    quota: Quotas = field(default_factory=Quotas)
-    usage: Usage = field(default_factory=Usage)
+    listen: str = _key(
+        "127.0.0.1:8799",
+        parse_listen,
+        help="Where to listen; beyond loopback only with tls, or with insecure.",
+    )
+    tls: Tls | None = _key(None, help="HTTPS instead of HTTP.")
+    proxies: tuple[Network, ...] = _key(
+        [],
+        parse_networks,
+        help="Proxies whose X-Forwarded-For says who asks. Every account on such a host can pretend"
+        " to be the proxy, so that limits by address do not bind it.",
+    )
+    insecure: bool = _key(False, help="Let passwords cross the network in the clear.")
+    state_dir: str = _key("/var/lib/podyd", help="The certificate for LXD, and the usage history.")
+    lxd: Lxd = _key(Lxd, help="How LXD is reached.")
+    auth: Auth = _key(Auth, help="Who may log in.")
+    pods: Pods = _key(Pods, help="What pods are made of, and commands in them.")
+    lease: Lease = _key(Lease, help="GPUs that one pod has for itself for a time.")
+    idle: Idle = _key(Idle, help="A leased GPU that its pod does not use.")
+    metrics: Metrics = _key(Metrics, help="What Prometheus reads.")
+    images: Images = _key(Images, help="What pods can be made of.")
+    ports: Ports = _key(Ports, help="Ports of the host that lead into pods.")
+    quota: Quotas = _key(
+        Quotas, help="What a user may have; the user's own, else the best group's."
+    )
+    usage: Usage = _key(Usage, help="What is noted of the use of CPUs.")
 
     @property
     def data_dir(self) -> Path:
@@ -276,6 +360,11 @@ class Config:
         return Path(self.auth.socket).with_name("setup.error")
 
     @property
+    def helper_environment(self) -> Path:
+        """Where `podyd setup` writes what 'podyd auth' is begun with."""
+        return Path(self.auth.socket).with_name("auth.env")
+
+    @property
     def url(self) -> str:
         """What clients call."""
         return f"{'https' if self.tls else 'http'}://{self.listen}"
@@ -285,6 +374,82 @@ class Config:
         """Where to listen: address and port."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key as the manual shows it; `path` is such as auth.admin_groups.
+
+    `value` is what stands in an example: the default, unless there is none. A section has neither.
+    """
+
+    path: str
+    help: str
+    expected: str = ""
+    value: str | None = None
+    has_default: bool = False
+
+
+def keys(kind: type = Config, below: str = "") -> Iterator[Key]:
+    """All keys of the file in their order, each section before what stands in it."""
+    hints = typing.get_type_hints(kind)
+    for item in dataclasses.fields(kind):
+        path, check = _join(below, item.name), item.metadata.get("check")
+        told = item.metadata.get("help", "")
+        inner = next(filter(dataclasses.is_dataclass, _alternatives(hints[item.name])), None)
+        if isinstance(inner, type):
+            yield Key(path, told)
+            yield from keys(inner, path)
+            continue
+        expected = _expected(hints[item.name], check)
+        if _required(item):
+            yield Key(path, told, expected, item.metadata["example"])
+            continue
+        factory = item.default_factory
+        value = item.default if factory is dataclasses.MISSING else factory()
+        yield Key(path, told, expected, _written(value, check), has_default=True)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    is_union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    return typing.get_args(hint) if is_union else (hint,)
+
+
+def _expected(hint: Any, check: Callable[[Any], Any] | None) -> str:
+    """What the error says that it had expected."""
+    if check is not None:
+        try:
+            check(object())
+        except ValueError as error:
+            return str(error)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is tuple:
+        return "a list"
+    if origin is dict and dataclasses.is_dataclass(arguments[1]):
+        names = (item.name for item in dataclasses.fields(arguments[1]))
+        return f"a mapping of names, each with some of {', '.join(names)}"
+    if origin is dict:
+        return "a mapping of names, each with a list"
+    return _WORDS[hint]
+
+
+def _written(value: Any, check: Callable[[Any], Any] | None) -> str:
+    """A value as it stands in the file."""
+    if check is parse_port_range:
+        return "{}-{}".format(*value)
+    if check is parse_size and value > 0:
+        units = (unit for unit in reversed(_UNITS) if value % _UNITS[unit] == 0)
+        unit = next(units)
+        return f"{value // _UNITS[unit]}{unit}"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, tuple | dict):
+        plain = list(map(str, value)) if check is parse_networks else value
+        plain = list(plain) if isinstance(plain, tuple) else plain
+        return yaml.safe_dump(plain, default_flow_style=True, width=1000).strip()
+    return str(value)
 
 
 def load(path: Path) -> Config:
@@ -383,8 +548,7 @@ def _value(hint: Any, check: Callable[[Any], Any] | None, data: Any, where: str)
             for key, item in data.items()
         }
     if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
-        words = {str: "text", int: "a whole number", bool: "true or false"}
-        raise ValueError(f"{_named(where)} is {_shown(data)}; expected {words[hint]}.")
+        raise ValueError(f"{_named(where)} is {_shown(data)}; expected {_WORDS[hint]}.")
     return data
 
 

@@ -39,6 +39,17 @@ def prepare(config: Config, user: str, say: Say) -> None:
     """
     if os.geteuid() != 0:
         raise SetupError("Setting up needs root; type 'sudo podyd setup'.")
+    try:
+        _prepare_all(config, user, say)
+    except OSError as error:
+        raise SetupError(
+            f"{error.filename} cannot be prepared ({error.strerror}). Where podyd.yaml names other"
+            " places than the usual, podyd-setup.service needs them in ReadWritePaths=."
+        ) from error
+
+
+def _prepare_all(config: Config, user: str, say: Say) -> None:
+    _prepare_helper(config)
     admin = Admin(find_socket(), config.lxd.project)
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
@@ -56,10 +67,14 @@ def prepare(config: Config, user: str, say: Say) -> None:
 def leave_reason(path: Path, text: str) -> None:
     """Write down why preparing failed, where the service looks if it cannot start."""
     with contextlib.suppress(OSError):  # Not root, say; it is told on stderr as well.
-        if not path.parent.is_dir():
-            path.parent.mkdir(parents=True)
-            path.parent.chmod(0o755)
+        _make_run_directory(path.parent)
         _write(path, f"{text}\n", group=0, mode=0o644)
+
+
+def _make_run_directory(path: Path) -> None:
+    if not path.is_dir():
+        path.mkdir(parents=True)
+        path.chmod(0o755)  # Whatever the umask says.
 
 
 def _prepare_user(name: str, say: Say) -> pwd.struct_passwd:
@@ -82,6 +97,13 @@ def _prepare_pam(service: str, say: Say) -> None:
     if not path.exists():
         _write(path, PAM_FILE.read_text(encoding="utf-8"), group=0, mode=0o644)
         say(f"wrote {path}")
+
+
+def _prepare_helper(config: Config) -> None:
+    """What podyd-auth.service is begun with: the helper itself does not read podyd.yaml."""
+    _make_run_directory(config.helper_environment.parent)
+    text = f"PAM_SERVICE={config.auth.pam_service}\n"
+    _write(config.helper_environment, text, group=0, mode=0o644)
 
 
 def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:

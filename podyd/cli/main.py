@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import pwd
 import sys
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.config import DEFAULT_PATH, Config, load
+from podyd.config import DEFAULT_PATH, Auth, Config, load
 from podyd.errors import PodydError, SetupError
 
 Command = Callable[[argparse.Namespace], int]
@@ -23,7 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 78, which sysexits.h calls EX_CONFIG, where trying again does not help: podyd.yaml cannot
     be used, or 'podyd setup' has not been run. Else it is 1.
     """
-    options = parser().parse_args(arguments)
+    whole = parser()
+    if "_ARGCOMPLETE" in os.environ:
+        _complete(whole)
+    options = whole.parse_args(arguments)
     command: Command = options.command
     try:
         return command(options)
@@ -36,6 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing may complain at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+
+
+def _complete(parser: argparse.ArgumentParser) -> None:
+    """Answer a shell that completes a command line, and end."""
+    with contextlib.suppress(ImportError):
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,6 +85,9 @@ def parser() -> argparse.ArgumentParser:
     setup.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
     auth = add("auth", _auth, "Ask PAM for 'podyd serve'; runs as root.")
     auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
+    auth.add_argument(
+        "--pam-service", metavar="NAME", help="ask PAM as this service, and read no configuration"
+    )
     nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
     nvml.add_argument("--once", action="store_true", help="print one line and end")
     doctor = add("doctor", _doctor, "Say what is wrong on this machine, and what to type.")
@@ -112,7 +127,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from podyd import tls
+
     config = _configuration(options)
+    if config.tls:
+        tls.load(config.tls)
     print(f"{options.config} can be used; podyd would listen on {config.listen}.")
     return 0
 
@@ -132,7 +151,9 @@ def _setup(options: argparse.Namespace) -> int:
     except SetupError as error:
         leave_reason(config.setup_error, error.detail)
         raise
-    config.setup_error.unlink(missing_ok=True)
+    # Where there is none, its directory may be read-only.
+    if config.setup_error.exists():
+        config.setup_error.unlink()
     print("Set up." if done else "Nothing to do: all is set up.")
     return 0
 
@@ -140,7 +161,8 @@ def _setup(options: argparse.Namespace) -> int:
 def _auth(options: argparse.Namespace) -> int:
     from podyd import authd
 
-    config = _configuration(options)
+    # Begun for a login, it must not depend on a file that somebody is just editing.
+    settings = Auth(options.pam_service) if options.pam_service else _configuration(options).auth
     try:
         account = pwd.getpwnam(options.user)
     except KeyError:
@@ -149,14 +171,14 @@ def _auth(options: argparse.Namespace) -> int:
         ) from None
     try:
         authd.serve(
-            Path(config.auth.socket),
+            Path(settings.socket),
             allowed_uids=frozenset({account.pw_uid}),
-            service=config.auth.pam_service,
+            service=settings.pam_service,
             socket_owner=account.pw_uid,
             socket_group=account.pw_gid,
         )
     except (OSError, RuntimeError) as error:
-        raise SetupError(f"'podyd auth' cannot serve {config.auth.socket}: {error}.") from error
+        raise SetupError(f"'podyd auth' cannot serve {settings.socket}: {error}.") from error
     return 0
 
 

@@ -1,0 +1,1 @@
+"""What podyd's manual is made of."""
