@@ -1,12 +1,16 @@
 # `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12.
 
-.PHONY: run test check bench environment lab-up lab-down
+.PHONY: run test test-packaging check bench deb environment lab-up lab-down
 
 run:
 	@tests/lab/run.sh
 
 test:
 	@tests/lab/test.sh
+
+# On freshly booted servers of both Debian releases; arguments of pytest: tests/packaging/test.sh -k tls
+test-packaging:
+	@tests/packaging/test.sh
 
 check: environment
 	.venv/bin/ruff check .
@@ -15,6 +19,9 @@ check: environment
 
 bench:
 	@tests/bench/bench.sh
+
+deb:
+	@debian/build.sh
 
 environment:
 	@. tests/lab/machine.sh && { [ "$$(id -u)" != 0 ] || install_packages $$PACKAGES; } \

@@ -116,7 +116,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         timeout: float = 60.0,
     ) -> Answer:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
+        connection = self.connection(timeout)
         sent = {**self.login_header(), **(headers or {})}
         target = f"{path}?{urlencode(params)}" if params else path
         started = time.monotonic()
@@ -130,6 +130,9 @@ class Client:
         assert response.headers["Content-Type"] == "application/json", response.headers
         parsed = None if method == "HEAD" else json.loads(data)
         return Answer(response.status, parsed, response.headers, seconds)
+
+    def connection(self, timeout: float) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=timeout)
 
     def login_header(self) -> dict[str, str]:
         if not self.user:

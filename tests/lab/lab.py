@@ -533,7 +533,7 @@ def is_simulated(holder: int) -> bool:
 def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
     """Add cards to /sys/bus/pci/devices, for the processes of one mount namespace."""
     fresh = LAB_DIR / "sysfs"
-    fresh.mkdir(exist_ok=True)
+    Path(f"/proc/{holder}/root{fresh}").mkdir(parents=True, exist_ok=True)
     # Before the tmpfs: the kernel lets a user namespace mount sysfs only where the mount
     # namespace has one that nothing covers ("mount too revealing").
     run([*inside(holder), "mount", "-t", "sysfs", "-o", "nosuid,nodev,noexec", "sysfs", str(fresh)])

@@ -1,6 +1,7 @@
 #!/bin/sh
-# `make run`: from a bare Debian to podyd on 127.0.0.1:8799, in the foreground. What is there
-# already stays as it is. Ctrl-C ends podyd; LXD and the pods go on.
+# `make run`: from a bare Debian to podyd on 127.0.0.1:8799. Where systemd runs it installs the
+# package; elsewhere podyd serves in the foreground until Ctrl-C. What is there already stays as it
+# is, and LXD and the pods go on.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
@@ -9,7 +10,31 @@ HOME_DIR=/usr/local/lib/podyd
 CONFIG=/etc/podyd/podyd.yaml
 PODYD=$HOME_DIR/bin/podyd
 
+welcome() {
+    cat <<END
+
+podyd serves http://127.0.0.1:8799. Every Linux account with a password can log in; make one with
+    sudo adduser alice
+and, in another terminal, make the first pod:
+    curl -u alice -X POST 'http://127.0.0.1:8799/pod/create?ins=first&image=debian12'
+    curl -u alice -X POST 'http://127.0.0.1:8799/pod/exec?ins=first&cmd=uname+-a'
+Settings: $CONFIG (optional). $1
+
+END
+}
+
 need_root run
+if [ -d /run/systemd/system ]; then
+    debian/build.sh
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get install --yes --reinstall ./build/deb/podyd_*.deb ./build/deb/podyd-client_*.deb
+    if [ -z "$(podyd image list)" ]; then
+        podyd image build
+    fi
+    systemctl is-active --quiet podyd || { systemctl status --no-pager podyd; exit 1; }
+    welcome "It is a service: systemctl status podyd, journalctl -u podyd."
+    exit 0
+fi
 # shellcheck disable=SC2086 # a list of words
 install_packages $PACKAGES
 make_environment "$HOME_DIR" debian/vendor.txt
@@ -20,7 +45,7 @@ if [ "$(cat "$HOME_DIR/sources" 2>/dev/null)" != "$sources" ]; then
     echo "Installing podyd into $HOME_DIR"
     "$HOME_DIR/bin/pip" install --quiet --disable-pip-version-check --no-deps \
         --no-build-isolation --force-reinstall .
-    rm -rf build podyd.egg-info
+    rm -rf build/lib build/bdist.* podyd.egg-info
     echo "$sources" >"$HOME_DIR/sources"
 fi
 
@@ -38,16 +63,7 @@ trap 'kill $auth 2>/dev/null || true; wait $auth || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-cat <<END
-
-podyd serves http://127.0.0.1:8799. Every Linux account with a password can log in; make one with
-    sudo adduser alice
-and, in another terminal, make the first pod:
-    curl -u alice -X POST 'http://127.0.0.1:8799/pod/create?ins=first&image=debian12'
-    curl -u alice -X POST 'http://127.0.0.1:8799/pod/exec?ins=first&cmd=uname+-a'
-Settings: $CONFIG (optional). Ctrl-C ends podyd; pods go on.
-
-END
+welcome "Ctrl-C ends podyd; pods go on."
 setpriv --reuid podyd --regid podyd --init-groups --no-new-privs "$PODYD" serve &
 serve=$!
 # A signal ends `wait`; podyd then finishes what is under way.

@@ -1,0 +1,87 @@
+"""podyd on a server without LXD, and on one whose LXD is in use already."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from tests.integration.harness import wait_until
+from tests.packaging.machine import Machine
+
+PASSWORD = "correct-Horse-7"
+SNAP = "/var/snap/lxd/common/lxd"
+# All that an admin has set in LXD; podyd's own project and certificate are left out.
+QUERIES = (
+    "/1.0/storage-pools?recursion=1",
+    "/1.0/networks?recursion=1",
+    "/1.0/profiles?recursion=1&project=default",
+    "/1.0/instances?recursion=1&project=default",
+    "/1.0/projects/default",
+)
+
+
+def test_without_lxd_it_says_what_to_install_and_comes_with_it(
+    bare: Machine, debs: list[Path]
+) -> None:
+    bare.push(*debs)
+    bare.apt("install", "--no-install-recommends", *(f"/root/{deb.name}" for deb in debs))
+    bare.user("alice", PASSWORD)
+    status = bare.attempt("systemctl", "status", "--no-pager", "podyd").stdout
+    assert "apt install lxd" in status, status
+    assert bare.show("podyd", "NRestarts") == "0"
+    bare.apt("install", "lxd")
+    wait_until(lambda: bare.is_active("podyd"), "podyd to come with LXD", 60)
+    assert bare.client("alice", PASSWORD).get("/host/images").ok == []
+
+
+def setting(machine: Machine) -> dict[str, object]:
+    """How the admin's LXD is set up."""
+    found: dict[str, object] = {}
+    for query in QUERIES:
+        data = json.loads(machine.run("lxc", "query", query))
+        for item in data if isinstance(data, list) else [data]:
+            item.pop("used_by", None)
+        found[query] = data
+    found["server"] = json.loads(machine.run("lxc", "query", "/1.0"))["config"]
+    return found
+
+
+def test_an_lxd_in_use_at_the_snaps_place_stays_as_it_is(release: str, debs: list[Path]) -> None:
+    machine = Machine(release)
+    try:
+        machine.start()
+        machine.apt("update")
+        for unit in ("lxd.service", "lxd.socket"):
+            machine.write(f"/etc/systemd/system/{unit}.d/place.conf", _placed(unit))
+        machine.path(SNAP).mkdir(parents=True)
+        machine.environment["LXD_DIR"] = SNAP
+        machine.apt("install", "lxd")
+        preseed = """
+            config: {core.https_address: "127.0.0.1:9443"}
+            storage_pools: [{name: tank, driver: dir}]
+            networks: [{name: mybr0, type: bridge, config: {ipv4.address: 10.99.7.1/24}}]
+            profiles:
+              - name: default
+                devices:
+                  root: {type: disk, path: /, pool: tank}
+                  eth0: {type: nic, name: eth0, network: mybr0}"""
+        machine.run("lxd", "init", "--preseed", stdin=preseed)
+        before = setting(machine)
+        machine.push(*debs)
+        machine.apt("install", *(f"/root/{deb.name}" for deb in debs))
+        wait_until(lambda: machine.is_active("podyd"), machine.journal("-u", "podyd*"))
+        assert setting(machine) == before
+        base = json.loads(machine.run("lxc", "query", "/1.0/profiles/podyd-base?project=podyd"))
+        assert base["devices"]["root"]["pool"] == "tank"
+        assert base["devices"]["eth0"]["network"] == "mybr0"
+        machine.user("alice", PASSWORD)
+        assert machine.client("alice", PASSWORD).get("/host/images").ok == []
+    finally:
+        machine.close()
+
+
+def _placed(unit: str) -> str:
+    """LXD of the deb, where the snap has it."""
+    if unit.endswith(".socket"):
+        return f"[Socket]\nListenStream=\nListenStream={SNAP}/unix.socket\n"
+    return f"[Service]\nEnvironment=LXD_DIR={SNAP}\n"
