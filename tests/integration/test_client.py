@@ -111,7 +111,8 @@ class Pody:
         near, far = pty.openpty()
         try:
             process = subprocess.Popen(
-                ["setsid", "--ctty", *self.command, *words],
+                # Tests that run in a script's background ignore SIGINT, and would hand that down.
+                ["env", "--default-signal=INT", "setsid", "--ctty", *self.command, *words],
                 env=self.whole_environment,
                 cwd=ROOT,
                 stdin=far,
