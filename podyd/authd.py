@@ -39,6 +39,7 @@ from types import FrameType
 from typing import NoReturn
 
 from podyd import pam
+from podyd.files import make_directory
 from podyd.logs import stderr_is_journal
 
 REQUEST_MAX_BYTES = 16 * 1024
@@ -215,7 +216,7 @@ def _inherited_listener() -> socket.socket | None:
 @contextmanager
 def _own_listener(path: Path, owner: int, group: int, mode: int) -> Iterator[socket.socket]:
     """A new listening socket at `path`, removed afterwards if it is still ours."""
-    _make_directory(path.parent)
+    make_directory(path.parent)
     _refuse_if_taken(path)
     # Bound under another name, so that at `path` it never has the wrong owner or mode.
     draft = path.with_name(f".{path.name}.{os.getpid()}")
@@ -236,12 +237,6 @@ def _own_listener(path: Path, owner: int, group: int, mode: int) -> Iterator[soc
             with suppress(FileNotFoundError):
                 if path.lstat().st_ino == ours:
                     path.unlink()
-
-
-def _make_directory(path: Path) -> None:
-    if not path.is_dir():
-        path.mkdir(parents=True)
-        path.chmod(0o755)  # whatever the umask says
 
 
 def _refuse_if_taken(path: Path) -> None:

@@ -529,9 +529,8 @@ def _value(hint: Any, check: Callable[[Any], Any] | None, data: Any, where: str)
             return check(data)
         except ValueError as error:
             raise ValueError(f"{_named(where)} is {_shown(data)}; expected {error}.") from None
+    hint = _alternatives(hint)[0]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return _value(arguments[0], None, data, where)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _section(hint, data, where)
     if origin is tuple:

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from podyd import profiles
 from podyd.config import Config
 from podyd.errors import SetupError
+from podyd.files import make_directory
 from podyd.lxd.admin import Admin, find_socket
 from podyd.lxd.client import Credentials
 
@@ -67,14 +68,8 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
 def leave_reason(path: Path, text: str) -> None:
     """Write down why preparing failed, where the service looks if it cannot start."""
     with contextlib.suppress(OSError):  # Not root, say; it is told on stderr as well.
-        _make_run_directory(path.parent)
+        make_directory(path.parent)
         _write(path, f"{text}\n", group=0, mode=0o644)
-
-
-def _make_run_directory(path: Path) -> None:
-    if not path.is_dir():
-        path.mkdir(parents=True)
-        path.chmod(0o755)  # Whatever the umask says.
 
 
 def _prepare_user(name: str, say: Say) -> pwd.struct_passwd:
@@ -101,7 +96,7 @@ def _prepare_pam(service: str, say: Say) -> None:
 
 def _prepare_helper(config: Config) -> None:
     """What podyd-auth.service is begun with: the helper itself does not read podyd.yaml."""
-    _make_run_directory(config.helper_environment.parent)
+    make_directory(config.helper_environment.parent)
     text = f"PAM_SERVICE={config.auth.pam_service}\n"
     _write(config.helper_environment, text, group=0, mode=0o644)
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import ipaddress
 import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Hashable
 from dataclasses import dataclass
 
+from podyd.addresses import is_among, parse_address
 from podyd.authclient import Account, AuthClient
 from podyd.config import Auth, Quota
 from podyd.errors import Forbidden, TooMany, Unauthorized, Unavailable
@@ -73,13 +73,7 @@ class Users:
 
     def may_scrape(self, address: str) -> bool:
         """Whether podyd.yaml lets this address read /metrics without a login."""
-        try:
-            found = ipaddress.ip_address(address)
-        except ValueError:
-            return False
-        if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
-            found = found.ipv4_mapped
-        return any(found in network for network in self._settings.current.metrics.allow)
+        return is_among(parse_address(address), self._settings.current.metrics.allow)
 
     async def change_password(self, member: Member, old: str, new: str) -> None:
         """Change a member's own Linux password; the old one stops working at once."""

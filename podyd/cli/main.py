@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import pwd
 import sys
@@ -11,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
+from podyd.client.completion import complete
 from podyd.config import DEFAULT_PATH, Auth, Config, load
 from podyd.errors import PodydError, SetupError
 
@@ -25,8 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     be used, or 'podyd setup' has not been run. Else it is 1.
     """
     whole = parser()
-    if "_ARGCOMPLETE" in os.environ:
-        _complete(whole)
+    complete(whole)
     options = whole.parse_args(arguments)
     command: Command = options.command
     try:
@@ -40,14 +39,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # The reader of our output has gone; nothing may complain at the exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-
-
-def _complete(parser: argparse.ArgumentParser) -> None:
-    """Answer a shell that completes a command line, and end."""
-    with contextlib.suppress(ImportError):
-        import argcomplete
-
-        argcomplete.autocomplete(parser)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import io
 import os
@@ -14,6 +13,7 @@ from pathlib import Path
 from podyd import __version__
 from podyd.client import show
 from podyd.client.base import DEFAULT, Base
+from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.server import Answer, Server
 from podyd.client.words import UNSEEN, from_stdin, split, utf8
@@ -57,12 +57,7 @@ def podx(arguments: Sequence[str] | None = None) -> int:
 
 def parser() -> argparse.ArgumentParser:
     """The command line of `pody`."""
-    whole = argparse.ArgumentParser(
-        prog="pody",
-        description="Your pods on the lab's GPU server.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    whole = _command_line("pody", "Your pods on the lab's GPU server.")
     whole.add_argument("--version", action="version", version=f"pody {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -86,15 +81,21 @@ def parser() -> argparse.ArgumentParser:
 
 def podx_parser() -> argparse.ArgumentParser:
     """The command line of `podx`."""
-    whole = argparse.ArgumentParser(
-        prog="podx",
-        description="Call a route of podyd, by the method that it advises: the same as pody fetch.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    whole = _command_line(
+        "podx", "Call a route of podyd, by the method that it advises: the same as pody fetch."
     )
     whole.set_defaults(command=_fetch)
     _add_call(whole)
     return whole
+
+
+def _command_line(prog: str, description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def _add_call(made: argparse.ArgumentParser) -> None:
@@ -129,7 +130,7 @@ def parse(command_line: argparse.ArgumentParser, arguments: Sequence[str]) -> ar
 
 def _run(command_line: argparse.ArgumentParser, arguments: Sequence[str] | None) -> int:
     _open_streams()
-    _complete(command_line)
+    complete(command_line)
     options = parse(command_line, sys.argv[1:] if arguments is None else arguments)
     try:
         return _do(options)
@@ -174,15 +175,6 @@ def _open_streams() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-
-
-def _complete(command_line: argparse.ArgumentParser) -> None:
-    """Answer the shell, if it is the shell that asks; argcomplete ends the process then."""
-    if "_ARGCOMPLETE" in os.environ:
-        with contextlib.suppress(ImportError):
-            import argcomplete
-
-            argcomplete.autocomplete(command_line)
 
 
 def _drop_output() -> None:

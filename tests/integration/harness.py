@@ -65,6 +65,18 @@ def run(*command: str, stdin: str = "", check: bool = True) -> str:
     return done.stdout
 
 
+def install(code: Path, vendor: Path) -> None:
+    """Copy podyd's own code into a directory, and what it brings along beside or below that."""
+    for name in ("podyd", "profiles"):
+        shutil.copytree(ROOT / name, code / name)
+    vendor.mkdir(exist_ok=True)
+    installed = Path(sysconfig.get_paths()["purelib"])
+    for pattern in BUNDLED:
+        for path in installed.glob(pattern):
+            copy = shutil.copytree if path.is_dir() else shutil.copy
+            copy(path, vendor / path.name)
+
+
 # --- HTTP ---------------------------------------------------------------------------------------
 
 
@@ -269,15 +281,7 @@ class Node:
 
     def _install(self) -> None:
         """Copy podyd to where its account may read it, whatever the checkout's modes are."""
-        shutil.copytree(ROOT / "podyd", self.library / "podyd")
-        shutil.copytree(ROOT / "profiles", self.library / "profiles")
-        installed = Path(sysconfig.get_paths()["purelib"])
-        for pattern in BUNDLED:
-            for path in installed.glob(pattern):
-                if path.is_dir():
-                    shutil.copytree(path, self.library / path.name)
-                else:
-                    shutil.copy(path, self.library)
+        install(self.library, self.library)
         run("chmod", "-R", "a+rX", str(self.library))
 
     def _prepare(self) -> None:

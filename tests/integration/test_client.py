@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
-import ipaddress
 import json
 import os
 import pty
@@ -22,10 +20,10 @@ from pathlib import Path
 from urllib.parse import parse_qs
 
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from tests.certificates import self_signed
 from tests.integration.harness import (
     IMAGE,
     PASSWORD,
@@ -566,22 +564,7 @@ def test_in_the_clear_where_that_is_asked_for() -> None:
 def certificate(directory: Path, *, days: int = 1) -> Path:
     """A self-signed certificate for 127.0.0.1 and its key, in one file."""
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a lab")])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    made = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(days=2))
-        .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(
-            x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]),
-            critical=False,
-        )
-        .sign(key, hashes.SHA256())
-    )
+    made = self_signed(key, "a lab", since_days=2, days=days, address="127.0.0.1")
     path = directory / "server.pem"
     path.write_bytes(
         made.public_bytes(serialization.Encoding.PEM)
@@ -718,19 +701,12 @@ def test_ctrl_c(pody: Pody, pod: str) -> None:
     wait_until(lambda: started(command) == 0, f"{command} to end")
 
 
-def test_ctrl_c_at_the_password(pody: Pody) -> None:
+@pytest.mark.parametrize(("key", "status"), [("\x03", 130), ("\x04", 3)], ids=["c", "d"])
+def test_ctrl_at_the_password(pody: Pody, key: str, status: int) -> None:
     with Pody(pody.base, pody.user, "").at_terminal("get", "user/info") as terminal:
         terminal.wait_for("Password")
-        terminal.type("\x03")
-        assert terminal.end() == 130
-    assert "Traceback" not in terminal.text
-
-
-def test_ctrl_d_at_the_password(pody: Pody) -> None:
-    with Pody(pody.base, pody.user, "").at_terminal("get", "user/info") as terminal:
-        terminal.wait_for("Password")
-        terminal.type("\x04")
-        assert terminal.end() == 3
+        terminal.type(key)
+        assert terminal.end() == status
     assert "Traceback" not in terminal.text
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -72,12 +72,9 @@ def bare(release: str) -> Iterator[Machine]:
         machine.close()
 
 
-Note = Callable[[str, float], None]
-
-
 @pytest.fixture(scope="session")
 def figures() -> Iterator[dict[str, str]]:
-    """What was measured; printed at the end, for the changelog and for whoever asks."""
+    """What was measured; kept in build/packaging/figures, and printed with -s."""
     found: dict[str, str] = {}
     yield found
     path = ROOT / "build/packaging/figures"

@@ -34,7 +34,7 @@ from tests.lab.nvml import FakeDriver
 
 BUILD = ROOT / "build" / "packaging"
 RELEASES = ("bookworm", "trixie")
-# What a server has before anybody thinks of podyd; curl and lintian's friends are the tests'.
+# What a server has before anybody thinks of podyd.
 PACKAGES = (
     "systemd",
     "systemd-sysv",
@@ -83,10 +83,9 @@ class FarClient(Client):
     """Calls podyd on the loopback address of another network namespace."""
 
     namespace: str = ""
-    address: str = "127.0.0.1"
 
     def connection(self, timeout: float) -> http.client.HTTPConnection:
-        connection = http.client.HTTPConnection(self.address, self.port, timeout=timeout)
+        connection = super().connection(timeout)
         with entered(self.namespace):
             connection.connect()
         return connection
@@ -208,7 +207,6 @@ class Machine:
         run("ip", "address", "add", f"{here}/{network.prefixlen}", "dev", self.name)
         run("ip", "link", "set", self.name, "up")
         self._let_out(network)
-        self.address = str(there)
         for words in (
             "link set lo up",
             f"address add {there}/{network.prefixlen} dev host0",

@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from podyd.prepare import make_certificate
-from tests.integration.harness import Answer, wait_until
+from tests.integration.harness import PASSWORD, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
-PASSWORD = "correct-Horse-7"
 UNITS = ("podyd.service", "podyd-setup.service", "podyd-auth.service")
 EXPOSURE_MAX = 2.0
 IMAGE = "debian12"
@@ -390,9 +389,6 @@ def test_doctor_finds_nothing_wrong(site: Site, image: str) -> None:
 
 def served_certificate(site: Site, port: int) -> str:
     """The certificate that a new connection gets."""
-    context = ssl.create_default_context()
-    context.check_hostname = False
-    context.verify_mode = ssl.CERT_NONE
     with entered(site.machine.name):
         return ssl.get_server_certificate(("127.0.0.1", port))
 

@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Answer, wait_until
+from tests.integration.harness import PASSWORD, Answer, wait_until
 from tests.packaging.machine import FarClient, Machine
 
-PASSWORD = "correct-Horse-7"
 CONFIG = "quota: {default: {max_pods: 9}}\n"
 PROCESSES = "12345"
 # Enough for a login that PAM is asked about to be under way at any time of an upgrade.
@@ -149,9 +148,10 @@ def test_a_reboot_brings_podyd_and_the_pods_back(site: Site) -> None:
     site.machine.shut_down()
     site.machine.boot()
     wait_until(lambda: site.machine.is_active("podyd"), "podyd after the reboot", 60)
-    running = '"running"'
     wait_until(
-        lambda: running in json.dumps(site.alice.get("/pod/info", ins="kept").body), "the pod", 60
+        lambda: site.alice.get("/pod/info", ins="kept").body.get("status") == "running",
+        "the pod",
+        60,
     )
     site.assert_pod_is_theirs()
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from tests.integration.harness import wait_until
+from tests.integration.harness import PASSWORD, wait_until
 from tests.packaging.machine import Machine
 
-PASSWORD = "correct-Horse-7"
 SNAP = "/var/snap/lxd/common/lxd"
 # All that an admin has set in LXD; podyd's own project and certificate are left out.
 QUERIES = (

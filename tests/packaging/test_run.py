@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from tests.integration.harness import PASSWORD
 from tests.packaging.machine import Machine
 from tests.packaging.test_build import SOURCE, copy_of_the_tree
-
-PASSWORD = "correct-Horse-7"
 
 
 def test_make_run_installs_the_package_and_podyd_serves(bare: Machine) -> None:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 import subprocess
-import sysconfig
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
-BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
+from tests.integration.harness import install
 
 # What the launcher does, and then what `podyd serve` and `podyd setup` do.
 PROGRAM = """
@@ -37,14 +34,7 @@ print(asyncio.run(ask()))
 def share(tmp_path: Path) -> Path:
     """/usr/share/podyd."""
     share = tmp_path / "share"
-    for name in ("podyd", "profiles"):
-        shutil.copytree(ROOT / name, share / name)
-    (share / "vendor").mkdir()
-    installed = Path(sysconfig.get_paths()["purelib"])
-    for pattern in BUNDLED:
-        for path in installed.glob(pattern):
-            copy = shutil.copytree if path.is_dir() else shutil.copy
-            copy(path, share / "vendor" / path.name)
+    install(share, share / "vendor")
     return share
 
 

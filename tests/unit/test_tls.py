@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import datetime
 import logging
 import shutil
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from podyd import tls
@@ -22,26 +21,14 @@ from podyd.config import Config, Tls
 from podyd.errors import ConfigError
 from podyd.settings import Settings
 from podyd.tls import Certificate, load
-
-Key = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
+from tests.certificates import Key, self_signed
 
 
 def make(directory: Path, name: str, key: Key | None = None, passphrase: bytes = b"") -> Tls:
     """A certificate for `name` and its key, as two files."""
     directory.mkdir(exist_ok=True)
     key = key or ec.generate_private_key(ec.SECP256R1())
-    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)])
-    now = datetime.datetime.now(datetime.timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(subject)
-        .issuer_name(subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now)
-        .not_valid_after(now + datetime.timedelta(days=1))
-        .sign(key, hashes.SHA256())
-    )
+    certificate = self_signed(key, name)
     pem = serialization.Encoding.PEM
     locked = (
         serialization.BestAvailableEncryption(passphrase)
