@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from podyd.prepare import make_certificate
-from tests.integration.harness import PASSWORD, Answer, wait_until
+from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
@@ -107,6 +107,12 @@ def test_the_service_is_nobody(site: Site) -> None:
     assert re.search(r"^NoNewPrivs:\t1$", status, re.M)
     assert set(re.findall(r"^Cap\w+:\t(\w+)$", status, re.M)) == {"0" * 16}
     assert site.machine.run("id", "-nG", "podyd").split() == ["podyd"]
+
+
+def test_what_debian_runs_itself(site: Site) -> None:
+    """debian/tests, whose runner wants a machine of its own as this is one."""
+    site.machine.push(ROOT / "debian/tests/smoke", to="/opt")
+    site.machine.run("sh", "/opt/smoke")
 
 
 # --- What members do ----------------------------------------------------------------------------
