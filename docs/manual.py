@@ -29,7 +29,7 @@ PODYD: dict[str, str | dict[str, str]] = {
         ),
         "/usr/share/podyd/profiles/*.yaml": "The profiles that podyd brings.",
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
-        "/var/lib/podyd": "podyd's certificate for LXD, and the usage history.",
+        "/var/lib/podyd": "podyd's certificate for LXD, the usage history, and tokens.",
     },
     "SIGNALS": {
         "SIGHUP": "Read the configuration again; if the new one is wrong, the old one is kept.",

@@ -28,9 +28,10 @@ from podyd.occupancy import Occupancy
 from podyd.pods import Pods
 from podyd.procs import instance_of
 from podyd.settings import Settings
-from podyd.store import Database, UsageStore
+from podyd.store import Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
+from podyd.tokens import Tokens
 from podyd.usage import Usage
 from podyd.usernames import UserNames
 from podyd.users import Users
@@ -101,7 +102,8 @@ def build(settings: Settings) -> App:
     telemetry.listen(usage.sampled)
     usernames = UserNames()
     requests = Requests()
-    users = Users(AuthClient(config.auth.socket), settings)
+    tokens = Tokens(TokenStore(database), settings)
+    users = Users(AuthClient(config.auth.socket), tokens, settings)
     gpus = Gpus(client, telemetry)
     occupancy = Occupancy(telemetry, config.lxd.project)
     executor = Executor(client, cleaning)

@@ -28,15 +28,19 @@ MAX_ANSWER_BYTES = 16 * 1024**2
 
 @dataclass(frozen=True)
 class Account:
-    """A Linux account as NSS has it."""
+    """A Linux account as NSS has it.
+
+    `mark` is another one with each new password; "" where it is not known.
+    """
 
     name: str
     uid: int
     groups: frozenset[str]
+    mark: str = ""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Account:
-        return cls(data["name"], data["uid"], frozenset(data["groups"]))
+    def of(cls, data: Mapping[str, Any], mark: str = "") -> Account:
+        return cls(data["name"], data["uid"], frozenset(data["groups"]), mark)
 
 
 class AuthClient:
@@ -55,7 +59,15 @@ class AuthClient:
         not log in at present, Unavailable if PAM or what is behind it does not answer.
         """
         answer = await self._ask(known, op="login", user=user, password=password, remote=address)
-        return Account.of(answer["account"])
+        return Account.of(answer["account"], answer.get("mark", ""))
+
+    async def account(self, user: str, address: str, *, known: bool) -> Account:
+        """An account that may log in at present, whoever asks: PAM's account rules, no password.
+
+        Raises as `login` does; Unauthorized if there is none of this name.
+        """
+        answer = await self._ask(known, op="account", user=user, remote=address)
+        return Account.of(answer["account"], answer.get("mark", ""))
 
     async def change_password(self, user: str, old: str, new: str) -> None:
         """Change a password as the user themselves would with passwd(1).

@@ -7,12 +7,13 @@ or NSS, so a hanging LDAP cannot hold it.
 Requests and their answers (`ACCOUNT` is {name, uid, gid, groups, home, shell}):
 
     {"op": "ping"}                                    {"ok": true}
-    {"op": "login", "user", "password", "remote"}     {"ok": true, "account": ACCOUNT}
+    {"op": "login", "user", "password", "remote"}     {"ok": true, "account": ACCOUNT, "mark"}
     {"op": "passwd", "user", "old", "new"}            {"ok": true}
-    {"op": "account", "user"}                         {"ok": true, "account": ACCOUNT}
+    {"op": "account", "user", "remote"}               {"ok": true, "account": ACCOUNT, "mark"}
     {"op": "accounts"}                                {"ok": true, "accounts": [ACCOUNT, ...]}
 
 or {"error": WORD}, with a sentence in `reason` where the user may read one; the words are in Error.
+`mark` is another one with each new password, and absent where this host does not keep the password.
 """
 
 from __future__ import annotations
@@ -89,6 +90,7 @@ class Answer:
     reason: str = ""
     account: Account | None = None
     accounts: tuple[Account, ...] | None = None
+    mark: str = ""
 
     def to_line(self) -> bytes:
         """The answer on the wire."""
@@ -99,6 +101,8 @@ class Answer:
             body["account"] = asdict(self.account)
         if self.accounts is not None:
             body["accounts"] = [asdict(account) for account in self.accounts]
+        if self.mark:
+            body["mark"] = self.mark
         return json.dumps(body).encode() + b"\n"
 
 
@@ -122,9 +126,10 @@ class Passwd:
 
 @dataclass(frozen=True)
 class OneAccount:
-    """What is known of an account; proves nothing."""
+    """May this account log in now, whoever asks? It proves nothing."""
 
     user: str
+    remote: str = ""
 
 
 @dataclass(frozen=True)
@@ -521,24 +526,25 @@ def _parse(line: bytes) -> Request:
 
 def _perform(request: Request, settings: Settings) -> Answer:
     match request:
-        case Login() | Passwd():
-            return _prove(request, settings)
-        case OneAccount():
-            entry = _find(request.user, settings.min_uid)
-            return Answer(account=_account(entry)) if entry else Answer(Error.DENIED)
+        case Login() | Passwd() | OneAccount():
+            return _judge(request, settings)
         case AllAccounts():
             return Answer(accounts=_all_accounts(settings.min_uid))
         case Ping():
             return Answer()
 
 
-def _prove(request: Login | Passwd, settings: Settings) -> Answer:
+def _judge(request: Login | Passwd | OneAccount, settings: Settings) -> Answer:
+    """Answer about one account, and log what was said."""
     began = time.monotonic()
     entry = _find(request.user, settings.min_uid)
-    if isinstance(request, Login):
-        what, remote, answer = "login", request.remote, _login(request, entry, settings)
-    else:
-        what, remote, answer = "passwd", "-", _passwd(request, entry, settings)
+    match request:
+        case Login():
+            what, remote, answer = "login", request.remote, _login(request, entry, settings)
+        case OneAccount():
+            what, remote, answer = "account", request.remote, _one(request, entry, settings)
+        case Passwd():
+            what, remote, answer = "passwd", "-", _passwd(request, entry, settings)
     outcome = answer.error.value if answer.error else "ok"
     took_ms = (time.monotonic() - began) * 1000
     # An unknown name may be a password that was typed in the wrong place.
@@ -552,12 +558,28 @@ def _login(request: Login, entry: pwd.struct_passwd | None, settings: Settings) 
     if entry is None:
         pam.spend_time(request.password)
         return Answer(Error.DENIED)
+    # Before: a password that changes meanwhile must not leave its mark on this login.
+    secret = pam.secret_of(entry.pw_name)
     result = pam.authenticate(entry.pw_name, request.password, settings.service, request.remote)
+    return _admit(entry, secret, result)
+
+
+def _one(request: OneAccount, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
+    if entry is None:
+        return Answer(Error.DENIED)
+    secret = pam.secret_of(entry.pw_name)
+    if secret.locked:
+        return Answer(Error.REFUSED, "The account is locked.")
+    result = pam.may_log_in(entry.pw_name, settings.service, request.remote)
+    return _admit(entry, secret, result)
+
+
+def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> Answer:
     if result.outcome is not pam.Outcome.OK:
         return _from_pam(result)
-    if not _has_login_shell(entry):  # told only to who knows the password
+    if not _has_login_shell(entry):  # told only to who is let in otherwise
         return Answer(Error.REFUSED, "The account has no login shell.")
-    return Answer(account=_account(entry))
+    return Answer(account=_account(entry), mark=secret.mark)
 
 
 def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:

@@ -23,6 +23,8 @@ from podyd.errors import ConfigError
 
 DEFAULT_PATH = Path("/etc/podyd/podyd.yaml")
 UNLIMITED = -1
+# A century: times beyond the year 9999 cannot be written.
+MAX_DAYS = 36_525
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -98,6 +100,12 @@ def parse_port_range(value: Any) -> tuple[int, int]:
 def _positive(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("a whole number above 0")
+    return value
+
+
+def _days(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= MAX_DAYS:
+        raise ValueError(f"a whole number of days from 1 to {MAX_DAYS}")
     return value
 
 
@@ -199,6 +207,9 @@ class Auth:
         60, _positive, help="Wrong passwords from one address in failure_window, then it is 429."
     )
     failure_window: float = _key(60.0, _duration, help="Seconds that wrong passwords count for.")
+    token_days_max: int = _key(
+        365, _days, help="The most days that a token, which stands for a password, works for."
+    )
 
 
 @dataclass(frozen=True)
@@ -335,7 +346,9 @@ class Config:
         " to be the proxy, so that limits by address do not bind it.",
     )
     insecure: bool = _key(False, help="Let passwords cross the network in the clear.")
-    state_dir: str = _key("/var/lib/podyd", help="The certificate for LXD, and the usage history.")
+    state_dir: str = _key(
+        "/var/lib/podyd", help="The certificate for LXD, the usage history, tokens."
+    )
     lxd: Lxd = _key(Lxd, help="How LXD is reached.")
     auth: Auth = _key(Auth, help="Who may log in.")
     pods: Pods = _key(Pods, help="What pods are made of, and commands in them.")

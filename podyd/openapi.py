@@ -10,7 +10,7 @@ from typing import Any
 
 from podyd import __version__
 from podyd.params import Param
-from podyd.spec import OPERATIONS, Access, Operation
+from podyd.spec import OPERATIONS, Access, Operation, Proof
 
 ERROR_SCHEMA = {
     "type": "object",
@@ -42,7 +42,12 @@ def document() -> dict[str, Any]:
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "basic": {"type": "http", "scheme": "basic", "description": "a Linux account"}
+                "basic": {"type": "http", "scheme": "basic", "description": "a Linux account"},
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a token of /user/token",
+                },
             },
         },
     }
@@ -54,7 +59,7 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
         "operationId": f"{name}_{method.lower()}",
         "summary": operation.summary,
         "parameters": [_parameter(item, method) for item in operation.params],
-        "security": [] if operation.access is Access.OPEN else [{"basic": []}],
+        "security": _security(operation),
         "responses": {
             "200": {
                 "description": "done",
@@ -69,6 +74,13 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
     if method == "POST" and operation.params:
         described["requestBody"] = _body(operation)
     return described
+
+
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    if operation.access is Access.OPEN:
+        return []
+    ways = ["basic"] if operation.proof is Proof.PASSWORD else ["basic", "token"]
+    return [{way: []} for way in ways]
 
 
 def _parameter(item: Param, method: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -93,6 +94,51 @@ def check(service: str) -> Result:
     return _OK
 
 
+@dataclass(frozen=True)
+class Secret:
+    """What is known of an account's password where this host has it itself, in shadow(5).
+
+    `mark` is another one with each new password, also an equal one, and tells nothing of it; "" if
+    the password is kept elsewhere.
+    """
+
+    mark: str = ""
+    locked: bool = False
+
+
+class _Shadow(ctypes.Structure):
+    """The first members of struct spwd, of getspnam(3)."""
+
+    _fields_ = (("name", ctypes.c_char_p), ("password", ctypes.c_char_p))
+
+
+def secret_of(user: str) -> Secret:
+    """What shadow(5) has of an account. Not spwd, which Python 3.13 has no more."""
+    find = ctypes.CDLL(None).getspnam
+    find.restype = ctypes.POINTER(_Shadow)
+    found = find(user.encode())
+    if not found:
+        return Secret()
+    text: bytes = found.contents.password
+    # usermod(8) locks by a '!' in front.
+    password = text.lstrip(b"!")
+    # The salt is in it, so nobody finds the password by trying.
+    mark = hashlib.sha256(password).hexdigest()[:32] if password.startswith(b"$") else ""
+    return Secret(mark, locked=password != text)
+
+
+def may_log_in(user: str, service: str, remote_address: str = "") -> Result:
+    """Whether the account may log in now, whoever asks: OK, REFUSED, UNAVAILABLE.
+
+    PAM's account rules, without a proof of identity. They do not look at a lock: `secret_of` does.
+    """
+    ready = check(service)
+    if ready.outcome is not Outcome.OK:
+        return ready
+    with _Transaction(service, user, _no_answer, remote_address) as dialog:
+        return _judge(dialog, dialog.account())[0]
+
+
 def authenticate(user: str, password: str, service: str, remote_address: str = "") -> Result:
     """Check the password and that the account may log in now: OK, DENIED, REFUSED, UNAVAILABLE."""
     return _verify(user, password, service, remote_address)[0]
@@ -151,12 +197,20 @@ def _verify(user: str, password: str, service: str, remote: str) -> tuple[Result
         if code != pam.PAM_SUCCESS or not dialog.asked:
             return _DENIED, pam.PAM_AUTH_ERR
         dialog.complaints.clear()
-        code = dialog.account()
+        return _judge(dialog, dialog.account())
+
+
+def _judge(dialog: _Transaction, code: int) -> tuple[Result, int]:
+    """What PAM's code for an account means, and the code."""
     if code == pam.PAM_SUCCESS:
         return _OK, code
     if code in _BACKEND_FAILURES:
         return Result(Outcome.UNAVAILABLE, dialog.describe(code)), code
     return Result(Outcome.REFUSED, _REFUSALS.get(code) or dialog.reason(code)), code
+
+
+def _no_answer(_prompt: str) -> str:
+    raise ValueError("a question, where there is nobody to ask")
 
 
 def _fits(text: str) -> bool:

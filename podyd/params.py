@@ -68,6 +68,16 @@ class Pattern(Kind):
         return {"type": "string", "pattern": f"^{self.pattern}$", "maxLength": self.maximum}
 
 
+def TokenId() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
+    """One token by the id that podyd gave it, or `all`."""
+    return Pattern(r"[0-9a-f]{16}|all", "an id of /user/tokens, or all", maximum=16)
+
+
+def UserLogin() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
+    """The name of one user."""
+    return Pattern(r"[^\s,:]+", "the name of a user", maximum=256)
+
+
 def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
     """A pod's name as its owner says it; LXD's own name is made from it."""
     return Pattern(
@@ -237,6 +247,21 @@ class Flag(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"enum": ["0", "1"]}
+
+
+@dataclass(frozen=True)
+class Word(Kind):
+    """One of a few words."""
+
+    words: tuple[str, ...]
+
+    def parse(self, text: str) -> str:
+        if text not in self.words:
+            raise ValueError(f"must be {' or '.join(self.words)}")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        return {"enum": list(self.words)}
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,10 @@ from podyd.params import (
     Password,
     PodName,
     Text,
+    TokenId,
+    UserLogin,
     Window,
+    Word,
     param,
     params_of,
 )
@@ -33,6 +36,7 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 
 # A century: times beyond the year 9999 cannot be written.
 MAX_HOURS = 876_600.0
+MAX_DAYS = MAX_HOURS / 24
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
 
@@ -48,6 +52,14 @@ class Access(enum.Enum):
     MEMBER = "every member"
     ADMIN = "admins"
     SCRAPER = "admins, and the addresses of podyd.yaml's metrics.allow without a login"
+
+
+class Proof(enum.Enum):
+    """With what its caller must have logged in; the password serves for all."""
+
+    BY_METHOD = "a token of scope all; where GET alone is served, of scope read too"
+    ANY_TOKEN = "a token of any scope"  # noqa: S105 - no secret
+    PASSWORD = "the password, and no token"  # noqa: S105 - no secret
 
 
 # --- Requests -----------------------------------------------------------------------------------
@@ -66,6 +78,26 @@ class HelpOf:
 @dataclass(frozen=True)
 class NewPassword:
     passwd: str = param(Password(), "the new password")
+
+
+TokenScope = Literal["all", "read"]
+
+
+@dataclass(frozen=True)
+class NewToken:
+    name: str = param(Text(100), "what it is for, such as the machine that will keep it")
+    days: float | None = param(
+        Duration("days", MAX_DAYS), "for how long it works; without it 30", default=None
+    )
+    scope: TokenScope = param(
+        Word(("all", "read")), "all that you may do, or read: what only looks", default="all"
+    )
+
+
+@dataclass(frozen=True)
+class RevokeToken:
+    id: str = param(TokenId(), "a token's id, or all")
+    user: str | None = param(UserLogin(), "whose; somebody else's for admins", default=None)
 
 
 @dataclass(frozen=True)
@@ -177,6 +209,30 @@ class QuotaInfo:
 class UserInfo:
     user: UserName
     quota: QuotaInfo
+
+
+@dataclass(frozen=True)
+class CreatedToken:
+    """A new token; `token` is the secret itself, and is shown this once."""
+
+    token: str
+    id: str
+    name: str
+    scope: TokenScope
+    created: str
+    expires: str
+
+
+@dataclass(frozen=True)
+class TokenInfo:
+    """A token without what is secret; `last_used` to the minute, null if it never was."""
+
+    id: str
+    name: str
+    scope: TokenScope
+    created: str
+    expires: str
+    last_used: str | None
 
 
 @dataclass(frozen=True)
@@ -340,6 +396,7 @@ class Operation:
     answer: Any
     summary: str
     access: Access = Access.MEMBER
+    proof: Proof = Proof.BY_METHOD
     # What the request does ends when the caller hangs up; everything else is carried through.
     ends_with_caller: bool = False
     media: str = "application/json"
@@ -348,6 +405,12 @@ class Operation:
     def advised(self) -> str:
         """The method that a client should choose: POST wherever it is served, for secrets' sake."""
         return "POST" if "POST" in self.methods else self.methods[0]
+
+    def accepts(self, scope: TokenScope) -> bool:
+        """Whether a token of this scope will do."""
+        if self.proof is Proof.BY_METHOD:
+            return scope == "all" or self.methods == GET
+        return self.proof is Proof.ANY_TOKEN
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -360,7 +423,29 @@ OPENAPI = Operation("/openapi.json", GET, Nothing, dict[str, Any], "This API as 
 USER_INFO = Operation("/user/info", GET, Nothing, UserInfo, "The caller and their quota.")
 USER_LIST = Operation("/user/list", GET, Nothing, list[UserName], "The members of this node.")
 USER_CH_PASSWD = Operation(
-    "/user/ch-passwd", GET + POST, NewPassword, Log, "Change the caller's own Linux password."
+    "/user/ch-passwd",
+    GET + POST,
+    NewPassword,
+    Log,
+    "Change the caller's own Linux password, and revoke their tokens.",
+    proof=Proof.PASSWORD,
+)
+USER_TOKEN = Operation(
+    "/user/token",
+    POST,
+    NewToken,
+    CreatedToken,
+    "Make a token, which a program can have instead of the password.",
+    proof=Proof.PASSWORD,
+)
+USER_TOKENS = Operation("/user/tokens", GET, Nothing, list[TokenInfo], "The caller's tokens.")
+USER_TOKEN_REVOKE = Operation(
+    "/user/token-revoke",
+    POST,
+    RevokeToken,
+    Log,
+    "Revoke a token, or all; with a token none but itself.",
+    proof=Proof.ANY_TOKEN,
 )
 POD_CREATE = Operation("/pod/create", POST, Create, PodInfo, "Make a pod and start it.")
 POD_DELETE = Operation(

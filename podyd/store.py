@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from podyd.errors import Unavailable
+from podyd.spec import TokenScope
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,22 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
             nanoseconds INTEGER NOT NULL,
             taken REAL NOT NULL
         ) WITHOUT ROWID""",
+    ),
+    (
+        # Times in seconds since 1970. `mark` is that of the owner's password at the time.
+        """CREATE TABLE tokens (
+            digest BLOB PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            owner TEXT NOT NULL,
+            uid INTEGER NOT NULL,
+            mark TEXT NOT NULL,
+            name TEXT NOT NULL,
+            scope TEXT NOT NULL,
+            created REAL NOT NULL,
+            expires REAL NOT NULL,
+            last_used REAL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX tokens_of_owner ON tokens (owner)",
     ),
 )
 
@@ -137,7 +154,8 @@ class Database:
         if found != "ok":
             raise sqlite3.DatabaseError(found)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        # A token that was revoked stays so, also when the power fails.
+        connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
         with connection:
             connection.execute("BEGIN IMMEDIATE")
@@ -287,3 +305,105 @@ class UsageStore:
                 )
 
         await self._database.run(work)
+
+
+# --- Tokens -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Token:
+    """What is known of a token; times in seconds since 1970.
+
+    Its owner is an account, and no other one of this name: `uid` and `mark` are as of Account.
+    """
+
+    id: str
+    owner: str
+    uid: int
+    mark: str
+    name: str
+    scope: TokenScope
+    created: float
+    expires: float
+    last_used: float | None = None
+
+
+# In the order of Token's fields.
+_TOKEN = "id, owner, uid, mark, name, scope, created, expires, last_used"  # noqa: S105 - columns
+_OF_ACCOUNT = "owner = ? AND uid = ? AND mark = ? AND expires > ?"
+
+
+class TokenStore:
+    """The table of tokens, by the digests of what is secret."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, digest: bytes, token: Token, *, most: int) -> bool:
+        """Keep a token, unless its owner has `most` already; what has expired is removed."""
+
+        def work(connection: sqlite3.Connection) -> bool:
+            connection.execute("DELETE FROM tokens WHERE expires <= ?", (token.created,))
+            owner = (token.owner, token.uid, token.mark, token.created)
+            (count,) = connection.execute(
+                f"SELECT count(*) FROM tokens WHERE {_OF_ACCOUNT}",  # noqa: S608 - constants
+                owner,
+            ).fetchone()
+            if count >= most:
+                return False
+            connection.execute(
+                f"INSERT INTO tokens (digest, {_TOKEN})"  # noqa: S608 - constants
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+                (digest, *vars(token).values()),
+            )
+            return True
+
+        return await self._database.run(work)
+
+    async def find(self, digest: bytes) -> Token | None:
+        """The token with this digest, expired or not."""
+
+        def work(connection: sqlite3.Connection) -> Token | None:
+            found = connection.execute(
+                f"SELECT {_TOKEN} FROM tokens WHERE digest = ?",  # noqa: S608 - constants
+                (digest,),
+            ).fetchone()
+            return Token(*found) if found else None
+
+        return await self._database.run(work)
+
+    async def used(self, id: str, when: float) -> None:
+        """Note when a token was used."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("UPDATE tokens SET last_used = ? WHERE id = ?", (when, id))
+
+        await self._database.run(work)
+
+    async def of(self, owner: str, uid: int, mark: str, *, now: float) -> list[Token]:
+        """The tokens of an account that have not expired, the oldest first."""
+
+        def work(connection: sqlite3.Connection) -> list[Token]:
+            found = connection.execute(
+                f"SELECT {_TOKEN} FROM tokens WHERE {_OF_ACCOUNT}"  # noqa: S608 - constants
+                " ORDER BY created, id",
+                (owner, uid, mark, now),
+            )
+            return [Token(*row) for row in found]
+
+        return await self._database.run(work)
+
+    async def remove(self, owner: str, id: str | None, *, now: float) -> int:
+        """Remove one token of this owner, or all; how many of them had not expired."""
+
+        def work(connection: sqlite3.Connection) -> int:
+            which = "owner = :owner AND (:id IS NULL OR id = :id)"
+            named = {"owner": owner, "id": id, "now": now}
+            (count,) = connection.execute(
+                f"SELECT count(*) FROM tokens WHERE {which} AND expires > :now",  # noqa: S608
+                named,
+            ).fetchone()
+            connection.execute(f"DELETE FROM tokens WHERE {which}", named)  # noqa: S608
+            return int(count)
+
+        return await self._database.run(work)

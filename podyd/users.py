@@ -16,7 +16,10 @@ from podyd.config import Auth, Quota
 from podyd.errors import Forbidden, TooMany, Unauthorized, Unavailable
 from podyd.quotas import profiles_of, quota_of
 from podyd.settings import Settings
+from podyd.spec import TokenScope
+from podyd.store import Token
 from podyd.throttle import Throttle
+from podyd.tokens import Tokens, is_token, refused
 
 # A login is remembered for so long before PAM is asked again.
 REMEMBERED_SECONDS = 60.0
@@ -36,8 +39,23 @@ class Member:
 
 
 @dataclass(frozen=True)
-class _Login:
+class Login:
+    """A member, and with what they have proven it: `token`, or the password if it is None."""
+
+    member: Member
     account: Account
+    token: Token | None
+
+
+@dataclass(frozen=True)
+class _Proven:
+    account: Account
+    token: Token | None = None
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    proven: _Proven
     expires: float
 
 
@@ -45,42 +63,84 @@ class Users:
     """Logs users in through PAM, which is asked as seldom as possible and never by an attacker
     who has failed too often."""
 
-    def __init__(self, auth: AuthClient, settings: Settings) -> None:
+    def __init__(self, auth: AuthClient, tokens: Tokens, settings: Settings) -> None:
         self._auth = auth
+        self._tokens = tokens
         self._settings = settings
         self._key = secrets.token_bytes(32)
-        self._logins: OrderedDict[tuple[str, bytes], _Login] = OrderedDict()
-        self._asking: dict[tuple[str, bytes], asyncio.Task[Account]] = {}
-        self._password_changes = 0
+        self._logins: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._asking: dict[bytes, asyncio.Task[_Proven]] = {}
+        self._forgotten = 0
         # Where a user has logged in before: their own failures elsewhere do not lock them out.
-        self._known: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._known: OrderedDict[tuple[Hashable, str], None] = OrderedDict()
         self._failures = Throttle()
 
-    async def log_in(self, name: str, password: str, address: str) -> Member:
-        """The member with this password.
+    async def log_in(self, name: str, secret: str, address: str) -> Login:
+        """The member with this password or token; a token needs no name, "".
 
         Raises Unauthorized, Forbidden (not a member, account locked or expired), TooMany, or
         Unavailable.
         """
-        digest = name, self._digest(name, password)
+        digest = self._digest(name, secret)
         login = self._logins.get(digest)
         if login is None or login.expires <= time.monotonic():
             self._logins.pop(digest, None)
-            account = await self._ask_once(digest, name, password, address)
+            proven = await self._ask_once(digest, name, secret, address)
         else:
-            account = login.account
-        return self._member(account)
+            proven = login.proven
+        return Login(self._member(proven.account), proven.account, proven.token)
 
     def may_scrape(self, address: str) -> bool:
         """Whether podyd.yaml lets this address read /metrics without a login."""
         return is_among(parse_address(address), self._settings.current.metrics.allow)
 
-    async def change_password(self, member: Member, old: str, new: str) -> None:
-        """Change a member's own Linux password; the old one stops working at once."""
+    async def change_password(self, member: Member, old: str, new: str) -> int:
+        """Change a member's own Linux password; the old one stops working at once.
+
+        Their tokens do too, for it may be that somebody has learned it; the result is their number.
+        """
         try:
             await self._auth.change_password(member.name, old, new)
+            return await self._revoke_after_change(member.name)
         finally:
             self._forget(member.name)
+
+    async def _revoke_after_change(self, owner: str) -> int:
+        try:
+            return await self._tokens.revoke_all(owner)
+        except Unavailable as error:
+            raise Unavailable(
+                f"The password is changed, but your tokens may still work: {error.detail}",
+                code=error.code,
+            ) from error
+
+    async def create_token(
+        self, login: Login, name: str, days: float | None, scope: TokenScope
+    ) -> tuple[str, Token]:
+        """A new token of the caller's: the secret, and the rest."""
+        return await self._tokens.create(login.account, name, days, scope)
+
+    async def tokens(self, login: Login) -> list[Token]:
+        """The caller's tokens that work, the oldest first."""
+        return await self._tokens.of(login.account)
+
+    async def revoke_token(self, login: Login, id: str, user: str | None) -> str:
+        """Revoke a token or `all`, an admin also those of another `user`; what was done."""
+        owner = user or login.member.name
+        if login.token is not None and (owner, id) != (login.token.owner, login.token.id):
+            raise Forbidden(
+                "A token can revoke itself alone; for others, log in with the password.",
+                code="password_needed",
+            )
+        if owner != login.member.name and not login.member.is_admin:
+            raise Forbidden("Other users' tokens are for admins to revoke.", code="not_an_admin")
+        try:
+            if id == "all":
+                return f"{await self._tokens.revoke_all(owner)} tokens of {owner} are revoked."
+            await self._tokens.revoke(owner, id)
+        finally:
+            self._forget(owner)
+        return f"Token {id} of {owner} is revoked."
 
     async def all(self) -> list[Member]:
         """Every member of this node, by name."""
@@ -93,38 +153,35 @@ class Users:
         return hashlib.blake2b(f"{name}\0{password}".encode(), key=self._key).digest()
 
     def _forget(self, name: str) -> None:
-        self._password_changes += 1
+        self._forgotten += 1
         for digest, login in list(self._logins.items()):
-            if login.account.name == name:
+            if login.proven.account.name == name:
                 del self._logins[digest]
 
-    async def _ask_once(
-        self, digest: tuple[str, bytes], name: str, password: str, address: str
-    ) -> Account:
-        """Ask PAM, once for all requests that come with the same password meanwhile."""
+    async def _ask_once(self, digest: bytes, name: str, secret: str, address: str) -> _Proven:
+        """Ask PAM, once for all requests that come with the same secret meanwhile."""
         asking = self._asking.get(digest)
         if asking is None:
-            asking = asyncio.ensure_future(self._ask(digest, name, password, address))
+            asking = asyncio.ensure_future(self._ask(digest, name, secret, address))
             self._asking[digest] = asking
             asking.add_done_callback(lambda done: self._asked(digest, done))
         return await asyncio.shield(asking)
 
-    def _asked(self, digest: tuple[str, bytes], done: asyncio.Task[Account]) -> None:
+    def _asked(self, digest: bytes, done: asyncio.Task[_Proven]) -> None:
         del self._asking[digest]
         if not done.cancelled():
             done.exception()  # Seen here, even if every caller has hung up meanwhile.
 
-    async def _ask(
-        self, digest: tuple[str, bytes], name: str, password: str, address: str
-    ) -> Account:
-        keys = self._throttled(name, address)
+    async def _ask(self, digest: bytes, name: str, secret: str, address: str) -> _Proven:
+        # A token counts by itself: whoever tries some in a user's name does not lock them out.
+        who: Hashable = digest if is_token(secret) else name
+        keys = self._throttled(who, address)
         started = time.monotonic()
         # An attempt counts as failed until it has succeeded, so that many at once count too.
         counted = [(key, self._failures.count(key)) for key in keys]
-        changes = self._password_changes
+        forgotten = self._forgotten
         try:
-            known = (name, address) in self._known
-            account = await self._auth.login(name, password, address, known=known)
+            proven = await self._prove(name, secret, address, known=(who, address) in self._known)
         except Unauthorized:
             await asyncio.sleep(max(0.0, started + FAILURE_SECONDS - time.monotonic()))
             raise
@@ -132,25 +189,41 @@ class Users:
             self._forgive(counted)
             raise
         self._forgive(counted)
-        self._known[name, address] = None
-        self._known.move_to_end((name, address))
-        # A password changed meanwhile must not come back from this answer.
-        if self._password_changes == changes:
-            self._logins[digest] = _Login(account, time.monotonic() + REMEMBERED_SECONDS)
+        self._known[who, address] = None
+        self._known.move_to_end((who, address))
+        # A password or token that was changed or revoked meanwhile must not come back from this.
+        if self._forgotten == forgotten:
+            self._logins[digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
         for table in (self._logins, self._known):
             while len(table) > MAX_REMEMBERED:
                 table.popitem(last=False)
-        return account
+        return proven
 
-    def _throttled(self, name: str, address: str) -> list[Hashable]:
+    async def _prove(self, name: str, secret: str, address: str, *, known: bool) -> _Proven:
+        if not is_token(secret):
+            return _Proven(await self._auth.login(name, secret, address, known=known))
+        token = await self._tokens.find(secret)
+        if name not in ("", token.owner):
+            raise refused()
+        try:
+            account = await self._auth.account(token.owner, address, known=known)
+        except Unauthorized:
+            raise refused() from None
+        # Another account may have the name by now, and even the uid; or there is a new password.
+        if (account.uid, account.mark) != (token.uid, token.mark):
+            raise refused()
+        await self._tokens.used(token)
+        return _Proven(account, token)
+
+    def _throttled(self, who: Hashable, address: str) -> list[Hashable]:
         """The keys under which a failure counts; raises TooMany if one has failed too often."""
         auth = self._settings.current.auth
         limits: dict[Hashable, int]
-        if (name, address) in self._known:
-            limits = {("user at address", name, address): auth.failures_per_user}
+        if (who, address) in self._known:
+            limits = {("user at address", who, address): auth.failures_per_user}
         else:
             limits = {
-                ("user", name): auth.failures_per_user,
+                ("user", who): auth.failures_per_user,
                 ("address", address): auth.failures_per_address,
             }
         for key, limit in limits.items():
@@ -181,6 +254,13 @@ class Users:
             quota=quota_of(account, config),
             profiles=profiles_of(account, config),
         )
+
+
+def _lasts(proven: _Proven) -> float:
+    """For how many seconds it may be remembered."""
+    if proven.token is None:
+        return REMEMBERED_SECONDS
+    return min(REMEMBERED_SECONDS, proven.token.expires - time.time())
 
 
 def _is_member(account: Account, auth: Auth) -> bool:

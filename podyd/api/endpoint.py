@@ -37,8 +37,10 @@ from podyd.errors import (
 from podyd.metrics import Metrics
 from podyd.naming import instance_name
 from podyd.params import parse
-from podyd.spec import Access, Operation
-from podyd.users import Member, Users
+from podyd.spec import Access, Operation, Proof
+from podyd.store import Token
+from podyd.tokens import is_token, refused
+from podyd.users import Login, Member, Users
 
 log = logging.getLogger(__name__)
 
@@ -52,17 +54,22 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Call:
-    """What an operation is called with; `member` and `password` belong to the caller's login."""
+    """What an operation is called with; `password` is the caller's, if they logged in with it."""
 
     request: Any
-    member: Member | None = None
+    login: Login | None = None
     password: str = ""
 
     @property
+    def proven(self) -> Login:
+        """The caller's login; an operation that is open to everybody has none."""
+        assert self.login is not None
+        return self.login
+
+    @property
     def caller(self) -> Member:
-        """The member who calls; an operation that is open to everybody has none."""
-        assert self.member is not None
-        return self.member
+        """The member who calls."""
+        return self.proven.member
 
 
 Bound = Callable[[Call], Awaitable[Any]]
@@ -220,13 +227,13 @@ class Endpoint(JsonHandler):
         if self._too_large:
             raise _too_large()
         self._refuse_other_sites()
-        member, password = None, ""
+        login, password = None, ""
         if self._needs_login():
-            member, password = await self._log_in()
+            login, password = await self._log_in()
         request: Any = parse(self.operation.request, self._pairs())
-        if member is not None and hasattr(request, "ins"):
-            self.pod_name = instance_name(member.name, request.ins, ())
-        return await self.bound(Call(request, member, password))
+        if login is not None and hasattr(request, "ins"):
+            self.pod_name = instance_name(login.member.name, request.ins, ())
+        return await self.bound(Call(request, login, password))
 
     def _refuse_other_sites(self) -> None:
         """A browser sends its user's login along with whatever any site's page asks of podyd."""
@@ -247,14 +254,31 @@ class Endpoint(JsonHandler):
             return forwarded or not self.users.may_scrape(self.request.remote_ip or "")
         return access is not Access.OPEN
 
-    async def _log_in(self) -> tuple[Member, str]:
-        name, password = credentials(self.request.headers.get("Authorization", ""))
-        member = await self.users.log_in(name, password, self.address)
-        self.member_name = member.name
+    async def _log_in(self) -> tuple[Login, str]:
+        name, secret = credentials(self.request.headers.get("Authorization", ""))
+        login = await self.users.log_in(name, secret, self.address)
+        self.member_name = login.member.name
         for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
-        if for_admins and not member.is_admin:
+        if for_admins and not login.member.is_admin:
             raise Forbidden(f"{self.operation.path} is for admins.", code="not_an_admin")
-        return member, password
+        if login.token is None:
+            return login, secret
+        self._check_scope(login.token)
+        return login, ""
+
+    def _check_scope(self, token: Token) -> None:
+        if self.operation.accepts(token.scope):
+            return
+        if self.operation.proof is Proof.PASSWORD:
+            raise Forbidden(
+                f"{self.operation.path} needs your password; a token will not do.",
+                code="password_needed",
+            )
+        raise Forbidden(
+            f"This token only reads, and {self.operation.path} changes something; it takes one of"
+            " scope all.",
+            code="token_only_reads",
+        )
 
     def _pairs(self) -> list[tuple[str, str]]:
         """The parameters, in the query and in a body; one that stands in both is refused."""
@@ -302,12 +326,21 @@ class NoRoute(JsonHandler):
 
 
 def credentials(header: str) -> tuple[str, str]:
-    """User and password of an HTTP Basic header (RFC 7617, UTF-8). Raises Unauthorized."""
-    scheme, _, token = header.partition(" ")
+    """User and password of an HTTP Basic header (RFC 7617, UTF-8), or "" and a token (RFC 6750).
+
+    Raises Unauthorized.
+    """
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        if not is_token(value.strip()):
+            raise refused()
+        return "", value.strip()
     if scheme.lower() != "basic":
-        raise Unauthorized("Log in with your Linux user name and password (HTTP Basic).")
+        raise Unauthorized(
+            "Log in with your Linux user name and password (HTTP Basic), or with a token (Bearer)."
+        )
     try:
-        name, colon, password = base64.b64decode(token, validate=True).decode().partition(":")
+        name, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, ValueError):
         raise Unauthorized("The Authorization header is not valid HTTP Basic in UTF-8.") from None
     if not colon or not name or not password or "\0" in name + password:

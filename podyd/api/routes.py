@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from podyd import VERSION as PODYD_VERSION
@@ -16,6 +17,7 @@ from podyd.images import Images
 from podyd.metrics import Metrics
 from podyd.pods import Pods
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.store import Token
 from podyd.usage import Usage
 from podyd.users import Member, Users
 
@@ -113,8 +115,33 @@ class Routes:
 
     @serves(spec.USER_CH_PASSWD)
     async def change_password(self, call: Call) -> Log:
-        await self._users.change_password(call.caller, call.password, call.request.passwd)
-        return Log("The password is changed; the old one no longer works.")
+        count = await self._users.change_password(call.caller, call.password, call.request.passwd)
+        done = "The password is changed; the old one no longer works"
+        return Log(f"{done}, and {count} tokens are revoked." if count else f"{done}.")
+
+    @serves(spec.USER_TOKEN)
+    async def create_token(self, call: Call) -> spec.CreatedToken:
+        request: spec.NewToken = call.request
+        secret, token = await self._users.create_token(
+            call.proven, request.name, request.days, request.scope
+        )
+        return spec.CreatedToken(
+            token=secret,
+            id=token.id,
+            name=token.name,
+            scope=token.scope,
+            created=_time(token.created),
+            expires=_time(token.expires),
+        )
+
+    @serves(spec.USER_TOKENS)
+    async def tokens(self, call: Call) -> list[spec.TokenInfo]:
+        return [_token_info(token) for token in await self._users.tokens(call.proven)]
+
+    @serves(spec.USER_TOKEN_REVOKE)
+    async def revoke_token(self, call: Call) -> Log:
+        request: spec.RevokeToken = call.request
+        return Log(await self._users.revoke_token(call.proven, request.id, request.user))
 
     # --- Pods ------------------------------------------------------------------------------------
 
@@ -265,6 +292,21 @@ def _help_entry(operation: Operation) -> HelpEntry:
         params=[HelpParam(item.name, item.optional, item.help) for item in operation.params],
         help=operation.summary,
     )
+
+
+def _token_info(token: Token) -> spec.TokenInfo:
+    return spec.TokenInfo(
+        id=token.id,
+        name=token.name,
+        scope=token.scope,
+        created=_time(token.created),
+        expires=_time(token.expires),
+        last_used=None if token.last_used is None else _time(token.last_used),
+    )
+
+
+def _time(seconds: float) -> str:
+    return spec.iso(datetime.fromtimestamp(seconds, timezone.utc))
 
 
 def _user_name(member: Member) -> UserName:

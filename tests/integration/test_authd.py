@@ -220,7 +220,9 @@ def auth(directory: Path) -> Iterator[Running]:
 
 def test_right_password_gives_the_account(auth: Running, member: str) -> None:
     entry = pwd.getpwnam(member)
-    assert auth.login(member) == {
+    reply = auth.login(member)
+    assert len(reply.pop("mark")) == 32
+    assert reply == {
         "ok": True,
         "account": {
             "name": member,
@@ -266,7 +268,7 @@ def test_system_accounts_are_denied_with_the_right_password(
 def test_system_accounts_are_not_shown_to_pam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pam, "authenticate", lambda *_: pytest.fail("PAM was asked about root"))
     settings = authd.Settings(SERVICE, frozenset(), 1, 1.0, 1000)
-    assert authd._prove(authd.Login("root", "x"), settings).error is authd.Error.DENIED
+    assert authd._judge(authd.Login("root", "x"), settings).error is authd.Error.DENIED
 
 
 def test_root_is_nobody_even_where_system_accounts_may_log_in() -> None:
@@ -359,11 +361,63 @@ def test_odd_names_log_in_and_change_their_password(
     assert auth.login(name, NEW_PASSWORD)["ok"]
 
 
+# Whether an account may log in, without its password
+
+
+def test_an_account_that_may_log_in(auth: Running, member: str) -> None:
+    assert auth.ask("account", user=member, remote="192.0.2.7") == auth.login(member)
+    assert f"account {member} from 192.0.2.7: ok" in auth.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("usermod", "-L"), "The account is locked."),
+        (("passwd", "-l"), "The account is locked."),
+        (("usermod", "-s", "/usr/sbin/nologin"), "The account has no login shell."),
+        (("chage", "-d", "0"), "The password has expired and must be changed."),
+        (("chage", "-E", "0"), "Your account has expired; please contact your system"),
+    ],
+    ids=lambda item: item if isinstance(item, str) else " ".join(item),
+)
+def test_an_account_that_may_not_log_in(
+    auth: Running, fresh: str, command: tuple[str, ...], reason: str
+) -> None:
+    assert auth.ask("account", user=fresh)["ok"]
+    run(*command, fresh)
+    reply = auth.ask("account", user=fresh)
+    assert reply["error"] == "refused"
+    assert reply["reason"].startswith(reason)
+
+
+def test_pams_account_rules_hold_without_a_password(directory: Path, member: str) -> None:
+    rules = "auth required pam_permit.so\naccount required pam_deny.so\n"
+    with (
+        pam_service(OTHER_SERVICE, rules),
+        helper(directory, service=OTHER_SERVICE) as running,
+    ):
+        assert running.ask("account", user=member)["error"] == "refused"
+
+
+def test_the_mark_is_that_of_the_password(auth: Running, fresh: str) -> None:
+    def mark() -> str:
+        found: str = auth.ask("account", user=fresh)["mark"]
+        return found
+
+    before = mark()
+    run("usermod", "-L", fresh)
+    run("usermod", "-U", fresh)
+    assert mark() == before
+    run("chpasswd", stdin=f"{fresh}:{PASSWORD}\n")
+    assert mark() != before, "set anew, be it to the same"
+    assert shadow_line(fresh).split(":")[1] not in json.dumps(auth.login(fresh))
+
+
 # Accounts
 
 
 def test_accounts_lists_people_with_their_groups(auth: Running, accounts: Accounts) -> None:
-    name = accounts.make(f"{PREFIX}g", "-G", "audio,games", password="")
+    name = accounts.make(f"{PREFIX}g", "-G", "audio,games")
     hidden = accounts.make(f"{PREFIX}h", "-s", "/usr/sbin/nologin", password="")
     listed = {account["name"]: account for account in auth.ask("accounts")["accounts"]}
     assert listed[name] == auth.ask("account", user=name)["account"]

@@ -54,6 +54,8 @@ def test_every_answer_is_as_the_document_says(
         "/pod/exec": [{"ins": ins, "cmd": "echo x"}],
         "/image/inspect": [{"image": IMAGE}],
         "/user/ch-passwd": [],
+        "/user/token": [{"name": "x"}],
+        "/user/token-revoke": [{"id": "all"}],
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
         "/gpu/lease": lease,
         "/gpu/queue": lease,
@@ -292,7 +294,7 @@ def test_a_chunked_body_that_is_too_large(alice: Client, pod: str) -> None:
         "Basic " + base64.b64encode(b":x").decode(),
         "Basic " + base64.b64encode(b"a\0b:x").decode(),
         "Basic " + base64.b64encode(b"\xff:x").decode(),
-        "Bearer abc",
+        "Digest abc",
         "Basic " + base64.b64encode(b"a" * 5000 + b":x").decode(),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from pathlib import Path
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient, HTTPResponse
@@ -17,6 +18,8 @@ from podyd.authclient import AuthClient
 from podyd.config import Config
 from podyd.settings import Settings
 from podyd.spec import Access, HelpOf, Operation
+from podyd.store import Database, TokenStore
+from podyd.tokens import Tokens
 from podyd.users import Users
 
 CRASHING = Operation("/crash", ("GET",), HelpOf, str, "Crashes.", access=Access.OPEN)
@@ -24,7 +27,9 @@ CRASHING = Operation("/crash", ("GET",), HelpOf, str, "Crashes.", access=Access.
 
 async def fetch(bound: Bound, query: str) -> HTTPResponse:
     """The answer of a server that has this one operation."""
-    users = Users(AuthClient("/nonexistent"), Settings(Config()))
+    settings = Settings(Config())
+    tokens = Tokens(TokenStore(Database(Path("/nonexistent"))), settings)
+    users = Users(AuthClient("/nonexistent"), tokens, settings)
     parts = {
         "operation": CRASHING,
         "bound": bound,
