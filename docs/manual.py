@@ -50,6 +50,15 @@ PODYD: dict[str, str | dict[str, str]] = {
     "SEE ALSO": "podyd.yaml(5), pody(1), lxc(1), /usr/share/doc/podyd/README.Debian",
 }
 
+PODY: dict[str, str | dict[str, str]] = {
+    "FILES": {
+        "~/.config/pody/*.json": (
+            "The tokens of pody login, one for each server; $XDG_CONFIG_HOME replaces ~/.config."
+        ),
+    },
+    "SEE ALSO": "podx(1), podyd(8)",
+}
+
 # What a help text says well enough.
 OBVIOUS = ("", "text", "a list")
 
@@ -82,7 +91,7 @@ def client() -> dict[str, str]:
     from podyd.client.main import parser, podx_parser
 
     return {
-        "pody.1": command_page(parser(), 1, {"SEE ALSO": "podx(1), podyd(8)"}),
+        "pody.1": command_page(parser(), 1, PODY),
         "podx.1": command_page(podx_parser(), 1, {"SEE ALSO": "pody(1), podyd(8)"}),
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import ClassVar
 
 
@@ -19,6 +20,11 @@ class Refused(Failure):
     def __init__(self, detail: str, body: bytes) -> None:
         super().__init__(detail)
         self.body = body
+
+    @property
+    def code(self) -> str:
+        """podyd's word for why."""
+        return str(json.loads(self.body).get("code", ""))
 
 
 class Usage(Failure):

@@ -1,41 +1,64 @@
-"""Who calls: PODY_USERNAME and PODY_PASSWORD, or what the terminal says."""
+"""Who calls: PODY_USERNAME and PODY_PASSWORD, the token of `pody login`, or what is typed."""
 
 from __future__ import annotations
 
 import base64
 import getpass
 import os
+import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from podyd.client import kept
+from podyd.client.base import Base
 from podyd.client.failure import NoLogin, Usage
+from podyd.client.kept import Kept
 
 
 @dataclass(frozen=True)
 class Login:
-    """A Linux account of the server's."""
+    """An account of the server's; `advice` is for where podyd does not take it."""
 
     user: str
-    password: str
-
-    @property
-    def header(self) -> str:
-        """HTTP Basic (RFC 7617), in UTF-8."""
-        return "Basic " + base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
+    header: str = field(repr=False)
+    advice: str
+    by_token: bool = False
 
 
-def log_in(where: str) -> Login:
-    """The login for the server at `where`. Raises NoLogin or Usage."""
-    user = os.environ.get("PODY_USERNAME") or _local_user()
+def log_in(base: Base) -> Login:
+    """The login for a server. Raises NoLogin or Usage."""
+    user = os.environ.get("PODY_USERNAME")
+    if not os.environ.get("PODY_PASSWORD"):
+        found = kept.load(base)
+        # A token is never used in another one's name.
+        if found is not None and user in (None, "", found.user):
+            return with_token(found)
+    return with_password(user or _local_user(), base)
+
+
+def typed(base: Base) -> Login:
+    """The same, but never by a token that is kept; who it is, is asked for too."""
+    return with_password(os.environ.get("PODY_USERNAME") or _asked_user(base), base)
+
+
+def with_token(token: Kept) -> Login:
+    """A login by a token that is kept."""
+    return Login(
+        token.user, f"Bearer {token.token}", "Type 'pody login' for a new one.", by_token=True
+    )
+
+
+def with_password(user: str, base: Base) -> Login:
+    """A login by HTTP Basic (RFC 7617), in UTF-8; without PODY_PASSWORD, pody asks."""
     if ":" in user:
         raise Usage("PODY_USERNAME must not contain a colon.")
-    password = os.environ.get("PODY_PASSWORD") or ask(f"Password of {user!r} at {where}: ")
-    login = Login(user, password)
+    password = os.environ.get("PODY_PASSWORD") or ask(f"Password of {user!r} at {base}: ")
     try:
-        login.header.encode()
+        pair = f"{user}:{password}".encode()
     except UnicodeEncodeError:
         raise Usage("PODY_USERNAME or PODY_PASSWORD is not valid UTF-8.") from None
-    return login
+    header = "Basic " + base64.b64encode(pair).decode()
+    return Login(user, header, f"(You are {user!r}; PODY_USERNAME says otherwise.)")
 
 
 def ask(prompt: str) -> str:
@@ -47,8 +70,20 @@ def ask(prompt: str) -> str:
             return getpass.getpass(prompt)
         except (getpass.GetPassWarning, EOFError):
             raise NoLogin(
-                "No password, and no terminal to ask for it; set PODY_PASSWORD."
+                "No password, and no terminal to ask for it; set PODY_PASSWORD, or type"
+                " 'pody login' once."
             ) from None
+
+
+def _asked_user(base: Base) -> str:
+    local = _local_user()
+    if not sys.stdin.isatty():
+        return local
+    print(f"User at {base} [{local}]: ", end="", file=sys.stderr, flush=True)
+    line = sys.stdin.readline()
+    if not line:
+        raise NoLogin("No user; nothing is done.")
+    return line.strip() or local
 
 
 def _local_user() -> str:

@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import show
+from podyd.client import kept, session, show
 from podyd.client.base import DEFAULT, Base
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
+from podyd.client.login import Login, log_in, typed, with_token
 from podyd.client.server import Answer, Server
 from podyd.client.words import UNSEEN, from_stdin, split, utf8
 
@@ -22,6 +23,7 @@ Command = Callable[[argparse.Namespace], None]
 
 EPILOG = """\
 examples:
+  pody login
   pody get user/info
   pody post pod/create ins:first image:debian12
   podx pod/exec ins:first cmd:'nvidia-smi -L'
@@ -32,7 +34,8 @@ examples:
 environment:
   PODY_API_BASE   podyd's address (default: http://127.0.0.1:8799)
   PODY_USERNAME   your account there (default: your local user name)
-  PODY_PASSWORD   its password; without it, pody asks
+  PODY_PASSWORD   its password, or a token; without it, the token of pody login
+                  is used, and if there is none, pody asks
   PODY_CA         a file with the CA that your lab's server is to be trusted by
   PODY_INSECURE   1: send the password over http:// to another machine too
 
@@ -69,6 +72,12 @@ def parser() -> argparse.ArgumentParser:
     _add_call(add("get", _get, "Call a route with GET: for what only looks."))
     _add_call(add("post", _post, "Call a route with POST: for what changes something."))
     _add_call(add("fetch", _fetch, "Call a route by the method that podyd advises (as podx)."))
+    for made in (
+        add("login", _begin, "Keep a token on this machine, so that pody asks for no password."),
+        add("logout", _end, "Revoke that token and forget it."),
+    ):
+        made.set_defaults(raw=False)
+        _add_cacert(made)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
     _add_raw(about)
@@ -207,10 +216,31 @@ def _version(options: argparse.Namespace) -> None:
     print(f"podyd {server.version()} at {server.base}")
 
 
-def _server(options: argparse.Namespace) -> Server:
-    base = Base.of(os.environ.get("PODY_API_BASE") or DEFAULT)
+def _begin(options: argparse.Namespace) -> None:
+    before = kept.load(_base())
+    said = session.begin(_server(options, typed))
+    if before is not None:
+        # It may have ended already; the new one is kept in any case.
+        with contextlib.suppress(Failure):
+            session.revoke(_server(options, lambda _: with_token(before)), before.id)
+    print(said)
+
+
+def _end(options: argparse.Namespace) -> None:
+    token = kept.load(_base())
+    if token is None:
+        print(f"You are not logged in at {_base()}.")
+    else:
+        print(session.end(_server(options, lambda _: with_token(token)), token.id))
+
+
+def _base() -> Base:
+    return Base.of(os.environ.get("PODY_API_BASE") or DEFAULT)
+
+
+def _server(options: argparse.Namespace, how: Callable[[Base], Login] = log_in) -> Server:
     cacert = options.cacert or os.environ.get("PODY_CA") or None
-    return Server(base, cacert, f"pody/{__version__}")
+    return Server(_base(), cacert, f"pody/{__version__}", how)
 
 
 def _call(options: argparse.Namespace, server: Server, method: str) -> None:

@@ -8,14 +8,14 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
 from podyd.client.base import Base
 from podyd.client.failure import Away, Refused, Usage, WrongLogin
-from podyd.client.login import Login, log_in
+from podyd.client.login import Login, with_password
 
 CONNECT_SECONDS = 10.0
 # What only looks is soon answered. A change takes what it takes: an image, a command of hours.
@@ -47,31 +47,42 @@ class Answer:
 
 
 class Server:
-    """The podyd at `base`; `cacert` is the file with the only CA to trust, else the system's."""
+    """The podyd at `base`; `cacert` is the file with the only CA to trust, else the system's.
 
-    def __init__(self, base: Base, cacert: str | None, user_agent: str) -> None:
+    `log_in` is asked for the login once one is needed.
+    """
+
+    def __init__(
+        self, base: Base, cacert: str | None, user_agent: str, log_in: Callable[[Base], Login]
+    ) -> None:
         self.base = base
         self._cacert = cacert
         self._user_agent = user_agent
+        self._log_in = log_in
         self._login: Login | None = None
+
+    @property
+    def user(self) -> str:
+        """Who has called; "" before the first call."""
+        return self._login.user if self._login else ""
 
     def get(self, route: str, pairs: Pairs = ()) -> Answer:
         """Call with the parameters in the query."""
         query = f"?{urlencode(pairs)}" if pairs else ""
-        return self._call("GET", route, query, None, self._headers())
+        return self._logged_in("GET", route, query, None, {})
 
     def post(self, route: str, pairs: Pairs) -> Answer:
         """Call with the parameters in a form, so that they stand in no URL and in no log of it."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(pairs).encode()
-        return self._call("POST", route, "", body, headers | self._headers())
+        return self._logged_in("POST", route, "", body, headers)
 
     def version(self) -> str:
         """podyd's version: the one call that needs no login."""
         headers = {"User-Agent": self._user_agent}
         numbers = self._call("GET", "version", "", None, headers).data
         if not isinstance(numbers, list) or not all(isinstance(part, int) for part in numbers):
-            raise self._no_podyd("its /version is not podyd's")
+            raise self.no_podyd("its /version is not podyd's")
         return ".".join(str(part) for part in numbers)
 
     def routes(self, path: str) -> Answer:
@@ -79,20 +90,32 @@ class Server:
         answer = self.get("help", [("path", path)])
         entries = answer.data
         if not isinstance(entries, list) or not entries or not all(map(_is_route, entries)):
-            raise self._no_podyd("its /help is not podyd's")
+            raise self.no_podyd("its /help is not podyd's")
         return answer
 
-    def _headers(self) -> dict[str, str]:
+    def _logged_in(
+        self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
+    ) -> Answer:
         if self._login is None:
             self._refuse_clear_text()
-            self._login = log_in(str(self.base))
-        return {"User-Agent": self._user_agent, "Authorization": self._login.header}
+            self._login = self._log_in(self.base)
+        try:
+            return self._call(method, route, query, body, headers | self._headers(self._login))
+        except Refused as refused:
+            if refused.code != "password_needed" or not self._login.by_token:
+                raise
+        # podyd has done nothing yet: it wants the password itself for this.
+        self._login = with_password(self._login.user, self.base)
+        return self._call(method, route, query, body, headers | self._headers(self._login))
+
+    def _headers(self, login: Login) -> dict[str, str]:
+        return {"User-Agent": self._user_agent, "Authorization": login.header}
 
     def _refuse_clear_text(self) -> None:
         insecure = os.environ.get("PODY_INSECURE") == "1"
         if self.base.scheme == "http" and not self.base.is_loopback and not insecure:
             raise Usage(
-                f"To {self.base} your password would cross the network in the clear; use https://,"
+                f"To {self.base} your password or token would cross the network in the clear; use https://,"
                 " or set PODY_INSECURE=1 where the network itself is safe."
             )
 
@@ -141,7 +164,7 @@ class Server:
             hint = f"{hint} Is it https://?" if self.base.scheme == "http" else hint
             raise Away(f"{self.base} hung up without an answer; {hint}") from error
         except http.client.BadStatusLine as error:
-            raise self._no_podyd("it speaks no HTTP") from error
+            raise self.no_podyd("it speaks no HTTP") from error
         except (OSError, http.client.HTTPException) as error:
             # A server without TLS may wait for the rest of what it takes for a request.
             hint = "is it http://?" if "handshake" in str(error) else hint
@@ -162,15 +185,16 @@ class Server:
             if response.status >= 400:
                 detail = str(data["detail"])
         except (ValueError, TypeError, KeyError, RecursionError):
-            raise self._no_podyd(f"HTTP {response.status}, {media}") from None
+            raise self.no_podyd(f"HTTP {response.status}, {media}") from None
         if response.status == 401:
-            user = self._login.user if self._login else ""
-            raise WrongLogin(f"{detail} (You are {user!r}; PODY_USERNAME says otherwise.)", body)
+            advice = self._login.advice if self._login else ""
+            raise WrongLogin(f"{detail} {advice}".rstrip(), body)
         if response.status >= 400:
             raise Refused(detail, body)
         return Answer(body, data, hint)
 
-    def _no_podyd(self, why: str) -> Away:
+    def no_podyd(self, why: str) -> Away:
+        """The error for an answer that podyd would not give."""
         return Away(f"What answers at {self.base} is no podyd ({why}); is PODY_API_BASE right?")
 
 

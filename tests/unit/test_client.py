@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from typing import Any
 import pytest
 
 import podyd.client
-from podyd.client import main, show
+from podyd.client import kept, main, show
 from podyd.client.base import Base
 from podyd.client.failure import Usage
+from podyd.client.kept import Kept
+from podyd.client.login import with_token
 from podyd.client.words import split
 
 SOURCES = sorted(Path(podyd.client.__file__).parent.glob("*.py"))
@@ -130,6 +133,44 @@ def test_what_is_no_address(text: str) -> None:
     with pytest.raises(Usage, match="PODY_API_BASE") as caught:
         Base.of(text)
     assert "secret" not in str(caught.value)
+
+
+# --- The token that is kept ---------------------------------------------------------------------
+
+BASE = Base.of("https://gpu1.lab/pods")
+KEPT = Kept(str(BASE), "alice", "podyd_x", "1")
+
+
+def test_a_token_is_kept_for_its_owner_whatever_the_umask(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert kept.load(BASE) is None
+    before = os.umask(0)
+    try:
+        path = kept.save(BASE, KEPT)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert list(path.parent.iterdir()) == [path], "no draft is left"
+    assert kept.load(BASE) == KEPT
+    assert kept.load(Base.of("https://gpu1.lab")) is None
+    kept.remove(BASE)
+    kept.remove(BASE)
+    assert kept.load(BASE) is None
+
+
+def test_a_token_is_in_no_repr() -> None:
+    assert "podyd_x" not in repr(KEPT)
+    assert "podyd_x" not in repr(with_token(KEPT))
+
+
+@pytest.mark.parametrize("configured", ["", "relative"])
+def test_where_tokens_are_kept(configured: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", configured)
+    monkeypatch.setenv("HOME", "/home/alice")
+    expected = "/home/alice/.config/pody/https%3A%2F%2Fgpu1.lab%2Fpods.json"
+    assert str(kept.path_of(BASE)) == expected
 
 
 # --- What is shown ------------------------------------------------------------------------------
