@@ -136,7 +136,9 @@ class Users:
             raise Forbidden("Other users' tokens are for admins to revoke.", code="not_an_admin")
         try:
             if id == "all":
-                return f"{await self._tokens.revoke_all(owner)} tokens of {owner} are revoked."
+                return (
+                    f"Tokens of {owner} that are revoked: {await self._tokens.revoke_all(owner)}."
+                )
             await self._tokens.revoke(owner, id)
         finally:
             self._forget(owner)
@@ -154,6 +156,8 @@ class Users:
 
     def _forget(self, name: str) -> None:
         self._forgotten += 1
+        # What is being asked was proven before; who comes now must not join it.
+        self._asking.clear()
         for digest, login in list(self._logins.items()):
             if login.proven.account.name == name:
                 del self._logins[digest]
@@ -168,7 +172,8 @@ class Users:
         return await asyncio.shield(asking)
 
     def _asked(self, digest: bytes, done: asyncio.Task[_Proven]) -> None:
-        del self._asking[digest]
+        if self._asking.get(digest) is done:
+            del self._asking[digest]
         if not done.cancelled():
             done.exception()  # Seen here, even if every caller has hung up meanwhile.
 

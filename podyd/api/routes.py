@@ -116,8 +116,8 @@ class Routes:
     @serves(spec.USER_CH_PASSWD)
     async def change_password(self, call: Call) -> Log:
         count = await self._users.change_password(call.caller, call.password, call.request.passwd)
-        done = "The password is changed; the old one no longer works"
-        return Log(f"{done}, and {count} tokens are revoked." if count else f"{done}.")
+        done = "The password is changed; the old one no longer works."
+        return Log(f"{done} Tokens that are revoked: {count}." if count else done)
 
     @serves(spec.USER_TOKEN)
     async def create_token(self, call: Call) -> spec.CreatedToken:

@@ -206,7 +206,7 @@ def test_a_new_password_is_proven_by_the_old_one(desk: Desk) -> None:
             terminal.wait_for(prompt)
             terminal.type(f"{answer}\n")
         assert terminal.end() == 0
-    assert "1 tokens are revoked" in terminal.text
+    assert "revoked: 1." in terminal.text
     assert "pody login" in desk.pody()("get", "user/info").failed(3)
 
 
