@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -78,7 +77,6 @@ def test_its_file_is_the_owners_alone_and_has_no_password(desk: Desk) -> None:
     assert PASSWORD not in desk.file.read_text()
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="without strace nobody sees it")
 def test_the_file_is_never_seen_half_or_open(desk: Desk) -> None:
     done = subprocess.run(
         ["strace", "-f", "-e", "trace=openat,rename,chmod,fchmod", *desk.pody().command, "login"],

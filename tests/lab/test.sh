@@ -7,7 +7,7 @@ cd "$(dirname "$0")/../.."
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
-install_packages $PACKAGES gcc libc6-dev
+install_packages $PACKAGES gcc libc6-dev strace
 make_environment .venv debian/vendor.txt tests/requirements.txt
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     trap '$PYTHON tests/lab/lab.py down' EXIT
