@@ -14,6 +14,7 @@ from podyd.api.address import client_address
 from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.authclient import AuthClient
+from podyd.commits import Commits
 from podyd.config import Config
 from podyd.errors import NotSetUp
 from podyd.gpus import Gpus
@@ -22,12 +23,14 @@ from podyd.idle import IdleLeases
 from podyd.images import Images
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.lxd.execution import Executor
+from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
 from podyd.metrics import Metrics
 from podyd.occupancy import Occupancy
 from podyd.pods import Pods
 from podyd.procs import instance_of
 from podyd.settings import Settings
+from podyd.snapshots import Snapshots
 from podyd.store import Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
@@ -52,6 +55,8 @@ class App:
     usage: Usage
     database: Database
     allotment: Allotment
+    snapshots: Snapshots
+    commits: Commits
     idle: IdleLeases
     usernames: UserNames
     background: Tasks
@@ -69,7 +74,13 @@ class App:
         self.background.keep(self.idle.run, "looking for idle GPUs")
 
     async def _lxd_is_there(self) -> None:
-        self.background.spawn(self.pods.sweep(), "sweeping")
+        self.background.spawn(self.snapshots.settle(), "settling restores")
+        self.background.spawn(self._sweep(), "sweeping")
+
+    async def _sweep(self) -> None:
+        # What an image was being made of is there until LXD has finished the image.
+        await self.pods.sweep()
+        await self.commits.sweep()
 
     async def stop(self, timeout: float) -> None:
         """Finish what is under way, `timeout` seconds at most, and let go of everything."""
@@ -87,7 +98,7 @@ def build(settings: Settings) -> App:
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
-    instances = Instances(client)
+    instances = Instances(client, Holds(config.data_dir / "restoring"))
     images = Images(client, settings)
     telemetry = Telemetry()
     database = Database(config.data_dir / "podyd.db")
@@ -130,6 +141,8 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
+    snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
+    commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     host = Host(
         client=client,
         telemetry=telemetry,
@@ -140,6 +153,8 @@ def build(settings: Settings) -> App:
     routes = Routes(
         users=users,
         pods=pods,
+        snapshots=snapshots,
+        commits=commits,
         allotment=allotment,
         images=images,
         host=host,
@@ -173,6 +188,8 @@ def build(settings: Settings) -> App:
         usage=usage,
         database=database,
         allotment=allotment,
+        snapshots=snapshots,
+        commits=commits,
         idle=idle,
         usernames=usernames,
         background=Tasks(),

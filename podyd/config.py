@@ -289,12 +289,18 @@ class Ports:
 
 @dataclass(frozen=True)
 class Quota:
-    """Limits of one user; -1 is none. `memory_limit` (bytes) and `cpu_limit` hold for each pod."""
+    """Limits of one user; -1 is none, sizes are bytes.
+
+    `memory_limit`, `cpu_limit` and `max_snapshots` hold for each pod.
+    """
 
     max_pods: int = _key(5, parse_count, help="Pods of one user.")
     gpu_count: int = _key(UNLIMITED, parse_count, help="GPUs in all pods of one user.")
     memory_limit: int = _key(UNLIMITED, parse_size, help="Memory of each pod.")
     cpu_limit: int = _key(UNLIMITED, parse_count, help="CPUs of each pod.")
+    max_snapshots: int = _key(10, parse_count, help="Snapshots of each pod.")
+    max_images: int = _key(5, parse_count, help="Images that one user has committed.")
+    image_size: int = _key(UNLIMITED, parse_size, help="Bytes of all images of one user.")
 
 
 @dataclass(frozen=True)
@@ -305,6 +311,9 @@ class QuotaPart:
     gpu_count: int | None = _key(None, parse_count)
     memory_limit: int | None = _key(None, parse_size)
     cpu_limit: int | None = _key(None, parse_count)
+    max_snapshots: int | None = _key(None, parse_count)
+    max_images: int | None = _key(None, parse_count)
+    image_size: int | None = _key(None, parse_size)
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import fnmatch
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from podyd.errors import Forbidden, NotFound
+from podyd.errors import Forbidden, LxdRefused, NotFound
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import parse_time
+from podyd.pod import MADE_AS, OWNER
 from podyd.settings import Settings
+from podyd.users import Member
+
+log = logging.getLogger(__name__)
+
+DELETE_TIMEOUT = 120.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,9 @@ class Image:
     size: int
     created: datetime
     architecture: str
+    owner: str = ""
+    # What it was published from, an instance of podyd's that is gone by now.
+    made_as: str = ""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Image:
@@ -34,6 +44,8 @@ class Image:
             size=data["size"],
             created=parse_time(data["created_at"]),
             architecture=data["architecture"],
+            owner=data["properties"].get(OWNER, ""),
+            made_as=data["properties"].get(MADE_AS, ""),
         )
 
 
@@ -44,24 +56,24 @@ class Images:
         self._client = client
         self._settings = settings
 
-    async def names(self) -> list[str]:
-        """The names offered, sorted."""
-        return self._offered(await self._all())
+    async def names(self, member: Member) -> list[str]:
+        """The names offered to a member, sorted."""
+        return self._offered(await self.all(), member)
 
     async def hint(self) -> str:
         """Where nothing is offered, how that is mended; else ""."""
-        return self._hint(await self._all())
+        return self._hint(await self.all())
 
-    async def offered(self, name: str) -> tuple[str, Image]:
-        """The alias and the image that `name` means; `NAME:latest` also means `NAME`.
+    async def offered(self, member: Member, name: str) -> tuple[str, Image]:
+        """The alias and the image that `name` means to a member; `NAME:latest` also means `NAME`.
 
-        Raises NotFound if there is none, Forbidden if it is not offered.
+        Raises NotFound if there is none, or another member's; Forbidden if it is not offered.
         """
-        images = await self._all()
+        images = [image for image in await self.all() if image.owner in ("", member.name)]
         for alias in (name, name.removesuffix(":latest")):
             for image in images:
                 if alias in image.aliases:
-                    if not self._is_offered(alias):
+                    if not self._is_offered(alias, image, member):
                         raise Forbidden(
                             f"Image {alias!r} is not offered; {self._advice(images)}",
                             code="image_not_offered",
@@ -69,13 +81,45 @@ class Images:
                     return alias, image
         raise NotFound(f"There is no image {name!r}; {self._advice(images)}", code="no_such_image")
 
-    async def _all(self) -> list[Image]:
+    async def delete(self, member: Member, name: str) -> str:
+        """Delete an image that the member has committed. Returns what was done.
+
+        Raises NotFound, for another member's too; Forbidden for an admin's.
+        """
+        for image in await self.all():
+            if not {name, name.removesuffix(":latest")} & set(image.aliases):
+                continue
+            if image.owner == member.name:
+                await self.remove(image)
+                log.info("%s deleted image %s", member.name, image.aliases[0])
+                return f"Image {image.aliases[0]} is deleted; pods made from it stay."
+            if not image.owner:
+                raise Forbidden(
+                    f"Image {name!r} is an admin's; you can delete those that you have committed.",
+                    code="not_your_image",
+                )
+        raise NotFound(f"You have no image {name!r}; see /host/images.", code="no_such_image")
+
+    async def remove(self, image: Image) -> None:
+        """Delete an image; that it has gone already is no error."""
+        try:
+            path = f"/1.0/images/{image.fingerprint}"
+            await self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
+        except LxdRefused as error:
+            if error.lxd_status != 404:
+                raise
+
+    async def all(self) -> list[Image]:
+        """Every image, whoever's it is."""
         data = await self._client.get("/1.0/images", recursion=1)
         return [Image.of(item) for item in data if item["type"] == "container"]
 
-    def _offered(self, images: Sequence[Image]) -> list[str]:
+    def _offered(self, images: Sequence[Image], member: Member | None = None) -> list[str]:
         return sorted(
-            alias for image in images for alias in image.aliases if self._is_offered(alias)
+            alias
+            for image in images
+            for alias in image.aliases
+            if self._is_offered(alias, image, member)
         )
 
     def _advice(self, images: Sequence[Image]) -> str:
@@ -84,13 +128,15 @@ class Images:
     def _hint(self, images: Sequence[Image]) -> str:
         if self._offered(images):
             return ""
-        if any(image.aliases for image in images):
+        if any(image.aliases and not image.owner for image in images):
             return "no image is offered: an admin changes 'images.offer' in podyd.yaml."
         return (
             "LXD has no image: an admin makes one ('podyd image build') or brings one"
             " ('lxc image copy')."
         )
 
-    def _is_offered(self, alias: str) -> bool:
+    def _is_offered(self, alias: str, image: Image, member: Member | None) -> bool:
+        if image.owner:
+            return member is not None and image.owner == member.name
         offer = self._settings.current.images.offer
         return any(fnmatch.fnmatchcase(alias, pattern) for pattern in offer)

@@ -88,6 +88,24 @@ def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other ki
     )
 
 
+def SnapshotName() -> Pattern:  # noqa: N802
+    """A snapshot's name, as LXD takes it too."""
+    return _file_like(63)
+
+
+def Tag() -> Pattern:  # noqa: N802
+    """What follows the user's name in an image's."""
+    return _file_like(100)
+
+
+def _file_like(maximum: int) -> Pattern:
+    return Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+        f"1 to {maximum} letters, digits, '-', '_' or '.', beginning with a letter or digit",
+        maximum,
+    )
+
+
 @dataclass(frozen=True)
 class Password(Kind):
     """A new password: without control characters, at most 511 bytes of UTF-8.

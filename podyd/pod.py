@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from podyd.errors import Conflict, LxdRefused, PodydError
+from podyd.errors import Conflict, LxdRefused, NotFound, PodydError
 from podyd.lxd.instances import Instance
 from podyd.spec import PodStatus
 
@@ -77,3 +77,10 @@ def busy_or(error: LxdRefused, detail: str, kind: type[PodydError] = PodydError)
             code="pod_busy",
         )
     return kind(detail, code="lxd_error" if kind is PodydError else None)
+
+
+def no_such_snapshot(pod: Pod, name: str) -> NotFound:
+    """What is raised for a snapshot that a pod does not have."""
+    return NotFound(
+        f"Pod {pod.ins!r} has no snapshot {name!r}; see /pod/snapshots.", code="no_such_snapshot"
+    )

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
+from urllib.parse import quote
 
 from podyd.allotment import Allotment
 from podyd.config import UNLIMITED, parse_size
@@ -23,15 +24,27 @@ from podyd.errors import (
     PodydError,
     TimedOut,
     TooMany,
+    Unavailable,
 )
 from podyd.gpus import Gpus, cards_in, needs_nvidia
+from podyd.identity import forget_identity
 from podyd.images import Images
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Devices, Instances
 from podyd.naming import instance_name
 from podyd.params import CardChoice
-from podyd.pod import IMAGE, INS, MADE_AS, OWNER, Pod, busy_or, is_half_made, pods_of
+from podyd.pod import (
+    IMAGE,
+    INS,
+    MADE_AS,
+    OWNER,
+    Pod,
+    busy_or,
+    is_half_made,
+    no_such_snapshot,
+    pods_of,
+)
 from podyd.settings import Settings
 from podyd.spec import ExecResult, PodInfo, PodSummary, iso
 from podyd.tasks import Tasks
@@ -39,12 +52,14 @@ from podyd.users import Member
 
 log = logging.getLogger(__name__)
 
-CREATE_TIMEOUT = 600.0
+# Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
+CREATE_TIMEOUT = 1800.0
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30
 DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
-REMOVE_TRIES = 120
+# LXD may still be publishing a pod, which takes minutes.
+REMOVE_TRIES = 1800
 LOG_LINES = 3
 # What LXC's functions say, once a start has failed for whatever reason.
 _CONSEQUENCES = frozenset(
@@ -106,6 +121,8 @@ class Pods:
         self._locks: dict[str, asyncio.Lock] = {}
         # The pods that are being made: by owner and name, their names in LXD.
         self._making: dict[tuple[str, str], str] = {}
+        # What images are being made of.
+        self.templates: set[str] = set()
         self._execs: Counter[str] = Counter()
 
     # --- Looking ---------------------------------------------------------------------------------
@@ -186,17 +203,58 @@ class Pods:
         Raises Conflict (name taken, GPU leased), Forbidden (over quota, image not offered),
         NotFound (no such image), StartFailed. If anything fails, nothing of the pod is left.
         """
-        alias, image = await self._images.offered(image_name)
+        alias, image = await self._images.offered(member, image_name)
+        source = {"type": "image", "fingerprint": image.fingerprint}
+        return await self._make(member, ins, gpus, source, {IMAGE: alias})
+
+    async def copy(
+        self, member: Member, ins: str, to: str, snapshot: str | None, gpus: CardChoice | None
+    ) -> PodInfo:
+        """Make a pod `to` from another one, or from a snapshot of it, and start it.
+
+        It has its own ssh host keys, machine-id and name, and the profiles, limits and cards of a
+        new pod. Raises what `create` does.
+        """
+        pod = await self.find(member, ins)
+        if snapshot is not None:
+            await self._check_snapshot(pod, snapshot)
+        source = {
+            "type": "copy",
+            "source": pod.name if snapshot is None else f"{pod.name}/{snapshot}",
+            "instance_only": True,
+        }
+        self._instances.check_free(pod.name)
+        return await self._make(member, to, gpus, source, {IMAGE: pod.image})
+
+    async def _check_snapshot(self, pod: Pod, name: str) -> None:
+        try:
+            await self._client.get(instance_path(pod.name, "snapshots", quote(name, safe="")))
+        except LxdRefused as error:
+            if error.lxd_status != 404:
+                raise
+            raise no_such_snapshot(pod, name) from error
+
+    async def _make(
+        self,
+        member: Member,
+        ins: str,
+        gpus: CardChoice | None,
+        source: Mapping[str, Any],
+        config: Mapping[str, str],
+    ) -> PodInfo:
         async with self._reserved(member, ins, gpus) as body:
             name = body["name"]
-            body["source"] = {"type": "image", "fingerprint": image.fingerprint}
-            body["config"][IMAGE] = alias
+            body["source"] = source
+            body["config"] |= config
             try:
                 await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
+                if source["type"] == "copy":
+                    await self._instances.reset(name, body["config"], body["devices"])
+                    await forget_identity(self._client, name)
                 await self._start(name)
                 await self._is_whole(name)
             except PodydError as error:
-                removing = self._tasks.spawn(self._remove(name), f"removing half-made pod {name}")
+                removing = self._tasks.spawn(self.remove(name), f"removing half-made pod {name}")
                 await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
                 if isinstance(error, LxdRefused):
                     raise PodydError(
@@ -293,13 +351,13 @@ class Pods:
         finally:
             self._instances.invalidate()
 
-    async def _remove(self, name: str) -> None:
+    async def remove(self, name: str) -> None:
         """Delete what is half-made, as soon as LXD has come to an end with it."""
         for _ in range(REMOVE_TRIES):
             try:
                 await self._delete(name)
                 return
-            except (Conflict, TimedOut):
+            except (Conflict, TimedOut, Unavailable):
                 await asyncio.sleep(1)
 
     async def sweep(self) -> None:
@@ -316,7 +374,7 @@ class Pods:
             raise
 
     async def _sweep(self) -> None:
-        being_made = set(self._making.values())
+        being_made = set(self._making.values()) | self.templates
         for instance in await self._instances.all():
             is_marked = instance.config.get(MADE_AS) == instance.name
             # What is younger, this podyd is making, or somebody beside it.
@@ -324,7 +382,7 @@ class Pods:
             if is_marked and is_old and instance.name not in being_made:
                 if is_half_made(instance):
                     log.warning("removing half-made pod %s", instance.name)
-                    await self._remove(instance.name)
+                    await self.remove(instance.name)
                 else:
                     await self._is_whole(instance.name)
 
@@ -394,6 +452,7 @@ class Pods:
         self, name: str, action: str, *, timeout: float, force: bool = False
     ) -> None:
         body = {"action": action, "timeout": int(timeout), "force": force}
+        self._instances.check_free(name)
         try:
             # LXD itself gives up after `timeout`; podyd waits a little longer to hear so.
             await _when_free(

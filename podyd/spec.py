@@ -22,6 +22,8 @@ from podyd.params import (
     Param,
     Password,
     PodName,
+    SnapshotName,
+    Tag,
     Text,
     TokenId,
     UserLogin,
@@ -110,6 +112,39 @@ class Create:
     ins: str = param(PodName(), "a name for the pod")
     image: str = param(Text(200), "an image of /host/images")
     gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
+
+
+@dataclass(frozen=True)
+class NewSnapshot:
+    ins: str = param(PodName(), "the pod's name")
+    name: str | None = param(
+        SnapshotName(), "a name for the snapshot; without it, the time in UTC", default=None
+    )
+
+
+@dataclass(frozen=True)
+class OneSnapshot:
+    ins: str = param(PodName(), "the pod's name")
+    name: str = param(SnapshotName(), "a snapshot of /pod/snapshots")
+
+
+@dataclass(frozen=True)
+class Copy:
+    ins: str = param(PodName(), "the pod that is copied")
+    to: str = param(PodName(), "a name for the copy")
+    snapshot: str | None = param(
+        SnapshotName(), "the pod as it was at this snapshot; without it, as it is", default=None
+    )
+    gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
+
+
+@dataclass(frozen=True)
+class Commit:
+    ins: str = param(PodName(), "the pod's name")
+    tag: str | None = param(
+        Tag(), "the image will be <user>-<tag>; without it, the pod's name", default=None
+    )
+    msg: str = param(Text(1000, minimum=0), "a description of the image", default="")
 
 
 @dataclass(frozen=True)
@@ -203,6 +238,9 @@ class QuotaInfo:
     gpu_count: int
     memory_limit: int
     cpu_limit: int
+    max_snapshots: int
+    max_images: int
+    image_size: int
 
 
 @dataclass(frozen=True)
@@ -270,6 +308,21 @@ class PodSummary:
     status: PodStatus
     image: str
     created: str
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """`size` in bytes; null where the storage cannot tell."""
+
+    name: str
+    created: str
+    size: int | None
+
+
+@dataclass(frozen=True)
+class Committed:
+    image_name: str
+    log: str
 
 
 @dataclass(frozen=True)
@@ -465,6 +518,32 @@ POD_LISTALL = Operation(
 POD_START = Operation("/pod/start", POST, OnePod, Log, "Start a pod.")
 POD_STOP = Operation("/pod/stop", POST, OnePod, Log, "Stop a pod.")
 POD_RESTART = Operation("/pod/restart", POST, OnePod, Log, "Stop a pod and start it again.")
+POD_SNAPSHOT = Operation(
+    "/pod/snapshot", POST, NewSnapshot, SnapshotInfo, "Keep a pod's disk as it is now."
+)
+POD_SNAPSHOTS = Operation(
+    "/pod/snapshots", GET, OnePod, list[SnapshotInfo], "A pod's snapshots, the oldest first."
+)
+POD_RESTORE = Operation(
+    "/pod/restore",
+    POST,
+    OneSnapshot,
+    Log,
+    "Make a pod's disk as it was; what came after is lost. A pod that runs is stopped for it.",
+)
+POD_SNAPSHOT_DELETE = Operation(
+    "/pod/snapshot-delete", POST, OneSnapshot, Log, "Delete a snapshot for good."
+)
+POD_COPY = Operation(
+    "/pod/copy", POST, Copy, PodInfo, "Make a new pod from a pod of the caller's, and start it."
+)
+POD_COMMIT = Operation(
+    "/pod/commit",
+    POST,
+    Commit,
+    Committed,
+    "Make an image of the caller's own from a pod, which goes on running.",
+)
 POD_EXEC = Operation(
     "/pod/exec", POST, Exec, ExecResult, "Run a command in a pod.", ends_with_caller=True
 )
@@ -512,6 +591,9 @@ METRICS = Operation(
 )
 IMAGE_LIST = Operation("/image/list", GET, Nothing, list[str], "The same as /host/images.")
 IMAGE_INSPECT = Operation("/image/inspect", GET, OneImage, ImageInfo, "All about an image.")
+IMAGE_DELETE = Operation(
+    "/image/delete", POST, OneImage, Log, "Delete an image that the caller has committed."
+)
 STAT_CPUTIME = Operation(
     "/stat/cputime", GET, UsageOf, dict[str, float], "Per user, CPU seconds of their pods."
 )

@@ -11,11 +11,13 @@ from podyd import VERSION as PODYD_VERSION
 from podyd import openapi, spec
 from podyd.allotment import Allotment
 from podyd.api.endpoint import Bound, Call, Headed
+from podyd.commits import Commits
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
 from podyd.metrics import Metrics
 from podyd.pods import Pods
+from podyd.snapshots import Snapshots
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
 from podyd.store import Token
 from podyd.usage import Usage
@@ -42,6 +44,8 @@ class Routes:
         *,
         users: Users,
         pods: Pods,
+        snapshots: Snapshots,
+        commits: Commits,
         allotment: Allotment,
         images: Images,
         host: Host,
@@ -51,6 +55,8 @@ class Routes:
         self._metrics = metrics
         self._users = users
         self._pods = pods
+        self._snapshots = snapshots
+        self._commits = commits
         self._allotment = allotment
         self._images = images
         self._host = host
@@ -106,6 +112,9 @@ class Routes:
                 gpu_count=quota.gpu_count,
                 memory_limit=quota.memory_limit,
                 cpu_limit=quota.cpu_limit,
+                max_snapshots=quota.max_snapshots,
+                max_images=quota.max_images,
+                image_size=quota.image_size,
             ),
         )
 
@@ -178,6 +187,36 @@ class Routes:
     async def pod_restart(self, call: Call) -> Log:
         return Log(await self._pods.restart(call.caller, call.request.ins))
 
+    @serves(spec.POD_COPY)
+    async def pod_copy(self, call: Call) -> spec.PodInfo:
+        request: spec.Copy = call.request
+        return await self._pods.copy(
+            call.caller, request.ins, request.to, request.snapshot, request.gpus
+        )
+
+    @serves(spec.POD_COMMIT)
+    async def pod_commit(self, call: Call) -> spec.Committed:
+        request: spec.Commit = call.request
+        return await self._commits.commit(
+            call.caller, request.ins, request.tag or request.ins, request.msg
+        )
+
+    @serves(spec.POD_SNAPSHOT)
+    async def pod_snapshot(self, call: Call) -> spec.SnapshotInfo:
+        return await self._snapshots.take(call.caller, call.request.ins, call.request.name)
+
+    @serves(spec.POD_SNAPSHOTS)
+    async def pod_snapshots(self, call: Call) -> list[spec.SnapshotInfo]:
+        return await self._snapshots.all(call.caller, call.request.ins)
+
+    @serves(spec.POD_RESTORE)
+    async def pod_restore(self, call: Call) -> Log:
+        return Log(await self._snapshots.restore(call.caller, call.request.ins, call.request.name))
+
+    @serves(spec.POD_SNAPSHOT_DELETE)
+    async def pod_snapshot_delete(self, call: Call) -> Log:
+        return Log(await self._snapshots.delete(call.caller, call.request.ins, call.request.name))
+
     @serves(spec.POD_EXEC)
     async def pod_exec(self, call: Call) -> spec.ExecResult:
         request: spec.Exec = call.request
@@ -236,13 +275,13 @@ class Routes:
 
     @serves(spec.HOST_IMAGES, spec.IMAGE_LIST)
     async def images(self, call: Call) -> Headed[list[str]]:
-        names = await self._images.names()
+        names = await self._images.names(call.caller)
         # The body is a list of names, and stays one.
         return Headed(names, {} if names else {"X-Podyd-Hint": await self._images.hint()})
 
     @serves(spec.IMAGE_INSPECT)
     async def image_inspect(self, call: Call) -> spec.ImageInfo:
-        alias, image = await self._images.offered(call.request.image)
+        alias, image = await self._images.offered(call.caller, call.request.image)
         return spec.ImageInfo(
             name=alias,
             aliases=list(image.aliases),
@@ -252,6 +291,10 @@ class Routes:
             architecture=image.architecture,
             fingerprint=image.fingerprint,
         )
+
+    @serves(spec.IMAGE_DELETE)
+    async def image_delete(self, call: Call) -> Log:
+        return Log(await self._images.delete(call.caller, call.request.image))
 
     @serves(spec.HOST_GPU_PS)
     async def gpu_ps(self, call: Call) -> Headed[dict[str, list[spec.GpuProcess]]]:

@@ -15,6 +15,7 @@ from podyd.doctor.finding import AS_ROOT, Remark, check, error, note, ok, warnin
 from podyd.errors import LxdRefused, SetupError, Unavailable
 from podyd.lxd.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.lxd.client import Credentials, LxdClient
+from podyd.pod import OWNER
 from podyd.prepare import fingerprint
 
 # Each of these lets a pod out to the host, and blocks it where it is not set.
@@ -138,7 +139,7 @@ def _how_to_have(name: str, case: Case) -> str:
 @check
 def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is an image that members may take."""
-    aliases = admin.image_aliases()
+    aliases = admin.image_aliases(without=OWNER)
     patterns = case.config.images.offer
     offered = [
         alias

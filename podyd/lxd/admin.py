@@ -39,6 +39,7 @@ PROJECT_CONFIG = {
     "restricted.devices.disk": "managed",
     "restricted.devices.gpu": "allow",
     "restricted.devices.nic": "managed",
+    "restricted.snapshots": "allow",
 }
 
 Say = Callable[[str], None]
@@ -298,11 +299,15 @@ class Admin:
             for item in found
         ]
 
-    def image_aliases(self) -> list[str]:
-        """The names of the images that a container of the project can be made of."""
+    def image_aliases(self, *, without: str) -> list[str]:
+        """The names of the images without this property that a container can be made of."""
         with _translated("LXD could not be asked for its images"):
             found = self._get(self._in_project.api.images)
-        images = [item for item in found if item["type"] == "container"]
+        images = [
+            item
+            for item in found
+            if item["type"] == "container" and without not in item["properties"]
+        ]
         return sorted(alias["name"] for item in images for alias in item["aliases"])
 
     def instances(self) -> list[Instance]:

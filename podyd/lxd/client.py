@@ -119,6 +119,29 @@ class LxdClient:
             raise LxdRefused(f"LXD has no {path}.", lxd_status=response.code)
         return response.body.decode(errors="replace")
 
+    async def file(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> HTTPResponse:
+        """A request for a file of an instance. Raises LxdRefused, as 404 where there is none."""
+        response = await self._fetch(
+            method,
+            instance_path(instance, "files"),
+            None,
+            {"path": path},
+            ANSWER_TIMEOUT,
+            headers=headers,
+        )
+        if response.code == 404:
+            raise LxdRefused(f"There is no {path}.", lxd_status=404)
+        if response.code >= 400:
+            _answer(response)
+        return response
+
     async def change(
         self, method: str, path: str, body: Any = None, *, timeout: float = 60.0, etag: str = ""
     ) -> Any:
@@ -188,12 +211,13 @@ class LxdClient:
         query: Mapping[str, Any],
         timeout: float,
         etag: str = "",
+        headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
         request = HTTPRequest(
             self._url(path, query),
             method=method,
             body=None if body is None else json.dumps(body),
-            headers={"If-Match": etag} if etag else None,
+            headers={**({"If-Match": etag} if etag else {}), **(headers or {})},
             allow_nonstandard_methods=True,
             ssl_options=self._tls,
             connect_timeout=CONNECT_TIMEOUT,

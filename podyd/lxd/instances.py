@@ -17,6 +17,7 @@ from typing import Any
 
 from podyd.errors import LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.holds import Holds
 from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,14 @@ class CpuTime:
         return cls(Instance.of(data), usage if usage >= 0 else None)
 
 
+def _volatile(data: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
+
+
+def _but_volatile(data: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in data["config"].items() if not key.startswith("volatile.")}
+
+
 def parse_time(text: str) -> datetime:
     """LXD's RFC 3339 time, with up to nine digits of a second, in UTC."""
     whole, _, rest = text.rstrip("Z").partition(".")
@@ -96,8 +105,9 @@ def parse_time(text: str) -> datetime:
 class Instances:
     """The project's instances, read through the event stream that `watch` follows."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: LxdClient, holds: Holds) -> None:
         self._client = client
+        self._holds = holds
         self._following = False
         self._version = 0
         self._listeners: list[Callable[[], None]] = []
@@ -134,7 +144,7 @@ class Instances:
 
     async def _read(self) -> tuple[Instance, ...]:
         data = await self._client.get("/1.0/instances", recursion=1)
-        return tuple(Instance.of(item) for item in data)
+        return tuple(Instance.of(self._holds.over(item)) for item in data)
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
@@ -152,6 +162,7 @@ class Instances:
 
         What others change meanwhile is kept. In a running instance it takes effect at once.
         """
+        self.check_free(name)
         path = instance_path(name)
         try:
             for left in reversed(range(EDIT_TRIES)):
@@ -168,6 +179,72 @@ class Instances:
                         raise
         finally:
             self.invalidate()
+
+    async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
+        """Leave an instance this configuration and these own devices alone.
+
+        A copy has those of its source besides what LXD was told.
+        """
+        path = instance_path(name)
+        data = await self._client.get(path)
+        body = {key: data[key] for key in _CHANGEABLE}
+        kept = {
+            key: value
+            for key, value in data["config"].items()
+            if key.startswith(("image.", "volatile."))
+        }
+        await self._client.change(
+            "PUT", path, {**body, "config": {**kept, **config}, "devices": devices}
+        )
+
+    # --- Snapshots -------------------------------------------------------------------------------
+
+    def check_free(self, name: str) -> None:
+        """Raises LxdRefused, as LXD does, while a snapshot of an instance is being restored."""
+        if self._holds.has(name):
+            raise LxdRefused("The instance is busy: a snapshot is being restored", lxd_status=400)
+
+    async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
+        """Make an instance's disk as it was at a snapshot.
+
+        LXD makes its settings as they were, too. Who owns it and which cards it has is of now:
+        until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
+        TimedOut.
+        """
+        self.check_free(name)
+        data = await self._client.get(instance_path(name))
+        self._holds.keep(name, data)
+        self.invalidate()
+        await self._client.change(
+            "PUT", instance_path(name), {"restore": snapshot}, timeout=timeout
+        )
+
+    @property
+    def unsettled(self) -> list[str]:
+        """The instances whose settings are not yet what they were before a restore."""
+        return self._holds.names()
+
+    async def settle(self, name: str) -> None:
+        """Give an instance its settings of before the restore back, if they are still to come.
+
+        Raises LxdRefused while LXD is still at it.
+        """
+        path = instance_path(name)
+        kept = self._holds.kept(name)
+        if kept is None:
+            return
+        try:
+            data = await self._client.get(path)
+            if data["config"].get("volatile.uuid") == kept["config"].get("volatile.uuid"):
+                body = {key: kept[key] for key in _CHANGEABLE}
+                # What LXD notes there goes with the disk as it is now.
+                body["config"] = _but_volatile(kept) | _volatile(data)
+                await self._client.change("PUT", path, body)
+        except LxdRefused as error:
+            if error.lxd_status != 404:
+                raise
+        self._holds.drop(name)
+        self.invalidate()
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
         """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""

@@ -59,11 +59,20 @@ def test_every_answer_is_as_the_document_says(
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
         "/gpu/lease": lease,
         "/gpu/queue": lease,
+        "/pod/snapshot": [{"ins": ins, "name": "s"}],
+        "/pod/restore": [{"ins": ins, "name": "s"}],
+        "/pod/snapshot-delete": [{"ins": ins, "name": "s"}],
+        "/pod/copy": [{"ins": ins, "to": f"{ins}-copy", "gpus": "none"}],
+        "/pod/commit": [{"ins": ins, "tag": "t"}],
+        "/image/delete": [{"image": f"{admin.user}-t"}],
+        "/pod/delete": [{"ins": ins}, {"ins": f"{ins}-copy"}],
     }
     one_pod = [{"ins": ins}]
-    order = ["/pod/create", *sorted(set(document["paths"]) - {"/pod/create", "/pod/delete"})]
+    first = ["/pod/create", "/pod/snapshot"]
+    last = ["/pod/snapshot-delete", "/image/delete", "/pod/delete"]
+    order = [*first, *sorted(set(document["paths"]) - {*first, *last}), *last]
     seen = set()
-    for path in [*order, "/pod/delete"]:
+    for path in order:
         for method, operation in document["paths"][path].items():
             names = {item["name"] for item in operation["parameters"]}
             default = one_pod if "ins" in names else [{}]
@@ -83,7 +92,15 @@ def test_every_answer_is_as_the_document_says(
 def test_user_info(alice: Client, admin: Client) -> None:
     assert alice.get("/user/info").ok == {
         "user": {"name": alice.user, "is_admin": 0},
-        "quota": {"max_pods": 5, "gpu_count": -1, "memory_limit": -1, "cpu_limit": -1},
+        "quota": {
+            "max_pods": 5,
+            "gpu_count": -1,
+            "memory_limit": -1,
+            "cpu_limit": -1,
+            "max_snapshots": 10,
+            "max_images": 5,
+            "image_size": -1,
+        },
     }
     assert admin.get("/user/info").ok["user"] == {"name": admin.user, "is_admin": 1}
 

@@ -7,12 +7,15 @@ from typing import Any
 
 import pytest
 
-from podyd.config import Config
+from podyd.config import Config, Quota
 from podyd.config import Images as Offer
 from podyd.errors import Forbidden, NotFound
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
 from podyd.settings import Settings
+from podyd.users import Member
+
+MEMBER = Member("alice", False, Quota(), ())
 
 
 class Lxd(LxdClient):
@@ -49,18 +52,18 @@ def test_no_image_at_all() -> None:
     with pytest.raises(
         NotFound, match=r"no image .debian12.; LXD has no image: .*podyd image build"
     ):
-        asyncio.run(images().offered("debian12"))
+        asyncio.run(images().offered(MEMBER, "debian12"))
 
 
 def test_none_is_offered() -> None:
     found = images("debian12", offer="lab-*")
     assert "images.offer" in asyncio.run(found.hint())
     with pytest.raises(Forbidden, match=r"images\.offer"):
-        asyncio.run(found.offered("debian12"))
+        asyncio.run(found.offered(MEMBER, "debian12"))
 
 
 def test_another_name_is_offered() -> None:
     found = images("debian12")
     assert asyncio.run(found.hint()) == ""
     with pytest.raises(NotFound, match="see /host/images"):
-        asyncio.run(found.offered("debian13"))
+        asyncio.run(found.offered(MEMBER, "debian13"))

@@ -1,0 +1,64 @@
+"""What makes a machine itself and no other: its ssh host keys, machine-id and host name.
+
+A copy must not have them, nor an image. They are taken out through LXD's file API before the copy
+runs for the first time. LXD opens the files inside the pod's own root, so that a link which the
+pod's owner has made leads nowhere else; podyd opens none itself.
+"""
+
+from __future__ import annotations
+
+import json
+
+from podyd.errors import Conflict, LxdRefused, Unavailable
+from podyd.lxd.client import LxdClient
+
+SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
+# LXD's template, or systemd from the kernel's name, makes the host name anew.
+OTHERS = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostname")
+# An empty one is filled at the next boot, which does not count as the very first.
+MACHINE_ID = "/etc/machine-id"
+HOSTS = "/etc/hosts"
+
+
+async def forget_identity(client: LxdClient, name: str) -> None:
+    """Take its identity from an instance that is stopped. Raises Conflict if that cannot be."""
+    try:
+        for path in [*await _host_keys(client, name), *OTHERS]:
+            await _delete(client, name, path)
+        headers = {"X-LXD-type": "file", "X-LXD-mode": "0444", "X-LXD-uid": "0", "X-LXD-gid": "0"}
+        await client.file("POST", name, MACHINE_ID, headers=headers)
+        # LXD's template starts nothing where this leads out of the pod.
+        if await _kind(client, name, HOSTS) not in ("file", ""):
+            await _delete(client, name, HOSTS)
+    except (LxdRefused, Unavailable) as error:
+        # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
+        raise Conflict(
+            "The pod's ssh host keys and machine-id could not be taken out of the copy; is"
+            f" /etc/machine-id a file, as usual? ({error.detail})",
+            code="identity_stays",
+        ) from error
+
+
+async def _host_keys(client: LxdClient, name: str) -> list[str]:
+    if await _kind(client, name, SSH) != "directory":
+        return []
+    found = json.loads((await client.file("GET", name, SSH)).body)["metadata"] or []
+    return [f"{SSH}/{item}" for item in found if item.startswith("ssh_host_")]
+
+
+async def _kind(client: LxdClient, name: str, path: str) -> str:
+    """What LXD calls it: file, directory, symlink; "" if it is not there."""
+    try:
+        return str((await client.file("HEAD", name, path)).headers.get("X-LXD-type", ""))
+    except LxdRefused as error:
+        if error.lxd_status == 404:
+            return ""
+        raise
+
+
+async def _delete(client: LxdClient, name: str, path: str) -> None:
+    try:
+        await client.file("DELETE", name, path)
+    except LxdRefused as error:
+        if error.lxd_status != 404:
+            raise

@@ -1,0 +1,148 @@
+"""Images that members make from their pods: whose they are, and what is not in them."""
+
+from __future__ import annotations
+
+import http.client
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Json, Node, wait_until
+
+IDENTITY = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub"
+
+
+def committed(node: Node, user: str) -> list[Json]:
+    """LXD's own view of a member's images."""
+    return [
+        image
+        for image in node.lxd.get("/1.0/images?recursion=1")
+        if image["properties"].get("user.podyd.owner") == user
+    ]
+
+
+@pytest.fixture
+def own(node: Node, new_user: Callable[[], Client]) -> Iterator[Client]:
+    """A member with a pod, which runs."""
+    client = new_user()
+    client.post("/pod/create", ins="main", image=IMAGE).ok
+    yield client
+    for ins in client.get("/pod/list").ok:
+        client.post("/pod/delete", ins=ins).ok
+    for image in committed(node, client.user):
+        node.lxd.change("DELETE", f"/1.0/images/{image['fingerprint']}")
+
+
+def test_the_life_of_an_image(node: Node, own: Client, bob: Client, admin: Client) -> None:
+    wait_until(lambda: own.exec("main", IDENTITY)["exit_code"] == 0, "the pod's identity")
+    started = own.get("/pod/info", ins="main").ok["uptime"]
+    own.exec("main", "echo kept > /root/file; sync")
+    answer = own.post("/pod/commit", ins="main", tag="torch", msg="with torch")
+    print(f"committed in {answer.seconds:.1f} s")
+    name = f"{own.user}-torch"
+    assert answer.ok["image_name"] == name
+    assert answer.ok["log"]
+    assert own.get("/pod/info", ins="main").ok["uptime"] > started, "it went on running"
+    (image,) = committed(node, own.user)
+    assert [alias["name"] for alias in image["aliases"]] == [name]
+    assert not image["public"]
+    assert not [other for other in node.instances() if "commit" in other]
+
+    # The owner's alone.
+    assert {name, IMAGE} <= set(own.get("/host/images").ok)
+    inspected = own.get("/image/inspect", image=name).ok
+    assert (inspected["description"], inspected["size"]) == ("with torch", image["size"])
+    for other in (bob, admin):
+        assert name not in other.get("/host/images").ok
+        for call, params in (("/image/delete", {}), ("/pod/create", {"ins": "x"})):
+            theirs = other.post(call, image=name, **params).refused(404, "no_such_image")
+            none = other.post(call, image="nosuch", **params).refused(404, "no_such_image")
+            assert str(theirs) == str(none).replace("nosuch", name)
+        other.get("/image/inspect", image=name).refused(404, "no_such_image")
+
+    # Without its maker's identity.
+    made = own.post("/pod/create", ins="second", image=name).ok
+    assert made["image"] == name
+    assert own.exec("second", "cat /root/file")["stdout"] == "kept\n"
+    assert own.exec("second", "cat /etc/hostname")["stdout"].strip() == made["name"]
+    wait_until(lambda: own.exec("second", IDENTITY)["exit_code"] == 0, "the new identity")
+    first, second = (own.exec(ins, IDENTITY)["stdout"].splitlines() for ins in ("main", "second"))
+    assert len(first) == len(second) == 4
+    assert all(one.split()[:2] != two.split()[:2] for one, two in zip(first, second, strict=True))
+
+    own.post("/image/delete", image=IMAGE).refused(403, "not_your_image")
+    assert own.post("/image/delete", image=name).ok["log"]
+    own.post("/image/delete", image=name).refused(404, "no_such_image")
+    assert committed(node, own.user) == []
+    assert own.exec("second", "echo on")["stdout"] == "on\n"
+
+
+def test_a_tag_is_replaced_when_the_new_image_is_there(node: Node, own: Client) -> None:
+    name = own.post("/pod/commit", ins="main").ok["image_name"]
+    assert name == f"{own.user}-main"
+    (old,) = committed(node, own.user)
+    tight = node.serve({"quota": {"default": {"max_images": 1, "image_size": old["size"] // 2}}})
+    client = tight.client(own.user)
+    body = client.post("/pod/commit", ins="main").refused(403, "quota_exceeded")
+    assert body["limit"] == old["size"] // 2
+    client.post("/pod/commit", ins="main", tag="more").refused(403, "quota_exceeded")
+    assert [image["fingerprint"] for image in committed(node, own.user)] == [old["fingerprint"]]
+    assert tight.stop() == 0
+    own.exec("main", "echo more > /root/file; sync")
+    own.post("/pod/commit", ins="main").ok
+    (new,) = committed(node, own.user)
+    assert new["fingerprint"] != old["fingerprint"]
+    assert own.get("/image/inspect", image=name).ok["fingerprint"] == new["fingerprint"]
+
+
+def test_names_that_would_be_the_same_do_not_meet(node: Node, own: Client) -> None:
+    short, middle = own.user[:-2], own.user[-2:]
+    name = f"{own.user}-x"
+    own.post("/pod/commit", ins="main", tag="x").ok
+    other = Client(own.port, node.accounts.user(f"{own.user}-x"))
+    other.post("/pod/create", ins="p", image=IMAGE).ok
+    long = other.post("/pod/commit", ins="p", tag="y").ok["image_name"]
+    body = own.post("/pod/commit", ins="main", tag="x-y").refused(409, "name_taken")
+    assert body["image"] == long
+    assert [image["aliases"][0]["name"] for image in committed(node, own.user)] == [name]
+    own.post("/image/delete", image=long).refused(404, "no_such_image")
+    other.post("/image/delete", image=long).ok
+    other.post("/pod/delete", ins="p").ok
+    assert short + middle == own.user
+
+
+def test_others_go_on_and_a_caller_may_hang_up(node: Node, own: Client, alice: Client) -> None:
+    connection = own.connection(60)
+    connection.request("POST", "/pod/commit?ins=main", headers=own.login_header())
+    wait_until(lambda: bool([n for n in node.instances() if "commit" in n]), "the commit")
+    own.post("/pod/commit", ins="main", tag="b").refused(409, "commit_under_way")
+    connection.close()
+    assert alice.get("/pod/list").seconds < 1
+    assert own.exec("main", "echo on")["stdout"] == "on\n"
+    wait_until(lambda: len(committed(node, own.user)) == 1, "the image", 60)
+    wait_until(lambda: f"{own.user}-main" in own.get("/host/images").ok, "its name", 60)
+    wait_until(lambda: not [n for n in node.instances() if "commit" in n], "nothing left", 60)
+
+
+def test_a_podyd_that_is_killed_leaves_nothing_half(node: Node, own: Client) -> None:
+    server = node.serve()
+    client = server.client(own.user)
+
+    def commit() -> None:
+        with pytest.raises((http.client.HTTPException, OSError)):
+            client.post("/pod/commit", ins="main")
+
+    calling = threading.Thread(target=commit)
+    calling.start()
+
+    wait_until(lambda: bool([n for n in node.instances() if "commit" in n]), "the copy", 30)
+    time.sleep(3)  # LXD publishes it for ten seconds or so.
+    server.process.kill()
+    calling.join()
+    time.sleep(11)  # What is younger than a new podyd is left to who makes it.
+    again = node.serve()
+    wait_until(lambda: not [n for n in node.instances() if "commit" in n], "the copy to go", 90)
+    wait_until(lambda: not committed(node, own.user), "the image to go", 90)
+    assert again.stop() == 0
