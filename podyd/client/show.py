@@ -153,7 +153,7 @@ def cell(key: str, value: Any) -> str:
 
 
 def _number(key: str, value: float) -> str:
-    if value == -1 and re.search(r"^max_|_(limit|count)$", key):
+    if value == -1 and re.search(r"^max_|_(limit|count|size)$", key):
         return "no limit"
     if key == "size" or key.endswith("_bytes") or "memory" in key.split("_"):
         return size(value)

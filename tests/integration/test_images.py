@@ -40,7 +40,6 @@ def test_the_life_of_an_image(node: Node, own: Client, bob: Client, admin: Clien
     started = own.get("/pod/info", ins="main").ok["uptime"]
     own.exec("main", "echo kept > /root/file; sync")
     answer = own.post("/pod/commit", ins="main", tag="torch", msg="with torch")
-    print(f"committed in {answer.seconds:.1f} s")
     name = f"{own.user}-torch"
     assert answer.ok["image_name"] == name
     assert answer.ok["log"]
