@@ -13,6 +13,7 @@ from podyd.allotment import Allotment
 from podyd.api.address import client_address
 from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
+from podyd.api.socket import Socket
 from podyd.authclient import AuthClient
 from podyd.commits import Commits
 from podyd.config import Config
@@ -30,6 +31,7 @@ from podyd.occupancy import Occupancy
 from podyd.pods import Pods
 from podyd.procs import instance_of
 from podyd.settings import Settings
+from podyd.shells import Shells
 from podyd.snapshots import Snapshots
 from podyd.store import Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
@@ -143,6 +145,7 @@ def build(settings: Settings) -> App:
     )
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
+    shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     host = Host(
         client=client,
         telemetry=telemetry,
@@ -155,6 +158,7 @@ def build(settings: Settings) -> App:
         pods=pods,
         snapshots=snapshots,
         commits=commits,
+        shells=shells,
         allotment=allotment,
         images=images,
         host=host,
@@ -170,7 +174,7 @@ def build(settings: Settings) -> App:
         [
             (
                 operation.path.replace(".", r"\."),
-                Endpoint,
+                Socket if operation.websocket else Endpoint,
                 {"operation": operation, "bound": bound, **shared},
             )
             for operation, bound in routes.bound().items()

@@ -95,6 +95,16 @@ class TooLarge(PodydError):
     default_code = "body_too_large"
 
 
+class UpgradeRequired(PodydError):
+    """The route is a WebSocket, and the request does not ask for one."""
+
+    status = 426
+    default_code = "upgrade_required"
+
+    def headers(self) -> Mapping[str, str]:
+        return {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+
+
 class TooMany(PodydError):
     """Too many failed logins or requests; `retry_after` is in seconds."""
 

@@ -9,8 +9,8 @@ import typing
 from typing import Any
 
 from podyd import __version__
-from podyd.params import Param
-from podyd.spec import OPERATIONS, Access, Operation, Proof
+from podyd.params import Param, params_of
+from podyd.spec import FRAMES, OPERATIONS, Access, Operation, Proof
 
 ERROR_SCHEMA = {
     "type": "object",
@@ -71,6 +71,15 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
             },
         },
     }
+    if operation.first is not None:
+        # OpenAPI has no WebSockets; these are as AsyncAPI would have them.
+        described["description"] = FRAMES
+        described["x-websocket"] = {
+            "first": _parameters(operation.first),
+            "last": _schema(operation.answer, schemas),
+        }
+        described["responses"]["101"] = {"description": "the WebSocket is open"}
+        del described["responses"]["200"]
     if method == "POST" and operation.params:
         described["requestBody"] = _body(operation)
     return described
@@ -95,15 +104,20 @@ def _parameter(item: Param, method: str) -> dict[str, Any]:
 
 
 def _body(operation: Operation) -> dict[str, Any]:
-    schema = {
-        "type": "object",
-        "description": "the parameters that are not in the query",
-        "properties": {
-            item.name: item.kind.schema() | {"description": item.help} for item in operation.params
-        },
-    }
+    schema = _parameters(operation.request)
+    schema["description"] = "the parameters that are not in the query"
     kinds = ("application/json", "application/x-www-form-urlencoded")
     return {"required": False, "content": {kind: {"schema": schema} for kind in kinds}}
+
+
+def _parameters(request: type) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            item.name: item.kind.schema() | {"description": item.help}
+            for item in params_of(request)
+        },
+    }
 
 
 def _schema(hint: Any, schemas: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ A request is a frozen dataclass whose fields are made with `param(kind, help)`:
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field
@@ -146,6 +147,23 @@ class Duration(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "number", "exclusiveMinimum": 0}
+
+
+@dataclass(frozen=True)
+class Whole(Kind):
+    """A whole number, `minimum` to `maximum`."""
+
+    minimum: int
+    maximum: int
+
+    def parse(self, text: str) -> int:
+        digits = re.fullmatch(r"\d{1,12}", text, re.ASCII)
+        if not digits or not self.minimum <= int(text) <= self.maximum:
+            raise ValueError(f"must be a whole number, {self.minimum} to {self.maximum}")
+        return int(text)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
 
 @dataclass(frozen=True)
@@ -353,6 +371,45 @@ def parse(request: type[R], pairs: Iterable[tuple[str, str]]) -> R:
                 parameter=item.name,
             )
     return request(**values)
+
+
+def parse_json(request: type[R], data: bytes, what: str) -> R:
+    """As `parse`, of one JSON object; `what` it is stands at the beginning of a refusal."""
+    return parse(request, json_pairs(decode(data, what), what))
+
+
+def decode(data: bytes, what: str) -> str:
+    """UTF-8 as text. Raises BadRequest."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise BadRequest(f"{what} is not UTF-8.", code="not_utf8") from None
+
+
+def json_pairs(text: str, what: str) -> list[tuple[str, str]]:
+    """The names and values of a JSON object, as a form would have them. Raises BadRequest."""
+    accepted = f"{what} must be one JSON object with text or numbers as values"
+    try:
+        # As pairs, so that a name given twice is seen.
+        pairs = json.loads(text, object_pairs_hook=list)
+    except (ValueError, RecursionError):
+        raise BadRequest(f"{accepted}.", code="malformed_body") from None
+    if not isinstance(pairs, list):
+        raise BadRequest(f"{accepted}.", code="malformed_body")
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, tuple):
+            raise BadRequest(f"{accepted}.", code="malformed_body")
+        name, value = pair
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise BadRequest(f"{accepted}; {name[:64]!a} has neither.", code="malformed_body")
+        found.append((name, value if isinstance(value, str) else repr(value)))
+    try:
+        # JSON can write half of a surrogate pair ("\\ud800"), which is no text.
+        "".join(text for pair in found for text in pair).encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{what} has half of a surrogate pair.", code="not_utf8") from None
+    return found
 
 
 def _names(request: type) -> str:

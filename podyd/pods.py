@@ -479,7 +479,7 @@ class Pods:
             )
         pod = await self.find(member, ins)
         if pod.status != "running":
-            raise _not_running(ins, pod.status)
+            raise not_running(ins, pod.status)
         with self._one_exec(member):
             started = time.monotonic()
             try:
@@ -488,7 +488,7 @@ class Pods:
                 )
             except LxdRefused as error:
                 if error.lxd_status == 400 and "not running" in error.detail:
-                    raise _not_running(ins, "stopped") from error
+                    raise not_running(ins, "stopped") from error
                 raise
             seconds = time.monotonic() - started
             self._executed(seconds, timed_out=done.exit_code is None)
@@ -588,7 +588,8 @@ def port_mapping(devices: Devices) -> list[str]:
     return sorted(found)
 
 
-def _not_running(ins: str, status: str) -> Conflict:
+def not_running(ins: str, status: str) -> Conflict:
+    """Why nothing can be run in a pod."""
     return Conflict(
         f"Pod {ins!r} is {status}; start it with /pod/start.", code="pod_not_running", status=status
     )

@@ -21,12 +21,14 @@ from podyd.params import (
     Names,
     Param,
     Password,
+    Pattern,
     PodName,
     SnapshotName,
     Tag,
     Text,
     TokenId,
     UserLogin,
+    Whole,
     Window,
     Word,
     param,
@@ -39,6 +41,10 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 # A century: times beyond the year 9999 cannot be written.
 MAX_HOURS = 876_600.0
 MAX_DAYS = MAX_HOURS / 24
+MAX_ROWS, MAX_COLUMNS = 1000, 1000
+# What a client may be ahead of, or behind, a command that it talks to.
+MAX_WINDOW_BYTES = 16 * 1024**2
+SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
 
@@ -182,6 +188,37 @@ class Exec:
 
 
 @dataclass(frozen=True)
+class Shell:
+    ins: str = param(PodName(), "the pod's name")
+    rows: int = param(Whole(1, MAX_ROWS), "the terminal's height", default=24)
+    cols: int = param(Whole(1, MAX_COLUMNS), "the terminal's width", default=80)
+
+
+@dataclass(frozen=True)
+class Start:
+    """The first control message of a WebSocket: what shall run. It stands in no URL."""
+
+    cmd: str | None = param(
+        Text(MAX_COMMAND_BYTES),
+        "what /bin/bash shall run, as root in the pod; without it, /pod/shell is a login shell",
+        default=None,
+    )
+    timeout: float | None = param(
+        Duration(), "seconds after which all that it started is killed", default=None
+    )
+    window: int | None = param(
+        Whole(1, MAX_WINDOW_BYTES),
+        "so many bytes of output may be on their way before the client says that it took some",
+        default=None,
+    )
+    term: str = param(
+        Pattern(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", "a terminal's name, as of $TERM", maximum=40),
+        "what kind of terminal a shell has",
+        default="xterm-256color",
+    )
+
+
+@dataclass(frozen=True)
 class OneImage:
     image: str = param(Text(200), "an image of /host/images")
 
@@ -224,6 +261,7 @@ class HelpEntry:
     methods: list[str]
     params: list[HelpParam]
     help: str
+    websocket: bool
 
 
 @dataclass(frozen=True)
@@ -339,6 +377,14 @@ class ExecResult:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """How a command that was talked to ended; the figures are those of ExecResult."""
+
+    exit_code: int
+    timed_out: bool
+
+
+@dataclass(frozen=True)
 class ImageInfo:
     name: str
     aliases: list[str]
@@ -437,6 +483,19 @@ class HostSpec:
 
 GET = ("GET",)
 POST = ("POST",)
+# How a client talks to a command, over a WebSocket.
+FRAMES = """\
+Each message is binary, and its first byte says what the rest is: 0 stdin, 1 stdout, 2 stderr, 3
+the end, 4 control; 3 and 4 are JSON. With a terminal all output is stdout. The client begins with
+a control message that says what shall run ({"cmd": "make", "timeout": 60}, or {} for a shell),
+within ten seconds; others are {"resize": {"rows": 24, "cols": 80}}, {"signal": "INT"} (to all
+that the command started) and {"eof": true}. podyd's last message is 3 {"exit_code": 0,
+"timed_out": false}; if it was not the command's own end, `detail` and `code` say why. podyd holds
+262144 bytes of stdin that the command has not read; it says {"taken": N}, the sum so far, as it
+goes on, and cuts a client off that sends more. A client that has said {"window": BYTES} at first
+is sent no more than that ahead of its own {"taken": N}; for others the connection itself is held
+back. podyd pings every 20 seconds; a client that is silent for a minute has vanished, and all
+that the command started is killed."""
 
 
 @dataclass(frozen=True)
@@ -453,6 +512,15 @@ class Operation:
     # What the request does ends when the caller hangs up; everything else is carried through.
     ends_with_caller: bool = False
     media: str = "application/json"
+    # The first message of a WebSocket; `answer` is its last one, in between is FRAMES.
+    first: type | None = None
+    # Nobody needs a shell's end: a podyd that stops does not wait for it.
+    ends_with_podyd: bool = False
+
+    @property
+    def websocket(self) -> bool:
+        """Whether it is talked to as long as it lasts."""
+        return self.first is not None
 
     @property
     def advised(self) -> str:
@@ -546,6 +614,25 @@ POD_COMMIT = Operation(
 )
 POD_EXEC = Operation(
     "/pod/exec", POST, Exec, ExecResult, "Run a command in a pod.", ends_with_caller=True
+)
+POD_EXEC_STREAM = Operation(
+    "/pod/exec-stream",
+    GET,
+    OnePod,
+    Ended,
+    "Run a command in a pod and talk to it meanwhile; a WebSocket.",
+    ends_with_caller=True,
+    first=Start,
+)
+POD_SHELL = Operation(
+    "/pod/shell",
+    GET,
+    Shell,
+    Ended,
+    "A terminal in a pod, with a shell or another command; a WebSocket.",
+    ends_with_caller=True,
+    first=Start,
+    ends_with_podyd=True,
 )
 POD_GPUS = Operation(
     "/pod/gpus", POST, ChangeGpus, PodInfo, "Change a pod's GPUs, also while it runs."

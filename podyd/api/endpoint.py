@@ -36,7 +36,7 @@ from podyd.errors import (
 )
 from podyd.metrics import Metrics
 from podyd.naming import instance_name
-from podyd.params import parse
+from podyd.params import decode, json_pairs, parse
 from podyd.spec import Access, Operation, Proof
 from podyd.store import Token
 from podyd.tokens import is_token, refused
@@ -90,12 +90,21 @@ class Requests:
 
     def __init__(self) -> None:
         self.under_way: set[asyncio.Task[Any]] = set()
+        self._not_waited_for: set[asyncio.Task[Any]] = set()
         self.ending = False
         self.ended = False
+
+    def add(self, task: asyncio.Task[Any], *, waited_for: bool = True) -> None:
+        """Know of a task until it is done."""
+        for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
 
     async def finish(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for what is under way, then cancel it."""
         deadline = time.monotonic() + timeout
+        for task in self._not_waited_for:
+            task.cancel()
         # Others may come meanwhile, on connections that there are.
         while self.under_way and (left := deadline - time.monotonic()) > 0:
             await asyncio.wait(self.under_way, timeout=left)
@@ -115,6 +124,8 @@ class JsonHandler(RequestHandler):
     # The pod that was asked for, as LXD calls it unless that name was taken.
     pod_name = ""
     address_of: AddressOf
+    # Whether nothing more of it will come.
+    is_over = True
 
     @property
     def address(self) -> str:
@@ -191,11 +202,10 @@ class Endpoint(JsonHandler):
 
     async def _serve(self) -> None:
         if self.requests.ended:
-            self.refuse(_going_down())
+            self.refuse(going_down())
             return
         self._task = asyncio.ensure_future(self._answer())
-        self.requests.under_way.add(self._task)
-        self._task.add_done_callback(self.requests.under_way.discard)
+        self.requests.add(self._task)
         try:
             answer = await self._task
         except PodydError as error:
@@ -204,15 +214,18 @@ class Endpoint(JsonHandler):
             self.refuse(error)
         except asyncio.CancelledError:
             # The caller has hung up, or podyd is going down; the answer reaches nobody or says so.
-            self.refuse(_going_down())
+            self.refuse(going_down())
         else:
-            if isinstance(answer, Headed):
-                for name, value in answer.headers.items():
-                    self.set_header(name, value)
-                answer = answer.body
-            self.set_header("Content-Type", self.operation.media)
-            is_json = self.operation.media == JSON
-            self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
+            await self._give(answer)
+
+    async def _give(self, answer: Any) -> None:
+        if isinstance(answer, Headed):
+            for name, value in answer.headers.items():
+                self.set_header(name, value)
+            answer = answer.body
+        self.set_header("Content-Type", self.operation.media)
+        is_json = self.operation.media == JSON
+        self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
 
     get = post = head = put = patch = delete = options = _serve
 
@@ -364,50 +377,23 @@ def _decode_form(text: str, where: str) -> list[tuple[str, str]]:
 def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
     if not body:
         return []
-    try:
-        text = body.decode()
-    except UnicodeDecodeError:
-        raise BadRequest("The body is not UTF-8.", code="not_utf8") from None
+    text = decode(body, "The body")
     if content_type == "application/x-www-form-urlencoded":
         return _decode_form(text, "the body")
     if content_type == JSON:
-        return _decode_json(text)
+        return json_pairs(text, "The body")
     raise BadRequest(
         "The body must be application/x-www-form-urlencoded or application/json.",
         code="bad_content_type",
     )
 
 
-def _decode_json(text: str) -> list[tuple[str, str]]:
-    accepted = "The body must be one JSON object with text or numbers as values"
-    try:
-        # As pairs, so that a name given twice is seen.
-        pairs = json.loads(text, object_pairs_hook=list)
-    except (ValueError, RecursionError):
-        raise BadRequest(f"{accepted}.", code="malformed_body") from None
-    if not isinstance(pairs, list):
-        raise BadRequest(f"{accepted}.", code="malformed_body")
-    found = []
-    for pair in pairs:
-        if not isinstance(pair, tuple):
-            raise BadRequest(f"{accepted}.", code="malformed_body")
-        name, value = pair
-        if isinstance(value, bool) or not isinstance(value, str | int | float):
-            raise BadRequest(f"{accepted}; {name[:64]!a} has neither.", code="malformed_body")
-        found.append((name, value if isinstance(value, str) else repr(value)))
-    try:
-        # JSON can write half of a surrogate pair ("\\ud800"), which is no text.
-        "".join(text for pair in found for text in pair).encode()
-    except UnicodeEncodeError:
-        raise BadRequest("The body has half of a surrogate pair.", code="not_utf8") from None
-    return found
-
-
 def _too_large() -> TooLarge:
     return TooLarge(f"The body may have {MAX_BODY_BYTES} bytes at most.", limit=MAX_BODY_BYTES)
 
 
-def _going_down() -> Unavailable:
+def going_down() -> Unavailable:
+    """What is said to whoever has something under way."""
     return Unavailable("podyd is restarting; the request was ended.", code="shutting_down")
 
 
@@ -426,6 +412,8 @@ def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
 
     def over(handler: RequestHandler) -> None:
         assert isinstance(handler, JsonHandler)
+        if not handler.is_over:
+            return  # It was the beginning of a WebSocket.
         _log_request(handler)
         path = handler.operation.path if isinstance(handler, Endpoint) else ""
         seconds = handler.request.request_time()

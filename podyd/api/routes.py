@@ -15,8 +15,10 @@ from podyd.commits import Commits
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
+from podyd.line import Size
 from podyd.metrics import Metrics
 from podyd.pods import Pods
+from podyd.shells import Place, Shells
 from podyd.snapshots import Snapshots
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
 from podyd.store import Token
@@ -46,6 +48,7 @@ class Routes:
         pods: Pods,
         snapshots: Snapshots,
         commits: Commits,
+        shells: Shells,
         allotment: Allotment,
         images: Images,
         host: Host,
@@ -57,6 +60,7 @@ class Routes:
         self._pods = pods
         self._snapshots = snapshots
         self._commits = commits
+        self._shells = shells
         self._allotment = allotment
         self._images = images
         self._host = host
@@ -222,6 +226,16 @@ class Routes:
         request: spec.Exec = call.request
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 
+    @serves(spec.POD_EXEC_STREAM)
+    async def pod_exec_stream(self, call: Call) -> Place:
+        return await self._shells.place(call.caller, call.request.ins, None)
+
+    @serves(spec.POD_SHELL)
+    async def pod_shell(self, call: Call) -> Place:
+        request: spec.Shell = call.request
+        size = Size(request.rows, request.cols)
+        return await self._shells.place(call.caller, request.ins, size)
+
     # --- GPUs ------------------------------------------------------------------------------------
 
     @serves(spec.POD_GPUS)
@@ -334,6 +348,7 @@ def _help_entry(operation: Operation) -> HelpEntry:
         methods=[operation.advised],
         params=[HelpParam(item.name, item.optional, item.help) for item in operation.params],
         help=operation.summary,
+        websocket=operation.websocket,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -11,19 +12,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import kept, session, show
-from podyd.client.base import DEFAULT, Base
+from podyd.client import daily, kept, output, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
-from podyd.client.login import Login, log_in, typed, with_token
-from podyd.client.server import Answer, Server
+from podyd.client.login import typed, with_token
+from podyd.client.server import Server, base_of, server_of
 from podyd.client.words import UNSEEN, from_stdin, split, utf8
 
-Command = Callable[[argparse.Namespace], None]
+Command = Callable[[argparse.Namespace], int | None]
 
 EPILOG = """\
 examples:
   pody login
+  pody new first --image debian12
+  pody exec first -- nvidia-smi -L
+  pody shell first
+  pody ls
   pody get user/info
   pody post pod/create ins:first image:debian12
   podx pod/exec ins:first cmd:'nvidia-smi -L'
@@ -40,7 +44,8 @@ environment:
   PODY_INSECURE   1: send the password over http:// to another machine too
 
 exit status:
-  0 done, 1 refused, 2 wrong usage, 3 wrong login, 4 no podyd that can be reached and trusted
+  0 done, 1 refused, 2 wrong usage, 3 wrong login, 4 no podyd that can be reached and trusted; of
+  exec and shell the command's own, 124 if time was up, 130 after Ctrl-C, 255 if pody itself failed
 """
 WORDS = (
     "The first ':' or '=' splits. A last value that is left empty (passwd:) is read from standard"
@@ -77,14 +82,15 @@ def parser() -> argparse.ArgumentParser:
         add("logout", _end, "Revoke that token and forget it."),
     ):
         made.set_defaults(raw=False)
-        _add_cacert(made)
+        daily.add_cacert(made)
+    daily.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
-    _add_raw(about)
-    _add_cacert(about)
+    daily.add_raw(about)
+    daily.add_cacert(about)
     version = add("version", _version, "Show the versions of pody and of podyd.")
     version.set_defaults(raw=False)
-    _add_cacert(version)
+    daily.add_cacert(version)
     return whole
 
 
@@ -110,25 +116,21 @@ def _command_line(prog: str, description: str) -> argparse.ArgumentParser:
 def _add_call(made: argparse.ArgumentParser) -> None:
     made.add_argument("route", metavar="ROUTE", help="such as user/info; see pody help")
     made.add_argument("params", nargs="*", metavar="key:value", help=WORDS)
-    _add_raw(made)
-    _add_cacert(made)
-
-
-def _add_raw(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--raw", action="store_true", help="podyd's JSON, on a terminal too")
-
-
-def _add_cacert(made: argparse.ArgumentParser) -> None:
-    made.add_argument(
-        "--cacert",
-        metavar="FILE",
-        help="trust the server by this CA alone (default: $PODY_CA, else the system's)",
-    )
+    daily.add_raw(made)
+    daily.add_cacert(made)
 
 
 def parse(command_line: argparse.ArgumentParser, arguments: Sequence[str]) -> argparse.Namespace:
-    """The parsed arguments; an option may stand among the parameters."""
-    options, more = command_line.parse_known_args(arguments)
+    """The parsed arguments; an option may stand among the parameters.
+
+    What follows -- is a command, and nothing of it is ours.
+    """
+    end = list(arguments).index("--") if "--" in arguments else len(arguments)
+    options, more = command_line.parse_known_args(arguments[:end])
+    if "words" in options:
+        options.words += arguments[end + 1 :]
+    elif end < len(arguments):
+        more += arguments[end:]
     # What comes after an option, argparse leaves over.
     if more and ("params" not in options or any(word.startswith("-") for word in more)):
         command_line.error(f"unrecognized arguments: {' '.join(more)}")
@@ -150,26 +152,22 @@ def _run(command_line: argparse.ArgumentParser, arguments: Sequence[str] | None)
         # The reader has gone, which is no error of ours; EINVAL is how Windows says it.
         if error.errno in (errno.EPIPE, errno.EINVAL):
             return 141
-        _complain(f"The answer cannot be written: {error.strerror}.")
+        output.complain(f"The answer cannot be written: {error.strerror}.")
         return Failure.status
 
 
 def _do(options: argparse.Namespace) -> int:
     command: Command = options.command
-    status = 0
     try:
-        command(options)
+        status = command(options) or 0
     except Failure as failure:
         if isinstance(failure, Refused) and options.raw:
-            _write_json(failure.body)
-        _complain(str(failure))
-        status = failure.status
+            output.write_json(failure.body)
+        output.complain(str(failure))
+        # A command's own exit status is not to be mistaken for one of these.
+        status = vars(options).get("failed") or failure.status
     sys.stdout.flush()
     return status
-
-
-def _complain(text: str) -> None:
-    print(f"pody: {show.harmless(text)}", file=sys.stderr)
 
 
 def _open_streams() -> None:
@@ -195,52 +193,43 @@ def _drop_output() -> None:
 
 
 def _get(options: argparse.Namespace) -> None:
-    _call(options, _server(options), "GET")
+    _call(options, server_of(options.cacert), "GET")
 
 
 def _post(options: argparse.Namespace) -> None:
-    _call(options, _server(options), "POST")
+    _call(options, server_of(options.cacert), "POST")
 
 
 def _fetch(options: argparse.Namespace) -> None:
-    _call(options, _server(options), "")
+    _call(options, server_of(options.cacert), "")
 
 
 def _help(options: argparse.Namespace) -> None:
-    _show_routes(options, _server(options))
+    _show_routes(options, server_of(options.cacert))
 
 
 def _version(options: argparse.Namespace) -> None:
     print(f"pody {__version__}", flush=True)
-    server = _server(options)
+    server = server_of(options.cacert)
     print(f"podyd {server.version()} at {server.base}")
 
 
 def _begin(options: argparse.Namespace) -> None:
-    before = kept.load(_base())
-    said = session.begin(_server(options, typed))
+    before = kept.load(base_of())
+    said = session.begin(server_of(options.cacert, typed))
     if before is not None:
         # It may have ended already; the new one is kept in any case.
         with contextlib.suppress(Failure):
-            session.revoke(_server(options, lambda _: with_token(before)), before.id)
+            session.revoke(server_of(options.cacert, lambda _: with_token(before)), before.id)
     print(said)
 
 
 def _end(options: argparse.Namespace) -> None:
-    token = kept.load(_base())
+    token = kept.load(base_of())
     if token is None:
-        print(f"You are not logged in at {_base()}.")
+        print(f"You are not logged in at {base_of()}.")
     else:
-        print(session.end(_server(options, lambda _: with_token(token)), token.id))
-
-
-def _base() -> Base:
-    return Base.of(os.environ.get("PODY_API_BASE") or DEFAULT)
-
-
-def _server(options: argparse.Namespace, how: Callable[[Base], Login] = log_in) -> Server:
-    cacert = options.cacert or os.environ.get("PODY_CA") or None
-    return Server(_base(), cacert, f"pody/{__version__}", how)
+        print(session.end(server_of(options.cacert, lambda _: with_token(token)), token.id))
 
 
 def _call(options: argparse.Namespace, server: Server, method: str) -> None:
@@ -254,14 +243,15 @@ def _call(options: argparse.Namespace, server: Server, method: str) -> None:
     if method == "GET":
         _refuse_secrets(pairs)
     elif any(key == UNSEEN and value for key, value in pairs):
-        _complain(
+        output.complain(
             "Other accounts could read the new password in the list of processes; leave it empty"
             f" ({UNSEEN}:) next time, and pody asks for it."
         )
     if pairs and not pairs[-1][1]:
         key = pairs[-1][0]
         pairs[-1] = key, from_stdin(key)
-    _show(options, server.get(route, pairs) if method == "GET" else server.post(route, pairs))
+    answer = server.get(route, pairs) if method == "GET" else server.post(route, pairs)
+    output.answered(options.route, answer, raw=options.raw)
 
 
 def _refuse_secrets(pairs: Sequence[tuple[str, str]]) -> None:
@@ -273,43 +263,9 @@ def _show_routes(options: argparse.Namespace, server: Server) -> None:
     """Text, also for a pager; JSON only where it is asked for."""
     answer = server.routes(utf8(options.route))
     if options.raw:
-        _write_json(answer.body)
+        output.write_json(answer.body)
     else:
         sys.stdout.write(show.routes(answer.data))
-
-
-# --- Output -------------------------------------------------------------------------------------
-
-
-def _show(options: argparse.Namespace, answer: Answer) -> None:
-    remarks = [answer.hint] if answer.hint else []
-    if isinstance(answer.data, str):
-        lines = answer.data.splitlines()
-        sys.stdout.writelines(f"{show.harmless(line)}\n" for line in lines)
-    elif options.raw or not sys.stdout.isatty():
-        _write_json(answer.body)
-    else:
-        sys.stdout.write(show.answer(options.route, answer.data, _columns()))
-        if show.is_output(answer.data):
-            remarks += show.remarks(answer.data)
-    sys.stdout.flush()
-    for remark in remarks:
-        _complain(remark)
-
-
-def _write_json(body: bytes) -> None:
-    """podyd's JSON as it came, in one line; in UTF-8 whatever the terminal or Windows has."""
-    line = body.strip()
-    if sys.stdout.isatty():
-        line = show.harmless_json(line.decode()).encode()
-    sys.stdout.buffer.write(line + b"\n")
-
-
-def _columns() -> int:
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or 80
-    except OSError:
-        return 80
 
 
 if __name__ == "__main__":

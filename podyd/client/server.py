@@ -13,13 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from podyd.client.base import Base
+from podyd import __version__
+from podyd.client import kept
+from podyd.client.base import DEFAULT, Base
 from podyd.client.failure import Away, Refused, Usage, WrongLogin
-from podyd.client.login import Login, with_password
+from podyd.client.login import Login, log_in, with_password
 
 CONNECT_SECONDS = 10.0
 # What only looks is soon answered. A change takes what it takes: an image, a command of hours.
 GET_SECONDS = 60.0
+COMPLETE_SECONDS = 1.0
 
 Pairs = Sequence[tuple[str, str]]
 
@@ -60,6 +63,7 @@ class Server:
         self._user_agent = user_agent
         self._log_in = log_in
         self._login: Login | None = None
+        self._patience = CONNECT_SECONDS
 
     @property
     def user(self) -> str:
@@ -76,6 +80,44 @@ class Server:
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(pairs).encode()
         return self._logged_in("POST", route, "", body, headers)
+
+    def websocket(self, route: str, pairs: Pairs, timeout: float) -> Any:
+        """Open a WebSocket (of the library websocket-client); what comes is there in `timeout` s.
+
+        The connection is our own: it trusts whom we trust, and goes through no proxy.
+        """
+        websocket = _websocket_client()
+        headers = self._headers(self._known())
+        scheme = "wss" if self.base.scheme == "https" else "ws"
+        address = str(self.base).partition("://")[2]
+        url = f"{scheme}://{address}/{quote(route.lstrip('/'))}?{urlencode(pairs)}"
+        connection = self._connection()
+        try:
+            with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+                connection.connect()
+                return websocket.create_connection(
+                    url,
+                    timeout=timeout,
+                    socket=connection.sock,
+                    header=[f"{name}: {value}" for name, value in headers.items()],
+                    suppress_origin=True,
+                    redirect_limit=0,
+                )
+        except websocket.WebSocketBadStatusException as error:
+            connection.close()
+            # What podyd says is the same, and this library's older versions do not read it.
+            self.get(route, pairs)
+            raise self.no_podyd(f"HTTP {error.status_code}") from error
+        except websocket.WebSocketException as error:
+            connection.close()
+            raise self.no_podyd("it speaks no WebSocket") from error
+
+    def names(self, route: str) -> list[str]:
+        """What a route lists, for a shell that completes: soon, and asking for nothing, or Away."""
+        if not os.environ.get("PODY_PASSWORD") and kept.load(self.base) is None:
+            return []
+        self._patience = COMPLETE_SECONDS
+        return list(self.get(route).data)
 
     def version(self) -> str:
         """podyd's version: the one call that needs no login."""
@@ -96,20 +138,25 @@ class Server:
     def _logged_in(
         self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
     ) -> Answer:
-        if self._login is None:
-            self._refuse_clear_text()
-            self._login = self._log_in(self.base)
+        login = self._known()
         try:
-            return self._call(method, route, query, body, headers | self._headers(self._login))
+            return self._call(method, route, query, body, headers | self._headers(login))
         except Refused as refused:
-            if refused.code != "password_needed" or not self._login.by_token:
+            if refused.code != "password_needed" or not login.by_token:
                 raise
         # podyd has done nothing yet: it wants the password itself for this.
-        self._login = with_password(self._login.user, self.base)
+        self._login = with_password(login.user, self.base)
         return self._call(method, route, query, body, headers | self._headers(self._login))
 
     def _headers(self, login: Login) -> dict[str, str]:
         return {"User-Agent": self._user_agent, "Authorization": login.header}
+
+    def _known(self) -> Login:
+        """The login, which is asked for once."""
+        if self._login is None:
+            self._refuse_clear_text()
+            self._login = self._log_in(self.base)
+        return self._login
 
     def _refuse_clear_text(self) -> None:
         insecure = os.environ.get("PODY_INSECURE") == "1"
@@ -126,23 +173,28 @@ class Server:
         with contextlib.closing(self._connection()) as connection:
             with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
                 connection.connect()
-            _watch(connection.sock, GET_SECONDS if method == "GET" else None)
+            _watch(connection.sock, self._answer_seconds(method))
             with self._translated("broke off", "what was asked for may be done all the same."):
                 connection.request(method, target, body, headers)
                 response = connection.getresponse()
                 return self._answer(response, response.read())
 
+    def _answer_seconds(self, method: str) -> float | None:
+        if self._patience < CONNECT_SECONDS:
+            return self._patience
+        return GET_SECONDS if method == "GET" else None
+
     def _connection(self) -> http.client.HTTPConnection:
         if self.base.scheme == "http":
             return http.client.HTTPConnection(
-                self.base.host, self.base.port, timeout=CONNECT_SECONDS
+                self.base.host, self.base.port, timeout=self._patience
             )
         try:
             context = ssl.create_default_context(cafile=self._cacert)
         except OSError as error:  # ssl.SSLError is one.
             raise Usage(f"The CA in {self._cacert!r} cannot be used: {_said(error)}.") from error
         return http.client.HTTPSConnection(
-            self.base.host, self.base.port, timeout=CONNECT_SECONDS, context=context
+            self.base.host, self.base.port, timeout=self._patience, context=context
         )
 
     @contextlib.contextmanager
@@ -198,12 +250,34 @@ class Server:
         return Away(f"What answers at {self.base} is no podyd ({why}); is PODY_API_BASE right?")
 
 
+def base_of() -> Base:
+    """The address that the environment names. Raises Usage."""
+    return Base.of(os.environ.get("PODY_API_BASE") or DEFAULT)
+
+
+def server_of(cacert: str | None, how: Callable[[Base], Login] = log_in) -> Server:
+    """The podyd that the environment names. Raises Usage."""
+    cacert = cacert or os.environ.get("PODY_CA") or None
+    return Server(base_of(), cacert, f"pody/{__version__}", how)
+
+
 def _is_route(entry: Any) -> bool:
     try:
         texts = [entry["path"], *entry["methods"], *(param["name"] for param in entry["params"])]
         return bool(entry["methods"]) and all(isinstance(text, str) for text in texts)
     except (TypeError, KeyError):
         return False
+
+
+def _websocket_client() -> Any:
+    try:
+        import websocket
+    except ImportError:
+        raise Usage(
+            "This needs the Python library websocket-client: apt install python3-websocket, or"
+            " pip install websocket-client."
+        ) from None
+    return websocket
 
 
 def _watch(sock: socket.socket, seconds: float | None) -> None:

@@ -18,6 +18,15 @@ SECONDS = {"idle", "retry_after", "seconds", "timeout", "uptime"}
 # Their keys are users' names.
 ROUTES_IN_SECONDS = {"stat/cputime", "stat/gputime"}
 UNITS = {"power": "W", "power_limit": "W", "temperature": "°C", "utilisation": "%"}
+# What columns are called, where that is not their key.
+TITLES = {
+    "addresses": "address",
+    "gpu_ids": "GPUs",
+    "gpu_memory_used": "memory",
+    "ins": "pod",
+    "index": "GPU",
+    "gpu": "GPU",
+}
 SIZES = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 # JSON as Python reads it has infinity, and numbers that are none.
 LONGEST = 1e12
@@ -74,6 +83,20 @@ def _described(param: Mapping[str, Any]) -> str:
     return f"{param['name']}: {param['help']}" if param.get("help") else str(param["name"])
 
 
+def table(rows: Sequence[Mapping[str, Any]], keys: Sequence[str]) -> list[str]:
+    """These columns, one line a row, however wide it is."""
+    cells = [[TITLES.get(key, key) for key in keys]]
+    cells += [[cell(key, row.get(key)) for key in keys] for row in rows]
+    return _aligned(cells)
+
+
+def cut(line: str, width: int) -> str:
+    """As much of a line as a terminal of `width` columns shows in one."""
+    while columns_of(line) > width:
+        line = line[: width if len(line) > width else -1]
+    return line
+
+
 # --- Lines --------------------------------------------------------------------------------------
 
 
@@ -115,9 +138,12 @@ def _table(rows: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [[harmless(key) for key in keys]]
     cells += [[cell(key, row.get(key)) for key in keys] for row in rows]
+    lines = _aligned(cells)
+    return lines if max(map(columns_of, lines)) <= width else []
+
+
+def _aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     columns = [max(columns_of(text) for text in column) for column in zip(*cells, strict=True)]
-    if sum(columns) + 2 * (len(columns) - 1) > width:
-        return []
     return [_row(line, columns) for line in cells]
 
 

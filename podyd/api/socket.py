@@ -1,0 +1,147 @@
+"""One Tornado handler for every operation that is a WebSocket.
+
+All up to the upgrade is as for any other operation: the login, the parameters, the refusals in
+JSON. Then a task runs what the caller asks for, and ends with the connection, as that ends with it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any
+
+from tornado.iostream import StreamClosedError
+from tornado.websocket import WebSocketClosedError, WebSocketHandler
+
+from podyd.api.endpoint import Endpoint, going_down
+from podyd.errors import BadRequest, PodydError, UpgradeRequired
+from podyd.line import WINDOW_BYTES, Line
+from podyd.shells import Place
+
+log = logging.getLogger(__name__)
+
+PING_SECONDS = 20.0
+SILENT_SECONDS = 60.0
+# A command may be as long as Linux allows, and JSON writes some characters as six.
+MAX_MESSAGE_BYTES = 1024**2
+assert MAX_MESSAGE_BYTES > WINDOW_BYTES
+
+
+class Socket(Endpoint, WebSocketHandler):
+    """Serves one operation over a WebSocket."""
+
+    is_over = False
+    _place: Place | None = None
+    _pinging: asyncio.Future[None] | None = None
+    _refusal: PodydError | None = None
+
+    def _need_upgrade(self) -> None:
+        headers = self.request.headers
+        connection = [part.strip().lower() for part in headers.get("Connection", "").split(",")]
+        if (
+            headers.get("Upgrade", "").lower() != "websocket"
+            or "upgrade" not in connection
+            or headers.get("Sec-WebSocket-Version") != "13"
+            or not headers.get("Sec-WebSocket-Key")
+        ):
+            raise UpgradeRequired(
+                f"{self.operation.path} is a WebSocket; use 'pody exec' or 'pody shell', or any"
+                " client for WebSockets."
+            )
+        if self.requests.ending:
+            raise going_down()
+
+    async def _give(self, answer: Any) -> None:
+        self._place = answer
+        try:
+            self._need_upgrade()
+            # It returns when the connection is closed.
+            await WebSocketHandler.get(self)
+        except PodydError as error:
+            self.refuse(error)
+        finally:
+            answer.close()
+
+    def refuse(self, error: PodydError) -> None:
+        self.is_over = True
+        super().refuse(error)
+
+    @property
+    def max_message_size(self) -> int:
+        return MAX_MESSAGE_BYTES
+
+    # --- The connection --------------------------------------------------------------------------
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        self.set_nodelay(True)
+        self._line = Line(self._send)
+        self._heard = asyncio.get_running_loop().time()
+        self._pinging = asyncio.ensure_future(self._ping())
+        self._task = asyncio.ensure_future(self._talk())
+        self.requests.add(self._task, waited_for=not self.operation.ends_with_podyd)
+
+    def on_message(self, message: str | bytes) -> None:
+        self._heard = asyncio.get_running_loop().time()
+        if self._refusal is not None:
+            return
+        try:
+            self._line.received(message)
+        except BadRequest as error:
+            self._refusal = error
+            self._end()
+
+    def on_pong(self, data: bytes) -> None:
+        self._heard = asyncio.get_running_loop().time()
+
+    def on_connection_close(self) -> None:
+        if self._pinging is not None:  # Else the caller has hung up before the upgrade.
+            WebSocketHandler.on_connection_close(self)
+        self._end()
+
+    def on_close(self) -> None:
+        if self._pinging is not None:
+            self._pinging.cancel()
+        self.is_over = True
+        self.application.log_request(self)
+
+    def _end(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _ping(self) -> None:
+        """Find out that a caller has vanished whom no network has taken leave of."""
+        loop = asyncio.get_running_loop()
+        while loop.time() - self._heard < SILENT_SECONDS:
+            with contextlib.suppress(WebSocketClosedError):
+                self.ping(b"")
+            await asyncio.sleep(PING_SECONDS)
+        assert self.ws_connection is not None
+        self.ws_connection.on_connection_close()
+
+    async def _send(self, frame: bytes) -> None:
+        await self.write_message(frame, binary=True)
+
+    # --- What runs -------------------------------------------------------------------------------
+
+    async def _talk(self) -> None:
+        assert self._place is not None
+        try:
+            end = vars(await self._place.run(self._line))
+        except PodydError as error:
+            if error.status >= 500:
+                log.warning("%s: %s", self.operation.path, error.detail)
+            end = _cut_off(error)
+        except asyncio.CancelledError:
+            # The caller has gone and does not hear it, or sends what is wrong, or podyd stops.
+            end = _cut_off(self._refusal or going_down())
+        except (WebSocketClosedError, StreamClosedError):
+            return
+        self._place.close()
+        with contextlib.suppress(WebSocketClosedError):
+            await self._line.end(end)
+        self.close(1000)
+
+
+def _cut_off(error: PodydError) -> dict[str, Any]:
+    return {"exit_code": -1, "timed_out": False, **error.body()}

@@ -1,0 +1,269 @@
+"""The words of daily life: each is one or two calls, and a line or a table that says what came."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from podyd.client import output, show, stream, terminal
+from podyd.client.failure import Usage
+from podyd.client.server import Answer, Server, server_of
+from podyd.client.words import utf8
+
+Row = Mapping[str, Any]
+Command = Callable[[argparse.Namespace], int | None]
+REFRESH_SECONDS = 2.0
+FAILED = 255
+
+
+class Add(Protocol):
+    """Makes the parser of a word."""
+
+    def __call__(self, name: str, command: Command, help: str) -> argparse.ArgumentParser: ...
+
+
+def add_raw(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--raw", action="store_true", help="podyd's JSON, on a terminal too")
+
+
+def add_cacert(made: argparse.ArgumentParser) -> None:
+    made.add_argument(
+        "--cacert",
+        metavar="FILE",
+        help="trust the server by this CA alone (default: $PODY_CA, else the system's)",
+    )
+
+
+def add_words(add: Add) -> None:
+    """The words, with what each of them takes."""
+    listed = add("ls", _ls, "List your pods.")
+    listed.add_argument("-a", "--all", action="store_true", help="everybody's, for admins")
+    new = _of_pod(add("new", _new, "Make a pod and start it."))
+    image = new.add_argument("--image", help="which, if there are several; see pody images")
+    image.completer = _complete("host/images")  # type: ignore[attr-defined]
+    new.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
+    removed = _of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
+    removed.add_argument("--yes", action="store_true", help="do not ask")
+    changing = [
+        _of_pod(add(name, _change, f"{name.capitalize()} a pod."))
+        for name in ("start", "stop", "restart")
+    ]
+    for made in changing:
+        made.set_defaults(route=f"pod/{made.prog.split()[-1]}")
+    described = _of_pod(add("info", _info, "Show all about a pod."))
+    simple = [
+        add("ps", _ps, "List the processes on the GPUs, and the pods that they are in."),
+        add("gpus", _gpus, "List the GPUs, what they do and which pods have them."),
+        add("images", _images, "List the images that a pod can be made from."),
+    ]
+    for made in (listed, new, removed, described, *changing, *simple):
+        add_raw(made)
+        add_cacert(made)
+    live = add("top", _top, "Watch the GPUs and the processes on them; q ends it.")
+    live.set_defaults(raw=False)
+    add_cacert(live)
+    _add_talking(add)
+
+
+def _add_talking(add: Add) -> None:
+    what = "Run a command in a pod, with its output as it comes; its exit status is pody's."
+    run = _of_pod(add("exec", _exec, what))
+    run.add_argument(
+        "words",
+        nargs="*",
+        metavar="[--] COMMAND",
+        help="one word is a line for bash; several are a command and what it is given, as they are",
+    )
+    run.add_argument("--timeout", metavar="SECONDS", help="end it then (default: never)")
+    entered = _of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))
+    entered.add_argument("words", nargs="*", metavar="[--] COMMAND", help="run this instead")
+    for made in (run, entered):
+        made.set_defaults(raw=False, failed=FAILED)
+        add_cacert(made)
+
+
+def _of_pod(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    ins = made.add_argument("ins", metavar="POD", help="the pod's name")
+    ins.completer = _complete("pod/list")  # type: ignore[attr-defined]
+    return made
+
+
+# --- Commands -----------------------------------------------------------------------------------
+
+
+def _exec(options: argparse.Namespace) -> int:
+    if not options.words:
+        raise Usage("Say what to run: pody exec POD -- COMMAND.")
+    server = server_of(options.cacert)
+    return stream.execute(server, utf8(options.ins), _line(options.words), options.timeout)
+
+
+def _shell(options: argparse.Namespace) -> int:
+    command = _line(options.words) if options.words else None
+    return stream.shell(server_of(options.cacert), utf8(options.ins), command)
+
+
+def _line(words: Sequence[str]) -> str:
+    return utf8(words[0] if len(words) == 1 else shlex.join(words))
+
+
+# --- Pods ---------------------------------------------------------------------------------------
+
+
+def _ls(options: argparse.Namespace) -> None:
+    server = server_of(options.cacert)
+    if options.all:
+        _rows(options, server.get("pod/listall").data, ("owner", "ins", "status", "image"))
+        return
+    names = server.get("pod/list").data
+    pods = [server.get("pod/info", [("ins", name)]).data for name in names]
+    _rows(options, pods, ("ins", "status", "image", "gpu_ids", "addresses"))
+
+
+def _new(options: argparse.Namespace) -> None:
+    server = server_of(options.cacert)
+    image = options.image or _only_image(server)
+    pairs = [("ins", utf8(options.ins)), ("image", utf8(image))]
+    pairs += [("gpus", options.gpus)] if options.gpus else []
+    with _progress(f"Making pod {options.ins} from {image}"):
+        answer = server.post("pod/create", pairs)
+    output.answered("pod/create", answer, raw=options.raw)
+
+
+def _only_image(server: Server) -> str:
+    answer = server.get("host/images")
+    names = [str(name) for name in answer.data]
+    if len(names) == 1:
+        return names[0]
+    if names:
+        raise Usage(f"Say which image: --image {' or '.join(names)}.")
+    raise Usage(answer.hint or "No image is offered; your admin can make one.")
+
+
+def _rm(options: argparse.Namespace) -> None:
+    if not options.yes:
+        if not sys.stdin.isatty():
+            raise Usage("Nobody can be asked here; --yes deletes the pod without a question.")
+        print(f"Delete pod {options.ins!r} and all that is in it? [y/N] ", end="", file=sys.stderr)
+        sys.stderr.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise Usage("Nothing is deleted.")
+    _post(options, "pod/delete")
+
+
+def _change(options: argparse.Namespace) -> None:
+    _post(options, options.route)
+
+
+def _post(options: argparse.Namespace, route: str) -> None:
+    answer = server_of(options.cacert).post(route, [("ins", utf8(options.ins))])
+    output.answered(route, answer, raw=options.raw)
+
+
+def _info(options: argparse.Namespace) -> None:
+    answer = server_of(options.cacert).get("pod/info", [("ins", utf8(options.ins))])
+    output.answered("pod/info", answer, raw=options.raw)
+
+
+def _images(options: argparse.Namespace) -> None:
+    output.answered("host/images", server_of(options.cacert).get("host/images"), raw=options.raw)
+
+
+@contextmanager
+def _progress(what: str) -> Iterator[None]:
+    """Show on a terminal for how long it has been waited."""
+    over = threading.Event()
+    began = time.monotonic()
+
+    def tell() -> None:
+        while not over.wait(0.5):
+            seconds = time.monotonic() - began
+            print(f"\r{show.harmless(what)} … {seconds:.0f} s", end="", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if sys.stderr.isatty():
+        teller.start()
+    try:
+        yield
+    finally:
+        over.set()
+        if teller.is_alive():
+            teller.join()
+            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
+
+
+# --- GPUs ---------------------------------------------------------------------------------------
+
+GPU_COLUMNS = ("index", "name", "utilisation", "memory_used", "memory_total", "temperature", "pods")
+PROCESS_COLUMNS = ("gpu", "pid", "pod", "gpu_memory_used", "uptime", "cmd")
+
+
+def _gpus(options: argparse.Namespace) -> None:
+    answer = server_of(options.cacert).get("host/gpus")
+    _rows(options, answer.data, GPU_COLUMNS, _cards(answer))
+
+
+def _ps(options: argparse.Namespace) -> None:
+    answer = server_of(options.cacert).get("host/gpu-ps")
+    _rows(options, answer.data, PROCESS_COLUMNS, _processes(answer))
+
+
+def _cards(answer: Answer) -> list[Row]:
+    return [{**card, "pods": [holder["pod"] for holder in card["pods"]]} for card in answer.data]
+
+
+def _processes(answer: Answer) -> list[Row]:
+    return [{"gpu": gpu, **process} for gpu, found in answer.data.items() for process in found]
+
+
+def _top(options: argparse.Namespace) -> None:
+    terminal.need("top")
+    server = server_of(options.cacert)
+    text = _picture(server)  # What is refused is said on the first screen.
+    with terminal.keys(all_of_them=False), terminal.second_screen():
+        while True:
+            terminal.show(text)
+            if terminal.key(REFRESH_SECONDS) == "q":
+                return
+            text = _picture(server)
+
+
+def _picture(server: Server) -> str:
+    rows, cols = terminal.size()
+    cards = show.table(_cards(server.get("host/gpus")), GPU_COLUMNS)
+    processes = show.table(_processes(server.get("host/gpu-ps")), PROCESS_COLUMNS)
+    lines = [f"podyd at {server.base}   {time.strftime('%H:%M:%S')}   q: end", "", *cards, ""]
+    return "\r\n".join(show.cut(line, cols) for line in [*lines, *processes][:rows])
+
+
+# --- Output and completion ----------------------------------------------------------------------
+
+
+def _rows(
+    options: argparse.Namespace,
+    data: Any,
+    columns: Sequence[str],
+    rows: Sequence[Row] | None = None,
+) -> None:
+    """Podyd's data as JSON, or their rows as a table of these columns."""
+    if options.raw or not sys.stdout.isatty():
+        output.write_json(json.dumps(data, ensure_ascii=False).encode())
+    else:
+        for line in show.table(data if rows is None else rows, columns):
+            print(line)
+
+
+def _complete(route: str) -> Callable[..., list[str]]:
+    """Completes with the names that a route lists; nothing where that would take long, or ask."""
+
+    def names(**_: object) -> list[str]:
+        return [str(name) for name in server_of(None).names(route)]
+
+    return names

@@ -1,0 +1,106 @@
+"""Shells, and commands that are talked to: who may have how many, and what they run."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+
+from podyd.errors import BadRequest, LxdRefused, TooMany
+from podyd.line import WINDOW_BYTES, Line, Size
+from podyd.lxd.execution import Executor
+from podyd.lxd.talk import Terminal
+from podyd.pod import Pod
+from podyd.pods import Executed, Pods, not_running
+from podyd.spec import Ended, Start
+from podyd.users import Member
+
+MAX_PER_MEMBER = 20
+MAX_ALL = 256
+
+
+class Shells:
+    """Gives places; who has one can have something run."""
+
+    def __init__(self, *, pods: Pods, executor: Executor, executed: Executed) -> None:
+        self._pods = pods
+        self._executor = executor
+        self._executed = executed
+        self._places: Counter[str] = Counter()
+
+    async def place(self, member: Member, ins: str, size: Size | None) -> Place:
+        """A place in a running pod, with a terminal of that size or with none.
+
+        Raises NotFound, Conflict (the pod does not run) or TooMany.
+        """
+        pod = await self._pods.find(member, ins)
+        if pod.status != "running":
+            raise not_running(ins, pod.status)
+        own = self._places[member.name]
+        if own >= MAX_PER_MEMBER or self._places.total() >= MAX_ALL:
+            raise TooMany(
+                f"{own} shells and commands of yours are open; end one first.",
+                retry_after=1,
+                code="too_many_shells",
+            )
+        self._places[member.name] += 1
+        return Place(self, pod, size)
+
+    def leave(self, pod: Pod) -> None:
+        """The place in this pod is free again."""
+        self._places[pod.owner] -= 1
+        if not self._places[pod.owner]:
+            del self._places[pod.owner]
+
+    async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> int | None:
+        """Run what `start` says; its exit code, None if time was up."""
+        began = time.monotonic()
+        try:
+            code = await self._executor.talk(
+                pod.name,
+                _words(start, is_shell=size is not None),
+                line,
+                terminal=None if size is None else Terminal(size, start.term),
+                timeout=start.timeout,
+            )
+        except LxdRefused as error:
+            if error.lxd_status == 400 and "not running" in error.detail:
+                raise not_running(pod.ins, "stopped") from error
+            raise
+        if size is None:
+            self._executed(time.monotonic() - began, timed_out=code is None)
+        return code
+
+
+class Place:
+    """One member's, until it is closed."""
+
+    def __init__(self, shells: Shells, pod: Pod, size: Size | None) -> None:
+        self._shells = shells
+        self._pod = pod
+        self._size = size
+        self._is_open = True
+
+    async def run(self, line: Line) -> Ended:
+        """Run what the other end of the line asks for, until it has ended."""
+        await line.control({"window": WINDOW_BYTES})
+        code = await self._shells.run(self._pod, await line.start(), self._size, line)
+        return Ended(exit_code=-1 if code is None else code, timed_out=code is None)
+
+    def close(self) -> None:
+        """Give it back; a second time does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._shells.leave(self._pod)
+
+
+def _words(start: Start, *, is_shell: bool) -> Sequence[str]:
+    if start.cmd is not None:
+        return ("/bin/bash", "-lc" if is_shell else "-c", start.cmd)
+    if is_shell:
+        return ("/bin/bash", "-l")
+    raise BadRequest(
+        "Parameter 'cmd' is missing: what /bin/bash shall run.",
+        code="missing_parameter",
+        parameter="cmd",
+    )

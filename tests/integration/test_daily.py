@@ -1,0 +1,272 @@
+"""`pody exec`, `pody shell` and the words of daily life, as members type them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shlex
+import signal
+import struct
+import subprocess
+import termios
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.integration.harness import IMAGE, ROOT, Client, started, wait_until
+from tests.integration.test_client import Pody, Terminal, as_user
+
+MEGABYTE = 1024**2
+
+
+@pytest.fixture(scope="module")
+def pody(alice: Client) -> Pody:
+    return as_user(alice)
+
+
+# --- exec ---------------------------------------------------------------------------------------
+
+
+def test_exec_has_both_streams_and_the_exit_status(pody: Pody, pod: str) -> None:
+    done = pody("exec", pod, "--", "echo out; echo err >&2; exit 3")
+    assert (done.status, done.out, done.err) == (3, "out\n", "err\n")
+
+
+def test_several_words_are_a_command_as_it_is(pody: Pody, pod: str) -> None:
+    assert pody("exec", pod, "--", "printf", "%s|", "a b", "$HOME", "--", "-x").ok == (
+        "a b|$HOME|--|-x|"
+    )
+    assert pody("exec", pod, "id", "--", "-un").status != 0
+    assert pody("exec", pod, "hostname").ok.strip()
+
+
+def test_exec_passes_a_pipe_on(pody: Pody, pod: str) -> None:
+    data = "grüß\n" * 200_000
+    assert pody("exec", pod, "--", "cat", stdin=data.encode()).ok == data
+    assert pody("exec", pod, "--", "head -c 5", stdin=data.encode()).ok == "grü"
+
+
+def test_exec_ends_when_time_is_up(pody: Pody, pod: str) -> None:
+    assert pody("exec", pod, "--timeout", "0.5", "--", "sleep 97101").status == 124
+    assert started("sleep 97101") == 0
+
+
+@contextlib.contextmanager
+def running(pody: Pody, *words: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Pody, beside the test."""
+    with subprocess.Popen(
+        [*pody.command, *words],
+        env=pody.whole_environment,
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def test_ctrl_c_ends_the_command_in_the_pod(pody: Pody, pod: str) -> None:
+    with running(pody, "exec", pod, "--", "sleep 97102; echo not so") as process:
+        wait_until(lambda: started("sleep 97102") == 1, "the command")
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=10) == (b"", b"")
+        assert process.returncode == 130
+    wait_until(lambda: started("sleep 97102") == 0, "its end")
+
+
+def test_a_second_ctrl_c_ends_what_ignores_the_first(pody: Pody, pod: str) -> None:
+    command = "trap 'echo heard' INT; setsid sleep 97103 & while :; do sleep 0.1; done"
+    with running(pody, "exec", pod, "--", command) as process:
+        wait_until(lambda: started("sleep 97103") == 1, "the command")
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"heard\n"
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 130
+    wait_until(lambda: started("sleep 97103") == 0, "the end of all")
+
+
+def test_a_client_that_is_killed_leaves_nothing(pody: Pody, pod: str) -> None:
+    with running(pody, "exec", pod, "--", "setsid sleep 97104 & sleep 97104") as process:
+        wait_until(lambda: started("sleep 97104") == 2, "the command")
+        process.kill()
+    wait_until(lambda: started("sleep 97104") == 0, "its end")
+
+
+def test_a_slow_reader_gets_all_of_it(pody: Pody, pod: str) -> None:
+    with running(pody, "exec", pod, "--", f"head -c {30 * MEGABYTE} /dev/zero") as process:
+        time.sleep(1)
+        assert process.stdout is not None
+        assert len(process.stdout.read()) == 30 * MEGABYTE
+        assert process.wait(10) == 0
+
+
+def test_what_is_refused_before_it_begins(pody: Pody, pod: str) -> None:
+    assert "no pod 'none'" in pody("exec", "none", "--", "true").failed(255)
+    assert "POD -- COMMAND" in pody("exec", pod).failed(255)
+    wrong = Pody(pody.base, pody.user, "wrong")
+    assert "wrong" in wrong("exec", pod, "--", "true").failed(255)
+    away = Pody("http://127.0.0.1:9", pody.user)
+    assert "refused" in away("exec", pod, "--", "true").failed(255)
+
+
+def test_no_proxy_is_asked(alice: Client, pod: str) -> None:
+    proxied = as_user(alice, http_proxy="http://127.0.0.1:9", https_proxy="http://127.0.0.1:9")
+    assert proxied("exec", pod, "--", "echo here").ok == "here\n"
+
+
+# --- shell --------------------------------------------------------------------------------------
+
+
+def resize(terminal: Terminal, rows: int, cols: int) -> None:
+    size = struct.pack("HHHH", rows, cols, 0, 0)
+    fcntl.ioctl(terminal._descriptor, termios.TIOCSWINSZ, size)
+    os.kill(terminal._process.pid, signal.SIGWINCH)
+
+
+def test_a_shell_at_a_terminal(pody: Pody, pod: str) -> None:
+    with pody.at_terminal("shell", pod) as terminal:
+        before = termios.tcgetattr(terminal._descriptor)
+        terminal.wait_for("#")
+        resize(terminal, 41, 123)
+        terminal.type("sleep 0.3; stty size\r")
+        terminal.wait_for("41 123\n")
+        terminal.type("sleep 97110\r")
+        wait_until(lambda: started("sleep 97110") == 1, "the command")
+        terminal.type("\3")
+        terminal.type("echo status=$?\r")
+        terminal.wait_for("status=130")
+        terminal.type("top -d 1\r")
+        terminal.wait_for("load average")
+        terminal.type("q")
+        terminal.type("exit 5\r")
+        terminal.wait_for("exit 5")
+        assert terminal.end() == 5
+        assert before[3] & termios.ECHO
+
+
+def test_the_terminal_is_as_it_was(pody: Pody, pod: str) -> None:
+    call = shlex.join([*pody.command, "shell", pod])
+    script = f"{call}; echo status=$?; stty -a | tr ' ' '\\n' | grep -x -e echo -e icanon"
+    for kill in (False, True):
+        wrapped = Script(pody.base, pody.user, script=script)
+        with wrapped.at_terminal() as terminal:
+            terminal.wait_for("#")
+            if kill:
+                (pid,) = pids_of_shells(pod)
+                os.kill(pid, signal.SIGTERM)
+            else:
+                terminal.type("exit 6\r")
+            terminal.wait_for("status=143" if kill else "status=6")
+            terminal.wait_for("icanon\necho\n")
+            terminal.end()
+
+
+class Script(Pody):
+    """A line of sh instead of pody alone."""
+
+    @property
+    def command(self) -> list[str]:
+        return ["sh", "-c", self.script]
+
+
+def pids_of_shells(pod: str) -> list[int]:
+    done = subprocess.run(
+        ["pgrep", "-f", f"^[^ ]*python[^ ]* -c import sys.* shell {pod}$"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return [int(word) for word in done.stdout.split()]
+
+
+def test_another_command_at_a_terminal(pody: Pody, pod: str) -> None:
+    with pody.at_terminal("shell", pod, "--", "tty", "&&", "true") as terminal:
+        assert terminal.end() != 0, "several words are no line for bash"
+    assert "/dev/pts/" in pody.shown("shell", pod, "--", "tty")
+
+
+def test_a_shell_needs_a_terminal(pody: Pody, pod: str) -> None:
+    assert "needs a terminal" in pody("shell", pod).failed(255)
+    assert "needs a terminal" in pody("top").failed(2)
+
+
+# --- Words --------------------------------------------------------------------------------------
+
+
+def test_a_pods_life_in_words(new_user: Callable[[], Client], ins: str) -> None:
+    pody = as_user(new_user())
+    made = json.loads(pody("new", ins, "--image", IMAGE).ok)
+    assert (made["ins"], made["status"]) == (ins, "running")
+    assert [row["ins"] for row in json.loads(pody("ls").ok)] == [ins]
+    shown = pody.shown("ls")
+    assert shown.splitlines()[0].split() == ["pod", "status", "image", "GPUs", "address"]
+    assert shown.splitlines()[1].split()[:3] == [ins, "running", IMAGE]
+    assert "is running" in json.loads(pody("restart", ins).ok)["log"]
+    assert "stopped" in json.loads(pody("stop", ins).ok)["log"]
+    assert "running" in json.loads(pody("start", ins).ok)["log"]
+    assert json.loads(pody("info", ins).ok)["owner"] == pody.user
+    assert "--yes" in pody("rm", ins).failed(2)
+    with pody.at_terminal("rm", ins) as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.type("n\r")
+        assert terminal.end() == 2
+    with pody.at_terminal("rm", ins) as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.type("y\r")
+        assert terminal.end() == 0
+    assert json.loads(pody("ls").ok) == []
+    assert "no pod" in pody("rm", ins, "--yes").failed(1)
+
+
+def test_new_shows_for_how_long_it_waits(new_user: Callable[[], Client], ins: str) -> None:
+    pody = as_user(new_user())
+    assert f"Making pod {ins}" in pody.shown("new", ins, "--image", IMAGE)
+    pody("rm", ins, "--yes").ok
+
+
+def test_which_image_is_asked_if_there_are_several(pody: Pody, alice: Client, ins: str) -> None:
+    images = alice.get("/host/images").ok
+    done = pody("new", ins)
+    if len(images) == 1:
+        assert json.loads(done.ok)["image"] == images[0]
+        pody("rm", ins, "--yes").ok
+    else:
+        assert images[0] in done.failed(2)
+
+
+def test_everybodys_pods(admin: Client, pody: Pody, pod: str) -> None:
+    assert pod in [row["ins"] for row in json.loads(as_user(admin)("ls", "-a").ok)]
+    assert "admins" in pody("ls", "-a").failed(1)
+
+
+@pytest.mark.parametrize(("word", "route"), [("gpus", "host/gpus"), ("ps", "host/gpu-ps")])
+def test_gpus_and_their_processes(pody: Pody, word: str, route: str) -> None:
+    plain, called = pody(word), pody("get", route)
+    assert (plain.status, plain.out) == (called.status, called.out)
+
+
+def test_images(pody: Pody) -> None:
+    assert IMAGE in json.loads(pody("images").ok)
+
+
+def test_top_is_live_and_ends_with_q(gpu_server: object, alice: Client) -> None:
+    port = gpu_server.port  # type: ignore[attr-defined]
+    pody = Pody(f"http://127.0.0.1:{port}", alice.user)
+    with pody.at_terminal("top") as terminal:
+        terminal.wait_for("q: end")
+        time.sleep(2.5)
+        terminal.wait_for("utilisation")
+        terminal.type("q")
+        assert terminal.end() == 0
+        assert terminal.text.count("q: end") >= 2
+    with pody.at_terminal("top") as terminal:
+        terminal.wait_for("q: end")
+        terminal.type("\3")
+        assert terminal.end() == 130
