@@ -95,9 +95,9 @@ class Server:
         try:
             with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
                 connection.connect()
+                connection.sock.settimeout(timeout)
                 return websocket.create_connection(
                     url,
-                    timeout=timeout,
                     socket=connection.sock,
                     header=[f"{name}: {value}" for name, value in headers.items()],
                     suppress_origin=True,
