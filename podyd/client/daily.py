@@ -78,12 +78,12 @@ def _add_talking(add: Add) -> None:
     run.add_argument(
         "words",
         nargs="*",
-        metavar="[--] COMMAND",
-        help="one word is a line for bash; several are a command and what it is given, as they are",
+        metavar="COMMAND",
+        help="after --: one word is a line for bash; several are a command and its arguments",
     )
     run.add_argument("--timeout", metavar="SECONDS", help="end it then (default: never)")
     entered = _of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))
-    entered.add_argument("words", nargs="*", metavar="[--] COMMAND", help="run this instead")
+    entered.add_argument("words", nargs="*", metavar="COMMAND", help="after --: run this instead")
     for made in (run, entered):
         made.set_defaults(raw=False, failed=FAILED)
         add_cacert(made)
