@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Protocol
 
 from podyd.client import output, show, stream, terminal
-from podyd.client.failure import Usage
+from podyd.client.failure import Failure, Usage
 from podyd.client.server import Answer, Server, server_of
 from podyd.client.words import utf8
 
@@ -176,7 +176,7 @@ def _images(options: argparse.Namespace) -> None:
     output.answered("host/images", server_of(options.cacert).get("host/images"), raw=options.raw)
 
 
-@contextmanager
+@contextlib.contextmanager
 def _progress(what: str) -> Iterator[None]:
     """Show on a terminal for how long it has been waited."""
     over = threading.Event()
@@ -264,6 +264,8 @@ def _complete(route: str) -> Callable[..., list[str]]:
     """Completes with the names that a route lists; nothing where that would take long, or ask."""
 
     def names(**_: object) -> list[str]:
-        return [str(name) for name in server_of(None).names(route)]
+        with contextlib.suppress(Failure):
+            return [str(name) for name in server_of(None).names(route)]
+        return []
 
     return names

@@ -56,6 +56,9 @@ def test_every_answer_is_as_the_document_says(
         "/user/ch-passwd": [],
         "/user/token": [{"name": "x"}],
         "/user/token-revoke": [{"id": "all"}],
+        # WebSockets: test_shell.py.
+        "/pod/exec-stream": [],
+        "/pod/shell": [],
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
         "/gpu/lease": lease,
         "/gpu/queue": lease,
