@@ -62,7 +62,7 @@ class Profile:
 
 
 def _device_on(device: Mapping[str, str], pool: str, bridge: str) -> dict[str, str]:
-    wanted = {"pool": (POOL, pool), "network": (BRIDGE, bridge)}
+    wanted = {"pool": (POOL, pool), "parent": (BRIDGE, bridge)}
     return {
         key: wanted[key][1] if key in wanted and value == wanted[key][0] else value
         for key, value in device.items()

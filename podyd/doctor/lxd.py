@@ -97,6 +97,12 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
                 f"Project {case.project} has {key}={value}, and not {wanted}, as setup makes it.",
                 case.podyd("setup"),
             )
+    if not config.get("restricted.networks.access"):
+        yield warning(
+            f"Project {case.project} does not say which networks pods may have"
+            " (restricted.networks.access): who breaks into podyd can take the host's own.",
+            case.podyd("setup"),
+        )
     for key in OPENING_KEYS:
         if config.get(key) == "allow" and key not in PROJECT_CONFIG:
             yield warning(

@@ -29,16 +29,20 @@ TIMEOUT = 120
 
 # What the certificate may do with pods is all that it may do. Storage volumes are the project's
 # own, so that no pod can mount another project's; images are shared, so that the admin's are
-# offered. Proxy devices stay blocked, which is the default: with `bind=instance` one would lead
+# offered. Networks are its own too, and it has none: whoever may use a shared network may also
+# change it, and `raw.dnsmasq` of a bridge is root on the host. So pods name the bridge as a NIC's
+# parent, which "managed" NICs may not; restricted.networks.access leaves that one parent. Proxy
+# devices stay blocked, which is the default: with `bind=instance` one would lead
 # LXD's own unix socket into a pod. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
 PROJECT_CONFIG = {
     "features.images": "false",
+    "features.networks": "true",
     "features.profiles": "true",
     "features.storage.volumes": "true",
     "restricted": "true",
     "restricted.devices.disk": "managed",
     "restricted.devices.gpu": "allow",
-    "restricted.devices.nic": "managed",
+    "restricted.devices.nic": "allow",
     "restricted.snapshots": "allow",
 }
 

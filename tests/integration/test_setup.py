@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+import yaml
 
 from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
 
@@ -236,7 +237,8 @@ def test_no_dangerous_container(intruder: Certified, config: Mapping[str, str]) 
         {"type": "unix-char", "source": "/dev/mem", "path": "/dev/mem"},
         {"type": "unix-block", "source": "/dev/sda", "path": "/dev/sda"},
         {"type": "nic", "nictype": "physical", "parent": "eth0"},
-        {"type": "nic", "nictype": "bridged", "parent": "lxdbr0"},
+        {"type": "nic", "nictype": "bridged", "parent": "eth0"},
+        {"type": "nic", "nictype": "macvlan", "parent": "eth0"},
         {
             "type": "proxy",
             "bind": "instance",
@@ -244,7 +246,7 @@ def test_no_dangerous_container(intruder: Certified, config: Mapping[str, str]) 
             "connect": "unix:/var/lib/lxd/unix.socket",
         },
     ],
-    ids=lambda device: f"{device['type']} {device.get('source', '')}",
+    ids=lambda device: f"{device['type']} {device.get('source', device.get('nictype', ''))}",
 )
 def test_no_device_of_the_host(intruder: Certified, device: Mapping[str, str]) -> None:
     error = intruder.refused("POST", "/1.0/instances", instance("evil", devices={"evil": device}))
@@ -282,6 +284,24 @@ def test_no_other_project(intruder: Certified, method: str, path: str, body: obj
 )
 def test_no_change_of_the_server(intruder: Certified, method: str, path: str, body: object) -> None:
     assert intruder.refused(method, path.format(project=intruder.project), body)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        # dnsmasq runs its `dhcp-script` as root, and writes its log where it is told.
+        ("PATCH", "", {"config": {"raw.dnsmasq": "log-facility=/tmp/podyd-evil"}}),
+        ("PATCH", "", {"config": {"bridge.external_interfaces": "eth0"}}),
+        ("POST", "/forwards", {"listen_address": "192.0.2.1"}),
+        ("DELETE", "", None),
+    ],
+)
+def test_no_change_of_the_bridge(
+    node: Node, intruder: Certified, method: str, path: str, body: object
+) -> None:
+    device = yaml.safe_load(node.lxc("profile", "show", "podyd-base"))["devices"]["eth0"]
+    bridge = device["parent"]
+    assert intruder.refused(method, f"/1.0/networks/{bridge}{path}", body)
 
 
 # --- Profiles -----------------------------------------------------------------------------------

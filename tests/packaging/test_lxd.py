@@ -72,7 +72,7 @@ def test_an_lxd_in_use_at_the_snaps_place_stays_as_it_is(release: str, debs: lis
         assert setting(machine) == before
         base = json.loads(machine.run("lxc", "query", "/1.0/profiles/podyd-base?project=podyd"))
         assert base["devices"]["root"]["pool"] == "tank"
-        assert base["devices"]["eth0"]["network"] == "mybr0"
+        assert base["devices"]["eth0"]["parent"] == "mybr0"
         machine.user("alice", PASSWORD)
         assert machine.client("alice", PASSWORD).get("/host/images").ok == []
     finally:
