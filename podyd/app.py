@@ -28,8 +28,8 @@ from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
 from podyd.metrics import Metrics
 from podyd.occupancy import Occupancy
+from podyd.payloads import Payloads
 from podyd.pods import Pods
-from podyd.procs import instance_of
 from podyd.settings import Settings
 from podyd.shells import Shells
 from podyd.snapshots import Snapshots
@@ -53,6 +53,7 @@ class App:
     client: LxdClient
     instances: Instances
     pods: Pods
+    payloads: Payloads
     telemetry: Telemetry
     usage: Usage
     database: Database
@@ -67,6 +68,7 @@ class App:
 
     def start(self) -> None:
         """Begin what goes on in the background; needs a running event loop."""
+        self.background.keep(self.payloads.follow, "learning the pods' cgroups")
         self.background.keep(self.telemetry.run, "asking NVML")
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
         self.background.keep(self.usage.follow_cpu, "counting CPU time")
@@ -101,13 +103,17 @@ def build(settings: Settings) -> App:
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
     instances = Instances(client, Holds(config.data_dir / "restoring"))
+    payloads = Payloads(
+        config.lxd.project, instances=instances.all, first_process=instances.first_process
+    )
+    instances.listen(payloads.changed)
     images = Images(client, settings)
     telemetry = Telemetry()
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
         project=config.lxd.project,
-        locate=instance_of,
+        locate=payloads.instance_of,
         instances=instances.all,
         cpu_times=instances.cpu_times,
         settings=settings,
@@ -118,7 +124,7 @@ def build(settings: Settings) -> App:
     tokens = Tokens(TokenStore(database), settings)
     users = Users(AuthClient(config.auth.socket), tokens, settings)
     gpus = Gpus(client, telemetry)
-    occupancy = Occupancy(telemetry, config.lxd.project)
+    occupancy = Occupancy(telemetry, config.lxd.project, named=payloads.named)
     executor = Executor(client, cleaning)
     allotment = Allotment(
         client=client,
@@ -150,6 +156,7 @@ def build(settings: Settings) -> App:
         client=client,
         telemetry=telemetry,
         occupancy=occupancy,
+        payloads=payloads,
         allotment=allotment,
         names=usernames,
     )
@@ -188,6 +195,7 @@ def build(settings: Settings) -> App:
         client=client,
         instances=instances,
         pods=pods,
+        payloads=payloads,
         telemetry=telemetry,
         usage=usage,
         database=database,

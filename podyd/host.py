@@ -15,6 +15,7 @@ from podyd.leases import Lease
 from podyd.lxd.client import LxdClient
 from podyd.nvidia import Gpu, Holder, Sample
 from podyd.occupancy import Occupancy
+from podyd.payloads import Payloads
 from podyd.pod import Pod
 from podyd.sharing import View
 from podyd.spec import CardHolder, GpuInfo, GpuProcess, HostSpec, iso
@@ -33,11 +34,13 @@ class Host:
         client: LxdClient,
         telemetry: Telemetry,
         occupancy: Occupancy,
+        payloads: Payloads,
         allotment: Allotment,
         names: UserNames,
     ) -> None:
         self._client = client
         self._occupancy = occupancy
+        self._payloads = payloads
         self._allotment = allotment
         self._names = names
         self._telemetry = telemetry
@@ -75,6 +78,7 @@ class Host:
                 _row(
                     holder,
                     process,
+                    self._payloads.named(process.payload),
                     viewer,
                     users,
                     self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
@@ -100,7 +104,7 @@ class Host:
     async def _users(self, found: Iterable[Sequence[Held]]) -> dict[int, str]:
         """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
         for once."""
-        processes = [process for on_card in found for _, process in on_card if not process.pod]
+        processes = [process for on_card in found for _, process in on_card if not process.payload]
         uids = list({process.uid for process in processes if process.uid is not None})
         names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
         return dict(zip(uids, names, strict=True))
@@ -176,18 +180,19 @@ def alive(gpu: Gpu, age: float) -> list[Held]:
 def _row(
     holder: Holder,
     process: procs.Process,
+    instance: procs.Payload | None,
     viewer: str,
     users: Mapping[int, str] | None,
     idle: float | None,
 ) -> GpuProcess:
     """`users` is None for who sees what all of them run on the host."""
     cmd = process.cmd
-    if users is not None and not process.pod and process.uid is not None:
+    if users is not None and instance is None and process.uid is not None:
         user = users[process.uid]
         cmd = cmd if user == viewer else user
     return GpuProcess(
         pid=holder.pid,
-        pod=process.pod,
+        pod=instance[1] if instance else "",
         cmd=cmd,
         uptime=process.uptime,
         memory_used=process.memory_used,

@@ -22,23 +22,26 @@ GAP_SECONDS = 10.0
 class _Use:
     """A process on a card; `used` when it last was seen at work, None where nobody can tell."""
 
-    pod: str
+    payload: procs.Payload | None
     used: float | None
+    pod: str = ""
 
 
 class Occupancy:
-    """What the samples add up to; `clock` is the monotonic one."""
+    """What the samples add up to; `clock` is the monotonic one, `named` as in Payloads."""
 
     def __init__(
         self,
         telemetry: Telemetry,
         project: str,
         *,
-        instance_of: Callable[[int], tuple[str, str] | None] = procs.instance_of,
+        payload_of: Callable[[int], procs.Payload | None] = procs.payload_of,
+        named: Callable[[procs.Payload | None], procs.Payload | None] = lambda payload: payload,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._project = project
-        self._instance_of = instance_of
+        self._payload_of = payload_of
+        self._named = named
         self._clock = clock
         self._began = clock()
         self._sampled: float | None = None
@@ -64,7 +67,8 @@ class Occupancy:
             uses = {}
             for holder in gpu.holders:
                 # A pid that was there a second ago is the same process.
-                use = before.get(holder.pid) or _Use(self._pod_of(holder.pid), now)
+                use = before.get(holder.pid) or _Use(self._payload_of(holder.pid), now)
+                use.pod = self._pod_of(use.payload)
                 at_work = _is_at_work(gpu, holder)
                 use.used = None if at_work is None else now if at_work else use.used or now
                 uses[holder.pid] = use
@@ -73,9 +77,9 @@ class Occupancy:
                     self._last[key] = max(self._last.get(key, 0.0), use.used)
             self._uses[gpu.pci] = uses
 
-    def _pod_of(self, pid: int) -> str:
+    def _pod_of(self, payload: procs.Payload | None) -> str:
         """LXD's name of the pod; "" for the host, with its project for what is none of ours."""
-        project, name = self._instance_of(pid) or ("", "")
+        project, name = self._named(payload) or ("", "")
         return name if project in (self._project, "") else f"{project}_{name}"
 
     def pids(self, pci: str, pod: str) -> list[int]:

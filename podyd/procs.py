@@ -11,6 +11,8 @@ from pathlib import Path
 # lxc.payload.<instance> in LXD's default project, lxc.payload.<project>_<instance> in any other;
 # project names cannot hold '_'. A nested container has a second one further down.
 _PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
+# The project, and the name that is an instance's unless liblxc had to number it (see payloads.py).
+Payload = tuple[str, str]
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A command line may have megabytes, and belongs to whoever runs it.
@@ -19,27 +21,26 @@ MAX_CMD_BYTES = 4096
 
 @dataclass(frozen=True)
 class Process:
-    """A process; None where the kernel does not tell. `pod` is "" for one of the host."""
+    """A process; None where the kernel does not tell. `payload` is None for one of the host."""
 
     uid: int | None
-    pod: str
+    payload: Payload | None
     cmd: str
     uptime: float | None
     memory_used: int | None
 
 
-def pod_of_cgroup(text: str) -> str:
-    """The LXD instance that /proc/PID/cgroup names: the outermost, or ""."""
-    match = _PAYLOAD.search(text)
-    return match[2] if match else ""
-
-
-def instance_of(pid: int, proc: Path = Path("/proc")) -> tuple[str, str] | None:
-    """LXD's project and instance that a process is in; None for one of the host, or that ended."""
+def payload_of(pid: int, proc: Path = Path("/proc")) -> Payload | None:
+    """The cgroup of LXC's that a process is in; None for one of the host, or that ended."""
     try:
-        match = _PAYLOAD.search(_cgroup(proc / str(pid)))
+        return payload_in(_cgroup(proc / str(pid)))
     except OSError:
         return None
+
+
+def payload_in(text: str) -> Payload | None:
+    """The cgroup of LXC's, the outermost, that /proc/PID/cgroup names."""
+    match = _PAYLOAD.search(text)
     return (match[1] or "default", match[2]) if match else None
 
 
@@ -63,7 +64,7 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
         cmd = words.decode(errors="replace") or f"[{name}]{' <defunct>' * (fields[0] == 'Z')}"
         return Process(
             uid=uid,
-            pod=pod_of_cgroup(_cgroup(base)),
+            payload=payload_in(_cgroup(base)),
             cmd=cmd,
             # proc(5): starttime is field 22, rss (in pages) field 24; state is field 3.
             uptime=max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS),
@@ -75,7 +76,7 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
         return _HIDDEN
 
 
-_HIDDEN = Process(None, "", "", None, None)
+_HIDDEN = Process(None, None, "", None, None)
 
 
 def _is_there(pid: int) -> bool:

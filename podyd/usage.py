@@ -20,6 +20,7 @@ from podyd.errors import LxdRefused, PodydError, Unavailable
 from podyd.lxd.instances import CpuTime, Instance
 from podyd.nvidia import Sample
 from podyd.pod import pods_of
+from podyd.procs import Payload
 from podyd.settings import Settings
 from podyd.store import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
 
@@ -68,7 +69,7 @@ class Usage:
         *,
         store: UsageStore,
         project: str,
-        locate: Callable[[int], tuple[str, str] | None],
+        locate: Callable[[int], Payload | None],
         instances: Callable[[], Awaitable[Sequence[Instance]]],
         cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
         settings: Settings,

@@ -151,6 +151,11 @@ class Instances:
         data = await self._client.get("/1.0/instances", recursion=2)
         return tuple(CpuTime.of(item) for item in data)
 
+    async def first_process(self, name: str) -> int:
+        """The pid of an instance's first process, on the host; 0 or less where there is none."""
+        state = await self._client.get(instance_path(name, "state"))
+        return int(state["pid"])
+
     async def edit(
         self,
         name: str,

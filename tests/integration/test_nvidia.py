@@ -76,6 +76,35 @@ def test_a_process_in_a_pod_is_shown_to_everybody(
         assert row["memory_used"] > 0
 
 
+def test_a_pod_whose_cgroup_liblxc_had_to_number(
+    node: Node, gpu_server: Server, nvml: FakeDriver, alice: Client, ins: str
+) -> None:
+    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    name = node.instance_of(alice.user, ins)["name"]
+    with process_in(alice, ins) as running:
+        place = Path(f"/proc/{running.pid}/cgroup").read_text()
+    plain = f"lxc.payload.{node.project}_{name}"
+    assert f"/{plain}" in place
+    alice.post("/pod/stop", ins=ins).ok
+    # What LXD leaves that was killed with its pods.
+    left = [top / plain for top in Path("/sys/fs/cgroup").iterdir() if top.is_dir()]
+    for cgroup in left:
+        cgroup.mkdir(exist_ok=True)
+    try:
+        alice.post("/pod/start", ins=ins).ok
+        with process_in(alice, ins) as running:
+            assert f"/{plain}-1" in Path(f"/proc/{running.pid}/cgroup").read_text()
+            nvml.write(FakeNvml().holding(0, FakeProcess(running.pid)))
+            client = gpu_server.client(alice.user)
+            wait_until(
+                lambda: rows_of(client, running.pid)[running.pid]["pod"] == name, "the pod's name"
+            )
+        alice.post("/pod/delete", ins=ins).ok
+    finally:
+        for cgroup in left:
+            cgroup.rmdir()
+
+
 def test_compute_graphics_and_memory_that_is_not_told(
     gpu_server: Server, nvml: FakeDriver, alice: Client, pod: str
 ) -> None:

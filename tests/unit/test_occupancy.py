@@ -18,7 +18,7 @@ class Rig:
         self.now = 1000.0
         places = {7: ("podyd", "a"), 9: ("default", "a")}
         self.occupancy = Occupancy(
-            Telemetry(), "podyd", instance_of=places.get, clock=lambda: self.now
+            Telemetry(), "podyd", payload_of=places.get, clock=lambda: self.now
         )
 
     def sample(self, *holders: Holder, gpu: Gpu = CARD) -> None:

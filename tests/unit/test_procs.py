@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.procs import (
-    MAX_CMD_BYTES,
-    instance_of,
-    look_up,
-    pod_of_cgroup,
-)
+from podyd.procs import MAX_CMD_BYTES, look_up, payload_in, payload_of
 
 
 @pytest.mark.parametrize(
@@ -37,7 +32,8 @@ from podyd.procs import (
     ],
 )
 def test_pod_of_cgroup(text: str, pod: str) -> None:
-    assert pod_of_cgroup(text) == pod
+    payload = payload_in(text)
+    assert (payload[1] if payload else "") == pod
 
 
 @pytest.mark.parametrize(
@@ -53,14 +49,14 @@ def test_pod_of_cgroup(text: str, pod: str) -> None:
 def test_project_and_instance(text: bytes, place: tuple[str, str] | None, tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_bytes(text)
-    assert instance_of(7, tmp_path) == place
-    assert instance_of(8, tmp_path) is None, "it has ended"
+    assert payload_of(7, tmp_path) == place
+    assert payload_of(8, tmp_path) is None, "it has ended"
 
 
 def test_ourselves() -> None:
     process = look_up(os.getpid())
     assert process is not None
-    assert (process.uid, process.pod) == (os.geteuid(), "")
+    assert (process.uid, process.payload) == (os.geteuid(), None)
     words = Path("/proc/self/cmdline").read_bytes()[:MAX_CMD_BYTES]
     assert process.cmd == words.replace(b"\0", b" ").decode().strip()
     assert process.uptime is not None
