@@ -16,13 +16,13 @@ from podyd import line as channels
 from podyd.errors import PodydError
 from podyd.line import Line, Signal, Size
 from podyd.lxd.client import LxdClient
-from podyd.lxd.session import STDERR, STDIN, STDOUT, Session, until_closed
+from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
 
 CHANNELS = {STDIN: channels.STDOUT, STDOUT: channels.STDOUT, STDERR: channels.STDERR}
-# LXD closes a terminal's sockets when its leading process has ended.
+# LXD says so when a terminal's leading process has ended and all it wrote is sent.
 LEAVE_SECONDS = 5.0
 
 
@@ -119,14 +119,20 @@ class AtTerminal(Piped):
         }
 
     async def leave(self) -> None:
-        # LXD now and then never ends its operation if the sockets of a terminal are closed first.
+        # If the terminal's socket is closed before LXD has read all, it now and then never ends its
+        # operation; and LXD does not close it first.
         with contextlib.suppress(asyncio.TimeoutError, WebSocketClosedError):
             if self.sockets:
                 await self.sockets[-1].write_message(b"\n", binary=True)
-            closing = asyncio.gather(*(until_closed(socket) for socket in self.sockets))
-            await asyncio.wait_for(closing, LEAVE_SECONDS)
+                await asyncio.wait_for(_until_read(self.sockets[-1]), LEAVE_SECONDS)
         self.close()
 
     async def resize(self, control: Websocket, size: Size) -> None:
         arguments = {"width": str(size.cols), "height": str(size.rows)}
         await control.write_message(json.dumps({"command": "window-resize", "args": arguments}))
+
+
+async def _until_read(terminal: Websocket) -> None:
+    """Drop what comes, up to LXD's sign that there is no more: an empty text."""
+    while await terminal.read_message() not in (None, ""):
+        pass

@@ -104,6 +104,10 @@ class Answer:
         return body
 
 
+# The log of each `podyd serve`, by its port.
+LOGS: dict[int, Path] = {}
+
+
 @dataclass(frozen=True)
 class Client:
     """Calls podyd as one user; without a user, as nobody."""
@@ -141,6 +145,9 @@ class Client:
         seconds = time.monotonic() - started
         assert response.headers["Content-Type"] == "application/json", response.headers
         parsed = None if method == "HEAD" else json.loads(data)
+        if response.status == 500 and self.port in LOGS:
+            # pytest shows it where the test fails; the file does not outlive the tests.
+            print(LOGS[self.port].read_text(errors="replace")[-4000:])
         return Answer(response.status, parsed, response.headers, seconds)
 
     def connection(self, timeout: float) -> http.client.HTTPConnection:
@@ -403,6 +410,7 @@ class Node:
         config = self.write_config(merged(changes or {}, {"listen": f"127.0.0.1:{port}"}))
         process, log = self.launch(config, environment=environment)
         server = Server(process, port, config, log)
+        LOGS[port] = log
         self._servers.append(server)
 
         def answers() -> bool:

@@ -148,9 +148,9 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
 
-    def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.text or not self._read(), text, PATIENCE)
-        assert text in self.text
+    def wait_for(self, text: str, *, times: int = 1) -> None:
+        wait_until(lambda: self.text.count(text) >= times or not self._read(), text, PATIENCE)
+        assert self.text.count(text) >= times
 
     def end(self) -> int:
         """The exit status, once it has ended and all is read."""
