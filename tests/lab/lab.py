@@ -646,6 +646,10 @@ def up_own(gpus: bool) -> State:
     elif not gpus and is_simulated(holder):
         unsimulate_cards(holder)
     start_lxd(holder, gpus)
+    if gpus:
+        # Where tests make images, LXD's gzip would take most of the time.
+        config = {"images.compression_algorithm": "zstd"}
+        Lxd(LXD_SOCKET).change("PATCH", "/1.0", {"config": config})
     return state
 
 
