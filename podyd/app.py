@@ -22,6 +22,7 @@ from podyd.gpus import Gpus
 from podyd.host import Host
 from podyd.idle import IdleLeases
 from podyd.images import Images
+from podyd.listeners import Listeners
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.lxd.execution import Executor
 from podyd.lxd.holds import Holds
@@ -30,9 +31,11 @@ from podyd.metrics import Metrics
 from podyd.occupancy import Occupancy
 from podyd.payloads import Payloads
 from podyd.pods import Pods
+from podyd.ports import Ports
 from podyd.settings import Settings
 from podyd.shells import Shells
 from podyd.snapshots import Snapshots
+from podyd.sockdiag import listening_ports
 from podyd.store import Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
@@ -54,6 +57,8 @@ class App:
     instances: Instances
     pods: Pods
     payloads: Payloads
+    ports: Ports
+    listeners: Listeners
     telemetry: Telemetry
     usage: Usage
     database: Database
@@ -76,6 +81,9 @@ class App:
         self.instances.listen(self.allotment.poke)
         self.background.keep(self.allotment.run, "sharing GPUs out")
         self.background.keep(self.idle.run, "looking for idle GPUs")
+        self.instances.listen(self.ports.poke)
+        self.background.keep(self.ports.run, "leading ports into pods")
+        self.background.keep(self.ports.settle, "giving ports out")
 
     async def _lxd_is_there(self) -> None:
         self.background.spawn(self.snapshots.settle(), "settling restores")
@@ -94,6 +102,8 @@ class App:
         await self.cleaning.finish(KILL_SECONDS)
         await self.database.close()
         self.usernames.close()
+        self.ports.close()
+        self.listeners.close()
         self.client.close()
 
 
@@ -138,6 +148,7 @@ def build(settings: Settings) -> App:
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
     metrics = Metrics(allotment=allotment, telemetry=telemetry, occupancy=occupancy)
+    ports = Ports(client=client, instances=instances, listening=listening_ports, settings=settings)
     pods = Pods(
         client=client,
         instances=instances,
@@ -145,10 +156,12 @@ def build(settings: Settings) -> App:
         images=images,
         gpus=gpus,
         allotment=allotment,
+        ports=ports,
         executed=metrics.executed,
         settings=settings,
         tasks=cleaning,
     )
+    listeners = Listeners(client=client, ports=ports)
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
@@ -166,6 +179,8 @@ def build(settings: Settings) -> App:
         snapshots=snapshots,
         commits=commits,
         shells=shells,
+        ports=ports,
+        listeners=listeners,
         allotment=allotment,
         images=images,
         host=host,
@@ -196,6 +211,8 @@ def build(settings: Settings) -> App:
         instances=instances,
         pods=pods,
         payloads=payloads,
+        ports=ports,
+        listeners=listeners,
         telemetry=telemetry,
         usage=usage,
         database=database,

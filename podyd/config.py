@@ -92,9 +92,19 @@ def parse_networks(value: Any) -> tuple[Network, ...]:
 def parse_port_range(value: Any) -> tuple[int, int]:
     """The first and last port of `20000-21000`. Raises ValueError."""
     match = re.fullmatch(r"(\d{1,5})-(\d{1,5})", str(value), re.ASCII)
-    if match is None or not 1 <= int(match[1]) <= int(match[2]) <= 65535:
-        raise ValueError("a range of ports such as 20000-21000")
+    if match is None or not 1024 <= int(match[1]) <= int(match[2]) <= 65535:
+        raise ValueError("a range of ports from 1024 on, such as 20000-21000")
     return int(match[1]), int(match[2])
+
+
+def parse_ports(value: Any) -> tuple[int, ...]:
+    """The ports of a list such as [22, 8888], each one once. Raises ValueError."""
+    expected = "a list of ports, each one once, such as [22, 8888]"
+    if not isinstance(value, list) or len(set(map(str, value))) != len(value):
+        raise ValueError(expected)
+    if not all(type(port) is int and 0 < port < 65536 for port in value):
+        raise ValueError(expected)
+    return tuple(value)
 
 
 def _positive(value: Any) -> int:
@@ -282,16 +292,22 @@ class Images:
 @dataclass(frozen=True)
 class Ports:
     range: tuple[int, int] = _key(
-        (20000, 21000), parse_port_range, help="The host's ports that lead into pods."
+        (20000, 21000),
+        parse_port_range,
+        help="The host's ports that lead into pods. One that a pod has stays its own, whatever"
+        " stands here later.",
     )
-    expose: tuple[int, ...] = _key([22], help="The ports of each pod that can be reached.")
+    expose: tuple[int, ...] = _key(
+        [22], parse_ports, help="The ports of a new pod that can be reached."
+    )
+    socket: str = _key("/run/podyd-ports/ports.sock", help="Where 'podyd ports' listens.")
 
 
 @dataclass(frozen=True)
 class Quota:
     """Limits of one user; -1 is none, sizes are bytes.
 
-    `memory_limit`, `cpu_limit` and `max_snapshots` hold for each pod.
+    `memory_limit`, `cpu_limit`, `max_snapshots` and `max_ports` hold for each pod.
     """
 
     max_pods: int = _key(5, parse_count, help="Pods of one user.")
@@ -299,6 +315,7 @@ class Quota:
     memory_limit: int = _key(UNLIMITED, parse_size, help="Memory of each pod.")
     cpu_limit: int = _key(UNLIMITED, parse_count, help="CPUs of each pod.")
     max_snapshots: int = _key(10, parse_count, help="Snapshots of each pod.")
+    max_ports: int = _key(10, parse_count, help="Ports of the host that lead into each pod.")
     max_images: int = _key(5, parse_count, help="Images that one user has committed.")
     image_size: int = _key(UNLIMITED, parse_size, help="Bytes of all images of one user.")
 
@@ -312,6 +329,7 @@ class QuotaPart:
     memory_limit: int | None = _key(None, parse_size)
     cpu_limit: int | None = _key(None, parse_count)
     max_snapshots: int | None = _key(None, parse_count)
+    max_ports: int | None = _key(None, parse_count)
     max_images: int | None = _key(None, parse_count)
     image_size: int | None = _key(None, parse_size)
 

@@ -45,6 +45,7 @@ from podyd.pod import (
     no_such_snapshot,
     pods_of,
 )
+from podyd.ports import Ports
 from podyd.settings import Settings
 from podyd.spec import ExecResult, PodInfo, PodSummary, iso
 from podyd.tasks import Tasks
@@ -103,6 +104,7 @@ class Pods:
         images: Images,
         gpus: Gpus,
         allotment: Allotment,
+        ports: Ports,
         executed: Executed,
         settings: Settings,
         tasks: Tasks,
@@ -113,6 +115,7 @@ class Pods:
         self._images = images
         self._gpus = gpus
         self._allotment = allotment
+        self._ports = ports
         self._executed = executed
         self._began = datetime.now(timezone.utc)
         self._swept = False
@@ -159,7 +162,12 @@ class Pods:
             image=pod.image,
             created=iso(pod.instance.created),
             addresses=await self._addresses(pod) if running else [],
-            port_mapping=port_mapping(pod.instance.devices),
+            port_mapping=sorted(
+                [
+                    *port_mapping(pod.instance.devices),
+                    *(f"{host}:{inner}" for host, inner in (await self._ports.of(pod)).items()),
+                ]
+            ),
             gpu_ids=sorted(
                 card.index for card in cards_in(pod.instance.devices, await self._gpus.cards())
             ),
@@ -200,8 +208,9 @@ class Pods:
     ) -> PodInfo:
         """Make a pod from an image and start it; without `gpus` with those of its profiles.
 
-        Raises Conflict (name taken, GPU leased), Forbidden (over quota, image not offered),
-        NotFound (no such image), StartFailed. If anything fails, nothing of the pod is left.
+        Raises Conflict (name taken, GPU leased, no port free), Forbidden (over quota, image not
+        offered), NotFound (no such image), StartFailed. If anything fails, nothing of the pod is
+        left.
         """
         alias, image = await self._images.offered(member, image_name)
         source = {"type": "image", "fingerprint": image.fingerprint}
@@ -291,11 +300,14 @@ class Pods:
             self._making[key] = name
         config = {OWNER: member.name, INS: ins, MADE_AS: name, **limits(member, profiles)}
         try:
-            async with self._allotment.new(member, name, profiles, gpus) as plan:
+            async with (
+                self._allotment.new(member, name, profiles, gpus) as plan,
+                self._ports.new(member, ins) as ports,
+            ):
                 yield {
                     "name": name,
                     "profiles": [profile["name"] for profile in profiles],
-                    "config": {**config, **plan.config},
+                    "config": {**config, **plan.config, **ports},
                     "devices": plan.devices,
                 }
         finally:

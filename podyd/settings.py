@@ -21,6 +21,7 @@ _FIXED: Mapping[str, Callable[[Config], object]] = {
     "lxd": attrgetter("lxd"),
     "auth.socket": attrgetter("auth.socket"),
     "auth.pam_service": attrgetter("auth.pam_service"),
+    "ports.socket": attrgetter("ports.socket"),
 }
 
 

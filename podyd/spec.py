@@ -145,6 +145,12 @@ class Copy:
 
 
 @dataclass(frozen=True)
+class OnePort:
+    ins: str = param(PodName(), "the pod's name")
+    port: int = param(Whole(1, 65535), "a port in the pod, such as 8888")
+
+
+@dataclass(frozen=True)
 class Commit:
     ins: str = param(PodName(), "the pod's name")
     tag: str | None = param(
@@ -277,6 +283,7 @@ class QuotaInfo:
     memory_limit: int
     cpu_limit: int
     max_snapshots: int
+    max_ports: int
     max_images: int
     image_size: int
 
@@ -355,6 +362,17 @@ class SnapshotInfo:
     name: str
     created: str
     size: int | None
+
+
+@dataclass(frozen=True)
+class ListeningPort:
+    """What listens in a pod; `host_port` leads there, null if none does. What listens on a loopback
+    address (127.0.0.1, ::1) alone can be reached from within the pod only."""
+
+    port: int
+    address: str
+    protocol: Literal["tcp"]
+    host_port: int | None
 
 
 @dataclass(frozen=True)
@@ -601,6 +619,19 @@ POD_RESTORE = Operation(
 )
 POD_SNAPSHOT_DELETE = Operation(
     "/pod/snapshot-delete", POST, OneSnapshot, Log, "Delete a snapshot for good."
+)
+POD_PORT = Operation(
+    "/pod/port",
+    POST,
+    OnePort,
+    PodInfo,
+    "Lead a port of the host, which podyd chooses, to a port of a pod.",
+)
+POD_PORT_DELETE = Operation(
+    "/pod/port-delete", POST, OnePort, Log, "Lead no port of the host to this port any longer."
+)
+POD_PORTS = Operation(
+    "/pod/ports", GET, OnePod, list[ListeningPort], "What listens for TCP in a pod."
 )
 POD_COPY = Operation(
     "/pod/copy", POST, Copy, PodInfo, "Make a new pod from a pod of the caller's, and start it."

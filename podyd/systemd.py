@@ -34,6 +34,11 @@ def ready(status: str) -> None:
     _notify("READY=1", _status(status))
 
 
+def status(text: str) -> None:
+    """What `systemctl status` shows from now on."""
+    _notify(_status(text))
+
+
 def reloading() -> None:
     """Until it is `ready` again; the time is what Type=notify-reload asks for."""
     _notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")

@@ -16,8 +16,10 @@ from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
 from podyd.line import Size
+from podyd.listeners import Listeners
 from podyd.metrics import Metrics
 from podyd.pods import Pods
+from podyd.ports import Ports
 from podyd.shells import Place, Shells
 from podyd.snapshots import Snapshots
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
@@ -49,6 +51,8 @@ class Routes:
         snapshots: Snapshots,
         commits: Commits,
         shells: Shells,
+        ports: Ports,
+        listeners: Listeners,
         allotment: Allotment,
         images: Images,
         host: Host,
@@ -61,6 +65,8 @@ class Routes:
         self._snapshots = snapshots
         self._commits = commits
         self._shells = shells
+        self._ports = ports
+        self._listeners = listeners
         self._allotment = allotment
         self._images = images
         self._host = host
@@ -117,6 +123,7 @@ class Routes:
                 memory_limit=quota.memory_limit,
                 cpu_limit=quota.cpu_limit,
                 max_snapshots=quota.max_snapshots,
+                max_ports=quota.max_ports,
                 max_images=quota.max_images,
                 image_size=quota.image_size,
             ),
@@ -220,6 +227,24 @@ class Routes:
     @serves(spec.POD_SNAPSHOT_DELETE)
     async def pod_snapshot_delete(self, call: Call) -> Log:
         return Log(await self._snapshots.delete(call.caller, call.request.ins, call.request.name))
+
+    @serves(spec.POD_PORT)
+    async def pod_port(self, call: Call) -> spec.PodInfo:
+        request: spec.OnePort = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        await self._ports.add(call.caller, pod, request.port)
+        return await self._pods.info(call.caller, request.ins)
+
+    @serves(spec.POD_PORT_DELETE)
+    async def pod_port_delete(self, call: Call) -> Log:
+        request: spec.OnePort = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        return Log(await self._ports.delete(pod, request.port))
+
+    @serves(spec.POD_PORTS)
+    async def pod_ports(self, call: Call) -> list[spec.ListeningPort]:
+        pod = await self._pods.find(call.caller, call.request.ins)
+        return await self._listeners.of(pod)
 
     @serves(spec.POD_EXEC)
     async def pod_exec(self, call: Call) -> spec.ExecResult:

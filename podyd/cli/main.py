@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     auth.add_argument(
         "--pam-service", metavar="NAME", help="ask PAM as this service, and read no configuration"
     )
+    add("ports", _ports, "Relay TCP into pods for 'podyd serve'; needs no rights.")
     nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
     nvml.add_argument("--once", action="store_true", help="print one line and end")
     doctor = add("doctor", _doctor, "Say what is wrong on this machine, and what to type.")
@@ -171,6 +172,13 @@ def _auth(options: argparse.Namespace) -> int:
     except (OSError, RuntimeError) as error:
         raise SetupError(f"'podyd auth' cannot serve {settings.socket}: {error}.") from error
     return 0
+
+
+def _ports(options: argparse.Namespace) -> int:
+    path = _configuration(options).ports.socket
+    program = str(Path(__file__).parents[1] / "relay.py")
+    # A process of its own file, so that it keeps nothing of all this in memory for months.
+    os.execv(sys.executable, [sys.executable, "-IS", program, path, __version__])  # noqa: S606
 
 
 def _nvml(options: argparse.Namespace) -> int:

@@ -79,6 +79,14 @@ async def _run(
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     url = settings.current.url
+    problem = ""
+
+    def tell(text: str) -> None:
+        nonlocal problem
+        problem = text
+        systemd.status(_serving(url, problem))
+
+    app.ports.listen(tell)
 
     def use(context: ssl.SSLContext) -> None:
         # Tornado takes it anew for every connection.
@@ -89,7 +97,8 @@ async def _run(
         refused = settings.reload()
         if certificate:
             certificate.renew(use)
-        systemd.ready(f"{_serving(url)}; not reloaded: {refused}" if refused else _serving(url))
+        not_reloaded = f"not reloaded: {refused}" if refused else ""
+        systemd.ready(_serving(url, problem, not_reloaded))
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     app.start()
@@ -118,8 +127,8 @@ def _build(settings: Settings) -> App:
         raise NotSetUp(f"{reason} Then type 'systemctl restart podyd'.") from error
 
 
-def _serving(url: str) -> str:
-    return f"serving {url}"
+def _serving(url: str, *problems: str) -> str:
+    return "; ".join([f"serving {url}", *filter(None, problems)])
 
 
 async def _stop(server: HTTPServer, app: App) -> None:

@@ -1,4 +1,4 @@
-"""podyd itself: its configuration, and whether its two processes answer."""
+"""podyd itself: its configuration, and whether its three processes answer."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ import socket
 import ssl
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from podyd import VERSION, __version__
 from podyd.config import DEFAULT_PATH, Config, load
 from podyd.doctor.case import Case
-from podyd.doctor.finding import Remark, check, error, ok, reason, warning
+from podyd.doctor.finding import Remark, check, error, note, ok, reason, warning
 from podyd.errors import ConfigError
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
+RESTART_PORTS = "systemctl restart podyd-ports"
 RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
@@ -60,11 +62,7 @@ def login_service(case: Case) -> Iterator[Remark]:
     """`podyd auth` answers."""
     path = case.config.auth.socket
     try:
-        with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_SECONDS)
-            connection.connect(path)
-            connection.sendall(b'{"op": "ping"}\n')
-            answer = json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
+        answer = _ask(path, b'{"op": "ping"}\n')
     except PermissionError as problem:
         raise PermissionError(problem.errno, problem.strerror, path) from problem
     except (OSError, ValueError) as problem:
@@ -77,6 +75,42 @@ def login_service(case: Case) -> Iterator[Remark]:
         yield ok(f"'podyd auth' answers at {path}.")
     else:
         yield error(f"What listens at {path} is not 'podyd auth'.", RESTART_AUTH)
+
+
+@check
+def port_relay(case: Case) -> Iterator[Remark]:
+    """`podyd ports` answers, and could open all the ports that it was told."""
+    path = case.config.ports.socket
+    try:
+        answer = _ask(path, b"null\n")
+        refused: dict[str, str] = answer["refused"]
+        version: str = answer["version"]
+    except PermissionError as problem:
+        raise PermissionError(problem.errno, problem.strerror, path) from problem
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        yield warning(
+            f"Ports of pods cannot be reached: 'podyd ports' does not answer at {path}"
+            f" ({reason(problem)}).",
+            f"{RESTART_PORTS}; journalctl -u podyd-ports",
+        )
+        return
+    for port, why in refused.items():
+        yield warning(f"Port {port} of a pod cannot be opened: {why}.", f"ss -ltnp sport = :{port}")
+    if version != __version__:
+        yield note(
+            f"'podyd ports' is of podyd {version}; restarting it ends the connections to pods.",
+            RESTART_PORTS,
+        )
+    yield ok(f"'podyd ports' answers at {path}.")
+
+
+def _ask(path: str, line: bytes) -> Any:
+    """What a process answers at its unix socket to one line. Raises OSError, ValueError."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        connection.connect(path)
+        connection.sendall(line)
+        return json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
 
 
 @check

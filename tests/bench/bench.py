@@ -38,6 +38,8 @@ WRK_SECONDS = 5
 REQUESTS = 2000
 MIB = 1024**2
 GPUS, GPU_PROCESSES = 8, 200
+# A pod's port that pours as much into each connection.
+POUR, POURED = 7, 512 * MIB
 
 
 @dataclass(frozen=True)
@@ -190,11 +192,13 @@ class Bench:
 
     def rows(self) -> Iterator[Row]:
         yield self.memory_at_rest()
+        yield self.memory_of_ports()
         yield from self.execs()
         yield from self.creates()
         yield from self.lists()
         yield from self.user_info()
         yield self.gpu_ps()
+        yield self.port()
         yield self.memory_growth()
 
     def execs(self) -> Iterator[Row]:
@@ -389,9 +393,42 @@ class Bench:
             at_most=20,
         )
 
+    def port(self) -> Row:
+        """Bytes out of a pod, through its port of the host and from its own address."""
+        pour = f"systemd-socket-activate -a --inetd -l {POUR} head -c {POURED} /dev/zero"
+        # Its systemd, and its address, may still be on their way.
+        run = f"systemd-run {pour}"
+        wait_until(lambda: self.client.exec("bench", run)["exit_code"] == 0, "systemd")
+        wait_until(lambda: bool(self._addresses()), "an address")
+        info = self.client.post("/pod/port", ins="bench", port=POUR).ok
+        mapping = next(item for item in info["port_mapping"] if item.endswith(f":{POUR}"))
+        near = "127.0.0.1", int(mapping.partition(":")[0])
+        far = self._addresses()[0], POUR
+        wait_until(lambda: _can_connect(near) and _can_connect(far), "the port")
+        through, beside = [], []
+        for _ in range(5):
+            through.append(POURED / MIB / timed(_read_all, near) * 1000)
+            beside.append(POURED / MIB / timed(_read_all, far) * 1000)
+        return Row(
+            "a port of the host, from a pod",
+            "MiB/s",
+            statistics.median(through),
+            statistics.median(beside),
+            "the pod's address",
+            at_least=0.4,
+            goal_is_ratio=True,
+        )
+
+    def _addresses(self) -> list[str]:
+        found: list[str] = self.client.get("/pod/info", ins="bench").ok["addresses"]
+        return found
+
     def memory_at_rest(self) -> Row:
         helper = _rss(self.node.helper.pid)
         return Row("memory at rest", "MiB", (_rss(self.server.process.pid) + helper), at_most=80)
+
+    def memory_of_ports(self) -> Row:
+        return Row("memory of podyd ports", "MiB", _rss(self.node.relay.pid), at_most=16)
 
     def memory_growth(self) -> Row:
         """In a podyd of its own, because the other one has served all of the above."""
@@ -414,6 +451,23 @@ class Bench:
         return Row(
             f"memory growth, {REQUESTS} requests, {AT_ONCE} x yes", "MiB", growth, at_most=20
         )
+
+
+def _can_connect(address: tuple[str, int]) -> bool:
+    try:
+        with socket.create_connection(address, 5) as item:
+            return bool(item.recv(1))
+    except OSError:
+        return False
+
+
+def _read_all(address: tuple[str, int]) -> None:
+    room = bytearray(MIB)
+    count = 0
+    with socket.create_connection(address, 60) as item:
+        while part := item.recv_into(room):
+            count += part
+    assert count == POURED, count
 
 
 def _rss(pid: int) -> float:
@@ -447,6 +501,7 @@ def main() -> int:
     reached = True
     try:
         node.start_helper()
+        node.start_relay()
         bench = Bench(node, node.serve())
         found = getattr(bench, chosen.only)() if chosen.only else bench.rows()
         if not chosen.json:

@@ -23,6 +23,7 @@ def node() -> Iterator[Node]:
     node = Node()
     try:
         node.start_helper()
+        node.start_relay()
         yield node
     finally:
         node.close()

@@ -279,9 +279,15 @@ class Node:
                 "failures_per_user": 1000,
                 "failures_per_address": 100000,
             },
+            "ports": {
+                "socket": str(self.directory / "ports" / "ports.sock"),
+                # Below those that the kernel gives out, and apart from other podyds' here.
+                "range": "{0}000-{0}999".format(10 + secrets.randbelow(20)),
+            },
         }
         self._servers: list[Server] = []
         self._helper: subprocess.Popen[bytes] | None = None
+        self._relay: subprocess.Popen[bytes] | None = None
         self._install()
         self._prepare()
         self.lxd = lab.Lxd(Path(self.lab_state.socket))
@@ -357,6 +363,31 @@ class Node:
     def helper(self) -> subprocess.Popen[bytes]:
         assert self._helper is not None
         return self._helper
+
+    def start_relay(self) -> subprocess.Popen[bytes]:
+        """`podyd ports`, as podyd's own account, where only that may go."""
+        path = Path(self.base["ports"]["socket"])
+        account = pwd.getpwnam(self.account)
+        if not path.parent.exists():
+            path.parent.mkdir(mode=0o700)
+            os.chown(path.parent, account.pw_uid, account.pw_gid)
+        with (self.directory / "ports.log").open("ab") as log:
+            self._relay = subprocess.Popen(
+                [PYTHON, "-m", "podyd", "ports", "--config", str(self.write_config({}))],
+                env=self.environment,
+                cwd="/",
+                stderr=log,
+                user=account.pw_uid,
+                group=account.pw_gid,
+                extra_groups=[],
+            )
+        wait_until(lambda: _answers(path), "the relay")
+        return self._relay
+
+    @property
+    def relay(self) -> subprocess.Popen[bytes]:
+        assert self._relay is not None
+        return self._relay
 
     def launch(
         self,
@@ -464,6 +495,9 @@ class Node:
             self._helper.send_signal(signal.SIGCONT)
             self._helper.terminate()
             self._helper.wait(10)
+        if self._relay is not None:
+            self._relay.kill()
+            self._relay.wait()
         wipe = lab.Wipe(self.lxd, time.monotonic() + 120)
         wipe.projects(self.project)
         wipe.certificates(self.project)
@@ -473,6 +507,12 @@ class Node:
         shutil.rmtree(self.directory)
         left = [path for path in self.lxd.get("/1.0/projects") if path.endswith(self.project)]
         assert not left, left
+
+
+def _answers(path: Path) -> bool:
+    """Whether somebody listens at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
 
 
 # --- A line to LXD that can be cut --------------------------------------------------------------

@@ -66,6 +66,8 @@ def test_every_answer_is_as_the_document_says(
         "/pod/restore": [{"ins": ins, "name": "s"}],
         "/pod/snapshot-delete": [{"ins": ins, "name": "s"}],
         "/pod/copy": [{"ins": ins, "to": f"{ins}-copy", "gpus": "none"}],
+        "/pod/port": [{"ins": ins, "port": "8888"}],
+        "/pod/port-delete": [{"ins": ins, "port": "8888"}],
         "/pod/commit": [{"ins": ins, "tag": "t"}],
         "/image/delete": [{"image": f"{admin.user}-t"}],
         "/pod/delete": [{"ins": ins}, {"ins": f"{ins}-copy"}],
@@ -101,6 +103,7 @@ def test_user_info(alice: Client, admin: Client) -> None:
             "memory_limit": -1,
             "cpu_limit": -1,
             "max_snapshots": 10,
+            "max_ports": 10,
             "max_images": 5,
             "image_size": -1,
         },
@@ -124,7 +127,9 @@ def test_pod_info(alice: Client, pod: str, node: Node) -> None:
     assert (info["ins"], info["owner"], info["status"]) == (pod, alice.user, "running")
     assert info["name"] == f"{alice.user}-{pod}" == node.instance_of(alice.user, pod)["name"]
     assert info["image"] == IMAGE
-    assert (info["port_mapping"], info["memory_limit"], info["cpu_limit"]) == ([], -1, -1)
+    (mapping,) = info["port_mapping"]
+    assert mapping.endswith(":22")
+    assert (info["memory_limit"], info["cpu_limit"]) == (-1, -1)
     shown = alice.exec(pod, "ip -4 -o addr show dev eth0 | sed 's,.*inet ,,; s,/.*,,'")["stdout"]
     assert info["addresses"][:1] == shown.split()
     assert 0 < info["uptime"] < 3600

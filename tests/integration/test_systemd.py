@@ -241,6 +241,18 @@ def test_a_socket_of_another_address_is_dropped(unit: Unit, systemd: Systemd, po
     unit.stop()
 
 
+def test_status_says_that_ports_cannot_be_reached(
+    node: Node, unit: Unit, systemd: Systemd, port: int
+) -> None:
+    unit.configure(ports={"socket": str(node.directory / "no.sock")})
+    unit.start()
+    systemd.wait_for(
+        f"STATUS=serving http://127.0.0.1:{port}; ports of pods cannot be reached: 'podyd ports'"
+        " does not answer (No such file or directory)"
+    )
+    unit.stop()
+
+
 # --- The journal --------------------------------------------------------------------------------
 
 

@@ -57,14 +57,21 @@ if [ -z "$("$PODYD" image list)" ]; then
     "$PODYD" image build
 fi
 
+as_podyd() {
+    exec setpriv --reuid podyd --regid podyd --init-groups --no-new-privs "$PODYD" "$@"
+}
+
 "$PODYD" auth &
 auth=$!
-trap 'kill $auth 2>/dev/null || true; wait $auth || true' EXIT
+install -d -m 700 -o podyd -g podyd /run/podyd-ports
+as_podyd ports &
+ports=$!
+trap 'kill $auth $ports 2>/dev/null || true; wait $auth $ports || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
 welcome "Ctrl-C ends podyd; pods go on."
-setpriv --reuid podyd --regid podyd --init-groups --no-new-privs "$PODYD" serve &
+as_podyd serve &
 serve=$!
 # A signal ends `wait`; podyd then finishes what is under way.
 trap 'kill -TERM $serve; wait $serve || true; exit 0' INT TERM

@@ -19,7 +19,7 @@ from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
-UNITS = ("podyd.service", "podyd-setup.service", "podyd-auth.service")
+UNITS = ("podyd.service", "podyd-setup.service", "podyd-auth.service", "podyd-ports.service")
 EXPOSURE_MAX = 2.0
 IMAGE = "debian12"
 
@@ -83,8 +83,8 @@ def test_without_an_image_it_says_how_to_get_one(site: Site) -> None:
 def test_units_are_enabled_and_nothing_has_failed(site: Site) -> None:
     machine = site.machine
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == ""
-    for unit, state in (("podyd.service", "enabled"), ("podyd-auth.socket", "enabled")):
-        assert machine.show(unit, "UnitFileState") == state
+    for unit in ("podyd.service", "podyd-auth.socket", "podyd-ports.service"):
+        assert machine.show(unit, "UnitFileState") == "enabled"
     assert machine.run("podyd", "check").startswith("/etc/podyd/podyd.yaml can be used")
 
 
@@ -470,6 +470,21 @@ def test_root_helper_runs_when_it_is_asked(site: Site) -> None:
     machine.run("systemctl", "stop", "podyd-auth.service")
     site.machine.client("alice", "wrong").get("/user/info").refused(401)
     assert machine.is_active("podyd-auth.service")
+
+
+def test_ports_lead_into_pods_and_outlive_podyd(site: Site, pod: str) -> None:
+    machine = site.machine
+    (mapping,) = site.alice.get("/pod/info", ins=pod).ok["port_mapping"]
+    port = mapping.partition(":")[0]
+    banner = f"timeout 5 bash -c 'head -c 8 </dev/tcp/127.0.0.1/{port}'"
+    wait_until(lambda: machine.attempt("sh", "-c", banner).stdout == "SSH-2.0-", "sshd", 60)
+    relay = machine.show("podyd-ports.service", "MainPID")
+    machine.run("systemctl", "restart", "podyd")
+    assert machine.show("podyd-ports.service", "MainPID") == relay != "0"
+    machine.run("systemctl", "kill", "--signal=KILL", "podyd-ports.service")
+    wait_until(lambda: machine.attempt("sh", "-c", banner).stdout == "SSH-2.0-", "sshd", 60)
+    found = site.alice.get("/pod/ports", ins=pod).ok
+    assert int(port) in {item["host_port"] for item in found if item["port"] == 22}
 
 
 def test_man_pages_and_completion(site: Site) -> None:

@@ -106,7 +106,8 @@ def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:
     init = site.init_of_pod()
     assert site.alice.get("/version").ok == [0, 0, 1]
     helper = machine.show("podyd-auth.service", "MainPID")
-    assert helper != "0"  # The old version's.
+    relay = machine.show("podyd-ports.service", "MainPID")
+    assert "0" not in (helper, relay)  # The old version's.
     with ThreadPoolExecutor() as pool, asking(partial(logged_in_version, machine)) as answers:
         long = begun(site, pool, "long", "exec sleep 4242")
         # Under way when podyd is told to stop, however long apt takes until then.
@@ -121,6 +122,7 @@ def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:
     assert machine.attempt("pgrep", "-f", "^sleep 4242").returncode == 1
     assert site.init_of_pod() == init
     assert machine.show("podyd-auth.service", "MainPID") != helper
+    assert machine.show("podyd-ports.service", "MainPID") == relay
     assert machine.read("/etc/podyd/podyd.yaml") == CONFIG
     assert site.alice.get("/user/info").ok["quota"]["max_pods"] == 9
     profile = ("podyd-base", "limits.processes", "--project", "podyd")

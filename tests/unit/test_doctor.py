@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from podyd import __version__
 from podyd.cli.doctor import show
 from podyd.config import Config
 from podyd.config import parse as parse_config
@@ -160,6 +162,25 @@ def test_pam_file(places: Places) -> None:
     assert only(service.pam_service(case)).level is Level.OK
 
 
+@contextlib.contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[None]:
+    """Somebody who answers one question at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
 @pytest.mark.parametrize(
     ("answer", "level"),
     [
@@ -173,22 +194,29 @@ def test_login_service(tmp_path: Path, answer: bytes, level: Level) -> None:
     path = tmp_path / "auth.sock"
     config = parse_config(f"auth: {{socket: {path}}}")
     assert only(service.login_service(Case(config))).level is Level.ERROR, "nobody listens"
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(str(path))
-        listener.listen()
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                connection.recv(100)
-                connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+    with answering(path, answer):
         found = only(service.login_service(Case(config)))
-        thread.join()
     assert found.level is level
     assert str(path) in found.what
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        ({"version": __version__, "refused": {}}, Level.OK),
+        ({"version": "0.0.1", "refused": {}}, Level.NOTE),
+        ({"version": __version__, "refused": {"20001": "in use"}}, Level.WARNING),
+        ({"ok": True}, Level.WARNING),
+        ([], Level.WARNING),
+    ],
+)
+def test_port_relay(tmp_path: Path, answer: object, level: Level) -> None:
+    path = tmp_path / "ports.sock"
+    config = parse_config(f"ports: {{socket: {path}}}")
+    assert only(service.port_relay(Case(config))).level is Level.WARNING, "nobody listens"
+    with answering(path, json.dumps(answer).encode() + b"\n"):
+        found = only(service.port_relay(Case(config)))
+    assert found.level is level
 
 
 def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,103 @@
+"""What listens in a pod, as the kernel has it in /proc of the pod's first process.
+
+Everybody may read that, so podyd need not enter the pod, nor run anything in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import struct
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from podyd.errors import LxdRefused, Unavailable
+from podyd.lxd.client import LxdClient, instance_path
+from podyd.pod import Pod
+from podyd.pods import not_running
+from podyd.ports import Ports
+from podyd.procs import instance_of
+from podyd.spec import ListeningPort
+
+# The kernel lists what listens first; a pod can have any number of connections after that.
+MAX_BYTES = 256 * 1024
+TIMEOUT = 5.0
+LISTEN = "0A"  # TCP_LISTEN of the kernel's net/tcp_states.h
+
+
+class Listeners:
+    """Reads them in a thread of its own: for a pod with many connections the kernel takes long."""
+
+    def __init__(self, *, client: LxdClient, ports: Ports) -> None:
+        self._client = client
+        self._ports = ports
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="listeners")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def of(self, pod: Pod) -> list[ListeningPort]:
+        """What listens in a running pod, by port. Raises Conflict if it does not run."""
+        if pod.status not in ("running", "frozen"):
+            raise not_running(pod.ins, pod.status)
+        try:
+            state = await self._client.get(instance_path(pod.name, "state"))
+        except LxdRefused as error:
+            raise not_running(pod.ins, "stopped") from error
+        whose = self._client.project, pod.name
+        loop = asyncio.get_running_loop()
+        try:
+            found = await asyncio.wait_for(
+                loop.run_in_executor(self._threads, listening, state["pid"], whose), TIMEOUT
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            raise Unavailable(
+                "The kernel does not show what listens in the pod; tell your admin if it stays so"
+                f" ({type(error).__name__}).",
+                code="listeners_unknown",
+            ) from error
+        outside = {inner: host for host, inner in (await self._ports.of(pod)).items()}
+        return [
+            ListeningPort(port, address, "tcp", outside.get(port))
+            for port, address in sorted(found)
+        ]
+
+
+def listening(pid: int, whose: tuple[str, str], proc: Path = Path("/proc")) -> set[tuple[int, str]]:
+    """Port and address of what listens where this process is.
+
+    Raises OSError, also where it is no longer of the instance that it was of.
+    """
+    texts = [_head(proc / str(pid) / "net" / name) for name in ("tcp", "tcp6")]
+    # Its number may be another's by now.
+    if instance_of(pid, proc) != whose:
+        raise ProcessLookupError(f"process {pid} has ended")
+    return {found for text in texts for found in parse(text)}
+
+
+def _head(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES).decode("ascii", errors="replace")
+    except FileNotFoundError:
+        if path.name == "tcp6":  # A kernel without IPv6.
+            return ""
+        raise
+
+
+def parse(text: str) -> Iterator[tuple[int, str]]:
+    """Port and address of each line of /proc/net/tcp or tcp6 (proc(5)) that listens."""
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if len(fields) > 3 and fields[3] == LISTEN:
+            address, _, port = fields[1].partition(":")
+            yield int(port, 16), _address(address)
+
+
+def _address(digits: str) -> str:
+    """As people write it; the kernel prints words of 32 bits in the machine's own order."""
+    words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
+    order = "<" if sys.byteorder == "little" else ">"
+    return str(ipaddress.ip_address(struct.pack(f"{order}{len(words)}I", *words)))
