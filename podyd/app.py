@@ -43,6 +43,7 @@ from podyd.tokens import Tokens
 from podyd.usage import Usage
 from podyd.usernames import UserNames
 from podyd.users import Users
+from podyd.whereabouts import Whereabouts
 
 # At the end, what cleaning commands, removes half-made pods and writes may take so long.
 KILL_SECONDS = 3.0
@@ -148,7 +149,12 @@ def build(settings: Settings) -> App:
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
     metrics = Metrics(allotment=allotment, telemetry=telemetry, occupancy=occupancy)
-    ports = Ports(client=client, instances=instances, listening=listening_ports, settings=settings)
+    ports = Ports(
+        whereabouts=Whereabouts(client),
+        instances=instances,
+        listening=listening_ports,
+        settings=settings,
+    )
     pods = Pods(
         client=client,
         instances=instances,
@@ -161,7 +167,7 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
-    listeners = Listeners(client=client, ports=ports)
+    listeners = Listeners(client=client, ports=ports, payloads=payloads)
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)

@@ -9,16 +9,17 @@ import asyncio
 import ipaddress
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from podyd.errors import LxdRefused, Unavailable
 from podyd.lxd.client import LxdClient, instance_path
+from podyd.payloads import Payloads
 from podyd.pod import Pod
 from podyd.pods import not_running
 from podyd.ports import Ports
-from podyd.procs import instance_of
+from podyd.procs import Payload, payload_of
 from podyd.spec import ListeningPort
 
 # The kernel lists what listens first; a pod can have any number of connections after that.
@@ -30,8 +31,9 @@ LISTEN = "0A"  # TCP_LISTEN of the kernel's net/tcp_states.h
 class Listeners:
     """Reads them in a thread of its own: for a pod with many connections the kernel takes long."""
 
-    def __init__(self, *, client: LxdClient, ports: Ports) -> None:
+    def __init__(self, *, client: LxdClient, ports: Ports, payloads: Payloads) -> None:
         self._client = client
+        self._payloads = payloads
         self._ports = ports
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="listeners")
 
@@ -49,9 +51,10 @@ class Listeners:
         whose = self._client.project, pod.name
         loop = asyncio.get_running_loop()
         try:
-            found = await asyncio.wait_for(
-                loop.run_in_executor(self._threads, listening, state["pid"], whose), TIMEOUT
+            work = loop.run_in_executor(
+                self._threads, listening, state["pid"], whose, self._payloads.named
             )
+            found = await asyncio.wait_for(work, TIMEOUT)
         except (OSError, asyncio.TimeoutError) as error:
             raise Unavailable(
                 "The kernel does not show what listens in the pod; tell your admin if it stays so"
@@ -65,14 +68,19 @@ class Listeners:
         ]
 
 
-def listening(pid: int, whose: tuple[str, str], proc: Path = Path("/proc")) -> set[tuple[int, str]]:
+def listening(
+    pid: int,
+    whose: tuple[str, str],
+    named: Callable[[Payload | None], Payload | None] = lambda payload: payload,
+    proc: Path = Path("/proc"),
+) -> set[tuple[int, str]]:
     """Port and address of what listens where this process is.
 
     Raises OSError, also where it is no longer of the instance that it was of.
     """
     texts = [_head(proc / str(pid) / "net" / name) for name in ("tcp", "tcp6")]
     # Its number may be another's by now.
-    if instance_of(pid, proc) != whose:
+    if named(payload_of(pid, proc)) != whose:
         raise ProcessLookupError(f"process {pid} has ended")
     return {found for text in texts for found in parse(text)}
 

@@ -1,9 +1,6 @@
 """Ports of the host that lead into pods: which ones a pod has, and what `podyd ports` is told.
 
-A pod's ports stand on its instance and stay the same. An address that a pod claims proves nothing,
-for its root sets any; so a port leads only to the address that the bridge's DHCP server has leased
-to the pod's own network card, and only where LXD holds the card to that address
-(security.ipv4_filtering, as in podyd-base).
+A pod's ports stand on its instance and stay the same, wherever the pod is.
 """
 
 from __future__ import annotations
@@ -13,23 +10,21 @@ import contextlib
 import logging
 import re
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.config import UNLIMITED
 from podyd.errors import Conflict, Forbidden, LxdRefused, NotFound, PodydError
 from podyd.leases import now
-from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import Instance, Instances
 from podyd.pod import PORTS, Pod, busy_or, pods_of
 from podyd.relayclient import Relay, Table, relay_at
 from podyd.settings import Settings
 from podyd.users import Member
+from podyd.whereabouts import Whereabouts
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +35,8 @@ KERNEL_SECONDS = 5.0
 SETTLE_AFTER = timedelta(seconds=5)
 # Several changes often come together.
 GATHER_SECONDS = 0.1
-# A pod that has just started asks for an address; LXD says nothing when it has one.
-LEASE_SECONDS, LEASE_WAIT = 0.5, timedelta(seconds=60)
+# A pod that has just started asks for an address; nobody says when it has one.
+SOON_SECONDS, SOON_WAIT = 0.5, timedelta(seconds=60)
 REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 AWAY = "ports of pods cannot be reached"
@@ -56,13 +51,13 @@ class Ports:
     def __init__(
         self,
         *,
-        client: LxdClient,
+        whereabouts: Whereabouts,
         instances: Instances,
         listening: Callable[[], frozenset[int]],
         settings: Settings,
     ) -> None:
         """`listening` says, perhaps after a wait, on which TCP ports of the host anything does."""
-        self._client = client
+        self._whereabouts = whereabouts
         self._instances = instances
         self._listening = listening
         self._settings = settings
@@ -74,8 +69,6 @@ class Ports:
         # Those that the relay has at present.
         self._open: frozenset[int] = frozenset()
         self._pokes: list[asyncio.Event] = []
-        self._leased: dict[str, Leased] = {}
-        self._unfiltered: frozenset[str] = frozenset()
         self._tell: Callable[[str], None] = lambda problem: None
         self._problem = ""
 
@@ -311,47 +304,18 @@ class Ports:
         pods = pods_of(instances)
         mapped = ports_of(instances)
         running = [pod.instance for pod in pods if pod.status in ("running", "frozen")]
-        leases = await self._leases(running)
-        self._leased = {
-            instance.name: leased
-            for instance in running
-            if (leased := leased_to(instance, leases, self._leased.get(instance.name)))
-        }
-        self._warn(running)
+        places = await self._whereabouts.of(running)
         table = {
-            host: (self._leased[pod.name].address, inner) if pod.name in self._leased else None
+            host: (places[pod.name], inner) if pod.name in places else None
             for pod in pods
             for host, inner in mapped.get(pod.name, {}).items()
         }
-        soon = now() - LEASE_WAIT
+        soon = now() - SOON_WAIT
         waits = any(
-            instance.name not in self._leased and instance.started and instance.started > soon
+            instance.name not in places and instance.started and instance.started > soon
             for instance in running
         )
-        return table, LEASE_SECONDS if waits else REFRESH_SECONDS
-
-    async def _leases(self, running: Iterable[Instance]) -> Mapping[str, str]:
-        """The addresses that LXD's DHCP servers have leased, by hardware address."""
-        networks = {device["network"] for instance in running for _, device in held_cards(instance)}
-        found: dict[str, str] = {}
-        for network in sorted(networks):
-            try:
-                leases = await self._client.get(f"/1.0/networks/{quote(network, safe='')}/leases")
-            except LxdRefused as error:
-                log.warning("LXD does not show the leases of %s: %s", network, error.detail)
-                continue
-            found.update(_addresses(leases or []))
-        return found
-
-    def _warn(self, running: Iterable[Instance]) -> None:
-        unfiltered = frozenset(item.name for item in running if not any(held_cards(item)))
-        for name in sorted(unfiltered - self._unfiltered):
-            log.warning(
-                "%s: no port leads there, as none of its network cards has"
-                " security.ipv4_filtering and an LXD network",
-                name,
-            )
-        self._unfiltered = unfiltered
+        return table, SOON_SECONDS if waits else REFRESH_SECONDS
 
     @contextlib.contextmanager
     def _poked(self) -> Iterator[asyncio.Event]:
@@ -361,49 +325,6 @@ class Ports:
             yield event
         finally:
             self._pokes.remove(event)
-
-
-@dataclass(frozen=True)
-class Leased:
-    """An address that was leased to an instance since it was started."""
-
-    run: tuple[str, object]
-    address: str
-
-
-def leased_to(
-    instance: Instance, leases: Mapping[str, str], before: Leased | None
-) -> Leased | None:
-    """The address of a running instance.
-
-    One that it has had since its start counts on without a lease: another pod could give it back
-    in this one's name, and LXD keeps it for this one.
-    """
-    run = instance.uuid, instance.started
-    for hardware, _ in held_cards(instance):
-        if hardware in leases:
-            return Leased(run, leases[hardware])
-    return before if before and before.run == run else None
-
-
-def held_cards(instance: Instance) -> list[tuple[str, Mapping[str, str]]]:
-    """The network cards that LXD holds to the address that it gave them, by hardware address."""
-    found = []
-    for name, device in sorted(instance.devices.items()):
-        hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")
-        is_held = device.get("security.ipv4_filtering", "").lower() in ("true", "1", "yes", "on")
-        if device.get("type") == "nic" and device.get("network") and is_held and hardware:
-            found.append((hardware.lower(), device))
-    return found
-
-
-def _addresses(leases: Iterable[Mapping[str, str]]) -> Mapping[str, str]:
-    """IPv4 by hardware address; what an admin has fixed goes before what was found."""
-    found: dict[str, str] = {}
-    for lease in sorted(leases, key=lambda item: item["type"] == "static"):
-        if ":" not in lease["address"] and lease["hwaddr"]:
-            found[lease["hwaddr"].lower()] = lease["address"]
-    return found
 
 
 async def _either(

@@ -20,14 +20,14 @@ from podyd.lxd.client import LxdClient
 from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instance, Instances
 from podyd.pod import OWNER, PORTS, Pod, pods_of
-from podyd.ports import Ports, held_cards, leased_to, parse, ports_of, written
+from podyd.ports import Ports, parse, ports_of, written
 from podyd.settings import Settings
 from podyd.sockdiag import listening_ports
 from podyd.users import Member
+from podyd.whereabouts import Whereabouts
 
 BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)
 MEMBER = Member("alice", False, Quota(), ())
-FILTERED = {"type": "nic", "network": "lxdbr0", "security.ipv4_filtering": "true"}
 
 
 class Lxd(LxdClient):
@@ -88,7 +88,7 @@ def make(tmp_path: Path) -> Make:
         listening: Callable[[], frozenset[int]] = nobody,
     ) -> Ports:
         return Ports(
-            client=lxd,
+            whereabouts=Whereabouts(lxd),
             instances=Instances(lxd, Holds(tmp_path / "holds")),
             listening=listening,
             settings=Settings(Config(ports=PortsConfig(range=ports, expose=expose))),
@@ -245,39 +245,6 @@ def test_the_quota(make: Make) -> None:
     ports.close()
 
 
-def instance(devices: Mapping[str, Mapping[str, str]], started: datetime = BORN) -> Instance:
-    config = {"volatile.eth0.hwaddr": "00:16:3E:00:00:01", "volatile.uuid": "u"}
-    return Instance("a", "Running", BORN, started, config, config, {}, devices, ())
-
-
-def test_only_a_card_that_lxd_holds_to_its_address_counts() -> None:
-    leases = {"00:16:3e:00:00:01": "10.0.0.2", "00:16:3e:00:00:02": "10.0.0.3"}
-    found = leased_to(instance({"eth0": FILTERED}), leases, None)
-    assert found is not None
-    assert found.address == "10.0.0.2"
-    for changes in (
-        {"security.ipv4_filtering": "false"},
-        {"security.ipv4_filtering": ""},
-        {"network": ""},
-        {"type": "proxy"},
-    ):
-        assert not held_cards(instance({"eth0": {**FILTERED, **changes}})), changes
-    assert leased_to(instance({"eth1": FILTERED}), leases, None) is None
-    fixed = instance({"eth1": {**FILTERED, "hwaddr": "00:16:3e:00:00:02"}})
-    found = leased_to(fixed, leases, None)
-    assert found is not None
-    assert found.address == "10.0.0.3"
-
-
-def test_a_lease_that_vanishes_is_remembered_until_the_next_start() -> None:
-    running = instance({"eth0": FILTERED})
-    before = leased_to(running, {"00:16:3e:00:00:01": "10.0.0.2"}, None)
-    assert before is not None
-    assert leased_to(running, {}, before) == before
-    again = instance({"eth0": FILTERED}, started=BORN + timedelta(seconds=1))
-    assert leased_to(again, {}, before) is None
-
-
 def test_the_kernels_own_lists() -> None:
     with socket.create_server(("127.0.0.1", 0)) as four:
         port = four.getsockname()[1]
@@ -299,6 +266,6 @@ def test_a_number_that_is_another_process_by_now(tmp_path: Path) -> None:
         path.write_text("sl\n 0: 0100007F:1F90 00000000:0000 0A\n")
     cgroup = tmp_path / "7/cgroup"
     cgroup.write_text("0::/lxc.payload.podyd_a\n")
-    assert listeners.listening(7, ("podyd", "a"), tmp_path) == {(8080, "127.0.0.1")}
+    assert listeners.listening(7, ("podyd", "a"), proc=tmp_path) == {(8080, "127.0.0.1")}
     with pytest.raises(ProcessLookupError):
-        listeners.listening(7, ("podyd", "b"), tmp_path)
+        listeners.listening(7, ("podyd", "b"), proc=tmp_path)

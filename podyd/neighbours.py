@@ -1,0 +1,46 @@
+"""Which address a network card answers at, as the kernel has seen it.
+
+Where LXD holds a card to its hardware address and to the one address that its DHCP server gave it
+(security.mac_filtering and security.ipv4_filtering drop ARP from any other), what the kernel knows
+of its neighbours cannot be made up by a pod.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+ARP = Path("/proc/net/arp")
+# Of the flags in <linux/if_arp.h>: the hardware address is known.
+_COMPLETE = 0x2
+# "discard": whoever gets it has nothing to answer.
+_PROBED_PORT = 9
+
+# An interface and a hardware address.
+Card = tuple[str, str]
+
+
+def neighbours(arp: Path = ARP) -> Mapping[Card, frozenset[str]]:
+    """The IPv4 addresses of each card that the host has heard of lately."""
+    found: dict[Card, set[str]] = {}
+    for line in arp.read_text().splitlines()[1:]:
+        address, _, flags, hardware, _, interface = line.split()
+        if int(flags, 16) & _COMPLETE:
+            found.setdefault((interface, hardware.lower()), set()).add(address)
+    return {card: frozenset(addresses) for card, addresses in found.items()}
+
+
+def probe(interface: str, addresses: Iterable[str]) -> None:
+    """Have the kernel ask on an interface, and nowhere else, who has these addresses.
+
+    `neighbours` says soon what it heard.
+    """
+    kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+    with socket.socket(socket.AF_INET, kind) as asker, contextlib.suppress(OSError):
+        asker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+        for address in addresses:
+            # One that cannot be hides none of the others.
+            with contextlib.suppress(OSError):
+                asker.sendto(b"", (address, _PROBED_PORT))
