@@ -107,7 +107,8 @@ class Socket(Endpoint, WebSocketHandler):
 
     def _end(self) -> None:
         if self._task is not None:
-            self._task.cancel()
+            # Later: a task that is cancelled before it has begun could not say why.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     async def _ping(self) -> None:
         """Find out that a caller has vanished whom no network has taken leave of."""

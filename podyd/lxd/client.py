@@ -174,7 +174,12 @@ class LxdClient:
         return operation
 
     async def websocket(
-        self, path: str, *, ping_interval: float | None = None, **query: Any
+        self,
+        path: str,
+        *,
+        ping_interval: float | None = None,
+        answers_pings: bool = True,
+        **query: Any,
     ) -> Websocket:
         """Connect to one of LXD's websockets."""
         request = HTTPRequest(
@@ -183,7 +188,9 @@ class LxdClient:
             connect_timeout=CONNECT_TIMEOUT,
         )
         try:
-            return await websocket.connect(request, ping_interval=ping_interval)
+            return await websocket.connect(
+                request, ping_interval=ping_interval, answers_pings=answers_pings
+            )
         except HTTPClientError as error:
             if error.code == 599:
                 raise unreachable(error) from error

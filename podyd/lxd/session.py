@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 STDIN, STDOUT, STDERR = "0", "1", "2"
 # The leading `sh` was killed and wrote no mark: its last output may still be on its way.
 UNMARKED_GRACE = 0.5
+# A mark is written at once; what has begun like one and does not go on so soon is output.
+HELD_SECONDS = 0.02
 
 _BOX = """
 box=/sys/fs/cgroup
@@ -114,11 +116,23 @@ class MarkedStream:
     def __init__(self, nonce: str) -> None:
         self._mark = f"\0podyd-{nonce}:".encode()
         self._held = b""
+        # So much of what is held has been given all the same.
+        self._given = 0
         self.exit_code: int | None = None
+
+    @property
+    def is_holding(self) -> bool:
+        """Whether there is output that may be the beginning of the mark."""
+        return len(self._held) > self._given
 
     def feed(self, data: bytes) -> bytes:
         """The output in `data`; what may be the beginning of the mark is held back."""
-        data = self._held + data
+        output = self._before_mark(self._held + data)
+        given = min(self._given, len(output))
+        self._given -= given
+        return output[given:]
+
+    def _before_mark(self, data: bytes) -> bytes:
         self._held = b""
         start = data.find(self._mark)
         if start >= 0:
@@ -137,8 +151,9 @@ class MarkedStream:
         return data[:start]
 
     def rest(self) -> bytes:
-        """What was held back and turned out not to be the mark."""
-        held, self._held = self._held, b""
+        """What was held back and seems not to be the mark."""
+        held = self._held[self._given :]
+        self._given = len(self._held)
         return held
 
 
@@ -178,7 +193,10 @@ class Session(abc.ABC):
         control = await self._connect(path, secret["control"])
         self.begun = True
         found = await asyncio.gather(
-            *(self._connect(path, secret[stream]) for stream in self.streams)
+            *(
+                self._connect(path, secret[stream], answers_pings=stream == STDIN)
+                for stream in self.streams
+            )
         )
         code = await self.attend(control, dict(zip(self.streams, found, strict=True)))
         return await self._unmarked_code(path) if code is None else code
@@ -191,8 +209,10 @@ class Session(abc.ABC):
     async def take(self, stream: str, data: bytes) -> None:
         """Take output."""
 
-    async def _connect(self, path: str, secret: str) -> Websocket:
-        socket = await self._client.websocket(f"{path}/websocket", secret=secret)
+    async def _connect(self, path: str, secret: str, *, answers_pings: bool = True) -> Websocket:
+        socket = await self._client.websocket(
+            f"{path}/websocket", secret=secret, answers_pings=answers_pings
+        )
         self.sockets.append(socket)
         return socket
 
@@ -223,7 +243,7 @@ class Session(abc.ABC):
     async def _collect(self, stream: str, socket: Websocket) -> int | None:
         marked = MarkedStream(self.nonce)
         while marked.exit_code is None:
-            message = await socket.read_message()
+            message = await self._next(stream, socket, marked)
             if message is None:
                 await self.take(stream, marked.rest())
                 break
@@ -231,6 +251,20 @@ class Session(abc.ABC):
                 self._moved = True
                 await self.take(stream, marked.feed(message))
         return marked.exit_code
+
+    async def _next(
+        self, stream: str, socket: Websocket, marked: MarkedStream
+    ) -> str | bytes | None:
+        """The next message; what is held back does not wait for it long."""
+        if not marked.is_holding:
+            return await socket.read_message()
+        reading = asyncio.ensure_future(socket.read_message())
+        try:
+            if not (await asyncio.wait({reading}, timeout=HELD_SECONDS))[0]:
+                await self.take(stream, marked.rest())
+            return await reading
+        finally:
+            reading.cancel()
 
     async def _unmarked_code(self, path: str) -> int:
         """The exit code where the mark is missing: the leading process was killed."""

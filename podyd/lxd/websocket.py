@@ -19,8 +19,10 @@ class _Protocol(WebSocketProtocol13):
     6.5) drops what it has received and not yet delivered when the pong comes too late.
     """
 
+    answers_pings = True
+
     def _handle_message(self, opcode: int, data: bytes) -> Any:
-        if opcode == _PING and self.stream.closed():
+        if opcode == _PING and (not self.answers_pings or self.stream.closed()):
             return None
         return super()._handle_message(opcode, data)
 
@@ -28,17 +30,29 @@ class _Protocol(WebSocketProtocol13):
 class Websocket(WebSocketClientConnection):
     """Tornado's client; made by `connect`."""
 
+    answers_pings = True
+
     def get_websocket_protocol(self) -> _Protocol:
-        return _Protocol(self, mask_outgoing=True, params=self.params)
+        protocol = _Protocol(self, mask_outgoing=True, params=self.params)
+        protocol.answers_pings = self.answers_pings
+        return protocol
 
 
-async def connect(request: HTTPRequest, *, ping_interval: float | None = None) -> Websocket:
-    """As Tornado's `websocket_connect`, whose class cannot be chosen."""
+async def connect(
+    request: HTTPRequest, *, ping_interval: float | None = None, answers_pings: bool = True
+) -> Websocket:
+    """As Tornado's `websocket_connect`, whose class cannot be chosen.
+
+    Where LXD only writes and never reads (a command's stdout and stderr), pings must not be
+    answered: closing a connection with a pong in it that nobody has read resets it, and what of the
+    output is still on its way is lost.
+    """
     defaults = HTTPRequest._DEFAULTS
     connection = Websocket(
         _RequestProxy(request, defaults),  # type: ignore[arg-type]
         ping_interval=ping_interval,
         max_message_size=MAX_MESSAGE_BYTES,
     )
+    connection.answers_pings = answers_pings
     await connection.connect_future
     return connection

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,6 +44,16 @@ def test_output_comes_as_it_is_written(alice: Client, pod: str) -> None:
         talk.type(b"later\n")
         assert talk.end()["exit_code"] == 0
         assert talk.out == b"now\nlater\n"
+
+
+def test_output_that_could_begin_the_mark_of_the_end_comes_too(alice: Client, pod: str) -> None:
+    for text in ("\\0", "a\\0pod", "\\0\\0podyd-"):
+        sent = text.replace("\\0", "\0").encode()
+        with streamed(alice, pod, f"printf '{text}'; read -r x; printf '{text}'") as talk:
+            talk.wait_for(sent)
+            talk.type(b"\n")
+            assert talk.end()["exit_code"] == 0
+            assert talk.out == sent * 2
 
 
 def test_bytes_pass_as_they_are_and_stdin_has_an_end(alice: Client, pod: str) -> None:
@@ -188,12 +199,35 @@ def test_a_message_that_is_none(alice: Client, pod: str, frame: bytes) -> None:
 def test_a_beginning_that_is_none(
     alice: Client, pod: str, start: dict[str, Any], code: str
 ) -> None:
-    socket = connect(alice, "/pod/exec-stream", ins=pod)
-    socket.send_binary(b"\4" + json.dumps(start).encode())
-    while (frame := socket.recv())[0] != END:
+    connection = connect(alice, "/pod/exec-stream", ins=pod)
+    connection.send_binary(b"\4" + json.dumps(start).encode())
+    while (frame := connection.recv())[0] != END:
         pass
     assert json.loads(frame[1:])["code"] == code
-    socket.close()
+    connection.close()
+
+
+def test_a_wrong_beginning_that_comes_with_the_handshake(alice: Client, pod: str) -> None:
+    head = {
+        "Host": "localhost",
+        "Connection": "Upgrade",
+        "Upgrade": "websocket",
+        "Sec-WebSocket-Version": "13",
+        "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+        **alice.login_header(),
+    }
+    lines = "".join(f"{name}: {value}\r\n" for name, value in head.items())
+    request = f"GET /pod/exec-stream?ins={pod} HTTP/1.1\r\n{lines}\r\n".encode()
+    # Three bytes, masked with zeros: the channel and what is no JSON.
+    frame = b"\x82\x83\0\0\0\0\4{x"
+    for _ in range(5):
+        with socket.create_connection(("127.0.0.1", alice.port), timeout=10) as connection:
+            connection.sendall(request + frame)
+            came = b""
+            while b"malformed" not in came:
+                data = connection.recv(65536)
+                assert data, came
+                came += data
 
 
 def test_a_pod_that_stops_meanwhile(alice: Client, ins: str) -> None:
@@ -314,8 +348,8 @@ def test_a_member_has_so_many_shells(new_user: Callable[[], Client], ins: str) -
         return len(open_ones) == 20
 
     wait_until(one_more, "a place")
-    for socket in open_ones:
-        socket.close()
+    for open_one in open_ones:
+        open_one.close()
     member.post("/pod/delete", ins=ins).ok
 
 

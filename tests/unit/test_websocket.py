@@ -19,8 +19,12 @@ def frame(opcode: int, payload: bytes) -> bytes:
     return bytes([opcode, len(payload)]) + payload
 
 
-async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Accept a websocket, and send everything at once."""
+async def greet(
+    reader: asyncio.StreamReader,
+    writer: asyncio.StreamWriter,
+    heard: asyncio.Future[bytes] | None = None,
+) -> None:
+    """Accept a websocket, and send everything at once; what comes then is heard."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode()
     key = head.lower().partition("sec-websocket-key: ")[0]
     key = head[len(key) + len("sec-websocket-key: ") :].partition("\r\n")[0]
@@ -33,7 +37,9 @@ async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         + frame(PING, b"keepalive")
         + frame(TEXT, b"three")
     )
-    await reader.read()
+    came = await reader.read()
+    if heard is not None:
+        heard.set_result(came)
     writer.close()
 
 
@@ -56,6 +62,29 @@ def test_what_came_before_the_end_is_read_though_a_ping_cannot_be_answered() -> 
         return found
 
     assert asyncio.run(talk()) == ["two", "three"]
+
+
+@pytest.mark.parametrize("answers_pings", [True, False])
+def test_who_does_not_read_is_sent_nothing(answers_pings: bool) -> None:
+    async def talk() -> bytes:
+        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await greet(reader, writer, heard)
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            request = HTTPRequest(f"ws://127.0.0.1:{port}/")
+            connection = await connect(request, answers_pings=answers_pings)
+            while await connection.read_message() != "three":
+                pass
+            stream = connection.protocol.stream
+            assert stream is not None
+            stream.close()
+            return await heard
+
+    assert (asyncio.run(talk()) != b"") == answers_pings
 
 
 def test_a_refusal_is_an_error() -> None:
