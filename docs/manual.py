@@ -56,8 +56,12 @@ PODY: dict[str, str | dict[str, str]] = {
         "~/.config/pody/*.json": (
             "The tokens of pody login, one for each server; $XDG_CONFIG_HOME replaces ~/.config."
         ),
+        "~/.config/pody/known_hosts/*": "The ssh host keys of pods, as podyd said them last.",
+        "~/.ssh/pody.d/*.conf": (
+            "What pody ssh-config --write has told ssh; ~/.ssh/config includes it."
+        ),
     },
-    "SEE ALSO": "podx(1), podyd(8)",
+    "SEE ALSO": "podx(1), ssh(1), ssh_config(5), podyd(8)",
 }
 
 # What a help text says well enough.
@@ -255,9 +259,9 @@ def _operand(action: argparse.Action) -> str:
     match action.nargs:
         case "?":
             return f"[{name}]"
-        case "*":
+        case "*" | argparse.REMAINDER:
             return f"[{name} ...]"
-        case "+" | argparse.REMAINDER:
+        case "+":
             return f"{name} ..."
     return name
 

@@ -45,19 +45,19 @@ def add_words(add: Add) -> None:
     """The words, with what each of them takes."""
     listed = add("ls", _ls, "List your pods.")
     listed.add_argument("-a", "--all", action="store_true", help="everybody's, for admins")
-    new = _of_pod(add("new", _new, "Make a pod and start it."))
+    new = of_pod(add("new", _new, "Make a pod and start it."))
     image = new.add_argument("--image", help="which, if there are several; see pody images")
     image.completer = _complete("host/images")  # type: ignore[attr-defined]
     new.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
-    removed = _of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
+    removed = of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
     removed.add_argument("--yes", action="store_true", help="do not ask")
     changing = [
-        _of_pod(add(name, _change, f"{name.capitalize()} a pod."))
+        of_pod(add(name, _change, f"{name.capitalize()} a pod."))
         for name in ("start", "stop", "restart")
     ]
     for made in changing:
         made.set_defaults(route=f"pod/{made.prog.split()[-1]}")
-    described = _of_pod(add("info", _info, "Show all about a pod."))
+    described = of_pod(add("info", _info, "Show all about a pod."))
     simple = [
         add("ps", _ps, "List the processes on the GPUs, and the pods that they are in."),
         add("gpus", _gpus, "List the GPUs, what they do and which pods have them."),
@@ -74,7 +74,7 @@ def add_words(add: Add) -> None:
 
 def _add_talking(add: Add) -> None:
     what = "Run a command in a pod, with its output as it comes; its exit status is pody's."
-    run = _of_pod(add("exec", _exec, what))
+    run = of_pod(add("exec", _exec, what))
     run.add_argument(
         "words",
         nargs="*",
@@ -82,14 +82,15 @@ def _add_talking(add: Add) -> None:
         help="after --: one word is a line for bash; several are a command and its arguments",
     )
     run.add_argument("--timeout", metavar="SECONDS", help="end it then (default: never)")
-    entered = _of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))
+    entered = of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))
     entered.add_argument("words", nargs="*", metavar="COMMAND", help="after --: run this instead")
     for made in (run, entered):
         made.set_defaults(raw=False, failed=FAILED)
         add_cacert(made)
 
 
-def _of_pod(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def of_pod(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The same parser, with a pod's name."""
     ins = made.add_argument("ins", metavar="POD", help="the pod's name")
     ins.completer = _complete("pod/list")  # type: ignore[attr-defined]
     return made
@@ -120,11 +121,11 @@ def _line(words: Sequence[str]) -> str:
 def _ls(options: argparse.Namespace) -> None:
     server = server_of(options.cacert)
     if options.all:
-        _rows(options, server.get("pod/listall").data, ("owner", "ins", "status", "image"))
+        write_rows(options, server.get("pod/listall").data, ("owner", "ins", "status", "image"))
         return
     names = server.get("pod/list").data
     pods = [server.get("pod/info", [("ins", name)]).data for name in names]
-    _rows(options, pods, ("ins", "status", "image", "gpu_ids", "addresses"))
+    write_rows(options, pods, ("ins", "status", "image", "gpu_ids", "addresses"))
 
 
 def _new(options: argparse.Namespace) -> None:
@@ -207,12 +208,12 @@ PROCESS_COLUMNS = ("gpu", "pid", "pod", "gpu_memory_used", "uptime", "cmd")
 
 def _gpus(options: argparse.Namespace) -> None:
     answer = server_of(options.cacert).get("host/gpus")
-    _rows(options, answer.data, GPU_COLUMNS, _cards(answer))
+    write_rows(options, answer.data, GPU_COLUMNS, _cards(answer))
 
 
 def _ps(options: argparse.Namespace) -> None:
     answer = server_of(options.cacert).get("host/gpu-ps")
-    _rows(options, answer.data, PROCESS_COLUMNS, _processes(answer))
+    write_rows(options, answer.data, PROCESS_COLUMNS, _processes(answer))
 
 
 def _cards(answer: Answer) -> list[Row]:
@@ -246,7 +247,7 @@ def _picture(server: Server) -> str:
 # --- Output and completion ----------------------------------------------------------------------
 
 
-def _rows(
+def write_rows(
     options: argparse.Namespace,
     data: Any,
     columns: Sequence[str],

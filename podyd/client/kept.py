@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import stat
-import tempfile
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from urllib.parse import quote
 
+from podyd.client import private
 from podyd.client.base import Base
 from podyd.client.failure import Usage
 
@@ -46,7 +45,7 @@ def save(base: Base, kept: Kept) -> Path:
     path = path_of(base)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _write(path, json.dumps(asdict(kept)).encode())
+        private.write(path, json.dumps(asdict(kept)).encode())
     except OSError as error:
         raise Usage(f"The token cannot be kept in {path}: {error.strerror}.") from error
     return path
@@ -63,10 +62,11 @@ def remove(base: Base) -> None:
 
 def path_of(base: Base) -> Path:
     """The file for a server: its name is the server's address. Raises Usage."""
-    return _directory() / f"{quote(str(base), safe='')}.json"
+    return directory() / f"{quote(str(base), safe='')}.json"
 
 
-def _directory() -> Path:
+def directory() -> Path:
+    """Where pody keeps what is its own. Raises Usage."""
     variable, default = ("XDG_CONFIG_HOME", ".config")
     if os.name == "nt":
         variable, default = ("APPDATA", "AppData/Roaming")
@@ -101,19 +101,3 @@ def _parse(data: bytes, base: Base) -> Kept:
     if kept.base != str(base) or not kept.token.isascii():
         raise ValueError
     return kept
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write the file as a whole or not at all."""
-    # mkstemp makes it 0600, whatever the umask.
-    descriptor, draft = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".json")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(draft).replace(path)
-    except OSError:
-        with suppress(OSError):
-            Path(draft).unlink()
-        raise

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import daily, kept, output, session, show
+from podyd.client import daily, kept, output, reach, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.login import typed, with_token
@@ -27,6 +27,9 @@ examples:
   pody new first --image debian12
   pody exec first -- nvidia-smi -L
   pody shell first
+  pody copy-id first
+  pody ssh first nvidia-smi
+  pody forward first 8888
   pody ls
   pody get user/info
   pody post pod/create ins:first image:debian12
@@ -45,7 +48,8 @@ environment:
 
 exit status:
   0 done, 1 refused, 2 wrong usage, 3 wrong login, 4 no podyd that can be reached and trusted; of
-  exec and shell the command's own, 124 if time was up, 130 after Ctrl-C, 255 if pody itself failed
+  exec, shell and ssh the command's own, 124 if time was up, 130 after Ctrl-C, 255 if pody itself
+  failed
 """
 WORDS = (
     "The first ':' or '=' splits. A last value that is left empty (passwd:) is read from standard"
@@ -84,6 +88,7 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(raw=False)
         daily.add_cacert(made)
     daily.add_words(add)
+    reach.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
     daily.add_raw(about)

@@ -70,6 +70,11 @@ class Server:
         """Who has called; "" before the first call."""
         return self._login.user if self._login else ""
 
+    @property
+    def asks_nobody(self) -> bool:
+        """Whether the login is known without a question."""
+        return bool(os.environ.get("PODY_PASSWORD")) or kept.load(self.base) is not None
+
     def get(self, route: str, pairs: Pairs = ()) -> Answer:
         """Call with the parameters in the query."""
         query = f"?{urlencode(pairs)}" if pairs else ""
@@ -114,7 +119,7 @@ class Server:
 
     def names(self, route: str) -> list[str]:
         """What a route lists, for a shell that completes: soon, and asking for nothing, or Away."""
-        if not os.environ.get("PODY_PASSWORD") and kept.load(self.base) is None:
+        if not self.asks_nobody:
             return []
         self._patience = COMPLETE_SECONDS
         return list(self.get(route).data)

@@ -1,7 +1,8 @@
 """Talking to a command in a pod while it runs, over a WebSocket; /openapi.json says how.
 
 One thread reads what podyd sends, so that its pings are answered whatever happens; one sends; one
-reads standard input. The main thread writes the output, and is the one that signals reach.
+reads the input. The thread that runs it writes the output: for our own streams the main one, which
+is the one that signals reach.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import os
 import queue
 import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import Any, Protocol
 
 from podyd.client import terminal
 from podyd.client.failure import Away, Refused
@@ -34,15 +36,37 @@ INTERRUPTED, TIMED_OUT = 130, 124
 Frame = tuple[int, bytes]
 
 
+class Ends(Protocol):
+    """What a command's streams lead to."""
+
+    def read(self) -> bytes:
+        """The next of the input, nothing at its end; OSError is its end too."""
+
+    def write(self, channel: int, data: bytes) -> None:
+        """Take output of STDOUT or STDERR, all of it."""
+
+
+class Standard:
+    """Our own streams."""
+
+    def read(self) -> bytes:
+        return os.read(sys.stdin.fileno(), CHUNK_BYTES)
+
+    def write(self, channel: int, data: bytes) -> None:
+        write_all((sys.stdout if channel == STDOUT else sys.stderr).fileno(), data)
+
+
 class Stream:
     """One command, from its beginning to its end."""
 
-    def __init__(self, server: Server, route: str, pairs: Pairs) -> None:
+    def __init__(self, server: Server, route: str, pairs: Pairs, ends: Ends | None = None) -> None:
         self._where = str(server.base)
+        self._ends = ends or Standard()
         self._socket = server.websocket(route, pairs, SILENT_SECONDS)
         self._came: queue.SimpleQueue[Frame | Exception] = queue.SimpleQueue()
-        self._to_send: queue.SimpleQueue[Frame] = queue.SimpleQueue()
+        self._to_send: queue.SimpleQueue[Frame | None] = queue.SimpleQueue()
         self._may_send = threading.Condition()
+        self._over = False
         # Of input, in bytes: how far podyd may be behind, what it has passed on, what it was sent.
         self._window = self._taken = self._sent = 0
         self._interrupts = 0
@@ -58,11 +82,24 @@ class Stream:
         try:
             return self._status(self._write_output())
         finally:
-            self._socket.shutdown()
+            self._end()
 
     def control(self, message: Mapping[str, Any]) -> None:
         """Send a control message; also from a signal's handler."""
         self._to_send.put((CONTROL, json.dumps(message).encode()))
+
+    def _end(self) -> None:
+        """Let the threads end, and podyd see at once that we have gone."""
+        with self._may_send:
+            self._over = True
+            self._may_send.notify()
+        self._to_send.put(None)
+        connection = self._socket.sock
+        if connection is not None:
+            with suppress(OSError):
+                # A thread that waits for it would keep it open.
+                connection.shutdown(socket.SHUT_RDWR)
+            self._socket.shutdown()
 
     def interrupt(self, *_: object) -> None:
         """Ctrl-C: the command hears of it; a second one ends all that it started."""
@@ -92,30 +129,32 @@ class Stream:
 
     def _send(self) -> None:
         try:
-            while True:
-                channel, data = self._to_send.get()
-                self._socket.send_binary(bytes([channel]) + data)
+            while frame := self._to_send.get():
+                self._socket.send_binary(bytes([frame[0]]) + frame[1])
         except Exception as error:  # As above.
             self._came.put(error)
 
     def _feed(self) -> None:
         try:
-            while data := os.read(sys.stdin.fileno(), CHUNK_BYTES):
-                self._wait_for_room(len(data))
+            while (data := self._ends.read()) and self._wait_for_room(len(data)):
                 self._to_send.put((STDIN, data))
         except OSError:  # It is closed, or for writing only.
             pass
         self.control({"eof": True})
 
-    def _wait_for_room(self, count: int) -> None:
+    def _wait_for_room(self, count: int) -> bool:
+        """Wait until podyd takes so many bytes; False if the command has ended."""
         with self._may_send:
-            self._may_send.wait_for(lambda: self._sent + count <= self._window + self._taken)
+            self._may_send.wait_for(
+                lambda: self._over or self._sent + count <= self._window + self._taken
+            )
             self._sent += count
+            return not self._over
 
     # --- The main thread -------------------------------------------------------------------------
 
     def _write_output(self) -> Mapping[str, Any]:
-        """Write what comes to standard output and error; podyd's last message."""
+        """Write what comes to where it belongs; podyd's last message."""
         got = told = 0
         while True:
             frame = self._next()
@@ -125,7 +164,7 @@ class Stream:
             if channel == END:
                 end: Mapping[str, Any] = json.loads(data)
                 return end
-            _write(sys.stdout if channel == STDOUT else sys.stderr, data)
+            self._ends.write(channel, data)
             got += len(data)
             if got - told >= WINDOW_BYTES // 4:
                 told = got
@@ -178,8 +217,8 @@ def shell(server: Server, ins: str, command: str | None) -> int:
         return stream.run(start)
 
 
-def _write(stream: Any, data: bytes) -> None:
-    descriptor = stream.fileno()
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write it, however little is taken at once."""
     while data:
         data = data[os.write(descriptor, data) :]
 

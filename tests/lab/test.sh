@@ -7,8 +7,9 @@ cd "$(dirname "$0")/../.."
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
-install_packages $PACKAGES gcc libc6-dev strace
+install_packages $PACKAGES gcc libc6-dev strace openssh-client
 make_environment .venv debian/vendor.txt tests/requirements.txt
+make_environment .pody04 tests/pody04.txt
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     trap '$PYTHON tests/lab/lab.py down' EXIT
 fi
