@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
+import socket
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,8 +18,6 @@ from tests.integration.harness import (
     PASSWORD,
     ROOT,
     Client,
-    Node,
-    free_port,
     wait_until,
 )
 from tests.integration.test_client import Done
@@ -158,18 +158,18 @@ def test_what_is_refused(old: Old, pod: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def reachable(node: Node, alice: Client, pod: str) -> Iterator[int]:
-    """A port of this machine that an admin has lead to the pod's sshd."""
-    node.lxc("project", "set", node.project, "restricted.devices.proxy=allow")
-    name = node.instance_of(alice.user, pod)["name"]
-    port = free_port()
-    ends = (f"listen=tcp:127.0.0.1:{port}", "connect=tcp:127.0.0.1:22")
-    node.lxc("config", "device", "add", name, "ssh", "proxy", *ends)
-    listening = "grep -q ':0016 .* 0A ' /proc/net/tcp"
-    wait_until(lambda: alice.exec(pod, listening)["exit_code"] == 0, "sshd in the pod", 30)
-    yield port
-    node.lxc("config", "device", "remove", name, "ssh")
-    node.lxc("project", "set", node.project, "restricted.devices.proxy=block")
+def reachable(alice: Client, pod: str) -> int:
+    """The port of this machine that leads to the pod's sshd."""
+    mapped = alice.get("/pod/info", ins=pod).ok["port_mapping"]
+    port = next(int(pair[:-3]) for pair in mapped if pair.endswith(":22"))
+
+    def answers() -> bool:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 5) as item:
+            return item.recv(4) == b"SSH-"
+        return False
+
+    wait_until(answers, "sshd in the pod", 30)
+    return port
 
 
 def test_connect_runs_ssh(old: Old, reachable: int, pod: str, tmp_path: Path) -> None:
