@@ -14,6 +14,7 @@ from podyd.api.address import client_address
 from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.api.socket import Socket
+from podyd.api.transfer import Download, Upload
 from podyd.authclient import AuthClient
 from podyd.commits import Commits
 from podyd.config import Config
@@ -30,16 +31,19 @@ from podyd.lxd.instances import Instances
 from podyd.metrics import Metrics
 from podyd.occupancy import Occupancy
 from podyd.payloads import Payloads
+from podyd.podlogs import PodLogs
 from podyd.pods import Pods
 from podyd.ports import Ports
 from podyd.settings import Settings
 from podyd.shells import Shells
 from podyd.snapshots import Snapshots
 from podyd.sockdiag import listening_ports
+from podyd.spec import Operation
 from podyd.store import Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
 from podyd.tokens import Tokens
+from podyd.transfers import Transfers
 from podyd.usage import Usage
 from podyd.usernames import UserNames
 from podyd.users import Users
@@ -171,6 +175,8 @@ def build(settings: Settings) -> App:
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
+    transfers = Transfers(pods=pods, executor=executor, tasks=cleaning)
+    podlogs = PodLogs(client=client, pods=pods)
     host = Host(
         client=client,
         telemetry=telemetry,
@@ -187,6 +193,8 @@ def build(settings: Settings) -> App:
         shells=shells,
         ports=ports,
         listeners=listeners,
+        transfers=transfers,
+        podlogs=podlogs,
         allotment=allotment,
         images=images,
         host=host,
@@ -202,7 +210,7 @@ def build(settings: Settings) -> App:
         [
             (
                 operation.path.replace(".", r"\."),
-                Socket if operation.websocket else Endpoint,
+                _handler(operation),
                 {"operation": operation, "bound": bound, **shared},
             )
             for operation, bound in routes.bound().items()
@@ -231,6 +239,14 @@ def build(settings: Settings) -> App:
         cleaning=cleaning,
         requests=requests,
     )
+
+
+def _handler(operation: Operation) -> type[Endpoint]:
+    if operation.websocket:
+        return Socket
+    if operation.streamed is None:
+        return Endpoint
+    return Download if operation.streamed == "answer" else Upload
 
 
 def _credentials(config: Config) -> Credentials:

@@ -13,7 +13,7 @@ import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from podyd.errors import BadRequest
 from podyd.params import Whole, parse_json
@@ -44,6 +44,21 @@ class Signal:
 
 
 Wish = Size | Signal
+
+
+class Streams(Protocol):
+    """What a command is given, and what it gives."""
+
+    async def input(self) -> bytes | None:
+        """The next of the input; None at its end."""
+
+    async def output(self, channel: int, data: bytes) -> None:
+        """Take output; the command waits as long."""
+
+    async def wish(self) -> Wish:
+        """What is wanted beside that, once it is."""
+
+
 Send = Callable[[bytes], Awaitable[None]]
 
 

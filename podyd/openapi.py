@@ -12,6 +12,7 @@ from podyd import __version__
 from podyd.params import Param, params_of
 from podyd.spec import FRAMES, OPERATIONS, Access, Operation, Proof
 
+FILES = ("application/octet-stream", "application/x-tar")
 ERROR_SCHEMA = {
     "type": "object",
     "required": ["detail", "code"],
@@ -58,7 +59,7 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
     described: dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}",
         "summary": operation.summary,
-        "parameters": [_parameter(item, method) for item in operation.params],
+        "parameters": [_parameter(item, operation, method) for item in operation.params],
         "security": _security(operation),
         "responses": {
             "200": {
@@ -80,7 +81,11 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
         }
         described["responses"]["101"] = {"description": "the WebSocket is open"}
         del described["responses"]["200"]
-    if method == "POST" and operation.params:
+    if operation.streamed == "answer":
+        described["responses"]["200"]["content"] |= {kind: {} for kind in FILES}
+    if operation.streamed == "body":
+        described["requestBody"] = {"required": True, "content": {kind: {} for kind in FILES}}
+    elif method == "POST" and operation.params:
         described["requestBody"] = _body(operation)
     return described
 
@@ -92,12 +97,13 @@ def _security(operation: Operation) -> list[dict[str, list[str]]]:
     return [{way: []} for way in ways]
 
 
-def _parameter(item: Param, method: str) -> dict[str, Any]:
+def _parameter(item: Param, operation: Operation, method: str) -> dict[str, Any]:
     # A POST may carry each parameter in its body instead, so none is required in the query.
+    in_query = method == "GET" or operation.streamed == "body"
     return {
         "name": item.name,
         "in": "query",
-        "required": not item.optional and method == "GET",
+        "required": not item.optional and in_query,
         "description": item.help,
         "schema": item.kind.schema(),
     }

@@ -108,6 +108,24 @@ def _file_like(maximum: int) -> Pattern:
 
 
 @dataclass(frozen=True)
+class PodPath(Kind):
+    """Where something is in a pod, from its root on: as long as Linux takes a path."""
+
+    def parse(self, text: str) -> str:
+        if not text.startswith("/") or len(text.encode()) > 4095 or "\0" in text:
+            raise ValueError("must begin with '/', and have 4095 bytes of UTF-8 at most")
+        return text
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": "^/", "maxLength": 4095}
+
+
+def Mode() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
+    """What chmod takes as a number; setuid and its like are for whoever is in the pod."""
+    return Pattern(r"0?[0-7]{3}", "an octal mode such as 644", maximum=4)
+
+
+@dataclass(frozen=True)
 class Password(Kind):
     """A new password: without control characters, at most 511 bytes of UTF-8.
 

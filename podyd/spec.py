@@ -18,11 +18,13 @@ from podyd.params import (
     Duration,
     Flag,
     Indices,
+    Mode,
     Names,
     Param,
     Password,
     Pattern,
     PodName,
+    PodPath,
     SnapshotName,
     Tag,
     Text,
@@ -44,6 +46,7 @@ MAX_DAYS = MAX_HOURS / 24
 MAX_ROWS, MAX_COLUMNS = 1000, 1000
 # What a client may be ahead of, or behind, a command that it talks to.
 MAX_WINDOW_BYTES = 16 * 1024**2
+MAX_LOG_LINES = 10_000
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
@@ -225,6 +228,48 @@ class Start:
 
 
 @dataclass(frozen=True)
+class OneFile:
+    ins: str = param(PodName(), "the pod's name")
+    path: str = param(PodPath(), "where it is in the pod, from / on; links are followed")
+    format: Literal["stat", "tar"] | None = param(
+        Word(("stat", "tar")),
+        "stat: what it is; tar: a directory with all that is in it; without it, a file's bytes or"
+        " what a directory has",
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
+class PutFile:
+    ins: str = param(PodName(), "the pod's name")
+    path: str = param(PodPath(), "where it shall be in the pod, from / on; links are followed")
+    format: Literal["tar"] | None = param(
+        Word(("tar",)),
+        "tar: the body is a tar file, and what is in it goes into the directory; without it, the"
+        " body is the file",
+        default=None,
+    )
+    mode: str | None = param(
+        Mode(), "the file's; without it, that of the file before, or 644", default=None
+    )
+    mtime: int | None = param(
+        Whole(0, 2**36), "when it was changed, in seconds since 1970; without it, now", default=None
+    )
+
+
+@dataclass(frozen=True)
+class LogsOf:
+    ins: str = param(PodName(), "the pod's name")
+    lines: int = param(Whole(1, MAX_LOG_LINES), "the last so many", default=100)
+    since: float | None = param(
+        Window(),
+        "how far back, in seconds or as 2d 4h 5s; of a pod that runs, and without it all that it"
+        " keeps",
+        default=None,
+    )
+
+
+@dataclass(frozen=True)
 class OneImage:
     image: str = param(Text(200), "an image of /host/images")
 
@@ -402,6 +447,42 @@ class Ended:
     timed_out: bool
 
 
+FileType = Literal["file", "directory", "link", "pipe", "socket", "device"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What a directory has; `name` is a name alone, with what is not UTF-8 replaced."""
+
+    name: str
+    type: FileType
+    size: int
+    mode: str
+    modified: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What there is at a path; `mode` is octal. `entries` are those of a directory that was asked
+    for as it is, else null; `truncated` if there were too many."""
+
+    path: str
+    type: FileType
+    size: int
+    mode: str
+    modified: str
+    entries: list[Entry] | None
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class PodLog:
+    """`source` is the pod's own journal, its console, or LXC's log of its last start."""
+
+    log: str
+    source: Literal["journal", "console", "lxc"]
+
+
 @dataclass(frozen=True)
 class ImageInfo:
     name: str
@@ -532,6 +613,8 @@ class Operation:
     media: str = "application/json"
     # The first message of a WebSocket; `answer` is its last one, in between is FRAMES.
     first: type | None = None
+    # Beside JSON, its answer may be, or its body is, a file or a tar file of any size.
+    streamed: Literal["answer", "body"] | None = None
     # Nobody needs a shell's end: a podyd that stops does not wait for it.
     ends_with_podyd: bool = False
 
@@ -664,6 +747,34 @@ POD_SHELL = Operation(
     ends_with_caller=True,
     first=Start,
     ends_with_podyd=True,
+)
+POD_FILE = Operation(
+    "/pod/file",
+    GET,
+    OneFile,
+    FileInfo,
+    "A file of a pod that runs, or what a directory has; headers X-Podyd-Size, -Mode and"
+    " -Modified describe a file.",
+    ends_with_caller=True,
+    streamed="answer",
+)
+POD_FILE_PUT = Operation(
+    "/pod/file-put",
+    POST,
+    PutFile,
+    Log,
+    "Put a file, or a tar file's content, into a pod that runs: all of it, or nothing. The body is"
+    " what it shall be; the parameters stand in the query.",
+    ends_with_caller=True,
+    streamed="body",
+)
+POD_LOGS = Operation(
+    "/pod/logs",
+    GET,
+    LogsOf,
+    PodLog,
+    "A pod's journal while it runs, else its console and why it did not start.",
+    ends_with_caller=True,
 )
 POD_GPUS = Operation(
     "/pod/gpus", POST, ChangeGpus, PodInfo, "Change a pod's GPUs, also while it runs."

@@ -138,24 +138,30 @@ class JsonHandler(RequestHandler):
         self.set_header("X-Content-Type-Options", "nosniff")
         self.clear_header("Server")
 
-    def prepare(self) -> None:
+    def prepare(self) -> Awaitable[None] | None:
         self._body = bytearray()
         self._too_large = False
+        return None
 
-    def data_received(self, chunk: bytes) -> None:
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         if self._too_large:
-            return
+            return None
         self._body += chunk
         if len(self._body) > MAX_BODY_BYTES:
             self._too_large = True
             self._body.clear()
+        return None
 
     def refuse(self, error: PodydError) -> None:
         """Answer with an error, now."""
+        self.finish(self.refusal(error))
+
+    def refusal(self, error: PodydError) -> bytes:
+        """Make the answer an error's; its body."""
         self.set_status(error.status)
         for name, value in error.headers().items():
             self.set_header(name, value)
-        self.finish(json.dumps(error.body(), ensure_ascii=False))
+        return json.dumps(error.body(), ensure_ascii=False).encode()
 
     def log_exception(
         self,

@@ -18,12 +18,14 @@ from podyd.images import Images
 from podyd.line import Size
 from podyd.listeners import Listeners
 from podyd.metrics import Metrics
+from podyd.podlogs import PodLogs
 from podyd.pods import Pods
 from podyd.ports import Ports
 from podyd.shells import Place, Shells
 from podyd.snapshots import Snapshots
 from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
 from podyd.store import Token
+from podyd.transfers import Incoming, Outgoing, Transfers
 from podyd.usage import Usage
 from podyd.users import Member, Users
 
@@ -53,6 +55,8 @@ class Routes:
         shells: Shells,
         ports: Ports,
         listeners: Listeners,
+        transfers: Transfers,
+        podlogs: PodLogs,
         allotment: Allotment,
         images: Images,
         host: Host,
@@ -67,6 +71,8 @@ class Routes:
         self._shells = shells
         self._ports = ports
         self._listeners = listeners
+        self._transfers = transfers
+        self._podlogs = podlogs
         self._allotment = allotment
         self._images = images
         self._host = host
@@ -260,6 +266,18 @@ class Routes:
         request: spec.Shell = call.request
         size = Size(request.rows, request.cols)
         return await self._shells.place(call.caller, request.ins, size)
+
+    @serves(spec.POD_FILE)
+    async def pod_file(self, call: Call) -> spec.FileInfo | Outgoing:
+        return await self._transfers.fetch(call.caller, call.request)
+
+    @serves(spec.POD_FILE_PUT)
+    async def pod_file_put(self, call: Call) -> Incoming:
+        return await self._transfers.put(call.caller, call.request)
+
+    @serves(spec.POD_LOGS)
+    async def pod_logs(self, call: Call) -> spec.PodLog:
+        return await self._podlogs.last(call.caller, call.request)
 
     # --- GPUs ------------------------------------------------------------------------------------
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tornado.websocket import WebSocketClosedError
 
-from podyd.line import Line
+from podyd.line import Streams
 from podyd.lxd.client import LxdClient
 from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.talk import AtTerminal, Piped, Terminal
@@ -20,6 +20,8 @@ from podyd.tasks import Tasks
 # After the deadline: killing may take this long, and what the dying wrote may still arrive.
 KILL_TIMEOUT = 0.6
 DRAIN_TIMEOUT = 0.2
+
+Afterwards = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -114,24 +116,27 @@ class Executor:
         self,
         instance: str,
         words: Sequence[str],
-        line: Line,
+        line: Streams,
         *,
         terminal: Terminal | None,
         timeout: float | None,
+        then: Afterwards | None = None,
     ) -> int | None:
         """Run a command as root with its streams on a line, with a terminal or without.
 
         Returns its exit code, None if time was up. The end of time, or of the caller, is as in
-        `run`.
+        `run`; `then` is called once all of a command is dead whose caller was cancelled.
         """
         talked: Session = (
             Piped(self._client, instance, words, line)
             if terminal is None
             else AtTerminal(self._client, instance, words, line, terminal)
         )
-        return await self._finish(talked, timeout)
+        return await self._finish(talked, timeout, then)
 
-    async def _finish(self, session: Session, timeout: float | None) -> int | None:
+    async def _finish(
+        self, session: Session, timeout: float | None, then: Afterwards | None = None
+    ) -> int | None:
         """Run a session to its end; None if time was up."""
         work = asyncio.ensure_future(session.run())
         is_cut_off = False
@@ -146,7 +151,7 @@ class Executor:
             raise
         finally:
             work.cancel()
-            self._tasks.spawn(_part(session, kill=is_cut_off), "parting from a command")
+            self._tasks.spawn(_part(session, is_cut_off, then), "parting from a command")
 
     async def _end(self, session: Session, work: asyncio.Task[int]) -> None:
         if not session.begun:
@@ -156,7 +161,9 @@ class Executor:
         await asyncio.wait({work}, timeout=DRAIN_TIMEOUT)
 
 
-async def _part(session: Session, *, kill: bool) -> None:
-    if kill:
+async def _part(session: Session, is_cut_off: bool, then: Afterwards | None) -> None:
+    if is_cut_off:
         await session.kill()
     await session.leave()
+    if is_cut_off and then is not None:
+        await then()

@@ -14,7 +14,7 @@ from tornado.websocket import WebSocketClosedError
 
 from podyd import line as channels
 from podyd.errors import PodydError
-from podyd.line import Line, Signal, Size
+from podyd.line import Signal, Size, Streams
 from podyd.lxd.client import LxdClient
 from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.websocket import Websocket
@@ -39,7 +39,9 @@ class Piped(Session):
 
     end_of_input: bytes | str = ""  # LXD's sign for it
 
-    def __init__(self, client: LxdClient, instance: str, words: Sequence[str], line: Line) -> None:
+    def __init__(
+        self, client: LxdClient, instance: str, words: Sequence[str], line: Streams
+    ) -> None:
         super().__init__(client, instance, words)
         self._line = line
         self._taking = 0
@@ -104,7 +106,7 @@ class AtTerminal(Piped):
         client: LxdClient,
         instance: str,
         words: Sequence[str],
-        line: Line,
+        line: Streams,
         terminal: Terminal,
     ) -> None:
         super().__init__(client, instance, words, line)

@@ -1,0 +1,314 @@
+"""Files in and out of pods: whole, whatever they are called, and whoever goes away meanwhile."""
+
+from __future__ import annotations
+
+import http.client
+import io
+import json
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Server, wait_until
+
+MEGABYTE = 1024**2
+ODD = "/root/odd -n\n'\"$(id) grüß\t"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What podyd answered: a file, or words."""
+
+    status: int
+    body: bytes
+    headers: http.client.HTTPMessage
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+    @property
+    def code(self) -> str:
+        return str(self.json["code"])
+
+
+def target(route: str, params: Mapping[str, object]) -> str:
+    return f"{route}?{urlencode(params)}"
+
+
+def fetch(client: Client, ins: str, path: str, **params: object) -> Reply:
+    connection = client.connection(60)
+    try:
+        query = target("/pod/file", {"ins": ins, "path": path, **params})
+        connection.request("GET", query, headers=client.login_header())
+        response = connection.getresponse()
+        return Reply(response.status, response.read(), response.headers)
+    finally:
+        connection.close()
+
+
+def put(client: Client, ins: str, path: str, body: Any, **params: object) -> Reply:
+    connection = client.connection(60)
+    try:
+        query = target("/pod/file-put", {"ins": ins, "path": path, **params})
+        connection.request("POST", query, body, headers=client.login_header())
+        response = connection.getresponse()
+        return Reply(response.status, response.read(), response.headers)
+    finally:
+        connection.close()
+
+
+def sh(client: Client, pod: str, command: str) -> str:
+    done = client.exec(pod, command)
+    assert done["exit_code"] == 0, done
+    return str(done["stdout"])
+
+
+def left_over(client: Client, pod: str) -> str:
+    return sh(client, pod, "find / -xdev -name '.podyd-*' 2>/dev/null; true")
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("body", [b"", b"x", b"\0\xff\r\n" * 300_000], ids=len)
+def test_a_file_there_and_back(alice: Client, pod: str, body: bytes) -> None:
+    assert put(alice, pod, ODD, body).status == 200
+    found = fetch(alice, pod, ODD)
+    assert (found.status, found.body) == (200, body)
+    assert found.headers["X-Podyd-Size"] == str(len(body))
+    assert left_over(alice, pod) == ""
+
+
+def test_mode_time_and_owner(alice: Client, pod: str) -> None:
+    assert put(alice, pod, "/root/new", b"1").status == 200
+    assert sh(alice, pod, "stat -c '%a %u' /root/new") == "644 0\n"
+    assert put(alice, pod, "/root/new", b"2", mode="0751", mtime=86400).status == 200
+    assert sh(alice, pod, "stat -c '%a %Y' /root/new; chown 7:8 /root/new") == "751 86400\n"
+    # A file that is there keeps what it is.
+    assert put(alice, pod, "/root/new", b"3").status == 200
+    assert sh(alice, pod, "stat -c '%a %u %g' /root/new; cat /root/new") == "751 7 8\n3"
+    about = fetch(alice, pod, "/root/new", format="stat").json
+    assert (about["type"], about["size"], about["mode"]) == ("file", 1, "0751")
+    assert put(alice, pod, "/root/new", b"", mode="4755").code == "malformed_parameter"
+
+
+def test_a_body_of_unknown_length(alice: Client, pod: str) -> None:
+    assert put(alice, pod, "/root/chunked", iter([b"one ", b"two"])).status == 200
+    assert fetch(alice, pod, "/root/chunked").body == b"one two"
+
+
+def test_links_are_followed_in_the_pod(alice: Client, pod: str) -> None:
+    sh(alice, pod, "echo old >/root/behind; ln -sfn /root/behind /root/link")
+    assert put(alice, pod, "/root/link", b"new").status == 200
+    assert sh(alice, pod, "readlink /root/link; cat /root/behind") == "/root/behind\nnew"
+    assert fetch(alice, pod, "/root/link").body == b"new"
+
+
+def test_what_the_kernel_makes_up(alice: Client, pod: str) -> None:
+    assert b"Linux" in fetch(alice, pod, "/proc/version").body
+
+
+def test_directories_are_listed(alice: Client, pod: str) -> None:
+    sh(alice, pod, "mkdir -p /root/many/sub; cd /root/many; printf 12345 >a; ln -sfn a b; mkfifo p")
+    about = fetch(alice, pod, "/root/many").json
+    entries = {entry["name"]: entry for entry in about["entries"]}
+    assert (about["type"], about["truncated"], list(entries)) == (
+        "directory",
+        False,
+        ["a", "b", "p", "sub"],
+    )
+    assert [entry["type"] for entry in entries.values()] == ["file", "link", "pipe", "directory"]
+    assert entries["a"]["size"] == 5
+
+
+@pytest.mark.parametrize(
+    ("path", "params", "status", "code"),
+    [
+        ("/root/none", {}, 404, "no_such_file"),
+        ("/etc/hostname", {"format": "tar"}, 409, "wrong_file_type"),
+        ("/dev/zero", {}, 409, "wrong_file_type"),
+        ("root", {}, 400, "malformed_parameter"),
+        ("/a\0b", {}, 400, "malformed_parameter"),
+        ("/" + "x" * 4095, {}, 400, "malformed_parameter"),
+    ],
+)
+def test_what_cannot_be_fetched(
+    alice: Client, pod: str, path: str, params: dict[str, str], status: int, code: str
+) -> None:
+    found = fetch(alice, pod, path, **params)
+    assert (found.status, found.code) == (status, code)
+
+
+@pytest.mark.parametrize(
+    ("path", "status", "code"),
+    [
+        ("/root/no/such/file", 404, "no_such_file"),
+        ("/root", 409, "wrong_file_type"),
+        ("/dev/null", 409, "wrong_file_type"),
+        ("/proc/x", 409, "not_taken"),
+    ],
+)
+def test_what_cannot_be_put(alice: Client, pod: str, path: str, status: int, code: str) -> None:
+    # More than any buffer has, so that the answer comes while the body is on its way.
+    found = put(alice, pod, path, b"x" * 20 * MEGABYTE)
+    assert (found.status, found.code) == (status, code)
+    assert left_over(alice, pod) == ""
+
+
+def test_a_full_disk_is_said_and_the_old_file_stays(alice: Client, pod: str) -> None:
+    sh(alice, pod, "mkdir -p /root/small; mount -t tmpfs -o size=1m none /root/small")
+    sh(alice, pod, "echo old >/root/small/file")
+    found = put(alice, pod, "/root/small/file", b"x" * 8 * MEGABYTE)
+    assert (found.status, found.code) == (409, "disk_full")
+    wait_until(lambda: sh(alice, pod, "ls -A /root/small") == "file\n", "the half file to go")
+    assert sh(alice, pod, "cat /root/small/file; umount /root/small") == "old\n"
+
+
+def test_nothing_of_a_body_is_read_before_the_login(alice: Client, pod: str) -> None:
+    bad = Client(alice.port, alice.user, "wrong")
+    assert put(bad, pod, "/root/x", b"x" * 20 * MEGABYTE).status == 401
+    assert put(alice, "none", "/root/x", b"x" * 20 * MEGABYTE).code == "no_such_pod"
+
+
+def test_another_members_pod_is_not_there(bob: Client, pod: str) -> None:
+    assert fetch(bob, pod, "/etc/hostname").code == "no_such_pod"
+    assert put(bob, pod, "/root/x", b"").code == "no_such_pod"
+
+
+def test_a_caller_who_hangs_up_leaves_nothing(alice: Client, pod: str) -> None:
+    connection = alice.connection(60)
+    connection.putrequest("POST", target("/pod/file-put", {"ins": pod, "path": "/root/half"}))
+    for name, value in {**alice.login_header(), "Content-Length": str(10**9)}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    connection.send(b"x" * MEGABYTE)
+    wait_until(lambda: left_over(alice, pod) != "", "the file to come")
+    connection.close()
+    wait_until(lambda: left_over(alice, pod) == "", "the half file to go")
+    assert fetch(alice, pod, "/root/half").code == "no_such_file"
+
+
+def test_a_file_that_ends_early_is_not_taken_for_whole(alice: Client, pod: str) -> None:
+    sh(alice, pod, "truncate -s 300M /root/big")
+    connection = alice.connection(60)
+    query = target("/pod/file", {"ins": pod, "path": "/root/big"})
+    connection.request("GET", query, headers=alice.login_header())
+    response = connection.getresponse()
+    assert response.headers["Content-Length"] == str(300 * MEGABYTE)
+    response.read(MEGABYTE)
+    sh(alice, pod, "truncate -s 2M /root/big; pkill head; rm /root/big")
+    with pytest.raises(http.client.IncompleteRead):
+        response.read()
+    connection.close()
+
+
+def test_a_large_file_grows_nobody(alice: Client, server: Server, pod: str) -> None:
+    piece = b"0123456789abcdef" * 65536
+    put(alice, pod, "/root/warm", piece)
+    before = server.rss_bytes()
+    assert put(alice, pod, "/root/large", iter([piece] * 200)).status == 200
+    connection = alice.connection(60)
+    query = target("/pod/file", {"ins": pod, "path": "/root/large"})
+    connection.request("GET", query, headers=alice.login_header())
+    response = connection.getresponse()
+    total = 0
+    while data := response.read(MEGABYTE):
+        total += len(data)
+    connection.close()
+    assert total == 200 * MEGABYTE
+    assert server.rss_bytes() - before < 20 * MEGABYTE
+    sh(alice, pod, "rm /root/large")
+
+
+def test_a_member_has_so_many_files_on_their_way(alice: Client, pod: str) -> None:
+    sh(alice, pod, "truncate -s 100M /root/hole")
+    open_ones = []
+    for _ in range(8):
+        connection = alice.connection(60)
+        query = target("/pod/file", {"ins": pod, "path": "/root/hole"})
+        connection.request("GET", query, headers=alice.login_header())
+        open_ones.append((connection, connection.getresponse()))
+    assert fetch(alice, pod, "/root/hole", format="stat").code == "too_many_files"
+    for connection, response in open_ones:
+        response.close()
+        connection.close()
+    wait_until(lambda: fetch(alice, pod, "/root", format="stat").status == 200, "a free place")
+    sh(alice, pod, "rm /root/hole")
+
+
+# --- Folders ------------------------------------------------------------------------------------
+
+
+def tar_of(*members: tuple[str, bytes | str]) -> bytes:
+    """A tar file of files (bytes) and links (text)."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, bytes):
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+            else:
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                tar.addfile(info)
+    return packed.getvalue()
+
+
+def test_a_folder_there_and_back(alice: Client, pod: str) -> None:
+    body = tar_of(("a b/c\n", b"1"), ("grüß", b"22"), ("link", "a b/c\n"), ("out", "/etc/passwd"))
+    assert put(alice, pod, "/root/folder", body, format="tar").status == 200
+    found = fetch(alice, pod, "/root/folder", format="tar")
+    assert found.headers["Content-Type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(found.body)) as tar:
+        names = {info.name.removeprefix("./"): info for info in tar.getmembers()}
+        assert {name for name, info in names.items() if info.isfile()} == {"a b/c\n", "grüß"}
+        assert names["link"].linkname == "a b/c\n"
+        assert names["out"].linkname == "/etc/passwd"
+
+
+def test_a_folder_goes_into_one_that_is_there(alice: Client, pod: str) -> None:
+    sh(
+        alice,
+        pod,
+        "rm -rf /root/there; mkdir -p /root/there/sub; cd /root/there; touch old sub/old",
+    )
+    body = tar_of(("sub/new", b"1"), ("old", b"2"))
+    assert put(alice, pod, "/root/there", body, format="tar").status == 200
+    assert sh(alice, pod, "cd /root/there; find . | sort; cat old") == (
+        ".\n./old\n./sub\n./sub/new\n./sub/old\n2"
+    )
+    assert left_over(alice, pod) == ""
+
+
+def test_what_is_no_tar_leaves_nothing(alice: Client, pod: str) -> None:
+    found = put(alice, pod, "/root/not", b"no tar at all" * 1000, format="tar")
+    assert (found.status, found.code) == (409, "not_taken")
+    wait_until(lambda: left_over(alice, pod) == "", "the half folder to go")
+    assert fetch(alice, pod, "/root/not").code == "no_such_file"
+
+
+# --- Logs ---------------------------------------------------------------------------------------
+
+
+def test_the_log_of_a_pod_that_runs(alice: Client, pod: str) -> None:
+    sh(alice, pod, "echo 'podyd-test \x1b[31mgrüß' | systemd-cat -t tester")
+    wait_until(lambda: "tester" in alice.get("/pod/logs", ins=pod).ok["log"], "the line")
+    found = alice.get("/pod/logs", ins=pod, lines=5).ok
+    assert found["source"] == "journal"
+    assert len(found["log"].splitlines()) <= 5
+
+
+def test_the_log_of_a_pod_that_does_not_run(
+    new_user: Callable[[], Client], node: Any, ins: str
+) -> None:
+    client = new_user()
+    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    node.lxc("stop", "--force", node.instance_of(client.user, ins)["name"])
+    assert client.get("/pod/logs", ins=ins).ok["source"] in ("console", "lxc")
+    assert fetch(client, ins, "/etc/hostname").code == "pod_not_running"
+    client.post("/pod/delete", ins=ins).ok
