@@ -157,7 +157,10 @@ class Transfers:
         except BaseException:
             outgoing.close()
             raise
-        return outgoing if about is None else about
+        if about is None:
+            return outgoing
+        outgoing.close()
+        return about
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
         """A place for a file that comes. Raises what `fetch` does."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import daily, kept, output, reach, session, show
+from podyd.client import daily, files, kept, logs, output, reach, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.login import typed, with_token
@@ -27,6 +27,8 @@ examples:
   pody new first --image debian12
   pody exec first -- nvidia-smi -L
   pody shell first
+  pody cp project first:
+  pody logs first -f
   pody copy-id first
   pody ssh first nvidia-smi
   pody forward first 8888
@@ -89,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
         daily.add_cacert(made)
     daily.add_words(add)
     reach.add_words(add)
+    files.add_words(add)
+    logs.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
     daily.add_raw(about)

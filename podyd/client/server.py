@@ -16,14 +16,18 @@ from urllib.parse import quote, urlencode
 from podyd import __version__
 from podyd.client import kept
 from podyd.client.base import DEFAULT, Base
+from podyd.client.body import PIECE_BYTES, AnsweredEarly, Sent
 from podyd.client.failure import Away, Refused, Usage, WrongLogin
 from podyd.client.login import Login, log_in, with_password
 
 CONNECT_SECONDS = 10.0
 # What only looks is soon answered. A change takes what it takes: an image, a command of hours.
 GET_SECONDS = 60.0
+# A file stands still no longer, in either direction.
+FILE_SECONDS = 300.0
 COMPLETE_SECONDS = 1.0
 
+JSON = "application/json"
 Pairs = Sequence[tuple[str, str]]
 
 # X509_V_ERR_…, as ssl.SSLCertVerificationError.verify_code has them; for all others the CA is not
@@ -86,6 +90,45 @@ class Server:
         body = urlencode(pairs).encode()
         return self._logged_in("POST", route, "", body, headers)
 
+    def download(self, route: str, pairs: Pairs, take: Callable[[Coming], None]) -> None:
+        """Call with GET for a file, which `take` reads; what fails there it says itself."""
+        target = f"{self._target(route)}?{urlencode(pairs)}"
+        headers = self._headers(self._known())
+        with contextlib.closing(self._connection()) as connection:
+            with self.translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+                connection.connect()
+            _watch(connection.sock, FILE_SECONDS)
+            with self.translated("broke off", "try again."):
+                connection.request("GET", target, None, headers)
+                response = connection.getresponse()
+                if response.status != 200 or response.headers.get_content_type() == JSON:
+                    self._answer(response, response.read())
+                    raise self.no_podyd("it sends no file")
+            take(Coming(self, response))
+
+    def upload(
+        self, route: str, pairs: Pairs, give: Callable[[Sent], None], size: int | None = None
+    ) -> Answer:
+        """Call with POST; `give` writes the body, of `size` bytes if that is known."""
+        target = f"{self._target(route)}?{urlencode(pairs)}"
+        headers = self._headers(self._known()) | {"Content-Type": "application/octet-stream"}
+        length = ("Transfer-Encoding", "chunked") if size is None else ("Content-Length", str(size))
+        with contextlib.closing(self._connection()) as connection:
+            with self.translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+                connection.connect()
+            _watch(connection.sock, FILE_SECONDS)
+            with self.translated("broke off", "nothing is changed in the pod."):
+                connection.putrequest("POST", target)
+                for name, value in [*headers.items(), length]:
+                    connection.putheader(name, value)
+                connection.endheaders()
+                body = Sent(connection, size)
+                with contextlib.suppress(AnsweredEarly):
+                    give(body)
+                    body.end()
+                response = body.response()
+                return self._answer(response, response.read())
+
     def websocket(self, route: str, pairs: Pairs, timeout: float) -> Any:
         """Open a WebSocket (of the library websocket-client); what comes is there in `timeout` s.
 
@@ -98,7 +141,7 @@ class Server:
         url = f"{scheme}://{address}/{quote(route.lstrip('/'))}?{urlencode(pairs)}"
         connection = self._connection()
         try:
-            with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+            with self.translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
                 connection.connect()
                 connection.sock.settimeout(timeout)
                 return websocket.create_connection(
@@ -174,15 +217,18 @@ class Server:
     def _call(
         self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
     ) -> Answer:
-        target = f"{self.base.prefix}/{quote(route.lstrip('/'))}{query}"
+        target = f"{self._target(route)}{query}"
         with contextlib.closing(self._connection()) as connection:
-            with self._translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
+            with self.translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
                 connection.connect()
             _watch(connection.sock, self._answer_seconds(method))
-            with self._translated("broke off", "what was asked for may be done all the same."):
+            with self.translated("broke off", "what was asked for may be done all the same."):
                 connection.request(method, target, body, headers)
                 response = connection.getresponse()
                 return self._answer(response, response.read())
+
+    def _target(self, route: str) -> str:
+        return f"{self.base.prefix}/{quote(route.lstrip('/'))}"
 
     def _answer_seconds(self, method: str) -> float | None:
         if self._patience < CONNECT_SECONDS:
@@ -203,7 +249,7 @@ class Server:
         )
 
     @contextlib.contextmanager
-    def _translated(self, what: str, hint: str) -> Iterator[None]:
+    def translated(self, what: str, hint: str) -> Iterator[None]:
         """The library's errors as ours."""
         try:
             yield
@@ -236,7 +282,7 @@ class Server:
         if media == "text/plain" and response.status == 200:
             return Answer(body, body.decode(errors="replace"), hint)
         try:
-            if media != "application/json":
+            if media != JSON:
                 raise ValueError
             data = json.loads(body.decode())
             if response.status >= 400:
@@ -253,6 +299,32 @@ class Server:
     def no_podyd(self, why: str) -> Away:
         """The error for an answer that podyd would not give."""
         return Away(f"What answers at {self.base} is no podyd ({why}); is PODY_API_BASE right?")
+
+
+class Coming:
+    """A file that podyd sends."""
+
+    def __init__(self, server: Server, response: http.client.HTTPResponse) -> None:
+        self._server = server
+        self._response = response
+        length = response.headers.get("Content-Length")
+        # In bytes, None if podyd does not know it either.
+        self.size = None if length is None else int(length)
+        self._left = self.size
+
+    def header(self, name: str) -> str:
+        """What podyd says of it; "" if it does not."""
+        return self._response.headers.get(name, "")
+
+    def read(self, count: int = PIECE_BYTES) -> bytes:
+        """The next piece, b"" at the end. Raises Away if that came too early."""
+        with self._server.translated("broke off", "try again."):
+            data = self._response.read(count)
+            if not data and self._left:
+                raise http.client.IncompleteRead(data, self._left)
+        if self._left is not None:
+            self._left -= len(data)
+        return data
 
 
 def base_of() -> Base:

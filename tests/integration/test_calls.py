@@ -59,6 +59,12 @@ def test_every_answer_is_as_the_document_says(
         # WebSockets: test_shell.py.
         "/pod/exec-stream": [],
         "/pod/shell": [],
+        "/pod/file": [
+            {"ins": ins, "path": "/etc", "format": "stat"},
+            {"ins": ins, "path": "/etc"},
+        ],
+        # Its body is a file: test_files.py.
+        "/pod/file-put": [],
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
         "/gpu/lease": lease,
         "/gpu/queue": lease,

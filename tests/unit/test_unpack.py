@@ -1,0 +1,180 @@
+"""A tar file that a pod has written, on a member's machine."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from podyd.client.failure import Away
+from podyd.client.pack import pack
+from podyd.client.unpack import unpack
+
+Member = tuple[str, bytes, str]
+
+
+def tar_of(*members: Member, mode: int = 0o644) -> io.BytesIO:
+    """A tar file: names, types and what is in a file or where a link leads."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, kind, content in members:
+            info = tarfile.TarInfo(name)
+            info.type, info.mode = kind, mode
+            if kind == tarfile.REGTYPE:
+                info.size = len(content.encode())
+                tar.addfile(info, io.BytesIO(content.encode()))
+            else:
+                info.linkname = content
+                tar.addfile(info)
+    packed.seek(0)
+    return packed
+
+
+FILE, LINK, HARD = tarfile.REGTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE
+FOLDER, PIPE, DEVICE = tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE
+
+
+def tree(top: Path) -> dict[str, str]:
+    """All that is below: the files' content, and where links lead."""
+    return {
+        str(path.relative_to(top)): os.readlink(path) if path.is_symlink() else path.read_text()
+        for path in sorted(top.rglob("*"))
+        if path.is_symlink() or path.is_file()
+    }
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """Where it shall be; beside it is what a pod wants to get at."""
+    (tmp_path / "secret").write_text("mine")
+    (tmp_path / "into").mkdir()
+    return tmp_path / "into/target"
+
+
+def unpacked(source: io.BytesIO, place: Path) -> tuple[dict[str, str], list[str]]:
+    left: list[str] = []
+    unpack(source, place, left.append)
+    outside = {path.name for path in place.parent.parent.iterdir()} - {"into", "secret"}
+    assert not outside
+    assert (place.parent.parent / "secret").read_text() == "mine"
+    assert [path.name for path in place.parent.iterdir()] == [place.name]
+    return tree(place), left
+
+
+def test_files_folders_and_links(place: Path) -> None:
+    source = tar_of(
+        (".", FOLDER, ""),
+        ("./a", FILE, "1"),
+        ("./sub/grüß\n", FILE, "2"),
+        ("./link", LINK, "sub/grüß\n"),
+        ("./hard", HARD, "./a"),
+    )
+    assert unpacked(source, place) == (
+        {"a": "1", "hard": "1", "link": "sub/grüß\n", "sub/grüß\n": "2"},
+        [],
+    )
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [("../evil", FILE, "x")],
+        [("/tmp/podyd-evil", FILE, "x")],
+        [("a/../../evil", FILE, "x")],
+        [("out", LINK, "/etc/passwd")],
+        [("out", LINK, "../../secret")],
+        [("out", LINK, "..")],
+        [("hard", HARD, "../../secret")],
+        [("pipe", PIPE, "")],
+        [("device", DEVICE, "")],
+    ],
+    ids=lambda members: members[0][0] + " " + members[0][2],
+)
+def test_what_leads_out_is_left_out(place: Path, members: list[Member]) -> None:
+    found, left = unpacked(tar_of((".", FOLDER, ""), *members, ("good", FILE, "y")), place)
+    assert found == {"good": "y"}
+    assert len(left) == 1
+    assert "left out" in left[0]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        # A link, and then a file through it.
+        [("d", LINK, "../.."), ("d/secret", FILE, "evil")],
+        [("d", LINK, "/tmp"), ("d/podyd-evil", FILE, "evil")],
+        # A file, and then a link in its place.
+        [("s", LINK, "../../secret"), ("s", FILE, "evil")],
+        # Two links that are harmless one by one.
+        [("t", FOLDER, ""), ("a/b/q", LINK, "../../t"), ("l", LINK, "a/b/q/../../secret")],
+        [("a", LINK, "b"), ("b", LINK, "../.."), ("a/secret", FILE, "evil")],
+        [("a", LINK, "a")],
+    ],
+    ids=str,
+)
+def test_no_link_leads_a_file_elsewhere(place: Path, members: list[Member]) -> None:
+    found, _ = unpacked(tar_of((".", FOLDER, ""), *members), place)
+    for name in found:
+        path = place / name
+        if path.is_symlink() and path.exists():
+            assert place.resolve() in path.resolve().parents or path.resolve() == place.resolve()
+
+
+def test_nobody_is_setuid(place: Path) -> None:
+    unpacked(tar_of((".", FOLDER, ""), ("tool", FILE, "x"), mode=0o6755), place)
+    assert stat.S_IMODE((place / "tool").stat().st_mode) == 0o755
+
+
+def test_into_a_folder_that_is_there(place: Path, tmp_path: Path) -> None:
+    (place / "sub").mkdir(parents=True)
+    (place / "sub/old").write_text("old")
+    (place / "link").symlink_to(tmp_path)
+    source = tar_of(("sub/new", FILE, "new"), ("link/secret", FILE, "evil"), ("a", FILE, "1"))
+    found, left = unpacked(source, place)
+    assert found == {"sub/old": "old", "sub/new": "new", "a": "1", "link": str(tmp_path)}
+    assert len(left) == 1
+
+
+class CutOff(io.BytesIO):
+    """What comes from a server that goes away."""
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        data = super().read(count)
+        if not data:
+            raise Away("gone")
+        return data
+
+
+@pytest.mark.parametrize("size", [100, 600, 5632, 6000, 8000])
+def test_half_a_tar_file_leaves_nothing(place: Path, size: int) -> None:
+    whole = tar_of(("a", FILE, "1" * 5000), ("b", FILE, "2" * 5000)).getvalue()
+    with pytest.raises(Away):
+        unpack(CutOff(whole[:size]), place, lambda _: None)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_folder_packed_and_unpacked_is_the_same(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "empty").mkdir(parents=True)
+    (folder / "sub").mkdir()
+    (folder / "sub/odd -n\n\t").write_text("1")
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff")).write_text("2")
+    (folder / "x").write_text("3")
+    (folder / "x").chmod(0o4755)
+    os.utime(folder / "x", (0, 1234.5))
+    (folder / "link").symlink_to("./sub")
+    os.mkfifo(folder / "pipe")
+    packed, left = io.BytesIO(), list[str]()
+    pack(folder, packed, left.append)
+    packed.seek(0)
+    unpack(packed, tmp_path / "other", left.append)
+    assert len(left) == 1
+    assert (tmp_path / "other/empty").is_dir()
+    (folder / "pipe").unlink()
+    assert tree(tmp_path / "other") == tree(folder)
+    found = (tmp_path / "other/x").stat()
+    assert (stat.S_IMODE(found.st_mode), found.st_mtime) == (0o755, 1234.5)
