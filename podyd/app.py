@@ -23,6 +23,7 @@ from podyd.gpus import Gpus
 from podyd.host import Host
 from podyd.idle import IdleLeases
 from podyd.images import Images
+from podyd.limits import Limits
 from podyd.listeners import Listeners
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.lxd.execution import Executor
@@ -174,6 +175,7 @@ def build(settings: Settings) -> App:
     listeners = Listeners(client=client, ports=ports, payloads=payloads)
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
+    limits = Limits(client=client, instances=instances, pods=pods)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     transfers = Transfers(pods=pods, executor=executor, tasks=cleaning)
     podlogs = PodLogs(client=client, pods=pods)
@@ -190,6 +192,7 @@ def build(settings: Settings) -> App:
         pods=pods,
         snapshots=snapshots,
         commits=commits,
+        limits=limits,
         shells=shells,
         ports=ports,
         listeners=listeners,

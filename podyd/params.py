@@ -184,6 +184,64 @@ class Whole(Kind):
         return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
 
+_BYTES = {
+    "": 1,
+    "B": 1,
+    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
+    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
+    # As Slurm, systemd and docker mean it.
+    **{letter: 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+UNSET = -1
+
+
+@dataclass(frozen=True)
+class Memory(Kind):
+    """Bytes, `minimum` at least, as `8GiB`, `8G` (the same), `8GB` or a number; `none` is -1."""
+
+    minimum: int
+    maximum: int = 1024**5
+
+    _PATTERN = r"(\d{1,16})(\.\d{1,6})? ?([KMGT]?i?B?)"
+
+    def parse(self, text: str) -> int:
+        if text == "none":
+            return UNSET
+        found = re.fullmatch(self._PATTERN, text, re.ASCII | re.IGNORECASE)
+        units = {name.upper(): factor for name, factor in _BYTES.items()}
+        factor = units.get(found[3].upper()) if found else None
+        value = 0
+        if found and factor:
+            value = int(found[1]) * factor + int(float(found[2] or 0) * factor)
+        if not self.minimum <= value <= self.maximum:
+            raise ValueError(
+                "must be none, or a size such as 8GiB, 512MiB or a number of bytes, at least"
+                f" {self.minimum // 1024**2}MiB"
+            )
+        return value
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "examples": ["8GiB", "8G", "512MiB", "none"]}
+
+
+@dataclass(frozen=True)
+class WholeOrNone(Kind):
+    """A whole number, 1 to `maximum`; `none` is -1."""
+
+    maximum: int
+
+    def parse(self, text: str) -> int:
+        if text == "none":
+            return UNSET
+        digits = re.fullmatch(r"\d{1,12}", text, re.ASCII)
+        if not digits or not 1 <= int(text) <= self.maximum:
+            raise ValueError(f"must be none, or a whole number, 1 to {self.maximum}")
+        return int(text)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "examples": ["4", "none"]}
+
+
 @dataclass(frozen=True)
 class Indices(Kind):
     """Indices separated by commas, each one once: `0,1`."""

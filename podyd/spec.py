@@ -18,6 +18,7 @@ from podyd.params import (
     Duration,
     Flag,
     Indices,
+    Memory,
     Mode,
     Names,
     Param,
@@ -31,6 +32,7 @@ from podyd.params import (
     TokenId,
     UserLogin,
     Whole,
+    WholeOrNone,
     Window,
     Word,
     param,
@@ -43,6 +45,9 @@ MAX_COMMAND_BYTES = 128 * 1024 - 1
 # A century: times beyond the year 9999 cannot be written.
 MAX_HOURS = 876_600.0
 MAX_DAYS = MAX_HOURS / 24
+# Below that, the init of most images does not come up.
+MIN_MEMORY_BYTES = 64 * 1024**2
+MAX_CPUS = 4096
 MAX_ROWS, MAX_COLUMNS = 1000, 1000
 # What a client may be ahead of, or behind, a command that it talks to.
 MAX_WINDOW_BYTES = 16 * 1024**2
@@ -167,6 +172,17 @@ class ChangeGpus:
     ins: str = param(PodName(), "the pod's name")
     gpus: CardChoice = param(Cards(), WHICH_CARDS)
     force: bool = param(Flag(), "1 takes cards away that a process of the pod uses", default=False)
+
+
+@dataclass(frozen=True)
+class ChangeLimits:
+    ins: str = param(PodName(), "the pod's name")
+    memory: int | None = param(
+        Memory(MIN_MEMORY_BYTES), "such as 8GiB; none: as its profiles say", default=None
+    )
+    cpu: int | None = param(
+        WholeOrNone(MAX_CPUS), "how many CPUs; none: as its profiles say", default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -778,6 +794,9 @@ POD_LOGS = Operation(
 )
 POD_GPUS = Operation(
     "/pod/gpus", POST, ChangeGpus, PodInfo, "Change a pod's GPUs, also while it runs."
+)
+POD_LIMITS = Operation(
+    "/pod/limits", POST, ChangeLimits, PodInfo, "Change a pod's memory and CPUs while it runs."
 )
 GPU_LEASE = Operation(
     "/gpu/lease", POST, LeaseCards, LeaseResult, "Have GPUs for one pod alone, for a time."

@@ -15,6 +15,7 @@ from podyd.commits import Commits
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
+from podyd.limits import Limits
 from podyd.line import Size
 from podyd.listeners import Listeners
 from podyd.metrics import Metrics
@@ -52,6 +53,7 @@ class Routes:
         pods: Pods,
         snapshots: Snapshots,
         commits: Commits,
+        limits: Limits,
         shells: Shells,
         ports: Ports,
         listeners: Listeners,
@@ -68,6 +70,7 @@ class Routes:
         self._pods = pods
         self._snapshots = snapshots
         self._commits = commits
+        self._limits = limits
         self._shells = shells
         self._ports = ports
         self._listeners = listeners
@@ -278,6 +281,11 @@ class Routes:
     @serves(spec.POD_LOGS)
     async def pod_logs(self, call: Call) -> spec.PodLog:
         return await self._podlogs.last(call.caller, call.request)
+
+    @serves(spec.POD_LIMITS)
+    async def pod_limits(self, call: Call) -> spec.PodInfo:
+        request: spec.ChangeLimits = call.request
+        return await self._limits.change(call.caller, request.ins, request.memory, request.cpu)
 
     # --- GPUs ------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import daily, files, kept, logs, output, reach, session, show
+from podyd.client import daily, files, kept, limits, logs, output, reach, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.login import typed, with_token
@@ -93,6 +93,7 @@ def parser() -> argparse.ArgumentParser:
     reach.add_words(add)
     files.add_words(add)
     logs.add_words(add)
+    limits.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
     daily.add_raw(about)

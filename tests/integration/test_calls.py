@@ -66,6 +66,7 @@ def test_every_answer_is_as_the_document_says(
         # Its body is a file: test_files.py.
         "/pod/file-put": [],
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
+        "/pod/limits": [{"ins": ins, "memory": "1GiB"}],
         "/gpu/lease": lease,
         "/gpu/queue": lease,
         "/pod/snapshot": [{"ins": ins, "name": "s"}],

@@ -1,0 +1,39 @@
+"""`pody limits`: the memory and the CPUs of a pod."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from podyd.client import daily, output, show
+from podyd.client.server import server_of
+from podyd.client.words import utf8
+
+SHOWN = ("memory_limit", "cpu_limit")
+
+
+def add_words(add: daily.Add) -> None:
+    """The one word."""
+    what = "Show a pod's limits of memory and CPUs, or change them while it runs."
+    made = daily.of_pod(add("limits", _limits, what))
+    made.add_argument("--memory", metavar="SIZE", help="such as 8GiB; none: as its profiles say")
+    made.add_argument("--cpu", metavar="COUNT", help="how many CPUs; none: as its profiles say")
+    daily.add_raw(made)
+    daily.add_cacert(made)
+
+
+def _limits(options: argparse.Namespace) -> None:
+    server = server_of(options.cacert)
+    named = [("ins", utf8(options.ins))]
+    asked = [("memory", options.memory), ("cpu", options.cpu)]
+    changes = [(key, utf8(value)) for key, value in asked if value is not None]
+    if changes:
+        answer = server.post("pod/limits", named + changes)
+    else:
+        answer = server.get("pod/info", named)
+    found = {key: answer.data[key] for key in SHOWN}
+    if options.raw or not sys.stdout.isatty():
+        output.write_json(json.dumps(found).encode())
+    else:
+        sys.stdout.write(show.answer("pod/limits", found, output.columns()))

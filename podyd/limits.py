@@ -1,0 +1,94 @@
+"""Memory and CPUs of a pod, changed while it runs, within its owner's quota."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from podyd.config import UNLIMITED
+from podyd.errors import BadRequest, Conflict, Forbidden, LxdRefused
+from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.instances import Instances
+from podyd.pod import Pod, busy_or
+from podyd.pods import Pods, limits, memory_limit
+from podyd.spec import PodInfo
+from podyd.users import Member
+
+log = logging.getLogger(__name__)
+
+MEMORY, CPU = "limits.memory", "limits.cpu"
+
+
+class Limits:
+    """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
+
+    def __init__(self, *, client: LxdClient, instances: Instances, pods: Pods) -> None:
+        self._client = client
+        self._instances = instances
+        self._pods = pods
+
+    async def change(
+        self, member: Member, ins: str, memory_bytes: int | None, cpus: int | None
+    ) -> PodInfo:
+        """Set what is not None; -1 is what a new pod of these profiles would have.
+
+        Raises BadRequest (neither is given), Forbidden (quota), Conflict (the pod uses more memory
+        than that: the kernel would kill its processes).
+        """
+        if memory_bytes is None and cpus is None:
+            raise BadRequest("Say what to limit: memory, cpu or both.", code="missing_parameter")
+        pod = await self._pods.find(member, ins)
+        quota = member.quota
+        _check(memory_bytes, quota.memory_limit, "bytes of memory")
+        _check(cpus, quota.cpu_limit, "CPUs")
+        profiles = await self._profiles(pod)
+        capped = limits(member, profiles)
+        changes: dict[str, str | None] = {}
+        for key, asked in ((MEMORY, memory_bytes), (CPU, cpus)):
+            if asked is not None:
+                changes[key] = capped.get(key) if asked == UNLIMITED else str(asked)
+        if MEMORY in changes:
+            await self._check_use(pod, _memory(profiles, changes[MEMORY]))
+        try:
+            await self._instances.edit(pod.name, config=changes, devices=dict)
+        except LxdRefused as error:
+            raise busy_or(error, f"LXD could not set the limits: {error.detail}.") from error
+        log.info("%s limited pod %s: %s", member.name, pod.name, changes)
+        return await self._pods.info(member, ins)
+
+    async def _profiles(self, pod: Pod) -> list[Mapping[str, Any]]:
+        found = await self._client.get("/1.0/profiles", recursion=1)
+        known = {profile["name"]: profile for profile in found}
+        return [known[name] for name in pod.instance.profiles if name in known]
+
+    async def _check_use(self, pod: Pod, asked: int) -> None:
+        if asked == UNLIMITED or pod.status not in ("running", "frozen"):
+            return
+        state = await self._client.get(instance_path(pod.name, "state"))
+        used = max(0, state["memory"]["usage"])
+        if asked < used:
+            raise Conflict(
+                f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read included,"
+                f" and {asked} would end its processes; ask for more, or stop it first.",
+                code="memory_in_use",
+                used=used,
+                asked=asked,
+            )
+
+
+def _check(asked: int | None, limit: int, what: str) -> None:
+    if asked is not None and limit != UNLIMITED and asked > limit:
+        raise Forbidden(
+            f"Your quota is {limit} {what} for each pod, and {asked} is more.",
+            code="quota_exceeded",
+            limit=limit,
+            asked=asked,
+        )
+
+
+def _memory(profiles: list[Mapping[str, Any]], own: str | None) -> int:
+    config: dict[str, str] = {}
+    for profile in profiles:
+        config |= profile["config"]
+    return memory_limit(config if own is None else {MEMORY: own})

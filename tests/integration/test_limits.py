@@ -1,0 +1,135 @@
+"""Memory and CPUs of a pod, changed while it runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import IMAGE, Client, Node, process_in
+from tests.integration.test_client import Pody
+
+MIB, GIB = 1024**2, 1024**3
+
+
+@pytest.fixture(scope="module")
+def limited(node: Node) -> Iterator[Client]:
+    """A member with a quota for each pod, and a pod `main`."""
+    user = node.accounts.user()
+    quota = {"users": {user: {"memory_limit": "4GiB", "cpu_limit": 2}}}
+    server = node.serve({"quota": quota, "pods": {"user_profiles": {user: ["podyd-base"]}}})
+    client = server.client(user)
+    client.post("/pod/create", ins="main", image=IMAGE).ok
+    yield client
+    client.post("/pod/delete", ins="main").ok
+    assert server.stop() == 0
+
+
+def limits_of(client: Client) -> tuple[int, int]:
+    info = client.get("/pod/info", ins="main").ok
+    return info["memory_limit"], info["cpu_limit"]
+
+
+def in_the_kernel(pid: int) -> int:
+    """The memory limit of the pod that a process is in, in bytes."""
+    lines = Path(f"/proc/{pid}/cgroup").read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        payload = next((part for part in path.split("/") if part.startswith("lxc.payload.")), None)
+        if payload and controllers == "memory":
+            return int(Path("/sys/fs/cgroup/memory", payload, "memory.limit_in_bytes").read_text())
+        if payload and not controllers:
+            limit = Path("/sys/fs/cgroup", payload, "memory.max")
+            if limit.exists():
+                return int(limit.read_text())
+    raise AssertionError(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1GiB", GIB),
+        ("1G", GIB),
+        ("512MiB", 512 * MIB),
+        ("1073741824", GIB),
+        ("1.5g", 3 * GIB // 2),
+    ],
+)
+def test_memory_changes_under_a_living_process(limited: Client, text: str, value: int) -> None:
+    with process_in(limited, "main") as process:
+        info = limited.post("/pod/limits", ins="main", memory=text).ok
+        assert (info["memory_limit"], info["cpu_limit"]) == (value, 2)
+        assert in_the_kernel(process.pid) == value
+        assert Path(f"/proc/{process.pid}").exists()
+
+
+def test_none_is_what_a_new_pod_has(limited: Client, node: Node) -> None:
+    limited.post("/pod/limits", ins="main", memory="1GiB", cpu="1").ok
+    assert limits_of(limited) == (GIB, 1)
+    limited.post("/pod/limits", ins="main", memory="none").ok
+    assert limits_of(limited) == (4 * GIB, 1)
+    limited.post("/pod/limits", ins="main", cpu="none").ok
+    assert limits_of(limited) == (4 * GIB, 2)
+    config = node.instance_of(limited.user, "main")["config"]
+    assert (config["limits.memory"], config["limits.cpu"]) == (str(4 * GIB), "2")
+
+
+def test_nobody_is_above_the_quota(limited: Client) -> None:
+    before = limits_of(limited)
+    body = limited.post("/pod/limits", ins="main", memory="5GiB").refused(403, "quota_exceeded")
+    assert (body["limit"], body["asked"]) == (4 * GIB, 5 * GIB)
+    body = limited.post("/pod/limits", ins="main", memory="1GiB", cpu="3").refused(403)
+    assert (body["limit"], body["asked"]) == (2, 3)
+    assert limits_of(limited) == before
+
+
+def test_less_than_it_uses_kills_nothing(limited: Client) -> None:
+    limited.post("/pod/limits", ins="main", memory="1GiB").ok
+    limited.exec("main", "head -c 100M /dev/zero > /dev/shm/held")
+    with process_in(limited, "main") as process:
+        body = limited.post("/pod/limits", ins="main", memory="64MiB").refused(409, "memory_in_use")
+        assert body["asked"] == 64 * MIB
+        assert 100 * MIB <= body["used"] <= GIB
+        assert in_the_kernel(process.pid) == GIB
+        assert Path(f"/proc/{process.pid}").exists()
+    limited.exec("main", "rm /dev/shm/held")
+
+
+def test_a_pod_without_a_quota_goes_back_to_its_profiles(alice: Client, pod: str) -> None:
+    assert alice.post("/pod/limits", ins=pod, memory="2GiB").ok["memory_limit"] == 2 * GIB
+    assert alice.post("/pod/limits", ins=pod, memory="none").ok["memory_limit"] == -1
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"memory": "8 gigs"},
+        {"memory": "1MiB"},
+        {"memory": "-1"},
+        {"memory": "99999999TiB"},
+        {"memory": "50%"},
+        {"cpu": "0"},
+        {"cpu": "0-3"},
+        {"cpu": "1.5"},
+        {"cpu": "\uff11"},
+        {},
+    ],
+)
+def test_what_is_no_limit(limited: Client, params: dict[str, str]) -> None:
+    detail = limited.post("/pod/limits", ins="main", **params).refused(400)["detail"]
+    assert "must be none, or" in detail or "memory, cpu or both" in detail
+
+
+def test_somebody_elses_pod(bob: Client, pod: str) -> None:
+    bob.post("/pod/limits", ins=pod, memory="1GiB").refused(404, "no_such_pod")
+
+
+def test_pody_shows_and_changes_them(limited: Client) -> None:
+    pody = Pody(f"http://127.0.0.1:{limited.port}", limited.user)
+    limited.post("/pod/limits", ins="main", memory="none", cpu="none").ok
+    assert json.loads(pody("limits", "main").ok) == {"memory_limit": 4 * GIB, "cpu_limit": 2}
+    shown = pody.shown("limits", "main", "--memory", "3G", "--cpu", "1")
+    assert shown == "memory_limit: 3 GiB\ncpu_limit: 1\n"
+    assert "quota" in pody("limits", "main", "--memory", "5GiB").failed(1)
