@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -14,6 +15,9 @@ from tests.lab.nvml import FakeDriver, FakeNvml
 
 if os.geteuid() != 0:
     pytest.exit("The integration tests need root: type 'sudo make test'.", returncode=1)
+
+# A script's background ignores Ctrl-C, and hands that down to all that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 

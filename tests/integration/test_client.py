@@ -109,8 +109,7 @@ class Pody:
         near, far = pty.openpty()
         try:
             process = subprocess.Popen(
-                # Tests that run in a script's background ignore SIGINT, and would hand that down.
-                ["env", "--default-signal=INT", "setsid", "--ctty", *self.command, *words],
+                ["setsid", "--ctty", *self.command, *words],
                 env=self.whole_environment,
                 cwd=ROOT,
                 stdin=far,

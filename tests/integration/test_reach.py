@@ -29,7 +29,7 @@ from tests.integration.harness import (
     started,
     wait_until,
 )
-from tests.integration.test_client import Done, Fake, Pody, as_user, served
+from tests.integration.test_client import PATIENCE, Done, Fake, Pody, as_user, served
 
 MEGABYTE = 1024**2
 KEYGEN = ("ssh-keygen", "-q", "-t", "ed25519", "-N", "")
@@ -162,7 +162,7 @@ def test_many_connections_at_once(laptop: Laptop, pod: str) -> None:
     came: list[bytes] = []
 
     def talk(port: int) -> None:
-        with socket.create_connection(("127.0.0.1", port)) as near:
+        with socket.create_connection(("127.0.0.1", port), PATIENCE) as near:
             sending = threading.Thread(target=send, args=(near, data))
             sending.start()
             came.append(received(near))
@@ -194,7 +194,7 @@ def relays() -> list[Path]:
 def test_each_direction_ends_by_itself(laptop: Laptop, alice: Client, pod: str) -> None:
     with (
         laptop.forwarding(pod, "0:4002") as (_, port),
-        socket.create_connection(("127.0.0.1", port)) as near,
+        socket.create_connection(("127.0.0.1", port), PATIENCE) as near,
     ):
         assert received(near) == b"hello"
         near.sendall(b"heard")
@@ -207,11 +207,11 @@ def test_each_direction_ends_by_itself(laptop: Laptop, alice: Client, pod: str) 
 def test_what_is_refused_is_said_once_and_it_goes_on(laptop: Laptop, pod: str) -> None:
     with laptop.forwarding(pod, "0:4003", "0:4001") as (process, port):
         for _ in range(3):
-            with socket.create_connection(("127.0.0.1", port)) as near:
+            with socket.create_connection(("127.0.0.1", port), PATIENCE) as near:
                 assert received(near) == b""
         assert process.stdout is not None
         other = int(process.stdout.readline().split()[0].partition(b":")[2])
-        with socket.create_connection(("127.0.0.1", other)) as near:
+        with socket.create_connection(("127.0.0.1", other), PATIENCE) as near:
             near.sendall(b"x")
             assert near.recv(1) == b"x"
             # All that is open ends with it.
@@ -232,7 +232,7 @@ def test_more_connections_than_a_member_may_have(laptop: Laptop, pod: str) -> No
         process, port = stack.enter_context(laptop.forwarding(pod, "0:4001"))
         opened = []
         for number in range(21):
-            near = stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+            near = stack.enter_context(socket.create_connection(("127.0.0.1", port), PATIENCE))
             near.sendall(b"x")
             opened.append(near.recv(1))
             assert opened[-1] == (b"x" if number < 20 else b""), number
