@@ -105,6 +105,13 @@ class LxdClient:
 
     async def get(self, path: str, **query: Any) -> Any:
         """The metadata that LXD answers to a GET."""
+        try:
+            return (await self._call("GET", path, query=query))["metadata"]
+        except LxdRefused as error:
+            if error.lxd_status < 500:
+                raise
+        # LXD 5.0.2 now and then closes a file that another request is reading ("bad file
+        # descriptor"). Nothing is changed by a second look.
         return (await self._call("GET", path, query=query))["metadata"]
 
     async def tagged(self, path: str) -> tuple[Any, str]:
