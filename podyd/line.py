@@ -134,13 +134,14 @@ class Line:
 
     async def start(self) -> Start:
         """What shall run. Raises BadRequest if they do not say it soon."""
-        try:
-            return await asyncio.wait_for(self._start, START_SECONDS)
-        except asyncio.TimeoutError:
+        # Not wait_for, which up to Python 3.11 forgets a cancellation that comes with the message.
+        done, _ = await asyncio.wait({self._start}, timeout=START_SECONDS)
+        if not done:
             raise BadRequest(
                 f"No control message has said within {START_SECONDS:g} s what shall run.",
                 code="nothing_to_run",
-            ) from None
+            )
+        return self._start.result()
 
     async def input(self) -> bytes | None:
         """The next of the input; None at its end. What was given before has been taken."""
