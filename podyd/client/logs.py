@@ -11,6 +11,8 @@ from podyd.client.server import Server, server_of
 from podyd.client.stream import STDERR, STDOUT, Stream
 from podyd.client.words import utf8
 
+MAX_LINE_BYTES = 64 * 1024
+
 
 def add_words(add: daily.Add) -> None:
     """`logs`, with what it takes."""
@@ -47,11 +49,14 @@ def _follow(server: Server, ins: str, options: argparse.Namespace) -> int:
         raise Usage(f"--lines is a number, and {options.lines!r} is none.")
     words = ["journalctl", "--follow", "--quiet", "--no-pager", "--output=short-iso"]
     command = " ".join(["exec", *words, f"--lines={options.lines or 100}"])
-    stream = Stream(server, "pod/exec-stream", [("ins", ins)], _Harmless())
-    return stream.run({"cmd": command})
+    lines = Lines()
+    try:
+        return Stream(server, "pod/exec-stream", [("ins", ins)], lines).run({"cmd": command})
+    finally:
+        lines.end()
 
 
-class _Harmless:
+class Lines:
     """Takes no input, and writes lines without what a terminal would obey."""
 
     def __init__(self) -> None:
@@ -61,8 +66,18 @@ class _Harmless:
         return b""
 
     def write(self, channel: int, data: bytes) -> None:
-        *lines, self._begun[channel] = (self._begun[channel] + data).split(b"\n")
+        *lines, begun = (self._begun[channel] + data).split(b"\n")
+        # What has no end is cut, and not held.
+        if len(begun) > MAX_LINE_BYTES:
+            lines, begun = [*lines, begun], b""
+        self._begun[channel] = begun
         target = sys.stdout if channel == STDOUT else sys.stderr
         for line in lines:
             target.write(f"{show.harmless(line.decode(errors='replace'))}\n")
         target.flush()
+
+    def end(self) -> None:
+        """Write lines that have not ended."""
+        for channel, begun in self._begun.items():
+            if begun:
+                self.write(channel, b"\n")

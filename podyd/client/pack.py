@@ -28,6 +28,8 @@ def pack(folder: Path, target: Any, leave: Leave) -> None:
             for name in sorted(folders + files):
                 path = Path(parent, name)
                 _add(tar, path, path.relative_to(folder).as_posix(), leave)
+            # Else tarfile would keep them all.
+            tar.members.clear()  # type: ignore[attr-defined]
 
 
 def _refuse(error: OSError) -> None:
@@ -50,7 +52,6 @@ def _add(tar: tarfile.TarFile, path: Path, name: str, leave: Leave) -> None:
     elif stat.S_ISLNK(found.st_mode):
         info.type = tarfile.SYMTYPE
         info.linkname = os.readlink(path)  # noqa: PTH115 - Path would tidy it
-
         tar.addfile(info)
     elif stat.S_ISREG(found.st_mode):
         try:

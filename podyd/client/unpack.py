@@ -13,7 +13,8 @@ import shutil
 import stat
 import tarfile
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -21,6 +22,15 @@ from podyd.client.body import PIECE_BYTES
 from podyd.client.failure import Away, Failure
 
 Leave = Callable[[str], None]
+# What a header says in its place, such as a long name; tarfile holds all of it.
+MAX_HEADER_BYTES = 1024**2
+HEADERS = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 # With these, no other file can be written either.
 FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 
@@ -59,9 +69,14 @@ class _Unpacker:
         self._folders: dict[Path, tarfile.TarInfo] = {}
 
     def run(self, source: Any) -> None:
-        with tarfile.open(fileobj=source, mode="r|", errors="surrogateescape") as tar:
-            for info in tar:
-                self._take(tar, info)
+        with _in_words():
+            tar = tarfile.open(  # noqa: SIM115 - it is a stream, and there is nothing to close
+                fileobj=source, mode="r|", errors="surrogateescape", tarinfo=_Header
+            )
+        while (info := _next(tar)) is not None:
+            self._take(tar, info)
+            # Else tarfile would keep them all.
+            tar.members.clear()  # type: ignore[attr-defined]
         # Whether all of it has come, only the source can tell: what is cut off may look whole.
         while source.read(PIECE_BYTES):
             pass
@@ -79,7 +94,7 @@ class _Unpacker:
             if info.isdir():
                 path.mkdir(parents=True, exist_ok=True)
                 self._folders[path] = info
-            elif info.isreg():
+            elif info.isreg() and not info.issparse():
                 path.parent.mkdir(parents=True, exist_ok=True)
                 self._write(tar, info, path)
             elif info.issym():
@@ -126,6 +141,37 @@ class _Unpacker:
             self._leave(f"{path.name} is left out: {reason}.")
 
 
+class _Header(tarfile.TarInfo):
+    """A header, which the pod may have written as it likes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        try:
+            info = super().frombuf(buf, encoding, errors)
+        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+            # tarfile would take it for the end.
+            raise tarfile.ReadError(str(error)) from error
+        if info.size < 0 or (info.type in HEADERS and info.size > MAX_HEADER_BYTES):
+            raise tarfile.ReadError("a header is too large")
+        return info
+
+
+def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+    with _in_words():
+        return tar.next()
+
+
+@contextmanager
+def _in_words() -> Iterator[None]:
+    """What tarfile says of headers that make no sense, also where it stumbles over them."""
+    try:
+        yield
+    except (tarfile.TarError, Failure, OSError):
+        raise
+    except Exception as error:  # There are many ways to stumble.
+        raise tarfile.ReadError("a header makes no sense") from error
+
+
 def _is_odd(part: str) -> bool:
     """Whether Windows takes a name for something else."""
     return any(char in part for char in '\\:<>"|?*') or part.rstrip(" .") != part
@@ -133,7 +179,9 @@ def _is_odd(part: str) -> bool:
 
 def _finish(path: Path, info: tarfile.TarInfo) -> None:
     path.chmod(stat.S_IMODE(info.mode) & 0o777 | (stat.S_IRWXU if info.isdir() else stat.S_IRUSR))
-    os.utime(path, (info.mtime, info.mtime))
+    # A pod can write times that there are not.
+    with suppress(OSError, OverflowError, ValueError):
+        os.utime(path, (info.mtime, info.mtime))
 
 
 def _merge(draft: Path, target: Path, leave: Leave) -> None:

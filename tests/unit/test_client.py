@@ -17,6 +17,8 @@ from podyd.client.base import Base
 from podyd.client.failure import Usage
 from podyd.client.kept import Kept
 from podyd.client.login import with_token
+from podyd.client.logs import Lines
+from podyd.client.stream import STDERR, STDOUT
 from podyd.client.words import split
 
 SOURCES = sorted(Path(podyd.client.__file__).parent.glob("*.py"))
@@ -244,6 +246,17 @@ def test_control_characters_are_shown(text: str, shown: str) -> None:
     assert show.harmless(text) == shown
     assert show.answer("x", [text], 80) == f"{shown}\n"
     assert show.answer("x", {text: text}, 80) == f"{shown}: {shown}\n"
+
+
+def test_lines_are_harmless_and_not_held_for_ever(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = Lines()
+    lines.write(STDOUT, b"a\x1b[31m\nb")
+    assert capsys.readouterr().out == "a\\x1b[31m\n"
+    lines.write(STDOUT, b"x" * 100_000)
+    assert len(capsys.readouterr().out) == 100_002
+    lines.write(STDERR, b"c")
+    lines.end()
+    assert capsys.readouterr() == ("", "c\n")
 
 
 def test_a_list_of_objects_is_a_table() -> None:

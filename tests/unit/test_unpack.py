@@ -6,7 +6,9 @@ import io
 import os
 import stat
 import tarfile
+import tracemalloc
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -127,6 +129,97 @@ def test_no_link_leads_a_file_elsewhere(place: Path, members: list[Member]) -> N
 def test_nobody_is_setuid(place: Path) -> None:
     unpacked(tar_of((".", FOLDER, ""), ("tool", FILE, "x"), mode=0o6755), place)
     assert stat.S_IMODE((place / "tool").stat().st_mode) == 0o755
+
+
+class Endless(io.RawIOBase):
+    """A header, and then zeros for as long as they are read."""
+
+    def __init__(self, header: bytes) -> None:
+        self._header = header
+        self.taken = 0
+
+    def read(self, count: int | None = -1, /) -> bytes:
+        assert count is not None
+        assert self.taken < 2**24, "it holds all that comes"
+        data, self._header = self._header[:count], self._header[count:]
+        data += bytes(count - len(data))
+        self.taken += count
+        return data
+
+
+def header_of(kind: bytes, size: int) -> bytes:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK]
+)
+def test_a_name_of_a_terabyte_is_not_held(place: Path, kind: bytes) -> None:
+    source = Endless(header_of(kind, 2**40))
+    with pytest.raises(Away, match="no whole tar file"):
+        unpack(source, place, lambda _: None)
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_file_of_holes_fills_no_disk(place: Path) -> None:
+    headers = {
+        "GNU.sparse.map": f"{2**40},0",
+        "GNU.sparse.size": str(2**40),
+        "GNU.sparse.numblocks": "1",
+    }
+    packed = with_headers(FILE, headers)
+    found, left = unpacked(packed, place)
+    assert (found, len(left)) == ({}, 1)
+
+
+def test_a_header_that_is_none_is_not_the_end(place: Path) -> None:
+    whole = bytearray(tar_of(("a", FILE, "1"), ("b", FILE, "2")).getvalue())
+    whole[1024] ^= 1
+    with pytest.raises(Away, match="no whole tar file"):
+        unpack(io.BytesIO(whole), place, lambda _: None)
+    assert list(place.parent.iterdir()) == []
+
+
+ODD = [
+    {"GNU.sparse.map": "x", "GNU.sparse.size": "1", "GNU.sparse.numblocks": "1"},
+    {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "x"},
+]
+
+
+@pytest.mark.parametrize("headers", ODD, ids=str)
+def test_a_header_that_python_stumbles_over(place: Path, headers: dict[str, str]) -> None:
+    with pytest.raises(Away, match="no whole tar file"):
+        unpack(with_headers(FILE, headers), place, lambda _: None)
+
+
+@pytest.mark.parametrize("kind", [FILE, FOLDER])
+@pytest.mark.parametrize("time", ["inf", "nan", "1e300", "-1e300"])
+def test_a_time_that_there_is_not(place: Path, kind: bytes, time: str) -> None:
+    unpack(with_headers(kind, {"mtime": time}), place, lambda _: None)
+    assert (place / "x").exists()
+
+
+def with_headers(kind: bytes, headers: dict[str, str]) -> io.BytesIO:
+    packed = io.BytesIO()
+    info = tarfile.TarInfo("x")
+    info.type, info.pax_headers = kind, headers
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    packed.seek(0)
+    return packed
+
+
+def test_many_files_are_not_kept_in_mind(tmp_path: Path) -> None:
+    blocks = iter([tarfile.TarInfo("../x").tobuf() * 20] * 1000)
+    source = SimpleNamespace(read=lambda count: next(blocks, b"")[:count])
+    tracemalloc.start()
+    try:
+        unpack(source, tmp_path / "x", lambda _: None)
+        assert tracemalloc.get_traced_memory()[1] < 2 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_into_a_folder_that_is_there(place: Path, tmp_path: Path) -> None:
