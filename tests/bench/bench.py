@@ -9,9 +9,11 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import filecmp
 import http.client
 import itertools
 import json
+import os
 import re
 import socket
 import statistics
@@ -27,6 +29,7 @@ from typing import Any
 
 from podyd.lxd.client import Credentials, LxdClient
 from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.integration.test_client import as_user
 from tests.lab.nvml import DEFAULT_GPUS, FakeDriver, FakeNvml, FakeProcess
 
 AT_ONCE = 16
@@ -40,6 +43,7 @@ MIB = 1024**2
 GPUS, GPU_PROCESSES = 8, 200
 # A pod's port that pours as much into each connection.
 POUR, POURED = 7, 512 * MIB
+FILE_ROUNDS, FILE_BYTES = 3, 256 * MIB
 
 
 @dataclass(frozen=True)
@@ -199,6 +203,7 @@ class Bench:
         yield from self.user_info()
         yield self.gpu_ps()
         yield self.port()
+        yield from self.files()
         yield self.memory_growth()
 
     def execs(self) -> Iterator[Row]:
@@ -429,6 +434,43 @@ class Bench:
 
     def memory_of_ports(self) -> Row:
         return Row("memory of podyd ports", "MiB", _rss(self.node.relay.pid), at_most=16)
+
+    def files(self) -> Iterator[Row]:
+        """A file into a pod and out of it, and how much podyd grows by it."""
+        here, there = self.node.directory / "file", self.node.directory / "fetched"
+        with here.open("wb") as file:
+            for _ in range(FILE_BYTES // MIB):
+                file.write(os.urandom(MIB))
+        target = f"{self.instance}/root/beside"
+        figures: dict[str, list[float]] = {"put": [], "push": [], "get": [], "pull": []}
+        pody = as_user(self.client)
+
+        def cp(source: str, target: str) -> None:
+            pody("cp", source, target).ok
+
+        before = _rss(self.server.process.pid)
+        for _ in range(FILE_ROUNDS):
+            figures["put"].append(timed(cp, str(here), "bench:/root/file"))
+            figures["push"].append(timed(self.node.lxc, "file", "push", str(here), target))
+            figures["get"].append(timed(cp, "bench:/root/file", str(there)))
+            assert filecmp.cmp(here, there, shallow=False)
+            figures["pull"].append(timed(self.node.lxc, "file", "pull", target, str(there)))
+        growth = _rss(self.server.process.pid) - before
+        rate = {
+            name: FILE_BYTES / MIB / statistics.median(values) * 1000
+            for name, values in figures.items()
+        }
+        for what, own, other in (("into", "put", "push"), ("out of", "get", "pull")):
+            yield Row(
+                f"pody cp {what} a pod, {FILE_BYTES // MIB} MiB",
+                "MiB/s",
+                rate[own],
+                rate[other],
+                f"lxc file {other}",
+                at_least=0.5,
+                goal_is_ratio=True,
+            )
+        yield Row("memory growth by files", "MiB", growth, at_most=20)
 
     def memory_growth(self) -> Row:
         """In a podyd of its own, because the other one has served all of the above."""
