@@ -47,7 +47,7 @@ def add_words(add: Add) -> None:
     listed.add_argument("-a", "--all", action="store_true", help="everybody's, for admins")
     new = of_pod(add("new", _new, "Make a pod and start it."))
     image = new.add_argument("--image", help="which, if there are several; see pody images")
-    image.completer = _complete("host/images")  # type: ignore[attr-defined]
+    image.completer = complete("host/images")  # type: ignore[attr-defined]
     new.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
     removed = of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
     removed.add_argument("--yes", action="store_true", help="do not ask")
@@ -92,7 +92,7 @@ def _add_talking(add: Add) -> None:
 def of_pod(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The same parser, with a pod's name."""
     ins = made.add_argument("ins", metavar="POD", help="the pod's name")
-    ins.completer = _complete("pod/list")  # type: ignore[attr-defined]
+    ins.completer = complete("pod/list")  # type: ignore[attr-defined]
     return made
 
 
@@ -261,7 +261,7 @@ def write_rows(
             print(line)
 
 
-def _complete(route: str) -> Callable[..., list[str]]:
+def complete(route: str) -> Callable[..., list[str]]:
     """Completes with the names that a route lists; nothing where that would take long, or ask."""
 
     def names(**_: object) -> list[str]:

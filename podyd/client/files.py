@@ -59,15 +59,26 @@ class Remote:
 def add_words(add: daily.Add) -> None:
     """`cp`, with what it takes."""
     made = add("cp", _cp, "Copy files and folders into a pod, or out of it.")
-    made.add_argument(
+    places = made.add_argument(
         "words",
         nargs="+",
         metavar="FROM… TO",
         help="POD:PATH is in a pod, where PATH begins at / or in root's home; - is standard input"
         " or output; what goes to a folder that is there, goes into it",
     )
+    places.completer = _places  # type: ignore[attr-defined]
     made.set_defaults(raw=False)
     daily.add_cacert(made)
+
+
+def _places(prefix: str, **_: object) -> list[str]:
+    """Pods, and what is here."""
+    folder = prefix[: prefix.rfind("/") + 1]
+    here: list[str] = []
+    with suppress(OSError):
+        found = Path(folder or ".").iterdir()
+        here = [f"{folder}{path.name}{'/' if path.is_dir() else ''}" for path in found]
+    return [f"{name}:" for name in daily.complete("pod/list")()] + here
 
 
 def _cp(options: argparse.Namespace) -> int:

@@ -725,13 +725,21 @@ def test_it_starts_soon_and_without_any_library() -> None:
     assert min(seconds() for _ in range(5)) < 0.3
 
 
-def test_the_shell_completes_words(pody: Pody) -> None:
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("pody fe", "fetch"),
+        ("pody cp shar", "shared:"),
+        ("pody cp shared:a debian/sour", "debian/source/"),
+    ],
+)
+def test_the_shell_completes_words(pody: Pody, pod: str, line: str, words: str) -> None:
     pytest.importorskip("argcomplete")
     asked = {
         "_ARGCOMPLETE": "1",
         "_ARGCOMPLETE_SUPPRESS_SPACE": "1",
         "_ARGCOMPLETE_STDOUT_FILENAME": "/dev/stdout",
-        "COMP_LINE": "pody fe",
-        "COMP_POINT": "7",
+        "COMP_LINE": line,
+        "COMP_POINT": str(len(line)),
     }
-    assert Pody(pody.base, environment=asked)().out == "fetch"
+    assert Pody(pody.base, pody.user, environment=asked)().out == words
