@@ -499,9 +499,7 @@ class Pods:
                     pod.name, command, timeout=timeout, limit=config.exec_output_max
                 )
             except LxdRefused as error:
-                if error.lxd_status == 400 and "not running" in error.detail:
-                    raise not_running(ins, "stopped") from error
-                raise
+                raise stopped_or(error, ins) from error
             seconds = time.monotonic() - started
             self._executed(seconds, timed_out=done.exit_code is None)
             return ExecResult(
@@ -598,6 +596,12 @@ def port_mapping(devices: Devices) -> list[str]:
             outside, inside = (device[end].rpartition(":")[2] for end in ("listen", "connect"))
             found.append(f"{outside}:{inside}")
     return sorted(found)
+
+
+def stopped_or(error: LxdRefused, ins: str) -> PodydError:
+    """Why LXD ran nothing in a pod: it has stopped this moment, or what LXD says."""
+    stopped = error.lxd_status == 400 and "not running" in error.detail
+    return not_running(ins, "stopped") if stopped else error
 
 
 def not_running(ins: str, status: str) -> Conflict:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Sequence
 
-from podyd.errors import BadRequest, LxdRefused, TooMany
+from podyd.errors import BadRequest, LxdRefused
 from podyd.line import WINDOW_BYTES, Line, Size
 from podyd.lxd.execution import Executor
 from podyd.lxd.talk import Terminal
+from podyd.places import Places
 from podyd.pod import Pod
-from podyd.pods import Executed, Pods, not_running
+from podyd.pods import Executed, Pods, stopped_or
 from podyd.spec import Ended, Start
 from podyd.users import Member
 
@@ -23,34 +23,26 @@ class Shells:
     """Gives places; who has one can have something run."""
 
     def __init__(self, *, pods: Pods, executor: Executor, executed: Executed) -> None:
-        self._pods = pods
         self._executor = executor
         self._executed = executed
-        self._places: Counter[str] = Counter()
+        self._places = Places(
+            pods,
+            own=MAX_PER_MEMBER,
+            all=MAX_ALL,
+            what="shells and commands of yours are open; end one first",
+            code="too_many_shells",
+        )
 
     async def place(self, member: Member, ins: str, size: Size | None) -> Place:
         """A place in a running pod, with a terminal of that size or with none.
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
         """
-        pod = await self._pods.find(member, ins)
-        if pod.status != "running":
-            raise not_running(ins, pod.status)
-        own = self._places[member.name]
-        if own >= MAX_PER_MEMBER or self._places.total() >= MAX_ALL:
-            raise TooMany(
-                f"{own} shells and commands of yours are open; end one first.",
-                retry_after=1,
-                code="too_many_shells",
-            )
-        self._places[member.name] += 1
-        return Place(self, pod, size)
+        return Place(self, await self._places.enter(member, ins), size)
 
     def leave(self, pod: Pod) -> None:
         """The place in this pod is free again."""
-        self._places[pod.owner] -= 1
-        if not self._places[pod.owner]:
-            del self._places[pod.owner]
+        self._places.leave(pod)
 
     async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> int | None:
         """Run what `start` says; its exit code, None if time was up."""
@@ -64,9 +56,7 @@ class Shells:
                 timeout=start.timeout,
             )
         except LxdRefused as error:
-            if error.lxd_status == 400 and "not running" in error.detail:
-                raise not_running(pod.ins, "stopped") from error
-            raise
+            raise stopped_or(error, pod.ins) from error
         if size is None:
             self._executed(time.monotonic() - began, timed_out=code is None)
         return code

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from podyd import spec
-from podyd.errors import Conflict, LxdRefused, NotFound, PodydError, TooMany
+from podyd.errors import Conflict, LxdRefused, NotFound, PodydError
 from podyd.line import STDOUT, Wish
 from podyd.lxd.execution import Afterwards, Executor
+from podyd.places import Places
 from podyd.pod import Pod
-from podyd.pods import Pods, not_running
+from podyd.pods import Pods, stopped_or
 from podyd.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
 from podyd.tasks import Tasks
 from podyd.users import Member
@@ -140,17 +140,22 @@ class Transfers:
     """Gives places; who has one can move a file."""
 
     def __init__(self, *, pods: Pods, executor: Executor, tasks: Tasks) -> None:
-        self._pods = pods
         self._executor = executor
         self._tasks = tasks
-        self._places: Counter[str] = Counter()
+        self._places = Places(
+            pods,
+            own=MAX_PER_MEMBER,
+            all=MAX_ALL,
+            what="files of yours are on their way; wait until one is there",
+            code="too_many_files",
+        )
 
     async def fetch(self, member: Member, request: OneFile) -> FileInfo | Outgoing:
         """What there is at a path: a file's bytes, a directory as a tar file, or words about it.
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
         """
-        pod = await self._enter(member, request.ins)
+        pod = await self._places.enter(member, request.ins)
         outgoing = Outgoing(self, pod, request)
         try:
             about = await outgoing.begin()
@@ -164,27 +169,11 @@ class Transfers:
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
         """A place for a file that comes. Raises what `fetch` does."""
-        return Incoming(self, await self._enter(member, request.ins), request)
-
-    async def _enter(self, member: Member, ins: str) -> Pod:
-        pod = await self._pods.find(member, ins)
-        if pod.status != "running":
-            raise not_running(ins, pod.status)
-        own = self._places[member.name]
-        if own >= MAX_PER_MEMBER or self._places.total() >= MAX_ALL:
-            raise TooMany(
-                f"{own} files of yours are on their way; wait until one is there.",
-                retry_after=1,
-                code="too_many_files",
-            )
-        self._places[member.name] += 1
-        return pod
+        return Incoming(self, await self._places.enter(member, request.ins), request)
 
     def leave(self, pod: Pod) -> None:
         """The place in this pod is free again."""
-        self._places[pod.owner] -= 1
-        if not self._places[pod.owner]:
-            del self._places[pod.owner]
+        self._places.leave(pod)
 
     async def run(
         self, pod: Pod, script: str, words: Sequence[str], pipe: Pipe, then: Afterwards | None
@@ -196,9 +185,7 @@ class Transfers:
                 pod.name, command, pipe, terminal=None, timeout=None, then=then
             )
         except LxdRefused as error:
-            if error.lxd_status == 400 and "not running" in error.detail:
-                raise not_running(pod.ins, "stopped") from error
-            raise
+            raise stopped_or(error, pod.ins) from error
         assert code is not None
         return code
 
