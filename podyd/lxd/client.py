@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import ssl
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 from podyd.errors import LxdRefused, NotSetUp, TimedOut, Unavailable
 from podyd.lxd import websocket
 from podyd.lxd.websocket import Websocket
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
@@ -240,6 +243,7 @@ class LxdClient:
         try:
             return await self._http.fetch(request, raise_error=False)
         except (OSError, HTTPClientError) as error:
+            log.warning("LXD does not answer %s %s: %s", method, path, error)
             raise unreachable(error) from error
 
     def _url(self, path: str, query: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
+import fcntl
 import http.client
 import json
 import os
@@ -38,6 +39,8 @@ IMAGE = "podyd-lab-base"
 BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
 PASSWORD = "correct-Horse-7"
 START_SECONDS = 20.0
+# Of the accounts that each run of the tests makes.
+LISTS = Path("/run/podyd-test-accounts")
 
 Json = Any
 
@@ -145,7 +148,7 @@ class Client:
         seconds = time.monotonic() - started
         assert response.headers["Content-Type"] == "application/json", response.headers
         parsed = None if method == "HEAD" else json.loads(data)
-        if response.status == 500 and self.port in LOGS:
+        if response.status >= 500 and self.port in LOGS:
             # pytest shows it where the test fails; the file does not outlive the tests.
             print(LOGS[self.port].read_text(errors="replace")[-4000:])
         return Answer(response.status, parsed, response.headers, seconds)
@@ -168,36 +171,57 @@ class Client:
 
 
 class Accounts:
-    """Linux accounts and groups of the tests, all removed at the end."""
+    """Linux accounts and groups of the tests, all removed at the end.
+
+    A run that is killed has no end, so each of them is written down first; the next run removes
+    those whose list nobody has locked.
+    """
 
     def __init__(self) -> None:
-        self._users: list[str] = []
-        self._groups: list[str] = []
+        LISTS.mkdir(exist_ok=True)
+        for path in LISTS.iterdir():
+            with contextlib.suppress(FileNotFoundError, BlockingIOError), path.open() as left:
+                fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _remove(left.read().splitlines())
+                path.unlink()
+        self._list = (LISTS / secrets.token_hex(4)).open("a")
+        fcntl.flock(self._list, fcntl.LOCK_EX)
+
+    def will_make(self, kind: str, name: str) -> None:
+        """Remove a "user" or "group" in the end, whoever makes it."""
+        self._list.write(f"{kind}del {name}\n")
+        self._list.flush()
 
     def user(self, name: str = "", *options: str, password: str = PASSWORD) -> str:
-        """Make an account; without a name, one that nobody has."""
+        """Make an account: without a name, one that nobody has; "" as password is none."""
         name = name or f"podydt{secrets.token_hex(4)}"
         assert name not in {entry.pw_name for entry in pwd.getpwall()}
-        self._users.append(name)
+        self.will_make("user", name)
         run("useradd", "--badname", "-M", "-N", "-s", "/bin/bash", *options, name)
-        run("chpasswd", stdin=f"{name}:{password}\n")
+        if password:
+            run("chpasswd", stdin=f"{name}:{password}\n")
         return name
 
     def remove(self, name: str) -> None:
         run("userdel", name)
-        self._users.remove(name)
 
     def group(self, name: str = "") -> str:
         name = name or f"podydt{secrets.token_hex(4)}"
-        self._groups.append(name)
+        self.will_make("group", name)
         run("groupadd", name)
         return name
 
     def close(self) -> None:
-        for name in self._users:
-            run("userdel", name, check=False)
-        for name in self._groups:
-            run("groupdel", name, check=False)
+        path = Path(self._list.name)
+        _remove(path.read_text().splitlines())
+        path.unlink()
+        self._list.close()
+
+
+def _remove(commands: Sequence[str]) -> None:
+    # A group can be some account's first one, so the accounts go before it.
+    for command in sorted(commands, reverse=True):
+        run(*command.split(), check=False)
 
 
 # --- podyd --------------------------------------------------------------------------------------
@@ -269,6 +293,7 @@ class Node:
         self.directory.chmod(0o755)
         self.library = self.directory / "lib"
         self.accounts = Accounts()
+        self.accounts.will_make("user", self.account)
         self.base: dict[str, Any] = {
             "state_dir": str(self.directory / "state"),
             "lxd": {"project": self.project},
@@ -502,7 +527,6 @@ class Node:
         wipe.projects(self.project)
         wipe.certificates(self.project)
         self.accounts.close()
-        run("userdel", self.account, check=False)
         Path("/etc/pam.d", self.service).unlink(missing_ok=True)
         shutil.rmtree(self.directory)
         left = [path for path in self.lxd.get("/1.0/projects") if path.endswith(self.project)]

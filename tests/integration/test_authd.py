@@ -17,14 +17,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from podyd import authd, pam
-from tests.integration.harness import PASSWORD, ROOT, wait_until
+from tests.integration.harness import PASSWORD, ROOT, Accounts, run, wait_until
 
 PAM_FILE = ROOT / "podyd/data/pam.d-podyd"
 SERVICE = "podyd-test"
@@ -50,10 +50,6 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
-def run(*command: str, stdin: str = "") -> None:
-    subprocess.run(command, input=stdin, text=True, check=True, capture_output=True)
-
-
 def shadow_line(user: str) -> str:
     lines = Path("/etc/shadow").read_text().splitlines()
     return next(line for line in lines if line.startswith(f"{user}:"))
@@ -62,46 +58,25 @@ def shadow_line(user: str) -> str:
 # Accounts
 
 
-@dataclass
-class Accounts:
-    """Makes accounts and removes them all."""
-
-    made: list[str] = field(default_factory=list)
-
-    def make(self, name: str, *options: str, password: str = PASSWORD) -> str:
-        assert name not in {entry.pw_name for entry in pwd.getpwall()}
-        self.made.append(name)
-        run("useradd", "--badname", "-M", "-N", "-s", "/bin/bash", *options, name)
-        if password:
-            run("chpasswd", stdin=f"{name}:{password}\n")
-        return name
-
-    def remove_all(self) -> None:
-        for name in self.made:
-            subprocess.run(["userdel", name], check=False, capture_output=True)
-        left = {entry.pw_name for entry in pwd.getpwall()} & set(self.made)
-        assert not left, f"accounts left behind: {left}"
-
-
 @pytest.fixture(scope="module")
 def accounts() -> Iterator[Accounts]:
     accounts = Accounts()
     try:
         yield accounts
     finally:
-        accounts.remove_all()
+        accounts.close()
 
 
 @pytest.fixture(scope="module")
 def member(accounts: Accounts) -> str:
     """An ordinary account that no test changes."""
-    return accounts.make(f"{PREFIX}m")
+    return accounts.user(f"{PREFIX}m")
 
 
 @pytest.fixture
 def fresh(accounts: Accounts) -> str:
     """An account for one test."""
-    return accounts.make(f"{PREFIX}n{len(accounts.made)}")
+    return accounts.user()
 
 
 # Helpers under test
@@ -255,7 +230,7 @@ def test_unknown_user_is_denied(auth: Running, user: str) -> None:
 def test_system_accounts_are_denied_with_the_right_password(
     auth: Running, accounts: Accounts
 ) -> None:
-    system = accounts.make(f"{PREFIX}s", "--system")
+    system = accounts.user(f"{PREFIX}s", "--system")
     before = shadow_line(system)
     assert auth.login(system) == {"error": "denied"}
     assert auth.passwd(system, PASSWORD, NEW_PASSWORD) == {"error": "denied"}
@@ -355,7 +330,7 @@ def test_no_login_shell_is_refused_to_who_knows_the_password(
 def test_odd_names_log_in_and_change_their_password(
     auth: Running, accounts: Accounts, name: str
 ) -> None:
-    accounts.make(name)
+    accounts.user(name)
     assert auth.login(name)["account"]["name"] == name
     assert auth.passwd(name, PASSWORD, NEW_PASSWORD) == {"ok": True}
     assert auth.login(name, NEW_PASSWORD)["ok"]
@@ -417,8 +392,8 @@ def test_the_mark_is_that_of_the_password(auth: Running, fresh: str) -> None:
 
 
 def test_accounts_lists_people_with_their_groups(auth: Running, accounts: Accounts) -> None:
-    name = accounts.make(f"{PREFIX}g", "-G", "audio,games")
-    hidden = accounts.make(f"{PREFIX}h", "-s", "/usr/sbin/nologin", password="")
+    name = accounts.user(f"{PREFIX}g", "-G", "audio,games")
+    hidden = accounts.user(f"{PREFIX}h", "-s", "/usr/sbin/nologin", password="")
     listed = {account["name"]: account for account in auth.ask("accounts")["accounts"]}
     assert listed[name] == auth.ask("account", user=name)["account"]
     assert listed[name]["groups"] == ["audio", "games", "users"]
