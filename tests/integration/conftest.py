@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.integration.harness import IMAGE, Client, Node, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
 
@@ -20,6 +23,23 @@ if os.geteuid() != 0:
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
+
+TURNS, ROOM = Path("/run/podyd-test-turns"), Path("/run/podyd-test-room")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "alone: no other integration test runs on this machine then")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Workers run tests side by side, but for those that change what all of them share."""
+    is_alone = item.get_closest_marker("alone") is not None
+    with contextlib.ExitStack() as room:
+        # Whoever waits to be alone holds the turn, so that nobody else goes in before.
+        with locked(TURNS, fcntl.LOCK_EX):
+            room.enter_context(locked(ROOM, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH))
+        return (yield)
 
 
 @pytest.fixture(scope="session")

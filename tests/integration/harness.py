@@ -53,6 +53,14 @@ def wait_until(condition: Callable[[], bool], what: str, limit: float = 10.0) ->
         time.sleep(0.02)
 
 
+@contextlib.contextmanager
+def locked(path: Path, how: int) -> Iterator[None]:
+    """Hold a file's lock, as fcntl.flock takes it; it goes with the process at the latest."""
+    with path.open("w") as file:
+        fcntl.flock(file, how)
+        yield
+
+
 def free_port() -> int:
     """A TCP port of 127.0.0.1 that nobody listens on."""
     with socket.socket() as probe:
@@ -292,6 +300,7 @@ class Node:
         self.directory = Path(tempfile.mkdtemp(prefix="podyd-test-", dir="/run"))
         self.directory.chmod(0o755)
         self.library = self.directory / "lib"
+        self._held = contextlib.ExitStack()
         self.accounts = Accounts()
         self.accounts.will_make("user", self.account)
         self.base: dict[str, Any] = {
@@ -306,8 +315,7 @@ class Node:
             },
             "ports": {
                 "socket": str(self.directory / "ports" / "ports.sock"),
-                # Below those that the kernel gives out, and apart from other podyds' here.
-                "range": "{0}000-{0}999".format(10 + secrets.randbelow(20)),
+                "range": "{0}000-{0}999".format(self._own_thousand()),
             },
         }
         self._servers: list[Server] = []
@@ -316,6 +324,15 @@ class Node:
         self._install()
         self._prepare()
         self.lxd = lab.Lxd(Path(self.lab_state.socket))
+
+    def _own_thousand(self) -> int:
+        """A thousand ports below those that the kernel gives out, apart from other podyds' here."""
+        for number in range(10, 32):
+            path = Path(f"/run/podyd-test-ports-{number}000")
+            with contextlib.suppress(BlockingIOError):
+                self._held.enter_context(locked(path, fcntl.LOCK_EX | fcntl.LOCK_NB))
+                return number
+        raise AssertionError("too many podyds of tests are running")
 
     def _install(self) -> None:
         """Copy podyd to where its account may read it, whatever the checkout's modes are."""
@@ -529,6 +546,7 @@ class Node:
         self.accounts.close()
         Path("/etc/pam.d", self.service).unlink(missing_ok=True)
         shutil.rmtree(self.directory)
+        self._held.close()
         left = [path for path in self.lxd.get("/1.0/projects") if path.endswith(self.project)]
         assert not left, left
 

@@ -66,6 +66,7 @@ def maintenance(text: str) -> Iterator[None]:
         path.unlink()
 
 
+@pytest.mark.alone
 def test_nobody_logs_in_during_maintenance(new_user: Callable[[], Client]) -> None:
     client = new_user()
     with maintenance("Back at noon.\n"):

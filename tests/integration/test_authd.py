@@ -302,6 +302,7 @@ def test_expired_password_is_refused_and_can_be_changed(auth: Running, fresh: st
     assert auth.login(fresh, NEW_PASSWORD)["ok"]
 
 
+@pytest.mark.alone
 def test_nologin_refuses_with_its_text(auth: Running, member: str) -> None:
     try:
         with NOLOGIN.open("x") as file:

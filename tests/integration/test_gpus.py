@@ -533,6 +533,7 @@ def test_without_nvml_cards_are_shared_out_all_the_same(bed: Bed) -> None:
     bed.restart()
 
 
+@pytest.mark.alone
 def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
     client = bed.client()
     text = CARDS_FILE.read_text()

@@ -82,6 +82,7 @@ def everything(node: Node) -> list[object]:
     return [*(node.lxd.get(url) for url in urls), own, sorted(files)]
 
 
+@pytest.mark.alone
 def test_a_second_time_it_changes_nothing(node: Node, server: Server) -> None:
     before = everything(node)
     output = node.podyd("setup", "--user", node.account)
@@ -105,6 +106,7 @@ def _without_use(found: Any) -> Any:
     ]
 
 
+@pytest.mark.alone
 def test_an_lxd_in_use_keeps_all_that_is_not_podyds(node: Node, server: Server) -> None:
     before = of_others(node)
     assert node.lxd.get("/1.0")["config"]["core.https_address"]

@@ -1,9 +1,12 @@
 #!/bin/sh
-# `make test`: the whole suite on a real LXD with simulated GPUs. Arguments go to pytest. An LXD
-# that the lab had to start for it is taken away again.
+# `make test`: the whole suite on a real LXD with simulated GPUs. Arguments go to pytest, which then
+# runs one test at a time. An LXD that the lab had to start for it is taken away again.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
+
+# Most tests wait for LXD most of the time.
+WORKERS=3
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
@@ -14,4 +17,12 @@ if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     trap '$PYTHON tests/lab/lab.py down' EXIT
 fi
 $PYTHON tests/lab/lab.py up
-.venv/bin/python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    .venv/bin/python -m pytest "$@"
+    exit
+fi
+# What stops LXD runs when nothing else does.
+survival=tests/integration/test_survival.py
+.venv/bin/python -m pytest tests/unit tests/integration --ignore=$survival \
+    --numprocesses=$WORKERS --dist=loadfile --durations=20
+.venv/bin/python -m pytest tests/lab $survival
