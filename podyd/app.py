@@ -30,6 +30,7 @@ from podyd.lxd.execution import Executor
 from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
 from podyd.metrics import Metrics
+from podyd.mounts import Mounts
 from podyd.occupancy import Occupancy
 from podyd.payloads import Payloads
 from podyd.podlogs import PodLogs
@@ -64,6 +65,7 @@ class App:
     pods: Pods
     payloads: Payloads
     ports: Ports
+    mounts: Mounts
     listeners: Listeners
     telemetry: Telemetry
     usage: Usage
@@ -109,6 +111,7 @@ class App:
         await self.database.close()
         self.usernames.close()
         self.ports.close()
+        self.mounts.close()
         self.listeners.close()
         self.client.close()
 
@@ -160,6 +163,7 @@ def build(settings: Settings) -> App:
         listening=listening_ports,
         settings=settings,
     )
+    mounts = Mounts(client=client, instances=instances, settings=settings)
     pods = Pods(
         client=client,
         instances=instances,
@@ -168,6 +172,7 @@ def build(settings: Settings) -> App:
         gpus=gpus,
         allotment=allotment,
         ports=ports,
+        mounts=mounts,
         executed=metrics.executed,
         settings=settings,
         tasks=cleaning,
@@ -229,6 +234,7 @@ def build(settings: Settings) -> App:
         pods=pods,
         payloads=payloads,
         ports=ports,
+        mounts=mounts,
         listeners=listeners,
         telemetry=telemetry,
         usage=usage,

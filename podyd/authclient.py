@@ -35,12 +35,13 @@ class Account:
 
     name: str
     uid: int
+    gid: int
     groups: frozenset[str]
     mark: str = ""
 
     @classmethod
     def of(cls, data: Mapping[str, Any], mark: str = "") -> Account:
-        return cls(data["name"], data["uid"], frozenset(data["groups"]), mark)
+        return cls(data["name"], data["uid"], data["gid"], frozenset(data["groups"]), mark)
 
 
 class AuthClient:

@@ -107,6 +107,51 @@ def parse_ports(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
+@dataclass(frozen=True)
+class Mount:
+    """Each member's own directory of the host, below `prefix`, and where `pod`s have it."""
+
+    prefix: str
+    pod: str
+    readonly: bool
+
+    def __str__(self) -> str:
+        return f"{self.prefix}/$user:{self.pod}{':ro' if self.readonly else ''}"
+
+
+# The service does not see the first three; the rest is the kernel's.
+_NOT_BELOW = ("/home", "/root", "/run/user", "/dev", "/proc", "/sys")
+
+
+def parse_mounts(value: Any) -> tuple[Mount, ...]:
+    """The mounts of a list such as ["/data/$user:/workspace", "/ref/$user:/ref:ro"].
+
+    `$user` is all of the last name, so that members can change no part of the path. Raises
+    ValueError.
+    """
+    expected = (
+        'a list such as ["/data/$user:/workspace"], each with $user as the last name on the host,'
+        f" no part of it below {', '.join(_NOT_BELOW)}, and ':ro' at the end if only to be read"
+    )
+    if not isinstance(value, list):
+        raise ValueError(expected)
+    found = []
+    for item in value:
+        match = re.fullmatch(r"((?:/[\w.-]+)+)/\$user:((?:/[\w.-]+)+)(:ro)?", str(item), re.ASCII)
+        if match is None:
+            raise ValueError(expected)
+        for path in match[1], match[2]:
+            parts = path.split("/")[1:]
+            if {".", ".."} & {*parts} or f"{path}/".startswith(
+                tuple(f"{at}/" for at in _NOT_BELOW)
+            ):
+                raise ValueError(expected)
+        found.append(Mount(match[1], match[2], bool(match[3])))
+    if len({mount.pod for mount in found}) < len(found):
+        raise ValueError(f"{expected}; each place in a pod once")
+    return tuple(found)
+
+
 def _positive(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError("a whole number above 0")
@@ -242,6 +287,13 @@ class Pods:
     exec_timeout_max: float = _key(3600.0, _duration, help="The most seconds a call can ask for.")
     exec_output_max: int = _key(
         1024**2, parse_size, help="The most bytes kept of a command's stdout, and of its stderr."
+    )
+    mounts: tuple[Mount, ...] = _key(
+        [],
+        parse_mounts,
+        help="Members' own directories on the host, and where their pods have them, such as"
+        ' ["/data/$user:/workspace"]; with :ro only to be read. $user is the account\'s name. Run'
+        " 'podyd setup' after a change; a pod has it from its next start by podyd on.",
     )
 
 

@@ -18,6 +18,8 @@ INS = "user.podyd.ins"
 IMAGE = "user.podyd.image"
 # The host's ports that lead into it: "20001:22,20002:8888", or "none".
 PORTS = "user.podyd.ports"
+# The `raw.idmap` that podyd has set; another one is an admin's.
+IDMAP = "user.podyd.idmap"
 # The instance's own name, written when podyd begins to make it and taken away when it runs. An
 # instance that has it and was never started was left half-made by a podyd that was killed; it will
 # be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.

@@ -32,6 +32,7 @@ from podyd.images import Images
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Devices, Instances
+from podyd.mounts import Mounts
 from podyd.naming import instance_name
 from podyd.params import CardChoice
 from podyd.pod import (
@@ -105,6 +106,7 @@ class Pods:
         gpus: Gpus,
         allotment: Allotment,
         ports: Ports,
+        mounts: Mounts,
         executed: Executed,
         settings: Settings,
         tasks: Tasks,
@@ -116,6 +118,7 @@ class Pods:
         self._gpus = gpus
         self._allotment = allotment
         self._ports = ports
+        self._mounts = mounts
         self._executed = executed
         self._began = datetime.now(timezone.utc)
         self._swept = False
@@ -289,6 +292,7 @@ class Pods:
         profiles = await self._profiles(member)
         if not cards:
             profiles = [profile for profile in profiles if not needs_nvidia(profile)]
+        mounted = await self._mounts.new(member, profiles)
         lock = self._locks.setdefault(member.name, asyncio.Lock())
         key = member.name, ins
         async with lock:
@@ -299,6 +303,7 @@ class Pods:
             name = instance_name(member.name, ins, {other.lower() for other in taken})
             self._making[key] = name
         config = {OWNER: member.name, INS: ins, MADE_AS: name, **limits(member, profiles)}
+        config |= {key: value for key, value in mounted.config.items() if value is not None}
         try:
             async with (
                 self._allotment.new(member, name, profiles, gpus) as plan,
@@ -308,7 +313,7 @@ class Pods:
                     "name": name,
                     "profiles": [profile["name"] for profile in profiles],
                     "config": {**config, **plan.config, **ports},
-                    "devices": plan.devices,
+                    "devices": {**plan.devices, **mounted.devices},
                 }
         finally:
             # Under the lock: nobody may have read LXD's list before the pod was in it and look
@@ -405,8 +410,11 @@ class Pods:
         pod = await self.find(member, ins)
         if pod.status == "running":
             return f"Pod {ins} is running already."
-        action = "unfreeze" if pod.status == "frozen" else "start"
-        await self._start(pod.name, action)
+        if pod.status == "frozen":
+            await self._start(pod.name, "unfreeze")
+        else:
+            await self._mounts.apply(pod, await self._mounts.due(member, pod))
+            await self._start(pod.name)
         return f"Pod {ins} is running."
 
     async def stop(self, member: Member, ins: str) -> str:
@@ -419,7 +427,9 @@ class Pods:
     async def restart(self, member: Member, ins: str) -> str:
         """Stop a pod and start it again. Returns what was done."""
         pod = await self.find(member, ins)
+        due = await self._mounts.due(member, pod)
         how = "" if pod.status == "stopped" else await self._stop(pod)
+        await self._mounts.apply(pod, due)
         await self._start(pod.name)
         return f"Pod {ins} has stopped{how}, and is running again."
 
@@ -552,6 +562,8 @@ def why_not_started(log_text: str) -> str:
     said = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
     if "mount hooks" in said:
         said += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
+    if re.search("new[ug]idmap", said):
+        said += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
     return said
 
 

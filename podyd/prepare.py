@@ -21,9 +21,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from podyd import profiles
 from podyd.config import Config
+from podyd.directories import fit_directories
 from podyd.errors import SetupError
 from podyd.files import make_directory
-from podyd.lxd.admin import Admin, find_socket
+from podyd.lxd.admin import Admin, Openings, find_socket
 from podyd.lxd.client import Credentials
 
 PAM_DIRECTORY = Path("/etc/pam.d")
@@ -56,13 +57,24 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
     bridge = admin.prepare_bridge(say)
-    admin.prepare_project(bridge, say)
+    admin.prepare_project(bridge, openings(config), say)
     _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
     _prepare_data(config.data_dir, account, say)
     for profile in profiles.shipped().values():
         if admin.profile(profile.name) is None:
             admin.put_profile(profile.on(pool, bridge))
             say(f"put profile {profile.name} into LXD")
+
+
+def openings(config: Config) -> Openings:
+    """What pods need of the host for 'pods.mounts': the ids of accounts that have a directory."""
+    paths = {mount.prefix for mount in config.pods.mounts}
+    found = [own for path in paths for own in fit_directories(Path(path))]
+    return Openings(
+        paths=frozenset(paths),
+        uids=frozenset(str(own.uid) for own in found),
+        gids=frozenset(str(own.gid) for own in found),
+    )
 
 
 def leave_reason(path: Path, text: str) -> None:

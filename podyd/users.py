@@ -36,6 +36,8 @@ class Member:
     is_admin: bool
     quota: Quota
     profiles: tuple[str, ...]
+    uid: int
+    gid: int
 
 
 @dataclass(frozen=True)
@@ -258,6 +260,8 @@ class Users:
             is_admin=not account.groups.isdisjoint(config.auth.admin_groups),
             quota=quota_of(account, config),
             profiles=profiles_of(account, config),
+            uid=account.uid,
+            gid=account.gid,
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from podyd.config import Config, load
-from podyd.doctor import host, nvidia, pods, service
+from podyd.doctor import host, mounts, nvidia, pods, service
 from podyd.doctor import lxd as on_lxd
 from podyd.doctor.case import HOST, Case, Places
 from podyd.doctor.finding import Finding, Level
@@ -34,6 +34,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
         *service.port_relay(case),
         *service.service_answers(case),
         *host.other_processes(case),
+        *mounts.own_directories(case),
         *on_lxd.certificate_files(case),
         *_of_lxd(case),
     ]
@@ -62,6 +63,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *on_lxd.lxd_address(admin, case),
         *on_lxd.lxd_project(admin, case),
         *host.id_ranges(admin, case.places),
+        *mounts.own_ids(admin, case),
         *host.disk_space(admin, find_socket().parent),
     ]
     if not _has_project(admin):

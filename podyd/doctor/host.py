@@ -105,11 +105,11 @@ def about_ids(process: Path) -> Iterator[Remark]:
     its own /etc/subuid; without any, ids from 1000000 on. liblxc then leaves the mapping to
     newuidmap where that is installed, and newuidmap wants a range of root's.
     """
-    shadow = _has_newuidmap(process)
+    shadow = has_newuidmap(process)
     for kind in ("uid", "gid"):
         file = f"/etc/sub{kind}"
-        lines = _lines(process / "root" / file[1:])
-        ranges = _ranges(lines)
+        lines = lines_of(process / "root" / file[1:])
+        ranges = ranges_of_root(lines)
         usable = [(first, count) for first, count in ranges if count >= MIN_IDS]
         kernel = _kernel_ranges((process / f"{kind}_map").read_text())
         do = _how_to_have(kernel, file)
@@ -147,7 +147,7 @@ def _how_to_have(kernel: Sequence[tuple[int, int]], file: str) -> str:
     return f"give this container {MIN_IDS} ids above {FIRST_FREE_ID} first"
 
 
-def _lines(path: Path) -> list[str]:
+def lines_of(path: Path) -> list[str]:
     """The lines of a file such as /etc/subuid, without comments; none where there is no file."""
     try:
         lines = path.read_text(errors="replace").splitlines()
@@ -156,7 +156,7 @@ def _lines(path: Path) -> list[str]:
     return [text for line in lines if (text := line.partition("#")[0])]
 
 
-def _ranges(lines: Sequence[str]) -> list[tuple[int, int]]:
+def ranges_of_root(lines: Sequence[str]) -> list[tuple[int, int]]:
     """Root's: the first id, and how many there are."""
     found = []
     for line in lines:
@@ -177,7 +177,7 @@ def _within(wanted: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> bool:
     return any(low <= first and first + count <= low + size for low, size in ranges)
 
 
-def _has_newuidmap(process: Path) -> bool:
+def has_newuidmap(process: Path) -> bool:
     """Whether LXD finds a newuidmap that has the right to map ids."""
     for directory in lxd_path(process):
         path = process / "root" / directory.lstrip("/") / "newuidmap"

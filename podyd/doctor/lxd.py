@@ -16,7 +16,7 @@ from podyd.errors import LxdRefused, SetupError, Unavailable
 from podyd.lxd.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.lxd.client import Credentials, LxdClient
 from podyd.pod import OWNER
-from podyd.prepare import fingerprint
+from podyd.prepare import fingerprint, openings
 
 # Each of these lets a pod out to the host, and blocks it where it is not set.
 OPENING_KEYS = (
@@ -90,11 +90,14 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
             " host.",
             case.podyd("setup"),
         )
-    for key, wanted in PROJECT_CONFIG.items():
+    opened = openings(case.config)
+    opened |= admin.openings_in_use(opened.paths)
+    for key, wanted in (PROJECT_CONFIG | opened.config()).items():
         value = config.get(key, "")
         if value != wanted and key != "restricted":
             yield warning(
-                f"Project {case.project} has {key}={value}, and not {wanted}, as setup makes it.",
+                f"Project {case.project} has {key}={value or 'none'}, and not"
+                f" {wanted or 'none'}, as setup makes it.",
                 case.podyd("setup"),
             )
     if not config.get("restricted.networks.access"):

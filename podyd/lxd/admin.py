@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ TIMEOUT = 120
 # change it, and `raw.dnsmasq` of a bridge is root on the host. So pods name the bridge as a NIC's
 # parent, which "managed" NICs may not; restricted.networks.access leaves that one parent. Proxy
 # devices stay blocked, which is the default: with `bind=instance` one would lead
-# LXD's own unix socket into a pod. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+# LXD's own unix socket into a pod. Disks are those of the pools; only where podyd.yaml mounts
+# members' own directories, Openings lets these in too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
 PROJECT_CONFIG = {
     "features.images": "false",
     "features.networks": "true",
@@ -47,6 +48,34 @@ PROJECT_CONFIG = {
 }
 
 Say = Callable[[str], None]
+
+DISK, PATHS = "restricted.devices.disk", "restricted.devices.disk.paths"
+UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
+
+
+@dataclass(frozen=True)
+class Openings:
+    """What of the host pods may have: what is below these paths, and who they may be there.
+
+    The ids are as LXD writes them: 1000, or 1000-1999.
+    """
+
+    paths: frozenset[str] = frozenset()
+    uids: frozenset[str] = frozenset()
+    gids: frozenset[str] = frozenset()
+
+    def __or__(self, other: Openings) -> Openings:
+        return Openings(self.paths | other.paths, self.uids | other.uids, self.gids | other.gids)
+
+    def config(self) -> dict[str, str]:
+        """The project's keys; "" is none."""
+        # With 'allow' and no paths, LXD would let pods have the whole host.
+        return {
+            DISK: "allow" if self.paths else PROJECT_CONFIG[DISK],
+            PATHS: ",".join(sorted(self.paths)),
+            UIDS: ",".join(sorted(self.uids)),
+            GIDS: ",".join(sorted(self.gids)),
+        }
 
 
 @dataclass(frozen=True)
@@ -161,21 +190,25 @@ class Admin:
         say(f"made bridge {BRIDGE} ({address})")
         return BRIDGE
 
-    def prepare_project(self, bridge: str, say: Say) -> None:
-        """The restricted project; keys that an admin added stay."""
+    def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
+        """The restricted project, with these openings; keys that an admin added stay."""
         wanted = PROJECT_CONFIG | {"restricted.networks.access": bridge}
         projects = self._client.api.projects
         with _translated(f"LXD could not make project {self._project}"):
             if not self._client.projects.exists(self._project):
                 description = "podyd's pods; restricted, see 'podyd setup --help'"
+                wanted |= openings.config()
                 projects.post(
                     json={"name": self._project, "description": description, "config": wanted}
                 )
                 say(f"made restricted project {self._project}")
                 return
             project = projects[self._project].get().json()["metadata"]
+            wanted |= (openings | self.openings_in_use(openings.paths)).config()
             changed = {
-                key: value for key, value in wanted.items() if project["config"].get(key) != value
+                key: value
+                for key, value in wanted.items()
+                if project["config"].get(key, "") != value
             }
             if changed:
                 projects[self._project].put(
@@ -327,6 +360,32 @@ class Admin:
             )
             for item in found
         ]
+
+    def openings_in_use(self, paths: Collection[str]) -> Openings:
+        """What instances have of the host, but for what is below `paths`.
+
+        LXD closes none of it to a project while an instance has it.
+        """
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        below = tuple(f"{path}/" for path in paths)
+        sources = {
+            device["source"]
+            for item in found
+            for device in item["expanded_devices"].values()
+            if device["type"] == "disk" and not device.get("pool")
+        }
+        ids = [
+            words[:2]
+            for item in found
+            for line in item["expanded_config"].get("raw.idmap", "").splitlines()
+            if len(words := line.split()) > 1
+        ]
+        return Openings(
+            paths=frozenset(source for source in sources if not source.startswith(below)),
+            uids=frozenset(host for kind, host in ids if kind != "gid"),
+            gids=frozenset(host for kind, host in ids if kind != "uid"),
+        )
 
     def init_pid(self, name: str) -> int:
         """The process on the host that is an instance's init; 0 if it does not run."""

@@ -15,7 +15,7 @@ from podyd.lxd.client import LxdClient
 from podyd.settings import Settings
 from podyd.users import Member
 
-MEMBER = Member("alice", False, Quota(), ())
+MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 
 
 class Lxd(LxdClient):

@@ -27,7 +27,7 @@ from podyd.users import Member
 from podyd.whereabouts import Whereabouts
 
 BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)
-MEMBER = Member("alice", False, Quota(), ())
+MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 
 
 class Lxd(LxdClient):

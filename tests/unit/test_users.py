@@ -17,7 +17,7 @@ from podyd.store import Database, TokenStore
 from podyd.tokens import Tokens
 from podyd.users import Login, Users
 
-ALICE = Account("alice", 1000, frozenset(), "mark")
+ALICE = Account("alice", 1000, 1000, frozenset(), "mark")
 
 
 class FakeAuth(AuthClient):

@@ -1,0 +1,99 @@
+"""Members' own directories on the host: whose they are, and that nobody but root can change that.
+
+LXD mounts them as root. So each name on the way to one is root's to change alone, which also keeps
+what was looked at until LXD opens it: no member can put a link in the place of a directory.
+"""
+
+from __future__ import annotations
+
+import pwd
+import shlex
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# Below are the system's own; of Debian's fixed groups, people are in this one.
+FIRST_ID = 1000
+USERS_GID = 100
+NOBODY = 65534
+
+
+@dataclass(frozen=True)
+class Directory:
+    """A directory, and the account whose own it is."""
+
+    path: Path
+    owner: str
+    uid: int
+    gid: int
+
+
+def unsafe(prefix: Path) -> str:
+    """Why others than root could change what stands below `prefix`, in one clause; "" if not."""
+    for path in (*reversed(prefix.parents), prefix):
+        try:
+            found = path.lstat()
+        except OSError as error:
+            return f"{path} cannot be looked at ({error.strerror})"
+        if not stat.S_ISDIR(found.st_mode):
+            return f"{path} is not a directory itself"
+        if found.st_uid != 0:
+            return f"{path} does not belong to root"
+        if found.st_mode & 0o022:
+            return f"others than root may write to {path}"
+    return ""
+
+
+def unfit(directory: Directory) -> str:
+    """Why it cannot be its owner's own in a pod, in one clause; "" if it can."""
+    path, owner = directory.path, directory.owner
+    if not is_mappable(directory.uid, directory.gid):
+        return f"{owner}, or the group {directory.gid}, is one of the system's own"
+    # No account is named so; it would lead elsewhere.
+    if path.name != owner or owner in (".", ".."):
+        return f"{owner!r} is not the name of a directory"
+    try:
+        found = path.lstat()
+    except FileNotFoundError:
+        return f"{path} is not there"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be looked at ({error})"
+    if not stat.S_ISDIR(found.st_mode):
+        return f"{path} is not a directory itself"
+    if found.st_uid != directory.uid:
+        return f"{path} does not belong to {owner}"
+    return ""
+
+
+def to_make(directory: Directory) -> str:
+    """What an admin types to have it."""
+    path, owner = shlex.quote(str(directory.path)), shlex.quote(directory.owner)
+    return f"install -d -m 700 -o {owner} -g {directory.gid} {path}"
+
+
+def is_mappable(uid: int, gid: int) -> bool:
+    """Whether root of a pod may be this account on the host, in this group."""
+    is_group = gid >= FIRST_ID or gid == USERS_GID
+    return uid >= FIRST_ID and is_group and NOBODY not in (uid, gid)
+
+
+def directories(prefix: Path) -> Iterator[Directory]:
+    """Those of accounts below `prefix`, fit or not; what bears no account's name is none."""
+    try:
+        names = sorted(path.name for path in prefix.iterdir())
+    except OSError:
+        return
+    for name in names:
+        try:
+            account = pwd.getpwnam(name)
+        except (KeyError, UnicodeEncodeError):
+            continue
+        yield Directory(prefix / name, name, account.pw_uid, account.pw_gid)
+
+
+def fit_directories(prefix: Path) -> list[Directory]:
+    """Those that pods can have; none where others than root could change them."""
+    if unsafe(prefix):
+        return []
+    return [found for found in directories(prefix) if not unfit(found)]
