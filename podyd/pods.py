@@ -58,6 +58,9 @@ log = logging.getLogger(__name__)
 CREATE_TIMEOUT = 1800.0
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30
+# An init that has just been started is deaf to the signal to shut down, so it is sent some more.
+DEAF_TIMEOUTS = (1, 3)
+DEAF_AGE = timedelta(seconds=10)
 DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 # LXD may still be publishing a pod, which takes minutes.
@@ -456,12 +459,13 @@ class Pods:
 
     async def _stop(self, pod: Pod) -> str:
         """Stop a pod; returns how, if not in the ordinary way."""
-        # A frozen pod cannot shut down by itself.
-        if pod.status == "running":
+        for timeout in _stop_timeouts(pod):
             try:
-                await self._set_state(pod.name, "stop", timeout=STOP_TIMEOUT)
+                await self._set_state(pod.name, "stop", timeout=timeout)
                 return ""
             except (LxdRefused, TimedOut) as error:
+                if "already stopped" in error.detail:
+                    return ""
                 log.info("%s does not shut down: %s", pod.name, error.detail)
         try:
             await self._set_state(pod.name, "stop", timeout=STOP_TIMEOUT, force=True)
@@ -538,6 +542,15 @@ class Pods:
             self._execs[member.name] -= 1
             if not self._execs[member.name]:
                 del self._execs[member.name]
+
+
+def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
+    """How many seconds a pod gets to shut down by itself, each time that it is told to."""
+    if pod.status != "running":
+        return ()  # A frozen one cannot.
+    started = pod.instance.started
+    is_young = started is not None and datetime.now(timezone.utc) - started < DEAF_AGE
+    return (*DEAF_TIMEOUTS, STOP_TIMEOUT) if is_young else (STOP_TIMEOUT,)
 
 
 async def _when_free(change: Callable[[], Awaitable[object]]) -> None:

@@ -42,7 +42,8 @@ def test_a_life(alice: Client, ins: str, node: Node) -> None:
     assert alice.get("/pod/info", ins=ins).ok["status"] == "running"
     alice.exec(ins, "echo kept > /root/file")
     assert alice.post("/pod/restart", ins=ins).ok["log"]
-    assert alice.exec(ins, "cat /root/file")["stdout"] == "kept\n"
+    found = alice.exec(ins, "cat /root/file")
+    assert (found["exit_code"], found["stdout"], found["stderr"]) == (0, "kept\n", "")
 
     assert alice.post("/pod/delete", ins=ins).ok["log"]
     assert ins not in alice.get("/pod/list").ok
@@ -62,6 +63,15 @@ def test_a_frozen_pod_is_started_and_stopped(alice: Client, ins: str, node: Node
     node.lxc("pause", name)
     alice.post("/pod/stop", ins=ins).ok
     assert alice.get("/pod/info", ins=ins).ok["status"] == "stopped"
+    alice.post("/pod/delete", ins=ins).ok
+
+
+def test_a_pod_that_was_just_started_shuts_down(alice: Client, ins: str) -> None:
+    """Its systemd may be too young to hear the first signal."""
+    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    for _ in range(3):
+        assert alice.post("/pod/stop", ins=ins).ok["log"] == f"Pod {ins} has stopped."
+        alice.post("/pod/start", ins=ins).ok
     alice.post("/pod/delete", ins=ins).ok
 
 
