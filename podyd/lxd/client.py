@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
+# Of that, what a question gets before it is asked again.
+FIRST_TIMEOUT = 5.0
 MAX_CONNECTIONS = 512
 
 
@@ -109,13 +111,16 @@ class LxdClient:
     async def get(self, path: str, **query: Any) -> Any:
         """The metadata that LXD answers to a GET."""
         try:
-            return (await self._call("GET", path, query=query))["metadata"]
+            return (await self._call("GET", path, query=query, timeout=FIRST_TIMEOUT))["metadata"]
         except LxdRefused as error:
             if error.lxd_status < 500:
                 raise
+        except Unavailable:
+            pass
         # LXD 5.0.2 now and then closes a file that another request is reading ("bad file
-        # descriptor"). Nothing is changed by a second look.
-        return (await self._call("GET", path, query=query))["metadata"]
+        # descriptor"), or never answers. Nothing is changed by a second look.
+        left = ANSWER_TIMEOUT - FIRST_TIMEOUT
+        return (await self._call("GET", path, query=query, timeout=left))["metadata"]
 
     async def tagged(self, path: str) -> tuple[Any, str]:
         """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
@@ -215,9 +220,10 @@ class LxdClient:
         *,
         body: Any = None,
         query: Mapping[str, Any] | None = None,
-        timeout: float = ANSWER_TIMEOUT,
+        timeout: float | None = None,
         etag: str = "",
     ) -> Any:
+        timeout = ANSWER_TIMEOUT if timeout is None else timeout
         return _answer(await self._fetch(method, path, body, query or {}, timeout, etag))
 
     async def _fetch(

@@ -1,0 +1,105 @@
+"""Questions to an LXD that leaves some of them unanswered."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application, RequestHandler
+
+from podyd.errors import LxdRefused, Unavailable
+from podyd.lxd import client
+from podyd.lxd.client import Credentials, LxdClient
+from podyd.tls import load
+from tests.unit.test_tls import make
+
+Behaviour = Callable[[RequestHandler], Awaitable[None]]
+
+
+async def hang(handler: RequestHandler) -> None:
+    await asyncio.Event().wait()
+
+
+async def hang_up(handler: RequestHandler) -> None:
+    handler.detach().close()
+
+
+async def fail(handler: RequestHandler) -> None:
+    handler.set_status(500)
+    handler.write({"type": "error", "error": "bad file descriptor", "error_code": 500})
+
+
+async def refuse(handler: RequestHandler) -> None:
+    handler.set_status(404)
+    handler.write({"type": "error", "error": "not found", "error_code": 404})
+
+
+async def answer(handler: RequestHandler) -> None:
+    handler.write({"type": "sync", "metadata": "all is well"})
+
+
+def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> Any:
+    """What podyd's client makes of an LXD that behaves so, request by request."""
+    left = iter(behaviours)
+
+    class Handler(RequestHandler):
+        async def prepare(self) -> None:
+            await next(left)(self)
+            if not self._finished and self.request.connection is not None:
+                await self.finish()
+
+    async def main() -> Any:
+        files = make(directory, "lxd")
+        for name in ("client.crt", "server.crt"):
+            shutil.copy(files.cert, directory / name)
+        shutil.copy(files.key, directory / "client.key")
+        listener, port = bind_unused_port()
+        served = HTTPServer(Application([(".*", Handler)]), ssl_options=load(files))
+        served.add_socket(listener)
+        lxd = LxdClient(f"https://127.0.0.1:{port}", "p", Credentials(directory))
+        try:
+            return await (lxd.get("/1.0") if method == "GET" else lxd.change(method, "/1.0"))
+        finally:
+            lxd.close()
+            served.stop()
+            await served.close_all_connections()
+
+    return asyncio.run(main())
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "FIRST_TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.6)
+
+
+@pytest.mark.parametrize("first", [hang, hang_up, fail])
+def test_a_question_is_asked_again(tmp_path: Path, first: Behaviour) -> None:
+    assert ask(tmp_path, [first, answer]) == "all is well"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "error"), [(hang, Unavailable), (hang_up, Unavailable), (fail, LxdRefused)]
+)
+def test_it_is_asked_twice_at_most(
+    tmp_path: Path, behaviour: Behaviour, error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        ask(tmp_path, [behaviour, behaviour, answer])
+
+
+def test_a_no_is_an_answer(tmp_path: Path) -> None:
+    with pytest.raises(LxdRefused):
+        ask(tmp_path, [refuse, answer])
+
+
+@pytest.mark.parametrize("first", [hang, hang_up, fail])
+def test_a_change_is_made_once(tmp_path: Path, first: Behaviour) -> None:
+    with pytest.raises((Unavailable, LxdRefused)):
+        ask(tmp_path, [first, answer], "POST")
