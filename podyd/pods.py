@@ -65,6 +65,7 @@ DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 # LXD may still be publishing a pod, which takes minutes.
 REMOVE_TRIES = 1800
+SLIPS = ("bad file descriptor", "Failed to change ownership")
 LOG_LINES = 3
 # What LXC's functions say, once a start has failed for whatever reason.
 _CONSEQUENCES = frozenset(
@@ -262,24 +263,33 @@ class Pods:
             body["source"] = source
             body["config"] |= config
             try:
-                await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
-                if source["type"] == "copy":
-                    await self._instances.reset(name, body["config"], body["devices"])
-                    await forget_identity(self._client, name)
-                await self._start(name)
-                await self._is_whole(name)
-            except PodydError as error:
-                removing = self._tasks.spawn(self.remove(name), f"removing half-made pod {name}")
-                await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
-                if isinstance(error, LxdRefused):
-                    raise PodydError(
-                        f"LXD could not make the pod: {error.detail}.", code="pod_create_failed"
-                    ) from error
-                raise
-            finally:
-                self._instances.invalidate()
+                await twice_if_lxd_slips(
+                    lambda: self._make_whole(body), lambda: self._remove_half_made(name)
+                )
+            except LxdRefused as error:
+                raise PodydError(
+                    f"LXD could not make the pod: {error.detail}.", code="pod_create_failed"
+                ) from error
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
+
+    async def _make_whole(self, body: Mapping[str, Any]) -> None:
+        name = body["name"]
+        try:
+            await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
+            if body["source"]["type"] == "copy":
+                await self._instances.reset(name, body["config"], body["devices"])
+                await forget_identity(self._client, name)
+            await self._start(name)
+            await self._is_whole(name)
+        finally:
+            self._instances.invalidate()
+
+    async def _remove_half_made(self, name: str) -> bool:
+        """Whether it is gone; if not, it goes in the background."""
+        removing = self._tasks.spawn(self.remove(name), f"removing half-made pod {name}")
+        _, going_on = await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
+        return not going_on
 
     async def _is_whole(self, name: str) -> None:
         """Take away the mark of a pod that is being made."""
@@ -551,6 +561,30 @@ def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
     started = pod.instance.started
     is_young = started is not None and datetime.now(timezone.utc) - started < DEAF_AGE
     return (*DEAF_TIMEOUTS, STOP_TIMEOUT) if is_young else (STOP_TIMEOUT,)
+
+
+async def twice_if_lxd_slips(
+    make: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[bool]]
+) -> None:
+    """Make something; what has failed is undone, and made once more if LXD alone is to blame.
+
+    While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
+    a file which another instance is being made of (canonical/lxd#15955, in LXD 5.0.2 too).
+    """
+    try:
+        await make()
+    except PodydError as error:
+        is_undone = await undo()
+        if not is_undone or not any(slip in error.detail for slip in SLIPS):
+            raise
+        log.warning("LXD has slipped, so it is asked once more: %s", error.detail)
+    else:
+        return
+    try:
+        await make()
+    except PodydError:
+        await undo()
+        raise
 
 
 async def _when_free(change: Callable[[], Awaitable[object]]) -> None:

@@ -1,8 +1,14 @@
-"""What an lxc.log comes to."""
+"""What an lxc.log comes to, and what is tried again."""
 
 from __future__ import annotations
 
-from podyd.pods import why_not_started
+import asyncio
+from collections.abc import Sequence
+
+import pytest
+
+from podyd.errors import LxdRefused, PodydError
+from podyd.pods import StartFailed, twice_if_lxd_slips, why_not_started
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
 HOOK = """\
@@ -40,3 +46,44 @@ def test_consequences_are_better_than_nothing() -> None:
 
 def test_a_log_without_errors_says_nothing() -> None:
     assert why_not_started(HOOK.splitlines()[0]) == ""
+
+
+SLIP = LxdRefused("readdirent /var/lib/lxd/x: bad file descriptor", lxd_status=400)
+SHIFT = StartFailed("Failed to handle idmapped storage: Failed to change ownership of: /x")
+OTHER = LxdRefused("No space left on device", lxd_status=400)
+
+
+def done(outcomes: Sequence[PodydError | None], *, undone: bool = True) -> list[str]:
+    """What is done where making comes to these outcomes in turn."""
+    left = iter(outcomes)
+    done = []
+
+    async def make() -> None:
+        done.append("make")
+        if outcome := next(left):
+            raise outcome
+
+    async def undo() -> bool:
+        done.append("undo")
+        return undone
+
+    try:
+        asyncio.run(twice_if_lxd_slips(make, undo))
+    except PodydError as error:
+        done.append(error.detail)
+    return done
+
+
+def test_it_is_made_once() -> None:
+    assert done([None]) == ["make"]
+    assert done([OTHER]) == ["make", "undo", OTHER.detail]
+
+
+@pytest.mark.parametrize("slip", [SLIP, SHIFT])
+def test_where_lxd_slips_it_is_made_again(slip: PodydError) -> None:
+    assert done([slip, None]) == ["make", "undo", "make"]
+    assert done([slip, slip, None]) == ["make", "undo", "make", "undo", slip.detail]
+
+
+def test_what_is_not_undone_is_not_made_again() -> None:
+    assert done([SLIP, None], undone=False) == ["make", "undo", SLIP.detail]
