@@ -1,6 +1,6 @@
-"""The base image: a small Debian that boots in a pod, with network, ssh and its own identity.
+"""Base images: a small Debian or Ubuntu that boots in a pod, with network and ssh.
 
-Building needs root, mmdebstrap, mksquashfs and a Debian mirror; no image server is asked.
+Building needs root, mmdebstrap, mksquashfs and a mirror; no image server is asked.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.errors import SetupError
@@ -32,7 +33,53 @@ PACKAGES = (
     "ca-certificates",
     "openssh-server",
     "netbase",
+    "python3",
 )
+# The key that signs Ubuntu's archive since 2018, as Ubuntu's package ubuntu-keyring has it; Debian
+# 12 has no package of it. Fingerprint: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C.
+UBUNTU_KEY = Path(__file__).with_name("data") / "ubuntu-archive-keyring.gpg"
+
+
+@dataclass(frozen=True)
+class Release:
+    """A release that images are made of, and what sets it apart from others."""
+
+    suite: str
+    alias: str
+    distribution: str = "Debian"
+    components: str = "main"
+    keyring: Path | None = None
+    without: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return f"{self.distribution} {self.suite}"
+
+    @property
+    def packages(self) -> list[str]:
+        return [name for name in PACKAGES if name not in self.without]
+
+
+def _ubuntu(suite: str, alias: str, *without: str) -> Release:
+    return Release(suite, alias, "Ubuntu", "main,universe", UBUNTU_KEY, frozenset(without))
+
+
+RELEASES = (
+    Release("bookworm", "debian12"),
+    Release("trixie", "debian13"),
+    # There it is a part of systemd.
+    _ubuntu("jammy", "ubuntu2204", "systemd-resolved"),
+    _ubuntu("noble", "ubuntu2404"),
+    _ubuntu("resolute", "ubuntu2604"),
+)
+DEFAULT = RELEASES[0]
+
+
+def release(suite: str) -> Release:
+    """The release of that name; one that is not known is taken for a new one of Debian's."""
+    known = {item.suite: item for item in RELEASES}
+    return known.get(suite) or Release(suite, suite)
+
+
 TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mksquashfs": "squashfs-tools",
@@ -114,31 +161,31 @@ class BuildError(SetupError):
 
 def build(
     alias: str,
+    release: Release = DEFAULT,
     *,
-    suite: str = "bookworm",
     progress: Callable[[str], None] = print,
     socket: Path | None = None,
     mirror: str | None = None,
 ) -> str:
-    """Build a Debian base image and import it into LXD's default project as `alias`.
+    """Build a base image and import it into LXD's default project as `alias`.
 
-    `socket` is LXD's unix socket (default: what `lxc` finds itself), `mirror` a Debian mirror's
-    URL (default: mmdebstrap's own choice). Takes from twenty seconds to some minutes, mostly
-    download, and about 1 GiB below /var/tmp meanwhile. Returns the image's fingerprint.
-    Raises BuildError.
+    `socket` is LXD's unix socket (default: what `lxc` finds itself), `mirror` the URL of a mirror
+    of the distribution's (default: mmdebstrap's own choice). Takes from twenty seconds to some
+    minutes, mostly download, and about 1 GiB below /var/tmp meanwhile. Returns the image's
+    fingerprint. Raises BuildError.
     """
     environment = _environment(socket)
-    _check(alias, suite, socket)
+    _check(alias, release, socket)
     with tempfile.TemporaryDirectory(prefix="podyd-image-", dir="/var/tmp") as name:
         work = Path(name)
         root, meta, squashfs = work / "rootfs", work / "meta.tar", work / "rootfs.squashfs"
-        progress(f"Installing Debian {suite} into a directory (mmdebstrap)")
-        _bootstrap(root, suite, mirror, environment)
+        progress(f"Installing {release} into a directory (mmdebstrap)")
+        _bootstrap(root, release, mirror, environment)
         progress("Configuring it")
         _configure(root, environment)
         progress("Packing it (mksquashfs)")
         _pack(root, squashfs, environment)
-        _write_metadata(meta, suite)
+        _write_metadata(meta, release)
         progress(f"Importing it into LXD as {alias}")
         return _import(meta, squashfs, alias, environment)
 
@@ -151,12 +198,13 @@ def _environment(socket: Path | None) -> dict[str, str]:
     return environment
 
 
-def _check(alias: str, suite: str, socket: Path | None) -> None:
+def _check(alias: str, release: Release, socket: Path | None) -> None:
     """Say what would fail late before anything is downloaded."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise BuildError(f"{alias!r} is no image alias: take letters, digits, '-', '_' and '.'.")
-    if not re.fullmatch(r"[a-z][a-z0-9-]*", suite):
-        raise BuildError(f"{suite!r} is no Debian suite: take one such as bookworm.")
+    if not re.fullmatch(r"[a-z][a-z0-9-]*", release.suite):
+        suites = ", ".join(item.suite for item in RELEASES)
+        raise BuildError(f"{release.suite!r} is no suite: take one such as {suites}.")
     if os.geteuid() != 0:
         raise BuildError("Building an image needs root.")
     missing = [tool for tool in TOOLS if shutil.which(tool, path=SYSTEM_PATH) is None]
@@ -174,17 +222,21 @@ def aliases(socket: Path | None = None) -> set[str]:
     return {str(item["name"]) for item in listed}
 
 
-def _bootstrap(root: Path, suite: str, mirror: str | None, environment: Mapping[str, str]) -> None:
+def _bootstrap(
+    root: Path, release: Release, mirror: str | None, environment: Mapping[str, str]
+) -> None:
     argv = [
         "mmdebstrap",
         "--mode=root",
         "--variant=minbase",
-        f"--include={','.join(PACKAGES)}",
-        suite,
+        f"--components={release.components}",
+        f"--include={','.join(release.packages)}",
+        *([f"--keyring={release.keyring}"] if release.keyring is not None else []),
+        release.suite,
         str(root),
         *([mirror] if mirror is not None else []),
     ]
-    _run(f"Installing Debian {suite}", argv, environment, BOOTSTRAP_TIMEOUT)
+    _run(f"Installing {release}", argv, environment, BOOTSTRAP_TIMEOUT)
 
 
 def _configure(root: Path, environment: Mapping[str, str]) -> None:
@@ -210,7 +262,7 @@ def _pack(root: Path, squashfs: Path, environment: Mapping[str, str]) -> None:
     _run("Packing the image", argv, environment)
 
 
-def _metadata(suite: str, machine: str, created: int) -> dict[str, object]:
+def _metadata(release: Release, machine: str, created: int) -> dict[str, object]:
     def template(name: str) -> dict[str, object]:
         return {"when": ["create", "copy", "rename"], "template": name}
 
@@ -218,10 +270,10 @@ def _metadata(suite: str, machine: str, created: int) -> dict[str, object]:
         "architecture": machine,
         "creation_date": created,
         "properties": {
-            "os": "debian",
-            "release": suite,
+            "os": release.distribution.lower(),
+            "release": release.suite,
             "architecture": machine,
-            "description": f"Debian {suite} ({machine}), made by podyd",
+            "description": f"{release} ({machine}), made by podyd",
         },
         "templates": {
             "/etc/hostname": template("hostname.tpl"),
@@ -230,8 +282,8 @@ def _metadata(suite: str, machine: str, created: int) -> dict[str, object]:
     }
 
 
-def _write_metadata(path: Path, suite: str) -> None:
-    metadata = _metadata(suite, os.uname().machine, int(time.time()))
+def _write_metadata(path: Path, release: Release) -> None:
+    metadata = _metadata(release, os.uname().machine, int(time.time()))
     members = {"metadata.yaml": json.dumps(metadata, indent=2)}  # JSON is YAML.
     members |= {f"templates/{name}": text for name, text in TEMPLATES.items()}
     with tarfile.open(path, "w") as archive:

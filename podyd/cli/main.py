@@ -15,7 +15,6 @@ from podyd.config import DEFAULT_PATH, Auth, Config, load
 from podyd.errors import PodydError, SetupError
 
 Command = Callable[[argparse.Namespace], int]
-ALIAS = "debian12"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -95,10 +94,15 @@ def parser() -> argparse.ArgumentParser:
         made.add_argument("name", nargs="*", help="a profile (default: all that have a file)")
     image = group("image", "Images for pods.")
     add("list", _image_list, "List the images that LXD offers to members.", image)
-    build = add("build", _image_build, "Build a Debian image for pods.", image)
-    build.add_argument("alias", nargs="?", default=ALIAS, help=f"its name (default: {ALIAS})")
-    build.add_argument("--suite", default="bookworm", help="Debian's release (default: bookworm)")
-    build.add_argument("--mirror", help="a Debian mirror's URL (default: mmdebstrap's own)")
+    build = add("build", _image_build, "Build a Debian or Ubuntu image for pods.", image)
+    build.add_argument("alias", nargs="?", help="its name (default: after the release: debian12)")
+    build.add_argument(
+        "--suite",
+        default="bookworm",
+        help="the release: bookworm (the default) or trixie of Debian; jammy, noble or resolute of"
+        " Ubuntu",
+    )
+    build.add_argument("--mirror", help="a mirror's URL (default: the distribution's own)")
     return whole
 
 
@@ -212,14 +216,16 @@ def _image_build(options: argparse.Namespace) -> int:
     from podyd import image
     from podyd.lxd.admin import find_socket
 
+    release = image.release(options.suite)
+    alias = options.alias or release.alias
     image.build(
-        options.alias,
-        suite=options.suite,
+        alias,
+        release,
         mirror=options.mirror,
         socket=find_socket(),
         progress=lambda text: print(text, flush=True),
     )
-    print(f"Members can now make pods from {options.alias}.")
+    print(f"Members can now make pods from {alias}.")
     return 0
 
 

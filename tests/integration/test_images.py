@@ -145,3 +145,28 @@ def test_a_podyd_that_is_killed_leaves_nothing_half(node: Node, own: Client) -> 
     wait_until(lambda: not [n for n in node.instances() if "commit" in n], "the copy to go", 90)
     wait_until(lambda: not committed(node, own.user), "the image to go", 90)
     assert again.stop() == 0
+
+
+def test_an_image_of_ubuntu(node: Node, alice: Client, ins: str) -> None:
+    """Built from Ubuntu's archive: its oldest release, whose systemd is packaged in another way."""
+    alias = f"{node.account}-jammy"
+    node.podyd("image", "build", alias, "--suite", "jammy")
+    try:
+        alice.post("/pod/create", ins=ins, image=alias).ok
+        cmd = "timeout 30 systemctl is-system-running --wait"
+        wait_until(lambda: alice.exec(ins, cmd, timeout=40)["stdout"] == "running\n", cmd)
+        wait_until(lambda: alice.get("/pod/info", ins=ins).ok["addresses"], "an address")
+        found = alice.exec(
+            ins,
+            ". /etc/os-release; echo $VERSION_ID; python3 -c 'print(6 * 7)'; ip route show default"
+            " | wc -l; exec 3<>/dev/tcp/127.0.0.1/22; head -c 4 <&3",
+        )
+        assert found["stdout"] == "22.04\n42\n1\nSSH-", found
+        keys = alice.exec(ins, IDENTITY)
+        assert (keys["exit_code"], len(keys["stdout"].splitlines())) == (0, 5)
+        inspected = alice.get("/image/inspect", image=alias).ok
+        assert "Ubuntu jammy" in inspected["description"]
+    finally:
+        alice.post("/pod/delete", ins=ins)
+        fingerprint = node.lxd.get(f"/1.0/images/aliases/{alias}")["target"]
+        node.lxd.change("DELETE", f"/1.0/images/{fingerprint}")
