@@ -222,6 +222,7 @@ def test_many_wrong_logins_at_once_count_too(node: Node) -> None:
     assert server.stop() == 0
 
 
+@pytest.mark.alone
 def test_a_hanging_pam_is_a_503_and_hangs_nobody_else(node: Node) -> None:
     helper_config = {"auth": {"socket": str(node.directory / "auth" / "auth.sock")}}
     server = node.serve(helper_config)

@@ -210,6 +210,7 @@ def test_right_password_gives_the_account(auth: Running, member: str) -> None:
     }
 
 
+@pytest.mark.alone
 def test_wrong_password_is_denied_without_delay(auth: Running, member: str) -> None:
     began = time.monotonic()
     assert auth.login(member, "wrong") == {"error": "denied"}
@@ -560,6 +561,7 @@ def test_socket_belongs_to_the_peer_alone(directory: Path) -> None:
         assert ping_as(uid, running.path) == {"ok": True}
 
 
+@pytest.mark.alone
 def test_full_helper_is_busy_at_once(directory: Path) -> None:
     with helper(directory, max_children=1) as running, running.connect() as first:
         began = time.monotonic()
@@ -712,6 +714,7 @@ def activate(listener: socket.socket, **options: object) -> subprocess.Popen[byt
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, pass_fds=[fd])
 
 
+@pytest.mark.alone
 def test_an_idle_one_ends_and_loses_nobody(directory: Path, member: str) -> None:
     path = directory / "idle.sock"
     with socket.socket(socket.AF_UNIX) as listener:

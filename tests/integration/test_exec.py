@@ -132,6 +132,7 @@ ESCAPES = {
 }
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("how", ESCAPES)
 def test_time_up_kills_all_that_the_command_started(alice: Client, pod: str, how: str) -> None:
     started = time.monotonic()

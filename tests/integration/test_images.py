@@ -112,6 +112,7 @@ def test_names_that_would_be_the_same_do_not_meet(node: Node, own: Client) -> No
     assert short + middle == own.user
 
 
+@pytest.mark.alone
 def test_others_go_on_and_a_caller_may_hang_up(node: Node, own: Client, alice: Client) -> None:
     connection = own.connection(60)
     connection.request("POST", "/pod/commit?ins=main", headers=own.login_header())

@@ -235,6 +235,7 @@ def test_versions(gpu_server: Server, alice: Client) -> None:
     assert (spec["nvidia_driver"], spec["cuda"]) == ("535.183.01", "12.2")
 
 
+@pytest.mark.alone
 def test_two_hundred_processes_on_eight_cards(
     gpu_server: Server, nvml: FakeDriver, alice: Client, bob: Client, pod: str
 ) -> None:
@@ -286,6 +287,7 @@ def age(client: Client) -> int:
     return int(answer.headers["Age"])
 
 
+@pytest.mark.alone
 def test_a_hang_slows_nobody_and_the_last_sample_tells_its_age(
     gpu_server: Server, nvml: FakeDriver, alice: Client
 ) -> None:
@@ -299,6 +301,7 @@ def test_a_hang_slows_nobody_and_the_last_sample_tells_its_age(
     wait_until(lambda: age(client) <= 1, "a new sample")
 
 
+@pytest.mark.alone
 def test_hanging_from_the_start_is_a_503_until_nvml_answers(
     node: Node, sick: FakeDriver, alice: Client
 ) -> None:

@@ -216,6 +216,7 @@ def slowest(client: Client, path: str, times: int = 30) -> float:
     return max(answer.seconds for answer in answers)
 
 
+@pytest.mark.alone
 def test_running_commands_slow_nobody(alice: Client, bob: Client, pod: str) -> None:
     bob.get("/user/info").ok
     with ThreadPoolExecutor(20) as pool:
@@ -228,6 +229,7 @@ def test_running_commands_slow_nobody(alice: Client, bob: Client, pod: str) -> N
         assert [future.result()["exit_code"] for future in running] == [0] * 20
 
 
+@pytest.mark.alone
 def test_a_hanging_lxd_slows_nobody_and_is_a_503(
     node: Node, line: Line, alice: Client, pod: str
 ) -> None:
@@ -279,6 +281,7 @@ def test_sigterm_finishes_what_is_under_way(node: Node, alice: Client, pod: str)
     assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.alone
 def test_sigterm_waits_ten_seconds_at_most_and_leaves_no_command(
     node: Node, alice: Client, pod: str
 ) -> None:
@@ -298,6 +301,7 @@ def test_sigterm_waits_ten_seconds_at_most_and_leaves_no_command(
     assert "Traceback" not in server.log_text()
 
 
+@pytest.mark.alone
 def test_an_idle_one_stops_at_once(node: Node) -> None:
     server = node.serve()
     with socket.create_connection(("127.0.0.1", server.port)):

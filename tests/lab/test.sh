@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
 
 # Most tests wait for LXD most of the time.
-WORKERS=3
+WORKERS=2
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
