@@ -70,7 +70,7 @@ def test_a_command_stands_in_no_url(alice: Client, pod: str) -> None:
 
 
 def test_time_up_kills_all_of_a_streamed_command(alice: Client, pod: str) -> None:
-    with streamed(alice, pod, "setsid sleep 97001 & echo begun; wait", timeout=1) as talk:
+    with streamed(alice, pod, "setsid sleep 97001 & echo begun; wait", timeout=2) as talk:
         assert talk.end() == {"exit_code": -1, "timed_out": True}
         assert talk.out == b"begun\n"
     assert started("sleep 97001") == 0

@@ -350,6 +350,24 @@ def test_another_state_dir(site: Site, config: Path) -> None:
         assert machine.path("/srv/podyd/data/podyd.db").exists()
 
 
+def test_a_members_own_directory(site: Site, config: Path, image: str) -> None:
+    """As README.Debian says."""
+    machine = site.machine
+    config.write_text('pods: {mounts: ["/data/$user:/workspace"]}\n')
+    machine.run("install", "-d", "-m", "755", "/data")
+    machine.run("systemctl", "restart", "podyd")
+    said = site.alice.post("/pod/create", ins="own", image=image).refused(409, "directory_unfit")
+    machine.run("sh", "-c", said["detail"].partition("type: ")[2].rstrip("."))
+    ids = "--add-subuids 1000-59999 --add-subgids 100-100 --add-subgids 1000-59999"
+    machine.run("usermod", *ids.split(), "root")
+    assert "error" not in machine.attempt("podyd", "doctor").stdout
+    assert site.alice.post("/pod/create", ins="own", image=image).ok["status"] == "running"
+    cmd = "echo 1 > /workspace/file; stat -c %U /workspace /workspace/file"
+    assert site.alice.post("/pod/exec", ins="own", cmd=cmd).ok["stdout"] == "root\nroot\n"
+    assert machine.run("stat", "-c", "%U", "/data/alice/file") == "alice\n"
+    site.alice.post("/pod/delete", ins="own").ok
+
+
 @contextmanager
 def drop_in(machine: Machine, unit: str, lines: str) -> Iterator[None]:
     """As by `systemctl edit`, and taken back."""
