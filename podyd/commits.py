@@ -10,7 +10,8 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
@@ -20,7 +21,7 @@ from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
 from podyd.pod import MADE_AS, OWNER, Pod
 from podyd.pods import Pods
-from podyd.spec import Committed
+from podyd.spec import Committed, Progress
 from podyd.tasks import Tasks
 from podyd.users import Member
 
@@ -29,6 +30,17 @@ log = logging.getLogger(__name__)
 TIMEOUT = 1800.0
 REMOVE_TIMEOUT = 10.0
 ALIASES = "/1.0/images/aliases"
+
+
+@dataclass
+class _UnderWay:
+    """An image that is being made of a pod, and LXD's operation that packs it, once it does."""
+
+    ins: str
+    operation: str = ""
+
+    def packs(self, operation: str) -> None:
+        self.operation = operation
 
 
 class Commits:
@@ -40,7 +52,7 @@ class Commits:
         self._pods = pods
         self._tasks = tasks
         # One image at a time for each member: that is the quota's, and the processors' due.
-        self._members: set[str] = set()
+        self._under_way: dict[str, _UnderWay] = {}
 
     async def commit(self, member: Member, ins: str, tag: str, description: str) -> Committed:
         """Make an image of a pod, which goes on as it is; it replaces the member's of that tag.
@@ -50,12 +62,12 @@ class Commits:
         """
         pod = await self._pods.find(member, ins)
         name = f"{member.name}-{tag}"
-        with self._alone(member):
+        with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
             await self._check_room(member, old)
             async with self._template(pod) as template:
                 properties = {OWNER: member.name, MADE_AS: template, "description": description}
-                image = await self._publish(template, properties)
+                image = await self._publish(template, properties, under_way.packs)
                 try:
                     await self._check_size(member, image, old)
                     await self._name(name, image, old)
@@ -68,6 +80,21 @@ class Commits:
         replaced = ", in place of the older one" if old else ""
         return Committed(name, f"Pod {ins} is image {name} ({image.size} bytes){replaced}.")
 
+    async def progress(self, member: Member, ins: str) -> Progress:
+        """How far the image of a pod is. Raises NotFound."""
+        await self._pods.find(member, ins)
+        under_way = self._under_way.get(member.name)
+        if under_way is None or under_way.ins != ins:
+            return Progress(None, None, None)
+        if not under_way.operation:
+            return Progress("copying", None, None)
+        try:
+            operation = await self._client.get(under_way.operation)
+        except LxdRefused:  # It has ended.
+            return Progress("packing", None, None)
+        said = (operation["metadata"] or {}).get("progress", {})
+        return Progress("packing", _whole(said, "percent"), _whole(said, "speed"))
+
     async def sweep(self) -> None:
         """Delete the images that a podyd which was killed has left without a name."""
         for image in await self._images.all():
@@ -76,17 +103,17 @@ class Commits:
                 await self._images.remove(image)
 
     @contextlib.contextmanager
-    def _alone(self, member: Member) -> Iterator[None]:
-        if member.name in self._members:
+    def _alone(self, member: Member, ins: str) -> Iterator[_UnderWay]:
+        if member.name in self._under_way:
             raise Conflict(
                 "An image is being made of a pod of yours already; wait until it is there.",
                 code="commit_under_way",
             )
-        self._members.add(member.name)
+        self._under_way[member.name] = _UnderWay(ins)
         try:
-            yield
+            yield self._under_way[member.name]
         finally:
-            self._members.discard(member.name)
+            del self._under_way[member.name]
 
     async def _replaced(self, member: Member, name: str) -> Image | None:
         for image in await self._images.all():
@@ -163,9 +190,11 @@ class Commits:
         self._pods.templates.discard(template)
         await self.sweep()
 
-    async def _publish(self, template: str, properties: Mapping[str, str]) -> Image:
+    async def _publish(
+        self, template: str, properties: Mapping[str, str], began: Callable[[str], None]
+    ) -> Image:
         body = {"source": {"type": "instance", "name": template}, "properties": properties}
-        await self._client.change("POST", "/1.0/images", body, timeout=TIMEOUT)
+        await self._client.change("POST", "/1.0/images", body, timeout=TIMEOUT, began=began)
         for image in await self._images.all():
             if image.made_as == template:
                 return image
@@ -178,3 +207,9 @@ class Commits:
             await self._client.change("POST", ALIASES, {"name": name, **target})
         else:
             await self._client.change("PUT", f"{ALIASES}/{quote(name, safe='')}", target)
+
+
+def _whole(said: Mapping[str, str], key: str) -> int | None:
+    """A number as LXD writes it, which it leaves out where it does not know it."""
+    text = said.get(key, "")
+    return int(text) if text.isdecimal() else None

@@ -443,6 +443,16 @@ class Committed:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How far an image is that is being made of a pod; null where none is, or LXD does not say.
+    `percent` and `bytes_per_second` are of what is on the pod's disk, before it is compressed."""
+
+    doing: Literal["copying", "packing"] | None
+    percent: int | None
+    bytes_per_second: int | None
+
+
+@dataclass(frozen=True)
 class ExecResult:
     """`exit_code` is -1 if time was up; 128 + N if signal N ended the command."""
 
@@ -741,6 +751,9 @@ POD_COMMIT = Operation(
     Commit,
     Committed,
     "Make an image of the caller's own from a pod, which goes on running.",
+)
+POD_PROGRESS = Operation(
+    "/pod/progress", GET, OnePod, Progress, "How far /pod/commit is with a pod, while it goes on."
 )
 POD_EXEC = Operation(
     "/pod/exec", POST, Exec, ExecResult, "Run a command in a pod.", ends_with_caller=True

@@ -221,6 +221,10 @@ class Routes:
             call.caller, request.ins, request.tag or request.ins, request.msg
         )
 
+    @serves(spec.POD_PROGRESS)
+    async def pod_progress(self, call: Call) -> spec.Progress:
+        return await self._commits.progress(call.caller, call.request.ins)
+
     @serves(spec.POD_SNAPSHOT)
     async def pod_snapshot(self, call: Call) -> spec.SnapshotInfo:
         return await self._snapshots.take(call.caller, call.request.ins, call.request.name)

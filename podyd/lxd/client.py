@@ -12,7 +12,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -158,17 +158,26 @@ class LxdClient:
         return response
 
     async def change(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0, etag: str = ""
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float = 60.0,
+        etag: str = "",
+        began: Callable[[str], None] = lambda operation: None,
     ) -> Any:
         """A request that changes something; waits for LXD's operation where there is one.
 
         With `etag` LXD refuses it, as 412, if somebody else has changed the thing meanwhile.
-        Raises TimedOut if the operation is still under way after `timeout` seconds.
+        `began` is told the operation's path. Raises TimedOut if it is still under way after
+        `timeout` seconds.
         """
         answer = await self._call(method, path, body=body, etag=etag)
         if answer["type"] != "async":
             return answer["metadata"]
         operation = answer["operation"]
+        began(operation)
         waited = await self._call(
             "GET", f"{operation}/wait", query={"timeout": int(timeout)}, timeout=timeout + 10
         )

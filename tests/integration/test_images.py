@@ -6,6 +6,7 @@ import http.client
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -124,6 +125,30 @@ def test_others_go_on_and_a_caller_may_hang_up(node: Node, own: Client, alice: C
     wait_until(lambda: len(committed(node, own.user)) == 1, "the image", 60)
     wait_until(lambda: f"{own.user}-main" in own.get("/host/images").ok, "its name", 60)
     wait_until(lambda: not [n for n in node.instances() if "commit" in n], "nothing left", 60)
+
+
+def test_how_far_an_image_is(own: Client, bob: Client) -> None:
+    nothing = {"doing": None, "percent": None, "bytes_per_second": None}
+    assert own.get("/pod/progress", ins="main").ok == nothing
+    bob.get("/pod/progress", ins="main").refused(404, "no_such_pod")
+    own.post("/pod/create", ins="other", image=IMAGE).ok
+    own.exec("main", "head -c 60M /dev/urandom > /root/file; sync")
+    seen = []
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(own.post, "/pod/commit", ins="main")
+        while not committing.done():
+            seen.append(own.get("/pod/progress", ins="main").ok)
+            assert own.get("/pod/progress", ins="other").ok == nothing
+            time.sleep(0.05)
+        committing.result().ok
+    assert own.get("/pod/progress", ins="main").ok == nothing
+    doing = [item["doing"] for item in seen if item["doing"]]
+    assert list(dict.fromkeys(doing)) == ["copying", "packing"]
+    known = [item for item in seen if item["percent"] is not None]
+    percents = [item["percent"] for item in known]
+    assert percents == sorted(percents)
+    assert max(percents) > 50
+    assert all(item["bytes_per_second"] > 0 for item in known)
 
 
 def test_a_podyd_that_is_killed_leaves_nothing_half(node: Node, own: Client) -> None:

@@ -46,7 +46,7 @@ class Lxd(LxdClient):
         return self._data(path.rpartition("/")[2]), "tag"
 
     async def change(
-        self, method: str, path: str, body: Any = None, *, timeout: float = 60.0, etag: str = ""
+        self, method: str, path: str, body: Any = None, *, etag: str = "", **more: Any
     ) -> Any:
         assert (method, etag) == ("PUT", "tag")
         self.keys[path.rpartition("/")[2]] = body["config"][PORTS]
