@@ -7,13 +7,14 @@ import contextlib
 import json
 import shlex
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from podyd.client import output, show, stream, terminal
 from podyd.client.failure import Failure, Usage
+from podyd.client.progress import waiting
 from podyd.client.server import Answer, Server, server_of
 from podyd.client.words import utf8
 
@@ -41,6 +42,14 @@ def add_cacert(made: argparse.ArgumentParser) -> None:
     )
 
 
+def add_gpus(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
+
+
+def add_yes(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--yes", action="store_true", help="do not ask")
+
+
 def add_words(add: Add) -> None:
     """The words, with what each of them takes."""
     listed = add("ls", _ls, "List your pods.")
@@ -48,11 +57,11 @@ def add_words(add: Add) -> None:
     new = of_pod(add("new", _new, "Make a pod and start it."))
     image = new.add_argument("--image", help="which, if there are several; see pody images")
     image.completer = complete("host/images")  # type: ignore[attr-defined]
-    new.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
+    add_gpus(new)
     removed = of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
-    removed.add_argument("--yes", action="store_true", help="do not ask")
+    add_yes(removed)
     changing = [
-        of_pod(add(name, _change, f"{name.capitalize()} a pod."))
+        of_pod(add(name, _set_state, f"{name.capitalize()} a pod."))
         for name in ("start", "stop", "restart")
     ]
     for made in changing:
@@ -89,9 +98,9 @@ def _add_talking(add: Add) -> None:
         add_cacert(made)
 
 
-def of_pod(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
+def of_pod(made: argparse.ArgumentParser, help: str = "the pod's name") -> argparse.ArgumentParser:
     """The same parser, with a pod's name."""
-    ins = made.add_argument("ins", metavar="POD", help="the pod's name")
+    ins = made.add_argument("ins", metavar="POD", help=help)
     ins.completer = complete("pod/list")  # type: ignore[attr-defined]
     return made
 
@@ -131,11 +140,9 @@ def _ls(options: argparse.Namespace) -> None:
 def _new(options: argparse.Namespace) -> None:
     server = server_of(options.cacert)
     image = options.image or _only_image(server)
-    pairs = [("ins", utf8(options.ins)), ("image", utf8(image))]
-    pairs += [("gpus", options.gpus)] if options.gpus else []
-    with _progress(f"Making pod {options.ins} from {image}"):
-        answer = server.post("pod/create", pairs)
-    output.answered("pod/create", answer, raw=options.raw)
+    doing = f"Making pod {options.ins} from {image}"
+    more = [("image", image), ("gpus", options.gpus)]
+    change(options, "pod/create", more, doing=doing, server=server)
 
 
 def _only_image(server: Server) -> str:
@@ -149,22 +156,43 @@ def _only_image(server: Server) -> str:
 
 
 def _rm(options: argparse.Namespace) -> None:
-    if not options.yes:
-        if not sys.stdin.isatty():
-            raise Usage("Nobody can be asked here; --yes deletes the pod without a question.")
-        print(f"Delete pod {options.ins!r} and all that is in it? [y/N] ", end="", file=sys.stderr)
-        sys.stderr.flush()
-        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise Usage("Nothing is deleted.")
-    _post(options, "pod/delete")
+    confirm(options, f"Delete pod {options.ins!r} and all that is in it?")
+    change(options, "pod/delete")
 
 
-def _change(options: argparse.Namespace) -> None:
-    _post(options, options.route)
+def confirm(options: argparse.Namespace, question: str) -> None:
+    """Go on if somebody says yes, or --yes has said it. Raises Usage."""
+    if options.yes:
+        return
+    if not sys.stdin.isatty():
+        raise Usage("Nobody can be asked here; with --yes it is done without a question.")
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise Usage("Nothing is done.")
 
 
-def _post(options: argparse.Namespace, route: str) -> None:
-    answer = server_of(options.cacert).post(route, [("ins", utf8(options.ins))])
+def _set_state(options: argparse.Namespace) -> None:
+    change(options, options.route)
+
+
+def change(
+    options: argparse.Namespace,
+    route: str,
+    more: Sequence[tuple[str, str | None]] = (),
+    *,
+    doing: str = "Waiting",
+    server: Server | None = None,
+    how_far: Callable[[Server, str], str] | None = None,
+) -> None:
+    """Call a route with the pod, and with those of `more` that are said; show what came of it.
+
+    Meanwhile a terminal shows `doing`, and what `how_far` says, which a thread calls.
+    """
+    server = server or server_of(options.cacert)
+    server.log_in()
+    said = [(key, utf8(value)) for key, value in more if value is not None]
+    with waiting(doing, how_far and partial(how_far, server, options.ins)):
+        answer = server.post(route, [("ins", utf8(options.ins)), *said])
     output.answered(route, answer, raw=options.raw)
 
 
@@ -175,29 +203,6 @@ def _info(options: argparse.Namespace) -> None:
 
 def _images(options: argparse.Namespace) -> None:
     output.answered("host/images", server_of(options.cacert).get("host/images"), raw=options.raw)
-
-
-@contextlib.contextmanager
-def _progress(what: str) -> Iterator[None]:
-    """Show on a terminal for how long it has been waited."""
-    over = threading.Event()
-    began = time.monotonic()
-
-    def tell() -> None:
-        while not over.wait(0.5):
-            seconds = time.monotonic() - began
-            print(f"\r{show.harmless(what)} … {seconds:.0f} s", end="", file=sys.stderr, flush=True)
-
-    teller = threading.Thread(target=tell, daemon=True)
-    if sys.stderr.isatty():
-        teller.start()
-    try:
-        yield
-    finally:
-        over.set()
-        if teller.is_alive():
-            teller.join()
-            print("\r\x1b[K", end="", file=sys.stderr, flush=True)
 
 
 # --- GPUs ---------------------------------------------------------------------------------------
@@ -261,12 +266,17 @@ def write_rows(
             print(line)
 
 
-def complete(route: str) -> Callable[..., list[str]]:
-    """Completes with the names that a route lists; nothing where that would take long, or ask."""
+def complete(route: str, key: str = "") -> Callable[..., list[str]]:
+    """Completes with the names that a route lists; nothing where that would take long, or ask.
 
-    def names(**_: object) -> list[str]:
+    With `key` the route is of a pod, which stands before, and lists rows.
+    """
+
+    def names(parsed_args: argparse.Namespace | None = None, **_: object) -> list[str]:
+        pairs = [("ins", parsed_args.ins)] if key and parsed_args else []
         with contextlib.suppress(Failure):
-            return [str(name) for name in server_of(None).names(route)]
+            found = server_of(None).listed(route, pairs)
+            return [str(item[key] if key else item) for item in found]
         return []
 
     return names

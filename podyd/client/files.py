@@ -95,7 +95,7 @@ def _cp(options: argparse.Namespace) -> int:
     else:
         raise Usage(
             "One side is in a pod (POD:PATH) and the other one on this machine; from pod to pod it"
-            " goes by way of this machine, or with /pod/copy as a whole."
+            " goes by way of this machine, or with pody copy as a whole."
         )
     return 1 if copier.left else 0
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import daily, files, kept, limits, logs, output, reach, session, show
+from podyd.client import daily, disk, files, kept, limits, logs, output, reach, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.login import typed, with_token
@@ -29,9 +29,14 @@ examples:
   pody shell first
   pody cp project first:
   pody logs first -f
+  pody snapshot first before
+  pody restore first before
+  pody commit first torch
   pody copy-id first
   pody ssh first nvidia-smi
   pody forward first 8888
+  pody port first 8888
+  pody ports first
   pody ls
   pody get user/info
   pody post pod/create ins:first image:debian12
@@ -90,6 +95,7 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(raw=False)
         daily.add_cacert(made)
     daily.add_words(add)
+    disk.add_words(add)
     reach.add_words(add)
     files.add_words(add)
     logs.add_words(add)

@@ -1,14 +1,21 @@
-"""How far a file has come, on a terminal."""
+"""How far something has come, on a terminal."""
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
+import threading
 import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from podyd.client import show
+from podyd.client import output, show
 
 EVERY_SECONDS = 0.2
+TELL_SECONDS = 0.5
+# Of a call that says how far another one is, every other time will do.
+ASK_EVERY = 2
 BAR = 20
 
 
@@ -54,3 +61,36 @@ class Progress:
             parts[1:2] = [f"[{bar}] {part:4.0%}", f"{show.size(self._done)}"]
             parts.append(f"{show.duration(round(max(left, 0)))} left")
         return "  ".join(parts)
+
+
+@contextlib.contextmanager
+def waiting(what: str, how_far: Callable[[], str] | None = None) -> Iterator[None]:
+    """Show for how long it has been waited, and what `how_far` says, which a thread calls."""
+    began = time.monotonic()
+    over = False
+    writing = threading.Lock()
+
+    def tell() -> None:
+        far = ""
+        for turn in itertools.count():
+            time.sleep(TELL_SECONDS)
+            if how_far is not None and turn % ASK_EVERY == 0:
+                far = how_far()
+            with writing:
+                if over:
+                    return
+                said = ", ".join([*([far] if far else []), f"{time.monotonic() - began:.0f} s"])
+                line = show.cut(show.harmless(f"{what} … {said}"), output.columns() - 1)
+                print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+    teller = threading.Thread(target=tell, daemon=True)
+    if sys.stderr.isatty():
+        teller.start()
+    try:
+        yield
+    finally:
+        # Nobody waits for the thread, which may itself be waiting for podyd.
+        with writing:
+            over = True
+            if teller.is_alive():
+                print("\r\x1b[K", end="", file=sys.stderr, flush=True)

@@ -9,7 +9,16 @@ import sys
 from collections.abc import Sequence
 
 from podyd.client import forward, hostkeys, output, publickeys, ssh, usage
-from podyd.client.daily import FAILED, Add, add_cacert, add_raw, of_pod, write_rows
+from podyd.client.daily import (
+    FAILED,
+    Add,
+    add_cacert,
+    add_raw,
+    change,
+    complete,
+    of_pod,
+    write_rows,
+)
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.forward import Ports
 from podyd.client.server import Server, server_of
@@ -21,6 +30,7 @@ USED = ("cputime", "gputime")
 
 def add_words(add: Add) -> None:
     """The words, with what each of them takes."""
+    _add_ports(add)
     _add_forward(add)
     _add_ssh(add)
     keyed = of_pod(add("copy-id", _copy_id, "Let your ssh key into a pod."))
@@ -33,6 +43,20 @@ def add_words(add: Add) -> None:
     keyed.set_defaults(raw=False)
     add_raw(used)
     for made in (keyed, used):
+        add_cacert(made)
+
+
+def _add_ports(add: Add) -> None:
+    what = "List what listens in a pod, and the ports of the host that lead into it."
+    listed = of_pod(add("ports", _ports, what))
+    led = of_pod(add("port", _port, "Lead a port of the host, open to all, to a port of a pod."))
+    ended = of_pod(add("port-rm", _port, "Lead no port of the host to this port any longer."))
+    for made, route in ((led, "pod/port"), (ended, "pod/port-delete")):
+        port = made.add_argument("port", metavar="PORT", help="the pod's, such as 8888")
+        port.completer = complete("pod/ports", "port")  # type: ignore[attr-defined]
+        made.set_defaults(route=route)
+    for made in (listed, led, ended):
+        add_raw(made)
         add_cacert(made)
 
 
@@ -75,6 +99,30 @@ def _add_ssh(add: Add) -> None:
 
 
 # --- Ports --------------------------------------------------------------------------------------
+
+
+def _ports(options: argparse.Namespace) -> None:
+    server, named = server_of(options.cacert), [("ins", utf8(options.ins))]
+    info = server.get("pod/info", named).data
+    listens = info["status"] in ("running", "frozen")
+    listening = server.get("pod/ports", named).data if listens else []
+    heard = {row["port"] for row in listening}
+    pairs = [re.fullmatch(r"(\d+):(\d+)", pair) for pair in info["port_mapping"]]
+    led = [(int(pair[2]), int(pair[1])) for pair in pairs if pair is not None]
+    silent = [
+        {"port": inner, "address": None, "protocol": "tcp", "host_port": host}
+        for inner, host in led
+        if inner not in heard
+    ]
+    rows = sorted([*listening, *silent], key=lambda row: row["port"])
+    write_rows(options, rows, PORT_COLUMNS)
+    if sys.stdout.isatty() and not options.raw:
+        here, host = (f"pody {word} {options.ins} PORT" for word in ("forward", "port"))
+        output.complain(f"To have one on this machine: {here}; on the host, for all: {host}.")
+
+
+def _port(options: argparse.Namespace) -> None:
+    change(options, options.route, [("port", options.port)])
 
 
 def _forward(options: argparse.Namespace) -> None:

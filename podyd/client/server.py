@@ -79,6 +79,10 @@ class Server:
         """Whether the login is known without a question."""
         return bool(os.environ.get("PODY_PASSWORD")) or kept.load(self.base) is not None
 
+    def log_in(self) -> None:
+        """Ask for the login now, if need be, and not while something else is shown."""
+        self._known()
+
     def get(self, route: str, pairs: Pairs = ()) -> Answer:
         """Call with the parameters in the query."""
         query = f"?{urlencode(pairs)}" if pairs else ""
@@ -160,12 +164,12 @@ class Server:
             connection.close()
             raise self.no_podyd("it speaks no WebSocket") from error
 
-    def names(self, route: str) -> list[str]:
+    def listed(self, route: str, pairs: Pairs) -> list[Any]:
         """What a route lists, for a shell that completes: soon, and asking for nothing, or Away."""
         if not self.asks_nobody:
             return []
         self._patience = COMPLETE_SECONDS
-        return list(self.get(route).data)
+        return list(self.get(route, pairs).data)
 
     def version(self) -> str:
         """podyd's version: the one call that needs no login."""

@@ -734,6 +734,11 @@ def test_it_starts_soon_and_without_any_library() -> None:
     ],
 )
 def test_the_shell_completes_words(pody: Pody, pod: str, line: str, words: str) -> None:
+    assert completed(pody, line) == words
+
+
+def completed(pody: Pody, line: str) -> str:
+    """What a shell is told that completes a line."""
     pytest.importorskip("argcomplete")
     asked = {
         "_ARGCOMPLETE": "1",
@@ -742,4 +747,4 @@ def test_the_shell_completes_words(pody: Pody, pod: str, line: str, words: str) 
         "COMP_LINE": line,
         "COMP_POINT": str(len(line)),
     }
-    assert Pody(pody.base, pody.user, environment=asked)().out == words
+    return Pody(pody.base, pody.user, environment=asked)().out

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import shlex
 import signal
 import struct
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.integration.harness import IMAGE, ROOT, Client, started, wait_until
-from tests.integration.test_client import Pody, Terminal, as_user
+from tests.integration.test_client import Pody, Terminal, as_user, completed
 
 MEGABYTE = 1024**2
 
@@ -233,6 +234,93 @@ def test_a_pods_life_in_words(new_user: Callable[[], Client], ins: str) -> None:
         assert terminal.end() == 0
     assert json.loads(pody("ls").ok) == []
     assert "no pod" in pody("rm", ins, "--yes").failed(1)
+
+
+@pytest.fixture
+def own(new_user: Callable[[], Client], ins: str) -> Iterator[Pody]:
+    """A member with one pod, and no image that stays."""
+    client = new_user()
+    pody = as_user(client)
+    pody("new", ins, "--image", IMAGE).ok
+    yield pody
+    for name in client.get("/pod/list").ok:
+        client.post("/pod/delete", ins=name).ok
+    for name in client.get("/host/images").ok:
+        if name.startswith(client.user):
+            client.post("/image/delete", image=name).ok
+
+
+def test_snapshots_and_copies_in_words(own: Pody, ins: str) -> None:
+    assert json.loads(own("snapshot", ins, "before").ok)["name"] == "before"
+    timed = json.loads(own("snapshot", ins).ok)["name"]
+    assert [row["name"] for row in json.loads(own("snapshots", ins).ok)] == ["before", timed]
+    title, first, *_ = own.shown("snapshots", ins).splitlines()
+    assert title.split() == ["name", "created", "size"]
+    assert first.split()[0] == "before"
+    own("snapshot-rm", ins, timed, "--yes").ok
+    assert "no snapshot" in own("restore", ins, timed, "--yes").failed(1)
+
+    own("exec", ins, "--", "echo new > /root/file; sync").ok
+    for word in ("restore", "snapshot-rm"):
+        assert "--yes" in own(word, ins, "before").failed(2)
+        with own.at_terminal(word, ins, "before") as terminal:
+            terminal.wait_for("'before'")
+            terminal.type("n\r")
+            assert terminal.end() == 2
+    made = json.loads(own("copy", f"{ins}/before", "then", "--gpus", "none").ok)
+    assert (made["ins"], made["status"], made["gpu_ids"]) == ("then", "running", [])
+    assert own("exec", "then", "--", "ls /root").ok == ""
+    assert "'snapshot'" in own("copy", f"{ins}/", "now").failed(1)
+    own("copy", ins, "now").ok
+    assert own("exec", "now", "--", "ls /root").ok == "file\n"
+    with own.at_terminal("restore", ins, "before") as terminal:
+        terminal.wait_for("[y/N]")
+        terminal.type("y\r")
+        assert terminal.end() == 0
+        assert f"Restoring pod {ins} … " in terminal.text
+    assert own("exec", ins, "--", "ls /root").ok == ""
+    for line in (f"pody restore {ins} bef", f"pody snapshot-rm {ins} b"):
+        assert completed(own, line) == "before"
+
+
+def test_commit_shows_how_far_it_is(own: Pody, ins: str) -> None:
+    own("exec", ins, "--", "head -c 120M /dev/urandom > /root/file; sync").ok
+    with own.at_terminal("commit", ins, "torch", "-m", "with torch") as terminal:
+        assert terminal.end() == 0
+        said = re.findall(r"\[KMaking image torch of pod \S+ … (.*?)\r", terminal.text)
+    assert re.fullmatch(r"packing \d+ % \([\d.]+ [KMG]?i?B/s\), \d+ s", said[-2]), said
+    name = f"{own.user}-torch"
+    assert f"image_name: {name}" in terminal.text.splitlines()[-2]
+    about = json.loads(own("get", "image/inspect", f"image:{name}").ok)
+    assert about["description"] == "with torch"
+    # No terminal, no progress.
+    assert own("commit", ins, "torch").err == ""
+
+
+def test_ports_in_words(own: Pody, ins: str) -> None:
+    def rows(*words: str) -> dict[int, tuple[str | None, int | None]]:
+        found = json.loads(own("ports", ins, *words).ok)
+        return {row["port"]: (row["address"], row["host_port"]) for row in found}
+
+    (ssh,) = json.loads(own("info", ins).ok)["port_mapping"]
+    host = int(ssh.partition(":")[0])
+    made = json.loads(own("port", ins, "8888").ok)
+    added = {
+        inner: int(port) for port, _, inner in (w.partition(":") for w in made["port_mapping"])
+    }
+    wait_until(lambda: rows().get(22, ("", 0))[0] is not None, "sshd")
+    assert rows()[22][1] == host
+    assert rows()[8888] == (None, added["8888"])
+    shown = own.shown("ports", ins)
+    assert shown.splitlines()[0].split() == ["port", "protocol", "address", "host_port"]
+    assert ["8888", "tcp", "-", str(added["8888"])] in [line.split() for line in shown.splitlines()]
+    assert f"pody forward {ins} PORT" in shown
+    assert completed(own, f"pody port {ins} 2") == "22"
+    own("stop", ins).ok
+    assert rows("--raw") == {22: (None, host), 8888: (None, added["8888"])}
+    own("port-rm", ins, "8888").ok
+    assert list(rows()) == [22]
+    assert "port 8888" in own("port-rm", ins, "8888").failed(1)
 
 
 def test_new_shows_for_how_long_it_waits(new_user: Callable[[], Client], ins: str) -> None:

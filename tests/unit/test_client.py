@@ -7,17 +7,20 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
 import podyd.client
 from podyd.client import kept, main, show
 from podyd.client.base import Base
-from podyd.client.failure import Usage
+from podyd.client.disk import how_far
+from podyd.client.failure import Refused, Usage
 from podyd.client.kept import Kept
 from podyd.client.login import with_token
 from podyd.client.logs import Lines
+from podyd.client.server import Answer, Server
 from podyd.client.stream import STDERR, STDOUT
 from podyd.client.words import split
 
@@ -346,3 +349,34 @@ def test_help_says_what_to_type() -> None:
     short = "pody post pod/exec ins:INS [timeout:TIMEOUT]\n    Run a command.\n"
     assert show.routes(routes) == f"{short}pody get pod/list\n"
     assert show.routes(routes[:1]) == f"{short}    ins: the pod's name\n    timeout\n"
+
+
+# --- Progress -----------------------------------------------------------------------------------
+
+
+def server(data: dict[str, Any] | None) -> Server:
+    """A podyd that says this; None: an older one, without the route."""
+
+    def get(route: str, pairs: object) -> Answer:
+        if data is None:
+            raise Refused("There is no route.", b"{}")
+        return Answer(b"", data)
+
+    return cast(Server, SimpleNamespace(get=get))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (
+            {"doing": "packing", "percent": 43, "bytes_per_second": 31457280},
+            "packing 43 % (30 MiB/s)",
+        ),
+        ({"doing": "packing", "percent": None, "bytes_per_second": None}, "packing"),
+        ({"doing": "copying", "percent": None, "bytes_per_second": None}, "copying"),
+        ({"doing": None, "percent": None, "bytes_per_second": None}, ""),
+        (None, ""),
+    ],
+)
+def test_what_a_member_sees_of_it(data: dict[str, Any] | None, text: str) -> None:
+    assert how_far(server(data), "main") == text
