@@ -48,6 +48,7 @@ STATE_FILE = LAB_DIR / "lab.json"
 CARDS_FILE = LAB_DIR / "cards.json"
 BIN_DIR = LAB_DIR / "bin"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+NSSWITCH = Path("/etc/nsswitch.conf")
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -557,6 +558,21 @@ def unsimulate_cards(holder: int) -> None:
     run([*inside(holder), "umount", "--lazy", str(LAB_DIR / "sysfs")])
 
 
+def leave_out_nss_systemd(holder: int) -> None:
+    """Take systemd out of nsswitch.conf, for the processes of one mount namespace.
+
+    While it starts an instance, LXD closes a descriptor twice (canonical/lxd#15955), which may
+    meanwhile be another thread's. nss-systemd, which LXD asks for the group of each file that it
+    packs, aborts the whole process then. On a server systemd starts LXD again; here nobody does.
+    """
+    if str(NSSWITCH) in dict(mounts(holder)) or not NSSWITCH.exists():
+        return
+    ours = LAB_DIR / "nsswitch.conf"
+    write_atomically(ours, re.sub(r"\bsystemd\b", "", NSSWITCH.read_text(encoding="utf-8")))
+    ours.chmod(0o644)
+    run([*inside(holder), "mount", "--bind", str(ours), str(NSSWITCH)])
+
+
 def make_device_nodes(cards: Sequence[Card]) -> list[str]:
     """Make the nodes that are absent; returns those."""
     made = []
@@ -634,6 +650,7 @@ def prepare_namespace() -> int:
 def up_own(gpus: bool) -> State:
     state = begin_own(gpus)
     holder = prepare_namespace()
+    leave_out_nss_systemd(holder)
     stop_daemon("lxd")
     remove_stale_cgroups()
     if gpus:
