@@ -266,17 +266,18 @@ def write_rows(
             print(line)
 
 
-def complete(route: str, key: str = "") -> Callable[..., list[str]]:
-    """Completes with the names that a route lists; nothing where that would take long, or ask.
+def complete(
+    route: str, name: Callable[[Any], object] = str, *, of_pod: bool = False
+) -> Callable[..., list[str]]:
+    """Completes with the `name` of all that a route lists, if that asks nobody and is soon there.
 
-    With `key` the route is of a pod, which stands before, and lists rows.
+    With `of_pod` the route is of a pod, whose name stands before.
     """
 
     def names(parsed_args: argparse.Namespace | None = None, **_: object) -> list[str]:
-        pairs = [("ins", parsed_args.ins)] if key and parsed_args else []
+        pairs = [("ins", parsed_args.ins)] if of_pod and parsed_args else []
         with contextlib.suppress(Failure):
-            found = server_of(None).listed(route, pairs)
-            return [str(item[key] if key else item) for item in found]
+            return [str(name(item)) for item in server_of(None).listed(route, pairs)]
         return []
 
     return names

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+from operator import itemgetter
 
 from podyd.client import daily, show
 from podyd.client.failure import Failure
@@ -38,7 +39,8 @@ def add_words(add: daily.Add) -> None:
 
 def _of_snapshot(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
     name = daily.of_pod(made).add_argument("name", metavar="NAME", help="one of pody snapshots")
-    name.completer = daily.complete("pod/snapshots", "name")  # type: ignore[attr-defined]
+    names = daily.complete("pod/snapshots", itemgetter("name"), of_pod=True)
+    name.completer = names  # type: ignore[attr-defined]
     daily.add_yes(made)
     return made
 

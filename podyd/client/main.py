@@ -101,7 +101,10 @@ def parser() -> argparse.ArgumentParser:
     logs.add_words(add)
     limits.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
-    about.add_argument("route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/")
+    route = about.add_argument(
+        "route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/"
+    )
+    route.completer = _routes  # type: ignore[attr-defined]
     daily.add_raw(about)
     daily.add_cacert(about)
     version = add("version", _version, "Show the versions of pody and of podyd.")
@@ -129,8 +132,12 @@ def _command_line(prog: str, description: str) -> argparse.ArgumentParser:
     )
 
 
+_routes = daily.complete("help", lambda entry: entry["path"].lstrip("/"))
+
+
 def _add_call(made: argparse.ArgumentParser) -> None:
-    made.add_argument("route", metavar="ROUTE", help="such as user/info; see pody help")
+    route = made.add_argument("route", metavar="ROUTE", help="such as user/info; see pody help")
+    route.completer = _routes  # type: ignore[attr-defined]
     made.add_argument("params", nargs="*", metavar="key:value", help=WORDS)
     daily.add_raw(made)
     daily.add_cacert(made)

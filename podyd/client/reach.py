@@ -7,6 +7,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from operator import itemgetter
 
 from podyd.client import forward, hostkeys, output, publickeys, ssh, usage
 from podyd.client.daily import (
@@ -51,9 +52,10 @@ def _add_ports(add: Add) -> None:
     listed = of_pod(add("ports", _ports, what))
     led = of_pod(add("port", _port, "Lead a port of the host, open to all, to a port of a pod."))
     ended = of_pod(add("port-rm", _port, "Lead no port of the host to this port any longer."))
+    heard = complete("pod/ports", itemgetter("port"), of_pod=True)
     for made, route in ((led, "pod/port"), (ended, "pod/port-delete")):
         port = made.add_argument("port", metavar="PORT", help="the pod's, such as 8888")
-        port.completer = complete("pod/ports", "port")  # type: ignore[attr-defined]
+        port.completer = heard  # type: ignore[attr-defined]
         made.set_defaults(route=route)
     for made in (listed, led, ended):
         add_raw(made)

@@ -59,8 +59,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("shell", SHELLS)
 @pytest.mark.parametrize(
     ("keys", "shows"),
-    [("pody inf\tsha\t\r", "profiles"), (f"pody new x --image {IMAGE[:-3]}\t", IMAGE)],
-    ids=["word and pod", "image"],
+    [
+        ("pody inf\tsha\t\r", "profiles"),
+        (f"pody new x --image {IMAGE[:-3]}\t", IMAGE),
+        ("pody get user/inf\t\r", "is_admin"),
+    ],
+    ids=["word and pod", "image", "route"],
 )
 def test_words_and_pods(
     alice: Client, pod: str, installed: Path, tmp_path: Path, shell: str, keys: str, shows: str
