@@ -252,6 +252,7 @@ def test_root_is_nobody_even_where_system_accounts_may_log_in() -> None:
     assert authd._find("root", min_uid=0) is None
 
 
+@pytest.mark.alone
 def test_unknown_user_takes_as_long_as_a_wrong_password(auth: Running, member: str) -> None:
     def shortest_s(user: str) -> float:
         times = []
