@@ -121,11 +121,22 @@ class Port:
     def lead(self, target: Target | None) -> None:
         """Take connections for this target from now on."""
         if target and not self.target:
-            self.socket.listen(socket.SOMAXCONN)
+            # What is left of its own old connections is no reason not to listen again.
+            self._share(True)
+            try:
+                self.socket.listen(socket.SOMAXCONN)
+            except OSError:
+                self._share(False)
+                raise
         elif self.target and not target:
+            # While it does not listen, nobody else may take it in the same way.
+            self._share(False)
             # On Linux it is bound as before then, and does not listen.
             self.socket.shutdown(socket.SHUT_RD)
         self.target = target
+
+    def _share(self, shares: bool) -> None:
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, shares)
 
 
 def _bound(number: int) -> socket.socket:

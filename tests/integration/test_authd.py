@@ -624,7 +624,7 @@ def test_hanging_pam_is_ended_and_others_are_answered(
         hung.sendall(json.dumps(request).encode() + b"\n")
         assert running.login(member)["ok"]
         # The other login has not waited for the hung one.
-        assert len(children_of(running.process.pid)) == 1
+        wait_until(lambda: len(children_of(running.process.pid)) == 1, "its own process to go")
         reply = reply_on(hung)
         assert reply == {"error": "unavailable", "reason": "No answer from PAM within 4 seconds."}
         assert "status -14" in running.log.read_text()

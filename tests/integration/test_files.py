@@ -393,7 +393,7 @@ def test_cp_standard_input_and_output(pody: Pody, pod: str) -> None:
     ("words", "said"),
     [
         (["a", "b"], "POD:PATH"),
-        (["{pod}:a", "{pod}:b"], "/pod/copy"),
+        (["{pod}:a", "{pod}:b"], "pody copy"),
         (["{pod}:/none", "."], "no '/none'"),
         (["/none", "{pod}:/root/x"], "No such file"),
         (["/etc/hostname", "{pod}:/no/where/x"], "no directory '/no/where'"),

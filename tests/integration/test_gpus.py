@@ -569,7 +569,7 @@ def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
                 lambda: "GPU 1 has been idle" in lazy.exec("l", screen)["stdout"], "the warning"
             )
             wait_for_cards(lazy, "l", [])
-            assert "has ended" in lazy.exec("l", screen)["stdout"]
+            wait_until(lambda: "has ended" in lazy.exec("l", screen)["stdout"], "the end of it")
             # Nobody is logged in there, but it computes.
             assert cards_in(busy, "b") == [0]
             (row,) = busy.get("/host/gpu-ps").ok["0"]

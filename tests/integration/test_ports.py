@@ -71,7 +71,7 @@ def is_refused(port: int) -> bool:
     with socket.socket() as item:
         try:
             item.connect(("127.0.0.1", port))
-        except ConnectionRefusedError:
+        except (ConnectionRefusedError, ConnectionResetError):
             return True
         return False
 

@@ -252,6 +252,21 @@ def test_a_port_without_a_pod_is_refused_and_nobody_elses(podyd: Podyd, serve: S
     wait_until(lambda: can_bind(port), "the port to be given up")
 
 
+def test_what_is_left_of_a_connection_keeps_no_port_from_leading_again(
+    podyd: Podyd, serve: Serve
+) -> None:
+    """Which the pod has ended first: the kernel keeps its port for a minute then."""
+    port, target = free_port(), serve(lambda item: item.sendall(b"x"))
+    for _ in range(2):
+        assert podyd.put({port: target}) == {}
+        with connect(port) as item:
+            assert read_all(item) == b"x"
+        assert podyd.put({port: None}) == {}
+        assert not can_bind(port)
+        with pytest.raises(ConnectionRefusedError):
+            connect(port)
+
+
 def test_connections_live_on_until_their_port_leads_elsewhere(
     running: Path, podyd: Podyd, serve: Serve
 ) -> None:
