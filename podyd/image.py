@@ -37,7 +37,7 @@ PACKAGES = (
 )
 # The key that signs Ubuntu's archive since 2018, as Ubuntu's package ubuntu-keyring has it; Debian
 # 12 has no package of it. Fingerprint: F6EC B376 2474 EDA9 D21B 7022 8719 20D1 991B C93C.
-UBUNTU_KEY = Path(__file__).with_name("data") / "ubuntu-archive-keyring.gpg"
+UBUNTU_KEY = Path(__file__).with_name("data") / "ubuntu-archive-keyring.asc"
 
 
 @dataclass(frozen=True)
