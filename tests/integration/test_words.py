@@ -15,7 +15,7 @@ from tests.integration.test_client import as_user
 # What is typed, in this order, and what a terminal then shows among other things.
 LINES = (
     ("version", "podyd 0."),
-    ("help pod/", "/pod/create"),
+    ("help pod/", "post pod/create"),
     ("get user/info", "is_admin"),
     (f"post pod/create ins:one image:{IMAGE} gpus:none", "running"),
     ("fetch pod/info ins:one", "profiles"),
@@ -42,14 +42,13 @@ LINES = (
     ("port-rm one 8888", "8888"),
     ("gpus", "A100"),
     ("ps", "pid"),
-    ("stat", "{user}"),
-    ("ssh-config", "Host"),
+    ("stat cputime", "time"),
     ("rm one --yes", "deleted"),
     ("rm two --yes", "deleted"),
     ("rm three --yes", "deleted"),
 )
-# These talk on, and have tests of their own at a terminal.
-TALKING = {"login", "logout", "shell", "top", "forward", "ssh", "connect", "copy-id"}
+# These talk on, or to ssh, and have tests of their own.
+TALKING = {"login", "logout", "shell", "top", "forward", "ssh", "ssh-config", "connect", "copy-id"}
 
 
 def words() -> set[str]:
