@@ -262,10 +262,11 @@ def test_ctrl_c_at_a_terminal(alice: Client, pod: str) -> None:
         talk.wait_for(b"begun")
         wait_until(lambda: started("sleep 97010") == 1, "the command")
         talk.type(b"\3")
-        talk.type(b"echo status=$?\n")
+        # Until bash shows its prompt, the terminal would keep no Ctrl-D for it.
+        talk.type(b"echo status=$?; PS1='at''last> '\n")
         talk.wait_for(b"status=130")
-        # Between two commands the terminal would keep no Ctrl-D for bash.
-        talk.type(b"exit 0\n")
+        talk.wait_for(b"atlast> ")
+        talk.type(b"\4")
         assert talk.end() == {"exit_code": 0, "timed_out": False}
 
 
