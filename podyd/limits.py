@@ -11,7 +11,7 @@ from podyd.errors import BadRequest, Conflict, Forbidden, LxdRefused
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.instances import Instances
 from podyd.pod import Pod, busy_or
-from podyd.pods import Pods, limits, memory_limit
+from podyd.pods import Pods, config_of, limits, memory_limit
 from podyd.spec import PodInfo
 from podyd.users import Member
 
@@ -88,7 +88,4 @@ def _check(asked: int | None, limit: int, what: str) -> None:
 
 
 def _memory(profiles: list[Mapping[str, Any]], own: str | None) -> int:
-    config: dict[str, str] = {}
-    for profile in profiles:
-        config |= profile["config"]
-    return memory_limit(config if own is None else {MEMORY: own})
+    return memory_limit(config_of(profiles) if own is None else {MEMORY: own})

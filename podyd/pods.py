@@ -9,7 +9,15 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -614,11 +622,17 @@ def why_not_started(log_text: str) -> str:
     return said
 
 
-def limits(member: Member, profiles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """The LXD keys that hold a pod within its owner's quota, where its profiles allow more."""
+def config_of(profiles: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """The LXD keys of several profiles, of which the last one counts."""
     config: dict[str, str] = {}
     for profile in profiles:
         config |= profile["config"]
+    return config
+
+
+def limits(member: Member, profiles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The LXD keys that hold a pod within its owner's quota, where its profiles allow more."""
+    config = config_of(profiles)
     found = {}
     quota = member.quota
     if quota.memory_limit != UNLIMITED and not 0 <= memory_limit(config) <= quota.memory_limit:
