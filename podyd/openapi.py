@@ -10,7 +10,7 @@ from typing import Any
 
 from podyd import __version__
 from podyd.params import Param, params_of
-from podyd.spec import FRAMES, OPERATIONS, Access, Operation, Proof
+from podyd.spec import FRAMES, OPERATIONS, Access, Operation, TokenScope
 
 FILES = ("application/octet-stream", "application/x-tar")
 ERROR_SCHEMA = {
@@ -47,7 +47,7 @@ def document() -> dict[str, Any]:
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "a token of /user/token",
+                    "description": "a token of /user/token, of the scope that is named",
                 },
             },
         },
@@ -93,8 +93,8 @@ def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> di
 def _security(operation: Operation) -> list[dict[str, list[str]]]:
     if operation.access is Access.OPEN:
         return []
-    ways = ["basic"] if operation.proof is Proof.PASSWORD else ["basic", "token"]
-    return [{way: []} for way in ways]
+    scopes = [scope for scope in typing.get_args(TokenScope) if operation.accepts(scope)]
+    return [{"basic": []}, *({"token": [scope]} for scope in scopes)]
 
 
 def _parameter(item: Param, operation: Operation, method: str) -> dict[str, Any]:

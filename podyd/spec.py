@@ -8,7 +8,7 @@ Sizes are bytes, durations seconds, times ISO 8601 in UTC; -1 is a limit that is
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
 
@@ -73,8 +73,10 @@ class Access(enum.Enum):
 class Proof(enum.Enum):
     """With what its caller must have logged in; the password serves for all."""
 
-    BY_METHOD = "a token of scope all; where GET alone is served, of scope read too"
-    ANY_TOKEN = "a token of any scope"  # noqa: S105 - no secret
+    READS = "a token of any scope: it tells what podyd knows, and nothing of what is in a pod"
+    INSIDE = "a token of scope all: it reaches what is in a pod, also where it only looks at it"
+    CHANGES = "a token of scope all: it changes something"
+    ANY_TOKEN = "a token of any scope, though it changes something"  # noqa: S105 - no secret
     PASSWORD = "the password, and no token"  # noqa: S105 - no secret
 
 
@@ -106,7 +108,9 @@ class NewToken:
         Duration("days", MAX_DAYS), "for how long it works; without it 30", default=None
     )
     scope: TokenScope = param(
-        Word(("all", "read")), "all that you may do, or read: what only looks", default="all"
+        Word(("all", "read")),
+        "all that you may do, or read: what only looks, and at nothing that is in a pod",
+        default="all",
     )
 
 
@@ -632,8 +636,9 @@ class Operation:
     request: type
     answer: Any
     summary: str
+    # What it takes is never taken for granted: a GET may well be a shell.
+    proof: Proof = field(kw_only=True)
     access: Access = Access.MEMBER
-    proof: Proof = Proof.BY_METHOD
     # What the request does ends when the caller hangs up; everything else is carried through.
     ends_with_caller: bool = False
     media: str = "application/json"
@@ -656,20 +661,30 @@ class Operation:
 
     def accepts(self, scope: TokenScope) -> bool:
         """Whether a token of this scope will do."""
-        if self.proof is Proof.BY_METHOD:
-            return scope == "all" or self.methods == GET
-        return self.proof is Proof.ANY_TOKEN
+        if self.proof in (Proof.INSIDE, Proof.CHANGES):
+            return scope == "all"
+        return self.proof is not Proof.PASSWORD
 
     @property
     def params(self) -> tuple[Param, ...]:
         return params_of(self.request)
 
 
-HELP = Operation("/help", GET, HelpOf, list[HelpEntry], "The routes and their parameters.")
-VERSION = Operation("/version", GET, Nothing, list[int], "podyd's version.", access=Access.OPEN)
-OPENAPI = Operation("/openapi.json", GET, Nothing, dict[str, Any], "This API as OpenAPI 3.1.")
-USER_INFO = Operation("/user/info", GET, Nothing, UserInfo, "The caller and their quota.")
-USER_LIST = Operation("/user/list", GET, Nothing, list[UserName], "The members of this node.")
+HELP = Operation(
+    "/help", GET, HelpOf, list[HelpEntry], "The routes and their parameters.", proof=Proof.READS
+)
+VERSION = Operation(
+    "/version", GET, Nothing, list[int], "podyd's version.", access=Access.OPEN, proof=Proof.READS
+)
+OPENAPI = Operation(
+    "/openapi.json", GET, Nothing, dict[str, Any], "This API as OpenAPI 3.1.", proof=Proof.READS
+)
+USER_INFO = Operation(
+    "/user/info", GET, Nothing, UserInfo, "The caller and their quota.", proof=Proof.READS
+)
+USER_LIST = Operation(
+    "/user/list", GET, Nothing, list[UserName], "The members of this node.", proof=Proof.READS
+)
 USER_CH_PASSWD = Operation(
     "/user/ch-passwd",
     GET + POST,
@@ -686,7 +701,9 @@ USER_TOKEN = Operation(
     "Make a token, which a program can have instead of the password.",
     proof=Proof.PASSWORD,
 )
-USER_TOKENS = Operation("/user/tokens", GET, Nothing, list[TokenInfo], "The caller's tokens.")
+USER_TOKENS = Operation(
+    "/user/tokens", GET, Nothing, list[TokenInfo], "The caller's tokens.", proof=Proof.READS
+)
 USER_TOKEN_REVOKE = Operation(
     "/user/token-revoke",
     POST,
@@ -695,13 +712,22 @@ USER_TOKEN_REVOKE = Operation(
     "Revoke a token, or all; with a token none but itself.",
     proof=Proof.ANY_TOKEN,
 )
-POD_CREATE = Operation("/pod/create", POST, Create, PodInfo, "Make a pod and start it.")
-POD_DELETE = Operation(
-    "/pod/delete", POST, OnePod, Log, "Delete a pod and all that is in it, for good."
+POD_CREATE = Operation(
+    "/pod/create", POST, Create, PodInfo, "Make a pod and start it.", proof=Proof.CHANGES
 )
-POD_INFO = Operation("/pod/info", GET, OnePod, PodInfo, "All about a pod.")
-POD_INSPECT = Operation("/pod/inspect", GET, OnePod, PodInfo, "The same as /pod/info.")
-POD_LIST = Operation("/pod/list", GET, Nothing, list[str], "The caller's pods.")
+POD_DELETE = Operation(
+    "/pod/delete",
+    POST,
+    OnePod,
+    Log,
+    "Delete a pod and all that is in it, for good.",
+    proof=Proof.CHANGES,
+)
+POD_INFO = Operation("/pod/info", GET, OnePod, PodInfo, "All about a pod.", proof=Proof.READS)
+POD_INSPECT = Operation(
+    "/pod/inspect", GET, OnePod, PodInfo, "The same as /pod/info.", proof=Proof.READS
+)
+POD_LIST = Operation("/pod/list", GET, Nothing, list[str], "The caller's pods.", proof=Proof.READS)
 POD_LISTALL = Operation(
     "/pod/listall",
     GET,
@@ -709,15 +735,28 @@ POD_LISTALL = Operation(
     list[PodSummary],
     "Every pod with its owner.",
     access=Access.ADMIN,
+    proof=Proof.READS,
 )
-POD_START = Operation("/pod/start", POST, OnePod, Log, "Start a pod.")
-POD_STOP = Operation("/pod/stop", POST, OnePod, Log, "Stop a pod.")
-POD_RESTART = Operation("/pod/restart", POST, OnePod, Log, "Stop a pod and start it again.")
+POD_START = Operation("/pod/start", POST, OnePod, Log, "Start a pod.", proof=Proof.CHANGES)
+POD_STOP = Operation("/pod/stop", POST, OnePod, Log, "Stop a pod.", proof=Proof.CHANGES)
+POD_RESTART = Operation(
+    "/pod/restart", POST, OnePod, Log, "Stop a pod and start it again.", proof=Proof.CHANGES
+)
 POD_SNAPSHOT = Operation(
-    "/pod/snapshot", POST, NewSnapshot, SnapshotInfo, "Keep a pod's disk as it is now."
+    "/pod/snapshot",
+    POST,
+    NewSnapshot,
+    SnapshotInfo,
+    "Keep a pod's disk as it is now.",
+    proof=Proof.CHANGES,
 )
 POD_SNAPSHOTS = Operation(
-    "/pod/snapshots", GET, OnePod, list[SnapshotInfo], "A pod's snapshots, the oldest first."
+    "/pod/snapshots",
+    GET,
+    OnePod,
+    list[SnapshotInfo],
+    "A pod's snapshots, the oldest first.",
+    proof=Proof.READS,
 )
 POD_RESTORE = Operation(
     "/pod/restore",
@@ -725,9 +764,15 @@ POD_RESTORE = Operation(
     OneSnapshot,
     Log,
     "Make a pod's disk as it was; what came after is lost. A pod that runs is stopped for it.",
+    proof=Proof.CHANGES,
 )
 POD_SNAPSHOT_DELETE = Operation(
-    "/pod/snapshot-delete", POST, OneSnapshot, Log, "Delete a snapshot for good."
+    "/pod/snapshot-delete",
+    POST,
+    OneSnapshot,
+    Log,
+    "Delete a snapshot for good.",
+    proof=Proof.CHANGES,
 )
 POD_PORT = Operation(
     "/pod/port",
@@ -735,15 +780,31 @@ POD_PORT = Operation(
     OnePort,
     PodInfo,
     "Lead a port of the host, which podyd chooses, to a port of a pod.",
+    proof=Proof.CHANGES,
 )
 POD_PORT_DELETE = Operation(
-    "/pod/port-delete", POST, OnePort, Log, "Lead no port of the host to this port any longer."
+    "/pod/port-delete",
+    POST,
+    OnePort,
+    Log,
+    "Lead no port of the host to this port any longer.",
+    proof=Proof.CHANGES,
 )
 POD_PORTS = Operation(
-    "/pod/ports", GET, OnePod, list[ListeningPort], "What listens for TCP in a pod."
+    "/pod/ports",
+    GET,
+    OnePod,
+    list[ListeningPort],
+    "What listens for TCP in a pod.",
+    proof=Proof.READS,
 )
 POD_COPY = Operation(
-    "/pod/copy", POST, Copy, PodInfo, "Make a new pod from a pod of the caller's, and start it."
+    "/pod/copy",
+    POST,
+    Copy,
+    PodInfo,
+    "Make a new pod from a pod of the caller's, and start it.",
+    proof=Proof.CHANGES,
 )
 POD_COMMIT = Operation(
     "/pod/commit",
@@ -751,12 +812,24 @@ POD_COMMIT = Operation(
     Commit,
     Committed,
     "Make an image of the caller's own from a pod, which goes on running.",
+    proof=Proof.CHANGES,
 )
 POD_PROGRESS = Operation(
-    "/pod/progress", GET, OnePod, Progress, "How far /pod/commit is with a pod, while it goes on."
+    "/pod/progress",
+    GET,
+    OnePod,
+    Progress,
+    "How far /pod/commit is with a pod, while it goes on.",
+    proof=Proof.READS,
 )
 POD_EXEC = Operation(
-    "/pod/exec", POST, Exec, ExecResult, "Run a command in a pod.", ends_with_caller=True
+    "/pod/exec",
+    POST,
+    Exec,
+    ExecResult,
+    "Run a command in a pod.",
+    ends_with_caller=True,
+    proof=Proof.INSIDE,
 )
 POD_EXEC_STREAM = Operation(
     "/pod/exec-stream",
@@ -766,6 +839,7 @@ POD_EXEC_STREAM = Operation(
     "Run a command in a pod and talk to it meanwhile; a WebSocket.",
     ends_with_caller=True,
     first=Start,
+    proof=Proof.INSIDE,
 )
 POD_SHELL = Operation(
     "/pod/shell",
@@ -776,6 +850,7 @@ POD_SHELL = Operation(
     ends_with_caller=True,
     first=Start,
     ends_with_podyd=True,
+    proof=Proof.INSIDE,
 )
 POD_FILE = Operation(
     "/pod/file",
@@ -786,6 +861,7 @@ POD_FILE = Operation(
     " -Modified describe a file.",
     ends_with_caller=True,
     streamed="answer",
+    proof=Proof.INSIDE,
 )
 POD_FILE_PUT = Operation(
     "/pod/file-put",
@@ -796,6 +872,7 @@ POD_FILE_PUT = Operation(
     " what it shall be; the parameters stand in the query.",
     ends_with_caller=True,
     streamed="body",
+    proof=Proof.INSIDE,
 )
 POD_LOGS = Operation(
     "/pod/logs",
@@ -804,22 +881,50 @@ POD_LOGS = Operation(
     PodLog,
     "A pod's journal while it runs, else its console and why it did not start.",
     ends_with_caller=True,
+    proof=Proof.INSIDE,
 )
 POD_GPUS = Operation(
-    "/pod/gpus", POST, ChangeGpus, PodInfo, "Change a pod's GPUs, also while it runs."
+    "/pod/gpus",
+    POST,
+    ChangeGpus,
+    PodInfo,
+    "Change a pod's GPUs, also while it runs.",
+    proof=Proof.CHANGES,
 )
 POD_LIMITS = Operation(
-    "/pod/limits", POST, ChangeLimits, PodInfo, "Change a pod's memory and CPUs while it runs."
+    "/pod/limits",
+    POST,
+    ChangeLimits,
+    PodInfo,
+    "Change a pod's memory and CPUs while it runs.",
+    proof=Proof.CHANGES,
 )
 GPU_LEASE = Operation(
-    "/gpu/lease", POST, LeaseCards, LeaseResult, "Have GPUs for one pod alone, for a time."
+    "/gpu/lease",
+    POST,
+    LeaseCards,
+    LeaseResult,
+    "Have GPUs for one pod alone, for a time.",
+    proof=Proof.CHANGES,
 )
 GPU_QUEUE = Operation(
-    "/gpu/queue", POST, LeaseCards, LeaseResult, "The same, in line where none is free now."
+    "/gpu/queue",
+    POST,
+    LeaseCards,
+    LeaseResult,
+    "The same, in line where none is free now.",
+    proof=Proof.CHANGES,
 )
-GPU_LINE = Operation("/gpu/line", GET, Nothing, list[Waiting], "Who is in line for GPUs.")
+GPU_LINE = Operation(
+    "/gpu/line", GET, Nothing, list[Waiting], "Who is in line for GPUs.", proof=Proof.READS
+)
 GPU_RELEASE = Operation(
-    "/gpu/release", POST, ReleaseCards, LeaseResult, "Give leased GPUs back, or leave the line."
+    "/gpu/release",
+    POST,
+    ReleaseCards,
+    LeaseResult,
+    "Give leased GPUs back, or leave the line.",
+    proof=Proof.CHANGES,
 )
 HOST_IMAGES = Operation(
     "/host/images",
@@ -827,6 +932,7 @@ HOST_IMAGES = Operation(
     Nothing,
     list[str],
     "The images that a pod can be made from; if none, header X-Podyd-Hint says how to get one.",
+    proof=Proof.READS,
 )
 HOST_GPU_PS = Operation(
     "/host/gpu-ps",
@@ -834,12 +940,23 @@ HOST_GPU_PS = Operation(
     GpuIndices,
     dict[str, list[GpuProcess]],
     "Per GPU, the processes on it and the pods that they are in.",
+    proof=Proof.READS,
 )
 HOST_GPUS = Operation(
-    "/host/gpus", GET, Nothing, list[GpuInfo], "The GPUs, what they do and which pods have them."
+    "/host/gpus",
+    GET,
+    Nothing,
+    list[GpuInfo],
+    "The GPUs, what they do and which pods have them.",
+    proof=Proof.READS,
 )
 HOST_SPEC = Operation(
-    "/host/spec", GET, Nothing, HostSpec, "Versions of podyd and of what it stands on."
+    "/host/spec",
+    GET,
+    Nothing,
+    HostSpec,
+    "Versions of podyd and of what it stands on.",
+    proof=Proof.READS,
 )
 METRICS = Operation(
     "/metrics",
@@ -849,14 +966,29 @@ METRICS = Operation(
     "podyd's figures for Prometheus.",
     access=Access.SCRAPER,
     media="text/plain; version=0.0.4; charset=utf-8",
+    proof=Proof.READS,
 )
-IMAGE_LIST = Operation("/image/list", GET, Nothing, list[str], "The same as /host/images.")
-IMAGE_INSPECT = Operation("/image/inspect", GET, OneImage, ImageInfo, "All about an image.")
+IMAGE_LIST = Operation(
+    "/image/list", GET, Nothing, list[str], "The same as /host/images.", proof=Proof.READS
+)
+IMAGE_INSPECT = Operation(
+    "/image/inspect", GET, OneImage, ImageInfo, "All about an image.", proof=Proof.READS
+)
 IMAGE_DELETE = Operation(
-    "/image/delete", POST, OneImage, Log, "Delete an image that the caller has committed."
+    "/image/delete",
+    POST,
+    OneImage,
+    Log,
+    "Delete an image that the caller has committed.",
+    proof=Proof.CHANGES,
 )
 STAT_CPUTIME = Operation(
-    "/stat/cputime", GET, UsageOf, dict[str, float], "Per user, CPU seconds of their pods."
+    "/stat/cputime",
+    GET,
+    UsageOf,
+    dict[str, float],
+    "Per user, CPU seconds of their pods.",
+    proof=Proof.READS,
 )
 STAT_GPUTIME = Operation(
     "/stat/gputime",
@@ -864,6 +996,7 @@ STAT_GPUTIME = Operation(
     UsageOf,
     dict[str, float],
     "Per user, seconds for which processes of their pods held a GPU, added up over the GPUs.",
+    proof=Proof.READS,
 )
 
 OPERATIONS: tuple[Operation, ...] = tuple(

@@ -293,9 +293,9 @@ class Endpoint(JsonHandler):
                 f"{self.operation.path} needs your password; a token will not do.",
                 code="password_needed",
             )
+        does = "reaches into a pod" if self.operation.proof is Proof.INSIDE else "changes something"
         raise Forbidden(
-            f"This token only reads, and {self.operation.path} changes something; it takes one of"
-            " scope all.",
+            f"This token only reads, and {self.operation.path} {does}; it takes one of scope all.",
             code="token_only_reads",
         )
 

@@ -13,6 +13,7 @@ from datetime import datetime, timezone
 import pytest
 
 from tests.integration.harness import IMAGE, PASSWORD, Client, Node, Server, run, wait_until
+from tests.integration.test_shell import refused
 
 # As a parameter, which is never written 5e-06, and what is longer.
 MOMENT_DAYS, MOMENT_SECONDS = "0.00001", 1.0
@@ -171,6 +172,41 @@ def test_a_token_that_reads(new_user: Callable[[], Client], ins: str) -> None:
         reader.post(path, **params).refused(403, "token_only_reads")
     reader.post("/user/token", name="x", scope="all").refused(403, "password_needed")
     reader.post("/user/token-revoke", id=id_of(reader)).ok
+
+
+def test_a_token_that_reads_gets_nothing_out_of_a_pod(alice: Client, pod: str) -> None:
+    reader = token_of(alice, scope="read")
+    for path in ("/pod/shell", "/pod/exec-stream"):
+        assert refused(reader, path, ins=pod) == 403
+    for path, params in (
+        ("/pod/file", {"path": "/etc/shadow"}),
+        ("/pod/file", {"path": "/root", "format": "tar"}),
+        ("/pod/logs", {}),
+    ):
+        body = reader.get(path, ins=pod, **params).refused(403, "token_only_reads")
+        assert "scope all" in body["detail"]
+
+
+@pytest.mark.parametrize("scope", ["read", "all"])
+def test_each_operation_takes_the_tokens_that_the_document_says(admin: Client, scope: str) -> None:
+    bearer = token_of(admin, scope=scope)
+    described = bearer.get("/openapi.json").ok["paths"]
+    said, taken = set(), set()
+    for path, methods in described.items():
+        for method, operation in methods.items():
+            if {"token": [scope]} in operation["security"]:
+                said.add((method, path))
+            # The login is judged first: with a parameter that there is not, nothing else happens.
+            status = (
+                refused(bearer, path, nothing=1)
+                if "x-websocket" in operation
+                else bearer.call(method.upper(), path, {"nothing": 1}).status
+            )
+            assert status in (400, 403), (path, status)
+            if status == 400:
+                taken.add((method, path))
+    assert taken == said | {("get", "/version")}
+    admin.post("/user/token-revoke", id="all").ok
 
 
 def test_a_token_revokes_itself_alone(new_user: Callable[[], Client]) -> None:

@@ -17,12 +17,14 @@ from podyd.api.endpoint import Bound, Call, Endpoint, Requests
 from podyd.authclient import AuthClient
 from podyd.config import Config
 from podyd.settings import Settings
-from podyd.spec import Access, HelpOf, Operation
+from podyd.spec import Access, HelpOf, Operation, Proof
 from podyd.store import Database, TokenStore
 from podyd.tokens import Tokens
 from podyd.users import Users
 
-CRASHING = Operation("/crash", ("GET",), HelpOf, str, "Crashes.", access=Access.OPEN)
+CRASHING = Operation(
+    "/crash", ("GET",), HelpOf, str, "Crashes.", proof=Proof.READS, access=Access.OPEN
+)
 
 
 async def fetch(bound: Bound, query: str) -> HTTPResponse:
