@@ -16,7 +16,14 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from podyd.config import UNLIMITED
-from podyd.errors import BadRequest, Conflict, Forbidden, LxdRefused, PodydError, Unavailable
+from podyd.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    PodydError,
+    Unavailable,
+    lxd_could_not,
+)
 from podyd.gpus import Card, Gpus, cards_in, natural, with_cards
 from podyd.leases import (
     LEASE_PREFIX,
@@ -35,7 +42,7 @@ from podyd.lxd.instances import Devices, Instances
 from podyd.nvidia import Sample
 from podyd.occupancy import Occupancy
 from podyd.params import CardChoice
-from podyd.pod import Pod, busy_or, pods_of
+from podyd.pod import Pod, pods_of
 from podyd.settings import Settings
 from podyd.sharing import COVERS, WISH, Making, View, covers_of, in_order, wish_of
 from podyd.spec import LeasedCard, Waiting, iso
@@ -461,14 +468,12 @@ class Allotment:
 
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
         _, covers = _devices(view, pod, due, pod.instance.own_devices)
-        try:
+        with lxd_could_not("change the pod"):
             await self._instances.edit(
                 pod.name,
                 config={**keys, COVERS: ",".join(sorted(covers)) or None},
                 devices=lambda own: _devices(view, pod, due, own)[0],
             )
-        except LxdRefused as error:
-            raise busy_or(error, f"LXD could not change the pod: {error.detail}.") from error
 
 
 def _devices(

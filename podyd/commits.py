@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
-from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError
+from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError, lxd_could_not
 from podyd.identity import forget_identity
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
@@ -173,13 +173,10 @@ class Commits:
         }
         self._pods.templates.add(name)
         try:
-            await self._client.change("POST", "/1.0/instances", body, timeout=TIMEOUT)
-            await forget_identity(self._client, name)
-            yield name
-        except LxdRefused as error:
-            raise PodydError(
-                f"LXD could not make the image: {error.detail}.", code="commit_failed"
-            ) from error
+            with lxd_could_not("make the image", code="commit_failed"):
+                await self._client.change("POST", "/1.0/instances", body, timeout=TIMEOUT)
+                await forget_identity(self._client, name)
+                yield name
         finally:
             removing = self._tasks.spawn(self._remove(name), f"removing {name}")
             await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)

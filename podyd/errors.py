@@ -7,9 +7,10 @@ Whatever a lower library raises is turned into one of these where it is met.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 
@@ -134,13 +135,130 @@ class TimedOut(PodydError):
 
 
 class LxdRefused(PodydError):
-    """LXD answered with an error of its own; `lxd_status` is the one it gave."""
+    """LXD answered with an error of its own; `reason` has its words.
 
+    What podyd tells apart is a class below, each of them with a sentence for members. podyd/lxd/
+    refusals.py knows which of LXD's sentences is which; nobody else reads them.
+    """
+
+    status = 502
     default_code = "lxd_error"
+    # What a member is told; `{reason}` stands for LXD's own words.
+    sentence: ClassVar[str] = "LXD refused it: {reason}; tell your admin if it stays so."
 
-    def __init__(self, detail: str, *, lxd_status: int) -> None:
-        super().__init__(detail)
-        self.lxd_status = lxd_status
+    def __init__(
+        self, reason: str, detail: str = "", *, code: str | None = None, **fields: Any
+    ) -> None:
+        self.reason = reason.rstrip(".")
+        super().__init__(
+            detail or self.sentence.format(reason=self.reason, **fields), code=code, **fields
+        )
+
+
+class Busy(LxdRefused):
+    """LXD is at work on the instance; `operation` is its word for what it does, "" if unknown.
+
+    That a file or a device is busy is another thing.
+    """
+
+    status = 409
+    default_code = "pod_busy"
+    sentence = "The pod is being started, stopped or changed already; try again shortly."
+
+    def __init__(self, reason: str, *, operation: str = "") -> None:
+        super().__init__(reason, operation=operation)
+        self.operation = operation
+
+
+class NotRunning(LxdRefused):
+    """The instance does not run, or is frozen, so that nothing can be run in it."""
+
+    status = 409
+    default_code = "pod_not_running"
+    sentence = "The pod is {status}; start it with /pod/start."
+
+    def __init__(self, reason: str, *, status: str = "stopped") -> None:
+        super().__init__(reason, status=status)
+
+
+class Running(LxdRefused):
+    """The instance runs, which it must not for this, or does so already."""
+
+    status = 409
+    default_code = "pod_running"
+    sentence = "The pod is running; stop it first with /pod/stop."
+
+
+class DidNotShutDown(LxdRefused):
+    """The instance was told to shut down and did not in the time that it had."""
+
+    status = 409
+    default_code = "pod_did_not_shut_down"
+    sentence = "The pod did not shut down in time; try again."
+
+
+class Missing(LxdRefused):
+    """LXD does not have what was named, or what that needs: a profile, a snapshot, a file."""
+
+    status = 404
+    default_code = "not_found"
+    sentence = "LXD does not have it: {reason}."
+
+
+class Gone(Missing):
+    """LXD does not have the instance itself."""
+
+    default_code = "no_such_pod"
+    sentence = "The pod is not there any more; see /pod/list."
+
+
+class NameTaken(LxdRefused):
+    """LXD has something of that name already."""
+
+    status = 409
+    default_code = "name_taken"
+    sentence = "The name is taken: {reason}."
+
+
+class Changed(LxdRefused):
+    """What was to be changed has been changed since it was read: its ETag is another."""
+
+    status = 409
+    default_code = "pod_changed"
+    sentence = "The pod has been changed at the same moment; try again."
+
+
+class DiskFull(LxdRefused):
+    """There is no room left for what LXD writes, on the instance's disk or in the whole pool."""
+
+    status = 409
+    default_code = "disk_full"
+    sentence = "The disk is full: {reason}; free some of it, or ask your admin."
+
+
+class Slipped(LxdRefused):
+    """LXD has mixed up its own file descriptors; that goes by, so it can be tried again.
+
+    While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
+    a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too).
+    """
+
+    status = 503
+    default_code = "lxd_slipped"
+    sentence = "LXD has slipped ({reason}); try again."
+
+
+@contextlib.contextmanager
+def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
+    """Say what LXD was to do, where it refuses that for a reason which has no class of its own."""
+    try:
+        yield
+    except LxdRefused as error:
+        if type(error) is not LxdRefused:
+            raise
+        raise LxdRefused(
+            error.reason, f"LXD could not {what}: {error.reason}.", code=code
+        ) from error
 
 
 class ConfigError(PodydError):

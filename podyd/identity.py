@@ -7,9 +7,19 @@ pod's owner has made leads nowhere else; podyd opens none itself.
 
 from __future__ import annotations
 
+import contextlib
 import json
 
-from podyd.errors import Conflict, LxdRefused, Unavailable
+from podyd.errors import (
+    Busy,
+    Conflict,
+    DiskFull,
+    Gone,
+    LxdRefused,
+    Missing,
+    Slipped,
+    Unavailable,
+)
 from podyd.lxd.client import LxdClient
 
 SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
@@ -30,6 +40,8 @@ async def forget_identity(client: LxdClient, name: str) -> None:
         # LXD's template starts nothing where this leads out of the pod.
         if await _kind(client, name, HOSTS) not in ("file", ""):
             await _delete(client, name, HOSTS)
+    except (Busy, DiskFull, Gone, Slipped):
+        raise
     except (LxdRefused, Unavailable) as error:
         # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
         raise Conflict(
@@ -50,15 +62,10 @@ async def _kind(client: LxdClient, name: str, path: str) -> str:
     """What LXD calls it: file, directory, symlink; "" if it is not there."""
     try:
         return str((await client.file("HEAD", name, path)).headers.get("X-LXD-type", ""))
-    except LxdRefused as error:
-        if error.lxd_status == 404:
-            return ""
-        raise
+    except Missing:
+        return ""
 
 
 async def _delete(client: LxdClient, name: str, path: str) -> None:
-    try:
+    with contextlib.suppress(Missing):
         await client.file("DELETE", name, path)
-    except LxdRefused as error:
-        if error.lxd_status != 404:
-            raise

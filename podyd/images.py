@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
 import logging
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from podyd.errors import Forbidden, LxdRefused, NotFound
+from podyd.errors import Forbidden, Missing, NotFound
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import parse_time
 from podyd.pod import MADE_AS, OWNER
@@ -102,12 +103,9 @@ class Images:
 
     async def remove(self, image: Image) -> None:
         """Delete an image; that it has gone already is no error."""
-        try:
+        with contextlib.suppress(Missing):
             path = f"/1.0/images/{image.fingerprint}"
             await self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
-        except LxdRefused as error:
-            if error.lxd_status != 404:
-                raise
 
     async def all(self) -> list[Image]:
         """Every image, whoever's it is."""

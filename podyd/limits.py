@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from podyd.config import UNLIMITED
-from podyd.errors import BadRequest, Conflict, Forbidden, LxdRefused
+from podyd.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.instances import Instances
-from podyd.pod import Pod, busy_or
+from podyd.pod import Pod
 from podyd.pods import Pods, config_of, limits, memory_limit
 from podyd.spec import PodInfo
 from podyd.users import Member
@@ -50,10 +50,8 @@ class Limits:
                 changes[key] = capped.get(key) if asked == UNLIMITED else str(asked)
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
-        try:
+        with lxd_could_not("set the limits"):
             await self._instances.edit(pod.name, config=changes, devices=dict)
-        except LxdRefused as error:
-            raise busy_or(error, f"LXD could not set the limits: {error.detail}.") from error
         log.info("%s limited pod %s: %s", member.name, pod.name, changes)
         return await self._pods.info(member, ins)
 

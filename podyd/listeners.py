@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from podyd.errors import LxdRefused, Unavailable
+from podyd.errors import Unavailable
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.payloads import Payloads
 from podyd.pod import Pod
@@ -44,10 +44,7 @@ class Listeners:
         """What listens in a running pod, by port. Raises Conflict if it does not run."""
         if pod.status not in ("running", "frozen"):
             raise not_running(pod.ins, pod.status)
-        try:
-            state = await self._client.get(instance_path(pod.name, "state"))
-        except LxdRefused as error:
-            raise not_running(pod.ins, "stopped") from error
+        state = await self._client.get(instance_path(pod.name, "state"))
         whose = self._client.project, pod.name
         loop = asyncio.get_running_loop()
         try:

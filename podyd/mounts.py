@@ -17,10 +17,10 @@ from typing import Any
 
 from podyd.config import Mount
 from podyd.directories import Directory, to_make, unfit, unsafe
-from podyd.errors import Conflict, LxdRefused, Unavailable
+from podyd.errors import Conflict, Unavailable, lxd_could_not
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import Devices, Instances
-from podyd.pod import IDMAP, Pod, busy_or
+from podyd.pod import IDMAP, Pod
 from podyd.settings import Settings
 from podyd.users import Member
 
@@ -79,7 +79,7 @@ class Mounts:
         """Give a pod that has stopped what is due."""
         if due is None:
             return
-        try:
+        with lxd_could_not("mount your directories"):
             await self._instances.edit(
                 pod.name,
                 config=due.config,
@@ -88,9 +88,6 @@ class Mounts:
                     **due.devices,
                 },
             )
-        except LxdRefused as error:
-            detail = f"LXD could not mount your directories: {error.detail}."
-            raise busy_or(error, detail) from error
 
     async def _of(self, member: Member) -> Mounted:
         mounts = self._settings.current.pods.mounts

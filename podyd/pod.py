@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from podyd.errors import Conflict, LxdRefused, NotFound, PodydError
+from podyd.errors import NotFound
 from podyd.lxd.instances import Instance
 from podyd.spec import PodStatus
 
@@ -71,16 +71,6 @@ def pods_of(instances: Iterable[Instance]) -> list[Pod]:
 def is_half_made(instance: Instance) -> bool:
     """Whether podyd began to make this instance and it has never run."""
     return instance.config.get(MADE_AS) == instance.name and instance.started is None
-
-
-def busy_or(error: LxdRefused, detail: str, kind: type[PodydError] = PodydError) -> PodydError:
-    """Conflict if LXD is at work on the instance already, else an error with this detail."""
-    if "busy" in error.detail.lower():
-        return Conflict(
-            "The pod is being started, stopped or changed already; try again shortly.",
-            code="pod_busy",
-        )
-    return kind(detail, code="lxd_error" if kind is PodydError else None)
 
 
 def no_such_snapshot(pod: Pod, name: str) -> NotFound:

@@ -25,14 +25,22 @@ from urllib.parse import quote
 from podyd.allotment import Allotment
 from podyd.config import UNLIMITED, parse_size
 from podyd.errors import (
+    Busy,
     Conflict,
+    DidNotShutDown,
     Forbidden,
+    Gone,
     LxdRefused,
+    Missing,
     NotFound,
+    NotRunning,
     PodydError,
+    Running,
+    Slipped,
     TimedOut,
     TooMany,
     Unavailable,
+    lxd_could_not,
 )
 from podyd.gpus import Gpus, cards_in, needs_nvidia
 from podyd.identity import forget_identity
@@ -49,7 +57,6 @@ from podyd.pod import (
     MADE_AS,
     OWNER,
     Pod,
-    busy_or,
     is_half_made,
     no_such_snapshot,
     pods_of,
@@ -73,7 +80,6 @@ DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 # LXD may still be publishing a pod, which takes minutes.
 REMOVE_TRIES = 1800
-SLIPS = ("bad file descriptor", "Failed to change ownership")
 LOG_LINES = 3
 # What LXC's functions say, once a start has failed for whatever reason.
 _CONSEQUENCES = frozenset(
@@ -102,6 +108,7 @@ class Executed(Protocol):
 class StartFailed(PodydError):
     """LXD could not start a pod; `detail` has the reason from LXC's own log."""
 
+    status = 502
     default_code = "pod_start_failed"
 
 
@@ -253,9 +260,7 @@ class Pods:
     async def _check_snapshot(self, pod: Pod, name: str) -> None:
         try:
             await self._client.get(instance_path(pod.name, "snapshots", quote(name, safe="")))
-        except LxdRefused as error:
-            if error.lxd_status != 404:
-                raise
+        except Missing as error:
             raise no_such_snapshot(pod, name) from error
 
     async def _make(
@@ -270,14 +275,10 @@ class Pods:
             name = body["name"]
             body["source"] = source
             body["config"] |= config
-            try:
+            with lxd_could_not("make the pod", code="pod_create_failed"):
                 await twice_if_lxd_slips(
                     lambda: self._make_whole(body), lambda: self._remove_half_made(name)
                 )
-            except LxdRefused as error:
-                raise PodydError(
-                    f"LXD could not make the pod: {error.detail}.", code="pod_create_failed"
-                ) from error
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
 
@@ -382,10 +383,10 @@ class Pods:
             # Stopping what has stopped is an error that does not matter here.
             with contextlib.suppress(LxdRefused):
                 await self._set_state(name, "stop", timeout=STOP_TIMEOUT, force=True)
-            await _when_free(lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT))
-        except LxdRefused as error:
-            if error.lxd_status != 404:
-                raise busy_or(error, f"LXD could not delete the pod: {error.detail}.") from error
+            with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
+                await _when_free(
+                    lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
+                )
         finally:
             self._instances.invalidate()
 
@@ -395,7 +396,7 @@ class Pods:
             try:
                 await self._delete(name)
                 return
-            except (Conflict, TimedOut, Unavailable):
+            except (Busy, TimedOut, Unavailable):
                 await asyncio.sleep(1)
 
     async def sweep(self) -> None:
@@ -457,15 +458,13 @@ class Pods:
     async def _start(self, name: str, action: str = "start") -> None:
         try:
             await self._set_state(name, action, timeout=START_TIMEOUT)
+        except Running:
+            return
         except LxdRefused as error:
-            if "already running" in error.detail:
-                return
-            reason = await self._why_not_started(name)
-            raise busy_or(
-                error,
-                f"The pod could not be started: {reason or error.detail}.",
-                StartFailed,
-            ) from error
+            if type(error) is not LxdRefused:
+                raise
+            reason = await self._why_not_started(name) or error.reason
+            raise StartFailed(f"The pod could not be started: {reason}.") from error
 
     async def _why_not_started(self, name: str) -> str:
         """The last errors of LXC's log; LXD itself says only that forkstart failed."""
@@ -479,17 +478,13 @@ class Pods:
         """Stop a pod; returns how, if not in the ordinary way."""
         for timeout in _stop_timeouts(pod):
             try:
-                await self._set_state(pod.name, "stop", timeout=timeout)
+                with lxd_could_not("stop the pod"), contextlib.suppress(NotRunning):
+                    await self._set_state(pod.name, "stop", timeout=timeout)
                 return ""
-            except (LxdRefused, TimedOut) as error:
-                if "already stopped" in error.detail:
-                    return ""
+            except (DidNotShutDown, TimedOut) as error:
                 log.info("%s does not shut down: %s", pod.name, error.detail)
-        try:
+        with lxd_could_not("stop the pod"), contextlib.suppress(NotRunning):
             await self._set_state(pod.name, "stop", timeout=STOP_TIMEOUT, force=True)
-        except LxdRefused as error:
-            if "already stopped" not in error.detail:
-                raise busy_or(error, f"LXD could not stop the pod: {error.detail}.") from error
         return ", by force, as it did not shut down in time" if pod.status == "running" else ""
 
     async def _set_state(
@@ -526,12 +521,9 @@ class Pods:
             raise not_running(ins, pod.status)
         with self._one_exec(member):
             started = time.monotonic()
-            try:
-                done = await self._executor.run(
-                    pod.name, command, timeout=timeout, limit=config.exec_output_max
-                )
-            except LxdRefused as error:
-                raise stopped_or(error, ins) from error
+            done = await self._executor.run(
+                pod.name, command, timeout=timeout, limit=config.exec_output_max
+            )
             seconds = time.monotonic() - started
             self._executed(seconds, timed_out=done.exit_code is None)
             return ExecResult(
@@ -574,16 +566,12 @@ def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
 async def twice_if_lxd_slips(
     make: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[bool]]
 ) -> None:
-    """Make something; what has failed is undone, and made once more if LXD alone is to blame.
-
-    While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
-    a file which another instance is being made of (canonical/lxd#15955, in LXD 5.0.2 too).
-    """
+    """Make something; what has failed is undone, and made once more if LXD alone is to blame."""
     try:
         await make()
     except PodydError as error:
         is_undone = await undo()
-        if not is_undone or not any(slip in error.detail for slip in SLIPS):
+        if not is_undone or not isinstance(error, Slipped):
             raise
         log.warning("LXD has slipped, so it is asked once more: %s", error.detail)
     else:
@@ -604,8 +592,8 @@ async def _when_free(change: Callable[[], Awaitable[object]]) -> None:
         try:
             await change()
             return
-        except LxdRefused as error:
-            if not left or 'busy running a "update"' not in error.detail:
+        except Busy as error:
+            if not left or error.operation != "update":
                 raise
         await asyncio.sleep(FREE_SECONDS)
 
@@ -669,12 +657,6 @@ def port_mapping(devices: Devices) -> list[str]:
             outside, inside = (device[end].rpartition(":")[2] for end in ("listen", "connect"))
             found.append(f"{outside}:{inside}")
     return sorted(found)
-
-
-def stopped_or(error: LxdRefused, ins: str) -> PodydError:
-    """Why LXD ran nothing in a pod: it has stopped this moment, or what LXD says."""
-    stopped = error.lxd_status == 400 and "not running" in error.detail
-    return not_running(ins, "stopped") if stopped else error
 
 
 def not_running(ins: str, status: str) -> Conflict:

@@ -17,10 +17,10 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from podyd.config import UNLIMITED
-from podyd.errors import Conflict, Forbidden, LxdRefused, NotFound, PodydError
+from podyd.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
 from podyd.leases import now
 from podyd.lxd.instances import Instance, Instances
-from podyd.pod import PORTS, Pod, busy_or, pods_of
+from podyd.pod import PORTS, Pod, pods_of
 from podyd.relayclient import Relay, Table, relay_at
 from podyd.settings import Settings
 from podyd.users import Member
@@ -248,10 +248,8 @@ class Ports:
             return frozenset()
 
     async def _write(self, pod: Pod, mapped: Mapped) -> None:
-        try:
+        with lxd_could_not("note the pod's ports"):
             await self._instances.edit(pod.name, config={PORTS: written(mapped)}, devices=dict)
-        except LxdRefused as error:
-            raise busy_or(error, f"LXD could not note the pod's ports: {error.detail}.") from error
 
     # --- What the relay is told ------------------------------------------------------------------
 

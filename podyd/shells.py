@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from podyd.errors import BadRequest, LxdRefused
+from podyd.errors import BadRequest
 from podyd.line import WINDOW_BYTES, Line, Size
 from podyd.lxd.execution import Executor
 from podyd.lxd.talk import Terminal
 from podyd.places import Places
 from podyd.pod import Pod
-from podyd.pods import Executed, Pods, stopped_or
+from podyd.pods import Executed, Pods
 from podyd.spec import Ended, Start
 from podyd.users import Member
 
@@ -47,16 +47,13 @@ class Shells:
     async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> int | None:
         """Run what `start` says; its exit code, None if time was up."""
         began = time.monotonic()
-        try:
-            code = await self._executor.talk(
-                pod.name,
-                _words(start, is_shell=size is not None),
-                line,
-                terminal=None if size is None else Terminal(size, start.term),
-                timeout=start.timeout,
-            )
-        except LxdRefused as error:
-            raise stopped_or(error, pod.ins) from error
+        code = await self._executor.talk(
+            pod.name,
+            _words(start, is_shell=size is not None),
+            line,
+            terminal=None if size is None else Terminal(size, start.term),
+            timeout=start.timeout,
+        )
         if size is None:
             self._executed(time.monotonic() - began, timed_out=code is None)
         return code

@@ -16,11 +16,12 @@ from podyd.errors import (
     LxdRefused,
     TimedOut,
     Unavailable,
+    lxd_could_not,
 )
 from podyd.leases import now
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.instances import Instances, parse_time
-from podyd.pod import Pod, busy_or, no_such_snapshot
+from podyd.pod import Pod, no_such_snapshot
 from podyd.pods import Pods
 from podyd.spec import SnapshotInfo, iso
 from podyd.tasks import Tasks
@@ -59,20 +60,16 @@ class Snapshots:
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
             path = instance_path(pod.name, "snapshots")
-            try:
+            with lxd_could_not("take the snapshot"):
                 await self._client.change("POST", path, {"name": name}, timeout=DISK_TIMEOUT)
-            except LxdRefused as error:
-                raise busy_or(error, f"LXD could not take the snapshot: {error.detail}.") from error
             return await self._one(pod, name)
 
     async def delete(self, member: Member, ins: str, name: str) -> str:
         """Delete a snapshot. Returns what was done."""
         pod = await self._pods.find(member, ins)
         await self._one(pod, name)
-        try:
+        with lxd_could_not("delete the snapshot"):
             await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
-        except LxdRefused as error:
-            raise busy_or(error, f"LXD could not delete the snapshot: {error.detail}.") from error
         return f"Snapshot {name} of pod {ins} is deleted."
 
     async def restore(self, member: Member, ins: str, name: str) -> str:
@@ -85,9 +82,8 @@ class Snapshots:
         if pod.status != "stopped":
             await self._pods.stop(member, ins)
         try:
-            await self._instances.restore(pod.name, name, timeout=DISK_TIMEOUT)
-        except LxdRefused as error:
-            raise busy_or(error, f"LXD could not restore the snapshot: {error.detail}.") from error
+            with lxd_could_not("restore the snapshot"):
+                await self._instances.restore(pod.name, name, timeout=DISK_TIMEOUT)
         finally:
             settling = self._tasks.spawn(self._settle(pod.name), f"settling {pod.name}")
             await asyncio.wait({settling})

@@ -15,12 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from podyd import spec
-from podyd.errors import Conflict, LxdRefused, NotFound, PodydError
+from podyd.errors import Conflict, NotFound, PodydError
 from podyd.line import STDOUT, Wish
 from podyd.lxd.execution import Afterwards, Executor
 from podyd.places import Places
 from podyd.pod import Pod
-from podyd.pods import Pods, stopped_or
+from podyd.pods import Pods
 from podyd.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
 from podyd.tasks import Tasks
 from podyd.users import Member
@@ -180,12 +180,9 @@ class Transfers:
     ) -> int:
         """Run a script in a pod; its exit status."""
         command = ("/bin/sh", "-c", script, "podyd", *words)
-        try:
-            code = await self._executor.talk(
-                pod.name, command, pipe, terminal=None, timeout=None, then=then
-            )
-        except LxdRefused as error:
-            raise stopped_or(error, pod.ins) from error
+        code = await self._executor.talk(
+            pod.name, command, pipe, terminal=None, timeout=None, then=then
+        )
         assert code is not None
         return code
 

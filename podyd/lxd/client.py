@@ -1,7 +1,8 @@
 """LXD's REST API over TLS, with podyd's restricted client certificate.
 
 Everything here is asynchronous, because LXD may take long or hang. What LXD answers becomes
-Python data; what it refuses becomes `LxdRefused`; that it cannot be reached, `Unavailable`.
+Python data; what it refuses becomes one of the kinds of `LxdRefused` (see refusals.py); that it
+cannot be reached, `Unavailable`.
 API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 """
 
@@ -22,8 +23,9 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
-from podyd.errors import LxdRefused, NotSetUp, TimedOut, Unavailable
+from podyd.errors import NotSetUp, TimedOut, Unavailable
 from podyd.lxd import websocket
+from podyd.lxd.refusals import refusal
 from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
@@ -110,13 +112,10 @@ class LxdClient:
 
     async def get(self, path: str, **query: Any) -> Any:
         """The metadata that LXD answers to a GET."""
-        try:
-            return (await self._call("GET", path, query=query, timeout=FIRST_TIMEOUT))["metadata"]
-        except LxdRefused as error:
-            if error.lxd_status < 500:
-                raise
-        except Unavailable:
-            pass
+        with contextlib.suppress(Unavailable):
+            response = await self._fetch("GET", path, None, query, FIRST_TIMEOUT)
+            if response.code < 500:
+                return _answer(response)["metadata"]
         # LXD 5.0.2 now and then closes a file that another request is reading ("bad file
         # descriptor"), or never answers. Nothing is changed by a second look.
         left = ANSWER_TIMEOUT - FIRST_TIMEOUT
@@ -131,7 +130,7 @@ class LxdClient:
         """A file that LXD serves as it is, such as a log."""
         response = await self._fetch("GET", path, None, query, ANSWER_TIMEOUT)
         if response.code >= 400:
-            raise LxdRefused(f"LXD has no {path}.", lxd_status=response.code)
+            _answer(response)
         return response.body.decode(errors="replace")
 
     async def file(
@@ -142,7 +141,7 @@ class LxdClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
-        """A request for a file of an instance. Raises LxdRefused, as 404 where there is none."""
+        """A request for a file of an instance. Raises Missing where there is none."""
         response = await self._fetch(
             method,
             instance_path(instance, "files"),
@@ -151,8 +150,8 @@ class LxdClient:
             ANSWER_TIMEOUT,
             headers=headers,
         )
-        if response.code == 404:
-            raise LxdRefused(f"There is no {path}.", lxd_status=404)
+        if method == "HEAD" and response.code >= 400:  # It comes without a reason.
+            raise refusal(f"LXD does not show {path} ({response.code})", response.code)
         if response.code >= 400:
             _answer(response)
         return response
@@ -169,9 +168,8 @@ class LxdClient:
     ) -> Any:
         """A request that changes something; waits for LXD's operation where there is one.
 
-        With `etag` LXD refuses it, as 412, if somebody else has changed the thing meanwhile.
-        `began` is told the operation's path. Raises TimedOut if it is still under way after
-        `timeout` seconds.
+        With `etag`, raises Changed if somebody else has changed the thing meanwhile. `began` is
+        told the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
         """
         answer = await self._call(method, path, body=body, etag=etag)
         if answer["type"] != "async":
@@ -188,7 +186,8 @@ class LxdClient:
                 code="lxd_timed_out",
             )
         if metadata["status_code"] >= 400:
-            raise LxdRefused(metadata["err"], lxd_status=metadata["status_code"])
+            # Its own status is none of HTTP's; a later LXD says that beside it.
+            raise refusal(metadata["err"], metadata.get("err_code", 0))
         return metadata
 
     async def start(self, path: str, body: Any) -> Mapping[str, Any]:
@@ -216,9 +215,9 @@ class LxdClient:
                 request, ping_interval=ping_interval, answers_pings=answers_pings
             )
         except HTTPClientError as error:
-            if error.code == 599:
-                raise unreachable(error) from error
-            raise LxdRefused(f"LXD refused {path}.", lxd_status=error.code) from error
+            if error.response is not None:
+                _answer(error.response)
+            raise unreachable(error) from error
         except (OSError, HTTPTimeoutError) as error:
             raise unreachable(error) from error
 
@@ -273,7 +272,7 @@ def _answer(response: HTTPResponse) -> Any:
             f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
         ) from error
     if answer.get("type") == "error":
-        raise LxdRefused(str(answer["error"]), lxd_status=int(answer["error_code"]))
+        raise refusal(str(answer["error"]), response.code)
     return answer
 
 

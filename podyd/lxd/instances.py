@@ -8,6 +8,7 @@ is kept. What an admin does with `lxc` is thereby seen at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from podyd.errors import LxdRefused, PodydError
+from podyd.errors import Busy, Changed, Gone, PodydError
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.holds import Holds
 from podyd.lxd.websocket import Websocket
@@ -179,8 +180,8 @@ class Instances:
                 try:
                     await self._client.change("PUT", path, body, etag=etag)
                     return
-                except LxdRefused as error:
-                    if error.lxd_status != 412 or not left:
+                except Changed:
+                    if not left:
                         raise
         finally:
             self.invalidate()
@@ -205,9 +206,9 @@ class Instances:
     # --- Snapshots -------------------------------------------------------------------------------
 
     def check_free(self, name: str) -> None:
-        """Raises LxdRefused, as LXD does, while a snapshot of an instance is being restored."""
+        """Raises Busy, as LXD does, while a snapshot of an instance is being restored."""
         if self._holds.has(name):
-            raise LxdRefused("The instance is busy: a snapshot is being restored", lxd_status=400)
+            raise Busy("a snapshot is being restored", operation="restore")
 
     async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
         """Make an instance's disk as it was at a snapshot.
@@ -238,16 +239,13 @@ class Instances:
         kept = self._holds.kept(name)
         if kept is None:
             return
-        try:
+        with contextlib.suppress(Gone):
             data = await self._client.get(path)
             if data["config"].get("volatile.uuid") == kept["config"].get("volatile.uuid"):
                 body = {key: kept[key] for key in _CHANGEABLE}
                 # What LXD notes there goes with the disk as it is now.
                 body["config"] = _but_volatile(kept) | _volatile(data)
                 await self._client.change("PUT", path, body)
-        except LxdRefused as error:
-            if error.lxd_status != 404:
-                raise
         self._holds.drop(name)
         self.invalidate()
 

@@ -540,7 +540,7 @@ def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
     broken = {**json.loads(text), "configure_error": "initialization error: driver not loaded"}
     write_atomically(CARDS_FILE, json.dumps(broken))
     try:
-        body = client.post("/pod/create", ins="a", image=IMAGE).refused(500, "pod_start_failed")
+        body = client.post("/pod/create", ins="a", image=IMAGE).refused(502, "pod_start_failed")
     finally:
         write_atomically(CARDS_FILE, text)
     assert "forkstart" not in body["detail"]

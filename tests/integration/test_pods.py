@@ -277,7 +277,7 @@ def test_a_pod_that_cannot_start_leaves_nothing_and_says_why(
     node.lxc("profile", "set", "broken", "limits.kernel.nofile=99999999999999999999")
     server = node.serve({"pods": {"profiles": ["podyd-base", "broken"]}})
     client = server.client(alice.user)
-    body = client.post("/pod/create", ins=ins, image=IMAGE).refused(500)
+    body = client.post("/pod/create", ins=ins, image=IMAGE).refused(502)
     assert body["code"] in ("pod_start_failed", "pod_create_failed")
     assert "forkstart" not in body["detail"]
     assert ins not in client.get("/pod/list").ok

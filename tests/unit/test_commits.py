@@ -10,7 +10,7 @@ import pytest
 
 from podyd.commits import Commits
 from podyd.config import Quota
-from podyd.errors import LxdRefused, NotFound
+from podyd.errors import Missing, NotFound
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
 from podyd.pods import Pods
@@ -31,7 +31,7 @@ class Lxd(LxdClient):
     async def get(self, path: str, **query: Any) -> Any:
         assert path == "/1.0/operations/1"
         if self.metadata is None:
-            raise LxdRefused("not found", lxd_status=404)
+            raise Missing("Image not found")
         return self.metadata
 
 

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from podyd.errors import LxdRefused
+from podyd.errors import Gone
 from podyd.lxd.instances import Instance
 from podyd.payloads import Payloads
 
@@ -40,7 +40,7 @@ class Rig:
     async def _first_process(self, name: str) -> int:
         self.asked.append(name)
         if name not in self.first:
-            raise LxdRefused("Instance not found", lxd_status=404)
+            raise Gone("Instance not found")
         return self.first[name]
 
     def run(self, cgroups: Mapping[str, str]) -> None:

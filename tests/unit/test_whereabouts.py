@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from podyd.errors import LxdRefused
+from podyd.errors import Gone
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import Instance
 from podyd.neighbours import neighbours, probe
@@ -74,7 +74,7 @@ class Lxd(LxdClient):
 
     async def get(self, path: str, **query: Any) -> Any:
         if not self.claimed:
-            raise LxdRefused("Instance not found", lxd_status=404)
+            raise Gone("Instance not found")
         addresses = [
             {"family": "inet", "scope": "global", "address": address} for address in self.claimed
         ]
