@@ -12,7 +12,7 @@ import contextlib
 import json
 import socket
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from podyd.errors import BadRequest, Forbidden, Unauthorized, Unavailable
@@ -30,7 +30,8 @@ MAX_ANSWER_BYTES = 16 * 1024**2
 class Account:
     """A Linux account as NSS has it.
 
-    `mark` is another one with each new password; "" where it is not known.
+    `mark` is another one with each new password; "" where it is not known. `must_change`: it may
+    do nothing until its password is changed.
     """
 
     name: str
@@ -38,10 +39,11 @@ class Account:
     gid: int
     groups: frozenset[str]
     mark: str = ""
+    must_change: bool = False
 
     @classmethod
-    def of(cls, data: Mapping[str, Any], mark: str = "") -> Account:
-        return cls(data["name"], data["uid"], data["gid"], frozenset(data["groups"]), mark)
+    def of(cls, data: Mapping[str, Any]) -> Account:
+        return cls(data["name"], data["uid"], data["gid"], frozenset(data["groups"]))
 
 
 class AuthClient:
@@ -54,37 +56,38 @@ class AuthClient:
     async def login(self, user: str, password: str, address: str, *, known: bool) -> Account:
         """Check a password and the account behind it through PAM.
 
-        `known`: the user has logged in from this address before.
+        `known`: the user has logged in from this address before. Whether the account
+        `must_change` its password, the caller must look at.
 
         Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
         not log in at present, Unavailable if PAM or what is behind it does not answer.
         """
-        answer = await self._ask(known, op="login", user=user, password=password, remote=address)
-        return Account.of(answer["account"], answer.get("mark", ""))
+        return _allowed(
+            await self._ask(known, op="login", user=user, password=password, remote=address)
+        )
 
     async def account(self, user: str, address: str, *, known: bool) -> Account:
         """An account that may log in at present, whoever asks: PAM's account rules, no password.
 
         Raises as `login` does; Unauthorized if there is none of this name.
         """
-        answer = await self._ask(known, op="account", user=user, remote=address)
-        return Account.of(answer["account"], answer.get("mark", ""))
+        return _allowed(await self._ask(known, op="account", user=user, remote=address))
 
     async def change_password(self, user: str, old: str, new: str) -> None:
         """Change a password as the user themselves would with passwd(1).
 
         Raises BadRequest, with PAM's own words, for a password that PAM does not take.
         """
-        await self._ask(True, op="passwd", user=user, old=old, new=new)
+        _checked(await self._ask(True, op="passwd", user=user, old=old, new=new))
 
     async def accounts(self) -> list[Account]:
         """Every account that could log in, as far as NSS lists them."""
-        answer = await self._ask(True, op="accounts")
+        answer = _checked(await self._ask(True, op="accounts"))
         return [Account.of(item) for item in answer["accounts"]]
 
     async def _ask(self, favoured: bool, **request: str) -> Mapping[str, Any]:
         try:
-            answer = await asyncio.wait_for(self._in_turn(favoured, request), TIMEOUT)
+            return await asyncio.wait_for(self._in_turn(favoured, request), TIMEOUT)
         # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
         except (LineFull, BlockingIOError):
             raise Unavailable(
@@ -100,7 +103,6 @@ class AuthClient:
                 f" answer at {self._path} ({type(error).__name__}).",
                 code="pam_unreachable",
             ) from error
-        return _checked(answer)
 
     async def _in_turn(self, favoured: bool, request: Mapping[str, str]) -> Mapping[str, Any]:
         async with self._turns.turn(favoured=favoured):
@@ -136,6 +138,12 @@ def _connected(path: str) -> socket.socket:
         connection.close()
         raise
     return connection
+
+
+def _allowed(answer: Mapping[str, Any]) -> Account:
+    must_change = answer.get("error") == "expired"
+    account = Account.of((answer if must_change else _checked(answer))["account"])
+    return replace(account, mark=answer.get("mark", ""), must_change=must_change)
 
 
 def _checked(answer: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -13,7 +13,8 @@ Requests and their answers (`ACCOUNT` is {name, uid, gid, groups, home, shell}):
     {"op": "accounts"}                                {"ok": true, "accounts": [ACCOUNT, ...]}
 
 or {"error": WORD}, with a sentence in `reason` where the user may read one; the words are in Error.
-`mark` is another one with each new password, and absent where this host does not keep the password.
+"expired" lets nobody in, but comes with `account` and `mark`: whom a `passwd` would be for. `mark`
+is another one with each new password, and absent where this host does not keep the password.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class Error(enum.Enum):
 
     DENIED = "denied"  # wrong password, unknown user, system account
     REFUSED = "refused"  # the password is right, but the account may not
+    EXPIRED = "expired"  # the same until `passwd` has changed it
     WEAK = "weak"  # the new password breaks a rule; nothing was changed
     INVALID = "invalid"  # the request itself is wrong; nothing was done
     UNAVAILABLE = "unavailable"  # PAM could not be asked, or took too long
@@ -575,11 +577,11 @@ def _one(request: OneAccount, entry: pwd.struct_passwd | None, settings: Setting
 
 
 def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> Answer:
-    if result.outcome is not pam.Outcome.OK:
+    if result.outcome not in (pam.Outcome.OK, pam.Outcome.EXPIRED):
         return _from_pam(result)
     if not _has_login_shell(entry):  # told only to who is let in otherwise
         return Answer(Error.REFUSED, "The account has no login shell.")
-    return Answer(account=_account(entry), mark=secret.mark)
+    return replace(_from_pam(result), account=_account(entry), mark=secret.mark)
 
 
 def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
@@ -681,6 +683,7 @@ def _as_account(entry: pwd.struct_passwd, groups: list[str]) -> Account:
 _LEVELS = {
     Error.DENIED: LOG_NOTICE,
     Error.REFUSED: LOG_NOTICE,
+    Error.EXPIRED: LOG_NOTICE,
     Error.UNAVAILABLE: LOG_WARNING,
 }
 

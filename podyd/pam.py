@@ -62,6 +62,7 @@ class Outcome(enum.Enum):
     OK = "ok"
     DENIED = "denied"  # wrong password, unknown user, too many tries: deliberately one answer
     REFUSED = "refused"  # the password is right, but the account may not log in now
+    EXPIRED = "expired"  # the password is right, and must be changed before anything else
     WEAK = "weak"  # the new password breaks a rule
     UNAVAILABLE = "unavailable"  # nobody could be asked
 
@@ -128,7 +129,7 @@ def secret_of(user: str) -> Secret:
 
 
 def may_log_in(user: str, service: str, remote_address: str = "") -> Result:
-    """Whether the account may log in now, whoever asks: OK, REFUSED, UNAVAILABLE.
+    """Whether the account may log in now, whoever asks: OK, REFUSED, EXPIRED, UNAVAILABLE.
 
     PAM's account rules, without a proof of identity. They do not look at a lock: `secret_of` does.
     """
@@ -136,24 +137,37 @@ def may_log_in(user: str, service: str, remote_address: str = "") -> Result:
     if ready.outcome is not Outcome.OK:
         return ready
     with _Transaction(service, user, _no_answer, remote_address) as dialog:
-        return _judge(dialog, dialog.account())[0]
+        return _judge(dialog, dialog.account())
 
 
 def authenticate(user: str, password: str, service: str, remote_address: str = "") -> Result:
-    """Check the password and that the account may log in now: OK, DENIED, REFUSED, UNAVAILABLE."""
-    return _verify(user, password, service, remote_address)[0]
+    """Check the password and that the account may log in now: any outcome but WEAK."""
+    ready = check(service)
+    if ready.outcome is not Outcome.OK:
+        return ready
+    if not user or not password or not all(map(_fits, (user, password, remote_address))):
+        return _DENIED
+    with _Transaction(service, user, lambda _prompt: password, remote_address) as dialog:
+        code = dialog.authenticate()
+        if code in _BACKEND_FAILURES:
+            return Result(Outcome.UNAVAILABLE, dialog.describe(code))
+        # `nullok` lets an account without a password in with any, and never asks for one.
+        if code != pam.PAM_SUCCESS or not dialog.asked:
+            return _DENIED
+        dialog.complaints.clear()
+        return _judge(dialog, dialog.account())
 
 
 def change_password(user: str, uid: int, old: str, new: str, service: str) -> Result:
-    """Change the password as passwd(1) would for the user: any outcome may come of it.
+    """Change the password as passwd(1) would for the user: any outcome but EXPIRED.
 
     For a process that then ends: its real uid is the user's afterwards.
     """
     if not _fits(new):
         return Result(Outcome.WEAK, "The password cannot be used.")
     # pam_unix asks for no old password where the account has none, so it is checked first.
-    verdict, code = _verify(user, old, service, "")
-    if verdict.outcome is not Outcome.OK and code != pam.PAM_NEW_AUTHTOK_REQD:
+    verdict = authenticate(user, old, service)
+    if verdict.outcome not in (Outcome.OK, Outcome.EXPIRED):
         return verdict
     # Modules take a real uid of 0 for the administrator, who is bound by no rule.
     os.setresuid(uid, 0, 0)
@@ -182,31 +196,14 @@ def spend_time(password: str) -> None:
         ctypes.CDLL("libcrypt.so.1").crypt(password.encode(), _SALT)
 
 
-def _verify(user: str, password: str, service: str, remote: str) -> tuple[Result, int]:
-    """The result, and PAM's code behind it."""
-    ready = check(service)
-    if ready.outcome is not Outcome.OK:
-        return ready, pam.PAM_SYSTEM_ERR
-    if not user or not password or not all(map(_fits, (user, password, remote))):
-        return _DENIED, pam.PAM_AUTH_ERR
-    with _Transaction(service, user, lambda _prompt: password, remote) as dialog:
-        code = dialog.authenticate()
-        if code in _BACKEND_FAILURES:
-            return Result(Outcome.UNAVAILABLE, dialog.describe(code)), code
-        # `nullok` lets an account without a password in with any, and never asks for one.
-        if code != pam.PAM_SUCCESS or not dialog.asked:
-            return _DENIED, pam.PAM_AUTH_ERR
-        dialog.complaints.clear()
-        return _judge(dialog, dialog.account())
-
-
-def _judge(dialog: _Transaction, code: int) -> tuple[Result, int]:
-    """What PAM's code for an account means, and the code."""
+def _judge(dialog: _Transaction, code: int) -> Result:
+    """What PAM's code for an account means."""
     if code == pam.PAM_SUCCESS:
-        return _OK, code
+        return _OK
     if code in _BACKEND_FAILURES:
-        return Result(Outcome.UNAVAILABLE, dialog.describe(code)), code
-    return Result(Outcome.REFUSED, _REFUSALS.get(code) or dialog.reason(code)), code
+        return Result(Outcome.UNAVAILABLE, dialog.describe(code))
+    outcome = Outcome.EXPIRED if code == pam.PAM_NEW_AUTHTOK_REQD else Outcome.REFUSED
+    return Result(outcome, _REFUSALS.get(code) or dialog.reason(code))
 
 
 def _no_answer(_prompt: str) -> str:

@@ -78,6 +78,7 @@ class Proof(enum.Enum):
     CHANGES = "a token of scope all: it changes something"
     ANY_TOKEN = "a token of any scope, though it changes something"  # noqa: S105 - no secret
     PASSWORD = "the password, and no token"  # noqa: S105 - no secret
+    OLD_PASSWORD = "the password, also one that must be changed now, and no token"  # noqa: S105
 
 
 # --- Requests -----------------------------------------------------------------------------------
@@ -663,7 +664,7 @@ class Operation:
         """Whether a token of this scope will do."""
         if self.proof in (Proof.INSIDE, Proof.CHANGES):
             return scope == "all"
-        return self.proof is not Proof.PASSWORD
+        return self.proof not in (Proof.PASSWORD, Proof.OLD_PASSWORD)
 
     @property
     def params(self) -> tuple[Param, ...]:
@@ -690,8 +691,8 @@ USER_CH_PASSWD = Operation(
     GET + POST,
     NewPassword,
     Log,
-    "Change the caller's own Linux password, and revoke their tokens.",
-    proof=Proof.PASSWORD,
+    "Change the caller's own Linux password, also one that has expired, and revoke their tokens.",
+    proof=Proof.OLD_PASSWORD,
 )
 USER_TOKEN = Operation(
     "/user/token",

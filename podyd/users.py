@@ -77,11 +77,14 @@ class Users:
         self._known: OrderedDict[tuple[Hashable, str], None] = OrderedDict()
         self._failures = Throttle()
 
-    async def log_in(self, name: str, secret: str, address: str) -> Login:
+    async def log_in(
+        self, name: str, secret: str, address: str, *, may_be_expired: bool = False
+    ) -> Login:
         """The member with this password or token; a token needs no name, "".
 
-        Raises Unauthorized, Forbidden (not a member, account locked or expired), TooMany, or
-        Unavailable.
+        `may_be_expired`: also with a password that must be changed, as nothing but a change of it
+        may follow. Raises Unauthorized, Forbidden (not a member, account locked or expired,
+        password expired), TooMany, or Unavailable.
         """
         digest = self._digest(name, secret)
         login = self._logins.get(digest)
@@ -90,7 +93,14 @@ class Users:
             proven = await self._ask_once(digest, name, secret, address)
         else:
             proven = login.proven
-        return Login(self._member(proven.account), proven.account, proven.token)
+        member = self._member(proven.account)
+        if proven.account.must_change and not may_be_expired:
+            raise Forbidden(
+                "Your password has expired; choose a new one with 'pody passwd', or with POST"
+                " /user/ch-passwd and the old one.",
+                code="password_expired",
+            )
+        return Login(member, proven.account, proven.token)
 
     def may_scrape(self, address: str) -> bool:
         """Whether podyd.yaml lets this address read /metrics without a login."""
@@ -198,8 +208,9 @@ class Users:
         self._forgive(counted)
         self._known[who, address] = None
         self._known.move_to_end((who, address))
-        # A password or token that was changed or revoked meanwhile must not come back from this.
-        if self._forgotten == forgotten:
+        # A password or token that was changed or revoked meanwhile must not come back from this;
+        # and an expired password, which may have been mended, is asked about each time.
+        if self._forgotten == forgotten and not proven.account.must_change:
             self._logins[digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
         for table in (self._logins, self._known):
             while len(table) > MAX_REMEMBERED:

@@ -275,7 +275,12 @@ class Endpoint(JsonHandler):
 
     async def _log_in(self) -> tuple[Login, str]:
         name, secret = credentials(self.request.headers.get("Authorization", ""))
-        login = await self.users.log_in(name, secret, self.address)
+        login = await self.users.log_in(
+            name,
+            secret,
+            self.address,
+            may_be_expired=self.operation.proof is Proof.OLD_PASSWORD,
+        )
         self.member_name = login.member.name
         for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
         if for_admins and not login.member.is_admin:
@@ -288,7 +293,7 @@ class Endpoint(JsonHandler):
     def _check_scope(self, token: Token) -> None:
         if self.operation.accepts(token.scope):
             return
-        if self.operation.proof is Proof.PASSWORD:
+        if self.operation.proof in (Proof.PASSWORD, Proof.OLD_PASSWORD):
             raise Forbidden(
                 f"{self.operation.path} needs your password; a token will not do.",
                 code="password_needed",

@@ -41,6 +41,12 @@ def typed(base: Base) -> Login:
     return with_password(os.environ.get("PODY_USERNAME") or _asked_user(base), base)
 
 
+def proven(base: Base) -> Login:
+    """The same for who is logged in by a token that is kept, if somebody is."""
+    found = None if os.environ.get("PODY_USERNAME") else kept.load(base)
+    return typed(base) if found is None else with_password(found.user, base)
+
+
 def with_token(token: Kept) -> Login:
     """A login by a token that is kept."""
     return Login(
@@ -49,10 +55,16 @@ def with_token(token: Kept) -> Login:
 
 
 def with_password(user: str, base: Base) -> Login:
-    """A login by HTTP Basic (RFC 7617), in UTF-8; without PODY_PASSWORD, pody asks."""
+    """A login by PODY_PASSWORD; without it, pody asks."""
     if ":" in user:
         raise Usage("PODY_USERNAME must not contain a colon.")
-    password = os.environ.get("PODY_PASSWORD") or ask(f"Password of {user!r} at {base}: ")
+    return by_password(
+        user, os.environ.get("PODY_PASSWORD") or ask(f"Password of {user!r} at {base}: ")
+    )
+
+
+def by_password(user: str, password: str) -> Login:
+    """A login by HTTP Basic (RFC 7617), in UTF-8. Raises Usage."""
     try:
         pair = f"{user}:{password}".encode()
     except UnicodeEncodeError:

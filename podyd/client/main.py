@@ -15,7 +15,7 @@ from podyd import __version__
 from podyd.client import daily, disk, files, kept, limits, logs, output, reach, session, show
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
-from podyd.client.login import typed, with_token
+from podyd.client.login import proven, typed, with_token
 from podyd.client.server import Server, base_of, server_of
 from podyd.client.words import UNSEEN, from_stdin, split, utf8
 
@@ -42,7 +42,7 @@ examples:
   pody post pod/create ins:first image:debian12
   podx pod/exec ins:first cmd:'nvidia-smi -L'
   podx pod/exec ins:first cmd: < script.sh
-  podx user/ch-passwd passwd:
+  pody passwd
   podx pod/
 
 environment:
@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     for made in (
         add("login", _begin, "Keep a token on this machine, so that pody asks for no password."),
         add("logout", _end, "Revoke that token and forget it."),
+        add("passwd", _passwd, "Change your password, also one that has expired."),
     ):
         made.set_defaults(raw=False)
         daily.add_cacert(made)
@@ -253,6 +254,10 @@ def _end(options: argparse.Namespace) -> None:
         print(f"You are not logged in at {base_of()}.")
     else:
         print(session.end(server_of(options.cacert, lambda _: with_token(token)), token.id))
+
+
+def _passwd(options: argparse.Namespace) -> None:
+    print(session.change(server_of(options.cacert, proven)))
 
 
 def _call(options: argparse.Namespace, server: Server, method: str) -> None:

@@ -18,7 +18,7 @@ from podyd.client import kept
 from podyd.client.base import DEFAULT, Base
 from podyd.client.body import PIECE_BYTES, AnsweredEarly, Sent
 from podyd.client.failure import Away, Refused, Usage, WrongLogin
-from podyd.client.login import Login, log_in, with_password
+from podyd.client.login import Login, by_password, log_in, with_password
 
 CONNECT_SECONDS = 10.0
 # What only looks is soon answered. A change takes what it takes: an image, a command of hours.
@@ -82,6 +82,13 @@ class Server:
     def log_in(self) -> None:
         """Ask for the login now, if need be, and not while something else is shown."""
         self._known()
+
+    def change_password(self, new: str) -> Answer:
+        """Change the caller's password, and go on with the new one."""
+        self._known()
+        answer = self.post("user/ch-passwd", [("passwd", new)])
+        self._login = by_password(self.user, new)
+        return answer
 
     def get(self, route: str, pairs: Pairs = ()) -> Answer:
         """Call with the parameters in the query."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.harness import PASSWORD, Client, Node, Server, run, stopped, wait_until
+from tests.integration.test_tokens import Bearer, token_of
 
 ODD_NAMES = ["2021302111", "li_meng", "a.b", "Zhang", "podydt".ljust(32, "x")]
 
@@ -49,10 +50,68 @@ def test_a_locked_account(node: Node, server: Server) -> None:
     server.client(user).get("/user/info").refused(401)
 
 
-def test_an_expired_password(node: Node, server: Server) -> None:
+def test_an_expired_password_can_be_changed_and_nothing_else(
+    node: Node, new_user: Callable[[], Client]
+) -> None:
+    before = new_user()
+    user, secret = before.user, token_of(before).password
+    run("chage", "-d", "0", user)
+    server = node.serve()  # It remembers nobody.
+    fresh, bearer = server.client(user), Bearer(server.port, user, secret)
+    for refused in (
+        fresh.get("/user/info"),
+        fresh.get("/help"),
+        fresh.get("/pod/list"),
+        fresh.post("/user/token", name="x"),
+    ):
+        assert "pody passwd" in refused.refused(403, "password_expired")["detail"]
+    bearer.get("/user/info").refused(403, "password_expired")
+    bearer.post("/user/ch-passwd", passwd="Next-Horse-8").refused(403, "password_needed")
+    wrong = server.client(user, "wrong")
+    wrong.get("/user/info").refused(401, "unauthorized")
+    wrong.post("/user/ch-passwd", passwd="Next-Horse-8").refused(401, "unauthorized")
+    for weak in ("a", PASSWORD):
+        said = fresh.post("/user/ch-passwd", passwd=weak).refused(400, "password_refused")
+        assert "password" in said["detail"]
+    assert "revoked: 1." in fresh.post("/user/ch-passwd", passwd="Next-Horse-8").ok["log"]
+    fresh.get("/user/info").refused(401)
+    server.client(user, "Next-Horse-8").get("/user/info").ok
+    assert server.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        (("chage", "-E", "0"), 403),
+        (("chage", "-d", "18000", "-M", "10", "-I", "5"), 403),
+        (("usermod", "-L"), 401),
+    ],
+    ids=["expired", "inactive", "locked"],
+)
+def test_an_expired_password_of_an_account_that_is_out(
+    node: Node, server: Server, options: tuple[str, ...], status: int
+) -> None:
     user = node.accounts.user()
     run("chage", "-d", "0", user)
-    server.client(user).get("/user/info").refused(403, "account_refused")
+    run(*options, user)
+    before = shadow_line(user)
+    for answer in (
+        server.client(user).get("/user/info"),
+        server.client(user).post("/user/ch-passwd", passwd="Next-Horse-8"),
+    ):
+        answer.refused(status, "account_refused" if status == 403 else "unauthorized")
+    assert shadow_line(user) == before
+
+
+def test_an_expired_password_of_no_member(node: Node) -> None:
+    user, group = node.accounts.user(), node.accounts.group()
+    run("chage", "-d", "0", user)
+    server = node.serve({"auth": {"member_groups": [group]}})
+    client, before = server.client(user), shadow_line(user)
+    client.get("/user/info").refused(403, "not_a_member")
+    client.post("/user/ch-passwd", passwd="Next-Horse-8").refused(403, "not_a_member")
+    assert shadow_line(user) == before
+    assert server.stop() == 0
 
 
 @contextmanager

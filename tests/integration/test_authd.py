@@ -296,12 +296,72 @@ def test_expired_account_is_refused_to_who_knows_the_password(auth: Running, fre
     assert auth.passwd(fresh, PASSWORD, NEW_PASSWORD)["error"] == "refused"
 
 
-def test_expired_password_is_refused_and_can_be_changed(auth: Running, fresh: str) -> None:
-    run("chage", "-d", "0", fresh)
-    reason = "The password has expired and must be changed."
-    assert auth.login(fresh) == {"error": "refused", "reason": reason}
+def long_ago(days: int) -> str:
+    """A day as chage(1) takes it."""
+    return str(int(time.time() / 86400) - days)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [("-d", "0"), ("-d", long_ago(100), "-M", "90"), ("-d", long_ago(100), "-M", "90", "-I", "30")],
+    ids=["at first", "too old", "in the days of grace"],
+)
+def test_expired_password_lets_nobody_in_and_can_be_changed(
+    auth: Running, fresh: str, options: tuple[str, ...]
+) -> None:
+    whole = auth.login(fresh)
+    run("chage", *options, fresh)
+    expired = {key: whole[key] for key in ("account", "mark")} | {
+        "error": "expired",
+        "reason": "The password has expired and must be changed.",
+    }
+    assert auth.login(fresh) == expired
+    assert auth.ask("account", user=fresh) == expired
+    assert auth.login(fresh, "wrong") == {"error": "denied"}
+    assert auth.passwd(fresh, "wrong", NEW_PASSWORD) == {"error": "denied"}
+    before = shadow_line(fresh)
+    for weak in ("a", PASSWORD):
+        reply = auth.passwd(fresh, PASSWORD, weak)
+        assert reply["error"] == "weak"
+        assert reply["reason"]
+    assert shadow_line(fresh) == before
     assert auth.passwd(fresh, PASSWORD, NEW_PASSWORD) == {"ok": True}
+    assert auth.login(fresh) == {"error": "denied"}
     assert auth.login(fresh, NEW_PASSWORD)["ok"]
+
+
+@pytest.mark.parametrize(
+    ("command", "reason"),
+    [
+        (("chage", "-d", long_ago(100), "-M", "10", "-I", "5"), "Your account has expired"),
+        (("chage", "-d", "0", "-E", "0"), "Your account has expired"),
+        (("usermod", "-s", "/usr/sbin/nologin"), "The account has no login shell."),
+    ],
+    ids=["inactive", "account expired", "no shell"],
+)
+def test_expired_password_of_an_account_that_is_out(
+    auth: Running, fresh: str, command: tuple[str, ...], reason: str
+) -> None:
+    run("chage", "-d", "0", fresh)
+    run(*command, fresh)
+    reply = auth.login(fresh)
+    assert (reply["error"], set(reply)) == ("refused", {"error", "reason"})
+    assert reply["reason"].startswith(reason)
+    assert auth.login(fresh, "wrong") == {"error": "denied"}
+    if command[0] == "chage":
+        before = shadow_line(fresh)
+        assert auth.passwd(fresh, PASSWORD, NEW_PASSWORD)["error"] == "refused"
+        assert shadow_line(fresh) == before
+
+
+def test_expired_password_of_a_locked_account(auth: Running, fresh: str) -> None:
+    run("chage", "-d", "0", fresh)
+    run("usermod", "-L", fresh)
+    before = shadow_line(fresh)
+    assert auth.login(fresh) == {"error": "denied"}
+    assert auth.passwd(fresh, PASSWORD, NEW_PASSWORD) == {"error": "denied"}
+    assert auth.ask("account", user=fresh)["error"] == "refused"
+    assert shadow_line(fresh) == before
 
 
 @pytest.mark.alone
@@ -353,7 +413,6 @@ def test_an_account_that_may_log_in(auth: Running, member: str) -> None:
         (("usermod", "-L"), "The account is locked."),
         (("passwd", "-l"), "The account is locked."),
         (("usermod", "-s", "/usr/sbin/nologin"), "The account has no login shell."),
-        (("chage", "-d", "0"), "The password has expired and must be changed."),
         (("chage", "-E", "0"), "Your account has expired; please contact your system"),
     ],
     ids=lambda item: item if isinstance(item, str) else " ".join(item),

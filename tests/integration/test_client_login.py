@@ -6,12 +6,13 @@ import json
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import PASSWORD, ROOT, Client, free_port
+from tests.integration.harness import PASSWORD, ROOT, Client, free_port, run
+from tests.integration.test_accounts import shadow_line
 from tests.integration.test_client import Fake, Pody, served
 
 
@@ -206,6 +207,86 @@ def test_a_new_password_is_proven_by_the_old_one(desk: Desk) -> None:
         assert terminal.end() == 0
     assert "revoked: 1." in terminal.text
     assert "pody login" in desk.pody()("get", "user/info").failed(3)
+
+
+NEW = "Next-Horse-8"
+
+
+def test_the_first_login_with_a_password_that_must_be_changed(desk: Desk) -> None:
+    run("chage", "-d", "0", desk.client.user)
+    with desk.pody(user=desk.client.user).at_terminal("login") as terminal:
+        for prompt, answer in (
+            (f"Password of {desk.client.user!r} at {desk.base}: ", PASSWORD),
+            ("New password: ", NEW),
+            ("Again: ", NEW),
+        ):
+            terminal.wait_for(prompt)
+            terminal.type(f"{answer}\n")
+        assert terminal.end() == 0
+    assert "has expired; choose a new one" in terminal.text
+    assert "is logged in" in terminal.text
+    assert NEW not in terminal.text
+    desk.pody()("get", "user/info").ok
+    replace(desk.client, password=NEW).get("/user/info").ok
+
+
+@pytest.mark.parametrize(
+    ("first", "again", "said", "status"),
+    [(NEW, "Other-Horse-9", "not the same", 2), ("a", "a", "was not accepted", 1)],
+)
+def test_a_new_password_that_will_not_do(
+    desk: Desk, first: str, again: str, said: str, status: int
+) -> None:
+    run("chage", "-d", "0", desk.client.user)
+    before = shadow_line(desk.client.user)
+    pody = desk.pody(user=desk.client.user, password=PASSWORD)
+    with pody.at_terminal("login") as terminal:
+        for prompt, answer in (("New password: ", first), ("Again: ", again)):
+            terminal.wait_for(prompt)
+            terminal.type(f"{answer}\n")
+        assert terminal.end() == status
+    assert said in terminal.text
+    assert shadow_line(desk.client.user) == before
+
+
+def test_an_expired_password_and_nobody_to_ask_for_a_new_one(desk: Desk) -> None:
+    run("chage", "-d", "0", desk.client.user)
+    pody = desk.pody(user=desk.client.user, password=PASSWORD)
+    assert "pody passwd" in pody("login").failed(1)
+    assert "no longer works" in pody("passwd", stdin=NEW.encode()).ok
+    replace(desk.client, password=NEW).get("/user/info").ok
+
+
+def test_pody_passwd_goes_on_with_the_new_one(desk: Desk) -> None:
+    user = desk.client.user
+    desk.log_in()
+    (before,) = desk.tokens()
+    with desk.pody().at_terminal("passwd") as terminal:
+        for prompt, answer in (
+            (f"Password of {user!r} at {desk.base}: ", PASSWORD),
+            ("New password: ", NEW),
+            ("Again: ", NEW),
+        ):
+            terminal.wait_for(prompt)
+            terminal.type(f"{answer}\n")
+        assert terminal.end() == 0
+    assert "revoked: 1." in terminal.text
+    desk.pody()("get", "user/info").ok
+    (token,) = replace(desk.client, password=NEW).get("/user/tokens").ok
+    assert token["id"] != before
+
+
+def test_pody_passwd_asks_who_it_is_where_nobody_is_logged_in(desk: Desk) -> None:
+    with desk.pody(password="wrong").at_terminal("passwd") as terminal:
+        for prompt, answer in (
+            (f"User at {desk.base} [nobody]: ", desk.client.user),
+            ("New password: ", NEW),
+            ("Again: ", NEW),
+        ):
+            terminal.wait_for(prompt)
+            terminal.type(f"{answer}\n")
+        assert terminal.end() == 3
+    desk.client.get("/user/info").ok
 
 
 def test_no_password_and_nobody_to_ask_for_a_new_one(desk: Desk) -> None:

@@ -290,21 +290,21 @@ def test_a_password_changed_on_the_host_ends_the_tokens_too(
 
 
 @pytest.mark.parametrize(
-    "command",
+    ("command", "code"),
     [
-        ("usermod", "-L"),
-        ("usermod", "-e", "2020-01-01"),
-        ("usermod", "-s", "/usr/sbin/nologin"),
-        ("chage", "-d", "0"),
+        (("usermod", "-L"), "account_refused"),
+        (("usermod", "-e", "2020-01-01"), "account_refused"),
+        (("usermod", "-s", "/usr/sbin/nologin"), "account_refused"),
+        (("chage", "-d", "0"), "password_expired"),
     ],
     ids=["locked", "expired", "no shell", "password expired"],
 )
 def test_an_account_that_may_not_log_in(
-    new_user: Callable[[], Client], command: tuple[str, ...]
+    new_user: Callable[[], Client], command: tuple[str, ...], code: str
 ) -> None:
     bearer = token_of(new_user())
     run(*command, bearer.user)
-    bearer.get("/user/info").refused(403, "account_refused")
+    bearer.get("/user/info").refused(403, code)
 
 
 def test_a_locked_account_that_is_unlocked(new_user: Callable[[], Client]) -> None:

@@ -48,7 +48,10 @@ LINES = (
     ("rm three --yes", "deleted"),
 )
 # These talk on, or to ssh, and have tests of their own.
-TALKING = {"login", "logout", "shell", "top", "forward", "ssh", "ssh-config", "connect", "copy-id"}
+TALKING = {
+    *("login", "logout", "passwd", "shell", "top", "forward"),
+    *("ssh", "ssh-config", "connect", "copy-id"),
+}
 
 
 def words() -> set[str]:
