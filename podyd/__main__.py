@@ -18,7 +18,8 @@ def main() -> int:
     except ModuleNotFoundError as error:
         sys.stderr.write(
             f"podyd: The server needs the Python module {error.name}, which is not here; members"
-            " use 'pody'. To have all of it: apt install podyd, or pip install 'podyd[server]'.\n"
+            " use 'pody'. To have all of it: apt install podyd, or, in podyd's source, pip install"
+            " '.[server]'.\n"
         )
         return 78
 

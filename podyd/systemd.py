@@ -1,6 +1,8 @@
-"""What podyd and systemd tell each other. The only importer of python3-systemd.
+"""What podyd and systemd tell each other.
 
-See sd_notify(3), sd_listen_fds(3) and sd_watchdog_enabled(3). Where systemd has not started this
+See sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and, for the journal,
+https://systemd.io/JOURNAL_NATIVE_PROTOCOL. All of it are a few lines on sockets; the library for it
+can be had from PyPI only with a compiler and systemd's headers. Where systemd has not started this
 process, all of it does nothing.
 """
 
@@ -16,8 +18,10 @@ import time
 from collections.abc import Callable, Sequence
 from syslog import LOG_CRIT, LOG_DEBUG, LOG_ERR, LOG_INFO, LOG_WARNING
 
-from systemd import daemon, journal
-
+JOURNAL = "/run/systemd/journal/socket"
+# Of one field, in bytes; all of an entry must fit into a datagram.
+MAX_FIELD_BYTES = 64 * 1024
+FIRST_FD = 3  # SD_LISTEN_FDS_START
 # Of the listening sockets in systemd's store (FileDescriptorStoreMax= of systemd.service(5)).
 STORED_AS = "listen"
 BARRIER_SECONDS = 5.0
@@ -70,9 +74,16 @@ async def feed_watchdog(seconds: float) -> None:
 
 def stored_sockets() -> list[socket.socket]:
     """The listening sockets that an earlier podyd has left with systemd."""
-    names = os.environ.get("LISTEN_FDNAMES", "").split(":")
-    given: list[int] = daemon.listen_fds()
-    named = zip(given, names, strict=False)  # Without a store there are neither.
+    # Not for the processes that this one starts.
+    pid, count, names = (
+        os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    if pid != str(os.getpid()) or not count.isdigit():
+        return []
+    fds = range(FIRST_FD, FIRST_FD + int(count))
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    named = zip(fds, names.split(":"), strict=False)
     return [socket.socket(fileno=fd) for fd, name in named if name == STORED_AS]
 
 
@@ -87,14 +98,26 @@ def drop_stored_sockets() -> None:
         _wait_for_systemd()
 
 
+def send_to_journal(message: str, **fields: object) -> None:
+    """Write one entry. Raises OSError where no journal listens."""
+    lines = (_field(name, value) for name, value in {"MESSAGE": message, **fields}.items())
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.sendto(b"".join(lines), JOURNAL)
+
+
+def _field(name: str, value: object) -> bytes:
+    """One field as the journal reads it, also where its value has several lines."""
+    data = str(value).encode(errors="replace")[:MAX_FIELD_BYTES]
+    return b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data)
+
+
 class JournalHandler(logging.Handler):
     """Writes to the journal, with a record's PODYD_ attributes as fields.
 
-    The library's own handler sends all that a record has: also the arguments and the exception,
-    whose text may hold a password.
+    Not all that a record has: the arguments and the exception's text may hold a password.
     """
 
-    def __init__(self, send: Callable[..., None] = journal.send) -> None:
+    def __init__(self, send: Callable[..., None] = send_to_journal) -> None:
         super().__init__()
         self._send = send
 
@@ -127,8 +150,14 @@ def _status(text: str) -> str:
 
 def _notify(*lines: str, fds: Sequence[int] = ()) -> bool:
     """Whether systemd listens; that it does not is no reason to stop serving."""
-    with contextlib.suppress(OSError):
-        return bool(daemon.notify("\n".join(lines), fds=list(fds)))
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return False
+    with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        # An @ stands for the NUL that an abstract address begins with.
+        end.connect(f"\0{path[1:]}" if path.startswith("@") else path)
+        socket.send_fds(end, ["\n".join(lines).encode()], fds)
+        return True
     return False
 
 

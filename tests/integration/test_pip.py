@@ -70,4 +70,5 @@ def test_members_can_use_it(installed: Path, alice: Client, pod: str) -> None:
 def test_the_server_says_what_it_needs(installed: Path) -> None:
     done = subprocess.run([installed / "podyd", "serve"], capture_output=True, text=True, env={})
     assert (done.returncode, done.stdout) == (78, "")
-    assert done.stderr.endswith("pip install 'podyd[server]'.\n")
+    # The name podyd on PyPI is not this one's.
+    assert done.stderr.endswith("in podyd's source, pip install '.[server]'.\n")

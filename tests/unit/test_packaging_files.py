@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import configparser
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,28 @@ def test_the_client_needs_nothing_but_its_own_package(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", "-B", "-c", code, str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def libraries() -> Iterator[str]:
+    """What podyd imports that Python does not have, but for what it can do without."""
+    for path in (ROOT / "podyd").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name.partition(".")[0] for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module.partition(".")[0]
+
+
+def test_pip_installs_every_library_that_is_imported() -> None:
+    named = configparser.ConfigParser()
+    named.read(ROOT / "setup.cfg")
+    lines = [named["options"]["install_requires"], named["options.extras_require"]["server"]]
+    asked = {re.split(r"[^\w.-]", line)[0] for line in "".join(lines).split("\n")}
+    known = packages_distributions()
+    found = set(libraries()) - sys.stdlib_module_names - {"podyd", "argcomplete"}
+    assert "tornado" in found
+    names = {module: {name.lower().replace("_", "-") for name in known[module]} for module in found}
+    assert not [module for module in found if not names[module] & asked]
 
 
 @pytest.mark.parametrize("path", sorted(DEBIAN.iterdir()), ids=lambda path: path.name)

@@ -6,6 +6,7 @@ import array
 import logging
 import os
 import socket
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from typing import Any
 import pytest
 
 from podyd import logs, systemd
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -82,9 +85,52 @@ def test_a_dropped_socket_is_closed_when_the_call_is_over(heard: socket.socket) 
     reader = threading.Thread(target=read)
     reader.start()
     systemd.drop_stored_sockets()
-    reader.join(0)
-    assert not reader.is_alive(), "systemd was waited for"
-    assert said == [b"FDSTOREREMOVE=1\nFDNAME=listen", b"BARRIER=1"]
+    assert said == [b"FDSTOREREMOVE=1\nFDNAME=listen", b"BARRIER=1"], "systemd was waited for"
+    reader.join()
+
+
+def test_systemd_may_listen_at_an_abstract_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"podyd-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(f"\0{name}")
+        end.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", f"@{name}")
+        systemd.status("serving")
+        assert end.recv(4096) == b"STATUS=serving"
+
+
+STORED = """
+import os, sys
+from podyd import systemd
+if sys.argv[1] == "ours":
+    os.environ["LISTEN_PID"] = str(os.getpid())
+stored = systemd.stored_sockets()
+print([item.getsockname()[1] for item in stored], os.get_inheritable(3))
+print([name for name in os.environ if name.startswith("LISTEN_")])
+"""
+
+
+@pytest.mark.parametrize("whose", ["ours", "another's"])
+def test_sockets_that_systemd_has_kept(whose: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as kept, open(os.devnull) as other:
+        environment = {
+            "LISTEN_PID": "1",
+            "LISTEN_FDS": "2",
+            "LISTEN_FDNAMES": "listen:other",
+            "PYTHONPATH": str(ROOT),
+        }
+        words = (sys.executable, "-c", STORED, whose)
+        script = f'exec 3<&{kept.fileno()} 4<&{other.fileno()}; exec "$@"'
+        done = subprocess.run(
+            ["bash", "-c", script, "bash", *words],
+            env=environment,
+            pass_fds=(kept.fileno(), other.fileno()),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
+        )
+        ports = [kept.getsockname()[1]] if whose == "ours" else []
+        assert done.stdout == f"{ports} {whose != 'ours'}\n[]\n"
 
 
 # --- The log ------------------------------------------------------------------------------------
@@ -153,6 +199,19 @@ def test_an_exception_is_named_and_not_quoted(log: logging.Logger, journal: Jour
     assert message.endswith("ValueError")
     assert fields["PRIORITY"] == 3
     assert secret not in f"{message}{fields}"
+
+
+def test_an_entry_as_the_journal_reads_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "journal"
+    monkeypatch.setattr(systemd, "JOURNAL", str(path))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+        end.bind(str(path))
+        end.settimeout(5)
+        systemd.send_to_journal("two\nlines", PRIORITY=4)
+        sizes = [(9).to_bytes(8, "little"), (1).to_bytes(8, "little")]
+        assert end.recv(4096) == b"MESSAGE\n%stwo\nlines\nPRIORITY\n%s4\n" % (*sizes,)
+        systemd.send_to_journal("x" * 10**6)
+        assert len(end.recv(10**6)) < 10**5
 
 
 def test_the_journals_stream_is_known_by_its_inode(
