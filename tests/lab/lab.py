@@ -49,6 +49,7 @@ CARDS_FILE = LAB_DIR / "cards.json"
 BIN_DIR = LAB_DIR / "bin"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 NSSWITCH = Path("/etc/nsswitch.conf")
+ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -848,6 +849,24 @@ def remove_lab_files() -> None:
         shutil.rmtree(LAB_DIR)
 
 
+def remove_installation(root: Path = Path("/")) -> None:
+    """What `make run` has installed; data, settings and what somebody else has written stay."""
+    programs = root / "usr/local/lib/podyd"
+    for link in (root / "usr/local/bin").glob("pod*"):
+        if link.is_symlink() and link.readlink().is_relative_to("/usr/local/lib/podyd"):
+            link.unlink()
+    if programs.exists():
+        shutil.rmtree(programs)
+    service = root / "etc/pam.d/podyd"
+    is_packages = (root / "var/lib/dpkg/info/podyd.list").exists()
+    if is_packages or not service.exists():
+        return
+    if service.read_bytes() == (ROOT / "podyd/data/pam.d-podyd").read_bytes():
+        service.unlink()
+    else:
+        print(f"lab: {service} stays: it is not as podyd wrote it", file=sys.stderr)
+
+
 def wipe_own() -> None:
     wipe = Wipe(Lxd(LXD_SOCKET), time.monotonic() + WIPE_TIMEOUT)
     wipe.projects("")
@@ -873,6 +892,7 @@ def down_own(made: Sequence[str]) -> None:
         shutil.rmtree("/run/lxcfs", ignore_errors=True)
     if MARKER.exists():
         empty_directory(LXD_DIR)
+    remove_installation()
     remove_lab_files()
 
 

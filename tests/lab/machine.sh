@@ -55,3 +55,17 @@ make_environment() {
     done
     echo "$stamp" >"$directory/stamp"
 }
+
+# link_programs FROM TO NAME...: into a directory of the PATH; what somebody else has put there stays.
+link_programs() {
+    from=$1 to=$2
+    shift 2
+    for name; do
+        [ "$(readlink "$to/$name")" != "$from/$name" ] || continue
+        if [ -e "$to/$name" ] || [ -L "$to/$name" ]; then
+            echo "$to/$name is not podyd's and stays; podyd's is $from/$name" >&2
+        else
+            ln -s "$from/$name" "$to/$name"
+        fi
+    done
+}

@@ -49,6 +49,8 @@ if [ "$(cat "$HOME_DIR/sources" 2>/dev/null)" != "$sources" ]; then
     echo "$sources" >"$HOME_DIR/sources"
 fi
 
+link_programs "$HOME_DIR/bin" /usr/local/bin podyd pody podx
+
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     $PYTHON tests/lab/lab.py up --no-gpus
 fi

@@ -142,3 +142,80 @@ def test_a_child_that_ended_is_not_alive() -> None:
 def test_the_lab_needs_root(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     assert lab.main(["status"]) == 1
+
+
+# --- What `make run` installs ---------------------------------------------------------------------
+
+PROGRAMS = ("podyd", "pody", "podx")
+PAM_FILE = HERE.parents[1] / "podyd/data/pam.d-podyd"
+
+
+def link(root: Path) -> str:
+    """Link the programs as `make run` does; what it says."""
+    target = root / "usr/local/bin"
+    target.mkdir(parents=True, exist_ok=True)
+    script = f'. {HERE}/machine.sh; link_programs "$@"'
+    words = ("sh", "-euc", script, "sh", "/usr/local/lib/podyd/bin", target, *PROGRAMS)
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
+
+
+def test_programs_are_on_the_path_and_nobody_elses_is_touched(tmp_path: Path) -> None:
+    directory = tmp_path / "usr/local/bin"
+    directory.mkdir(parents=True)
+    (directory / "pody").write_text("an older one, of pip")
+    (directory / "podx").symlink_to("pody")
+    for _ in range(2):
+        said = link(tmp_path).splitlines()
+        assert [line.partition(" ")[0] for line in said] == [
+            f"{directory}/pody",
+            f"{directory}/podx",
+        ]
+        assert "/usr/local/lib/podyd/bin/pody" in said[0]
+        assert os.readlink(directory / "podyd") == "/usr/local/lib/podyd/bin/podyd"
+        assert (directory / "pody").read_text() == "an older one, of pip"
+        assert os.readlink(directory / "podx") == "pody"
+
+
+@pytest.fixture
+def run_once(tmp_path: Path) -> Path:
+    """A root directory on which `make run` has been."""
+    link(tmp_path)
+    (tmp_path / "usr/local/lib/podyd/bin").mkdir(parents=True)
+    (tmp_path / "etc/pam.d").mkdir(parents=True)
+    (tmp_path / "etc/pam.d/podyd").write_bytes(PAM_FILE.read_bytes())
+    return tmp_path
+
+
+def files(root: Path) -> list[str]:
+    return sorted(
+        str(path.relative_to(root))
+        for path in root.rglob("*")
+        if path.is_symlink() or path.is_file()
+    )
+
+
+def test_down_takes_away_what_run_has_installed(run_once: Path) -> None:
+    other = run_once / "usr/local/bin/podman"
+    other.write_text("another program")
+    for _ in range(2):
+        lab.remove_installation(run_once)
+        assert files(run_once) == ["usr/local/bin/podman"]
+        assert not (run_once / "usr/local/lib/podyd").exists()
+
+
+def test_down_leaves_an_admins_pam_rules(
+    run_once: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rules = run_once / "etc/pam.d/podyd"
+    rules.write_text(f"{rules.read_text()}account required pam_time.so\n")
+    lab.remove_installation(run_once)
+    assert files(run_once) == ["etc/pam.d/podyd"]
+    assert f"{rules} stays" in capsys.readouterr().err
+
+
+def test_down_leaves_the_packages_pam_rules(run_once: Path) -> None:
+    (run_once / "var/lib/dpkg/info").mkdir(parents=True)
+    (run_once / "var/lib/dpkg/info/podyd.list").touch()
+    lab.remove_installation(run_once)
+    assert "etc/pam.d/podyd" in files(run_once)
