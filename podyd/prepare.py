@@ -19,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from podyd import profiles
+from podyd import kernel, profiles
 from podyd.config import Config
 from podyd.directories import fit_directories
 from podyd.errors import SetupError
@@ -52,6 +52,7 @@ def prepare(config: Config, user: str, say: Say) -> None:
 
 def _prepare_all(config: Config, user: str, say: Say) -> None:
     _prepare_helper(config)
+    kernel.raise_limits(say)
     admin = Admin(find_socket(), config.lxd.project)
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)

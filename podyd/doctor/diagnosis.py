@@ -63,6 +63,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *on_lxd.lxd_address(admin, case),
         *on_lxd.lxd_project(admin, case),
         *host.id_ranges(admin, case.places),
+        *host.kernel_limits(admin, case.places),
         *mounts.own_ids(admin, case),
         *host.disk_space(admin, find_socket().parent),
     ]

@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from podyd import kernel
 from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.lxd.admin import Admin
@@ -18,6 +19,8 @@ FULL = 0.9
 MIN_IDS = 65536
 # Below are the host's own accounts.
 FIRST_FREE_ID = 100000
+# Members make more pods than there are today.
+SPARE_PODS = 10
 
 
 @check
@@ -90,6 +93,26 @@ def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
             f"df -h {lxd_directory}",
         )
     yield ok(f"The disk that {lxd_directory} is on is {part:.0%} full, and no pool is nearly full.")
+
+
+@check
+def kernel_limits(admin: Admin, places: Places) -> Iterator[Remark]:
+    """What the kernel counts for all pods together is enough for them and some more."""
+    yield from about_limits(len(admin.instances()), places)
+
+
+def about_limits(pods: int, places: Places) -> Iterator[Remark]:
+    """The same for so many pods."""
+    for limit in kernel.limits(places.proc):
+        if limit.pods < pods + SPARE_PODS:
+            yield warning(
+                f"{limit.name} is {limit.now}, which all pods share, and that is enough for"
+                f" {limit.pods}; there are {pods}. A pod that gets nothing of it comes up without"
+                " some of its services, such as its network.",
+                f"sysctl -w {limit.name}={limit.wanted}; what sets it lower at boot:"
+                f" grep -r {limit.name} /etc/sysctl.conf /etc/sysctl.d",
+            )
+    yield ok(f"The kernel's limits are enough for {pods + SPARE_PODS} pods.")
 
 
 @check

@@ -96,6 +96,7 @@ def test_all_is_well(node: Node, server: Server) -> None:
         "certificate_trust",
         "certificate_works",
         "id_ranges",
+        "kernel_limits",
         "disk_space",
         "gpu_devices",
     }

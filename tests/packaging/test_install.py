@@ -38,6 +38,7 @@ def site(bare: Machine, debs: list[Path], figures: dict[str, str]) -> Site:
     """`apt install ./podyd_*.deb` on a server with simulated cards; nothing else is typed."""
     bare.push(*debs)
     driver = give_cards(bare)
+    lower_limits(bare)
     began = time.monotonic()
     bare.apt("install", *(f"/root/{deb.name}" for deb in debs))
     client = bare.client()
@@ -46,6 +47,22 @@ def site(bare: Machine, debs: list[Path], figures: dict[str, str]) -> Site:
     figures[f"{bare.release}: apt install to the first answer"] = _since(began)
     bare.user("alice", PASSWORD)
     return Site(bare, driver, bare.client("alice", PASSWORD))
+
+
+def lower_limits(machine: Machine) -> None:
+    """Other values of what all of this host shares, and what an admin wants."""
+    for path, value in (
+        ("fs/inotify/max_user_instances", 128),
+        ("fs/inotify/max_user_watches", 8192),
+        ("kernel/keys/maxkeys", 20000),
+    ):
+        file = f"/opt/{path.replace('/', '.')}"
+        machine.write(file, f"{value}\n")
+        machine.run("mount", "--bind", file, f"/proc/sys/{path}")
+    machine.write(
+        "/etc/sysctl.d/60-admin.conf",
+        "fs.inotify.max_user_watches = 500000\nkernel.keys.maxkeys = 20000\n",
+    )
 
 
 def _since(began: float) -> str:
@@ -86,6 +103,13 @@ def test_units_are_enabled_and_nothing_has_failed(site: Site) -> None:
     for unit in ("podyd.service", "podyd-auth.socket", "podyd-ports.service"):
         assert machine.show(unit, "UnitFileState") == "enabled"
     assert machine.run("podyd", "check").startswith("/etc/podyd/podyd.yaml can be used")
+
+
+def test_the_kernels_limits_are_raised_at_once(site: Site) -> None:
+    assert site.machine.run("sysctl", "-n", "fs.inotify.max_user_instances") == "1048576\n"
+    # The admin's file counts.
+    assert site.machine.run("sysctl", "-n", "fs.inotify.max_user_watches") == "500000\n"
+    assert site.machine.run("sysctl", "-n", "kernel.keys.maxkeys") == "20000\n"
 
 
 def test_setup_made_a_btrfs_pool_and_a_restricted_project(site: Site) -> None:

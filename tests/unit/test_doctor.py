@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd import __version__
+from podyd import __version__, kernel
 from podyd.cli.doctor import show
 from podyd.config import Config
 from podyd.config import parse as parse_config
@@ -307,6 +307,48 @@ def test_id_ranges(
         assert wrong in item.what
         assert f"/etc/sub{kind}" in item.do
         assert do in item.do
+
+
+def set_limits(places: Places, **values: int) -> None:
+    """The kernel's limits as podyd sets them, but for these: their last words."""
+    for name, value in kernel.wanted().items():
+        now = values.get(name.rpartition(".")[2], value)
+        put(places.proc / "sys" / name.replace(".", "/"), f"{now}\n")
+
+
+# Debian's kernel, and that with the file of Debian's LXD.
+@pytest.mark.parametrize(("instances", "pods"), [(128, 0), (128, 25), (1024, 60)])
+def test_too_few_inotify_instances(places: Places, instances: int, pods: int) -> None:
+    set_limits(places, max_user_instances=instances)
+    (found,) = list(host.about_limits(pods, places))[:-1]
+    assert found.level is Level.WARNING
+    name = "fs.inotify.max_user_instances"
+    assert f"{name} is {instances}," in found.what
+    assert f"there are {pods}." in found.what
+    assert found.do.startswith(f"sysctl -w {name}=1048576;")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
+    set_limits(places)
+    if missing:  # A kernel without keyrings.
+        (places.proc / "sys/kernel/keys/maxkeys").unlink()
+    (found,) = host.about_limits(100, places)
+    assert found.level is Level.OK
+
+
+def test_limits_are_raised_and_never_lowered(places: Places) -> None:
+    set_limits(places, max_user_instances=128, max_user_watches=2**31, maxkeys=200)
+    said: list[str] = []
+    kernel.raise_limits(said.append, places.proc)
+    assert said == [
+        "raised fs.inotify.max_user_instances from 128 to 1048576",
+        "raised kernel.keys.maxkeys from 200 to 10000",
+    ]
+    now = {limit.name: limit.now for limit in kernel.limits(places.proc)}
+    assert now == {**kernel.wanted(), "fs.inotify.max_user_watches": 2**31}
+    kernel.raise_limits(said.append, places.proc)
+    assert len(said) == 2
 
 
 # --- NVIDIA -------------------------------------------------------------------------------------
