@@ -91,7 +91,10 @@ _CONSEQUENCES = frozenset(
         "lxc_cmd_rsp_recv_fds",
     }
 )
-FREE_TRIES, FREE_SECONDS = 25, 0.2
+# How long LXD may be at something else with a pod before that is a refusal. It changes settings in
+# a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
+BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
+FREE_SECONDS = 0.2
 MAX_EXECS = 256
 MAX_EXECS_PER_MEMBER = 32
 # LXD may still be busy with a half-made pod, or not yet list it, when podyd starts.
@@ -584,16 +587,18 @@ async def twice_if_lxd_slips(
 
 
 async def _when_free(change: Callable[[], Awaitable[object]]) -> None:
-    """Make a change of an instance, if need be once its settings have been changed.
+    """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
 
-    That takes LXD a moment only: an admin has typed `lxc config`, or podyd moves a card.
+    A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
     """
-    for left in reversed(range(FREE_TRIES)):
+    began = time.monotonic()
+    while True:
         try:
             await change()
             return
         except Busy as error:
-            if not left or error.operation != "update":
+            patience = UPDATE_SECONDS if error.operation == "update" else BUSY_SECONDS
+            if time.monotonic() - began > patience:
                 raise
         await asyncio.sleep(FREE_SECONDS)
 

@@ -1,0 +1,105 @@
+"""How a pod is stopped, whatever LXD is at meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime, timezone
+from typing import Any, cast
+
+import pytest
+
+from podyd import pods
+from podyd.errors import Busy, DidNotShutDown, LxdRefused, NotRunning, PodydError, TimedOut
+from podyd.lxd.instances import Instance
+from podyd.pod import INS, OWNER
+from podyd.pods import Pods
+from podyd.users import Member
+
+UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")
+DEAF = DidNotShutDown("shutting down the container failed")
+LATE = TimedOut("LXD has not finished")
+
+MEMBER = cast(Member, type("Member", (), {"name": "ann"})())
+POD = Instance(
+    name="ann-main",
+    status="Running",
+    created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    started=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    config={OWNER: "ann", INS: "main"},
+    expanded_config={},
+    own_devices={},
+    devices={},
+    profiles=(),
+)
+
+
+class Lxd:
+    """Answers each request with what comes next; the last one for good."""
+
+    def __init__(self, outcomes: Sequence[PodydError | None]) -> None:
+        self._outcomes = list(outcomes)
+        self.asked: list[str] = []
+
+    async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
+        self.asked.append("force" if body["force"] else "shut down")
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if outcome:
+            raise outcome
+
+    async def all(self) -> tuple[Instance, ...]:
+        return (POD,)
+
+    def check_free(self, name: str) -> None: ...
+
+    def invalidate(self) -> None: ...
+
+
+def stopped(*outcomes: PodydError | None) -> tuple[str, list[str]]:
+    """What a member is told of a stop, and what LXD was asked for."""
+    lxd = Lxd(outcomes)
+    parts: dict[str, Any] = dict.fromkeys(
+        ("executor", "images", "gpus", "allotment", "ports", "mounts", "executed", "settings")
+    )
+    whole = Pods(client=cast(Any, lxd), instances=cast(Any, lxd), tasks=cast(Any, None), **parts)
+    try:
+        said = asyncio.run(whole.stop(MEMBER, "main"))
+    except PodydError as error:
+        said = error.code
+    return said, lxd.asked
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pods, "FREE_SECONDS", 0.001)
+    monkeypatch.setattr(pods, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(pods, "UPDATE_SECONDS", 5.0)
+
+
+def test_a_pod_that_shuts_down_is_not_forced() -> None:
+    assert stopped(None) == ("Pod main has stopped.", ["shut down"])
+    assert stopped(NotRunning("already stopped")) == ("Pod main has stopped.", ["shut down"])
+
+
+@pytest.mark.parametrize("late", [DEAF, LATE])
+def test_one_that_does_not_is(late: PodydError) -> None:
+    said, asked = stopped(late, None)
+    assert "by force, as it did not shut down in time" in said
+    assert asked == ["shut down", "force"]
+
+
+@pytest.mark.parametrize("refusal", [SNAPSHOT, LxdRefused("Failed to load raw.lxc")])
+def test_whatever_else_lxd_refuses_is_no_reason_for_force(refusal: PodydError) -> None:
+    code, asked = stopped(refusal)
+    assert code == refusal.code
+    assert set(asked) == {"shut down"}
+
+
+def test_what_lxd_is_at_is_waited_for() -> None:
+    said, asked = stopped(SNAPSHOT, SNAPSHOT, None)
+    assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
+
+
+def test_a_change_of_the_settings_is_waited_for_to_its_end() -> None:
+    said, asked = stopped(*[UPDATE] * 100, None)
+    assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
