@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import re
 
-from podyd.errors import LxdRefused, PodydError
+from podyd.errors import Conflict, LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.pod import Pod
 from podyd.pods import Pods, why_not_started
 from podyd.spec import LogsOf, PodLog
 from podyd.users import Member
 
+# Whatever is called journalctl in a pod is its root's, and so is tail.
 MAX_JOURNAL_BYTES = 1_000_000
+JOURNAL_SECONDS = 5
+# From there on, what does not even obey the pod's kernel is killed from outside.
+RUN_SECONDS = JOURNAL_SECONDS + 3.0
+# What `timeout` says of a command that it has ended; busybox's, of SIGTERM.
+_CUT = "124|137|143"
 
 
 class PodLogs:
@@ -22,27 +28,44 @@ class PodLogs:
         self._pods = pods
 
     async def last(self, member: Member, request: LogsOf) -> PodLog:
-        """The last lines of a pod's log. Raises NotFound."""
+        """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
         pod = await self._pods.find(member, request.ins)
+        if pod.status == "frozen":
+            # Its journal is there and cannot be asked; its console would look like a failure.
+            raise Conflict(
+                f"Pod {request.ins!r} is frozen, and what would show its journal is too; let it go"
+                " on with /pod/start.",
+                code="pod_not_running",
+                status=pod.status,
+            )
         if pod.status == "running":
             journal = await self._journal(member, request)
             if journal is not None:
-                return PodLog(journal, "journal")
+                return journal
         said = _tail(await self._console(pod), request.lines)
         why = "" if pod.status == "running" else await self._why_not_started(pod)
         if why:
             return PodLog(f"{said}Its last start failed: {why}.\n", "lxc")
         return PodLog(said, "console")
 
-    async def _journal(self, member: Member, request: LogsOf) -> str | None:
+    async def _journal(self, member: Member, request: LogsOf) -> PodLog | None:
         """None where the pod has no journal."""
         since = "" if request.since is None else f" --since=-{request.since:.0f}s"
         command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
-        # Of what is too much, the last counts.
-        done = await self._pods.exec(
-            member, request.ins, f"{command} | tail -c {MAX_JOURNAL_BYTES}", None
+        # Of what is too much, the last counts; what is cut off, tail still shows.
+        done = await self._pods.run(
+            member,
+            request.ins,
+            f"{{ timeout -s KILL {JOURNAL_SECONDS} {command} 2>/dev/null;"
+            f" case $? in {_CUT}) echo cut >&2;; esac; }} | tail -c {MAX_JOURNAL_BYTES}",
+            timeout=RUN_SECONDS,
+            limit=MAX_JOURNAL_BYTES,
         )
-        return done.stdout or None
+        is_cut = done.timed_out or "cut\n" in done.stderr
+        if not done.stdout and not is_cut:
+            return None
+        is_full = len(done.stdout.encode()) >= MAX_JOURNAL_BYTES
+        return PodLog(done.stdout, "journal", is_cut or is_full)
 
     async def _console(self, pod: Pod) -> str:
         try:

@@ -519,14 +519,18 @@ class Pods:
                 code="timeout_too_long",
                 limit=config.exec_timeout_max,
             )
+        return await self.run(member, ins, command, timeout=timeout, limit=config.exec_output_max)
+
+    async def run(
+        self, member: Member, ins: str, command: str, *, timeout: float, limit: int
+    ) -> ExecResult:
+        """Run a command of podyd's own in a running pod; `limit` in bytes, as of Executor.run."""
         pod = await self.find(member, ins)
         if pod.status != "running":
             raise not_running(ins, pod.status)
         with self._one_exec(member):
             started = time.monotonic()
-            done = await self._executor.run(
-                pod.name, command, timeout=timeout, limit=config.exec_output_max
-            )
+            done = await self._executor.run(pod.name, command, timeout=timeout, limit=limit)
             seconds = time.monotonic() - started
             self._executed(seconds, timed_out=done.exit_code is None)
             return ExecResult(

@@ -508,10 +508,14 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class PodLog:
-    """`source` is the pod's own journal, its console, or LXC's log of its last start."""
+    """`source` is the pod's own journal, its console, or LXC's log of its last start.
+
+    `truncated` if the journal is not all here, as it is too large, or took too long to read.
+    """
 
     log: str
     source: Literal["journal", "console", "lxc"]
+    truncated: bool = False
 
 
 @dataclass(frozen=True)
@@ -880,7 +884,7 @@ POD_LOGS = Operation(
     GET,
     LogsOf,
     PodLog,
-    "A pod's journal while it runs, else its console and why it did not start.",
+    "A pod's journal while it runs, its console and why it did not start while it is stopped.",
     ends_with_caller=True,
     proof=Proof.INSIDE,
 )

@@ -38,6 +38,9 @@ def _logs(options: argparse.Namespace) -> int:
     else:
         for line in answer.data["log"].splitlines():
             sys.stdout.write(f"{show.harmless(line)}\n")
+        sys.stdout.flush()
+    if answer.data.get("truncated"):
+        output.complain("The journal is not all here: it is too large, or took too long to read.")
     return 0
 
 

@@ -8,7 +8,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Server, started, wait_until
+from tests.integration.harness import IMAGE, Client, Json, Node, Server, started, wait_until
 from tests.integration.test_client import Pody, as_user
 
 MEGABYTE = 1024**2
@@ -323,6 +323,57 @@ def test_the_log_of_a_pod_that_does_not_run(
     assert client.get("/pod/logs", ins=ins).ok["source"] in ("console", "lxc")
     assert fetch(client, ins, "/etc/hostname").code == "pod_not_running"
     client.post("/pod/delete", ins=ins).ok
+
+
+@pytest.fixture(scope="module")
+def own_pod(node: Node, server: Server) -> Iterator[Client]:
+    """A member with a pod `p`, whose journalctl a test may write."""
+    client = server.client(node.accounts.user())
+    client.post("/pod/create", ins="p", image=IMAGE).ok
+    yield client
+    client.post("/pod/delete", ins="p").ok
+
+
+def test_the_log_of_a_frozen_pod_is_not_its_console(node: Node, own_pod: Client) -> None:
+    name = node.instance_of(own_pod.user, "p")["name"]
+    node.lxc("pause", name)
+    try:
+        body = own_pod.get("/pod/logs", ins="p").refused(409, "pod_not_running")
+        assert (body["status"], "/pod/start" in body["detail"]) == ("frozen", True)
+        pody = as_user(own_pod)
+        for words in ((), ("-f",)):
+            said = pody("logs", "p", *words)
+            assert (said.status, said.out) == (1, ""), said
+            assert "is frozen" in said.err
+            assert "/pod/start" in said.err
+    finally:
+        own_pod.post("/pod/start", ins="p").ok
+    wait_until(
+        lambda: own_pod.get("/pod/logs", ins="p").ok["source"] == "journal", "the journal", 30
+    )
+
+
+def test_a_journal_that_is_not_all_there_says_so(own_pod: Client) -> None:
+    def journal(script: str) -> Json:
+        """What podyd makes of it, where journalctl does this."""
+        path = "/usr/local/bin/journalctl"
+        own_pod.exec("p", f"printf '#!/bin/sh\n%s\n' '{script}' >{path}; chmod +x {path}")
+        answer = own_pod.get("/pod/logs", ins="p")
+        return answer.ok
+
+    whole = journal("echo all of it")
+    assert whole == {"log": "all of it\n", "source": "journal", "truncated": False}
+    # Its output so far, and neither whole nor the console.
+    assert journal("trap : TERM; echo begun; sleep 1000; sleep 1000") == {
+        "log": "begun\n",
+        "source": "journal",
+        "truncated": True,
+    }
+    large = journal("yes | head -c 3000000")
+    assert (len(large["log"]), large["truncated"]) == (1_000_000, True)
+    said = as_user(own_pod)("logs", "p")
+    assert said.status == 0
+    assert "not all here" in said.err
 
 
 # --- pody cp ------------------------------------------------------------------------------------
