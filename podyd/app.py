@@ -18,6 +18,7 @@ from podyd.api.transfer import Download, Upload
 from podyd.authclient import AuthClient
 from podyd.commits import Commits
 from podyd.config import Config
+from podyd.disks import Disks
 from podyd.errors import NotSetUp
 from podyd.gpus import Gpus
 from podyd.host import Host
@@ -164,6 +165,7 @@ def build(settings: Settings) -> App:
         settings=settings,
     )
     mounts = Mounts(client=client, instances=instances, settings=settings)
+    disks = Disks(client=client, instances=instances, executor=executor)
     pods = Pods(
         client=client,
         instances=instances,
@@ -173,6 +175,7 @@ def build(settings: Settings) -> App:
         allotment=allotment,
         ports=ports,
         mounts=mounts,
+        disks=disks,
         executed=metrics.executed,
         settings=settings,
         tasks=cleaning,
@@ -180,7 +183,7 @@ def build(settings: Settings) -> App:
     listeners = Listeners(client=client, ports=ports, payloads=payloads)
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
-    limits = Limits(client=client, instances=instances, pods=pods)
+    limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     transfers = Transfers(pods=pods, executor=executor, tasks=cleaning)
     podlogs = PodLogs(client=client, pods=pods)

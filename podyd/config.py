@@ -359,13 +359,21 @@ class Ports:
 class Quota:
     """Limits of one user; -1 is none, sizes are bytes.
 
-    `memory_limit`, `cpu_limit`, `max_snapshots` and `max_ports` hold for each pod.
+    `memory_limit`, `cpu_limit`, `disk_limit`, `max_snapshots` and `max_ports` hold for each pod.
     """
 
     max_pods: int = _key(5, parse_count, help="Pods of one user.")
     gpu_count: int = _key(UNLIMITED, parse_count, help="GPUs in all pods of one user.")
     memory_limit: int = _key(UNLIMITED, parse_size, help="Memory of each pod.")
     cpu_limit: int = _key(UNLIMITED, parse_count, help="CPUs of each pod.")
+    disk_limit: int = _key(UNLIMITED, parse_size, help="What the disk of each pod may have.")
+    disk_total: int = _key(
+        UNLIMITED,
+        parse_size,
+        help="What the disks of all pods of one user may have together, by their limits. A new pod"
+        " has what its profiles say, else an equal share (disk_total / max_pods), and at most what"
+        " is left.",
+    )
     max_snapshots: int = _key(10, parse_count, help="Snapshots of each pod.")
     max_ports: int = _key(10, parse_count, help="Ports of the host that lead into each pod.")
     max_images: int = _key(5, parse_count, help="Images that one user has committed.")
@@ -380,6 +388,8 @@ class QuotaPart:
     gpu_count: int | None = _key(None, parse_count)
     memory_limit: int | None = _key(None, parse_size)
     cpu_limit: int | None = _key(None, parse_count)
+    disk_limit: int | None = _key(None, parse_size)
+    disk_total: int | None = _key(None, parse_size)
     max_snapshots: int | None = _key(None, parse_count)
     max_ports: int | None = _key(None, parse_count)
     max_images: int | None = _key(None, parse_count)

@@ -1,4 +1,4 @@
-"""Memory and CPUs of a pod, changed while it runs, within its owner's quota."""
+"""Memory, CPUs and disk of a pod, changed while it runs, within its owner's quota."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from podyd.config import UNLIMITED
+from podyd.disks import Disks
 from podyd.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.instances import Instances
@@ -23,21 +24,32 @@ MEMORY, CPU = "limits.memory", "limits.cpu"
 class Limits:
     """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
 
-    def __init__(self, *, client: LxdClient, instances: Instances, pods: Pods) -> None:
+    def __init__(
+        self, *, client: LxdClient, instances: Instances, pods: Pods, disks: Disks
+    ) -> None:
         self._client = client
         self._instances = instances
         self._pods = pods
+        self._disks = disks
 
     async def change(
-        self, member: Member, ins: str, memory_bytes: int | None, cpus: int | None
+        self,
+        member: Member,
+        ins: str,
+        memory_bytes: int | None,
+        cpus: int | None,
+        disk_bytes: int | None,
     ) -> PodInfo:
         """Set what is not None; -1 is what a new pod of these profiles would have.
 
-        Raises BadRequest (neither is given), Forbidden (quota), Conflict (the pod uses more memory
-        than that: the kernel would kill its processes).
+        Raises BadRequest (nothing is given), Forbidden (quota), Conflict (the pod uses more memory
+        than that: the kernel would kill its processes; or more of its disk).
         """
-        if memory_bytes is None and cpus is None:
-            raise BadRequest("Say what to limit: memory, cpu or both.", code="missing_parameter")
+        if memory_bytes is None and cpus is None and disk_bytes is None:
+            raise BadRequest(
+                "Say what to limit: memory, cpu, disk or several of them.",
+                code="missing_parameter",
+            )
         pod = await self._pods.find(member, ins)
         quota = member.quota
         _check(memory_bytes, quota.memory_limit, "bytes of memory")
@@ -50,9 +62,10 @@ class Limits:
                 changes[key] = capped.get(key) if asked == UNLIMITED else str(asked)
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
-        with lxd_could_not("set the limits"):
-            await self._instances.edit(pod.name, config=changes, devices=dict)
-        log.info("%s limited pod %s: %s", member.name, pod.name, changes)
+        async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
+            with lxd_could_not("set the limits"):
+                await self._instances.edit(pod.name, config=changes, devices=devices)
+        log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
         return await self._pods.info(member, ins)
 
     async def _profiles(self, pod: Pod) -> list[Mapping[str, Any]]:

@@ -196,7 +196,7 @@ UNSET = -1
 
 
 @dataclass(frozen=True)
-class Memory(Kind):
+class Size(Kind):
     """Bytes, `minimum` at least, as `8GiB`, `8G` (the same), `8GB` or a number; `none` is -1."""
 
     minimum: int

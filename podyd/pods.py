@@ -24,6 +24,7 @@ from urllib.parse import quote
 
 from podyd.allotment import Allotment
 from podyd.config import UNLIMITED, parse_size
+from podyd.disks import Disks
 from podyd.errors import (
     Busy,
     Conflict,
@@ -129,6 +130,7 @@ class Pods:
         allotment: Allotment,
         ports: Ports,
         mounts: Mounts,
+        disks: Disks,
         executed: Executed,
         settings: Settings,
         tasks: Tasks,
@@ -141,6 +143,7 @@ class Pods:
         self._allotment = allotment
         self._ports = ports
         self._mounts = mounts
+        self._disks = disks
         self._executed = executed
         self._began = datetime.now(timezone.utc)
         self._swept = False
@@ -179,6 +182,8 @@ class Pods:
         config = pod.instance.expanded_config
         running = pod.status == "running"
         started = pod.instance.started
+        state = await self._state(pod)
+        disk = await self._disks.of(pod, state)
         return PodInfo(
             name=pod.name,
             ins=pod.ins,
@@ -186,7 +191,7 @@ class Pods:
             status=pod.status,
             image=pod.image,
             created=iso(pod.instance.created),
-            addresses=await self._addresses(pod) if running else [],
+            addresses=_addresses(state),
             port_mapping=sorted(
                 [
                     *port_mapping(pod.instance.devices),
@@ -198,6 +203,8 @@ class Pods:
             ),
             memory_limit=memory_limit(config),
             cpu_limit=cpu_limit(config),
+            disk_used=disk.used,
+            disk_limit=disk.limit,
             profiles=list(pod.instance.profiles),
             uptime=round(time.time() - started.timestamp(), 3) if running and started else None,
         )
@@ -212,26 +219,26 @@ class Pods:
                 return pod
         raise NotFound(f"You have no pod {ins!r}; see /pod/list.", code="no_such_pod")
 
-    async def _addresses(self, pod: Pod) -> list[str]:
+    async def _state(self, pod: Pod) -> Mapping[str, Any] | None:
         try:
-            state = await self._client.get(instance_path(pod.name, "state"))
+            state: Mapping[str, Any] = await self._client.get(instance_path(pod.name, "state"))
         except LxdRefused:
-            return []  # It stopped or went away this moment.
-        found = [
-            (address["family"], address["address"])
-            for device, network in (state["network"] or {}).items()
-            if device != "lo"
-            for address in network["addresses"]
-            if address["scope"] == "global"
-        ]
-        return [address for _, address in sorted(found)]
+            return None  # It stopped or went away this moment.
+        return state
 
     # --- Making and deleting ---------------------------------------------------------------------
 
     async def create(
-        self, member: Member, ins: str, image_name: str, gpus: CardChoice | None
+        self,
+        member: Member,
+        ins: str,
+        image_name: str,
+        gpus: CardChoice | None,
+        disk_bytes: int | None,
     ) -> PodInfo:
         """Make a pod from an image and start it; without `gpus` with those of its profiles.
+
+        `disk_bytes` is the limit of its disk; without it, or with -1, that of profiles and quota.
 
         Raises Conflict (name taken, GPU leased, no port free), Forbidden (over quota, image not
         offered), NotFound (no such image), StartFailed. If anything fails, nothing of the pod is
@@ -239,10 +246,16 @@ class Pods:
         """
         alias, image = await self._images.offered(member, image_name)
         source = {"type": "image", "fingerprint": image.fingerprint}
-        return await self._make(member, ins, gpus, source, {IMAGE: alias})
+        return await self._make(member, ins, gpus, disk_bytes, source, {IMAGE: alias})
 
     async def copy(
-        self, member: Member, ins: str, to: str, snapshot: str | None, gpus: CardChoice | None
+        self,
+        member: Member,
+        ins: str,
+        to: str,
+        snapshot: str | None,
+        gpus: CardChoice | None,
+        disk_bytes: int | None,
     ) -> PodInfo:
         """Make a pod `to` from another one, or from a snapshot of it, and start it.
 
@@ -258,7 +271,7 @@ class Pods:
             "instance_only": True,
         }
         self._instances.check_free(pod.name)
-        return await self._make(member, to, gpus, source, {IMAGE: pod.image})
+        return await self._make(member, to, gpus, disk_bytes, source, {IMAGE: pod.image})
 
     async def _check_snapshot(self, pod: Pod, name: str) -> None:
         try:
@@ -271,27 +284,30 @@ class Pods:
         member: Member,
         ins: str,
         gpus: CardChoice | None,
+        disk_bytes: int | None,
         source: Mapping[str, Any],
         config: Mapping[str, str],
     ) -> PodInfo:
-        async with self._reserved(member, ins, gpus) as body:
+        async with self._reserved(member, ins, gpus, disk_bytes) as body:
             name = body["name"]
             body["source"] = source
             body["config"] |= config
             with lxd_could_not("make the pod", code="pod_create_failed"):
                 await twice_if_lxd_slips(
-                    lambda: self._make_whole(body), lambda: self._remove_half_made(name)
+                    lambda: self._make_whole(body, disk_bytes), lambda: self._remove_half_made(name)
                 )
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
 
-    async def _make_whole(self, body: Mapping[str, Any]) -> None:
+    async def _make_whole(self, body: Mapping[str, Any], disk_bytes: int | None) -> None:
         name = body["name"]
         try:
             await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
             if body["source"]["type"] == "copy":
                 await self._instances.reset(name, body["config"], body["devices"])
                 await forget_identity(self._client, name)
+            if disk_bytes not in (None, UNLIMITED):
+                await self._disks.check_held(name, body["devices"])
             await self._start(name)
             await self._is_whole(name)
         finally:
@@ -310,7 +326,7 @@ class Pods:
 
     @contextlib.asynccontextmanager
     async def _reserved(
-        self, member: Member, ins: str, gpus: CardChoice | None
+        self, member: Member, ins: str, gpus: CardChoice | None, disk_bytes: int | None
     ) -> AsyncIterator[dict[str, Any]]:
         """Hold a place for a pod within its owner's quota; gives what LXD needs to make it."""
         cards = await self._gpus.cards()
@@ -331,6 +347,7 @@ class Pods:
         config |= {key: value for key, value in mounted.config.items() if value is not None}
         try:
             async with (
+                self._disks.new(member, name, profiles, disk_bytes) as disk,
                 self._allotment.new(member, name, profiles, gpus) as plan,
                 self._ports.new(member, ins) as ports,
             ):
@@ -338,7 +355,7 @@ class Pods:
                     "name": name,
                     "profiles": [profile["name"] for profile in profiles],
                     "config": {**config, **plan.config, **ports},
-                    "devices": {**plan.devices, **mounted.devices},
+                    "devices": {**plan.devices, **mounted.devices, **disk},
                 }
         finally:
             # Under the lock: nobody may have read LXD's list before the pod was in it and look
@@ -559,6 +576,17 @@ class Pods:
             self._execs[member.name] -= 1
             if not self._execs[member.name]:
                 del self._execs[member.name]
+
+
+def _addresses(state: Mapping[str, Any] | None) -> list[str]:
+    found = [
+        (address["family"], address["address"])
+        for device, network in ((state or {}).get("network") or {}).items()
+        if device != "lo"
+        for address in network["addresses"]
+        if address["scope"] == "global"
+    ]
+    return [address for _, address in sorted(found)]
 
 
 def _stop_timeouts(pod: Pod) -> tuple[int, ...]:

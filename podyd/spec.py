@@ -18,7 +18,6 @@ from podyd.params import (
     Duration,
     Flag,
     Indices,
-    Memory,
     Mode,
     Names,
     Param,
@@ -26,6 +25,7 @@ from podyd.params import (
     Pattern,
     PodName,
     PodPath,
+    Size,
     SnapshotName,
     Tag,
     Text,
@@ -47,6 +47,8 @@ MAX_HOURS = 876_600.0
 MAX_DAYS = MAX_HOURS / 24
 # Below that, the init of most images does not come up.
 MIN_MEMORY_BYTES = 64 * 1024**2
+# No image fits into less.
+MIN_DISK_BYTES = 16 * 1024**2
 MAX_CPUS = 4096
 MAX_ROWS, MAX_COLUMNS = 1000, 1000
 # What a client may be ahead of, or behind, a command that it talks to.
@@ -54,6 +56,7 @@ MAX_WINDOW_BYTES = 16 * 1024**2
 MAX_LOG_LINES = 10_000
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
+HOW_LARGE = "how large its disk may become, such as 100GiB; without it, what profiles and quota say"
 
 
 def iso(moment: datetime) -> str:
@@ -131,6 +134,7 @@ class Create:
     ins: str = param(PodName(), "a name for the pod")
     image: str = param(Text(200), "an image of /host/images")
     gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
+    disk: int | None = param(Size(MIN_DISK_BYTES), HOW_LARGE, default=None)
 
 
 @dataclass(frozen=True)
@@ -155,6 +159,7 @@ class Copy:
         SnapshotName(), "the pod as it was at this snapshot; without it, as it is", default=None
     )
     gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
+    disk: int | None = param(Size(MIN_DISK_BYTES), HOW_LARGE, default=None)
 
 
 @dataclass(frozen=True)
@@ -183,10 +188,13 @@ class ChangeGpus:
 class ChangeLimits:
     ins: str = param(PodName(), "the pod's name")
     memory: int | None = param(
-        Memory(MIN_MEMORY_BYTES), "such as 8GiB; none: as its profiles say", default=None
+        Size(MIN_MEMORY_BYTES), "such as 8GiB; none: as its profiles say", default=None
     )
     cpu: int | None = param(
         WholeOrNone(MAX_CPUS), "how many CPUs; none: as its profiles say", default=None
+    )
+    disk: int | None = param(
+        Size(MIN_DISK_BYTES), "such as 100GiB; none: what a new pod would have", default=None
     )
 
 
@@ -348,6 +356,8 @@ class QuotaInfo:
     gpu_count: int
     memory_limit: int
     cpu_limit: int
+    disk_limit: int
+    disk_total: int
     max_snapshots: int
     max_ports: int
     max_images: int
@@ -394,7 +404,9 @@ PodStatus = Literal["running", "stopped", "frozen", "error"]
 
 @dataclass(frozen=True)
 class PodInfo:
-    """A pod; `name` is LXD's, `ins` the owner's; `uptime` is null unless it runs."""
+    """A pod; `name` is LXD's, `ins` the owner's; `uptime` is null unless it runs. `disk_used` is
+    what LXD says, on btrfs without what it shares with its image, snapshots and copies; null where
+    the storage cannot tell. `disk_limit` is null where the storage holds none."""
 
     name: str
     ins: str
@@ -407,6 +419,8 @@ class PodInfo:
     gpu_ids: list[int]
     memory_limit: int
     cpu_limit: int
+    disk_used: int | None
+    disk_limit: int | None
     profiles: list[str]
     uptime: float | None
 
@@ -901,7 +915,7 @@ POD_LIMITS = Operation(
     POST,
     ChangeLimits,
     PodInfo,
-    "Change a pod's memory and CPUs while it runs.",
+    "Change a pod's memory, CPUs and disk while it runs.",
     proof=Proof.CHANGES,
 )
 GPU_LEASE = Operation(

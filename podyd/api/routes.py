@@ -131,6 +131,8 @@ class Routes:
                 gpu_count=quota.gpu_count,
                 memory_limit=quota.memory_limit,
                 cpu_limit=quota.cpu_limit,
+                disk_limit=quota.disk_limit,
+                disk_total=quota.disk_total,
                 max_snapshots=quota.max_snapshots,
                 max_ports=quota.max_ports,
                 max_images=quota.max_images,
@@ -177,7 +179,9 @@ class Routes:
     @serves(spec.POD_CREATE)
     async def pod_create(self, call: Call) -> spec.PodInfo:
         request: spec.Create = call.request
-        return await self._pods.create(call.caller, request.ins, request.image, request.gpus)
+        return await self._pods.create(
+            call.caller, request.ins, request.image, request.gpus, request.disk
+        )
 
     @serves(spec.POD_DELETE)
     async def pod_delete(self, call: Call) -> Log:
@@ -211,7 +215,7 @@ class Routes:
     async def pod_copy(self, call: Call) -> spec.PodInfo:
         request: spec.Copy = call.request
         return await self._pods.copy(
-            call.caller, request.ins, request.to, request.snapshot, request.gpus
+            call.caller, request.ins, request.to, request.snapshot, request.gpus, request.disk
         )
 
     @serves(spec.POD_COMMIT)
@@ -289,7 +293,9 @@ class Routes:
     @serves(spec.POD_LIMITS)
     async def pod_limits(self, call: Call) -> spec.PodInfo:
         request: spec.ChangeLimits = call.request
-        return await self._limits.change(call.caller, request.ins, request.memory, request.cpu)
+        return await self._limits.change(
+            call.caller, request.ins, request.memory, request.cpu, request.disk
+        )
 
     # --- GPUs ------------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ def add_gpus(made: argparse.ArgumentParser) -> None:
     made.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
 
 
+def add_disk(made: argparse.ArgumentParser) -> None:
+    made.add_argument("--disk", metavar="SIZE", help="how large it may become, such as 100GiB")
+
+
 def add_yes(made: argparse.ArgumentParser) -> None:
     made.add_argument("--yes", action="store_true", help="do not ask")
 
@@ -58,6 +62,7 @@ def add_words(add: Add) -> None:
     image = new.add_argument("--image", help="which, if there are several; see pody images")
     image.completer = complete("host/images")  # type: ignore[attr-defined]
     add_gpus(new)
+    add_disk(new)
     removed = of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
     add_yes(removed)
     changing = [
@@ -134,14 +139,14 @@ def _ls(options: argparse.Namespace) -> None:
         return
     names = server.get("pod/list").data
     pods = [server.get("pod/info", [("ins", name)]).data for name in names]
-    write_rows(options, pods, ("ins", "status", "image", "gpu_ids", "addresses"))
+    write_rows(options, pods, ("ins", "status", "image", "disk_used", "gpu_ids", "addresses"))
 
 
 def _new(options: argparse.Namespace) -> None:
     server = server_of(options.cacert)
     image = options.image or _only_image(server)
     doing = f"Making pod {options.ins} from {image}"
-    more = [("image", image), ("gpus", options.gpus)]
+    more = [("image", image), ("gpus", options.gpus), ("disk", options.disk)]
     change(options, "pod/create", more, doing=doing, server=server)
 
 

@@ -28,6 +28,7 @@ def add_words(add: daily.Add) -> None:
     )
     copied.add_argument("to", metavar="NEW", help="a name for the copy")
     daily.add_gpus(copied)
+    daily.add_disk(copied)
     what = "Make an image of your own from a pod, which goes on running."
     published = daily.of_pod(add("commit", _commit, what))
     published.add_argument("tag", metavar="TAG", help="the image is called USER-TAG")
@@ -70,7 +71,12 @@ def _remove(options: argparse.Namespace) -> None:
 def _copy(options: argparse.Namespace) -> None:
     doing = f"Copying pod {options.ins} to {options.to}"
     options.ins, slash, snapshot = options.ins.partition("/")
-    more = [("to", options.to), ("snapshot", snapshot if slash else None), ("gpus", options.gpus)]
+    more = [
+        ("to", options.to),
+        ("snapshot", snapshot if slash else None),
+        ("gpus", options.gpus),
+        ("disk", options.disk),
+    ]
     daily.change(options, "pod/copy", more, doing=doing)
 
 

@@ -1,4 +1,4 @@
-"""`pody limits`: the memory and the CPUs of a pod."""
+"""`pody limits`: the memory, the CPUs and the disk of a pod."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from podyd.client import daily, output, show
 from podyd.client.server import server_of
 from podyd.client.words import utf8
 
-SHOWN = ("memory_limit", "cpu_limit")
+SHOWN = ("memory_limit", "cpu_limit", "disk_limit")
 
 
 def add_words(add: daily.Add) -> None:
     """The one word."""
-    what = "Show a pod's limits of memory and CPUs, or change them while it runs."
+    what = "Show a pod's limits of memory, CPUs and disk, or change them while it runs."
     made = daily.of_pod(add("limits", _limits, what))
     made.add_argument("--memory", metavar="SIZE", help="such as 8GiB; none: as its profiles say")
     made.add_argument("--cpu", metavar="COUNT", help="how many CPUs; none: as its profiles say")
+    made.add_argument("--disk", metavar="SIZE", help="such as 100GiB; none: as for a new pod")
     daily.add_raw(made)
     daily.add_cacert(made)
 
@@ -26,7 +27,7 @@ def add_words(add: daily.Add) -> None:
 def _limits(options: argparse.Namespace) -> None:
     server = server_of(options.cacert)
     named = [("ins", utf8(options.ins))]
-    asked = [("memory", options.memory), ("cpu", options.cpu)]
+    asked = [("memory", options.memory), ("cpu", options.cpu), ("disk", options.disk)]
     changes = [(key, utf8(value)) for key, value in asked if value is not None]
     if changes:
         answer = server.post("pod/limits", named + changes)

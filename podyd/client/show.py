@@ -21,6 +21,7 @@ UNITS = {"power": "W", "power_limit": "W", "temperature": "°C", "utilisation": 
 # What columns are called, where that is not their key.
 TITLES = {
     "addresses": "address",
+    "disk_used": "disk",
     "gpu_ids": "GPUs",
     "gpu_memory_used": "memory",
     "ins": "pod",
@@ -179,9 +180,9 @@ def cell(key: str, value: Any) -> str:
 
 
 def _number(key: str, value: float) -> str:
-    if value == -1 and re.search(r"^max_|_(limit|count|size)$", key):
+    if value == -1 and re.search(r"^max_|_(limit|count|size|total)$", key):
         return "no limit"
-    if key == "size" or key.endswith("_bytes") or "memory" in key.split("_"):
+    if key == "size" or key.endswith("_bytes") or {"memory", "disk"} & {*key.split("_")}:
         return size(value)
     if key in SECONDS or key.endswith("_seconds"):
         return duration(value)

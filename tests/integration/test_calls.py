@@ -26,6 +26,8 @@ POD_INFO = {
     "gpu_ids",
     "memory_limit",
     "cpu_limit",
+    "disk_used",
+    "disk_limit",
     "profiles",
     "uptime",
 }
@@ -109,6 +111,8 @@ def test_user_info(alice: Client, admin: Client) -> None:
             "gpu_count": -1,
             "memory_limit": -1,
             "cpu_limit": -1,
+            "disk_limit": -1,
+            "disk_total": -1,
             "max_snapshots": 10,
             "max_ports": 10,
             "max_images": 5,

@@ -632,6 +632,7 @@ def test_a_person_reads_lines_and_tables(pody: Pody, admin: Client, pod: str) ->
         f"user:\n  name: {pody.user}\n  is_admin: no\n"
         "quota:\n  max_pods: 5\n  gpu_count: no limit\n"
         "  memory_limit: no limit\n  cpu_limit: no limit\n"
+        "  disk_limit: no limit\n  disk_total: no limit\n"
         "  max_snapshots: 10\n  max_ports: 10\n  max_images: 5\n  image_size: no limit\n"
     )
     assert pod in pody.shown("get", "pod/list").splitlines()

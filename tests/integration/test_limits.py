@@ -119,7 +119,7 @@ def test_a_pod_without_a_quota_goes_back_to_its_profiles(alice: Client, pod: str
 )
 def test_what_is_no_limit(limited: Client, params: dict[str, str]) -> None:
     detail = limited.post("/pod/limits", ins="main", **params).refused(400)["detail"]
-    assert "must be none, or" in detail or "memory, cpu or both" in detail
+    assert "must be none, or" in detail or "memory, cpu, disk" in detail
 
 
 def test_somebody_elses_pod(bob: Client, pod: str) -> None:
@@ -129,7 +129,11 @@ def test_somebody_elses_pod(bob: Client, pod: str) -> None:
 def test_pody_shows_and_changes_them(limited: Client) -> None:
     pody = Pody(f"http://127.0.0.1:{limited.port}", limited.user)
     limited.post("/pod/limits", ins="main", memory="none", cpu="none").ok
-    assert json.loads(pody("limits", "main").ok) == {"memory_limit": 4 * GIB, "cpu_limit": 2}
+    assert json.loads(pody("limits", "main").ok) == {
+        "memory_limit": 4 * GIB,
+        "cpu_limit": 2,
+        "disk_limit": -1,
+    }
     shown = pody.shown("limits", "main", "--memory", "3G", "--cpu", "1")
-    assert shown == "memory_limit: 3 GiB\ncpu_limit: 1\n"
+    assert shown == "memory_limit: 3 GiB\ncpu_limit: 1\ndisk_limit: no limit\n"
     assert "quota" in pody("limits", "main", "--memory", "5GiB").failed(1)

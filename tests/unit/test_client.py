@@ -202,6 +202,8 @@ GIB = 1024**3
         ("memory_used", 1536 * 1024, "1.5 MiB"),
         ("gpu_memory_used", 512, "512 B"),
         ("disk_bytes", 1023, "1023 B"),
+        ("disk_used", 3 * GIB // 2, "1.5 GiB"),
+        ("disk_total", -1, "no limit"),
         ("size", 2048 * GIB, "2 TiB"),
         ("size", 1024**2 - 1, "1 MiB"),
         ("max_pods", -1, "no limit"),

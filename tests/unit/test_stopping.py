@@ -59,7 +59,17 @@ def stopped(*outcomes: PodydError | None) -> tuple[str, list[str]]:
     """What a member is told of a stop, and what LXD was asked for."""
     lxd = Lxd(outcomes)
     parts: dict[str, Any] = dict.fromkeys(
-        ("executor", "images", "gpus", "allotment", "ports", "mounts", "executed", "settings")
+        (
+            "executor",
+            "images",
+            "gpus",
+            "allotment",
+            "ports",
+            "mounts",
+            "disks",
+            "executed",
+            "settings",
+        )
     )
     whole = Pods(client=cast(Any, lxd), instances=cast(Any, lxd), tasks=cast(Any, None), **parts)
     try:

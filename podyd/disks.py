@@ -1,0 +1,296 @@
+"""The disk of a pod: how large it may become, and what of it is used.
+
+The limit is the `size` of the instance's root disk device. How it is counted is the storage's
+matter. On btrfs (tried on LXD 5.0.2) a limit counts all that is in the pod, also what it shares
+with its image, its snapshots and copies; what LXD says is used is without that. A pool of kind dir
+takes a size and does not hold it, unless its filesystem has project quotas; LXD then does not say
+what is used either.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+from podyd.config import UNLIMITED, parse_size
+from podyd.errors import Conflict, Forbidden, LxdRefused
+from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.execution import Executor
+from podyd.lxd.instances import Devices, Instances
+from podyd.pod import Pod, pods_of
+from podyd.spec import MIN_DISK_BYTES
+from podyd.users import Member
+
+log = logging.getLogger(__name__)
+
+# For looking at every file of a pod.
+LOOK_SECONDS = 20.0
+# Kinds of pools.
+BTRFS, DIR = "btrfs", "dir"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes; None where the pool cannot tell what is used, or cannot hold a limit. -1: no limit."""
+
+    used: int | None
+    limit: int | None
+
+
+class Disks:
+    """Gives new pods their disks, changes them, and says what of them is used."""
+
+    def __init__(self, *, client: LxdClient, instances: Instances, executor: Executor) -> None:
+        self._client = client
+        self._instances = instances
+        self._executor = executor
+        # Two pods of a member's at once could both see the last free bytes of the quota.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # The pods that are being made: by their instances' names, the owner and the limit.
+        self._making: dict[str, tuple[str, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def new(
+        self,
+        member: Member,
+        name: str,
+        profiles: Sequence[Mapping[str, Any]],
+        asked_bytes: int | None,
+    ) -> AsyncIterator[Devices]:
+        """Hold the disk of a pod that is being made; gives the device that its instance needs.
+
+        Without `asked_bytes`, or with -1: as its profiles say, and within the quota. Raises
+        Forbidden (quota).
+        """
+        given = devices_of(profiles)
+        lock = self._lock(member)
+        async with lock:
+            size = _size(member, given, asked_bytes, await self._others(member, name))
+            self._making[name] = member.name, size
+        try:
+            yield _resized({}, given, size)
+        finally:
+            # Under the lock: nobody may have read LXD's list before the pod was in it and look
+            # here after it is gone.
+            async with lock:
+                del self._making[name]
+
+    @contextlib.asynccontextmanager
+    async def resized(
+        self,
+        member: Member,
+        pod: Pod,
+        profiles: Sequence[Mapping[str, Any]],
+        asked_bytes: int | None,
+    ) -> AsyncIterator[Callable[[Devices], Devices]]:
+        """Hold a new limit for a pod; gives how its own devices change. None changes nothing.
+
+        -1 is what a new pod would have. Raises Forbidden (quota), Conflict (it uses more, that
+        cannot be seen, or its pool holds no limit).
+        """
+        if asked_bytes is None:
+            yield dict
+            return
+        given = devices_of(profiles)
+        async with self._lock(member):
+            others = await self._others(member, pod.name)
+            now = await self._limit(pod)
+            # What makes it smaller always may be done, however much the other pods have.
+            room = None if _is_below(asked_bytes, now) else others
+            size = _size(member, given, asked_bytes, room)
+            if asked_bytes != UNLIMITED:
+                await self.check_held(pod.name, pod.instance.devices)
+            if _is_below(size, now):
+                await self._check_use(pod, size)
+            yield lambda devices: _resized(devices, given, size)
+
+    async def of(self, pod: Pod, state: Mapping[str, Any] | None) -> Disk:
+        """What a pod's disk has, by LXD's state of it."""
+        used = used_bytes(pod.instance.devices, state)
+        holds = used is not None or await self._driver(pod.instance.devices) != DIR
+        return Disk(used, disk_limit(pod.instance.devices) if holds else None)
+
+    async def check_held(self, name: str, devices: Devices) -> None:
+        """Raises Conflict if the pool of an instance, that is there, holds no limit."""
+        if await self._driver(devices) != DIR:
+            return
+        state = await self._client.get(instance_path(name, "state"))
+        if used_bytes(devices, state) is None:
+            raise Conflict(
+                "The storage pool cannot limit a pod's disk (it is of kind dir, on a filesystem"
+                " without project quotas); leave out 'disk', or ask your admin for another pool.",
+                code="disk_not_limited",
+            )
+
+    # --- What may be ------------------------------------------------------------------------------
+
+    def _lock(self, member: Member) -> asyncio.Lock:
+        return self._locks.setdefault(member.name, asyncio.Lock())
+
+    async def _others(self, member: Member, name: str) -> dict[str, int]:
+        """The limits of a member's pods, but of one; by their names."""
+        pods = [pod for pod in pods_of(await self._instances.all()) if pod.owner == member.name]
+        limits = {pod.name: disk_limit(pod.instance.devices) for pod in pods}
+        limits |= {key: size for key, (owner, size) in self._making.items() if owner == member.name}
+        limits.pop(name, None)
+        return limits
+
+    async def _limit(self, pod: Pod) -> int:
+        """A pod's limit as it is now."""
+        for instance in await self._instances.all():
+            if instance.name == pod.name:
+                return disk_limit(instance.devices)
+        return UNLIMITED
+
+    # --- What is used -----------------------------------------------------------------------------
+
+    async def _driver(self, devices: Devices) -> str:
+        pool = root_of(devices)[1].get("pool", "")
+        try:
+            return str(
+                (await self._client.get(f"/1.0/storage-pools/{quote(pool, safe='')}"))["driver"]
+            )
+        except LxdRefused:
+            return ""
+
+    async def _check_use(self, pod: Pod, asked: int) -> None:
+        """Below what is used, LXD would half set a limit: it holds, and cannot be raised again."""
+        state = await self._client.get(instance_path(pod.name, "state"))
+        used = used_bytes(pod.instance.devices, state) or 0
+        if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
+            used = max(used, await self._look(pod))
+        if asked < used:
+            raise Conflict(
+                f"On the disk of pod {pod.ins!r} are {used} bytes, so {asked} would be too few;"
+                " delete files in it first, or ask for more.",
+                code="disk_in_use",
+                used=used,
+                asked=asked,
+            )
+
+    async def _look(self, pod: Pod) -> int:
+        """The bytes of all files of a pod, which no more than a look at each of them tells."""
+        if pod.status != "running":
+            raise Conflict(
+                f"How much is on the disk of pod {pod.ins!r} is known only while it runs; start it"
+                " with /pod/start before its disk is made smaller.",
+                code="pod_not_running",
+                status=pod.status,
+            )
+        done = await self._executor.run(pod.name, "du -skx /", timeout=LOOK_SECONDS, limit=1024)
+        kib = done.stdout.partition("\t")[0]
+        # Its own errors are of files that went away meanwhile.
+        if not (kib.isascii() and kib.isdecimal()):
+            raise Conflict(
+                f"How much is on the disk of pod {pod.ins!r} could not be seen within"
+                f" {LOOK_SECONDS:.0f} s ('du -skx /' in it tells); try again.",
+                code="disk_in_use",
+            )
+        return int(kib) * 1024
+
+
+def devices_of(profiles: Iterable[Mapping[str, Any]]) -> Devices:
+    """The devices of several profiles, of which the last one counts."""
+    devices: dict[str, Mapping[str, str]] = {}
+    for profile in profiles:
+        devices |= profile["devices"]
+    return devices
+
+
+def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """The name and the keys of the disk that an instance runs on."""
+    for name, device in devices.items():
+        if device.get("type") == "disk" and device.get("path") == "/":
+            return name, device
+    return "root", {}
+
+
+def disk_limit(devices: Devices) -> int:
+    """The `size` of an instance's root disk in bytes, or -1."""
+    return parse_size(root_of(devices)[1].get("size") or UNLIMITED) or UNLIMITED
+
+
+def used_bytes(devices: Devices, state: Mapping[str, Any] | None) -> int | None:
+    """What LXD's state of an instance says of its root disk; None where it does not."""
+    usage = ((state or {}).get("disk") or {}).get(root_of(devices)[0], {}).get("usage", 0)
+    # On an instance that does not run, 0 is what some pools say for "unknown".
+    return usage if usage > 0 else None
+
+
+def _is_below(size: int, other: int) -> bool:
+    return size != UNLIMITED and (other == UNLIMITED or size < other)
+
+
+def _least(*sizes: int) -> int:
+    return min((size for size in sizes if size != UNLIMITED), default=UNLIMITED)
+
+
+def _size(
+    member: Member, given: Devices, asked: int | None, others: Mapping[str, int] | None
+) -> int:
+    """The limit of a pod; without `others`, the quota of all pods together does not matter."""
+    quota = member.quota
+    room = UNLIMITED if others is None else _room(member, others)
+    if asked not in (None, UNLIMITED):
+        _check(asked, quota.disk_limit, "bytes of disk for each pod")
+        _check(asked, room, "bytes of disk that your other pods leave you")
+        return asked
+    size = disk_limit(given)
+    if size == UNLIMITED and room != UNLIMITED and quota.max_pods > 0:
+        size = quota.disk_total // quota.max_pods
+    size = _least(size, quota.disk_limit, room)
+    if room != UNLIMITED and size < MIN_DISK_BYTES:
+        raise Forbidden(
+            f"Your quota is {quota.disk_total} bytes of disk for all your pods, and they leave"
+            f" {room}; delete one, or make its disk smaller with /pod/limits.",
+            code="quota_exceeded",
+            limit=quota.disk_total,
+            left=room,
+        )
+    return size
+
+
+def _room(member: Member, others: Mapping[str, int]) -> int:
+    """What a member's other pods leave of the quota of all together."""
+    total = member.quota.disk_total
+    if total == UNLIMITED:
+        return UNLIMITED
+    for name, size in others.items():
+        if size == UNLIMITED:
+            raise Forbidden(
+                f"Your quota is {total} bytes of disk for all your pods, and {name} has no limit;"
+                " give it one first, with 'disk' of /pod/limits.",
+                code="quota_exceeded",
+                limit=total,
+                pod=name,
+            )
+    return max(0, total - sum(others.values()))
+
+
+def _check(asked: int, limit: int, what: str) -> None:
+    if limit != UNLIMITED and asked > limit:
+        raise Forbidden(
+            f"Your quota is {limit} {what}, and {asked} is more.",
+            code="quota_exceeded",
+            limit=limit,
+            asked=asked,
+        )
+
+
+def _resized(own: Devices, given: Devices, size: int) -> Devices:
+    """An instance's own devices with this limit of its disk; nothing where its profiles say so."""
+    name, root = root_of({**given, **own})
+    wanted = {key: value for key, value in root.items() if key != "size"}
+    if size != UNLIMITED:
+        wanted["size"] = str(size)
+    devices = {key: device for key, device in own.items() if key != name}
+    is_given = name in given and {**given[name], "size": ""} == {**wanted, "size": ""}
+    if is_given and disk_limit(given) == size:
+        return devices
+    return {**devices, name: wanted}
