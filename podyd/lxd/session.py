@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 STDIN, STDOUT, STDERR = "0", "1", "2"
 # The leading `sh` was killed and wrote no mark: its last output may still be on its way.
 UNMARKED_GRACE = 0.5
+# Of an exit code, in the mark.
+CODE_DIGITS = 3
 # A mark is written at once; what has begun like one and does not go on so soon is output.
 HELD_SECONDS = 0.02
 
@@ -111,10 +113,15 @@ kill -s $2 $pids
 
 
 class MarkedStream:
-    """Finds the mark that ends a stream, also where it is cut into pieces."""
+    """Finds the mark that ends a stream, also where it is cut into pieces.
+
+    Who reads the nonce in the pod can write the mark too, and so end the own command early. What
+    only looks like the mark is output: no more is held back than the mark is long.
+    """
 
     def __init__(self, nonce: str) -> None:
         self._mark = f"\0podyd-{nonce}:".encode()
+        self._end = re.compile(re.escape(self._mark) + rb"(\d{1,%d});" % CODE_DIGITS)
         self._held = b""
         # So much of what is held has been given all the same.
         self._given = 0
@@ -134,21 +141,23 @@ class MarkedStream:
 
     def _before_mark(self, data: bytes) -> bytes:
         self._held = b""
-        start = data.find(self._mark)
-        if start >= 0:
-            code = re.match(rb"(\d+);", data[start + len(self._mark) :])
-            if code:
-                self.exit_code = int(code[1])
-            else:
-                self._held = data[start:]
-            return data[:start]
-        start = data.find(b"\0", max(0, len(data) - len(self._mark) + 1))
-        while start >= 0 and not self._mark.startswith(data[start:]):
+        if end := self._end.search(data):
+            self.exit_code = int(end[1])
+            return data[: end.start()]
+        start = data.find(b"\0", max(0, len(data) - len(self._mark) - CODE_DIGITS))
+        while start >= 0 and not self._may_go_on(data[start:]):
             start = data.find(b"\0", start + 1)
         if start < 0:
             return data
         self._held = data[start:]
         return data[:start]
+
+    def _may_go_on(self, tail: bytes) -> bool:
+        """Whether more could make it the mark."""
+        code = tail.removeprefix(self._mark)
+        return self._mark.startswith(tail) or (
+            len(code) < len(tail) and len(code) <= CODE_DIGITS and code.isdigit()
+        )
 
     def rest(self) -> bytes:
         """What was held back and seems not to be the mark."""
