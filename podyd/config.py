@@ -25,6 +25,7 @@ DEFAULT_PATH = Path("/etc/podyd/podyd.yaml")
 UNLIMITED = -1
 # A century: times beyond the year 9999 cannot be written.
 MAX_DAYS = 36_525
+MAX_OUTPUT_BYTES = 16 * 1024**2
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -51,11 +52,34 @@ def parse_size(value: Any) -> int:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def _output_size(value: Any) -> int:
+    accepted = f"a size such as 1MiB, from 1kB to {MAX_OUTPUT_BYTES // 1024**2}MiB"
+    try:
+        size = parse_size(value)
+    except ValueError:
+        raise ValueError(accepted) from None
+    if not 1000 <= size <= MAX_OUTPUT_BYTES:
+        raise ValueError(accepted)
+    return size
+
+
 def parse_count(value: Any) -> int:
     """A whole number from 0 up; -1 is no limit. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < UNLIMITED:
         raise ValueError("a whole number, or -1 for no limit")
     return value
+
+
+def _above_0(parse: Callable[[Any], int]) -> Callable[[Any], int]:
+    """For what LXD cannot give a pod none of."""
+
+    def check(value: Any) -> int:
+        found = parse(value)
+        if not found:
+            raise ValueError("more than 0, or -1 for no limit")
+        return found
+
+    return check
 
 
 def parse_listen(value: Any) -> str:
@@ -286,7 +310,10 @@ class Pods:
     )
     exec_timeout_max: float = _key(3600.0, _duration, help="The most seconds a call can ask for.")
     exec_output_max: int = _key(
-        1024**2, parse_size, help="The most bytes kept of a command's stdout, and of its stderr."
+        1024**2,
+        _output_size,
+        help="The most bytes kept of a command's stdout, and of its stderr, up to 16MiB; podyd can"
+        " need 512 times as much memory.",
     )
     mounts: tuple[Mount, ...] = _key(
         [],
@@ -364,8 +391,8 @@ class Quota:
 
     max_pods: int = _key(5, parse_count, help="Pods of one user.")
     gpu_count: int = _key(UNLIMITED, parse_count, help="GPUs in all pods of one user.")
-    memory_limit: int = _key(UNLIMITED, parse_size, help="Memory of each pod.")
-    cpu_limit: int = _key(UNLIMITED, parse_count, help="CPUs of each pod.")
+    memory_limit: int = _key(UNLIMITED, _above_0(parse_size), help="Memory of each pod.")
+    cpu_limit: int = _key(UNLIMITED, _above_0(parse_count), help="CPUs of each pod.")
     disk_limit: int = _key(UNLIMITED, parse_size, help="What the disk of each pod may have.")
     disk_total: int = _key(
         UNLIMITED,
@@ -386,8 +413,8 @@ class QuotaPart:
 
     max_pods: int | None = _key(None, parse_count)
     gpu_count: int | None = _key(None, parse_count)
-    memory_limit: int | None = _key(None, parse_size)
-    cpu_limit: int | None = _key(None, parse_count)
+    memory_limit: int | None = _key(None, _above_0(parse_size))
+    cpu_limit: int | None = _key(None, _above_0(parse_count))
     disk_limit: int | None = _key(None, parse_size)
     disk_total: int | None = _key(None, parse_size)
     max_snapshots: int | None = _key(None, parse_count)

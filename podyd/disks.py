@@ -184,7 +184,7 @@ class Disks:
                 status=pod.status,
             )
         done = await self._executor.run(pod.name, "du -skx /", timeout=LOOK_SECONDS, limit=1024)
-        kib = done.stdout.partition("\t")[0]
+        kib = str(done.output.stdout).partition("\t")[0]
         # Its own errors are of files that went away meanwhile.
         if not (kib.isascii() and kib.isdecimal()):
             raise Conflict(

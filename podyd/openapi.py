@@ -9,6 +9,7 @@ import typing
 from typing import Any
 
 from podyd import __version__
+from podyd.longtext import LongText
 from podyd.params import Param, params_of
 from podyd.spec import FRAMES, OPERATIONS, Access, Operation, TokenScope
 
@@ -128,7 +129,14 @@ def _parameters(request: type) -> dict[str, Any]:
 
 def _schema(hint: Any, schemas: dict[str, Any]) -> dict[str, Any]:
     """The JSON schema of a type hint; dataclasses go to `schemas` under their name."""
-    plain = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
+    plain = {
+        str: "string",
+        LongText: "string",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        type(None): "null",
+    }
     if hint in plain:
         return {"type": plain[hint]}
     if hint is Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 
 from podyd.errors import Conflict, LxdRefused, PodydError
@@ -61,11 +62,13 @@ class PodLogs:
             timeout=RUN_SECONDS,
             limit=MAX_JOURNAL_BYTES,
         )
-        is_cut = done.timed_out or "cut\n" in done.stderr
-        if not done.stdout and not is_cut:
+        with contextlib.closing(done):
+            found, errors = str(done.body.stdout), str(done.body.stderr)
+        is_cut = done.body.timed_out or "cut\n" in errors
+        if not found and not is_cut:
             return None
-        is_full = len(done.stdout.encode()) >= MAX_JOURNAL_BYTES
-        return PodLog(done.stdout, "journal", is_cut or is_full)
+        is_full = len(found.encode()) >= MAX_JOURNAL_BYTES
+        return PodLog(found, "journal", is_cut or is_full)
 
     async def _console(self, pod: Pod) -> str:
         try:

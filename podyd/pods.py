@@ -46,6 +46,7 @@ from podyd.errors import (
 from podyd.gpus import Gpus, cards_in, needs_nvidia
 from podyd.identity import forget_identity
 from podyd.images import Images
+from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Devices, Instances
@@ -526,8 +527,11 @@ class Pods:
 
     async def exec(
         self, member: Member, ins: str, command: str, timeout: float | None
-    ) -> ExecResult:
-        """Run a command in a running pod; `timeout` in seconds, within podyd.yaml's maximum."""
+    ) -> Kept[ExecResult]:
+        """Run a command in a running pod; `timeout` in seconds, within podyd.yaml's maximum.
+
+        It counts as one of the member's until the answer is closed: its output is held so long.
+        """
         config = self._settings.current.pods
         timeout = config.exec_timeout if timeout is None else timeout
         if timeout > config.exec_timeout_max:
@@ -540,25 +544,27 @@ class Pods:
 
     async def run(
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
-    ) -> ExecResult:
+    ) -> Kept[ExecResult]:
         """Run a command of podyd's own in a running pod; `limit` in bytes, as of Executor.run."""
         pod = await self.find(member, ins)
         if pod.status != "running":
             raise not_running(ins, pod.status)
-        with self._one_exec(member):
+        with contextlib.ExitStack() as held:
+            held.enter_context(self._one_exec(member))
             started = time.monotonic()
             done = await self._executor.run(pod.name, command, timeout=timeout, limit=limit)
             seconds = time.monotonic() - started
             self._executed(seconds, timed_out=done.exit_code is None)
-            return ExecResult(
+            result = ExecResult(
                 exit_code=-1 if done.exit_code is None else done.exit_code,
-                log=done.log,
-                stdout=done.stdout,
-                stderr=done.stderr,
+                log=done.output.log,
+                stdout=done.output.stdout,
+                stderr=done.output.stderr,
                 timed_out=done.exit_code is None,
-                truncated=done.truncated,
+                truncated=done.output.truncated,
                 seconds=round(seconds, 3),
             )
+            return Kept(result, held.pop_all().close)
 
     @contextlib.contextmanager
     def _one_exec(self, member: Member) -> Iterator[None]:

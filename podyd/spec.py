@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal
 
+from podyd.longtext import LongText
 from podyd.params import (
     CardChoice,
     Cards,
@@ -473,12 +474,16 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """`exit_code` is -1 if time was up; 128 + N if signal N ended the command."""
+    """`exit_code` is -1 if time was up; 128 + N if signal N ended the command.
+
+    `log` has both streams as they came; after 16,384 changes from one to the other, first all the
+    rest of stdout. `truncated` if there was more on a stream than is kept.
+    """
 
     exit_code: int
-    log: str
-    stdout: str
-    stderr: str
+    log: LongText
+    stdout: LongText
+    stderr: LongText
     timed_out: bool
     truncated: bool
     seconds: float

@@ -22,6 +22,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import parse_qsl
 
 from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from podyd.errors import (
@@ -34,6 +35,7 @@ from podyd.errors import (
     Unauthorized,
     Unavailable,
 )
+from podyd.longtext import Kept, json_pieces
 from podyd.metrics import Metrics
 from podyd.naming import instance_name
 from podyd.params import decode, json_pairs, parse
@@ -50,6 +52,10 @@ MAX_BODY_BYTES = 1024**2
 MAX_DROPPED_BYTES = 64 * 1024**2
 MAX_PARAMETERS = 50
 JSON = "application/json"
+# A long answer is written so much at a time, which takes a few ms, and must be taken within a time.
+CHUNK_CHARACTERS = 64 * 1024
+CHUNK_PIECES = 2000
+TAKE_SECONDS = 300.0
 
 
 @dataclass(frozen=True)
@@ -230,8 +236,48 @@ class Endpoint(JsonHandler):
                 self.set_header(name, value)
             answer = answer.body
         self.set_header("Content-Type", self.operation.media)
+        if isinstance(answer, Kept):
+            await self._give_kept(answer)
+            return
         is_json = self.operation.media == JSON
         self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
+
+    async def _give_kept(self, answer: Kept[Any]) -> None:
+        """Send what is made while it is sent; who does not take it in time is cut off."""
+        self._task = asyncio.ensure_future(self._write_pieces(answer.body))
+        self.requests.add(self._task)
+        try:
+            await asyncio.wait({self._task}, timeout=TAKE_SECONDS)
+            if self._task.done():
+                self._task.result()
+            else:
+                self._cut()
+        except (StreamClosedError, asyncio.CancelledError):
+            self._cut()
+        finally:
+            self._task.cancel()
+            answer.close()
+
+    async def _write_pieces(self, answer: Any) -> None:
+        held: list[str] = []
+        size = 0
+        for piece in json_pieces(answer):
+            held.append(piece)
+            size += len(piece)
+            if size >= CHUNK_CHARACTERS or len(held) >= CHUNK_PIECES:
+                self.write("".join(held))
+                await self.flush()
+                held, size = [], 0
+        await self.finish("".join(held))
+
+    def _cut(self) -> None:
+        """End the connection where the answer has not ended, so that nobody takes it for whole."""
+        self.set_status(500)  # For the log.
+        self._stream.close()
+
+    @property
+    def _stream(self) -> Any:
+        return self.request.connection.stream  # type: ignore[union-attr]
 
     get = post = head = put = patch = delete = options = _serve
 

@@ -18,6 +18,7 @@ from podyd.images import Images
 from podyd.limits import Limits
 from podyd.line import Size
 from podyd.listeners import Listeners
+from podyd.longtext import Kept
 from podyd.metrics import Metrics
 from podyd.podlogs import PodLogs
 from podyd.pods import Pods
@@ -264,7 +265,7 @@ class Routes:
         return await self._listeners.of(pod)
 
     @serves(spec.POD_EXEC)
-    async def pod_exec(self, call: Call) -> spec.ExecResult:
+    async def pod_exec(self, call: Call) -> Kept[spec.ExecResult]:
         request: spec.Exec = call.request
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 

@@ -38,10 +38,6 @@ class Transfer(Endpoint):
         for option, value in KEEPALIVE:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
-    @property
-    def _stream(self) -> Any:
-        return self.request.connection.stream  # type: ignore[union-attr]
-
 
 class Download(Transfer):
     """Serves one operation that answers with a file."""
@@ -72,11 +68,6 @@ class Download(Transfer):
     async def _send(self, data: bytes) -> None:
         self.write(data)
         await self.flush()
-
-    def _cut(self) -> None:
-        """End the connection where the file has not ended, so that nobody takes it for whole."""
-        self.set_status(500)  # For the log.
-        self._stream.close()
 
 
 class Upload(Transfer):

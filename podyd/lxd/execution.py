@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import codecs
 import contextlib
+from array import array
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tornado.websocket import WebSocketClosedError
 
 from podyd.line import Streams
+from podyd.longtext import LongText
 from podyd.lxd.client import LxdClient
 from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.talk import AtTerminal, Piped, Terminal
@@ -20,8 +23,87 @@ from podyd.tasks import Tasks
 # After the deadline: killing may take this long, and what the dying wrote may still arrive.
 KILL_TIMEOUT = 0.6
 DRAIN_TIMEOUT = 0.2
+# Eight bytes each; who changes from stdout to stderr more often than that has it not in order.
+MAX_TURNS = 16_384
+PIECE_BYTES = 16 * 1024
 
 Afterwards = Callable[[], Awaitable[None]]
+
+
+class Output:
+    """What came on both streams, in the order of arrival, up to `limit` bytes each.
+
+    The order is kept up to MAX_TURNS changes from one stream to the other; behind that comes the
+    rest of stdout, and then that of stderr.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        # One growing block each: thousands of small pieces would leave the heap full of holes.
+        self._bytes = {STDOUT: bytearray(), STDERR: bytearray()}
+        # Where each turn of a stream ends in its block; the streams take turns.
+        self._ends = array("Q")
+        self._first = self._last = ""
+        self.truncated = False
+
+    def add(self, stream: str, data: bytes) -> None:
+        block = self._bytes[stream]
+        kept = data[: max(0, self._limit - len(block))]
+        self.truncated = self.truncated or len(kept) < len(data)
+        if not kept or len(self._ends) > MAX_TURNS:
+            block += kept
+            return
+        block += kept
+        if stream == self._last:
+            self._ends[-1] = len(block)
+            return
+        self._first = self._first or stream
+        self._last = stream
+        self._ends.append(len(block))
+
+    @property
+    def stdout(self) -> LongText:
+        """Bytes that are not UTF-8 are replaced, here and below."""
+        return LongText(partial(self._text, STDOUT))
+
+    @property
+    def stderr(self) -> LongText:
+        return LongText(partial(self._text, STDERR))
+
+    @property
+    def log(self) -> LongText:
+        """Both interleaved."""
+        return LongText(self._interleaved)
+
+    def _text(self, stream: str) -> Iterator[str]:
+        decoder = _decoder()
+        yield from self._decoded(stream, decoder, 0, len(self._bytes[stream]))
+        yield decoder.decode(b"", final=True)
+
+    def _interleaved(self) -> Iterator[str]:
+        # A character may be cut by the other stream; it stands where it is complete.
+        decoders = {STDOUT: _decoder(), STDERR: _decoder()}
+        starts = {STDOUT: 0, STDERR: 0}
+        stream, other = (STDOUT, STDERR) if self._first == STDOUT else (STDERR, STDOUT)
+        # The last turn may not be its stream's last where there were too many.
+        for end in self._ends[:MAX_TURNS]:
+            yield from self._decoded(stream, decoders[stream], starts[stream], end)
+            starts[stream] = end
+            stream, other = other, stream
+        for stream, decoder in decoders.items():
+            end = len(self._bytes[stream])
+            yield from self._decoded(stream, decoder, starts[stream], end)
+            yield decoder.decode(b"", final=True)
+
+    def _decoded(
+        self, stream: str, decoder: codecs.IncrementalDecoder, start: int, end: int
+    ) -> Iterator[str]:
+        for begin in range(start, end, PIECE_BYTES):
+            yield decoder.decode(bytes(self._bytes[stream][begin : min(end, begin + PIECE_BYTES)]))
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    return codecs.getincrementaldecoder("utf-8")("replace")
 
 
 @dataclass(frozen=True)
@@ -29,53 +111,7 @@ class Finished:
     """How a command ended; `exit_code` is None if time was up."""
 
     exit_code: int | None
-    stdout: str
-    stderr: str
-    log: str
-    truncated: bool
-
-
-class Output:
-    """What came on both streams, in the order of arrival, up to `limit` bytes each."""
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        # One growing block each: thousands of small pieces would leave the heap full of holes.
-        self._bytes = {STDOUT: bytearray(), STDERR: bytearray()}
-        self._order: list[tuple[str, int]] = []
-        self.truncated = False
-
-    def add(self, stream: str, data: bytes) -> None:
-        kept = data[: self._limit - len(self._bytes[stream])]
-        self.truncated = self.truncated or len(kept) < len(data)
-        if not kept:
-            return
-        self._bytes[stream] += kept
-        end = len(self._bytes[stream])
-        if self._order and self._order[-1][0] == stream:
-            self._order[-1] = stream, end
-        else:
-            self._order.append((stream, end))
-
-    def texts(self) -> tuple[str, str, str]:
-        """stdout, stderr and both interleaved; bytes that are not UTF-8 are replaced."""
-        stdout, stderr = (
-            bytes(self._bytes[stream]).decode(errors="replace") for stream in (STDOUT, STDERR)
-        )
-        if not stdout or not stderr:
-            return stdout, stderr, stdout or stderr
-        return stdout, stderr, "".join(self._interleaved())
-
-    def _interleaved(self) -> Iterator[str]:
-        # A character may be cut by the other stream; it stands where it is complete.
-        decoder = codecs.getincrementaldecoder("utf-8")
-        decoders = {STDOUT: decoder("replace"), STDERR: decoder("replace")}
-        starts = {STDOUT: 0, STDERR: 0}
-        for stream, end in self._order:
-            yield decoders[stream].decode(self._bytes[stream][starts[stream] : end])
-            starts[stream] = end
-        for rest in decoders.values():
-            yield rest.decode(b"", final=True)
+    output: Output
 
 
 class _Collected(Session):
@@ -109,8 +145,7 @@ class Executor:
         """
         session = _Collected(self._client, instance, command, limit)
         code = await self._finish(session, timeout)
-        stdout, stderr, both = session.output.texts()
-        return Finished(code, stdout, stderr, both, session.output.truncated)
+        return Finished(code, session.output)
 
     async def talk(
         self,

@@ -286,12 +286,13 @@ def test_hundreds_of_execs_leave_nothing(
     one(1)
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     threads, files = server.threads(), server.files()
-    in_pod = alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"]
+    in_pod = int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"])
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(300))) == [f"{number}\n" for number in range(300)]
     wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time", 2)
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     wait_until(lambda: server.files() <= files, "podyd's sockets to close")
     assert server.threads() <= threads
-    assert alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"] == in_pod
+    # A pod that has only just been made has more of its own in the beginning.
+    assert int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"]) <= in_pod
     assert boxes(alice, pod) == ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
+from podyd.api import endpoint
 from podyd.api.endpoint import Bound, Call, Endpoint, Requests
 from podyd.authclient import AuthClient
 from podyd.config import Config
+from podyd.longtext import Kept, LongText
 from podyd.settings import Settings
 from podyd.spec import Access, HelpOf, Operation, Proof
 from podyd.store import Database, TokenStore
@@ -27,8 +32,9 @@ CRASHING = Operation(
 )
 
 
-async def fetch(bound: Bound, query: str) -> HTTPResponse:
-    """The answer of a server that has this one operation."""
+@contextlib.asynccontextmanager
+async def serving(bound: Bound) -> AsyncIterator[int]:
+    """The port of a server that has this one operation."""
     settings = Settings(Config())
     tokens = Tokens(TokenStore(Database(Path("/nonexistent"))), settings)
     users = Users(AuthClient("/nonexistent"), tokens, settings)
@@ -44,13 +50,21 @@ async def fetch(bound: Bound, query: str) -> HTTPResponse:
     )
     sock, port = bind_unused_port()
     server.add_socket(sock)
-    client = AsyncHTTPClient(force_instance=True)
     try:
-        return await client.fetch(f"http://127.0.0.1:{port}/crash?{query}", raise_error=False)
+        yield port
     finally:
-        client.close()
         server.stop()
         await server.close_all_connections()
+
+
+async def fetch(bound: Bound, query: str) -> HTTPResponse:
+    """The answer of a server that has this one operation."""
+    async with serving(bound) as port:
+        client = AsyncHTTPClient(force_instance=True)
+        try:
+            return await client.fetch(f"http://127.0.0.1:{port}/crash?{query}", raise_error=False)
+        finally:
+            client.close()
 
 
 def test_a_crash_says_where_and_shows_nothing_that_was_sent(
@@ -67,3 +81,56 @@ def test_a_crash_says_where_and_shows_nothing_that_was_sent(
     assert "in crash" in caplog.text, "the traceback"
     assert "sEcret-1" not in caplog.text
     assert b"sEcret-1" not in response.body
+
+
+@dataclass(frozen=True)
+class Long:
+    """An answer of any length."""
+
+    text: LongText
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_long_answer_is_sent_in_pieces_and_then_closed(count: int) -> None:
+    closed: list[bool] = []
+
+    async def answer(call: Call) -> Kept[Long]:
+        text = LongText(lambda: iter(['"\x01€' * 5000] * count))
+        return Kept(Long(text), lambda: closed.append(True))
+
+    response = asyncio.run(fetch(answer, ""))
+    assert json.loads(response.body) == {"text": '"\x01€' * 5000 * count}
+    assert ("Content-Length" in response.headers) == (count == 1)
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_does_not_take_a_long_answer_does_not_keep_it(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(endpoint, "TAKE_SECONDS", 60 if leaves else 0.1)
+
+    async def talk() -> None:
+        closed = asyncio.Event()
+        made = 0
+
+        def endless() -> Iterator[str]:
+            nonlocal made
+            while True:
+                made += 1
+                yield "x" * 60_000
+
+        async def answer(call: Call) -> Kept[Long]:
+            return Kept(Long(LongText(endless)), closed.set)
+
+        async with serving(answer) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /crash HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readexactly(1000)
+            if leaves:
+                writer.close()
+            await asyncio.wait_for(closed.wait(), 10)
+            writer.close()
+        assert made < 1000, "what is made is taken first"
+
+    asyncio.run(talk())
