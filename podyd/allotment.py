@@ -24,9 +24,8 @@ from podyd.errors import (
     Unavailable,
     lxd_could_not,
 )
-from podyd.gpus import Card, Gpus, cards_in, natural, with_cards
+from podyd.gpus import Card, Gpus, by_index, cards_in, lasting, natural, with_cards
 from podyd.leases import (
-    LEASE_PREFIX,
     WAITING,
     Lease,
     Place,
@@ -44,7 +43,7 @@ from podyd.occupancy import Occupancy
 from podyd.params import CardChoice
 from podyd.pod import Pod, pods_of
 from podyd.settings import Settings
-from podyd.sharing import COVERS, WISH, Making, View, covers_of, in_order, wish_of
+from podyd.sharing import COVERS, WISH, Keys, Making, View, covers_of, in_order, wish_of
 from podyd.spec import LeasedCard, Waiting, iso
 from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.users import Member
@@ -57,8 +56,6 @@ QUIET_SECONDS = 60.0
 A_MOMENT = timedelta(microseconds=1)
 # LXD moves cards in a fraction of a second, unless it hangs.
 LOCK_SECONDS = 20.0
-
-Keys = Mapping[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -110,8 +107,8 @@ class Allotment:
             cards=cards,
             pods=pods,
             profiles={profile["name"]: profile for profile in profiles},
-            leases=leases_of(pods),
-            line=tuple(line_of(pods)),
+            leases=leases_of(pods, cards),
+            line=tuple(line_of(pods, cards)),
             making=making,
             users={card: frozenset(self._occupancy.pods(card.pci)) for card in cards}
             if sample or absent
@@ -148,16 +145,17 @@ class Allotment:
 
     async def line(self) -> list[Waiting]:
         """Who waits for cards, in order."""
+        view = await self.view()
         return [
             Waiting(
                 number,
                 place.pod.name,
                 place.pod.owner,
-                str(place.choice),
+                str(by_index(place.choice, view.cards)),
                 place.hours,
                 iso(place.since),
             )
-            for number, place in enumerate((await self.view()).line, 1)
+            for number, place in enumerate(view.line, 1)
         ]
 
     # --- A new pod -------------------------------------------------------------------------------
@@ -194,7 +192,8 @@ class Allotment:
         """The plan, its cards, and how many count towards the quota."""
         given = cards_in(natural(profiles, {}, ()), view.cards)
         config: dict[str, str] = {}
-        due, counted = given - view.taken(""), len(given)
+        # What it does not get of its profiles because of others, it gets when it can.
+        due, counted = given - view.taken("") - view.frozen, len(given)
         room = _room(view, member)
         if choice is not None:
             due, counted = view.choose(choice), view.size(choice)
@@ -215,11 +214,13 @@ class Allotment:
     async def change(self, member: Member, pod: Pod, choice: CardChoice, *, force: bool) -> None:
         """Give a pod other cards, also while it runs.
 
-        Raises BadRequest, Forbidden (quota), Conflict (leased to somebody, or in use by the pod).
+        Raises BadRequest, Forbidden (quota), Conflict (leased to somebody, or in use by the pod),
+        Unavailable (nobody can tell which card is which).
         """
         async with self._alone() as view:
             pod = _as_now(view, pod)
             wished, leased = view.choose(choice, pod), view.leased(pod)
+            view.check_known(pod)
             if leased - wished:
                 raise Conflict(
                     f"GPU {in_order(leased - wished)[0].index} is leased to this pod; /gpu/release"
@@ -239,10 +240,10 @@ class Allotment:
 
         Returns its place in line, or 0 if it has them. What the pod has leased already it has
         longer, never shorter. Raises BadRequest, Forbidden (quota, limits of podyd.yaml), Conflict
-        (says who holds the cards), Unavailable (nobody can tell who is on them).
+        (says who holds the cards), Unavailable (nobody can tell who is on them, or which is which).
         """
         async with self._alone() as view:
-            pod = _as_now(view, pod)
+            pod, choice = _as_now(view, pod), lasting(choice, view.cards)
             more = self._check_limits(view, member, pod, choice, hours)
             # A clock that was set back must not let anybody overtake.
             since = max([now(), *(other.since + A_MOMENT for other in view.line)])
@@ -262,12 +263,14 @@ class Allotment:
         """Give leased cards back; returns them, and whether the pod has left the line.
 
         Without a choice all of them and the place in line, with `none` the place alone. Raises
-        BadRequest, Conflict (in use by the pod).
+        BadRequest, Conflict (in use by the pod), Unavailable (nobody can tell which card is which).
         """
         async with self._alone() as view:
             pod = _as_now(view, pod)
             cards = view.leased(pod)
             leaves = choice is None or choice.count == 0
+            if choice is None or choice.count != 0:
+                view.check_leases(pod)
             if choice is not None and choice.count is not None:
                 cards = frozenset(in_order(cards)[: choice.count])
             elif choice is not None and not choice.everything:
@@ -275,7 +278,7 @@ class Allotment:
             # What the pod also shares, it keeps.
             lost = cards - view.wished(pod)
             self._check_unused(view, pod, lost, force=force)
-            keys: dict[str, str | None] = dict.fromkeys(lease_key(card.key) for card in cards)
+            keys: Keys = dict.fromkeys(view.lease_keys(pod, (card.key for card in cards)))
             if leaves:
                 keys[WAITING] = None
             await self._write(view, pod, view.due(pod) - lost, keys)
@@ -343,9 +346,9 @@ class Allotment:
         for other in view.pods:
             if other.name != place.pod.name:
                 await self._make_so(after, other)
-        keys: dict[str, str | None] = {
-            lease_key(key): lease_value(lease.since, lease.until) for key, lease in leases.items()
-        }
+        keys: Keys = dict.fromkeys(view.lease_keys(place.pod, leases))
+        for key, lease in leases.items():
+            keys[lease_key(key)] = lease_value(lease.since, lease.until)
         if any(_is_same(place, other) for other in view.line):
             keys[WAITING] = None
         await self._write(after, place.pod, after.due(place.pod), keys)
@@ -364,7 +367,7 @@ class Allotment:
                     code="already_waiting",
                 )
         await self._write(view, place.pod, view.due(place.pod), {WAITING: place_value(place)})
-        log.info("%s waits for GPUs: %s", place.pod.name, place.choice)
+        log.info("%s waits for GPUs: %s", place.pod.name, by_index(place.choice, view.cards))
         return len(view.line) + 1
 
     # --- Checks ----------------------------------------------------------------------------------
@@ -422,6 +425,8 @@ class Allotment:
         await self._telemetry.first(FIRST_SAMPLE_SECONDS)
         async with self._lock:
             view = await self._look()
+            if view.frozen:
+                problems["some cards"] = view.undecided().detail
             moment = now()
             ended = [lease for lease in view.leases.values() if lease.until <= moment]
             if ended:
@@ -447,24 +452,18 @@ class Allotment:
         leases = {key: lease for key, lease in view.leases.items() if key not in gone}
         after = replace(view, leases=leases)
         for pod in {lease.pod.name: lease.pod for lease in ended}.values():
-            keys = [lease_key(lease.key) for lease in ended if lease.pod.name == pod.name]
+            keys = view.lease_keys(pod, (item.key for item in ended if item.pod.name == pod.name))
             with _noted(pod, problems):
                 await self._write(after, pod, after.due(pod), dict.fromkeys(keys))
                 log.info("%s has given back %d leased GPUs", pod.name, len(keys))
         return problems
 
     async def _make_so(self, view: View, pod: Pod) -> None:
-        """Give an instance the devices that are due, and take away a lease that is another's."""
-        others = {card.key for card in view.taken(pod.name)}
-        stray = [
-            key
-            for key in pod.instance.config
-            if key.startswith(LEASE_PREFIX) and key.removeprefix(LEASE_PREFIX) in others
-        ]
-        due = view.due(pod)
+        """Give an instance the devices that are due, and its keys as they should be."""
+        due, keys = view.due(pod), view.brought_up(pod)
         devices, _ = _devices(view, pod, due, pod.instance.own_devices)
-        if stray or devices != pod.instance.own_devices:
-            await self._write(view, pod, due, dict.fromkeys(stray))
+        if keys or devices != pod.instance.own_devices:
+            await self._write(view, pod, due, keys)
 
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
         _, covers = _devices(view, pod, due, pod.instance.own_devices)

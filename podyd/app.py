@@ -20,7 +20,7 @@ from podyd.commits import Commits
 from podyd.config import Config
 from podyd.disks import Disks
 from podyd.errors import NotSetUp
-from podyd.gpus import Gpus
+from podyd.gpus import Gpus, Identities
 from podyd.host import Host
 from podyd.idle import IdleLeases
 from podyd.images import Images
@@ -42,7 +42,7 @@ from podyd.shells import Shells
 from podyd.snapshots import Snapshots
 from podyd.sockdiag import listening_ports
 from podyd.spec import Operation
-from podyd.store import Database, TokenStore, UsageStore
+from podyd.store import CardStore, Database, TokenStore, UsageStore
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
 from podyd.tokens import Tokens
@@ -69,6 +69,7 @@ class App:
     mounts: Mounts
     listeners: Listeners
     telemetry: Telemetry
+    identities: Identities
     usage: Usage
     database: Database
     allotment: Allotment
@@ -84,6 +85,7 @@ class App:
         """Begin what goes on in the background; needs a running event loop."""
         self.background.keep(self.payloads.follow, "learning the pods' cgroups")
         self.background.keep(self.telemetry.run, "asking NVML")
+        self.background.keep(self.identities.run, "remembering cards")
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
         self.background.keep(self.usage.follow_cpu, "counting CPU time")
         self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
@@ -143,7 +145,8 @@ def build(settings: Settings) -> App:
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
     users = Users(AuthClient(config.auth.socket), tokens, settings)
-    gpus = Gpus(client, telemetry)
+    identities = Identities(CardStore(database))
+    gpus = Gpus(client, telemetry, identities)
     occupancy = Occupancy(telemetry, config.lxd.project, named=payloads.named)
     executor = Executor(client, cleaning)
     allotment = Allotment(
@@ -240,6 +243,7 @@ def build(settings: Settings) -> App:
         mounts=mounts,
         listeners=listeners,
         telemetry=telemetry,
+        identities=identities,
         usage=usage,
         database=database,
         allotment=allotment,

@@ -2,24 +2,34 @@
 
 A card is known by its PCI address and UUID. Its number in the API is NVML's index, as nvidia-smi
 shows it; without NVML the order of the PCI addresses, which NVML follows as well.
+
+The UUID is the card's own, wherever it is plugged in, but nobody tells it where LXD lacks
+nvidia-container-cli and NVML does not answer, as after an update of the driver. So podyd remembers
+which UUID was told of which address; what is told now counts for more.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+from podyd.errors import Unavailable
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import Devices
 from podyd.nvidia import Sample, sysfs_address
+from podyd.params import CardChoice
+from podyd.store import RETRY_SECONDS, CardStore
 from podyd.telemetry import Telemetry
 
 NVIDIA_VENDOR_ID = "10de"
 # Cards do not come and go; LXD takes 28 ms to look.
 KEPT_SECONDS = 30.0
+# What is remembered is there in milliseconds, unless the disk hangs.
+RECALL_SECONDS = 2.0
 # The devices that podyd gives an instance begin so; the others are the admin's.
 OWN_PREFIX = "podyd-gpu-"
 _COVER = {"type": "none"}
@@ -27,17 +37,24 @@ _COVER = {"type": "none"}
 
 @dataclass(frozen=True)
 class Card:
-    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. Nobody may know the `uuid`."""
+    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. Nobody may know the `uuid`.
 
-    index: int
+    Two are the same if they are at the same address, whatever was known of each.
+    """
+
+    index: int = field(compare=False)
     pci: str
-    uuid: str
-    name: str = ""
+    uuid: str = field(compare=False)
+    name: str = field(default="", compare=False)
 
     @property
     def key(self) -> str:
         """What a card is known by where it is written down."""
         return self.uuid or self.pci
+
+    def is_written(self, key: str) -> bool:
+        """Whether a key that was written down, maybe before its UUID was known, means it."""
+        return key == self.pci or key.lower() == self.uuid.lower() != ""
 
     def is_named(self, name: str) -> bool:
         """Whether a name that a user gives it, an index, a UUID or a PCI address, means it."""
@@ -47,12 +64,82 @@ class Card:
         return name == str(self.index) or (name.lower() == self.uuid.lower() != "")
 
 
+def key_of(written: str, cards: Iterable[Card]) -> str:
+    """The key of the card that a written one means; itself where there is no such card."""
+    return next((card.key for card in cards if card.is_written(written)), written)
+
+
+def is_uuid(key: str) -> bool:
+    """Whether a written key is a card's own: neither an address nor an index."""
+    return ":" not in key and not key.isdigit()
+
+
+def lasting(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
+    """The same choice, each card by its key; an index may be another card's after a reboot."""
+    keys = [
+        next((card.key for card in cards if card.is_named(name)), name) for name in choice.named
+    ]
+    return replace(choice, named=tuple(dict.fromkeys(keys)))
+
+
+def by_index(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
+    """The same choice, each card that is there by its index of now."""
+    numbers = {card.key: str(card.index) for card in cards}
+    return replace(choice, named=tuple(numbers.get(key, key) for key in choice.named))
+
+
+class Identities:
+    """Which UUID is at which address, as it was last told; kept in podyd's database."""
+
+    def __init__(self, store: CardStore) -> None:
+        self._store = store
+        self._known: dict[str, str] = {}
+        self._asked = asyncio.Event()
+        self._news = asyncio.Event()
+
+    async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
+        """The UUIDs by address; `told` is what LXD and NVML say now, and is remembered."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._asked.wait(), RECALL_SECONDS)
+        self._asked.set()  # Nobody waits for it again.
+        if told.items() - self._known.items():
+            self._known = _brought_up(self._known, told)
+            self._news.set()
+        return self._known
+
+    async def run(self) -> None:
+        """Recall what was remembered, and remember what comes, for good."""
+        kept: Mapping[str, str] | None = None
+        while True:
+            try:
+                if kept is None:
+                    kept = await self._store.known()
+                    self._known = _brought_up(kept, self._known)
+                self._asked.set()
+                self._news.clear()
+                if self._known != kept:
+                    kept = now = dict(self._known)
+                    await self._store.remember(now)
+                await self._news.wait()
+            except Unavailable:  # It is in the log: the database says so itself.
+                kept = None
+                self._asked.set()
+                await asyncio.sleep(RETRY_SECONDS)
+
+
+def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+    """What is told counts for more, and a card is in one place only."""
+    uuids = frozenset(told.values())
+    return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(told)
+
+
 class Gpus:
     """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
-    def __init__(self, client: LxdClient, telemetry: Telemetry) -> None:
+    def __init__(self, client: LxdClient, telemetry: Telemetry, identities: Identities) -> None:
         self._client = client
         self._telemetry = telemetry
+        self._identities = identities
         self._kept: tuple[float, tuple[Card, ...]] | None = None
 
     async def cards(self) -> tuple[Card, ...]:
@@ -62,7 +149,9 @@ class Gpus:
             resources = await self._client.get("/1.0/resources")
             found = _by_address(resources["gpu"]["cards"] or [])
             self._kept = now + KEPT_SECONDS, found
-        return _in_order(self._kept[1], self._telemetry.latest)
+        cards = _in_order(self._kept[1], self._telemetry.latest)
+        known = await self._identities.of({card.pci: card.uuid for card in cards if card.uuid})
+        return tuple(replace(card, uuid=card.uuid or known.get(card.pci, "")) for card in cards)
 
 
 def _by_address(found: Sequence[Mapping[str, Any]]) -> tuple[Card, ...]:

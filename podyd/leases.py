@@ -1,19 +1,21 @@
 """Leases of cards and the line for them, as they stand on the instances.
 
 `user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` a place in line: so they
-survive podyd, and an admin reads them with `lxc config show`.
+survive podyd, and an admin reads them with `lxc config show`. A card whose UUID nobody told when it
+was written stands there with its PCI address.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
-from podyd.params import CardChoice, Cards
+from podyd.gpus import Card, key_of, lasting
+from podyd.params import CardChoice
 from podyd.pod import Pod
 from podyd.spec import MAX_HOURS
 
@@ -30,7 +32,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class Lease:
-    """A card, by its key (its UUID), that a pod has for itself until then."""
+    """A card, by its key, that a pod has for itself until then."""
 
     pod: Pod
     key: str
@@ -42,8 +44,8 @@ class Lease:
 class Place:
     """A pod in line: since when, for which cards, and for how many hours it will have them.
 
-    `more` is how many cards it may get beyond those that it has or shares: what its owner's quota
-    left when it came, which is kept for it.
+    Cards that it names are named by their keys. `more` is how many cards it may get beyond those
+    that it has or shares: what its owner's quota left when it came, which is kept for it.
     """
 
     pod: Pod
@@ -70,32 +72,40 @@ def place_value(place: Place) -> str:
             # An admin's copy of the instance has another name, and does not wait.
             "pod": place.pod.name,
             "since": _text(place.since),
-            "gpus": str(place.choice),
+            "gpus": _choice_text(place.choice),
             "hours": place.hours,
             "more": place.more,
         }
     )
 
 
-def leases_of(pods: Iterable[Pod]) -> dict[str, Lease]:
+def written_leases(pod: Pod) -> dict[str, str]:
+    """What stands on a pod's instance of leases, by the cards' keys as they were written."""
+    return {
+        key.removeprefix(LEASE_PREFIX): value
+        for key, value in pod.instance.config.items()
+        if key.startswith(LEASE_PREFIX)
+    }
+
+
+def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
     """The leases by the card's key; of two for one card, the older counts.
 
     Such a pair comes of an admin's copy of an instance.
     """
     found: dict[str, Lease] = {}
     for pod in pods:
-        for key, value in pod.instance.config.items():
-            if not key.startswith(LEASE_PREFIX):
-                continue
-            lease = _lease(pod, key.removeprefix(LEASE_PREFIX), value)
+        for written, value in written_leases(pod).items():
+            lease = _lease(pod, key_of(written, cards), value)
             if lease is None:
+                key = lease_key(written)
                 log.warning("%s: %s is not an interval of times: %r", pod.name, key, value)
             elif lease.key not in found or _age(lease) < _age(found[lease.key]):
                 found[lease.key] = lease
     return found
 
 
-def line_of(pods: Iterable[Pod]) -> list[Place]:
+def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
     """Who waits, the first to be served first."""
     found = []
     for pod in pods:
@@ -107,13 +117,36 @@ def line_of(pods: Iterable[Pod]) -> list[Place]:
             since, hours = _moment(data["since"]), float(data["hours"])
             if not 0 < hours <= MAX_HOURS:
                 raise ValueError(hours)
-            place = Place(pod, since, Cards().parse(data["gpus"]), hours, int(data["more"]))
+            # Older entries have indices.
+            choice = lasting(_choice(data["gpus"]), cards)
+            place = Place(pod, since, choice, hours, int(data["more"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("%s: %s is not a place in line: %r", pod.name, WAITING, text)
             continue
         if data.get("pod") == pod.name:
             found.append(place)
     return sorted(found, key=lambda place: (place.since, place.pod.name))
+
+
+def _choice_text(choice: CardChoice) -> str:
+    """`all`, a number, or keys of cards with a comma after each."""
+    if choice.everything:
+        return "all"
+    if choice.count is not None:
+        return str(choice.count)
+    return "".join(f"{name}," for name in choice.named)
+
+
+def _choice(text: str) -> CardChoice:
+    """What `_choice_text` wrote. Raises ValueError."""
+    if text == "all":
+        return CardChoice(everything=True)
+    if text.isdigit():
+        return CardChoice(count=int(text))
+    named = tuple(text.removesuffix(",").split(","))
+    if "," not in text or "" in named:
+        raise ValueError(text)
+    return CardChoice(named=named)
 
 
 def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:

@@ -1,6 +1,11 @@
 """Decisions on cards: which ones a pod may have, shared or for itself, and who goes first.
 
 Nothing here changes anything: a `View` is how things stand, and all the rest follows from it.
+
+Where a lease, a choice or a place in line names a UUID that is no known card's, and the UUID of
+some card is not known, that card may be the one: it is `frozen`, and stays with the pods that have
+it now. If each card's own is known, the one that is named has gone with the hardware, and holds
+nobody up.
 """
 
 from __future__ import annotations
@@ -8,11 +13,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from podyd.errors import BadRequest, Conflict, Unavailable
-from podyd.gpus import Card, cards_in, natural, of_the_admin
-from podyd.leases import Lease, Place
+from podyd.gpus import Card, cards_in, is_uuid, key_of, natural, of_the_admin
+from podyd.leases import (
+    WAITING,
+    Lease,
+    Place,
+    lease_key,
+    lease_value,
+    place_value,
+    written_leases,
+)
 from podyd.lxd.instances import Instance
 from podyd.params import CardChoice
 from podyd.pod import Pod
@@ -24,6 +38,7 @@ WISH = "user.podyd.gpus"
 COVERS = "user.podyd.covers"
 
 Cards = frozenset[Card]
+Keys = dict[str, str | None]
 NO_CARDS: Cards = frozenset()
 
 
@@ -42,6 +57,12 @@ def wish_of(choice: CardChoice, cards: Iterable[Card]) -> str:
     if choice.everything:
         return "all"
     return ",".join(card.key for card in in_order(cards)) or "none"
+
+
+def chosen(pod: Pod) -> list[str]:
+    """The cards that a pod's owner asked for by name, by their keys as they were written."""
+    wish = pod.instance.config.get(WISH, "none")
+    return [] if wish in ("all", "none") else wish.split(",")
 
 
 @dataclass(frozen=True)
@@ -72,6 +93,72 @@ class View:
     troubled: Mapping[Card, str]
     problem: str = ""
 
+    # --- Which card is which ---------------------------------------------------------------------
+
+    @cached_property
+    def unknown(self) -> Mapping[str, frozenset[str]]:
+        """The UUIDs that are no known card's and that a pod, by its name, has leased, chosen or
+        waits for; none if each card's own is known."""
+        known = {card.uuid for card in self.cards}
+        if "" not in known:
+            return {}
+        named = [(lease.pod, [lease.key]) for lease in self.leases.values()]
+        named += [(place.pod, list(place.choice.named)) for place in self.line]
+        named += [(pod, [key_of(key, self.cards) for key in chosen(pod)]) for pod in self.pods]
+        found: dict[str, frozenset[str]] = {}
+        for pod, keys in named:
+            strange = frozenset(key for key in keys if is_uuid(key)) - known
+            if strange:
+                found[pod.name] = found.get(pod.name, frozenset()) | strange
+        return found
+
+    @cached_property
+    def frozen(self) -> Cards:
+        """The cards that may be one of the unknown."""
+        return frozenset(card for card in self.cards if not card.uuid) if self.unknown else NO_CARDS
+
+    def undecided(self) -> Unavailable:
+        """Why nothing is decided on frozen cards, and what helps."""
+        cards = ", ".join(f"GPU {card.index} ({card.pci})" for card in in_order(self.frozen))
+        pod = min(self.unknown)
+        return Unavailable(
+            f"Neither LXD nor NVML tells the UUID of {cards}, and it may be that of"
+            f" {min(self.unknown[pod])}, which {pod} has leased, chosen or waits for; until it is"
+            " told, such a GPU stays where it is. An admin sees with 'podyd doctor' what is wrong.",
+            code="gpus_unknown",
+        )
+
+    def check_known(self, pod: Pod) -> None:
+        """Raises Unavailable if a pod has or names cards and nobody can tell which they are."""
+        if pod.name in self.unknown or self.due(pod) & self.frozen:
+            raise self.undecided()
+
+    def check_leases(self, pod: Pod) -> None:
+        """Raises Unavailable if nobody can tell which cards a pod has leased."""
+        leased = {lease.key for lease in self.leases.values() if lease.pod.name == pod.name}
+        if leased & self.unknown.get(pod.name, frozenset()):
+            raise self.undecided()
+
+    def brought_up(self, pod: Pod) -> Keys:
+        """What is to be written anew of a pod's keys: every card by its key of now, and nothing of
+        what another pod has leased."""
+        keys: Keys = {}
+        for written in written_leases(pod):
+            key = key_of(written, self.cards)
+            lease = self.leases.get(key)
+            if lease is None or (lease.pod.name == pod.name and key == written):
+                continue
+            keys[lease_key(written)] = None
+            if lease.pod.name == pod.name:
+                keys[lease_key(key)] = lease_value(lease.since, lease.until)
+        wish = ",".join(key_of(key, self.cards) for key in chosen(pod))
+        if wish and wish != pod.instance.config[WISH]:
+            keys[WISH] = wish
+        for place in self.line:
+            if place.pod.name == pod.name and place_value(place) != pod.instance.config[WAITING]:
+                keys[WAITING] = place_value(place)
+        return keys
+
     # --- What pods have --------------------------------------------------------------------------
 
     def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
@@ -95,7 +182,9 @@ class View:
             return self.given(pod.instance)
         if wish == "all":
             return frozenset(self.cards)
-        return frozenset(card for card in self.cards if card.key in wish.split(","))
+        return frozenset(
+            card for card in self.cards if any(card.is_written(key) for key in chosen(pod))
+        )
 
     def lease_of(self, pod: Pod, card: Card) -> Lease | None:
         """A pod's lease of a card; None if it has none."""
@@ -105,6 +194,15 @@ class View:
     def leased(self, pod: Pod) -> Cards:
         """The cards that a pod has for itself."""
         return frozenset(card for card in self.cards if self.lease_of(pod, card) is not None)
+
+    def lease_keys(self, pod: Pod, keys: Iterable[str]) -> list[str]:
+        """The keys of a pod's instance that hold its leases of these cards, as they stand there."""
+        wanted = frozenset(keys)
+        return [
+            lease_key(written)
+            for written in written_leases(pod)
+            if key_of(written, self.cards) in wanted
+        ]
 
     def taken(self, pod_name: str) -> Cards:
         """The cards that pods other than this one have for themselves."""
@@ -116,7 +214,14 @@ class View:
 
     def due(self, pod: Pod) -> Cards:
         """The cards that a pod shall have now."""
-        return (self.wished(pod) - self.taken(pod.name)) | self.leased(pod)
+        wanted = (self.wished(pod) - self.taken(pod.name)) | self.leased(pod)
+        if not self.frozen:
+            return wanted
+        return (wanted - self.frozen) | (self.present(pod) & self.frozen)
+
+    def present(self, pod: Pod) -> Cards:
+        """The cards that a pod has now, whether it shall or not."""
+        return cards_in(pod.instance.devices, self.cards)
 
     def own(self, pod: Pod) -> Cards:
         """The cards of a pod that count towards its owner's quota."""
@@ -132,7 +237,9 @@ class View:
             for name, item in self.making.items()
             if item.owner == owner and name not in pods and name != but
         ]
-        return sum(len(self.own(pod)) for pod in pods.values()) + sum(waiting) + sum(making)
+        strange = [len(self.unknown.get(name, ())) for name in pods]
+        own = [len(self.own(pod)) for pod in pods.values()]
+        return sum(own) + sum(strange) + sum(waiting) + sum(making)
 
     # --- What a choice comes to ------------------------------------------------------------------
 
@@ -183,21 +290,25 @@ class View:
         """The cards of a choice, to be shared by a pod, or by one that is being made.
 
         Of a mere count, those first that the pod has for itself, uses or has already. Raises
-        BadRequest, Conflict.
+        BadRequest, Conflict, Unavailable (nobody can tell which card is which).
         """
         self.size(choice)
         pod_name = pod.name if pod else ""
         taken = self.taken(pod_name)
         if choice.everything:
+            if self.frozen:
+                raise self.undecided()
             return frozenset(self.cards) - taken
         if choice.count is None:
             named = frozenset(self.card(name) for name in choice.named)
             if named & taken:
                 raise self._held(named & taken, pod_name)
+            if named & self.frozen:
+                raise self.undecided()
             return named
-        free = [card for card in self.least_used() if card not in taken]
+        free = [card for card in self.least_used() if card not in taken | self.frozen]
         if choice.count > len(free):
-            raise self._held(taken, pod_name)
+            raise self.undecided() if self.frozen else self._held(taken, pod_name)
         if pod is not None:
             leased, due, users = self.leased(pod), self.due(pod), self.users or {}
             free.sort(
@@ -223,9 +334,12 @@ class View:
     def grantable(self, place: Place) -> Cards:
         """The cards that a pod can have for itself now, with nobody before it passed over.
 
-        Raises Conflict, with who holds the cards; Unavailable if nobody can tell.
+        Raises Conflict, with who holds the cards; Unavailable if nobody can tell who is on them, or
+        which card is which.
         """
         pod, choice = place.pod, place.choice
+        if pod.name in self.unknown:
+            raise self.undecided()
         possible = self._possible(choice)
         before = [
             other
@@ -240,10 +354,13 @@ class View:
         if choice.count is not None and len(mine) >= choice.count:
             return frozenset(in_order(mine)[: choice.count])
         out_of_reach = self.taken(pod.name) | promised | frozenset(self.troubled) | self._planned
+        out_of_reach |= self.frozen
         free = mine | frozenset(
             card for card in possible - mine - out_of_reach if not self._others_on(card, pod.name)
         )
         if choice.count is None:
+            if possible & self.frozen:
+                raise self.undecided()
             if possible - free or not self._is_servable(choice):
                 raise self._held(possible - free, pod.name, before, to_lease=True)
             return possible
@@ -253,6 +370,8 @@ class View:
         others = [card for card in self.least_used() if card in free - mine - own]
         usable += others[: place.more]
         if len(usable) < choice.count:
+            if self.frozen:
+                raise self.undecided()
             raise self._held(frozenset(self.cards) - free, pod.name, before, to_lease=True)
         return frozenset(usable[: choice.count])
 

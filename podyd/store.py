@@ -67,6 +67,10 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX tokens_of_owner ON tokens (owner)",
     ),
+    (
+        # Which card was last known to be where.
+        "CREATE TABLE cards (pci TEXT PRIMARY KEY, uuid TEXT NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 
@@ -181,6 +185,33 @@ class Database:
         return Unavailable(
             f"podyd's database {self._path} {problem}; tell your admin.", code="database_failed"
         )
+
+
+# --- Cards --------------------------------------------------------------------------------------
+
+
+class CardStore:
+    """The table of cards."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def known(self) -> Mapping[str, str]:
+        """The UUIDs that were last remembered, by PCI address."""
+
+        def work(connection: sqlite3.Connection) -> dict[str, str]:
+            return dict(connection.execute("SELECT pci, uuid FROM cards"))
+
+        return await self._database.run(work)
+
+    async def remember(self, cards: Mapping[str, str]) -> None:
+        """Remember these UUIDs by PCI address, and no others."""
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.execute("DELETE FROM cards")
+            connection.executemany("INSERT INTO cards (pci, uuid) VALUES (?, ?)", cards.items())
+
+        await self._database.run(work)
 
 
 # --- Usage --------------------------------------------------------------------------------------

@@ -76,6 +76,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *on_lxd.certificate_trust(admin, case),
         *on_lxd.certificate_works(case),
         *pods.gpu_devices(admin, case),
+        *pods.gpu_identities(admin, case),
         *pods.nvidia_runtime(admin, case),
         *pods.pods_driver(admin, case),
     ]

@@ -15,7 +15,7 @@ from pathlib import Path
 from podyd.doctor.case import Places
 from podyd.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.gpus import NVIDIA_VENDOR_ID
-from podyd.nvidia import Failure, parse_line
+from podyd.nvidia import Failure, Sample, parse_line
 
 LIBRARY = "libnvidia-ml.so"
 # NVML's initialisation may take seconds for each card whose driver sleeps.
@@ -144,7 +144,7 @@ def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Rema
         return
     do = "nvidia-smi; dmesg | grep -e NVRM -e Xid"
     try:
-        found = parse_line(_output(places.nvml, seconds))
+        found = asked(places, seconds)
     except subprocess.TimeoutExpired:
         yield error(f"NVML did not answer within {seconds:g} s.", f"{do}; reboot if it hangs")
         return
@@ -158,6 +158,11 @@ def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Rema
         if gpu.problem is not None:
             yield error(f"Card {index} {gpu.pci} does not answer: {gpu.problem}.", f"{do}; reboot")
     yield ok(f"NVML answers; cards: {', '.join(gpu.pci for gpu in found.gpus)}.")
+
+
+def asked(places: Places, seconds: float) -> Sample | Failure:
+    """What NVML says. Raises TimeoutExpired; ValueError, KeyError or TypeError if who asks died."""
+    return parse_line(_output(places.nvml, seconds))
 
 
 @check

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.doctor import nvidia
-from podyd.doctor.case import Case
+from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.doctor.host import lxd_path
 from podyd.gpus import NVIDIA_VENDOR_ID
 from podyd.lxd.admin import Admin, Card
-from podyd.nvidia import sysfs_address
+from podyd.nvidia import Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
 # Where libnvidia-container puts the host's library into a pod: a mount of its own, in the fifth
@@ -65,6 +67,36 @@ def about_device(
             f" {there}: a pod with it does not start.",
             case.lxc(f"{where} pci=ADDRESS"),
         )
+
+
+@check
+def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Somebody tells which card is which: leases and choices name them by their UUIDs."""
+    yield from about_identities(admin.cards(), case.places)
+
+
+def about_identities(cards: Sequence[Card], places: Places) -> Iterator[Remark]:
+    """Whether each card's UUID is told, by LXD or by NVML."""
+    untold = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
+    if untold:
+        untold -= _told_by_nvml(places)
+    if not untold:
+        return
+    yield warning(
+        f"Neither LXD nor NVML tells the UUID of {', '.join(sorted(untold))}. podyd goes by what it"
+        " remembers of them; if that is nothing, and a pod has leased, chosen or waits for a card"
+        " that is not known, they stay with the pods that have them.",
+        "nvidia-smi -L; apt install libnvidia-container-tools (or nvidia-container-toolkit), then"
+        " restart LXD; after an update of the driver, reboot",
+    )
+
+
+def _told_by_nvml(places: Places) -> set[str]:
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
+        found = nvidia.asked(places, nvidia.NVML_SECONDS)
+        if isinstance(found, Sample):
+            return {gpu.pci for gpu in found.gpus if gpu.uuid}
+    return set()
 
 
 @check

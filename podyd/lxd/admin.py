@@ -117,10 +117,12 @@ class Instance:
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU that LXD can pass on; `pci` such as 0000:41:00.0, `vendor` such as 10de."""
+    """A GPU that LXD can pass on; `pci` such as 0000:41:00.0, `vendor` such as 10de. Without
+    nvidia-container-cli LXD knows no `uuid`."""
 
     pci: str
     vendor: str
+    uuid: str
 
 
 def find_socket() -> Path:
@@ -397,7 +399,14 @@ class Admin:
         """The GPUs that LXD has found."""
         with _translated("LXD could not be asked for its GPUs"):
             found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
-        return [Card(item.get("pci_address", ""), item.get("vendor_id", "")) for item in found]
+        return [
+            Card(
+                item.get("pci_address", ""),
+                item.get("vendor_id", ""),
+                (item.get("nvidia") or {}).get("uuid", ""),
+            )
+            for item in found
+        ]
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
         """All of a collection, each with its contents."""

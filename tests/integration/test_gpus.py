@@ -5,17 +5,26 @@ One podyd of their own, because two that share a project would both hand cards o
 
 from __future__ import annotations
 
+import asyncio
 import json
+import secrets
+import ssl
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from tests.integration.harness import IMAGE, Client, Node, Server, process_in, wait_until
+from tests.certificates import self_signed
+from tests.integration.harness import IMAGE, Client, Node, Server, process_in, run, wait_until
 from tests.lab.lab import CARDS_FILE, DEFAULT_CARDS, write_atomically
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 
@@ -550,6 +559,146 @@ def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
         assert cards_in(client, "a") == [0, 1]
 
 
+# --- Which card is which ------------------------------------------------------------------------
+
+
+class Untold:
+    """LXD as it is without nvidia-container-cli: it tells no UUIDs. `state` is the directory of a
+    podyd that speaks to it."""
+
+    def __init__(self, node: Node) -> None:
+        known = Path(node.base["state_dir"])
+        self.state = node.directory / f"untold-{secrets.token_hex(3)}"
+        run("cp", "-a", str(known), str(self.state))
+        lxd = self.state / "lxd"
+        target = urlsplit((lxd / "endpoint").read_text().strip())
+        self._target = str(target.hostname), int(target.port or 443)
+        self._far = ssl.create_default_context(cafile=str(lxd / "server.crt"))
+        self._far.check_hostname = False
+        self._far.load_cert_chain(lxd / "client.crt", lxd / "client.key")
+        self._near = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._near.load_cert_chain(self._certify(lxd / "server.crt"))
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        port = asyncio.run_coroutine_threadsafe(self._begin(), self._loop).result(10)
+        (lxd / "endpoint").write_text(f"https://127.0.0.1:{port}")
+        self.forget()
+
+    def forget(self) -> None:
+        """Take away what podyd has written; it must not run."""
+        for path in (self.state / "data").glob("podyd.db*"):
+            path.unlink()
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._end(), self._loop).result(10)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def _certify(self, shown: Path) -> Path:
+        """A certificate with its key; podyd is shown the certificate as LXD's."""
+        key = ec.generate_private_key(ec.SECP256R1())
+        pem = self_signed(key, "LXD").public_bytes(serialization.Encoding.PEM)
+        shown.write_bytes(pem)
+        both = self.state / "untold.pem"
+        both.write_bytes(
+            pem
+            + key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
+        )
+        return both
+
+    async def _begin(self) -> int:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, ssl=self._near)
+        port: int = self._server.sockets[0].getsockname()[1]
+        return port
+
+    async def _end(self) -> None:
+        self._server.close()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
+    async def _serve(self, near: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        """One request, as podyd makes a connection for each."""
+        far, on = await asyncio.open_connection(*self._target, ssl=self._far)
+        with suppress(OSError, asyncio.CancelledError):
+            head = await near.readuntil(b"\r\n")
+            if head.startswith(b"GET /1.0/resources?"):
+                # In one piece, until LXD hangs up.
+                on.write(
+                    head.replace(b" HTTP/1.1", b" HTTP/1.0") + await near.readuntil(b"\r\n\r\n")
+                )
+                back.write((await far.read()).replace(b'"nvidia":', b'"hidden":'))
+            else:
+                on.write(head)
+                ways = [asyncio.ensure_future(_pass_on(*way)) for way in ((near, on), (far, back))]
+                _, left = await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+                for way in left:
+                    way.cancel()
+        on.close()
+        back.close()
+
+
+async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+    with suppress(OSError):
+        while data := await source.read(65536):
+            sink.write(data)
+            await sink.drain()
+
+
+@pytest.fixture
+def untold(bed: Bed) -> Iterator[Untold]:
+    found = Untold(bed.node)
+    yield found
+    bed.restart()
+    found.close()
+
+
+def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
+    bed: Bed, untold: Untold
+) -> None:
+    bed.restart(state_dir=str(untold.state))
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="all"):
+        alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
+        # As an update of the driver leaves it until the host restarts; podyd remembers.
+        bed.driver.write(FakeNvml(init_fails=999))
+        bed.restart(state_dir=str(untold.state))
+        alice, bob = bed.client(alice.user), bed.client(bob.user)
+        assert bob.post("/pod/gpus", ins="b", gpus="all").ok["gpu_ids"] == [1]
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
+        assert [item["uuid"] for item in bob.get("/host/gpus").ok] == UUIDS
+        # One that remembers nothing leaves everything where it is.
+        assert bed.server.stop() == 0
+        untold.forget()
+        bed.restart(state_dir=str(untold.state))
+        alice, bob = bed.client(alice.user), bed.client(bob.user)
+        assert [item["uuid"] for item in bob.get("/host/gpus").ok] == ["", ""]
+        bed.server.wait_for_log("cannot be shared out now: Neither LXD nor NVML tells the UUID")
+        for refused in (
+            bob.post("/pod/gpus", ins="b", gpus="all"),
+            bob.post("/gpu/lease", ins="b", gpus="1,", hours=1),
+            alice.post("/gpu/release", ins="a"),
+        ):
+            assert UUIDS[0] in refused.refused(503, "gpus_unknown")["detail"]
+        with pods((bob, "new")):
+            assert cards_in(bob, "new") == [], "it has them of its profiles once they are known"
+            assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
+            bed.driver.write(FakeNvml())
+            wait_for_cards(bob, "new", [1])
+        assert bed.server.log_text().count("shared out now: Neither LXD") == 1, "it is said once"
+        assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
+        alice.post("/gpu/release", ins="a").ok
+        wait_for_cards(bob, "b", [0, 1])
+
+
 # --- Idle ---------------------------------------------------------------------------------------
 
 
@@ -605,4 +754,6 @@ def test_the_keys_are_for_an_admin_to_read(bed: Bed) -> None:
         assert since < until
         assert until.endswith("Z")
         waiting = json.loads(bed.node.instance_of(client.user, "b")["config"]["user.podyd.waiting"])
-        assert (waiting["gpus"], waiting["hours"]) == ("1,", 2)
+        assert (waiting["gpus"], waiting["hours"]) == (f"{UUIDS[1]},", 2)
+        (place,) = client.get("/gpu/line").ok
+        assert place["gpus"] == "1,"

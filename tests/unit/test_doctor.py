@@ -491,7 +491,7 @@ def test_persistence(places: Places) -> None:
     ],
 )
 def test_devices(device: dict[str, str], level: Level | None) -> None:
-    cards = [Card(ADDRESS, "10de"), Card("0000:c1:00.0", "10de")]
+    cards = [Card(ADDRESS, "10de", ""), Card("0000:c1:00.0", "10de", "")]
     holder = pods.Holder("Profile", "profile", "podyd-gpu", {"gpu0": device})
     found = list(pods.about_device(holder, "gpu0", device, cards, Case(Config())))
     assert [item.level for item in found] == ([] if level is None else [level])
@@ -499,6 +499,21 @@ def test_devices(device: dict[str, str], level: Level | None) -> None:
         assert ADDRESS in item.what
         assert item.do.startswith("lxc profile device set podyd-gpu gpu0 ")
         assert item.do.endswith("pci=ADDRESS --project podyd")
+
+
+def test_cards_of_which_nobody_tells_which_is_which(places: Places) -> None:
+    cards = [
+        Card(ADDRESS, "10de", ""),
+        Card("0000:c1:00.0", "10de", "GPU-b"),
+        Card("x", "1002", ""),
+    ]
+    (found,) = pods.about_identities(cards, places)
+    assert found.level is Level.WARNING
+    assert f"UUID of {ADDRESS}. podyd" in found.what
+    program(places, "nvml", Sample(1.0, DRIVER, "12.2", (Gpu("GPU-a", ADDRESS, "A"),)).to_line())
+    assert not list(pods.about_identities(cards, places))
+    program(places, "nvml", Failure("version mismatch", absent=False).to_line())
+    assert len(list(pods.about_identities(cards, places))) == 1
 
 
 def test_versions_in_a_pod(tmp_path: Path) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+
 import pytest
 
-from podyd.gpus import Card, cards_in, natural, with_cards
+from podyd.gpus import Card, Identities, cards_in, natural, with_cards
+from podyd.store import CardStore, Database
 
 CARDS = (
     Card(0, "0000:41:00.0", "GPU-a"),
@@ -61,3 +67,45 @@ def test_what_an_admin_covers_stays_covered() -> None:
     devices, covers = with_cards(PROFILES, own, (), [CARDS[1]])
     assert covers == frozenset()
     assert devices["gpus"] == NONE
+
+
+@contextlib.asynccontextmanager
+async def identities(path: Path) -> AsyncIterator[Identities]:
+    """What a podyd with this database remembers."""
+    database = Database(path)
+    found = Identities(CardStore(database))
+    task = asyncio.ensure_future(found.run())
+    try:
+        yield found
+    finally:
+        task.cancel()
+        await database.close()
+
+
+def test_which_card_is_where_is_remembered_and_what_is_told_counts_for_more(tmp_path: Path) -> None:
+    first, second = "0000:01:00.0", "0000:02:00.0"
+
+    async def known(told: Mapping[str, str], after: Mapping[str, str]) -> None:
+        async with identities(tmp_path / "db") as found:
+            assert await found.of(told) == after
+            await asyncio.sleep(0)  # It is asked to be written before the database is closed.
+
+    async def whole() -> None:
+        await known({first: "GPU-a", second: "GPU-b"}, {first: "GPU-a", second: "GPU-b"})
+        await known({}, {first: "GPU-a", second: "GPU-b"})
+        # The card has been moved; what was in its place may be anywhere.
+        await known({second: "GPU-a"}, {second: "GPU-a"})
+        await known({first: "GPU-c"}, {first: "GPU-c", second: "GPU-a"})
+        await known({}, {first: "GPU-c", second: "GPU-a"})
+
+    asyncio.run(whole())
+
+
+def test_without_a_database_it_is_remembered_while_podyd_runs(tmp_path: Path) -> None:
+    async def whole() -> None:
+        async with identities(tmp_path / "nowhere" / "db") as found:
+            assert await found.of({}) == {}
+            assert await found.of({"0000:01:00.0": "GPU-a"}) == {"0000:01:00.0": "GPU-a"}
+            assert await found.of({}) == {"0000:01:00.0": "GPU-a"}
+
+    asyncio.run(whole())
