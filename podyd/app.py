@@ -92,12 +92,13 @@ class App:
         self.instances.listen(self.allotment.poke)
         self.background.keep(self.allotment.run, "sharing GPUs out")
         self.background.keep(self.idle.run, "looking for idle GPUs")
+        self.instances.listen(self.snapshots.poke)
+        self.background.keep(self.snapshots.run, "bringing settings back after restores")
         self.instances.listen(self.ports.poke)
         self.background.keep(self.ports.run, "leading ports into pods")
         self.background.keep(self.ports.settle, "giving ports out")
 
     async def _lxd_is_there(self) -> None:
-        self.background.spawn(self.snapshots.settle(), "settling restores")
         self.background.spawn(self._sweep(), "sweeping")
 
     async def _sweep(self) -> None:
@@ -116,6 +117,7 @@ class App:
         self.ports.close()
         self.mounts.close()
         self.listeners.close()
+        self.instances.close()
         self.client.close()
 
 

@@ -236,6 +236,18 @@ class DiskFull(LxdRefused):
     sentence = "The disk is full: {reason}; free some of it, or ask your admin."
 
 
+class Unsettled(LxdRefused):
+    """LXD does not take back the settings that an instance had before a snapshot was restored."""
+
+    status = 409
+    default_code = "settings_not_back"
+    sentence = (
+        "The pod has the snapshot's disk, but LXD does not take back the settings that it had"
+        " ({reason}), and it cannot be started before that; tell your admin. podyd tries again"
+        " whenever something changes."
+    )
+
+
 class Slipped(LxdRefused):
     """LXD has mixed up its own file descriptors; that goes by, so it can be tried again.
 

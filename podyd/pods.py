@@ -513,6 +513,8 @@ class Pods:
     ) -> None:
         body = {"action": action, "timeout": int(timeout), "force": force}
         self._instances.check_free(name)
+        if action != "stop":
+            await self._instances.settle(name)
         try:
             # LXD itself gives up after `timeout`; podyd waits a little longer to hear so.
             await _when_free(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
@@ -11,11 +13,10 @@ from weakref import WeakValueDictionary
 
 from podyd.config import UNLIMITED
 from podyd.errors import (
+    Busy,
     Conflict,
     Forbidden,
-    LxdRefused,
-    TimedOut,
-    Unavailable,
+    PodydError,
     lxd_could_not,
 )
 from podyd.leases import now
@@ -31,7 +32,10 @@ log = logging.getLogger(__name__)
 
 # Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
 DISK_TIMEOUT = 1800.0
-SETTLE_SECONDS = 1.0
+# How long a restore waits for its pod's settings, where LXD is not at it; and when it is tried
+# again, at the soonest and at the latest.
+SETTLE_TIMEOUT = 5.0
+SETTLE_SECONDS, LOOK_SECONDS = 0.5, 60.0
 
 
 class Snapshots:
@@ -44,8 +48,7 @@ class Snapshots:
         self._instances = instances
         self._pods = pods
         self._tasks = tasks
-        # What comes later is settled by who restores.
-        self._left = instances.unsettled
+        self._poke = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def all(self, member: Member, ins: str) -> list[SnapshotInfo]:
@@ -81,12 +84,15 @@ class Snapshots:
         await self._one(pod, name)
         if pod.status != "stopped":
             await self._pods.stop(member, ins)
+        await self._instances.begin_restore(pod.name)
         try:
             with lxd_could_not("restore the snapshot"):
                 await self._instances.restore(pod.name, name, timeout=DISK_TIMEOUT)
         finally:
             settling = self._tasks.spawn(self._settle(pod.name), f"settling {pod.name}")
             await asyncio.wait({settling})
+        if problem := settling.result():
+            raise problem
         log.info("%s restored snapshot %s of pod %s", member.name, name, pod.name)
         done = f"Pod {ins} is as it was at snapshot {name}"
         if pod.status == "stopped":
@@ -94,20 +100,47 @@ class Snapshots:
         await self._pods.start(member, ins)
         return f"{done}; it was stopped for that, and is running again."
 
-    async def settle(self) -> None:
-        """Finish what a podyd that was killed has left in the middle of a restore."""
-        while self._left:
-            name = self._left.pop()
-            log.warning("%s: bringing its settings back after a restore", name)
-            await self._settle(name)
+    async def _settle(self, name: str) -> PodydError | None:
+        """Bring a pod's settings back after a restore; what hinders it, where that does not pass
+        soon and `run` has to try again."""
+        began = time.monotonic()
+        pause = SETTLE_SECONDS
+        try:
+            while True:
+                try:
+                    await self._instances.settle(name)
+                    return None
+                except PodydError as error:
+                    # LXD may still be restoring what podyd has given up on.
+                    limit = DISK_TIMEOUT if isinstance(error, Busy) else SETTLE_TIMEOUT
+                    if time.monotonic() - began > limit:
+                        return error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, SETTLE_TIMEOUT)
+        finally:
+            self._instances.end_restore(name)
+            self.poke()
 
-    async def _settle(self, name: str) -> None:
+    def poke(self) -> None:
+        """Look again now: something has changed."""
+        self._poke.set()
+
+    async def run(self) -> None:
+        """Bring settings back that LXD has not taken yet, for good; each is told of once."""
+        problems: dict[str, str] = {}
         while True:
-            try:
-                await self._instances.settle(name)
-                return
-            except (LxdRefused, TimedOut, Unavailable) as error:
-                log.warning("%s: its settings are not yet back: %s", name, error.detail)
+            self._poke.clear()
+            known, problems = problems, {}
+            for name in self._instances.unsettled:
+                try:
+                    await self._instances.settle(name)
+                    log.info("%s has its settings of before a restore again", name)
+                except PodydError as error:
+                    problems[name] = error.detail
+                    if problems[name] != known.get(name):
+                        log.warning("%s: %s", name, error.detail)
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._poke.wait(), LOOK_SECONDS if problems else None)
             await asyncio.sleep(SETTLE_SECONDS)
 
     async def _of(self, pod: Pod) -> list[SnapshotInfo]:

@@ -7,9 +7,11 @@ file, and a podyd that is killed in the middle finds it when it begins.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,12 @@ class Holds:
             path.name.removesuffix(SUFFIX): json.loads(path.read_text())
             for path in directory.glob(f"*{SUFFIX}")
         }
+        # A disk that is busy with the restore takes its time. One thread, so that a file which is
+        # written before it is removed is so on the disk, too.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="holds")
+
+    def close(self) -> None:
+        self._thread.shutdown()
 
     def has(self, name: str) -> bool:
         return name in self._kept
@@ -40,22 +48,45 @@ class Holds:
     def over(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """An instance as LXD shows it, with the settings that are kept."""
         kept = self._kept.get(data["name"])
-        return data if kept is None else {**data, **{key: kept[key] for key in _SETTINGS}}
+        # By its name alone, it could be another one, made after this one was deleted.
+        if kept is None or kept["created_at"] != data["created_at"]:
+            return data
+        return {**data, **{key: kept[key] for key in _SETTINGS}}
 
-    def keep(self, name: str, data: Mapping[str, Any]) -> None:
+    async def keep(self, name: str, data: Mapping[str, Any]) -> None:
         """Keep an instance's settings; they are on the disk when this returns."""
+        self._kept[name] = data
+        await self._do(lambda: self._write(name, json.dumps(data)))
+
+    async def drop(self, name: str) -> None:
+        """Forget what is kept of an instance; a podyd that begins later has forgotten it too."""
+        if self._kept.pop(name, None) is not None:
+            await self._do(lambda: self._remove(name))
+
+    async def _do(self, work: Callable[[], None]) -> None:
+        await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+    def _write(self, name: str, text: str) -> None:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         new = self._directory / f"{name}.new"
         with new.open("w", encoding="utf-8") as file:
-            json.dump(data, file)
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         new.rename(self._path(name))
-        self._kept[name] = data
+        self._sync()
 
-    def drop(self, name: str) -> None:
-        self._kept.pop(name, None)
+    def _remove(self, name: str) -> None:
         self._path(name).unlink(missing_ok=True)
+        self._sync()
+
+    def _sync(self) -> None:
+        """The directory's entries are a file's of their own."""
+        directory = os.open(self._directory, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
 
     def _path(self, name: str) -> Path:
         return self._directory / f"{name}{SUFFIX}"

@@ -15,10 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
+from weakref import WeakValueDictionary
 
-from podyd.errors import Busy, Changed, Gone, PodydError
+from podyd.errors import Busy, Changed, Gone, LxdRefused, PodydError, Slipped, Unsettled
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.holds import Holds
+from podyd.lxd.operations import under_way
 from podyd.lxd.websocket import Websocket
 
 log = logging.getLogger(__name__)
@@ -89,6 +91,24 @@ class CpuTime:
         return cls(Instance.of(data), usage if usage >= 0 else None)
 
 
+def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in _CHANGEABLE}
+
+
+def _edited(
+    data: Mapping[str, Any],
+    config: Mapping[str, str | None],
+    devices: Callable[[Devices], Devices],
+) -> dict[str, Any]:
+    """An instance with these keys set, or taken away, and with its own devices made anew."""
+    merged = {**data["config"], **config}
+    return {
+        **data,
+        "config": {key: value for key, value in merged.items() if value is not None},
+        "devices": devices(data["devices"]),
+    }
+
+
 def _volatile(data: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
 
@@ -114,6 +134,12 @@ class Instances:
         self._listeners: list[Callable[[], None]] = []
         self._kept: tuple[int, tuple[Instance, ...]] | None = None
         self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
+        self._restoring: set[str] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def close(self) -> None:
+        """Let go of what is kept; it stays on the disk."""
+        self._holds.close()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever something has changed, or may have."""
@@ -150,7 +176,7 @@ class Instances:
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
         data = await self._client.get("/1.0/instances", recursion=2)
-        return tuple(CpuTime.of(item) for item in data)
+        return tuple(CpuTime.of(self._holds.over(item)) for item in data)
 
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""
@@ -166,17 +192,17 @@ class Instances:
     ) -> None:
         """Set these keys of an instance (None takes one away), and make its own devices anew.
 
-        What others change meanwhile is kept. In a running instance it takes effect at once.
+        What others change meanwhile is kept. In a running instance it takes effect at once. Raises
+        Busy while a snapshot is being restored.
         """
         self.check_free(name)
         path = instance_path(name)
         try:
             for left in reversed(range(EDIT_TRIES)):
+                if await self._edit_held(name, config, devices):
+                    return
                 data, etag = await self._client.tagged(path)
-                body = {key: data[key] for key in _CHANGEABLE}
-                merged = {**data["config"], **config}
-                body["config"] = {key: value for key, value in merged.items() if value is not None}
-                body["devices"] = devices(data["devices"])
+                body = _edited(_changeable(data), config, devices)
                 try:
                     await self._client.change("PUT", path, body, etag=etag)
                     return
@@ -186,6 +212,22 @@ class Instances:
         finally:
             self.invalidate()
 
+    async def _edit_held(
+        self, name: str, config: Mapping[str, str | None], devices: Callable[[Devices], Devices]
+    ) -> bool:
+        """Edit what is kept since a restore, and have LXD take that; whether anything is kept."""
+        async with self._settling(name):
+            kept = self._holds.kept(name)
+            if kept is None:
+                return False
+            await self._holds.keep(name, _edited(kept, config, devices))
+            try:
+                await self._settle(name)
+            except BaseException:
+                await self._holds.keep(name, kept)
+                raise
+            return True
+
     async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
         """Leave an instance this configuration and these own devices alone.
 
@@ -193,7 +235,7 @@ class Instances:
         """
         path = instance_path(name)
         data = await self._client.get(path)
-        body = {key: data[key] for key in _CHANGEABLE}
+        body = _changeable(data)
         kept = {
             key: value
             for key, value in data["config"].items()
@@ -207,8 +249,23 @@ class Instances:
 
     def check_free(self, name: str) -> None:
         """Raises Busy, as LXD does, while a snapshot of an instance is being restored."""
-        if self._holds.has(name):
+        if name in self._restoring:
             raise Busy("a snapshot is being restored", operation="restore")
+
+    async def begin_restore(self, name: str) -> None:
+        """Keep an instance's settings until `end_restore` and `settle`, and others from it.
+
+        Raises Busy if it is being restored already.
+        """
+        self.check_free(name)
+        self._restoring.add(name)
+        try:
+            await self.settle(name)  # Its last restore may have left something to do.
+            await self._holds.keep(name, await self._client.get(instance_path(name)))
+        except BaseException:
+            self._restoring.discard(name)
+            raise
+        self.invalidate()
 
     async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
         """Make an instance's disk as it was at a snapshot.
@@ -217,37 +274,62 @@ class Instances:
         until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
         TimedOut.
         """
-        self.check_free(name)
-        data = await self._client.get(instance_path(name))
-        self._holds.keep(name, data)
-        self.invalidate()
         await self._client.change(
             "PUT", instance_path(name), {"restore": snapshot}, timeout=timeout
         )
 
+    def end_restore(self, name: str) -> None:
+        """Let others change an instance again."""
+        self._restoring.discard(name)
+
     @property
     def unsettled(self) -> list[str]:
-        """The instances whose settings are not yet what they were before a restore."""
-        return self._holds.names()
+        """The instances whose settings LXD has not taken back after a restore, which is over."""
+        return [name for name in self._holds.names() if name not in self._restoring]
 
     async def settle(self, name: str) -> None:
         """Give an instance its settings of before the restore back, if they are still to come.
 
-        Raises LxdRefused while LXD is still at it.
+        Raises Busy while LXD is still at it, Unsettled if LXD does not take them, and what passes
+        by itself.
         """
-        path = instance_path(name)
+        if self._holds.has(name):
+            async with self._settling(name):
+                await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
         kept = self._holds.kept(name)
         if kept is None:
             return
-        with contextlib.suppress(Gone):
-            data = await self._client.get(path)
-            if data["config"].get("volatile.uuid") == kept["config"].get("volatile.uuid"):
-                body = {key: kept[key] for key in _CHANGEABLE}
-                # What LXD notes there goes with the disk as it is now.
-                body["config"] = _but_volatile(kept) | _volatile(data)
-                await self._client.change("PUT", path, body)
-        self._holds.drop(name)
+        # LXD lets settings be changed during a restore, and then overwrites them.
+        if any(name in instances for instances in (await under_way(self._client)).values()):
+            raise Busy("a snapshot is being restored", operation="restore")
+        try:
+            await self._put_back(name, kept)
+        except (Busy, Changed, Slipped):
+            raise
+        except LxdRefused as error:
+            raise Unsettled(error.reason) from error
+        await self._holds.drop(name)
         self.invalidate()
+
+    async def _put_back(self, name: str, kept: Mapping[str, Any]) -> None:
+        """Change an instance's settings to those that are kept, if it is there and has others."""
+        path = instance_path(name)
+        with contextlib.suppress(Gone):
+            data, etag = await self._client.tagged(path)
+            if data["created_at"] != kept["created_at"]:
+                return  # Another one has its name by now.
+            # What LXD notes there goes with the disk as it is now.
+            config = _but_volatile(kept) | _volatile(data)
+            body = {**_changeable(kept), "config": config}
+            # LXD may have made a change and then refuse it, as where the disk is full.
+            if body != _changeable(data):
+                await self._client.change("PUT", path, body, etag=etag)
+
+    def _settling(self, name: str) -> asyncio.Lock:
+        """One at a time puts an instance's settings back."""
+        return self._locks.setdefault(name, asyncio.Lock())
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
         """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""

@@ -117,14 +117,25 @@ def test_a_podyd_that_is_killed_in_the_middle_finishes_it(node: Node, own: Clien
     data = Path(node.base["state_dir"]) / "data"
     held = data / "restoring" / f"{name}.json"
     held.parent.mkdir(exist_ok=True)
+    before["profiles"].append("since-gone")
     held.write_text(json.dumps(before))
     for path in (held.parent, held):
         path.chmod(0o700)
         os.chown(path, data.stat().st_uid, data.stat().st_gid)
     server = node.serve()
+    client = server.client(own.user)
+    server.wait_for_log("Profile not found")
+    # What LXD refuses is kept, and is what everybody sees; nothing runs without it.
+    said = client.post("/pod/start", ins="main").refused(409, "settings_not_back")
+    assert "Profile not found" in said["detail"]
+    assert client.get("/pod/info", ins="main").ok["memory_limit"] == 300 * 1024**2
+    assert held.exists()
+    node.lxc("profile", "create", "since-gone")
     wait_until(lambda: not held.exists(), "the settings of now")
+    assert server.log_text().count("WARNING podyd.snapshots") == 1
     assert node.instance_of(own.user, "main")["config"]["limits.memory"] == "300MiB"
-    assert server.client(own.user).get("/pod/info", ins="main").ok["memory_limit"] == 300 * 1024**2
+    assert client.get("/pod/info", ins="main").ok["memory_limit"] == 300 * 1024**2
+    client.post("/pod/start", ins="main").ok
     assert server.stop() == 0
 
 
