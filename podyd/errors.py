@@ -249,10 +249,11 @@ class Unsettled(LxdRefused):
 
 
 class Slipped(LxdRefused):
-    """LXD has mixed up its own file descriptors; that goes by, so it can be tried again.
+    """LXD has stumbled over what goes by, so it can be tried again.
 
     While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
-    a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too).
+    a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too). And it does not copy a
+    pod in which a directory has just gone.
     """
 
     status = 503

@@ -87,6 +87,12 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
     # shared/idmap, on a disk that is full: it is that which can be mended.
     ("Failed to change ownership of: /x: disk quota exceeded", 0, DiskFull),
     ("readdirent /var/lib/lxd/x: bad file descriptor", 0, Slipped),
+    (
+        "Create instance from copy: readdirent /var/lib/lxd/storage-pools/default/containers/p_a-m/"
+        "rootfs/tmp/namespace-dev-OclTWa: no such file or directory",
+        0,
+        Slipped,
+    ),
     ("Failed to handle idmapped storage: Failed to change ownership of: /x", 0, Slipped),
     # What is busy here is no instance, and whoever waits for it waits for good.
     ('Failed to unmount "/x": Device or resource busy', 0, LxdRefused),
