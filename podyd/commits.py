@@ -1,7 +1,8 @@
 """Images that members make from their pods.
 
 A pod is not published itself, as LXD publishes no instance that runs, and as its ssh host keys and
-machine-id must not be in an image: a copy of it is, which never runs and is deleted again.
+machine-id must not be in an image: a copy of it is, which never runs and is deleted again. As
+nothing can change that copy, its files are looked at once, before LXD packs them.
 """
 
 from __future__ import annotations
@@ -10,16 +11,28 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
-from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError, lxd_could_not
+from podyd.disks import root_of, used_bytes
+from podyd.errors import (
+    Conflict,
+    Forbidden,
+    LxdRefused,
+    NotFound,
+    PodydError,
+    Slipped,
+    TimedOut,
+    lxd_could_not,
+)
 from podyd.identity import forget_identity
 from podyd.images import Image, Images
-from podyd.lxd.client import LxdClient
-from podyd.pod import MADE_AS, OWNER, Pod
+from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.tree import File, Tree, cut, look
+from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod
 from podyd.pods import Pods
 from podyd.spec import Committed, Progress
 from podyd.tasks import Tasks
@@ -29,18 +42,68 @@ log = logging.getLogger(__name__)
 
 TIMEOUT = 1800.0
 REMOVE_TIMEOUT = 10.0
+COPY_TRIES = 5
+# Until LXD has noticed that what it packs is gone; behind somebody else's packing, it is later.
+END_TIMEOUT = 20.0
+# For an operation that goes on when podyd has given it up; LXD packs one image after the other.
+LATE_TIMEOUT = 24 * 3600.0
+# No image is taken for smaller than a tenth of the files that it is made of.
+MOST_PACKED = 10
+LARGEST_NAMED = 3
 ALIASES = "/1.0/images/aliases"
+
+
+class Cancelled(Conflict):
+    """Its maker has cancelled an image."""
+
+    default_code = "commit_cancelled"
 
 
 @dataclass
 class _UnderWay:
-    """An image that is being made of a pod, and LXD's operation that packs it, once it does."""
+    """An image that is being made of a pod."""
 
     ins: str
+    # LXD's operation that packs it, once it does, and who waits for its end.
     operation: str = ""
+    packing: asyncio.Task[Any] | None = None
+    # What takes LXD long to read.
+    large: Sequence[File] = ()
+    # From then on it is there.
+    is_named: bool = False
+    # What it was made of has been deleted, with all else.
+    is_gone: bool = False
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     def packs(self, operation: str) -> None:
         self.operation = operation
+
+    @property
+    def is_packing(self) -> bool:
+        return self.packing is not None and not self.packing.done()
+
+    def go_on(self) -> None:
+        """Raises Cancelled if that is so."""
+        if self.cancelled.is_set():
+            raise Cancelled("The image was cancelled.")
+
+    async def first(self, work: asyncio.Future[Any]) -> Any:
+        """The result of something, which goes on if it is cancelled or takes too long."""
+        cancelled = asyncio.ensure_future(self.cancelled.wait())
+        try:
+            either: set[asyncio.Future[Any]] = {work, cancelled}
+            await asyncio.wait(either, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            cancelled.cancel()
+        self.go_on()
+        if not work.done():
+            raise TimedOut(
+                f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is given up; have"
+                " less on the pod's disk, or try again when others make no images.",
+                code="commit_timed_out",
+            )
+        return work.result()
 
 
 class Commits:
@@ -65,11 +128,18 @@ class Commits:
         with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
             await self._check_room(member, old)
-            async with self._template(pod) as template:
+            room = await self._room(member, pod, old)
+            # Which may leave out what the pod shares with its own image.
+            room.check(await self._used(pod))
+            async with self._template(pod, under_way) as template:
+                tree = await self._looked(template, under_way)
+                room.check(tree.size_bytes, tree.large)
                 properties = {OWNER: member.name, MADE_AS: template, "description": description}
-                image = await self._publish(template, properties, under_way.packs)
+                image = await self._publish(template, properties, under_way)
                 try:
                     await self._check_size(member, image, old)
+                    under_way.go_on()
+                    under_way.is_named = True
                     await self._name(name, image, old)
                 except PodydError:
                     await self._images.remove(image)
@@ -79,6 +149,32 @@ class Commits:
         log.info("%s made image %s of pod %s", member.name, name, pod.name)
         replaced = ", in place of the older one" if old else ""
         return Committed(name, f"Pod {ins} is image {name} ({image.size} bytes){replaced}.")
+
+    async def cancel(self, member: Member, ins: str) -> str:
+        """End the making of an image; returns what came of it, when that is over.
+
+        Raises NotFound (none is being made), Conflict (it is just there).
+        """
+        await self._pods.find(member, ins)
+        under_way = self._under_way.get(member.name)
+        if under_way is None or under_way.ins != ins:
+            raise NotFound(
+                f"No image is being made of pod {ins!r}; if it was, it is over (see /host/images).",
+                code="no_commit",
+            )
+        if under_way.is_named:
+            raise Conflict(
+                "It is too late: the image is there; /image/delete deletes it.", code="commit_done"
+            )
+        under_way.cancelled.set()
+        await under_way.ended.wait()
+        log.info("%s cancelled an image of pod %s", member.name, ins)
+        if not under_way.is_gone:
+            return (
+                f"The image of pod {ins} is cancelled; it is deleted when LXD lets go of it (it may"
+                " be packing somebody else's before)."
+            )
+        return f"The image of pod {ins} is cancelled, and nothing of it is left."
 
     async def progress(self, member: Member, ins: str) -> Progress:
         """How far the image of a pod is. Raises NotFound."""
@@ -109,11 +205,12 @@ class Commits:
                 "An image is being made of a pod of yours already; wait until it is there.",
                 code="commit_under_way",
             )
-        self._under_way[member.name] = _UnderWay(ins)
+        under_way = self._under_way[member.name] = _UnderWay(ins)
         try:
-            yield self._under_way[member.name]
+            yield under_way
         finally:
             del self._under_way[member.name]
+            under_way.ended.set()
 
     async def _replaced(self, member: Member, name: str) -> Image | None:
         for image in await self._images.all():
@@ -161,10 +258,25 @@ class Commits:
                 used=used,
             )
 
+    async def _room(self, member: Member, pod: Pod, old: Image | None) -> Room:
+        used = sum(image.size for image in await self._others(member, old))
+        pool = root_of(pod.instance.devices)[1].get("pool", "")
+        path = f"/1.0/storage-pools/{quote(pool, safe='')}/resources"
+        free = None
+        with contextlib.suppress(LxdRefused):
+            space = (await self._client.get(path))["space"]
+            # LXD says 0 where it cannot tell.
+            free = space["total"] - space["used"] if space["total"] else None
+        return Room(pod.ins, member.quota.image_size, used, free)
+
+    async def _used(self, pod: Pod) -> int:
+        state = await self._client.get(instance_path(pod.name, "state"))
+        return used_bytes(pod.instance.devices, state) or 0
+
     @contextlib.asynccontextmanager
-    async def _template(self, pod: Pod) -> AsyncIterator[str]:
+    async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:
         """A copy of a pod without its identity, that is nobody's and never runs."""
-        name = f"podyd-commit-{secrets.token_hex(8)}"
+        name = f"{TEMPLATE}{secrets.token_hex(8)}"
         body = {
             "name": name,
             "profiles": list(pod.instance.profiles),
@@ -174,24 +286,57 @@ class Commits:
         self._pods.templates.add(name)
         try:
             with lxd_could_not("make the image", code="commit_failed"):
-                await self._client.change("POST", "/1.0/instances", body, timeout=TIMEOUT)
+                await self._copy(body, under_way)
                 await forget_identity(self._client, name)
                 yield name
         finally:
-            removing = self._tasks.spawn(self._remove(name), f"removing {name}")
-            await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
+            timeout = END_TIMEOUT if under_way.is_packing else REMOVE_TIMEOUT
+            removing = self._tasks.spawn(self._remove(name, under_way), f"removing {name}")
+            await asyncio.wait({removing}, timeout=timeout)
 
-    async def _remove(self, template: str) -> None:
+    async def _copy(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
+        """LXD copies; it cannot be told to stop, and stumbles where files go while the pod runs."""
+        for left in reversed(range(COPY_TRIES)):
+            try:
+                await self._client.change("POST", "/1.0/instances", body, timeout=TIMEOUT)
+                return
+            except Slipped as error:
+                if not left:
+                    raise
+                log.info("copying once more: %s", error.detail)
+            finally:
+                under_way.go_on()
+
+    async def _remove(self, template: str, under_way: _UnderWay) -> None:
         """Delete what was published from, and what LXD has finished although podyd gave up."""
+        if under_way.is_packing:
+            with contextlib.suppress(PodydError):
+                await cut(self._client, template, under_way.large)
         await self._pods.remove(template)
+        if under_way.packing is not None:
+            await asyncio.wait({under_way.packing})
         self._pods.templates.discard(template)
         await self.sweep()
+        under_way.is_gone = True
+
+    async def _looked(self, template: str, under_way: _UnderWay) -> Tree:
+        looking = self._tasks.spawn(look(self._client, template), f"looking at {template}")
+        try:
+            tree: Tree = await under_way.first(looking)
+        finally:
+            looking.cancel()
+        under_way.large = tree.large
+        return tree
 
     async def _publish(
-        self, template: str, properties: Mapping[str, str], began: Callable[[str], None]
+        self, template: str, properties: Mapping[str, str], under_way: _UnderWay
     ) -> Image:
         body = {"source": {"type": "instance", "name": template}, "properties": properties}
-        await self._client.change("POST", "/1.0/images", body, timeout=TIMEOUT, began=began)
+        packing = self._client.change(
+            "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
+        )
+        under_way.packing = self._tasks.spawn(packing, f"packing {template}")
+        await under_way.first(under_way.packing)
         for image in await self._images.all():
             if image.made_as == template:
                 return image
@@ -210,3 +355,47 @@ def _whole(said: Mapping[str, str], key: str) -> int | None:
     """A number as LXD writes it, which it leaves out where it does not know it."""
     text = said.get(key, "")
     return int(text) if text.isdecimal() else None
+
+
+@dataclass(frozen=True)
+class Room:
+    """For how many bytes of files an image of a pod has room.
+
+    LXD packs them one by one, says only how many it has read, and knows how large the image is when
+    it is there. So `quota_bytes`, which is of images as they are stored, allows for ten times as
+    much in files, and `free_bytes`, which is what the pods' pool has left, for as much: a pod that
+    is made of the image needs it.
+    """
+
+    ins: str
+    quota_bytes: int
+    used_bytes: int
+    free_bytes: int | None
+
+    def check(self, size: int, large: Sequence[File] = ()) -> None:
+        """Raises Forbidden or Conflict if files of this size are too much; `large` are named."""
+        files = f"The files of pod {self.ins!r} have {size} bytes"
+        left = max(0, self.quota_bytes - self.used_bytes)
+        if self.quota_bytes != UNLIMITED and size > left * MOST_PACKED:
+            raise Forbidden(
+                f"{files}, and your quota of {self.quota_bytes} bytes of images has {left} left;"
+                f" an image is not taken for smaller than a tenth.{_largest(large)}",
+                code="quota_exceeded",
+                limit=self.quota_bytes,
+                used=self.used_bytes,
+                files=size,
+            )
+        if self.free_bytes is not None and size > self.free_bytes:
+            raise Conflict(
+                f"{files}, and the pods' storage has room for {self.free_bytes}: no pod could be"
+                f" made of the image.{_largest(large)}",
+                code="disk_full",
+                free=self.free_bytes,
+                files=size,
+            )
+
+
+def _largest(large: Sequence[File]) -> str:
+    """Which files to look at first."""
+    named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
+    return f" The largest: {named}; holes in a file count, as an image has none." if named else ""

@@ -24,6 +24,8 @@ IDMAP = "user.podyd.idmap"
 # instance that has it and was never started was left half-made by a podyd that was killed; it will
 # be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"
+# How the names of those begin that an image is made of, and that never run.
+TEMPLATE = "podyd-commit-"
 
 _STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
 

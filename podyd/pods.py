@@ -50,6 +50,7 @@ from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
 from podyd.lxd.instances import Devices, Instances
+from podyd.lxd.tree import end_packing
 from podyd.mounts import Mounts
 from podyd.naming import instance_name
 from podyd.params import CardChoice
@@ -58,6 +59,7 @@ from podyd.pod import (
     INS,
     MADE_AS,
     OWNER,
+    TEMPLATE,
     Pod,
     is_half_made,
     no_such_snapshot,
@@ -442,6 +444,8 @@ class Pods:
             if is_marked and is_old and instance.name not in being_made:
                 if is_half_made(instance):
                     log.warning("removing half-made pod %s", instance.name)
+                    if instance.name.startswith(TEMPLATE):
+                        await end_packing(self._client, instance.name)
                     await self.remove(instance.name)
                 else:
                     await self._is_whole(instance.name)

@@ -838,6 +838,14 @@ POD_COMMIT = Operation(
     "Make an image of the caller's own from a pod, which goes on running.",
     proof=Proof.CHANGES,
 )
+POD_COMMIT_CANCEL = Operation(
+    "/pod/commit-cancel",
+    POST,
+    OnePod,
+    Log,
+    "End a /pod/commit that goes on; answered when that is over.",
+    proof=Proof.CHANGES,
+)
 POD_PROGRESS = Operation(
     "/pod/progress",
     GET,

@@ -226,6 +226,10 @@ class Routes:
             call.caller, request.ins, request.tag or request.ins, request.msg
         )
 
+    @serves(spec.POD_COMMIT_CANCEL)
+    async def pod_commit_cancel(self, call: Call) -> Log:
+        return Log(await self._commits.cancel(call.caller, call.request.ins))
+
     @serves(spec.POD_PROGRESS)
     async def pod_progress(self, call: Call) -> spec.Progress:
         return await self._commits.progress(call.caller, call.request.ins)

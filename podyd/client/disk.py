@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import time
 from operator import itemgetter
 
-from podyd.client import daily, show
-from podyd.client.failure import Failure
+from podyd.client import daily, output, show
+from podyd.client.failure import Failure, Refused
+from podyd.client.progress import waiting
 from podyd.client.server import Server, server_of
 from podyd.client.words import utf8
 
 SNAPSHOT_COLUMNS = ("name", "created", "size")
+# The exit status of what Ctrl-C has ended.
+INTERRUPTED = 130
+BEGIN_SECONDS, AGAIN_SECONDS = 3.0, 0.3
 
 
 def add_words(add: daily.Add) -> None:
@@ -80,10 +85,36 @@ def _copy(options: argparse.Namespace) -> None:
     daily.change(options, "pod/copy", more, doing=doing)
 
 
-def _commit(options: argparse.Namespace) -> None:
+def _commit(options: argparse.Namespace) -> int:
     doing = f"Making image {options.tag} of pod {options.ins}"
     more = [("tag", options.tag), ("msg", options.message)]
-    daily.change(options, "pod/commit", more, doing=doing, how_far=how_far)
+    server = server_of(options.cacert)
+    server.log_in()
+    began = time.monotonic()
+    try:
+        daily.change(options, "pod/commit", more, doing=doing, server=server, how_far=how_far)
+    except KeyboardInterrupt:
+        # To hang up would end nothing. A second Ctrl-C ends pody here.
+        output.complain("Cancelling the image; Ctrl-C again leaves at once.")
+        _cancel(server, options.ins, began)
+        return INTERRUPTED
+    return 0
+
+
+def _cancel(server: Server, ins: str, began: float) -> None:
+    """End a commit, and say what came of it; `began`, of the monotonic clock, is its request."""
+    while True:
+        try:
+            with waiting("Cancelling"):
+                said = server.post("pod/commit-cancel", [("ins", utf8(ins))]).data["log"]
+        except Refused as refused:
+            said = str(refused)
+            # podyd may not have begun with what it was just asked for.
+            if refused.code == "no_commit" and time.monotonic() < began + BEGIN_SECONDS:
+                time.sleep(AGAIN_SECONDS)
+                continue
+        output.complain(said)
+        return
 
 
 def how_far(server: Server, ins: str) -> str:

@@ -8,6 +8,7 @@ API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -15,9 +16,10 @@ import socket
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 
 from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
@@ -35,6 +37,15 @@ ANSWER_TIMEOUT = 15.0
 # Of that, what a question gets before it is asked again.
 FIRST_TIMEOUT = 5.0
 MAX_CONNECTIONS = 512
+# What goes wrong where a connection is made by hand: the last three if no HTTP is answered.
+_NO_UPGRADE = (
+    OSError,
+    EOFError,
+    asyncio.TimeoutError,
+    asyncio.LimitOverrunError,
+    ValueError,
+    IndexError,
+)
 
 
 @dataclass(frozen=True)
@@ -220,6 +231,30 @@ class LxdClient:
             raise unreachable(error) from error
         except (OSError, HTTPTimeoutError) as error:
             raise unreachable(error) from error
+
+    async def upgraded(
+        self, path: str, protocol: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to LXD on which, from now on, another protocol is spoken."""
+        url = urlsplit(self._url(path, {}))
+        head = (
+            f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n"
+            f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        )
+        with contextlib.ExitStack() as failing:
+            try:
+                opening = asyncio.open_connection(url.hostname, url.port, ssl=self._tls)
+                reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT)
+                failing.callback(writer.close)
+                writer.write(head.encode())
+                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), ANSWER_TIMEOUT)
+                status = int(answer.split()[1])
+            except _NO_UPGRADE as error:
+                raise unreachable(error) from error
+            if status != HTTPStatus.SWITCHING_PROTOCOLS:
+                raise refusal(f"LXD does not speak {protocol} at {path} ({status})", status)
+            failing.pop_all()
+        return reader, writer
 
     async def _call(
         self,

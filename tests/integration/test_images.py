@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.integration.harness import IMAGE, Client, Json, Node, wait_until
+from tests.integration.test_client import as_user
 
 IDENTITY = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub"
 
@@ -151,9 +152,71 @@ def test_how_far_an_image_is(own: Client, bob: Client) -> None:
     assert all(item["bytes_per_second"] > 0 for item in known)
 
 
+def hole(node: Node, client: Client) -> str:
+    """Make a file that takes no room, and LXD a minute to pack; its path."""
+    space = node.lxd.get("/1.0/storage-pools/default/resources")["space"]
+    size = (space["total"] - space["used"]) // 3 * 2
+    client.exec("main", f"truncate -s {size} /root/hole; sync")
+    return "/root/hole"
+
+
+def packing(node: Node) -> list[Json]:
+    """LXD's operations that make images."""
+    return [
+        item
+        for item in node.operations()
+        if item["status_code"] < 200 and "image" in item["description"]
+    ]
+
+
+def assert_nothing_left(node: Node, user: str) -> None:
+    assert committed(node, user) == []
+    assert not [name for name in node.instances() if "commit" in name]
+    assert not packing(node)
+
+
+def test_what_is_too_large_is_not_packed(node: Node, own: Client) -> None:
+    own.exec("main", "truncate -s 4E /root/hole; sync")
+    body = own.post("/pod/commit", ins="main").refused(409, "disk_full")
+    assert body["files"] > 4 << 60
+    assert "'/root/hole' (4611686018427387904)" in body["detail"]
+    own.exec("main", "rm /root/hole; sync")
+    tight = node.serve({"quota": {"default": {"image_size": 20_000_000}}})
+    client = tight.client(own.user)
+    body = client.post("/pod/commit", ins="main").refused(403, "quota_exceeded")
+    assert (body["limit"], body["used"]) == (20_000_000, 0)
+    assert body["files"] > 200_000_000
+    assert tight.stop() == 0
+    assert_nothing_left(node, own.user)
+
+
+def test_a_commit_is_cancelled(node: Node, own: Client, bob: Client) -> None:
+    own.post("/pod/commit-cancel", ins="main").refused(404, "no_commit")
+    hole(node, own)
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(own.post, "/pod/commit", ins="main")
+        wait_until(lambda: own.get("/pod/progress", ins="main").ok["percent"], "packing", 30)
+        bob.post("/pod/commit-cancel", ins="main").refused(404, "no_such_pod")
+        assert "nothing of it is left" in own.post("/pod/commit-cancel", ins="main").ok["log"]
+        assert_nothing_left(node, own.user)
+        committing.result().refused(409, "commit_cancelled")
+    own.post("/pod/commit-cancel", ins="main").refused(404, "no_commit")
+
+
+def test_ctrl_c_cancels_a_commit(node: Node, own: Client) -> None:
+    hole(node, own)
+    with as_user(own).at_terminal("commit", "main", "torch") as terminal:
+        terminal.wait_for("packing")
+        terminal.type("\3")
+        assert terminal.end() == 130
+        assert "nothing of it is left" in terminal.text
+    assert_nothing_left(node, own.user)
+
+
 def test_a_podyd_that_is_killed_leaves_nothing_half(node: Node, own: Client) -> None:
     server = node.serve()
     client = server.client(own.user)
+    hole(node, own)
 
     def commit() -> None:
         with pytest.raises((http.client.HTTPException, OSError)):
@@ -162,14 +225,15 @@ def test_a_podyd_that_is_killed_leaves_nothing_half(node: Node, own: Client) -> 
     calling = threading.Thread(target=commit)
     calling.start()
 
-    wait_until(lambda: bool([n for n in node.instances() if "commit" in n]), "the copy", 30)
-    time.sleep(3)  # LXD publishes it for ten seconds or so.
+    wait_until(lambda: client.get("/pod/progress", ins="main").ok["percent"], "packing", 30)
     server.process.kill()
     calling.join()
     time.sleep(11)  # What is younger than a new podyd is left to who makes it.
     again = node.serve()
-    wait_until(lambda: not [n for n in node.instances() if "commit" in n], "the copy to go", 90)
-    wait_until(lambda: not committed(node, own.user), "the image to go", 90)
+    wait_until(lambda: not [n for n in node.instances() if "commit" in n], "the copy to go", 30)
+    # LXD would go on with the file that it reads.
+    wait_until(lambda: not packing(node), "LXD to end", 10)
+    assert_nothing_left(node, own.user)
     assert again.stop() == 0
 
 

@@ -1,4 +1,4 @@
-"""How far an image is that is being made of a pod."""
+"""How far an image is that is being made of a pod, and what ends it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.commits import Commits
-from podyd.config import Quota
-from podyd.errors import Missing, NotFound
+from podyd.commits import Cancelled, Commits, Room, _UnderWay
+from podyd.config import UNLIMITED, Quota
+from podyd.errors import Conflict, Forbidden, Missing, NotFound, TimedOut
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
+from podyd.lxd.tree import File
 from podyd.pods import Pods
 from podyd.spec import Progress
 from podyd.tasks import Tasks
@@ -79,3 +80,45 @@ def test_what_lxd_says_of_an_image(operation: dict[str, Any] | None, progress: P
         with pytest.raises(NotFound):
             asyncio.run(made.progress(MEMBER, "none"))
     assert asyncio.run(made.progress(MEMBER, "main")) == NOTHING
+
+
+def test_what_an_image_has_room_for() -> None:
+    large = tuple(File(f"/f{number}".encode(), 100 - number) for number in range(9))
+    room = Room("main", quota_bytes=100, used_bytes=70, free_bytes=500)
+    room.check(300)
+    with pytest.raises(Forbidden, match="has 30 left") as refused:
+        room.check(301, large)
+    assert refused.value.fields == {"limit": 100, "used": 70, "files": 301}
+    assert "'/f0' (100), '/f1' (99), '/f2' (98); holes" in refused.value.detail
+    # What the others have may be more by now than the quota is.
+    with pytest.raises(Forbidden, match="has 0 left"):
+        Room("main", 100, 170, None).check(1)
+    unlimited = Room("main", UNLIMITED, 70, 500)
+    unlimited.check(500)
+    with pytest.raises(Conflict, match="room for 500") as full:
+        unlimited.check(501)
+    assert full.value.code == "disk_full"
+    Room("main", UNLIMITED, 0, None).check(1 << 70)
+
+
+def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def both() -> None:
+        under_way = _UnderWay("main")
+        work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        monkeypatch.setattr("podyd.commits.TIMEOUT", 0.01)
+        with pytest.raises(TimedOut, match="given up"):
+            await under_way.first(work)
+        monkeypatch.setattr("podyd.commits.TIMEOUT", 60.0)
+        waiting = asyncio.ensure_future(under_way.first(work))
+        await asyncio.sleep(0)
+        under_way.cancelled.set()
+        with pytest.raises(Cancelled):
+            await waiting
+        assert not work.done(), "LXD is told in another way"
+        # Also where it has just come to its end.
+        work.set_result(1)
+        with pytest.raises(Cancelled):
+            await under_way.first(work)
+        assert await _UnderWay("main").first(work) == 1
+
+    asyncio.run(both())

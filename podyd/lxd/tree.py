@@ -1,0 +1,276 @@
+"""The files of an instance that does not run, as LXD shows them by SFTP: nothing in it is asked.
+
+LXD 5.0.2 packs an image with a tar that knows no holes: a file is as large in it as it says it is,
+whatever it takes on the disk. It cannot be told to stop either (its operation is none that can be
+cancelled), and reads a file to its end even when the instance is deleted meanwhile. But a tar
+whose file has become shorter than its header says is an error, at once.
+Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, version 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import struct
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from podyd.errors import Conflict, PodydError, TimedOut
+from podyd.lxd.client import LxdClient, instance_path, unreachable
+
+log = logging.getLogger(__name__)
+
+# LXD shows some 14,000 files a second.
+LOOK_SECONDS = 300.0
+AT_ONCE = 16
+# One that is smaller is read in a moment.
+LARGE_BYTES = 64 * 1024**2
+# Of the names of directories still to be looked at, and of large files.
+MAX_HELD_BYTES = 64 * 1024**2
+MAX_PACKET_BYTES = 1024**2
+
+_INIT, _CLOSE, _SETSTAT, _OPENDIR, _READDIR = 1, 4, 9, 11, 12
+_VERSION, _STATUS, _HANDLE, _NAME = 2, 101, 102, 104
+_OK, _EOF = 0, 1
+_HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
+_KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and how large it says it is; what is no UTF-8 in its path is replaced in `text`."""
+
+    path: bytes
+    size: int
+
+    @property
+    def text(self) -> str:
+        return self.path.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What LXD would pack: all files' sizes together, and those above LARGE_BYTES, largest first.
+
+    A file of several names counts under each of them.
+    """
+
+    size_bytes: int
+    large: tuple[File, ...]
+
+
+async def look(client: LxdClient, name: str) -> Tree:
+    """Look at all files of an instance.
+
+    Raises Conflict (too many of them, or one that LXD cannot show), TimedOut, Unavailable,
+    LxdRefused.
+    """
+    try:
+        return await asyncio.wait_for(_look(client, name), LOOK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut(
+            f"There are more files than LXD can show in {LOOK_SECONDS:.0f} s; have fewer and larger"
+            " ones.",
+            code="too_many_files",
+        ) from None
+
+
+async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
+    """Make files empty, so that LXD's packing of them fails instead of going on."""
+    async with _connected(client, name) as sftp:
+        await asyncio.gather(*(sftp.empty(file.path) for file in files))
+
+
+async def end_packing(client: LxdClient, name: str) -> None:
+    """Let LXD fail soon that may still be packing an instance; nobody needs its files any more."""
+    try:
+        await cut(client, name, (await look(client, name)).large)
+    except PodydError as error:
+        log.warning("LXD may go on with packing %s: %s", name, error.detail)
+
+
+async def _look(client: LxdClient, name: str) -> Tree:
+    size = held = 0
+    large: list[File] = []
+    left = [b"/"]
+    async with _connected(client, name) as sftp:
+        while left:
+            now, left = left[-AT_ONCE:], left[:-AT_ONCE]
+            held -= sum(map(len, now))
+            for directory, found in zip(
+                now, await asyncio.gather(*map(sftp.directory, now)), strict=True
+            ):
+                size += found.size_bytes
+                paths = [_below(directory, entry) for entry in found.directories]
+                files = [File(_below(directory, entry), count) for entry, count in found.large]
+                held += sum(map(len, paths)) + sum(len(file.path) for file in files)
+                left += paths
+                large += files
+            if held > MAX_HELD_BYTES:
+                raise Conflict(
+                    "There are more directories than LXD can show; have fewer ones.",
+                    code="too_many_files",
+                )
+    large.sort(key=lambda file: -file.size)
+    return Tree(size, tuple(large))
+
+
+def _below(directory: bytes, entry: bytes) -> bytes:
+    return directory.rstrip(b"/") + b"/" + entry
+
+
+@dataclass
+class _Directory:
+    """What is in one directory itself."""
+
+    size_bytes: int
+    directories: list[bytes]
+    large: list[tuple[bytes, int]]
+
+    def add(self, entry: bytes, size: int, mode: int) -> None:
+        if mode & _KIND == _DIRECTORY and entry not in (b".", b".."):
+            self.directories.append(entry)
+        elif mode & _KIND == _FILE:
+            self.size_bytes += size
+            if size >= LARGE_BYTES:
+                self.large.append((entry, size))
+
+
+class _Sftp:
+    """An SFTP connection on which many questions are under way at once."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+
+    async def begin(self) -> None:
+        self._write(_INIT, struct.pack(">I", 3))
+        await self._read()
+
+    async def run(self) -> None:
+        """Take answers until the connection ends."""
+        try:
+            while True:
+                kind, data = await self._read()
+                (number,) = struct.unpack_from(">I", data)
+                waiting = self._asked.pop(number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result((kind, data[4:]))
+        except (OSError, EOFError, struct.error) as error:
+            self.end(error)
+
+    def end(self, error: BaseException) -> None:
+        """No more answers will come."""
+        for waiting in self._asked.values():
+            if not waiting.done():
+                waiting.set_exception(unreachable(error))
+        self._asked.clear()
+
+    async def directory(self, path: bytes) -> _Directory:
+        """What a directory has. Raises Conflict if it cannot be seen."""
+        kind, handle = await self._ask(_OPENDIR, _string(path))
+        if kind != _HANDLE:
+            raise _unseen(path)
+        found = _Directory(0, [], [])
+        kind, data = await self._ask(_READDIR, handle)
+        while kind == _NAME:
+            for entry in _entries(data):
+                found.add(*entry)
+            kind, data = await self._ask(_READDIR, handle)
+        if _status(kind, data) != _EOF:
+            raise _unseen(path)
+        await self._ask(_CLOSE, handle)
+        return found
+
+    async def empty(self, path: bytes) -> None:
+        """Make a file empty; that it has gone is no error."""
+        await self._ask(_SETSTAT, _string(path) + struct.pack(">IQ", _HAS_SIZE, 0))
+
+    async def _ask(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+        number = next(self._numbers)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        waiting = self._asked[number]
+        self._write(kind, struct.pack(">I", number) + payload)
+        return await waiting
+
+    def _write(self, kind: int, payload: bytes) -> None:
+        self._writer.write(struct.pack(">IB", len(payload) + 1, kind) + payload)
+
+    async def _read(self) -> tuple[int, bytes]:
+        (length,) = struct.unpack(">I", await self._reader.readexactly(4))
+        if not 0 < length <= MAX_PACKET_BYTES:
+            raise OSError(f"an SFTP packet of {length} bytes")
+        packet = await self._reader.readexactly(length)
+        return packet[0], packet[1:]
+
+
+@contextlib.asynccontextmanager
+async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+    reader, writer = await client.upgraded(instance_path(name, "sftp"), "sftp")
+    sftp = _Sftp(reader, writer)
+    running: asyncio.Task[None] | None = None
+    try:
+        await sftp.begin()
+        running = asyncio.ensure_future(sftp.run())
+        yield sftp
+    except (OSError, EOFError, struct.error) as error:
+        raise unreachable(error) from error
+    finally:
+        if running is not None:
+            running.cancel()
+        sftp.end(ConnectionError("podyd has hung up"))
+        writer.close()
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def _status(kind: int, data: bytes) -> int:
+    """The code of a status; -1 for any other answer."""
+    return int(struct.unpack_from(">I", data)[0]) if kind == _STATUS else -1
+
+
+def _unseen(path: bytes) -> Conflict:
+    return Conflict(
+        f"LXD cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it;"
+        " delete it, or make its path shorter.",
+        code="directory_unseen",
+    )
+
+
+def _entries(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Name, size and mode of each, from an answer to _READDIR."""
+    (count,) = struct.unpack_from(">I", data)
+    at = 4
+    for _ in range(count):
+        name, at = _text(data, at)
+        _, at = _text(data, at)
+        (has,) = struct.unpack_from(">I", data, at)
+        at += 4
+        size = mode = 0
+        if has & _HAS_SIZE:
+            (size,) = struct.unpack_from(">Q", data, at)
+            at += 8
+        at += 8 if has & _HAS_IDS else 0
+        if has & _HAS_MODE:
+            (mode,) = struct.unpack_from(">I", data, at)
+            at += 4
+        at += 8 if has & _HAS_TIMES else 0
+        if has & _HAS_MORE:
+            (more,) = struct.unpack_from(">I", data, at)
+            at += 4
+            for _ in range(2 * more):
+                _, at = _text(data, at)
+        yield name, size, mode
+
+
+def _text(data: bytes, at: int) -> tuple[bytes, int]:
+    """A string of the protocol, and where it ends."""
+    (length,) = struct.unpack_from(">I", data, at)
+    end = at + 4 + length
+    return data[at + 4 : end], end

@@ -1,0 +1,154 @@
+"""What LXD's SFTP shows of an instance's files, and what is made of one that answers strangely."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from podyd.errors import Conflict, PodydError, Unavailable
+from podyd.lxd import tree
+from podyd.lxd.client import LxdClient
+from podyd.lxd.tree import File, look
+
+FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
+VERSION = struct.pack(">BI", 2, 3)
+
+Entry = tuple[bytes, int, int]
+
+
+def string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def names(number: int, *entries: Entry) -> bytes:
+    """As pkg/sftp, which LXD has, writes them: size, ids, mode, times, and an extension more."""
+    packed = b"".join(
+        string(name)
+        + string(b"-rw-r--r-- 1 0 0 " + name)
+        + struct.pack(">IQIIIIII", 0x8000000F, size, 0, 0, mode, 0, 0, 1)
+        + string(b"hello@example")
+        + string(b"")
+        for name, size, mode in entries
+    )
+    return struct.pack(">BII", 104, number, len(entries)) + packed
+
+
+def status(number: int, code: int) -> bytes:
+    return struct.pack(">BII", 101, number, code) + string(b"") + string(b"")
+
+
+class Writer:
+    """Answers what is written to it, as `answer` says."""
+
+    def __init__(self, reader: asyncio.StreamReader, answer: Callable[[bytes], bytes]) -> None:
+        self._reader = reader
+        self._answer = answer
+
+    def write(self, packet: bytes) -> None:
+        self._reader.feed_data(self._answer(packet[4:]))
+
+    def close(self) -> None:
+        self._reader.feed_eof()
+
+
+class Lxd(LxdClient):
+    def __init__(self, answer: Callable[[bytes], bytes]) -> None:
+        self._answer = answer
+
+    async def upgraded(
+        self, path: str, protocol: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        assert (path, protocol) == ("/1.0/instances/x/sftp", "sftp")
+        reader = asyncio.StreamReader()
+        return reader, Writer(reader, self._answer)  # type: ignore[return-value]
+
+
+def server(directories: Mapping[bytes, list[Entry]]) -> Callable[[bytes], bytes]:
+    """Shows these directories, in two answers each."""
+    left: dict[bytes, list[list[Entry]]] = {}
+
+    def answer(packet: bytes) -> bytes:
+        if packet[0] == 1:
+            return string(VERSION)
+        (number,) = struct.unpack_from(">I", packet, 1)
+        text = packet[9:]
+        if packet[0] == 11:
+            if text not in directories:
+                return string(status(number, 2))
+            half = len(directories[text]) // 2
+            left[text] = [directories[text][:half], directories[text][half:]]
+            return string(struct.pack(">BI", 102, number) + string(text))
+        if packet[0] == 12 and left[text]:
+            return string(names(number, *left[text].pop(0)))
+        return string(status(number, 1 if packet[0] == 12 else 0))
+
+    return answer
+
+
+def test_all_files_of_all_directories_count() -> None:
+    large = tree.LARGE_BYTES
+    found = asyncio.run(
+        look(
+            Lxd(
+                server(
+                    {
+                        b"/": [
+                            (b".", 0, DIRECTORY),
+                            (b"..", 0, DIRECTORY),
+                            (b"a", large, FILE),
+                            (b"\xff", 0, DIRECTORY),
+                            (b"link", 7, LINK),
+                        ],
+                        b"/\xff": [(b"b", 2**62, FILE), (b"c", 5, FILE)],
+                    }
+                )
+            ),
+            "x",
+        )
+    )
+    assert found.size_bytes == 2**62 + large + 5
+    assert found.large == (File(b"/\xff/b", 2**62), File(b"/a", large))
+    assert found.large[0].text == "/�/b"
+
+
+def test_a_directory_that_cannot_be_seen() -> None:
+    with pytest.raises(Conflict, match="'/gone'"):
+        asyncio.run(look(Lxd(server({b"/": [(b"gone", 0, DIRECTORY)]})), "x"))
+
+
+def test_more_names_than_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tree, "MAX_HELD_BYTES", 1000)
+    entries = [(b"%0250d" % number, 0, DIRECTORY) for number in range(4)]
+    with pytest.raises(Conflict) as refused:
+        asyncio.run(look(Lxd(server({b"/": entries})), "x"))
+    assert refused.value.code == "too_many_files"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        string(b""),
+        struct.pack(">I", 2**31) + b"x",
+        string(b"\x68"),
+        # Names that are not there, and a length beyond the end.
+        string(struct.pack(">BII", 104, 2, 9)),
+        string(struct.pack(">BII", 104, 2, 1) + struct.pack(">I", 2**31)),
+    ],
+)
+def test_answers_that_make_no_sense(answer: bytes) -> None:
+    whole = server({b"/": []})
+
+    def answers(packet: bytes) -> bytes:
+        # The second question is for the entries of the root.
+        return whole(packet) if packet[0] in (1, 11) else answer
+
+    async def looked() -> PodydError:
+        lxd = Lxd(answers)
+        with pytest.raises(PodydError) as failed:
+            await asyncio.wait_for(look(lxd, "x"), 5)
+        return failed.value
+
+    assert isinstance(asyncio.run(looked()), Unavailable)
