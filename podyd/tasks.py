@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, TypeVar
 
 from podyd.errors import PodydError
 
 log = logging.getLogger(__name__)
 
 AGAIN_SECONDS = 5.0
+
+T = TypeVar("T")
 
 
 class Tasks:
@@ -61,3 +63,37 @@ class Tasks:
             task.cancel()
         if left:
             await asyncio.wait(left, timeout=5)
+
+
+async def beside(work: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]) -> T:
+    """What `work` returns. The others end with it; one of them that fails ends it, with its error.
+
+    None of them outlives the call.
+    """
+    main = asyncio.ensure_future(work)
+    going_on: set[asyncio.Task[Any]] = {main, *map(asyncio.ensure_future, others)}
+    tasks = tuple(going_on)
+    try:
+        while not main.done():
+            done, going_on = await asyncio.wait(going_on, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        return main.result()
+    finally:
+        for task in tasks:
+            task.add_done_callback(seen)
+            task.cancel()
+
+
+def seen(task: asyncio.Future[Any]) -> None:
+    """Have it noticed that a task has failed, where nobody may be left to wait for it."""
+    if not task.cancelled():
+        task.exception()
+
+
+def died(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    """For `loop.set_exception_handler`: asyncio's own also logs what an exception says."""
+    task = context.get("task") or context.get("future")
+    work = task.get_coro() if isinstance(task, asyncio.Task) else None
+    name = getattr(work, "__qualname__", "a callback")
+    log.error("%s died, and nobody saw it", name, exc_info=context.get("exception"))

@@ -22,7 +22,7 @@ from podyd.places import Places
 from podyd.pod import Pod
 from podyd.pods import Pods
 from podyd.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
-from podyd.tasks import Tasks
+from podyd.tasks import Tasks, seen
 from podyd.users import Member
 
 MAX_PER_MEMBER = 8
@@ -244,6 +244,7 @@ class Outgoing:
         words = (self._request.path, self._request.format or "")
         run = self._transfers.run(self._pod, _GIVE, words, self._pipe, None)
         self._work = asyncio.ensure_future(run)
+        self._work.add_done_callback(seen)
         about = await self._head()
         match self._request.format, about.type:
             case "stat", _:

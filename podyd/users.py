@@ -18,6 +18,7 @@ from podyd.quotas import profiles_of, quota_of
 from podyd.settings import Settings
 from podyd.spec import TokenScope
 from podyd.store import Token
+from podyd.tasks import seen
 from podyd.throttle import Throttle
 from podyd.tokens import Tokens, is_token, refused
 
@@ -186,8 +187,7 @@ class Users:
     def _asked(self, digest: bytes, done: asyncio.Task[_Proven]) -> None:
         if self._asking.get(digest) is done:
             del self._asking[digest]
-        if not done.cancelled():
-            done.exception()  # Seen here, even if every caller has hung up meanwhile.
+        seen(done)
 
     async def _ask(self, digest: bytes, name: str, secret: str, address: str) -> _Proven:
         # A token counts by itself: whoever tries some in a user's name does not lock them out.

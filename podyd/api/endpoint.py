@@ -183,15 +183,17 @@ class JsonHandler(RequestHandler):
             frames = "".join(traceback.format_tb(tb))
             log.error("%s crashed: %s\n%s", _path(self.request), type(value).__name__, frames)
 
+    def crash(self, error: Exception) -> PodydError:
+        """Log what nobody has foreseen; what the caller is told."""
+        self.log_exception(type(error), error, error.__traceback__)
+        return _crashed()
+
     def write_error(self, status_code: int, **kwargs: Any) -> None:
         """Tornado's way out for what it refuses itself, or for a crash."""
-        error = PodydError(
-            "Something went wrong inside podyd; it is in its log."
-            if status_code >= 500
-            else f"The request is not valid HTTP for podyd ({status_code}).",
-            code="internal_error" if status_code >= 500 else "bad_request",
+        refusal = PodydError(
+            f"The request is not valid HTTP for podyd ({status_code}).", code="bad_request"
         )
-        self.finish(json.dumps(error.body()))
+        self.finish(json.dumps((_crashed() if status_code >= 500 else refusal).body()))
 
 
 class Endpoint(JsonHandler):
@@ -447,6 +449,10 @@ def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
 
 def _too_large() -> TooLarge:
     return TooLarge(f"The body may have {MAX_BODY_BYTES} bytes at most.", limit=MAX_BODY_BYTES)
+
+
+def _crashed() -> PodydError:
+    return PodydError("Something went wrong inside podyd; it is in its log.")
 
 
 def going_down() -> Unavailable:

@@ -88,8 +88,9 @@ class Socket(Endpoint, WebSocketHandler):
         try:
             self._line.received(message)
         except BadRequest as error:
-            self._refusal = error
-            self._end()
+            self._end(error)
+        except Exception as error:  # Whatever it is, the caller is told the end.
+            self._end(self.crash(error))
 
     def on_pong(self, data: bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -105,7 +106,8 @@ class Socket(Endpoint, WebSocketHandler):
         self.is_over = True
         self.application.log_request(self)
 
-    def _end(self) -> None:
+    def _end(self, why: PodydError | None = None) -> None:
+        self._refusal = self._refusal or why
         if self._task is not None:
             # Later: a task that is cancelled before it has begun could not say why.
             asyncio.get_running_loop().call_soon(self._task.cancel)
@@ -113,12 +115,15 @@ class Socket(Endpoint, WebSocketHandler):
     async def _ping(self) -> None:
         """Find out that a caller has vanished whom no network has taken leave of."""
         loop = asyncio.get_running_loop()
-        while loop.time() - self._heard < SILENT_SECONDS:
-            with contextlib.suppress(WebSocketClosedError):
-                self.ping(b"")
-            await asyncio.sleep(PING_SECONDS)
-        assert self.ws_connection is not None
-        self.ws_connection.on_connection_close()
+        try:
+            while loop.time() - self._heard < SILENT_SECONDS:
+                with contextlib.suppress(WebSocketClosedError):
+                    self.ping(b"")
+                await asyncio.sleep(PING_SECONDS)
+            assert self.ws_connection is not None
+            self.ws_connection.on_connection_close()
+        except Exception as error:  # Else nobody would find out any more.
+            self._end(self.crash(error))
 
     async def _send(self, frame: bytes) -> None:
         await self.write_message(frame, binary=True)
@@ -128,20 +133,27 @@ class Socket(Endpoint, WebSocketHandler):
     async def _talk(self) -> None:
         assert self._place is not None
         try:
-            end = vars(await self._place.run(self._line))
+            end = await self._run(self._place)
+            self._place.close()
+            with contextlib.suppress(WebSocketClosedError, StreamClosedError):
+                await self._line.end(end)
+        finally:
+            self._place.close()
+            self.close(1000)
+
+    async def _run(self, place: Place) -> dict[str, Any]:
+        """Run it to its end; what the caller is told of that."""
+        try:
+            return vars(await place.run(self._line))
         except PodydError as error:
             if error.status >= 500:
                 log.warning("%s: %s", self.operation.path, error.detail)
-            end = _cut_off(error)
-        except asyncio.CancelledError:
+            return _cut_off(error)
+        except (asyncio.CancelledError, WebSocketClosedError, StreamClosedError):
             # The caller has gone and does not hear it, or sends what is wrong, or podyd stops.
-            end = _cut_off(self._refusal or going_down())
-        except (WebSocketClosedError, StreamClosedError):
-            return
-        self._place.close()
-        with contextlib.suppress(WebSocketClosedError):
-            await self._line.end(end)
-        self.close(1000)
+            return _cut_off(self._refusal or going_down())
+        except Exception as error:  # Whatever it is, the socket must not stay open.
+            return _cut_off(self.crash(error))
 
 
 def _cut_off(error: PodydError) -> dict[str, Any]:

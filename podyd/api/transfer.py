@@ -48,22 +48,28 @@ class Download(Transfer):
             return
         for name, value in answer.headers.items():
             self.set_header(name, value)
-        self._watch()
-        self._task = asyncio.ensure_future(answer.run(self._send))
-        self.requests.add(self._task)
         try:
+            self._watch()
+            self._task = asyncio.ensure_future(answer.run(self._send))
+            self.requests.add(self._task)
             await self._task
         except (StreamClosedError, asyncio.CancelledError):
             self._cut()
         except PodydError as error:
             if self._headers_written:
                 log.warning("%s: %s", self.operation.path, error.detail)
-                self._cut()
-            else:
-                self.clear()
-                self.refuse(error)
+            self._fail(error)
+        except Exception as error:  # Tornado would end half a file as if it were whole.
+            self._fail(self.crash(error))
         finally:
             answer.close()
+
+    def _fail(self, error: PodydError) -> None:
+        if self._headers_written:
+            self._cut()
+        else:
+            self.clear()
+            self.refuse(error)
 
     async def _send(self, data: bytes) -> None:
         self.write(data)
@@ -84,7 +90,11 @@ class Upload(Transfer):
         await self._serve()
 
     async def _give(self, answer: Incoming) -> None:
-        self._watch()
+        try:
+            self._watch()
+        except OSError:  # The caller has gone already.
+            answer.close()
+            raise
         # One piece at a time: the caller waits until the pod has taken it.
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._answer_to = answer
@@ -124,6 +134,8 @@ class Upload(Transfer):
             self.refuse(error)
         except asyncio.CancelledError:
             self.refuse(going_down())
+        except Exception as error:  # Tornado would hang up where a body is still coming.
+            self.refuse(self.crash(error))
         else:
             await Endpoint._give(self, answer)
 

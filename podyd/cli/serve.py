@@ -24,6 +24,7 @@ from podyd.config import Config, load
 from podyd.errors import ConfigError, NotSetUp, StartError
 from podyd.logs import log_to, stderr_is_journal
 from podyd.settings import Settings
+from podyd.tasks import died
 from podyd.tls import Certificate
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ async def _run(
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(died)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     url = settings.current.url

@@ -22,6 +22,7 @@ from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.holds import Holds
 from podyd.lxd.operations import under_way
 from podyd.lxd.websocket import Websocket
+from podyd.tasks import seen
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,9 @@ class Instances:
             return self._kept[1]
         # One question to LXD serves all who ask between two changes.
         if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
-            self._fetch = self._version, asyncio.ensure_future(self._read_and_keep(self._version))
+            fetch = asyncio.ensure_future(self._read_and_keep(self._version))
+            fetch.add_done_callback(seen)
+            self._fetch = self._version, fetch
         return await asyncio.shield(self._fetch[1])
 
     async def _read_and_keep(self, version: int) -> tuple[Instance, ...]:

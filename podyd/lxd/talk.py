@@ -18,6 +18,7 @@ from podyd.line import Signal, Size, Streams
 from podyd.lxd.client import LxdClient
 from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.websocket import Websocket
+from podyd.tasks import beside
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +48,10 @@ class Piped(Session):
         self._taking = 0
 
     async def attend(self, control: Websocket, streams: Mapping[str, Websocket]) -> int | None:
-        beside = [
-            asyncio.ensure_future(self._feed(streams[STDIN])),
-            asyncio.ensure_future(self._obey(control)),
-        ]
         outputs = {name: streams[name] for name in self.streams if name != STDIN} or streams
-        try:
-            return await self.read(control, outputs)
-        finally:
-            for task in beside:
-                task.cancel()
+        return await beside(
+            self.read(control, outputs), self._feed(streams[STDIN]), self._obey(control)
+        )
 
     async def take(self, stream: str, data: bytes) -> None:
         self._taking += 1

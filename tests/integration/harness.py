@@ -39,6 +39,9 @@ IMAGE = "podyd-lab-base"
 BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
 PASSWORD = "correct-Horse-7"
 START_SECONDS = 20.0
+# What a podyd needs that has nothing to do: its pools of threads are bounded, and its files are
+# LXD's events, the relay's socket, the database, and the event loop's own.
+FILES_AT_REST, THREADS_AT_REST = 24, 20
 # Of the accounts that each run of the tests makes.
 LISTS = Path("/run/podyd-test-accounts")
 
@@ -282,6 +285,21 @@ class Server:
 
     def files(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
+
+    def check_settled(self, limit: float = 10.0) -> None:
+        """Fail if it has kept more than it needs of what it had for the tests, now over."""
+        needs = {"files": FILES_AT_REST, "threads": THREADS_AT_REST, "children": 1}
+
+        def kept() -> dict[str, int]:
+            """What is too much."""
+            has = {
+                "files": self.files(),
+                "threads": self.threads(),
+                "children": len(children(self.process.pid)),
+            }
+            return {what: count for what, count in has.items() if count > needs[what]}
+
+        wait_until(lambda: not kept(), f"{self.config.name} to let go, has {kept()}", limit)
 
     def rss_bytes(self) -> int:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -528,7 +546,15 @@ class Node:
         return [item for items in found.values() for item in items]
 
     def close(self) -> None:
-        """Remove everything."""
+        """Remove everything. Raises AssertionError if a podyd has kept something."""
+        try:
+            for server in self._servers:
+                if server.process.poll() is None:
+                    server.check_settled()
+        finally:
+            self._remove()
+
+    def _remove(self) -> None:
         for server in self._servers:
             server.process.send_signal(signal.SIGCONT)
             server.process.kill()

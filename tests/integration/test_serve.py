@@ -20,6 +20,7 @@ import yaml
 
 from podyd.prepare import make_certificate
 from tests.integration.harness import (
+    FILES_AT_REST,
     IMAGE,
     Client,
     Line,
@@ -367,3 +368,13 @@ def test_killed_in_the_middle_of_a_create(
     assert client.post("/pod/create", ins=ins, image=IMAGE).ok["status"] == "running"
     client.post("/pod/delete", ins=ins).ok
     assert again.stop() == 0
+
+
+def test_the_tests_notice_what_podyd_keeps(server: Server) -> None:
+    with contextlib.ExitStack() as connections:
+        for _ in range(FILES_AT_REST):
+            connections.enter_context(socket.create_connection(("127.0.0.1", server.port)))
+        wait_until(lambda: server.files() > FILES_AT_REST, "podyd to take them")
+        with pytest.raises(AssertionError, match="to let go"):
+            server.check_settled(limit=0.1)
+    server.check_settled()

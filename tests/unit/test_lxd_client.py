@@ -23,7 +23,7 @@ Behaviour = Callable[[RequestHandler], Awaitable[None]]
 
 
 async def hang(handler: RequestHandler) -> None:
-    await asyncio.Event().wait()
+    await handler.settings["over"].wait()
 
 
 async def hang_up(handler: RequestHandler) -> None:
@@ -47,9 +47,11 @@ async def answer(handler: RequestHandler) -> None:
 def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> Any:
     """What podyd's client makes of an LXD that behaves so, request by request."""
     left = iter(behaviours)
+    handling: set[asyncio.Task[Any] | None] = set()
 
     class Handler(RequestHandler):
         async def prepare(self) -> None:
+            handling.add(asyncio.current_task())
             await next(left)(self)
             if not self._finished and self.request.connection is not None:
                 await self.finish()
@@ -60,7 +62,8 @@ def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> An
             shutil.copy(files.cert, directory / name)
         shutil.copy(files.key, directory / "client.key")
         listener, port = bind_unused_port()
-        served = HTTPServer(Application([(".*", Handler)]), ssl_options=load(files))
+        over = asyncio.Event()
+        served = HTTPServer(Application([(".*", Handler)], over=over), ssl_options=load(files))
         served.add_socket(listener)
         lxd = LxdClient(f"https://127.0.0.1:{port}", "p", Credentials(directory))
         try:
@@ -68,6 +71,8 @@ def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> An
         finally:
             lxd.close()
             served.stop()
+            over.set()
+            await asyncio.wait(filter(None, handling))
             await served.close_all_connections()
 
     return asyncio.run(main())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -85,12 +85,18 @@ class Restored:
     def __init__(self, directory: Path) -> None:
         self.lxd = Lxd()
         self.directory = directory
+        self._podyds: list[Instances] = []
         self.instances = self.begin()
 
     def begin(self) -> Instances:
         """A podyd that begins."""
         (self.directory / "a.json").write_text(json.dumps(instance(NOW)))
-        return Instances(cast(LxdClient, self.lxd), Holds(self.directory))
+        self._podyds.append(Instances(cast(LxdClient, self.lxd), Holds(self.directory)))
+        return self._podyds[-1]
+
+    def close(self) -> None:
+        for podyd in self._podyds:
+            podyd.close()
 
     @property
     def is_held(self) -> bool:
@@ -104,8 +110,10 @@ class Restored:
 
 
 @pytest.fixture
-def restored(tmp_path: Path) -> Restored:
-    return Restored(tmp_path)
+def restored(tmp_path: Path) -> Iterator[Restored]:
+    found = Restored(tmp_path)
+    yield found
+    found.close()
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -231,6 +239,7 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
         instances.end_restore("a")
         instances.check_free("a")
         assert instances.unsettled == ["a"]
+        instances.close()
 
     run(work)
 

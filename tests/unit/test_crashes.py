@@ -1,0 +1,230 @@
+"""What nobody has foreseen ends what it was in, and its caller is told."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+from tornado.websocket import websocket_connect
+
+from podyd.api.endpoint import Endpoint, Requests
+from podyd.api.socket import Socket
+from podyd.api.transfer import Download, Upload
+from podyd.authclient import AuthClient
+from podyd.config import Config
+from podyd.line import END, Line
+from podyd.settings import Settings
+from podyd.spec import Access, Ended, Nothing, Operation, Proof, Start
+from podyd.store import Database, TokenStore
+from podyd.tokens import Tokens
+from podyd.transfers import Incoming, Outgoing
+from podyd.users import Users
+
+CRASHING = Operation(
+    "/crash",
+    ("GET", "POST"),
+    Nothing,
+    Ended,
+    "Crashes.",
+    proof=Proof.READS,
+    access=Access.OPEN,
+    first=Start,
+)
+# Not as it stands in a line of the code, which a traceback may show.
+SECRET = "sEcret-" + str(1)
+TALKING = (b'\x04{"cmd": "true"}',)
+Ask = Callable[[int], Awaitable[None]]
+
+
+def play(kind: type[Endpoint], answer: object, ask: Ask) -> None:
+    """Ask a server, by its port, that has this one operation."""
+
+    async def bound(call: object) -> object:
+        return answer
+
+    async def whole() -> None:
+        settings = Settings(Config())
+        database = Database(Path("/nonexistent"))
+        users = Users(AuthClient("/nonexistent"), Tokens(TokenStore(database), settings), settings)
+        parts = {
+            "operation": CRASHING,
+            "bound": bound,
+            "users": users,
+            "requests": Requests(),
+            "address_of": lambda request: request.remote_ip,
+        }
+        server = HTTPServer(
+            Application([(CRASHING.path, kind, parts)], log_function=lambda _: None)
+        )
+        sock, port = bind_unused_port()
+        server.add_socket(sock)
+        try:
+            await asyncio.wait_for(ask(port), 10)
+        finally:
+            server.stop()
+            await server.close_all_connections()
+            await database.close()
+
+    asyncio.run(whole())
+
+
+async def end_of(port: int, frames: tuple[bytes, ...] = TALKING) -> dict[str, Any]:
+    """podyd's last message on a WebSocket on which these were sent; nothing comes after it."""
+    connection = await websocket_connect(f"ws://127.0.0.1:{port}/crash")
+    for frame in frames:
+        await connection.write_message(frame, binary=True)
+    ended: dict[str, Any] = {}
+    while (message := await connection.read_message()) is not None:
+        assert isinstance(message, bytes)
+        assert not ended, message
+        if message[0] == END:
+            ended = json.loads(message[1:])
+    assert ended, "closed without a word"
+    return ended
+
+
+class Slot:
+    """What a route answers with, which has to be given back."""
+
+    is_open = True
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+class CrashingShell(Slot):
+    async def run(self, line: Line) -> Ended:
+        await line.start()
+        return Ended(exit_code=int(SECRET), timed_out=False)
+
+
+class WaitingShell(Slot):
+    async def run(self, line: Line) -> Ended:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+def check_log(text: str) -> None:
+    assert "/crash crashed: ValueError" in text
+    assert SECRET not in text
+
+
+def test_a_shell_that_crashes_ends_with_a_word(caplog: pytest.LogCaptureFixture) -> None:
+    slot = CrashingShell()
+
+    async def ask(port: int) -> None:
+        ended = await end_of(port)
+        assert (ended["exit_code"], ended["code"]) == (-1, "internal_error")
+        assert SECRET not in str(ended)
+
+    play(Socket, slot, ask)
+    assert not slot.is_open
+    check_log(caplog.text)
+    assert "in run" in caplog.text, "the traceback"
+
+
+def crash(*_: object) -> None:
+    raise ValueError(SECRET)
+
+
+@pytest.mark.parametrize("where", ["ping", "received"])
+def test_what_goes_on_beside_a_shell_crashes(
+    where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Socket if where == "ping" else Line, where, crash)
+    slot = WaitingShell()
+
+    async def ask(port: int) -> None:
+        assert (await end_of(port))["code"] == "internal_error"
+
+    play(Socket, slot, ask)
+    assert not slot.is_open
+    check_log(caplog.text)
+
+
+def test_a_last_word_that_cannot_be_said_ends_the_socket_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(Line, "end", crash)
+    slot = CrashingShell()
+
+    async def ask(port: int) -> None:
+        with pytest.raises(AssertionError, match="closed without a word"):
+            await end_of(port)
+
+    play(Socket, slot, ask)
+    assert not slot.is_open
+
+
+class CrashingFile(Outgoing):
+    """A tar file that breaks off; its length is not known."""
+
+    def __init__(self, *, begins: bool) -> None:
+        self.headers = {"Content-Type": "application/x-tar"}
+        self._begins = begins
+        self.is_open = True
+
+    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        if self._begins:
+            await send(b"half")
+        crash()
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+@pytest.mark.parametrize("begins", [True, False])
+def test_half_a_file_is_not_taken_for_a_whole_one(
+    begins: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    outgoing = CrashingFile(begins=begins)
+
+    async def ask(port: int) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /crash HTTP/1.1\r\nHost: x\r\n\r\n")
+        if begins:
+            said = await reader.read()
+            assert b"half" in said
+            assert not said.endswith(b"0\r\n\r\n"), "the end of a whole one"
+        else:
+            assert b" 500 " in await reader.readline()
+        writer.close()
+
+    play(Download, outgoing, ask)
+    assert not outgoing.is_open
+    check_log(caplog.text)
+
+
+class CrashingUpload(Incoming):
+    def __init__(self) -> None:
+        self.is_open = True
+
+    async def run(self, receive: Callable[[], Awaitable[bytes | None]]) -> Any:
+        await receive()
+        crash()
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+def test_a_file_that_comes_is_refused(caplog: pytest.LogCaptureFixture) -> None:
+    incoming = CrashingUpload()
+
+    async def ask(port: int) -> None:
+        client = AsyncHTTPClient(force_instance=True)
+        url, body = f"http://127.0.0.1:{port}/crash", b"x" * 300_000
+        answer = await client.fetch(url, method="POST", body=body, raise_error=False)
+        client.close()
+        assert (answer.code, json.loads(answer.body)["code"]) == (500, "internal_error")
+
+    play(Upload, incoming, ask)
+    assert not incoming.is_open
+    check_log(caplog.text)
