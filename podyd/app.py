@@ -33,6 +33,7 @@ from podyd.lxd.instances import Instances
 from podyd.metrics import Metrics
 from podyd.mounts import Mounts
 from podyd.occupancy import Occupancy
+from podyd.origins import Origins
 from podyd.payloads import Payloads
 from podyd.podlogs import PodLogs
 from podyd.pods import Pods
@@ -68,6 +69,7 @@ class App:
     ports: Ports
     mounts: Mounts
     listeners: Listeners
+    origins: Origins
     telemetry: Telemetry
     identities: Identities
     usage: Usage
@@ -118,6 +120,7 @@ class App:
         self.mounts.close()
         self.listeners.close()
         self.instances.close()
+        self.origins.close()
         self.client.close()
 
 
@@ -146,7 +149,8 @@ def build(settings: Settings) -> App:
     usernames = UserNames()
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
-    users = Users(AuthClient(config.auth.socket), tokens, settings)
+    origins = Origins()
+    users = Users(AuthClient(config.auth.socket), origins, tokens, settings)
     identities = Identities(CardStore(database))
     gpus = Gpus(client, telemetry, identities)
     occupancy = Occupancy(telemetry, config.lxd.project, named=payloads.named)
@@ -244,6 +248,7 @@ def build(settings: Settings) -> App:
         ports=ports,
         mounts=mounts,
         listeners=listeners,
+        origins=origins,
         telemetry=telemetry,
         identities=identities,
         usage=usage,

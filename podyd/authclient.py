@@ -2,7 +2,8 @@
 
 One connection a request. The helper ends a PAM module that hangs; here, a bounded number of
 requests may be under way, the others wait in line, and each has a deadline, so that a hanging LDAP
-stops nothing else. Who has logged in before goes before strangers, who may be guessing.
+stops nothing else. Who has logged in before goes before strangers, who may be guessing; of all
+others each is served in turn, and none has more than a part of what may be under way.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import asyncio
 import contextlib
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +21,7 @@ from podyd.turns import LineFull, Turns
 
 # Fewer than the helper takes at once.
 MAX_UNDER_WAY = 16
+MAX_OF_ONE = MAX_UNDER_WAY // 2
 MAX_WAITING = 256
 # For the wait in line and for the answer.
 TIMEOUT = 20.0
@@ -53,41 +55,49 @@ class AuthClient:
         self._path = path
         self._turns = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
 
-    async def login(self, user: str, password: str, address: str, *, known: bool) -> Account:
+    async def login(
+        self, user: str, password: str, address: str, *, whose: Hashable, known: bool
+    ) -> Account:
         """Check a password and the account behind it through PAM.
 
-        `known`: the user has logged in from this address before. Whether the account
-        `must_change` its password, the caller must look at.
+        `whose` is who is served in turn with others, `known`: the user has logged in from there
+        before. Whether the account `must_change` its password, the caller must look at.
 
         Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
         not log in at present, Unavailable if PAM or what is behind it does not answer.
         """
+        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
         return _allowed(
-            await self._ask(known, op="login", user=user, password=password, remote=address)
+            await self._ask(turn, op="login", user=user, password=password, remote=address)
         )
 
-    async def account(self, user: str, address: str, *, known: bool) -> Account:
+    async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
         """An account that may log in at present, whoever asks: PAM's account rules, no password.
 
         Raises as `login` does; Unauthorized if there is none of this name.
         """
-        return _allowed(await self._ask(known, op="account", user=user, remote=address))
+        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
+        return _allowed(await self._ask(turn, op="account", user=user, remote=address))
 
     async def change_password(self, user: str, old: str, new: str) -> None:
         """Change a password as the user themselves would with passwd(1).
 
         Raises BadRequest, with PAM's own words, for a password that PAM does not take.
         """
-        _checked(await self._ask(True, op="passwd", user=user, old=old, new=new))
+        turn = self._turns.turn(("passwd", user), share=MAX_OF_ONE)
+        _checked(await self._ask(turn, op="passwd", user=user, old=old, new=new))
 
     async def accounts(self) -> list[Account]:
-        """Every account that could log in, as far as NSS lists them."""
-        answer = _checked(await self._ask(True, op="accounts"))
+        """Every account that could log in, as far as NSS lists them; asked for one at a time."""
+        turn = self._turns.turn("accounts", share=1)
+        answer = _checked(await self._ask(turn, op="accounts"))
         return [Account.of(item) for item in answer["accounts"]]
 
-    async def _ask(self, favoured: bool, **request: str) -> Mapping[str, Any]:
+    async def _ask(
+        self, turn: contextlib.AbstractAsyncContextManager[None], **request: str
+    ) -> Mapping[str, Any]:
         try:
-            return await asyncio.wait_for(self._in_turn(favoured, request), TIMEOUT)
+            return await asyncio.wait_for(self._in_turn(turn, request), TIMEOUT)
         # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
         except (LineFull, BlockingIOError):
             raise Unavailable(
@@ -104,8 +114,10 @@ class AuthClient:
                 code="pam_unreachable",
             ) from error
 
-    async def _in_turn(self, favoured: bool, request: Mapping[str, str]) -> Mapping[str, Any]:
-        async with self._turns.turn(favoured=favoured):
+    async def _in_turn(
+        self, turn: contextlib.AbstractAsyncContextManager[None], request: Mapping[str, str]
+    ) -> Mapping[str, Any]:
+        async with turn:
             return await self._exchange(request)
 
     async def _exchange(self, request: Mapping[str, str]) -> Mapping[str, Any]:

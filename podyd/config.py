@@ -280,10 +280,17 @@ class Auth:
         ["podyd-admin", "sudo"], help="Groups whose members see and manage everybody's pods."
     )
     failures_per_user: int = _key(
-        6, _positive, help="Wrong passwords of one user in failure_window, after which it is 429."
+        6,
+        _positive,
+        help="Wrong passwords of one user in failure_window, after which a try waits for its turn"
+        " or is refused (429): a third of them only where the user has not failed yet, and as many"
+        " more where they have logged in before.",
     )
     failures_per_address: int = _key(
-        60, _positive, help="Wrong passwords from one address in failure_window, then it is 429."
+        60,
+        _positive,
+        help="Wrong passwords of all users in failure_window from one address or, on this host,"
+        " from one account. A /64 of IPv6 is one address.",
     )
     failure_window: float = _key(60.0, _duration, help="Seconds that wrong passwords count for.")
     token_days_max: int = _key(
@@ -459,7 +466,7 @@ class Config:
         [],
         parse_networks,
         help="Proxies whose X-Forwarded-For says who asks. Every account on such a host can pretend"
-        " to be the proxy, so that limits by address do not bind it.",
+        " to be the proxy; on podyd's own host, failed logins count against that account then.",
     )
     insecure: bool = _key(False, help="Let passwords cross the network in the clear.")
     state_dir: str = _key(

@@ -679,6 +679,11 @@ class Operation:
         return self.first is not None
 
     @property
+    def counts_itself(self) -> bool:
+        """Whether what it calls has a limit of its own on how many go on at once."""
+        return self.first is not None or self.streamed is not None or self.path == "/pod/exec"
+
+    @property
     def advised(self) -> str:
         """The method that a client should choose: POST wherever it is served, for secrets' sake."""
         return "POST" if "POST" in self.methods else self.methods[0]

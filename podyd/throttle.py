@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 
 # What an attacker can make podyd remember.
 MAX_KEYS = 10_000
@@ -19,15 +19,23 @@ class Throttle:
 
     def wait(self, key: Hashable, limit: int, window: float) -> float:
         """Seconds until `key` may try again; 0 if it may now."""
+        times = self._recent(key, window)
+        return 0.0 if len(times) < limit else times[-limit] + window - self._clock()
+
+    def number(self, key: Hashable, window: float) -> int:
+        """How many failures there were within `window` seconds."""
+        return len(self._recent(key, window))
+
+    def _recent(self, key: Hashable, window: float) -> Sequence[float]:
         times = self._failures.get(key)
         if times is None:
-            return 0.0
-        now = self._clock()
-        while times and times[0] <= now - window:
+            return ()
+        begin = self._clock() - window
+        while times and times[0] <= begin:
             times.popleft()
         if not times:
             del self._failures[key]
-        return 0.0 if len(times) < limit else times[-limit] + window - now
+        return times
 
     def count(self, key: Hashable) -> float:
         """Count a failure now; the result is for `forgive`."""

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
+import itertools
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Hashable
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from podyd.accountlist import AccountList
 from podyd.addresses import is_among, parse_address
 from podyd.authclient import Account, AuthClient
-from podyd.config import Auth, Quota
+from podyd.config import Auth, Config, Quota
 from podyd.errors import Forbidden, TooMany, Unauthorized, Unavailable
+from podyd.guesses import Guesses, Try
+from podyd.origins import Origins, Source
 from podyd.quotas import profiles_of, quota_of
 from podyd.settings import Settings
 from podyd.spec import TokenScope
 from podyd.store import Token
 from podyd.tasks import seen
-from podyd.throttle import Throttle
 from podyd.tokens import Tokens, is_token, refused
 
 # A login is remembered for so long before PAM is asked again.
@@ -62,24 +67,52 @@ class _Remembered:
     expires: float
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """Who says that they are `name`, and by what; `origin` is whom a failure counts against."""
+
+    digest: bytes
+    name: str
+    secret: str = field(repr=False)
+    address: str
+    origin: Hashable
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The members among accounts, by a configuration; both are compared as objects."""
+
+    accounts: Mapping[str, Account]
+    config: Config
+    members: Sequence[Member]
+
+
 class Users:
     """Logs users in through PAM, which is asked as seldom as possible and never by an attacker
     who has failed too often."""
 
-    def __init__(self, auth: AuthClient, tokens: Tokens, settings: Settings) -> None:
+    def __init__(
+        self, auth: AuthClient, origins: Origins, tokens: Tokens, settings: Settings
+    ) -> None:
         self._auth = auth
+        self._origins = origins
         self._tokens = tokens
         self._settings = settings
         self._key = secrets.token_bytes(32)
         self._logins: OrderedDict[bytes, _Remembered] = OrderedDict()
-        self._asking: dict[bytes, asyncio.Task[_Proven]] = {}
-        self._forgotten = 0
-        # Where a user has logged in before: their own failures elsewhere do not lock them out.
-        self._known: OrderedDict[tuple[Hashable, str], None] = OrderedDict()
-        self._failures = Throttle()
+        self._asking: dict[_Attempt, asyncio.Task[_Proven]] = {}
+        # By user, when something of theirs was last forgotten, in numbers that only grow.
+        self._forgotten: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        # Where a user has logged in before: failures elsewhere do not lock them out.
+        self._known: OrderedDict[tuple[Hashable, Hashable], None] = OrderedDict()
+        self._changing: set[str] = set()
+        self._guesses = Guesses(lambda: settings.current.auth)
+        self._accounts = AccountList(auth.accounts)
+        self._listed: _Listed | None = None
 
     async def log_in(
-        self, name: str, secret: str, address: str, *, may_be_expired: bool = False
+        self, name: str, secret: str, source: Source, *, may_be_expired: bool = False
     ) -> Login:
         """The member with this password or token; a token needs no name, "".
 
@@ -91,7 +124,9 @@ class Users:
         login = self._logins.get(digest)
         if login is None or login.expires <= time.monotonic():
             self._logins.pop(digest, None)
-            proven = await self._ask_once(digest, name, secret, address)
+            origin = await self._origins.of(source)
+            attempt = _Attempt(digest, name, secret, source.address, origin)
+            proven = await self._ask_once(attempt)
         else:
             proven = login.proven
         member = self._member(proven.account)
@@ -111,11 +146,16 @@ class Users:
         """Change a member's own Linux password; the old one stops working at once.
 
         Their tokens do too, for it may be that somebody has learned it; the result is their number.
+        Raises TooMany while another change of theirs goes on.
         """
+        if member.name in self._changing:
+            raise TooMany("Your password is being changed already.", retry_after=1)
+        self._changing.add(member.name)
         try:
             await self._auth.change_password(member.name, old, new)
             return await self._revoke_after_change(member.name)
         finally:
+            self._changing.discard(member.name)
             self._forget(member.name)
 
     async def _revoke_after_change(self, owner: str) -> int:
@@ -157,106 +197,113 @@ class Users:
             self._forget(owner)
         return f"Token {id} of {owner} is revoked."
 
-    async def all(self) -> list[Member]:
-        """Every member of this node, by name."""
-        accounts = await self._auth.accounts()
-        auth = self._settings.current.auth
-        members = [account for account in accounts if _is_member(account, auth)]
-        return sorted((self._member(account) for account in members), key=lambda item: item.name)
+    async def all(self) -> Sequence[Member]:
+        """Every member of this node, by name; who has become one may be missing for a minute."""
+        accounts, config = await self._accounts.all(), self._settings.current
+        listed = self._listed
+        if listed is None or listed.accounts is not accounts or listed.config is not config:
+            members = [
+                self._member(account)
+                for _, account in sorted(accounts.items())
+                if _is_member(account, config.auth)
+            ]
+            self._listed = listed = _Listed(accounts, config, members)
+        return listed.members
 
     def _digest(self, name: str, password: str) -> bytes:
         return hashlib.blake2b(f"{name}\0{password}".encode(), key=self._key).digest()
 
     def _forget(self, name: str) -> None:
-        self._forgotten += 1
+        self._forgotten[name] = next(self._numbers)
         # What is being asked was proven before; who comes now must not join it.
-        self._asking.clear()
+        for attempt in list(self._asking):
+            if attempt.name in ("", name):
+                del self._asking[attempt]
         for digest, login in list(self._logins.items()):
             if login.proven.account.name == name:
                 del self._logins[digest]
 
-    async def _ask_once(self, digest: bytes, name: str, secret: str, address: str) -> _Proven:
+    async def _ask_once(self, attempt: _Attempt) -> _Proven:
         """Ask PAM, once for all requests that come with the same secret meanwhile."""
-        asking = self._asking.get(digest)
+        asking = self._asking.get(attempt)
         if asking is None:
-            asking = asyncio.ensure_future(self._ask(digest, name, secret, address))
-            self._asking[digest] = asking
-            asking.add_done_callback(lambda done: self._asked(digest, done))
+            asking = asyncio.ensure_future(self._ask(attempt))
+            self._asking[attempt] = asking
+            asking.add_done_callback(lambda done: self._asked(attempt, done))
         return await asyncio.shield(asking)
 
-    def _asked(self, digest: bytes, done: asyncio.Task[_Proven]) -> None:
-        if self._asking.get(digest) is done:
-            del self._asking[digest]
+    def _asked(self, attempt: _Attempt, done: asyncio.Task[_Proven]) -> None:
+        if self._asking.get(attempt) is done:
+            del self._asking[attempt]
         seen(done)
 
-    async def _ask(self, digest: bytes, name: str, secret: str, address: str) -> _Proven:
-        # A token counts by itself: whoever tries some in a user's name does not lock them out.
-        who: Hashable = digest if is_token(secret) else name
-        keys = self._throttled(who, address)
-        started = time.monotonic()
-        # An attempt counts as failed until it has succeeded, so that many at once count too.
-        counted = [(key, self._failures.count(key)) for key in keys]
-        forgotten = self._forgotten
-        try:
-            proven = await self._prove(name, secret, address, known=(who, address) in self._known)
-        except Unauthorized:
-            await asyncio.sleep(max(0.0, started + FAILURE_SECONDS - time.monotonic()))
-            raise
-        except (Forbidden, Unavailable):
-            self._forgive(counted)
-            raise
-        self._forgive(counted)
-        self._known[who, address] = None
-        self._known.move_to_end((who, address))
+    async def _ask(self, attempt: _Attempt) -> _Proven:
+        began = next(self._numbers)
+        if is_token(attempt.secret):
+            proven = await self._prove_token(attempt)
+        else:
+            proven = await self._prove_password(attempt)
+        account = proven.account
+        self._accounts.saw(replace(account, mark="", must_change=False))
         # A password or token that was changed or revoked meanwhile must not come back from this;
         # and an expired password, which may have been mended, is asked about each time.
-        if self._forgotten == forgotten and not proven.account.must_change:
-            self._logins[digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
-        for table in (self._logins, self._known):
-            while len(table) > MAX_REMEMBERED:
-                table.popitem(last=False)
+        if self._forgotten.get(account.name, 0) < began and not account.must_change:
+            self._logins[attempt.digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
+            _shorten(self._logins)
         return proven
 
-    async def _prove(self, name: str, secret: str, address: str, *, known: bool) -> _Proven:
-        if not is_token(secret):
-            return _Proven(await self._auth.login(name, secret, address, known=known))
-        token = await self._tokens.find(secret)
-        if name not in ("", token.owner):
-            raise refused()
-        try:
-            account = await self._auth.account(token.owner, address, known=known)
-        except Unauthorized:
-            raise refused() from None
-        # Another account may have the name by now, and even the uid; or there is a new password.
-        if (account.uid, account.mark) != (token.uid, token.mark):
-            raise refused()
+    async def _prove_password(self, attempt: _Attempt) -> _Proven:
+        # Whoever may be named, and however long: what is kept of it is short.
+        who = self._digest(attempt.name, "")
+        one = Try(who, attempt.origin, known=(who, attempt.origin) in self._known)
+        async with self._counting(one):
+            account = await self._auth.login(
+                attempt.name,
+                attempt.secret,
+                attempt.address,
+                whose=one.own if one.known else attempt.origin,
+                known=one.known,
+            )
+        self._known[who, attempt.origin] = None
+        self._known.move_to_end((who, attempt.origin))
+        _shorten(self._known)
+        return _Proven(account)
+
+    async def _prove_token(self, attempt: _Attempt) -> _Proven:
+        """A token is no guess: nobody else's failures hold it up."""
+        async with _slow_failure():
+            try:
+                token = await self._tokens.find(attempt.secret)
+            except Unauthorized:
+                self._guesses.failed_token(attempt.digest, attempt.origin)
+                raise
+        one = Try(attempt.digest, attempt.origin, known=True)
+        async with self._counting(one):
+            if attempt.name not in ("", token.owner):
+                raise refused()
+            try:
+                account = await self._auth.account(
+                    token.owner, attempt.address, whose=token.owner, known=True
+                )
+            except Unauthorized:
+                raise refused() from None
+            # Another account may have the name by now, even the uid; or there is a new password.
+            if (account.uid, account.mark) != (token.uid, token.mark):
+                raise refused()
         await self._tokens.used(token)
         return _Proven(account, token)
 
-    def _throttled(self, who: Hashable, address: str) -> list[Hashable]:
-        """The keys under which a failure counts; raises TooMany if one has failed too often."""
-        auth = self._settings.current.auth
-        limits: dict[Hashable, int]
-        if (who, address) in self._known:
-            limits = {("user at address", who, address): auth.failures_per_user}
-        else:
-            limits = {
-                ("user", who): auth.failures_per_user,
-                ("address", address): auth.failures_per_address,
-            }
-        for key, limit in limits.items():
-            wait = self._failures.wait(key, limit, auth.failure_window)
-            if wait > 0:
-                raise TooMany(
-                    f"Too many failed logins; wait {wait:.0f} s.",
-                    retry_after=wait,
-                    code="too_many_failed_logins",
-                )
-        return list(limits)
-
-    def _forgive(self, counted: list[tuple[Hashable, float]]) -> None:
-        for key, when in counted:
-            self._failures.forgive(key, when)
+    @contextlib.asynccontextmanager
+    async def _counting(self, one: Try) -> AsyncIterator[None]:
+        """Make a try when it is its turn."""
+        counted = await self._guesses.admit(one)
+        try:
+            async with _slow_failure():
+                yield
+        except (Forbidden, Unavailable):
+            self._guesses.forgive(counted)
+            raise
+        self._guesses.forgive(counted)
 
     def _member(self, account: Account) -> Member:
         config = self._settings.current
@@ -274,6 +321,21 @@ class Users:
             uid=account.uid,
             gid=account.gid,
         )
+
+
+@contextlib.asynccontextmanager
+async def _slow_failure() -> AsyncIterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    except Unauthorized:
+        await asyncio.sleep(max(0.0, started + FAILURE_SECONDS - time.monotonic()))
+        raise
+
+
+def _shorten(table: OrderedDict[Any, Any]) -> None:
+    while len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
 
 
 def _lasts(proven: _Proven) -> float:

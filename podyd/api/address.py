@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from tornado.httputil import HTTPServerRequest
 
 from podyd.addresses import Address, is_among, parse_address
 from podyd.config import Network
+from podyd.origins import Source
+from podyd.sockdiag import End
 
 
 def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> str:
@@ -26,6 +29,20 @@ def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> st
         if not is_among(found, proxies):
             return str(found)
     return peer
+
+
+def source_of(request: HTTPServerRequest, address: str) -> Source:
+    """Who sends a request: the client's address, and the connection by which it has come."""
+    return Source(address, _ends(request), is_forwarded=address != request.remote_ip)
+
+
+def _ends(request: HTTPServerRequest) -> tuple[End, End] | None:
+    connection: Any = request.connection
+    sock = connection.stream.socket
+    try:
+        return (End(*sock.getpeername()[:2]), End(*sock.getsockname()[:2])) if sock else None
+    except OSError:  # The caller has hung up.
+        return None
 
 
 def _parse(text: str) -> Address | None:

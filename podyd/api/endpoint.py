@@ -10,12 +10,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import json
 import logging
 import time
 import traceback
 from asyncio import Future
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -25,6 +26,7 @@ from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
+from podyd.api.address import source_of
 from podyd.errors import (
     BadRequest,
     Forbidden,
@@ -32,6 +34,7 @@ from podyd.errors import (
     NotFound,
     PodydError,
     TooLarge,
+    TooMany,
     Unauthorized,
     Unavailable,
 )
@@ -39,9 +42,10 @@ from podyd.longtext import Kept, json_pieces
 from podyd.metrics import Metrics
 from podyd.naming import instance_name
 from podyd.params import decode, json_pairs, parse
-from podyd.spec import Access, Operation, Proof
+from podyd.spec import GET, Access, Operation, Proof
 from podyd.store import Token
 from podyd.tokens import is_token, refused
+from podyd.turns import LineFull, Turns
 from podyd.users import Login, Member, Users
 
 log = logging.getLogger(__name__)
@@ -91,10 +95,20 @@ class Headed(Generic[A]):
     headers: Mapping[str, str]
 
 
+# Of one member; what is above that waits in line. Most is answered before the next one comes.
+MAX_LOOKS = 8
+MAX_CHANGES = 16
+# Of all members together, and how many of those may wait.
+MAX_UNDER_WAY = 1024
+MAX_WAITING = 1024
+
+
 class Requests:
-    """The requests under way, so that a shutdown can wait for them."""
+    """The requests under way, so that a shutdown can wait for them, and how many there may be."""
 
     def __init__(self) -> None:
+        self._looks = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._changes = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
         self.under_way: set[asyncio.Task[Any]] = set()
         self._not_waited_for: set[asyncio.Task[Any]] = set()
         self.ending = False
@@ -105,6 +119,29 @@ class Requests:
         for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, member: Member, operation: Operation) -> AsyncIterator[None]:
+        """Wait until the member has not too much under way. Raises TooMany.
+
+        LXD and the locks on the GPUs serve one after the other, whoever asks: so nobody has more
+        than a few questions there, and many connections are no more of them.
+        """
+        if operation.counts_itself:
+            yield
+            return
+        turns, share = (
+            (self._looks, MAX_LOOKS) if operation.methods == GET else (self._changes, MAX_CHANGES)
+        )
+        try:
+            async with turns.turn(member.name, share=share):
+                yield
+        except LineFull:
+            raise TooMany(
+                "Too many requests of yours are under way; wait until some are answered.",
+                retry_after=1,
+                code="too_many_requests",
+            ) from None
 
     async def finish(self, timeout: float) -> None:
         """Wait `timeout` seconds at most for what is under way, then cancel it."""
@@ -300,7 +337,10 @@ class Endpoint(JsonHandler):
         request: Any = parse(self.operation.request, self._pairs())
         if login is not None and hasattr(request, "ins"):
             self.pod_name = instance_name(login.member.name, request.ins, ())
-        return await self.bound(Call(request, login, password))
+        if login is None:
+            return await self.bound(Call(request))
+        async with self.requests.turn(login.member, self.operation):
+            return await self.bound(Call(request, login, password))
 
     def _refuse_other_sites(self) -> None:
         """A browser sends its user's login along with whatever any site's page asks of podyd."""
@@ -326,7 +366,7 @@ class Endpoint(JsonHandler):
         login = await self.users.log_in(
             name,
             secret,
-            self.address,
+            source_of(self.request, self.address),
             may_be_expired=self.operation.proof is Proof.OLD_PASSWORD,
         )
         self.member_name = login.member.name

@@ -394,7 +394,10 @@ def test_wrong_tokens_are_throttled_per_address(node: Node) -> None:
     for number in range(4):
         wrong = Bearer(client.port, "", f"podyd_{number}" + "x" * 42)
         wrong.get("/user/info").refused(401)
-    new.get("/user/info").refused(429, "too_many_failed_logins")
+    wrong = Bearer(client.port, "", "podyd_" + "x" * 43)
+    wrong.get("/user/info").refused(429, "too_many_failed_logins")
+    # One that is right is no guess.
+    new.get("/user/info").ok
     known.get("/user/info").ok
     client.get("/user/info").ok
     assert server.stop() == 0

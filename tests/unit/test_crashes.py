@@ -21,6 +21,7 @@ from podyd.api.transfer import Download, Upload
 from podyd.authclient import AuthClient
 from podyd.config import Config
 from podyd.line import END, Line
+from podyd.origins import Origins
 from podyd.settings import Settings
 from podyd.spec import Access, Ended, Nothing, Operation, Proof, Start
 from podyd.store import Database, TokenStore
@@ -53,7 +54,8 @@ def play(kind: type[Endpoint], answer: object, ask: Ask) -> None:
     async def whole() -> None:
         settings = Settings(Config())
         database = Database(Path("/nonexistent"))
-        users = Users(AuthClient("/nonexistent"), Tokens(TokenStore(database), settings), settings)
+        tokens = Tokens(TokenStore(database), settings)
+        users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
         parts = {
             "operation": CRASHING,
             "bound": bound,

@@ -17,15 +17,17 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application
 
 from podyd.api import endpoint
-from podyd.api.endpoint import Bound, Call, Endpoint, Requests
+from podyd.api.endpoint import MAX_CHANGES, MAX_LOOKS, Bound, Call, Endpoint, Requests
 from podyd.authclient import AuthClient
-from podyd.config import Config
+from podyd.config import Config, Quota
+from podyd.errors import TooMany
 from podyd.longtext import Kept, LongText
+from podyd.origins import Origins
 from podyd.settings import Settings
-from podyd.spec import Access, HelpOf, Operation, Proof
+from podyd.spec import POD_EXEC, POD_GPUS, POD_INFO, Access, HelpOf, Operation, Proof
 from podyd.store import Database, TokenStore
 from podyd.tokens import Tokens
-from podyd.users import Users
+from podyd.users import Member, Users
 
 CRASHING = Operation(
     "/crash", ("GET",), HelpOf, str, "Crashes.", proof=Proof.READS, access=Access.OPEN
@@ -37,7 +39,7 @@ async def serving(bound: Bound) -> AsyncIterator[int]:
     """The port of a server that has this one operation."""
     settings = Settings(Config())
     tokens = Tokens(TokenStore(Database(Path("/nonexistent"))), settings)
-    users = Users(AuthClient("/nonexistent"), tokens, settings)
+    users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
     parts = {
         "operation": CRASHING,
         "bound": bound,
@@ -134,3 +136,61 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
         assert made < 1000, "what is made is taken first"
 
     asyncio.run(talk())
+
+
+# --- How much one member may have under way -----------------------------------------------------
+
+
+def member(name: str) -> Member:
+    return Member(name, False, Quota(), (), 1000, 1000)
+
+
+def test_what_one_member_has_under_way_holds_up_nobody_else() -> None:
+    async def play() -> None:
+        requests, go, begun = Requests(), asyncio.Event(), list[str]()
+
+        async def call(name: str, operation: Operation) -> None:
+            async with requests.turn(member(name), operation):
+                begun.append(name)
+                await go.wait()
+
+        flood = [asyncio.ensure_future(call("mallory", POD_INFO)) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        assert begun == ["mallory"] * MAX_LOOKS
+        # What the same member changes has turns of its own, as what only looks is often asked.
+        others = [
+            asyncio.ensure_future(call("mallory's", POD_GPUS)),
+            asyncio.ensure_future(call("alice", POD_INFO)),
+            asyncio.ensure_future(call("mallory", POD_EXEC)),
+        ]
+        await asyncio.sleep(0.01)
+        assert begun[MAX_LOOKS:] == ["mallory's", "alice", "mallory"]
+        go.set()
+        await asyncio.gather(*flood, *others)
+        assert begun.count("mallory") == 51, "nobody is refused who waits"
+
+    asyncio.run(play())
+
+
+def test_who_has_too_many_in_line_alone_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("podyd.api.endpoint.MAX_WAITING", 20)
+
+    async def play() -> None:
+        requests, go = Requests(), asyncio.Event()
+
+        async def call(name: str) -> None:
+            async with requests.turn(member(name), POD_GPUS):
+                await go.wait()
+
+        flood = [asyncio.ensure_future(call("mallory")) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        others = [asyncio.ensure_future(call(f"user{number % 3}")) for number in range(24)]
+        await asyncio.sleep(0.01)
+        go.set()
+        await asyncio.gather(*others)
+        said = await asyncio.gather(*flood, return_exceptions=True)
+        refused = [answer for answer in said if isinstance(answer, TooMany)]
+        assert len(refused) == 100 - MAX_CHANGES - 20
+        assert {answer.retry_after for answer in refused} == {1}
+
+    asyncio.run(play())
