@@ -44,6 +44,7 @@ from podyd.snapshots import Snapshots
 from podyd.sockdiag import listening_ports
 from podyd.spec import Operation
 from podyd.store import CardStore, Database, TokenStore, UsageStore
+from podyd.sweep import Sweep
 from podyd.tasks import Tasks
 from podyd.telemetry import Telemetry
 from podyd.tokens import Tokens
@@ -64,7 +65,6 @@ class App:
     application: Application
     client: LxdClient
     instances: Instances
-    pods: Pods
     payloads: Payloads
     ports: Ports
     mounts: Mounts
@@ -76,7 +76,7 @@ class App:
     database: Database
     allotment: Allotment
     snapshots: Snapshots
-    commits: Commits
+    sweep: Sweep
     idle: IdleLeases
     usernames: UserNames
     background: Tasks
@@ -96,17 +96,13 @@ class App:
         self.background.keep(self.idle.run, "looking for idle GPUs")
         self.instances.listen(self.snapshots.poke)
         self.background.keep(self.snapshots.run, "bringing settings back after restores")
+        self.background.keep(self.sweep.run, "sweeping")
         self.instances.listen(self.ports.poke)
         self.background.keep(self.ports.run, "leading ports into pods")
         self.background.keep(self.ports.settle, "giving ports out")
 
     async def _lxd_is_there(self) -> None:
-        self.background.spawn(self._sweep(), "sweeping")
-
-    async def _sweep(self) -> None:
-        # What an image was being made of is there until LXD has finished the image.
-        await self.pods.sweep()
-        await self.commits.sweep()
+        self.sweep.begin()
 
     async def stop(self, timeout: float) -> None:
         """Finish what is under way, `timeout` seconds at most, and let go of everything."""
@@ -243,7 +239,6 @@ def build(settings: Settings) -> App:
         application=application,
         client=client,
         instances=instances,
-        pods=pods,
         payloads=payloads,
         ports=ports,
         mounts=mounts,
@@ -255,7 +250,7 @@ def build(settings: Settings) -> App:
         database=database,
         allotment=allotment,
         snapshots=snapshots,
-        commits=commits,
+        sweep=Sweep(client=client, pods=pods, commits=commits),
         idle=idle,
         usernames=usernames,
         background=Tasks(),

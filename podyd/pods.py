@@ -40,7 +40,6 @@ from podyd.errors import (
     Slipped,
     TimedOut,
     TooMany,
-    Unavailable,
     lxd_could_not,
 )
 from podyd.gpus import Gpus, cards_in, needs_nvidia
@@ -82,8 +81,8 @@ DEAF_TIMEOUTS = (1, 3)
 DEAF_AGE = timedelta(seconds=10)
 DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
-# LXD may still be publishing a pod, which takes minutes.
-REMOVE_TRIES = 1800
+# What LXD does not let go of is tried again after so many seconds at first, and at last.
+REMOVE_SECONDS, REMOVE_SECONDS_MAX = 0.5, 60.0
 LOG_LINES = 3
 # What LXC's functions say, once a start has failed for whatever reason.
 _CONSEQUENCES = frozenset(
@@ -101,8 +100,6 @@ BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
 FREE_SECONDS = 0.2
 MAX_EXECS = 256
 MAX_EXECS_PER_MEMBER = 32
-# LXD may still be busy with a half-made pod, or not yet list it, when podyd starts.
-SWEEP_AFTER = (0.0, 60.0)
 SWEEP_MARGIN = timedelta(seconds=10)
 
 
@@ -149,7 +146,9 @@ class Pods:
         self._disks = disks
         self._executed = executed
         self._began = datetime.now(timezone.utc)
-        self._swept = False
+        # What is being deleted, and the sign that it may go now.
+        self._removing: dict[str, asyncio.Task[None]] = {}
+        self._again = asyncio.Event()
         self._settings = settings
         self._tasks = tasks
         self._locks: dict[str, asyncio.Lock] = {}
@@ -318,9 +317,9 @@ class Pods:
 
     async def _remove_half_made(self, name: str) -> bool:
         """Whether it is gone; if not, it goes in the background."""
-        removing = self._tasks.spawn(self.remove(name), f"removing half-made pod {name}")
-        _, going_on = await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
-        return not going_on
+        removing = self.remove(name)
+        gone, _ = await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
+        return bool(gone) and not removing.cancelled() and removing.exception() is None
 
     async def _is_whole(self, name: str) -> None:
         """Take away the mark of a pod that is being made."""
@@ -413,40 +412,49 @@ class Pods:
         finally:
             self._instances.invalidate()
 
-    async def remove(self, name: str) -> None:
-        """Delete what is half-made, as soon as LXD has come to an end with it."""
-        for _ in range(REMOVE_TRIES):
-            try:
-                await self._delete(name)
-                return
-            except (Busy, TimedOut, Unavailable):
-                await asyncio.sleep(1)
+    def remove(self, name: str) -> asyncio.Task[None]:
+        """Delete what is half-made, in the background, however long LXD does not let go of it."""
+        if name not in self._removing:
+            self._removing[name] = self._tasks.spawn(
+                self._remove(name), f"removing half-made pod {name}"
+            )
+        return self._removing[name]
+
+    async def _remove(self, name: str) -> None:
+        pause, said = REMOVE_SECONDS, ""
+        try:
+            while True:
+                try:
+                    return await self._delete(name)
+                except PodydError as error:
+                    before, said = said, error.detail
+                    # LXD may be making it yet.
+                    if said != before and not isinstance(error, Busy):
+                        log.warning("half-made pod %s is still there: %s", name, said)
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(self._again.wait(), pause)
+                pause = min(2 * pause, REMOVE_SECONDS_MAX)
+        finally:
+            del self._removing[name]
 
     async def sweep(self) -> None:
-        """Delete the pods that a podyd which was killed has left half-made; once is enough."""
-        if self._swept:
-            return
-        self._swept = True
-        try:
-            for delay in SWEEP_AFTER:
-                await asyncio.sleep(delay)
-                await self._sweep()
-        except PodydError:
-            self._swept = False  # LXD went away; it is tried again when LXD is back.
-            raise
+        """Delete the pods that a podyd which was killed has left half-made.
 
-    async def _sweep(self) -> None:
-        being_made = set(self._making.values()) | self.templates
+        What could not be deleted so far is tried again now, too.
+        """
+        self._again.set()
+        self._again.clear()
+        in_hand = {*self._making.values(), *self._removing, *self.templates}
         for instance in await self._instances.all():
             is_marked = instance.config.get(MADE_AS) == instance.name
             # What is younger, this podyd is making, or somebody beside it.
             is_old = instance.created < self._began + SWEEP_MARGIN
-            if is_marked and is_old and instance.name not in being_made:
+            if is_marked and is_old and instance.name not in in_hand:
                 if is_half_made(instance):
                     log.warning("removing half-made pod %s", instance.name)
                     if instance.name.startswith(TEMPLATE):
                         await end_packing(self._client, instance.name)
-                    await self.remove(instance.name)
+                    self.remove(instance.name)
                 else:
                     await self._is_whole(instance.name)
 

@@ -73,6 +73,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *findings,
         *on_lxd.lxd_profiles(admin, case),
         *on_lxd.lxd_images(admin, case),
+        *on_lxd.half_made_pods(admin, case),
         *on_lxd.certificate_trust(admin, case),
         *on_lxd.certificate_works(case),
         *pods.gpu_devices(admin, case),

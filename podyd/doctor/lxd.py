@@ -6,6 +6,7 @@ import asyncio
 import fnmatch
 import os
 from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from podyd import profiles
@@ -15,7 +16,7 @@ from podyd.doctor.finding import AS_ROOT, Remark, check, error, note, ok, warnin
 from podyd.errors import LxdRefused, SetupError, Unavailable
 from podyd.lxd.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.lxd.client import Credentials, LxdClient
-from podyd.pod import OWNER
+from podyd.pod import OWNER, is_half_made
 from podyd.prepare import fingerprint, openings
 
 # Each of these lets a pod out to the host, and blocks it where it is not set.
@@ -26,6 +27,10 @@ OPENING_KEYS = (
     "restricted.devices.unix-block",
     "restricted.devices.unix-char",
 )
+
+
+# LXD may take so long to copy a disk, and as long again to make an image of it.
+MAKING = timedelta(hours=1)
 
 
 @check
@@ -217,6 +222,21 @@ def certificate_files(case: Case) -> Iterator[Remark]:
         elif mode & 0o022:
             yield error(f"Others than root may change {path}.", f"chmod 640 {path}")
     yield ok(f"podyd's certificate is in {credentials.directory}.")
+
+
+@check
+def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Nothing half-made holds a name and a disk that no member sees."""
+    for instance in admin.as_podyd_reads_them():
+        age = datetime.now(timezone.utc) - instance.created
+        if is_half_made(instance) and age > MAKING:
+            yield warning(
+                f"{instance.name} was left half-made {age / timedelta(hours=1):.0f} hours ago: it"
+                " holds its name and its disk, and no member sees it; podyd's log says why LXD does"
+                " not delete it.",
+                case.lxc(f"delete --force {instance.name}"),
+            )
+    yield ok("Nothing half-made is left.")
 
 
 @check

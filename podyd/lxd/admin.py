@@ -19,6 +19,7 @@ import requests
 
 from podyd import netlink
 from podyd.errors import SetupError
+from podyd.lxd.instances import Instance as PodydInstance
 from podyd.profiles import BRIDGE, POOL, Profile
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
@@ -362,6 +363,12 @@ class Admin:
             )
             for item in found
         ]
+
+    def as_podyd_reads_them(self) -> list[PodydInstance]:
+        """The project's instances, with all that podyd knows of each."""
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        return [PodydInstance.of(item) for item in found]
 
     def openings_in_use(self, paths: Collection[str]) -> Openings:
         """What instances have of the host, but for what is below `paths`.

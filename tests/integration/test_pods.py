@@ -267,6 +267,23 @@ def test_a_pod_that_an_admin_has_copied_is_not_taken_for_half_made(
     alice.post("/pod/delete", ins=ins).ok
 
 
+def test_what_lxd_does_not_delete_is_tried_again(
+    node: Node, new_user: Callable[[], Client]
+) -> None:
+    member = new_user()
+    name = f"{member.user}-main"
+    node.lxc("init", IMAGE, name, "-p", "podyd-base", "-c", f"user.podyd.made_as={name}")
+    node.lxc("config", "set", name, f"user.podyd.owner={member.user}")
+    node.lxc("config", "set", name, "security.protection.delete=true")
+    server = node.serve()
+    server.wait_for_log(f"half-made pod {name} is still there")
+    # It stands in nobody's way.
+    assert server.client(member.user).get("/pod/list").ok == []
+    node.lxc("config", "unset", name, "security.protection.delete")
+    wait_until(lambda: name not in node.instances(), "it to go", 60)
+    assert server.stop() == 0
+
+
 # --- Failures -----------------------------------------------------------------------------------
 
 

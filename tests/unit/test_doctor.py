@@ -11,7 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 
@@ -24,8 +27,10 @@ from podyd.doctor.case import Case, Places
 from podyd.doctor.diagnosis import diagnose
 from podyd.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
 from podyd.errors import SetupError
-from podyd.lxd.admin import Card
+from podyd.lxd.admin import Admin, Card
 from podyd.nvidia import Failure, Gpu, Sample
+from tests.unit.test_stopping import POD
+from tests.unit.test_sweep import half_made
 
 ADDRESS = "0000:41:00.0"
 DRIVER = "535.183.01"
@@ -524,6 +529,27 @@ def test_versions_in_a_pod(tmp_path: Path) -> None:
     text += line.format(root="/x/libnvidia-ml.so.1.2", point="/mnt")
     put(tmp_path / "mountinfo", text)
     assert pods.mounted_versions(tmp_path) == {DRIVER}
+
+
+# --- What is left half-made ---------------------------------------------------------------------
+
+
+def test_what_is_left_half_made_is_told() -> None:
+    now = datetime.now(timezone.utc)
+    there = [
+        half_made("old", now - timedelta(hours=26)),
+        half_made("being-made", now - timedelta(minutes=50)),
+        dataclasses.replace(POD, created=now - timedelta(days=9)),
+    ]
+    admin = cast(Admin, SimpleNamespace(as_podyd_reads_them=lambda: there))
+    case = Case(parse_config("lxd: {project: p}"))
+    (found,) = lxd.half_made_pods(admin, case)
+    assert found.level is Level.WARNING
+    assert "old was left half-made 26 hours ago" in found.what
+    assert found.do == "lxc delete --force old --project p"
+    del there[0]
+    (found,) = lxd.half_made_pods(admin, case)
+    assert found.level is Level.OK
 
 
 # --- The command --------------------------------------------------------------------------------

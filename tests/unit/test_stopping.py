@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from datetime import datetime, timezone
 from typing import Any, cast
@@ -14,6 +15,7 @@ from podyd.errors import Busy, DidNotShutDown, LxdRefused, NotRunning, PodydErro
 from podyd.lxd.instances import Instance
 from podyd.pod import INS, OWNER
 from podyd.pods import Pods
+from podyd.tasks import Tasks
 from podyd.users import Member
 
 UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")
@@ -55,25 +57,18 @@ class Lxd:
     def invalidate(self) -> None: ...
 
 
+def pods_on(lxd: object) -> Pods:
+    """Pods that need nothing but LXD."""
+    needed = inspect.signature(Pods).parameters
+    given = {"client": lxd, "instances": lxd, "tasks": Tasks()}
+    return Pods(**cast(Any, {name: given.get(name) for name in needed}))
+
+
 def stopped(*outcomes: PodydError | None) -> tuple[str, list[str]]:
     """What a member is told of a stop, and what LXD was asked for."""
     lxd = Lxd(outcomes)
-    parts: dict[str, Any] = dict.fromkeys(
-        (
-            "executor",
-            "images",
-            "gpus",
-            "allotment",
-            "ports",
-            "mounts",
-            "disks",
-            "executed",
-            "settings",
-        )
-    )
-    whole = Pods(client=cast(Any, lxd), instances=cast(Any, lxd), tasks=cast(Any, None), **parts)
     try:
-        said = asyncio.run(whole.stop(MEMBER, "main"))
+        said = asyncio.run(pods_on(lxd).stop(MEMBER, "main"))
     except PodydError as error:
         said = error.code
     return said, lxd.asked
