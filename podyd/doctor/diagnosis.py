@@ -21,6 +21,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
     findings = [
         *service.configuration(path),
         *host.cgroup2(places),
+        *service.service_memory(places),
         *_of_nvidia(places),
     ]
     config = _usable(path)

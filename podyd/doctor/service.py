@@ -13,7 +13,7 @@ from typing import Any
 
 from podyd import VERSION, __version__
 from podyd.config import DEFAULT_PATH, Config, load
-from podyd.doctor.case import Case
+from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, note, ok, reason, warning
 from podyd.errors import ConfigError
 
@@ -21,6 +21,10 @@ ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
 RESTART_PORTS = "systemctl restart podyd-ports"
 RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
+UNITS = ("podyd.service", "podyd-auth.service", "podyd-ports.service")
+MIB = 1024**2
+# Of a memory limit.
+NEARLY = 0.8
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
@@ -111,6 +115,42 @@ def _ask(path: str, line: bytes) -> Any:
         connection.connect(path)
         connection.sendall(line)
         return json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
+
+
+@check
+def service_memory(places: Places) -> Iterator[Remark]:
+    """No process of podyd's is near the memory limit of its unit (MemoryMax=)."""
+    for unit in UNITS:
+        cgroup = places.sysfs / "fs/cgroup/system.slice" / unit
+        try:
+            limit = (cgroup / "memory.max").read_text().strip()
+            used = int((cgroup / "memory.current").read_text())
+            counted = _counts(cgroup / "memory.stat")
+            killed = _counts(cgroup / "memory.events")["oom_kill"]
+        except FileNotFoundError:
+            continue  # It does not run, or not under systemd with cgroup2.
+        if limit == "max":
+            continue
+        # What the kernel keeps of files goes when it is needed.
+        used = max(0, used - counted["file"])
+        words = (
+            f"{unit} has {used // MIB} MiB of memory, of {int(limit) // MIB} MiB that it may have"
+        )
+        more = f"systemctl edit {unit}: [Service], MemoryMax=4G; then systemctl restart {unit}"
+        if killed:
+            yield warning(f"{words}; the kernel has ended {killed} of its processes for it.", more)
+        elif used > NEARLY * int(limit):
+            yield warning(
+                f"{words}; beyond that the kernel ends it, and systemd begins it anew.", more
+            )
+        else:
+            yield ok(f"{words}.")
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """A file of cgroup2's that has a name and a number on each line."""
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {name: int(value) for name, value in pairs}
 
 
 @check

@@ -256,6 +256,33 @@ def test_exposure(site: Site, unit: str, figures: dict[str, str]) -> None:
     assert float(match[1]) <= EXPOSURE_MAX, out
 
 
+def test_memory_is_limited(site: Site) -> None:
+    assert site.machine.show("podyd.service", "MemoryMax") == str(2 * 1024**3)
+    assert site.machine.show("podyd-auth.service", "MemoryMax") == str(1024**3)
+    total = int(site.machine.sh("awk '/^MemTotal:/ {print $2}' /proc/meminfo")) * 1024
+    limit = int(site.machine.show("podyd-ports.service", "MemoryMax"))
+    assert 0.14 * total < limit < 0.16 * total
+    for unit in ("podyd.service", "podyd-auth.service"):
+        assert site.machine.show(unit, "OOMPolicy") == "continue"
+        assert site.machine.show(unit, "MemorySwapMax") == "0"
+
+
+def test_podyd_comes_back_when_the_kernel_has_ended_it(site: Site, pod: str) -> None:
+    """As for memory, by SIGKILL; the server of the tests has no controller that would do it."""
+    machine = site.machine
+    before = machine.show("podyd", "MainPID")
+    pid = json.loads(machine.run("lxc", "query", "/1.0/instances/alice-first/state?project=podyd"))
+    machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "podyd.service")
+    wait_until(lambda: machine.show("podyd", "MainPID") not in (before, "0"), "the restart")
+    wait_until(lambda: machine.is_active("podyd"), "podyd")
+    assert "status=9/KILL" in machine.journal("-u", "podyd")
+    again = json.loads(
+        machine.run("lxc", "query", "/1.0/instances/alice-first/state?project=podyd")
+    )
+    assert again["pid"] == pid["pid"]
+    assert site.alice.exec(pod, "echo here")["stdout"] == "here\n"
+
+
 # --- What an admin does -------------------------------------------------------------------------
 
 

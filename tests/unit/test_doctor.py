@@ -356,6 +356,46 @@ def test_limits_are_raised_and_never_lowered(places: Places) -> None:
     assert len(said) == 2
 
 
+def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values: int) -> None:
+    """A unit's cgroup, as cgroup2 shows it: 100 MiB, of which 20 are files'."""
+    now = {"current": 100 * 2**20, "file": 20 * 2**20, "oom_kill": 0, **values}
+    directory = places.sysfs / "fs/cgroup/system.slice" / unit
+    put(directory / "memory.max", f"{limit}\n")
+    put(directory / "memory.current", f"{now['current']}\n")
+    put(directory / "memory.stat", f"anon 1\nfile {now['file']}\n")
+    put(directory / "memory.events", f"oom 0\noom_kill {now['oom_kill']}\n")
+
+
+def test_memory_of_the_service(places: Places) -> None:
+    assert service.service_memory(places) == [], "without systemd, or without cgroup2"
+    put_memory(places, "podyd.service")
+    put_memory(places, "podyd-auth.service", limit="max")
+    found = only(service.service_memory(places))
+    assert found.level is Level.OK
+    assert found.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [((2000 * 2**20, 0), "beyond that"), ((2**20, 3), "ended 3 of its processes")],
+)
+def test_a_service_that_is_at_its_memory_limit(
+    places: Places, values: tuple[int, int], words: str
+) -> None:
+    current, oom_kill = values
+    put_memory(places, "podyd.service")
+    put_memory(places, "podyd-ports.service", current=current, oom_kill=oom_kill)
+    found = only(service.service_memory(places))
+    assert found.level is Level.WARNING
+    assert words in found.what
+    assert found.do.startswith("systemctl edit podyd-ports.service")
+
+
+def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -> None:
+    put_memory(places, "podyd.service", current=2000 * 2**20, file=1900 * 2**20)
+    assert only(service.service_memory(places)).level is Level.OK
+
+
 # --- NVIDIA -------------------------------------------------------------------------------------
 
 
