@@ -47,7 +47,7 @@ from podyd.identity import forget_identity
 from podyd.images import Images
 from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path
-from podyd.lxd.execution import Executor
+from podyd.lxd.execution import Executor, Exit
 from podyd.lxd.instances import Devices, Instances
 from podyd.lxd.tree import end_packing
 from podyd.mounts import Mounts
@@ -568,17 +568,30 @@ class Pods:
             started = time.monotonic()
             done = await self._executor.run(pod.name, command, timeout=timeout, limit=limit)
             seconds = time.monotonic() - started
-            self._executed(seconds, timed_out=done.exit_code is None)
+            code = done.exit.code
+            self._executed(seconds, timed_out=code is None)
             result = ExecResult(
-                exit_code=-1 if done.exit_code is None else done.exit_code,
+                exit_code=-1 if code is None else code,
                 log=done.output.log,
                 stdout=done.output.stdout,
                 stderr=done.output.stderr,
-                timed_out=done.exit_code is None,
+                timed_out=code is None,
                 truncated=done.output.truncated,
                 seconds=round(seconds, 3),
+                oom_killed=done.exit.oom_killed,
+                memory_limit=await self.limit_reached(pod, done.exit),
             )
             return Kept(result, held.pop_all().close)
+
+    async def limit_reached(self, pod: Pod, end: Exit) -> int | None:
+        """The pod's memory limit now, in bytes or -1, for a command that was killed for memory."""
+        if not end.oom_killed:
+            return None
+        with contextlib.suppress(PodydError):  # LXD may be away by now.
+            for instance in await self._instances.all():
+                if instance.name == pod.name:
+                    return memory_limit(instance.expanded_config)
+        return None
 
     @contextlib.contextmanager
     def _one_exec(self, member: Member) -> Iterator[None]:

@@ -23,6 +23,7 @@ class Shells:
     """Gives places; who has one can have something run."""
 
     def __init__(self, *, pods: Pods, executor: Executor, executed: Executed) -> None:
+        self._pods = pods
         self._executor = executor
         self._executed = executed
         self._places = Places(
@@ -44,19 +45,25 @@ class Shells:
         """The place in this pod is free again."""
         self._places.leave(pod)
 
-    async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> int | None:
-        """Run what `start` says; its exit code, None if time was up."""
+    async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> Ended:
+        """Run what `start` says, until it has ended."""
         began = time.monotonic()
-        code = await self._executor.talk(
+        end = await self._executor.talk(
             pod.name,
             _words(start, is_shell=size is not None),
             line,
             terminal=None if size is None else Terminal(size, start.term),
             timeout=start.timeout,
         )
+        timed_out = end.code is None
         if size is None:
-            self._executed(time.monotonic() - began, timed_out=code is None)
-        return code
+            self._executed(time.monotonic() - began, timed_out=timed_out)
+        return Ended(
+            exit_code=-1 if end.code is None else end.code,
+            timed_out=timed_out,
+            oom_killed=end.oom_killed,
+            memory_limit=await self._pods.limit_reached(pod, end),
+        )
 
 
 class Place:
@@ -71,8 +78,7 @@ class Place:
     async def run(self, line: Line) -> Ended:
         """Run what the other end of the line asks for, until it has ended."""
         await line.control({"window": WINDOW_BYTES})
-        code = await self._shells.run(self._pod, await line.start(), self._size, line)
-        return Ended(exit_code=-1 if code is None else code, timed_out=code is None)
+        return await self._shells.run(self._pod, await line.start(), self._size, line)
 
     def close(self) -> None:
         """Give it back; a second time does nothing."""

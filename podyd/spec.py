@@ -477,7 +477,9 @@ class ExecResult:
     """`exit_code` is -1 if time was up; 128 + N if signal N ended the command.
 
     `log` has both streams as they came; after 16,384 changes from one to the other, first all the
-    rest of stdout. `truncated` if there was more on a stream than is kept.
+    rest of stdout. `truncated` if there was more on a stream than is kept. `oom_killed` if the
+    kernel has killed something for memory meanwhile, whatever the exit code; `memory_limit` is then
+    the pod's, in bytes, -1 if it has none.
     """
 
     exit_code: int
@@ -487,14 +489,18 @@ class ExecResult:
     timed_out: bool
     truncated: bool
     seconds: float
+    oom_killed: bool
+    memory_limit: int | None
 
 
 @dataclass(frozen=True)
 class Ended:
     """How a command that was talked to ended; the figures are those of ExecResult."""
 
-    exit_code: int
-    timed_out: bool
+    exit_code: int = -1
+    timed_out: bool = False
+    oom_killed: bool = False
+    memory_limit: int | None = None
 
 
 FileType = Literal["file", "directory", "link", "pipe", "socket", "device"]
@@ -643,12 +649,12 @@ the end, 4 control; 3 and 4 are JSON. With a terminal all output is stdout. The 
 a control message that says what shall run ({"cmd": "make", "timeout": 60}, or {} for a shell),
 within ten seconds; others are {"resize": {"rows": 24, "cols": 80}}, {"signal": "INT"} (to all
 that the command started) and {"eof": true}. podyd's last message is 3 {"exit_code": 0,
-"timed_out": false}; if it was not the command's own end, `detail` and `code` say why. podyd holds
-262144 bytes of stdin that the command has not read; it says {"taken": N}, the sum so far, as it
-goes on, and cuts a client off that sends more. A client that has said {"window": BYTES} at first
-is sent no more than that ahead of its own {"taken": N}; for others the connection itself is held
-back. podyd pings every 20 seconds; a client that is silent for a minute has vanished, and all
-that the command started is killed."""
+"timed_out": false, "oom_killed": false, "memory_limit": null}, as of /pod/exec; if it was not the
+command's own end, `detail` and `code` say why. podyd holds 262144 bytes of stdin that the command
+has not read; it says {"taken": N}, the sum so far, as it goes on, and cuts a client off that sends
+more. A client that has said {"window": BYTES} at first is sent no more than that ahead of its own
+{"taken": N}; for others the connection itself is held back. podyd pings every 20 seconds; a client
+that is silent for a minute has vanished, and all that the command started is killed."""
 
 
 @dataclass(frozen=True)

@@ -180,11 +180,11 @@ class Transfers:
     ) -> int:
         """Run a script in a pod; its exit status."""
         command = ("/bin/sh", "-c", script, "podyd", *words)
-        code = await self._executor.talk(
+        end = await self._executor.talk(
             pod.name, command, pipe, terminal=None, timeout=None, then=then
         )
-        assert code is not None
-        return code
+        assert end.code is not None
+        return end.code
 
     def drop(self, pod: Pod, words: Sequence[str]) -> None:
         """Remove what there is of a file that will not come, in the background."""

@@ -18,6 +18,7 @@ from podyd.api.endpoint import Endpoint, going_down
 from podyd.errors import BadRequest, PodydError, UpgradeRequired
 from podyd.line import WINDOW_BYTES, Line
 from podyd.shells import Place
+from podyd.spec import Ended
 
 log = logging.getLogger(__name__)
 
@@ -157,4 +158,4 @@ class Socket(Endpoint, WebSocketHandler):
 
 
 def _cut_off(error: PodydError) -> dict[str, Any]:
-    return {"exit_code": -1, "timed_out": False, **error.body()}
+    return {**vars(Ended()), **error.body()}

@@ -59,7 +59,20 @@ def remarks(output: Mapping[str, Any]) -> list[str]:
         said.append(f"The command ended with exit status {output['exit_code']}.")
     if output.get("truncated"):
         said.append("There was more output; what was above the limit is lost.")
+    if output.get("oom_killed"):
+        said.append(killed(output.get("memory_limit")))
     return said
+
+
+def killed(limit: int | None, ins: str = "NAME") -> str:
+    """What is said of a command of which the kernel has killed something for memory."""
+    if limit is not None and limit < 0:
+        return "killed: the host had no more memory; the pod has no limit of its own"
+    of = "" if limit is None else f" of {size(limit)}"
+    return (
+        f"killed: the pod's memory limit{of} was reached; more, within your quota:"
+        f" pody limits {ins} --memory SIZE"
+    )
 
 
 def routes(entries: Sequence[Mapping[str, Any]]) -> str:

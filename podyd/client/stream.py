@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
-from podyd.client import terminal
+from podyd.client import output, show, terminal
 from podyd.client.failure import Away, Refused
 from podyd.client.server import Pairs, Server
 
@@ -70,6 +70,8 @@ class Stream:
         # Of input, in bytes: how far podyd may be behind, what it has passed on, what it was sent.
         self._window = self._taken = self._sent = 0
         self._interrupts = 0
+        # podyd's last message.
+        self.ended: Mapping[str, Any] = {}
 
     def run(self, start: Mapping[str, Any]) -> int:
         """Run what `start` says; its exit status, as a shell would have it.
@@ -80,7 +82,8 @@ class Stream:
         for work in (self._read, self._send, self._feed):
             threading.Thread(target=work, daemon=True).start()
         try:
-            return self._status(self._write_output())
+            self.ended = self._write_output()
+            return self._status(self.ended)
         finally:
             self._end()
 
@@ -190,7 +193,10 @@ def execute(server: Server, ins: str, command: str, timeout: str | None) -> int:
     stream = Stream(server, "pod/exec-stream", [("ins", ins)])
     start = {"cmd": command} | ({} if timeout is None else {"timeout": timeout})
     with handled({signal.SIGINT: stream.interrupt}):
-        return stream.run(start)
+        status = stream.run(start)
+    if stream.ended.get("oom_killed"):
+        output.complain(show.killed(stream.ended.get("memory_limit"), ins))
+    return status
 
 
 def shell(server: Server, ins: str, command: str | None) -> int:

@@ -107,10 +107,21 @@ def _decoder() -> codecs.IncrementalDecoder:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """How a command ended; `exit_code` is None if time was up."""
+class Exit:
+    """How a command ended; `code` is None if time was up.
 
-    exit_code: int | None
+    `oom_killed` if the kernel has killed something for memory meanwhile; see session.py.
+    """
+
+    code: int | None
+    oom_killed: bool
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a command ended, and what it wrote."""
+
+    exit: Exit
     output: Output
 
 
@@ -144,8 +155,7 @@ class Executor:
         time is up, or when the caller is cancelled, all that the command started is killed.
         """
         session = _Collected(self._client, instance, command, limit)
-        code = await self._finish(session, timeout)
-        return Finished(code, session.output)
+        return Finished(await self._finish(session, timeout), session.output)
 
     async def talk(
         self,
@@ -156,11 +166,11 @@ class Executor:
         terminal: Terminal | None,
         timeout: float | None,
         then: Afterwards | None = None,
-    ) -> int | None:
+    ) -> Exit:
         """Run a command as root with its streams on a line, with a terminal or without.
 
-        Returns its exit code, None if time was up. The end of time, or of the caller, is as in
-        `run`; `then` is called once all of a command is dead whose caller was cancelled.
+        The end of time, or of the caller, is as in `run`; `then` is called once all of a command is
+        dead whose caller was cancelled.
         """
         talked: Session = (
             Piped(self._client, instance, words, line)
@@ -171,16 +181,16 @@ class Executor:
 
     async def _finish(
         self, session: Session, timeout: float | None, then: Afterwards | None = None
-    ) -> int | None:
-        """Run a session to its end; None if time was up."""
+    ) -> Exit:
+        """Run a session to its end."""
         work = asyncio.ensure_future(session.run())
         is_cut_off = False
         try:
             done, _ = await asyncio.wait({work}, timeout=timeout)
             if done:
-                return work.result()
+                return Exit(work.result(), session.oom_killed)
             await self._end(session, work)
-            return None
+            return Exit(None, oom_killed=False)
         except asyncio.CancelledError:
             is_cut_off = session.begun and not work.done()
             raise

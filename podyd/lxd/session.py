@@ -8,7 +8,8 @@ leading process wrote from what a child writes later. So the command runs inside
 - put it into a cgroup of its own, so that everything it started can be killed at once, whatever
   called setsid or cleared its environment, even while it forks;
 - say when it is over and with which code, by a mark with a nonce on both streams. What comes
-  before the mark is the command's output; nothing needs to be waited for after it;
+  before the mark is the command's output; nothing needs to be waited for after it. The code is
+  256 more where the kernel has killed something for memory meanwhile;
 - move what it left in the background out of the cgroup, and remove the cgroup.
 """
 
@@ -29,6 +30,8 @@ from podyd.lxd.websocket import Websocket
 log = logging.getLogger(__name__)
 
 STDIN, STDOUT, STDERR = "0", "1", "2"
+# Added to the code in the mark.
+OOM_KILLED = 256
 # The leading `sh` was killed and wrote no mark: its last output may still be on its way.
 UNMARKED_GRACE = 0.5
 # Of an exit code, in the mark.
@@ -46,7 +49,14 @@ box=$box/podyd-$1
 # $1: nonce; the rest are the words of the user's command. The box is missing where a pod's root has
 # hidden cgroup2; then the command runs all the same, and a timeout ends its leading process only.
 _RUN = (
-    """exec 3>&1 4>&2 2>/dev/null"""
+    """exec 3>&1 4>&2 2>/dev/null
+oom_killed() {
+  killed=0
+  while read -r name number; do
+    [ "$name" = oom_kill ] && killed=$number
+  done <$counter
+}
+"""
     + _BOX
     + """
 nonce=$1
@@ -54,11 +64,25 @@ shift
 # At a terminal, the keys for these reach all of the foreground; this has to see the end.
 trap : INT QUIT
 mkdir $box || { [ -d $box ] && rmdir $box && exit 137; box=; }
+# Whom the kernel has killed for memory. Where cgroup2 has the memory, the box tells it of the
+# command alone; else all commands count together, and services by themselves.
+counter=$box/memory.events
+if ! [ -e $counter ]; then
+  counter=/sys/fs/cgroup/memory.events
+  while IFS=: read -r _ name path; do
+    [ "$name" = memory ] && counter=/sys/fs/cgroup/memory$path/memory.oom_control
+  done </proc/self/cgroup
+fi
+oom_killed
+before=$killed
 (
   [ -z "$box" ] || echo 0 >$box/cgroup.procs || exit 125
   exec "$@" 2>&4 3>&- 4>&-
 )
 code=$?
+oom_killed
+said=$code
+[ $killed = $before ] || said=$((code + 256))
 if [ -n "$box" ] && ! rmdir $box; then
   while IFS=: read -r id _ path; do [ "$id" = 0 ] && home=$home$path; done </proc/self/cgroup
   tries=0
@@ -68,8 +92,8 @@ if [ -n "$box" ] && ! rmdir $box; then
     tries=$((tries + 1))
   done
 fi
-printf '\\000podyd-%s:%d;' $nonce $code
-printf '\\000podyd-%s:%d;' $nonce $code >&4
+printf '\\000podyd-%s:%d;' $nonce $said
+printf '\\000podyd-%s:%d;' $nonce $said >&4
 # LXD may lose what a terminal has shown when the leading process ends, so it asks before.
 [ ! -t 1 ] || read -r _
 exit $code
@@ -180,6 +204,8 @@ class Session(abc.ABC):
         self._moved = False
         self.nonce = secrets.token_hex(8)
         self.begun = False
+        # Whether the kernel has killed something for memory meanwhile; known at the end.
+        self.oom_killed = False
 
     def options(self) -> Mapping[str, Any]:
         """What LXD is told beside the command."""
@@ -208,7 +234,10 @@ class Session(abc.ABC):
             )
         )
         code = await self.attend(control, dict(zip(self.streams, found, strict=True)))
-        return await self._unmarked_code(path) if code is None else code
+        if code is None:
+            return await self._unmarked_code(path)
+        self.oom_killed = bool(code & OOM_KILLED)
+        return code % OOM_KILLED
 
     @abc.abstractmethod
     async def attend(self, control: Websocket, streams: Mapping[str, Websocket]) -> int | None:

@@ -20,6 +20,16 @@ STDIN, STDOUT, STDERR, END, CONTROL = range(5)
 PATIENCE = 20.0
 
 
+def ended(exit_code: int, *, timed_out: bool = False) -> Mapping[str, Any]:
+    """podyd's last message, where nothing was killed for memory."""
+    return {
+        "exit_code": exit_code,
+        "timed_out": timed_out,
+        "oom_killed": False,
+        "memory_limit": None,
+    }
+
+
 @dataclass
 class Talk:
     """A WebSocket to a command, and what has come of it so far."""

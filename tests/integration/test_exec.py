@@ -45,6 +45,8 @@ def test_answer_has_exactly_these_fields(alice: Client, pod: str) -> None:
         "stderr": "err\n",
         "timed_out": False,
         "truncated": False,
+        "oom_killed": False,
+        "memory_limit": None,
     }
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.integration.harness import IMAGE, Client, Node, process_in
-from tests.integration.test_client import Pody
+from tests.integration.talking import ended, shell, streamed
+from tests.integration.test_client import Pody, as_user
 
 MIB, GIB = 1024**2, 1024**3
 
@@ -137,3 +138,51 @@ def test_pody_shows_and_changes_them(limited: Client) -> None:
     shown = pody.shown("limits", "main", "--memory", "3G", "--cpu", "1")
     assert shown == "memory_limit: 3 GiB\ncpu_limit: 1\ndisk_limit: no limit\n"
     assert "quota" in pody("limits", "main", "--memory", "5GiB").failed(1)
+
+
+# --- What the kernel kills for memory -------------------------------------------------------------
+
+TOO_MUCH = "python3 -c 'bytearray(2**29)'"
+
+
+@pytest.fixture(scope="module")
+def tight(limited: Client) -> Iterator[Client]:
+    """The same member, whose pod has less than TOO_MUCH wants."""
+    limited.post("/pod/limits", ins="main", memory="256MiB").ok
+    yield limited
+    limited.post("/pod/limits", ins="main", memory="none").ok
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "limit"),
+    [
+        (TOO_MUCH, 137, 256 * MIB),
+        (f"{TOO_MUCH}; exit 5", 5, 256 * MIB),
+        # Who kills it is not the kernel.
+        ("kill -9 $$", 137, None),
+        ("sleep 60 & kill -9 $!; wait $!; exit 5", 5, None),
+    ],
+)
+def test_who_was_killed_for_memory_is_told_so(
+    tight: Client, command: str, code: int, limit: int | None
+) -> None:
+    done = tight.exec("main", command, timeout=30)
+    expected = (code, limit is not None, limit)
+    assert (done["exit_code"], done["oom_killed"], done["memory_limit"]) == expected
+    with streamed(tight, "main", command, timeout=30) as talk:
+        found = {"oom_killed": limit is not None, "memory_limit": limit}
+        assert talk.end() == {**ended(code), **found}
+
+
+def test_a_shell_is_told_so_too(tight: Client) -> None:
+    with shell(tight, "main", cmd=TOO_MUCH) as talk:
+        end = talk.end()
+    assert (end["exit_code"], end["oom_killed"], end["memory_limit"]) == (137, True, 256 * MIB)
+
+
+def test_pody_exec_says_so(tight: Client) -> None:
+    done = as_user(tight)("exec", "main", "--", TOO_MUCH)
+    assert done.status == 137
+    assert "memory limit of 256 MiB was reached" in done.err
+    assert "pody limits main --memory" in done.err
+    assert "memory" not in as_user(tight)("exec", "main", "--", "kill -9 $$").err

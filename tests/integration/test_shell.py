@@ -14,7 +14,7 @@ import pytest
 import websocket
 
 from tests.integration.harness import IMAGE, Client, Node, Server, started, wait_until
-from tests.integration.talking import CONTROL, END, connect, shell, streamed
+from tests.integration.talking import CONTROL, END, connect, ended, shell, streamed
 from tests.integration.test_exec import boxes, processes
 
 MEGABYTE = 1024**2
@@ -34,7 +34,7 @@ def refused(client: Client, path: str, **params: object) -> int:
 
 def test_both_streams_and_the_exit_status(alice: Client, pod: str) -> None:
     with streamed(alice, pod, "echo out; echo err >&2; exit 3") as talk:
-        assert talk.end() == {"exit_code": 3, "timed_out": False}
+        assert talk.end() == ended(3)
         assert (talk.out, talk.err) == (b"out\n", b"err\n")
 
 
@@ -71,7 +71,7 @@ def test_a_command_stands_in_no_url(alice: Client, pod: str) -> None:
 
 def test_time_up_kills_all_of_a_streamed_command(alice: Client, pod: str) -> None:
     with streamed(alice, pod, "setsid sleep 97001 & echo begun; wait", timeout=2) as talk:
-        assert talk.end() == {"exit_code": -1, "timed_out": True}
+        assert talk.end() == ended(-1, timed_out=True)
         assert talk.out == b"begun\n"
     assert started("sleep 97001") == 0
     assert boxes(alice, pod) == ""
@@ -88,7 +88,7 @@ def test_a_signal_reaches_all_of_a_command(alice: Client, pod: str) -> None:
     with streamed(alice, pod, "echo begun; sleep 97003; echo not so") as talk:
         talk.wait_for(b"begun")
         talk.control(signal="INT")
-        assert talk.end() == {"exit_code": 130, "timed_out": False}
+        assert talk.end() == ended(130)
         assert talk.out == b"begun\n"
     assert started("sleep 97003") == 0
 
@@ -165,7 +165,7 @@ def test_a_signal_passes_input_that_nobody_reads(alice: Client, pod: str) -> Non
         for _ in range(3):
             talk.type(b"x" * 65536)
         talk.control(signal="INT")
-        assert talk.end() == {"exit_code": 130, "timed_out": False}
+        assert talk.end() == ended(130)
 
 
 @pytest.mark.parametrize(
@@ -252,7 +252,7 @@ def test_a_login_shell_at_a_terminal(alice: Client, pod: str) -> None:
         talk.type(b"sleep 0.2; stty size\n")
         talk.wait_for(b"50 120\r\n")
         talk.type(b"exit 7\n")
-        assert talk.end() == {"exit_code": 7, "timed_out": False}
+        assert talk.end() == ended(7)
     assert boxes(alice, pod) == ""
 
 
@@ -267,7 +267,7 @@ def test_ctrl_c_at_a_terminal(alice: Client, pod: str) -> None:
         talk.wait_for(b"status=130")
         talk.wait_for(b"atlast> ")
         talk.type(b"\4")
-        assert talk.end() == {"exit_code": 0, "timed_out": False}
+        assert talk.end() == ended(0)
 
 
 def test_ctrl_c_ends_a_command_at_a_terminal(alice: Client, pod: str) -> None:
@@ -275,7 +275,7 @@ def test_ctrl_c_ends_a_command_at_a_terminal(alice: Client, pod: str) -> None:
         talk.wait_for(b"begun")
         wait_until(lambda: started("sleep 97011") == 1, "the command")
         talk.type(b"\3")
-        assert talk.end() == {"exit_code": 130, "timed_out": False}
+        assert talk.end() == ended(130)
         assert b"not so" not in talk.out
 
 
@@ -392,7 +392,7 @@ def test_podyd_stops_and_says_why(node: Node, alice: Client, pod: str) -> None:
         server.signal(signal.SIGTERM)
         assert idle.end()["code"] == "shutting_down"
         assert "restarting" in idle.end()["detail"]
-        assert short.end() == {"exit_code": 0, "timed_out": False}
+        assert short.end() == ended(0)
         server.process.wait(20)
         assert time.monotonic() - began < 8
     assert server.process.returncode == 0

@@ -318,6 +318,11 @@ def test_what_a_command_said_is_shown_as_it_is() -> None:
         "Time was up: the command and all that it started are ended.",
         "There was more output; what was above the limit is lost.",
     ]
+    assert show.remarks(done | {"exit_code": 0, "oom_killed": True, "memory_limit": 2**29}) == [
+        "killed: the pod's memory limit of 512 MiB was reached; more, within your quota:"
+        " pody limits NAME --memory SIZE"
+    ]
+    assert "the host" in show.killed(-1)
 
 
 @pytest.mark.parametrize(
