@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
-# Of that, what a question gets before it is asked again.
+# After so much of that, a question is asked again.
 FIRST_TIMEOUT = 5.0
 MAX_CONNECTIONS = 512
 # What goes wrong where a connection is made by hand: the last three if no HTTP is answered.
@@ -122,15 +122,33 @@ class LxdClient:
         self._http.close()
 
     async def get(self, path: str, **query: Any) -> Any:
-        """The metadata that LXD answers to a GET."""
-        with contextlib.suppress(Unavailable):
-            response = await self._fetch("GET", path, None, query, FIRST_TIMEOUT)
-            if response.code < 500:
-                return _answer(response)["metadata"]
-        # LXD 5.0.2 now and then closes a file that another request is reading ("bad file
-        # descriptor"), or never answers. Nothing is changed by a second look.
-        left = ANSWER_TIMEOUT - FIRST_TIMEOUT
-        return (await self._call("GET", path, query=query, timeout=left))["metadata"]
+        """The metadata that LXD answers to a GET, within ANSWER_TIMEOUT."""
+        return _answer(await self._ask(path, query))["metadata"]
+
+    async def _ask(self, path: str, query: Mapping[str, Any]) -> HTTPResponse:
+        """What LXD answers to a question, or to the same one once more.
+
+        LXD 5.0.2 now and then closes a file that another request is reading ("bad file
+        descriptor"), or never answers. Nothing is changed by a second look; and the first may be
+        answered yet, where LXD has much to do.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + ANSWER_TIMEOUT
+        asked = [asyncio.ensure_future(self._fetch("GET", path, None, query, ANSWER_TIMEOUT))]
+        try:
+            await asyncio.wait(asked, timeout=FIRST_TIMEOUT)
+            if not _is_answer(asked[0]):
+                again = self._fetch("GET", path, None, query, end - loop.time())
+                asked.append(asyncio.ensure_future(again))
+            left = set(asked)
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for answer in filter(_is_answer, done):
+                    return answer.result()
+            return asked[-1].result()
+        finally:
+            for question in asked:
+                question.cancel()
 
     async def tagged(self, path: str) -> tuple[Any, str]:
         """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
@@ -297,6 +315,11 @@ class LxdClient:
 
     def _url(self, path: str, query: Mapping[str, Any]) -> str:
         return f"{self._endpoint}{path}?{urlencode({'project': self.project, **query})}"
+
+
+def _is_answer(question: asyncio.Task[HTTPResponse]) -> bool:
+    """Whether LXD has answered, be it with a no."""
+    return question.done() and question.exception() is None and question.result().code < 500
 
 
 def _answer(response: HTTPResponse) -> Any:

@@ -81,7 +81,7 @@ def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> An
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "FIRST_TIMEOUT", 0.3)
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 0.6)
+    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 1.0)
 
 
 @pytest.mark.parametrize("first", [hang, hang_up, fail])
@@ -97,6 +97,20 @@ def test_it_is_asked_twice_at_most(
 ) -> None:
     with pytest.raises(error):
         ask(tmp_path, [behaviour, behaviour, answer])
+
+
+def test_what_takes_lxd_long_is_waited_for(tmp_path: Path) -> None:
+    is_asked_again = asyncio.Event()
+
+    async def think(handler: RequestHandler) -> None:
+        await is_asked_again.wait()
+        await answer(handler)
+
+    async def hang_too(handler: RequestHandler) -> None:
+        is_asked_again.set()
+        await hang(handler)
+
+    assert ask(tmp_path, [think, hang_too]) == "all is well"
 
 
 def test_a_no_is_an_answer(tmp_path: Path) -> None:
