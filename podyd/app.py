@@ -27,6 +27,7 @@ from podyd.images import Images
 from podyd.limits import Limits
 from podyd.listeners import Listeners
 from podyd.lxd.client import Credentials, LxdClient
+from podyd.lxd.endings import Endings
 from podyd.lxd.execution import Executor
 from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
@@ -76,6 +77,7 @@ class App:
     database: Database
     allotment: Allotment
     snapshots: Snapshots
+    endings: Endings
     sweep: Sweep
     idle: IdleLeases
     usernames: UserNames
@@ -93,6 +95,7 @@ class App:
         self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
         self.instances.listen(self.allotment.poke)
         self.background.keep(self.allotment.run, "sharing GPUs out")
+        self.background.keep(self.endings.run, "ending what was begun")
         self.background.keep(self.idle.run, "looking for idle GPUs")
         self.instances.listen(self.snapshots.poke)
         self.background.keep(self.snapshots.run, "bringing settings back after restores")
@@ -150,7 +153,8 @@ def build(settings: Settings) -> App:
     identities = Identities(CardStore(database))
     gpus = Gpus(client, telemetry, identities)
     occupancy = Occupancy(telemetry, config.lxd.project, named=payloads.named)
-    executor = Executor(client, cleaning)
+    endings = Endings(client, config.data_dir / "endings")
+    executor = Executor(client, cleaning, endings)
     allotment = Allotment(
         client=client,
         instances=instances,
@@ -190,7 +194,7 @@ def build(settings: Settings) -> App:
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
-    transfers = Transfers(pods=pods, executor=executor, tasks=cleaning)
+    transfers = Transfers(pods=pods, executor=executor)
     podlogs = PodLogs(client=client, pods=pods)
     host = Host(
         client=client,
@@ -250,6 +254,7 @@ def build(settings: Settings) -> App:
         database=database,
         allotment=allotment,
         snapshots=snapshots,
+        endings=endings,
         sweep=Sweep(client=client, pods=pods, commits=commits),
         idle=idle,
         usernames=usernames,

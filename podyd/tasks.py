@@ -85,6 +85,20 @@ async def beside(work: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None
             task.cancel()
 
 
+async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
+    """What all of them return; where one fails, or the caller is cancelled, no other goes on."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        left = [task for task in tasks if not task.done()]
+        for task in left:
+            task.add_done_callback(seen)
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+
 def seen(task: asyncio.Future[Any]) -> None:
     """Have it noticed that a task has failed, where nobody may be left to wait for it."""
     if not task.cancelled():

@@ -17,12 +17,13 @@ from datetime import datetime, timezone
 from podyd import spec
 from podyd.errors import Conflict, NotFound, PodydError
 from podyd.line import STDOUT, Wish
+from podyd.lxd.endings import Ending
 from podyd.lxd.execution import Afterwards, Executor
 from podyd.places import Places
 from podyd.pod import Pod
 from podyd.pods import Pods
 from podyd.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
-from podyd.tasks import Tasks, seen
+from podyd.tasks import seen
 from podyd.users import Member
 
 MAX_PER_MEMBER = 8
@@ -119,7 +120,7 @@ fi
 )
 
 _DROP = (
-    _WHERE
+    _WHERE.replace("exit 21", "exit 0")
     + r"""
 rm -rf "$beside" "${target%/}/.podyd-$2"
 """
@@ -139,9 +140,8 @@ _TYPES: Mapping[str, FileType] = {
 class Transfers:
     """Gives places; who has one can move a file."""
 
-    def __init__(self, *, pods: Pods, executor: Executor, tasks: Tasks) -> None:
+    def __init__(self, *, pods: Pods, executor: Executor) -> None:
         self._executor = executor
-        self._tasks = tasks
         self._places = Places(
             pods,
             own=MAX_PER_MEMBER,
@@ -188,8 +188,8 @@ class Transfers:
 
     def drop(self, pod: Pod, words: Sequence[str]) -> None:
         """Remove what there is of a file that will not come, in the background."""
-        work = self.run(pod, _DROP, words, Pipe(), None)
-        self._tasks.spawn(work, f"removing half a file in {pod.name}")
+        command = ("/bin/sh", "-c", _DROP, "podyd", *words)
+        self._executor.end(Ending(pod.name, command, outlives_stop=True))
 
 
 class Pipe:

@@ -293,6 +293,9 @@ class Endpoint(JsonHandler):
                 self._cut()
         except (StreamClosedError, asyncio.CancelledError):
             self._cut()
+        except Exception as error:  # Tornado would end half an answer as if it were whole.
+            self.crash(error)
+            self._cut()
         finally:
             self._task.cancel()
             answer.close()

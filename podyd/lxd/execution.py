@@ -15,10 +15,11 @@ from tornado.websocket import WebSocketClosedError
 from podyd.line import Streams
 from podyd.longtext import LongText
 from podyd.lxd.client import LxdClient
+from podyd.lxd.endings import Ending, Endings
 from podyd.lxd.session import STDERR, STDIN, STDOUT, Session
 from podyd.lxd.talk import AtTerminal, Piped, Terminal
 from podyd.lxd.websocket import Websocket
-from podyd.tasks import Tasks
+from podyd.tasks import Tasks, seen
 
 # After the deadline: killing may take this long, and what the dying wrote may still arrive.
 KILL_TIMEOUT = 0.6
@@ -142,17 +143,19 @@ class _Collected(Session):
 
 
 class Executor:
-    """Runs commands; what has to be killed later is killed in `tasks`."""
+    """Runs commands; what has to be killed later is killed in `tasks`, or by `endings`."""
 
-    def __init__(self, client: LxdClient, tasks: Tasks) -> None:
+    def __init__(self, client: LxdClient, tasks: Tasks, endings: Endings) -> None:
         self._client = client
         self._tasks = tasks
+        self._endings = endings
 
     async def run(self, instance: str, command: str, *, timeout: float, limit: int) -> Finished:
         """Run `command` with `/bin/bash -c` as root, for `timeout` seconds at most.
 
         `limit` is in bytes for stdout and for stderr; what is above is read and dropped. When
-        time is up, or when the caller is cancelled, all that the command started is killed.
+        time is up, or when the caller is cancelled, all that the command started is killed; also
+        when LXD is lost meanwhile, then as soon as it answers again.
         """
         session = _Collected(self._client, instance, command, limit)
         return Finished(await self._finish(session, timeout), session.output)
@@ -179,36 +182,46 @@ class Executor:
         )
         return await self._finish(talked, timeout, then)
 
+    def end(self, ending: Ending) -> None:
+        """End something in the background, now or when LXD answers again."""
+        self._tasks.spawn(self._endings.do(ending), "ending something")
+
     async def _finish(
         self, session: Session, timeout: float | None, then: Afterwards | None = None
     ) -> Exit:
         """Run a session to its end."""
         work = asyncio.ensure_future(session.run())
+        work.add_done_callback(seen)
         is_cut_off = False
+        killing: asyncio.Task[None] | None = None
         try:
             done, _ = await asyncio.wait({work}, timeout=timeout)
             if done:
                 return Exit(work.result(), session.oom_killed)
-            await self._end(session, work)
+            if session.may_run:  # Without its websockets LXD never starts the command.
+                killing = self._kill(session)
+                await asyncio.wait({killing}, timeout=KILL_TIMEOUT)
+                await asyncio.wait({work}, timeout=DRAIN_TIMEOUT)
             return Exit(None, oom_killed=False)
         except asyncio.CancelledError:
-            is_cut_off = session.begun and not work.done()
+            is_cut_off = True
             raise
         finally:
             work.cancel()
-            self._tasks.spawn(_part(session, is_cut_off, then), "parting from a command")
+            if session.may_run and killing is None:
+                killing = self._kill(session)
+            parting = _part(session, killing, then if is_cut_off else None)
+            self._tasks.spawn(parting, "parting from a command")
 
-    async def _end(self, session: Session, work: asyncio.Task[int]) -> None:
-        if not session.begun:
-            return  # Without its websockets LXD never starts the command.
-        killing = self._tasks.spawn(session.kill(), "killing a command")
-        await asyncio.wait({killing}, timeout=KILL_TIMEOUT)
-        await asyncio.wait({work}, timeout=DRAIN_TIMEOUT)
+    def _kill(self, session: Session) -> asyncio.Task[None]:
+        return self._tasks.spawn(self._endings.do(session.killing), "killing a command")
 
 
-async def _part(session: Session, is_cut_off: bool, then: Afterwards | None) -> None:
-    if is_cut_off:
-        await session.kill()
+async def _part(
+    session: Session, killing: asyncio.Task[None] | None, then: Afterwards | None
+) -> None:
+    if killing is not None:
+        await asyncio.wait({killing})
     await session.leave()
-    if is_cut_off and then is not None:
+    if killing is not None and then is not None:
         await then()

@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import abc
 import asyncio
-import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from podyd.errors import Conflict, LxdRefused, PodydError
+from podyd.errors import Conflict
 from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.endings import Ending, quietly
 from podyd.lxd.websocket import Websocket
-
-log = logging.getLogger(__name__)
+from podyd.tasks import seen, together
 
 STDIN, STDOUT, STDERR = "0", "1", "2"
 # Added to the code in the mark.
@@ -203,9 +202,20 @@ class Session(abc.ABC):
         self.sockets: list[Websocket] = []
         self._moved = False
         self.nonce = secrets.token_hex(8)
-        self.begun = False
         # Whether the kernel has killed something for memory meanwhile; known at the end.
         self.oom_killed = False
+        self._has_begun = False
+        self._has_ended = False
+
+    @property
+    def may_run(self) -> bool:
+        """Whether the command may have begun, and its end is not known."""
+        return self._has_begun and not self._has_ended
+
+    @property
+    def killing(self) -> Ending:
+        """What kills all that the command has started."""
+        return Ending(self._instance, ("/bin/sh", "-c", _KILL, "podyd", self.nonce))
 
     def options(self) -> Mapping[str, Any]:
         """What LXD is told beside the command."""
@@ -226,8 +236,8 @@ class Session(abc.ABC):
         # Control comes first: the command starts as soon as all others are there, and LXD
         # refuses a control that comes after the end of a short one.
         control = await self._connect(path, secret["control"])
-        self.begun = True
-        found = await asyncio.gather(
+        self._has_begun = True
+        found = await together(
             *(
                 self._connect(path, secret[stream], answers_pings=stream == STDIN)
                 for stream in self.streams
@@ -236,6 +246,7 @@ class Session(abc.ABC):
         code = await self.attend(control, dict(zip(self.streams, found, strict=True)))
         if code is None:
             return await self._unmarked_code(path)
+        self._has_ended = True
         self.oom_killed = bool(code & OOM_KILLED)
         return code % OOM_KILLED
 
@@ -258,6 +269,8 @@ class Session(abc.ABC):
         """Take all output; the exit code, if there was a mark."""
         ended = asyncio.ensure_future(until_closed(control))
         collected = asyncio.ensure_future(self._collect_all(outputs))
+        for task in (ended, collected):
+            task.add_done_callback(seen)
         try:
             either: set[asyncio.Future[Any]] = {collected, ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
@@ -275,7 +288,7 @@ class Session(abc.ABC):
         return False
 
     async def _collect_all(self, outputs: Mapping[str, Websocket]) -> int | None:
-        codes = await asyncio.gather(*(self._collect(*item) for item in outputs.items()))
+        codes = await together(*(self._collect(*item) for item in outputs.items()))
         return next((code for code in codes if code is not None), None)
 
     async def _collect(self, stream: str, socket: Websocket) -> int | None:
@@ -310,35 +323,16 @@ class Session(abc.ABC):
         code = (metadata["metadata"] or {}).get("return")
         if code is None or code < 0:
             raise Conflict(
-                "The command was cut off: the pod stopped, or it killed the shell that ran it.",
+                "The command was cut off: the pod stopped, the shell that ran it was killed, or the"
+                " connection to LXD broke.",
                 code="exec_cut_off",
             )
         return int(code)
 
     async def signal(self, name: str) -> None:
         """Send a signal to all that the command has started."""
-        await self._beside(_SIGNAL, name)
-
-    async def kill(self) -> None:
-        """Kill all that the command has started."""
-        try:
-            if await self._beside(_KILL) != 0:
-                log.warning("a command in %s could not be killed as a whole", self._instance)
-        except LxdRefused as error:
-            # A pod that has stopped or gone meanwhile has taken the command with it.
-            log.info("no command to kill in %s any more: %s", self._instance, error.detail)
-        except PodydError as error:
-            log.warning("a command in %s may still run: %s", self._instance, error.detail)
-
-    async def _beside(self, script: str, *words: str) -> int:
-        body = {
-            "command": ["/bin/sh", "-c", script, "podyd", self.nonce, *words],
-            "wait-for-websocket": False,
-            "interactive": False,
-        }
-        path = instance_path(self._instance, "exec")
-        metadata = await self._client.change("POST", path, body, timeout=30)
-        return int(metadata["metadata"]["return"])
+        words = ("/bin/sh", "-c", _SIGNAL, "podyd", self.nonce, name)
+        await quietly(self._client, self._instance, words)
 
     async def leave(self) -> None:
         """Let go of a command that has ended."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from typing import Any
 
 from tornado.httpclient import HTTPRequest, _RequestProxy
+from tornado.queues import QueueEmpty
 from tornado.websocket import WebSocketClientConnection, WebSocketProtocol13
 
 # A frame of command output is small; this bounds what one message may make podyd hold.
@@ -31,6 +34,20 @@ class Websocket(WebSocketClientConnection):
     """Tornado's client; made by `connect`."""
 
     answers_pings = True
+    _is_left = False
+
+    def close(self, code: int | None = None, reason: str | None = None) -> None:
+        """Let go of it. What still comes is dropped: Tornado would wait for somebody to read it."""
+        self._is_left = True
+        super().close(code, reason)
+        with contextlib.suppress(QueueEmpty):
+            while True:
+                self.read_queue.get_nowait()
+
+    def on_message(self, message: Any) -> Any:
+        if self._is_left and message is not None:
+            return None
+        return super().on_message(message)
 
     def get_websocket_protocol(self) -> _Protocol:
         protocol = _Protocol(self, mask_outgoing=True, params=self.params)
@@ -54,5 +71,11 @@ async def connect(
         max_message_size=MAX_MESSAGE_BYTES,
     )
     connection.answers_pings = answers_pings
-    await connection.connect_future
+    connected = connection.connect_future
+    try:
+        # Shielded, because Tornado goes on connecting all the same.
+        await asyncio.shield(connected)
+    except asyncio.CancelledError:
+        connected.add_done_callback(lambda _: connection.close())
+        raise
     return connection

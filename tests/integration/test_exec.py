@@ -13,7 +13,8 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server, started, wait_until
+from tests.integration.harness import IMAGE, Client, Line, Node, Server, started, wait_until
+from tests.integration.talking import streamed
 
 # A number of seconds that stands in nobody else's command line.
 MARK = "98761"
@@ -238,6 +239,88 @@ def test_hanging_up_ends_the_command(alice: Client, pod: str, server: Server) ->
     with hanging_request(alice, ins=pod, cmd=command, timeout=60):
         wait_until(lambda: processes(alice, pod, "sleep 98763") >= 2, "the command")
     wait_until(lambda: processes(alice, pod, "sleep 98763") == 0, "its end", 5)
+    assert boxes(alice, pod) == ""
+
+
+# --- LXD goes away ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def far(node: Node) -> Iterator[Line]:
+    """The way of a test's own podyd to LXD."""
+    line = Line(port_of_lxd(node))
+    yield line
+    line.close()
+
+
+def port_of_lxd(node: Node) -> int:
+    endpoint = (node.directory / "state" / "lxd" / "endpoint").read_text().strip()
+    return int(endpoint.rpartition(":")[2])
+
+
+def through(line: Line) -> dict[str, object]:
+    return {"lxd": {"endpoint": f"https://127.0.0.1:{line.port}"}}
+
+
+@contextmanager
+def half_a_file(client: Client, ins: str) -> Iterator[None]:
+    """One that is on its way into a pod and does not go on."""
+    connection = client.connection(60)
+    connection.putrequest("POST", f"/pod/file-put?{urlencode({'ins': ins, 'path': '/root/half'})}")
+    for name, value in {**client.login_header(), "Content-Length": "1000"}.items():
+        connection.putheader(name, value)
+    connection.endheaders()
+    connection.send(b"x")
+    try:
+        yield
+    finally:
+        connection.close()
+
+
+def test_what_was_begun_is_ended_when_lxd_answers_again(
+    alice: Client, pod: str, node: Node, far: Line
+) -> None:
+    server = node.serve(through(far))
+    client = server.client(alice.user)
+    command = "setsid sleep 98765 & sleep 98765"
+    halves = "ls -A /root | grep -c '^[.]podyd-'"
+
+    def left() -> tuple[int, str]:
+        return started("sleep 98765"), alice.exec(pod, halves)["stdout"]
+
+    with (
+        ThreadPoolExecutor() as pool,
+        streamed(client, pod, command) as talk,
+        half_a_file(client, pod),
+    ):
+        running = pool.submit(client.post, "/pod/exec", ins=pod, cmd=command, timeout=60)
+        wait_until(lambda: left() == (4, "1\n"), "what is cut off then")
+        far.close()
+        running.result().refused(503, "lxd_unreachable")
+        assert talk.end()["code"] == "lxd_unreachable"
+        assert started("sleep 98765") > 0
+    again = Line(port_of_lxd(node), far.port)
+    try:
+        wait_until(lambda: left() == (0, "0\n"), "the rest", 20)
+    finally:
+        again.close()
+    assert server.stop() == 0
+    assert boxes(alice, pod) == ""
+
+
+def test_the_next_podyd_ends_what_this_one_could_not(
+    alice: Client, pod: str, node: Node, far: Line
+) -> None:
+    server = node.serve(through(far))
+    with streamed(server.client(alice.user), pod, "setsid sleep 98766 & sleep 98766") as talk:
+        wait_until(lambda: started("sleep 98766") == 2, "the command")
+        far.close()
+        assert talk.end()["code"] == "lxd_unreachable"
+        assert server.stop() == 0
+    assert started("sleep 98766") > 0
+    after = node.serve()
+    wait_until(lambda: started("sleep 98766") == 0, "its end")
+    assert after.stop() == 0
     assert boxes(alice, pod) == ""
 
 

@@ -76,3 +76,13 @@ def test_a_death_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixtur
     asyncio.run(play())
     assert "fail died, and nobody saw it" in caplog.text
     assert "OverflowError" in caplog.text
+
+
+def test_where_one_of_several_fails_no_other_goes_on() -> None:
+    async def play() -> None:
+        assert await tasks.together(one(), one()) == [1, 1]
+        with pytest.raises(OverflowError):
+            await tasks.together(hang(), fail())
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+
+    asyncio.run(play())

@@ -101,3 +101,28 @@ def test_a_refusal_is_an_error() -> None:
 
     with pytest.raises(HTTPClientError, match="404"):
         asyncio.run(talk())
+
+
+def test_who_stops_connecting_leaves_no_connection() -> None:
+    async def talk() -> bytes:
+        heard: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
+        asked, go_on = asyncio.Event(), asyncio.Event()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            asked.set()
+            await go_on.wait()
+            await greet(reader, writer, heard)
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        async with server:
+            connecting = asyncio.ensure_future(connect(HTTPRequest(f"ws://127.0.0.1:{port}/")))
+            await asked.wait()
+            connecting.cancel()
+            go_on.set()
+            found = await asyncio.wait_for(heard, 10)
+            if others := asyncio.all_tasks() - {asyncio.current_task()}:
+                await asyncio.wait(others, timeout=10)
+            return found
+
+    assert asyncio.run(talk())[:1] == b"\x88", "the frame that closes it"
