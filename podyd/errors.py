@@ -154,6 +154,11 @@ class LxdRefused(PodydError):
             detail or self.sentence.format(reason=self.reason, **fields), code=code, **fields
         )
 
+    @property
+    def is_telling(self) -> bool:
+        """Whether it says by itself what is the matter, whatever LXD was asked for."""
+        return type(self) not in (LxdRefused, Missing)
+
 
 class Busy(LxdRefused):
     """LXD is at work on the instance; `operation` is its word for what it does, "" if unknown.
@@ -263,15 +268,14 @@ class Slipped(LxdRefused):
 
 @contextlib.contextmanager
 def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
-    """Say what LXD was to do, where it refuses that for a reason which has no class of its own."""
+    """Say what LXD was to do, where its refusal does not say by itself what is the matter."""
     try:
         yield
     except LxdRefused as error:
-        if type(error) is not LxdRefused:
+        if error.is_telling:
             raise
-        raise LxdRefused(
-            error.reason, f"LXD could not {what}: {error.reason}.", code=code
-        ) from error
+        detail = f"LXD could not {what}: {error.reason}."
+        raise type(error)(error.reason, detail, code=code) from error
 
 
 class ConfigError(PodydError):

@@ -494,7 +494,7 @@ class Pods:
         except Running:
             return
         except LxdRefused as error:
-            if type(error) is not LxdRefused:
+            if error.is_telling:
                 raise
             reason = await self._why_not_started(name) or error.reason
             raise StartFailed(f"The pod could not be started: {reason}.") from error

@@ -133,6 +133,10 @@ def test_what_was_tried_is_told_where_the_reason_is_unknown() -> None:
     with pytest.raises(LxdRefused) as told, lxd_could_not("make the pod", code="c"):
         raise refusal("It rains.")
     assert (told.value.detail, told.value.code) == ("LXD could not make the pod: It rains.", "c")
+    with pytest.raises(Missing) as missing, lxd_could_not("delete the snapshot"):
+        raise refusal("Snapshot a/s does not exist")
+    assert (missing.value.status, missing.value.code) == (404, "not_found")
+    assert missing.value.detail.startswith("LXD could not delete the snapshot: ")
     with pytest.raises(Busy) as busy, lxd_could_not("make the pod", code="c"):
         raise refusal("In use")
     assert busy.value.code == "pod_busy"
@@ -181,6 +185,19 @@ def _is_error(node: ast.AST) -> bool:
 )
 def test_that_an_errors_words_are_read_is_seen(text: str) -> None:
     assert any(looks_into(node) for node in ast.walk(ast.parse(text)))
+
+
+def test_nobody_else_spells_them() -> None:
+    """A sentence that is looked for elsewhere, in whatever variable, is a second place."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.relative_to(ROOT).parts[0] not in APART
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if len(node.value) < 60 and type(refusal(node.value)) is not LxdRefused
+    ]
+    assert found == []
 
 
 def test_nobody_else_reads_them() -> None:

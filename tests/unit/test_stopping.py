@@ -1,4 +1,4 @@
-"""How a pod is stopped, whatever LXD is at meanwhile."""
+"""How a pod is started and stopped, whatever LXD is at meanwhile."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 from podyd import pods
 from podyd.errors import Busy, DidNotShutDown, LxdRefused, NotRunning, PodydError, TimedOut
 from podyd.lxd.instances import Instance
+from podyd.lxd.refusals import refusal
 from podyd.pod import INS, OWNER
-from podyd.pods import Pods
+from podyd.pods import Pods, StartFailed
 from podyd.tasks import Tasks
 from podyd.users import Member
 
@@ -36,6 +37,13 @@ POD = Instance(
 )
 
 
+# Of LXC 5.0.2.
+LOG = """\
+lxc a 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:lxc_setup:4444 - Device or resource busy
+lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - Failed to spawn
+"""
+
+
 class Lxd:
     """Answers each request with what comes next; the last one for good."""
 
@@ -44,10 +52,16 @@ class Lxd:
         self.asked: list[str] = []
 
     async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
-        self.asked.append("force" if body["force"] else "shut down")
+        words = {"start": "start", "stop": "force" if body["force"] else "shut down"}
+        self.asked.append(words[body["action"]])
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if outcome:
             raise outcome
+
+    async def text(self, path: str) -> str:
+        return LOG
+
+    async def settle(self, name: str) -> None: ...
 
     async def all(self) -> tuple[Instance, ...]:
         return (POD,)
@@ -108,3 +122,34 @@ def test_what_lxd_is_at_is_waited_for() -> None:
 def test_a_change_of_the_settings_is_waited_for_to_its_end() -> None:
     said, asked = stopped(*[UPDATE] * 100, None)
     assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
+
+
+# --- Starting -----------------------------------------------------------------------------------
+
+
+def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
+    """It is no pod that is at something, and waiting does not help."""
+    lxd = Lxd([refusal('Failed to unmount "/x": Device or resource busy')])
+    with pytest.raises(StartFailed) as told:
+        asyncio.run(pods_on(lxd)._start("ann-main"))
+    assert "could not be started: Device or resource busy." in told.value.detail
+    assert told.value.status == 502
+    assert lxd.asked == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ('Instance is busy running a "stop" operation', "pod_busy"),
+        ("open backup.yaml: disk quota exceeded", "disk_full"),
+        ("Instance not found", "no_such_pod"),
+    ],
+)
+def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
+    with pytest.raises(LxdRefused) as told:
+        asyncio.run(pods_on(Lxd([refusal(reason)]))._start("ann-main"))
+    assert told.value.code == code
+
+
+def test_a_pod_that_runs_already_is_started() -> None:
+    asyncio.run(pods_on(Lxd([refusal("The instance is already running")]))._start("ann-main"))
