@@ -9,6 +9,9 @@ from collections.abc import AsyncIterator, Hashable
 
 Place = asyncio.Future[None]
 
+# So many of the favoured go first.
+MAX_PASSED_OVER = 3
+
 
 class LineFull(Exception):
     """As many wait already as may, and nobody has more of them there than this one."""
@@ -18,13 +21,15 @@ class Turns:
     """`width` at a time, `length` in line.
 
     Who waits is served in the order in which they came, but one of each caller in turn; the
-    favoured first. Where the line is full, whoever has most in it loses the last of them.
+    favoured first, who leave every fourth turn to the others. Where the line is full, whoever has
+    most in it loses the last of them.
     """
 
     def __init__(self, *, width: int, length: int) -> None:
         self._free = width
         self._length = length
         self._under_way: Counter[Hashable] = Counter()
+        self._passed_over = 0
         self._favoured = _Line()
         self._others = _Line()
 
@@ -57,11 +62,19 @@ class Turns:
 
     def _call(self) -> None:
         """Give what is free to who waits."""
-        for line in (self._favoured, self._others):
-            while self._free and (called := line.next(self._under_way)) is not None:
-                whose, place = called
-                self._begin(whose)
-                place.set_result(None)
+        while self._free and (called := self._next()) is not None:
+            whose, place = called
+            self._begin(whose)
+            place.set_result(None)
+
+    def _next(self) -> tuple[Hashable, Place] | None:
+        if self._passed_over < MAX_PASSED_OVER or not len(self._others):
+            called = self._favoured.next(self._under_way)
+            if called is not None:
+                self._passed_over += 1
+                return called
+        self._passed_over = 0
+        return self._others.next(self._under_way) or self._favoured.next(self._under_way)
 
     async def _wait(self, line: _Line, whose: Hashable, share: int) -> None:
         if len(self._favoured) + len(self._others) >= self._length:

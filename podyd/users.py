@@ -261,7 +261,7 @@ class Users:
                 attempt.name,
                 attempt.secret,
                 attempt.address,
-                whose=one.own if one.known else attempt.origin,
+                whose=who if one.known else attempt.origin,
                 known=one.known,
             )
         self._known[who, attempt.origin] = None
@@ -283,7 +283,10 @@ class Users:
                 raise refused()
             try:
                 account = await self._auth.account(
-                    token.owner, attempt.address, whose=token.owner, known=True
+                    token.owner,
+                    attempt.address,
+                    whose=self._digest(token.owner, ""),
+                    known=True,
                 )
             except Unauthorized:
                 raise refused() from None

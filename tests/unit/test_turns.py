@@ -152,3 +152,24 @@ def test_nothing_is_kept_of_who_has_been_served() -> None:
         assert not turns._others._shares
 
     asyncio.run(play())
+
+
+def test_the_favoured_leave_something_to_the_others() -> None:
+    async def play() -> list[str]:
+        turns, order = Turns(width=1, length=99), list[str]()
+        names = [
+            "z",
+            *(f"A{number}" for number in range(9)),
+            *(f"B{number}" for number in range(9)),
+        ]
+        holders = [Holder(turns, name, order) for name in [*names, "x", "y"]]
+        await settle()
+        for holder in holders:
+            holder.release.set()
+        await asyncio.gather(*(holder.task for holder in holders))
+        return order
+
+    order = asyncio.run(play())
+    assert order.index("x") < 6
+    assert order.index("y") < 10
+    assert order[1:4] == ["A0", "B0", "A1"]
