@@ -39,6 +39,7 @@ from podyd.payloads import Payloads
 from podyd.podlogs import PodLogs
 from podyd.pods import Pods
 from podyd.ports import Ports
+from podyd.procs import Reader
 from podyd.settings import Settings
 from podyd.shells import Shells
 from podyd.snapshots import Snapshots
@@ -69,7 +70,6 @@ class App:
     payloads: Payloads
     ports: Ports
     mounts: Mounts
-    listeners: Listeners
     origins: Origins
     telemetry: Telemetry
     identities: Identities
@@ -117,7 +117,6 @@ class App:
         self.usernames.close()
         self.ports.close()
         self.mounts.close()
-        self.listeners.close()
         self.instances.close()
         self.origins.close()
         self.client.close()
@@ -129,8 +128,12 @@ def build(settings: Settings) -> App:
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
     instances = Instances(client, Holds(config.data_dir / "restoring"))
+    reader = Reader()
     payloads = Payloads(
-        config.lxd.project, instances=instances.all, first_process=instances.first_process
+        config.lxd.project,
+        instances=instances.all,
+        first_process=instances.first_process,
+        payload_of=reader.payload_of,
     )
     instances.listen(payloads.changed)
     images = Images(client, settings)
@@ -138,8 +141,7 @@ def build(settings: Settings) -> App:
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
-        project=config.lxd.project,
-        locate=payloads.instance_of,
+        pod_of=payloads.pod_of,
         instances=instances.all,
         cpu_times=instances.cpu_times,
         settings=settings,
@@ -152,7 +154,7 @@ def build(settings: Settings) -> App:
     users = Users(AuthClient(config.auth.socket), origins, tokens, settings)
     identities = Identities(CardStore(database))
     gpus = Gpus(client, telemetry, identities)
-    occupancy = Occupancy(telemetry, config.lxd.project, named=payloads.named)
+    occupancy = Occupancy(telemetry, pod_of=payloads.pod_of)
     endings = Endings(client, config.data_dir / "endings")
     executor = Executor(client, cleaning, endings)
     allotment = Allotment(
@@ -189,7 +191,7 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
-    listeners = Listeners(client=client, ports=ports, payloads=payloads)
+    listeners = Listeners(client=client, ports=ports, payloads=payloads, reader=Reader())
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
     limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
@@ -201,6 +203,7 @@ def build(settings: Settings) -> App:
         telemetry=telemetry,
         occupancy=occupancy,
         payloads=payloads,
+        reader=reader,
         allotment=allotment,
         names=usernames,
     )
@@ -246,7 +249,6 @@ def build(settings: Settings) -> App:
         payloads=payloads,
         ports=ports,
         mounts=mounts,
-        listeners=listeners,
         origins=origins,
         telemetry=telemetry,
         identities=identities,

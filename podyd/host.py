@@ -6,7 +6,7 @@ import asyncio
 import os
 from collections.abc import Iterable, Mapping, Sequence
 
-from podyd import __version__, procs
+from podyd import __version__
 from podyd.allotment import Allotment
 from podyd.errors import BadRequest, Unavailable
 from podyd.gpus import Card, cards_in
@@ -17,12 +17,13 @@ from podyd.nvidia import Gpu, Holder, Sample
 from podyd.occupancy import Occupancy
 from podyd.payloads import Payloads
 from podyd.pod import Pod
+from podyd.procs import Process, Reader
 from podyd.sharing import View
 from podyd.spec import CardHolder, GpuInfo, GpuProcess, HostSpec, iso
 from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.usernames import UserNames
 
-Held = tuple[Holder, procs.Process]
+Held = tuple[Holder, Process]
 
 
 class Host:
@@ -35,12 +36,14 @@ class Host:
         telemetry: Telemetry,
         occupancy: Occupancy,
         payloads: Payloads,
+        reader: Reader,
         allotment: Allotment,
         names: UserNames,
     ) -> None:
         self._client = client
         self._occupancy = occupancy
         self._payloads = payloads
+        self._reader = reader
         self._allotment = allotment
         self._names = names
         self._telemetry = telemetry
@@ -71,14 +74,17 @@ class Host:
         if sample is None:
             return {}, 0.0
         indices = range(count) if wanted is None else wanted
-        found = {index: alive(sample.gpus[index], sample.age) for index in indices}
+        cards = {index: sample.gpus[index] for index in indices}
+        pids = {holder.pid for gpu in cards.values() for holder in gpu.holders}
+        known = await self._reader.processes(pids)
+        found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
         users = None if sees_all else await self._users(found.values())
         rows = {
             str(index): [
                 _row(
                     holder,
                     process,
-                    self._payloads.named(process.payload),
+                    self._payloads.pod_of(holder.payload),
                     viewer,
                     users,
                     self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
@@ -104,7 +110,9 @@ class Host:
     async def _users(self, found: Iterable[Sequence[Held]]) -> dict[int, str]:
         """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
         for once."""
-        processes = [process for on_card in found for _, process in on_card if not process.payload]
+        processes = [
+            process for on_card in found for holder, process in on_card if not holder.payload
+        ]
         uids = list({process.uid for process in processes if process.uid is not None})
         names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
         return dict(zip(uids, names, strict=True))
@@ -166,12 +174,13 @@ def _holder(pod: Pod, lease: Lease | None) -> CardHolder:
     )
 
 
-def alive(gpu: Gpu, age: float) -> list[Held]:
-    """What is on a card, less what has ended in the `age` seconds since the sample was taken."""
+def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Held]:
+    """What is on a card, of the processes that are there, less what has come in the `age` seconds
+    since the sample was taken."""
     return [
         (holder, process)
         for holder in gpu.holders
-        if (process := procs.look_up(holder.pid)) is not None
+        if (process := known.get(holder.pid)) is not None
         # A younger one has only the pid in common.
         and (process.uptime is None or process.uptime >= age)
     ]
@@ -179,20 +188,20 @@ def alive(gpu: Gpu, age: float) -> list[Held]:
 
 def _row(
     holder: Holder,
-    process: procs.Process,
-    instance: procs.Payload | None,
+    process: Process,
+    pod: str,
     viewer: str,
     users: Mapping[int, str] | None,
     idle: float | None,
 ) -> GpuProcess:
     """`users` is None for who sees what all of them run on the host."""
     cmd = process.cmd
-    if users is not None and instance is None and process.uid is not None:
+    if users is not None and not pod and process.uid is not None:
         user = users[process.uid]
         cmd = cmd if user == viewer else user
     return GpuProcess(
         pid=holder.pid,
-        pod=instance[1] if instance else "",
+        pod=pod,
         cmd=cmd,
         uptime=process.uptime,
         memory_used=process.memory_used,

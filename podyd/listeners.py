@@ -5,12 +5,10 @@ Everybody may read that, so podyd need not enter the pod, nor run anything in it
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from podyd.errors import Unavailable
@@ -19,7 +17,7 @@ from podyd.payloads import Payloads
 from podyd.pod import Pod
 from podyd.pods import not_running
 from podyd.ports import Ports
-from podyd.procs import Payload, payload_of
+from podyd.procs import Payload, Reader, payload_of
 from podyd.spec import ListeningPort
 
 # The kernel lists what listens first; a pod can have any number of connections after that.
@@ -29,16 +27,18 @@ LISTEN = "0A"  # TCP_LISTEN of the kernel's net/tcp_states.h
 
 
 class Listeners:
-    """Reads them in a thread of its own: for a pod with many connections the kernel takes long."""
+    """Reads them with patience: for a pod with many connections the kernel takes long.
 
-    def __init__(self, *, client: LxdClient, ports: Ports, payloads: Payloads) -> None:
+    So the `reader` is one that nobody else waits for.
+    """
+
+    def __init__(
+        self, *, client: LxdClient, ports: Ports, payloads: Payloads, reader: Reader
+    ) -> None:
         self._client = client
         self._payloads = payloads
         self._ports = ports
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="listeners")
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        self._reader = reader
 
     async def of(self, pod: Pod) -> list[ListeningPort]:
         """What listens in a running pod, by port. Raises Conflict if it does not run."""
@@ -46,23 +46,29 @@ class Listeners:
             raise not_running(pod.ins, pod.status)
         state = await self._client.get(instance_path(pod.name, "state"))
         whose = self._client.project, pod.name
-        loop = asyncio.get_running_loop()
-        try:
-            work = loop.run_in_executor(
-                self._threads, listening, state["pid"], whose, self._payloads.named
-            )
-            found = await asyncio.wait_for(work, TIMEOUT)
-        except (OSError, asyncio.TimeoutError) as error:
-            raise Unavailable(
-                "The kernel does not show what listens in the pod; tell your admin if it stays so"
-                f" ({type(error).__name__}).",
-                code="listeners_unknown",
-            ) from error
+        found = await self._read(state["pid"], whose)
         outside = {inner: host for host, inner in (await self._ports.of(pod)).items()}
         return [
             ListeningPort(port, address, "tcp", outside.get(port))
             for port, address in sorted(found)
         ]
+
+    async def _read(self, pid: int, whose: Payload) -> set[tuple[int, str]]:
+        def read(pid: int) -> set[tuple[int, str]] | OSError:
+            try:
+                return listening(pid, whose, self._payloads.named)
+            except OSError as error:
+                return error
+
+        asked = await self._reader.ask("sockets", read, [pid], TIMEOUT)
+        found = asked.get(pid, TimeoutError())
+        if isinstance(found, OSError):
+            raise Unavailable(
+                "The kernel does not show what listens in the pod; tell your admin if it stays so"
+                f" ({type(found).__name__}).",
+                code="listeners_unknown",
+            ) from found
+        return found
 
 
 def listening(

@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 
 import pynvml
 
+from podyd.procs import Payload, payload_of
+
 SAMPLE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
@@ -28,11 +30,12 @@ T = TypeVar("T")
 @dataclass(frozen=True)
 class Holder:
     """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
-    last sample; None where the driver does not tell."""
+    last sample; None where the driver does not tell. `payload` is its cgroup of LXC's."""
 
     pid: int
     memory_used: int | None
     utilisation: int | None
+    payload: Payload | None = None
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,15 @@ class Sample:
     def of(cls, data: Mapping[str, Any]) -> Sample:
         """From the JSON of `to_line`."""
         gpus = tuple(
-            Gpu(**{**gpu, "holders": tuple(Holder(**holder) for holder in gpu["holders"])})
+            Gpu(**{**gpu, "holders": tuple(_holder(holder) for holder in gpu["holders"])})
             for gpu in data["gpus"]
         )
         return cls(data["taken"], data["driver"], data["cuda"], gpus)
+
+
+def _holder(data: Mapping[str, Any]) -> Holder:
+    payload = data["payload"]
+    return Holder(**{**data, "payload": None if payload is None else (payload[0], payload[1])})
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,13 @@ class Cards:
                 memory[int(process.pid)] = None if used is None else int(used)
         used_by = _supported(lambda: self._utilisation(index, card)) if memory else None
         return tuple(
-            Holder(pid, memory[pid], None if used_by is None else used_by.get(pid, 0))
+            Holder(
+                pid,
+                memory[pid],
+                None if used_by is None else used_by.get(pid, 0),
+                # Here, while it is there, and where nobody else waits if that hangs.
+                payload_of(pid),
+            )
             for pid in sorted(memory)
         )
 

@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podyd import procs
 from podyd.nvidia import Gpu, Holder, Sample
+from podyd.procs import Payload
 from podyd.telemetry import Telemetry
 
 # Samples come every second; between two that are further apart, anything may have happened.
@@ -22,26 +22,22 @@ GAP_SECONDS = 10.0
 class _Use:
     """A process on a card; `used` when it last was seen at work, None where nobody can tell."""
 
-    payload: procs.Payload | None
+    payload: Payload | None
     used: float | None
     pod: str = ""
 
 
 class Occupancy:
-    """What the samples add up to; `clock` is the monotonic one, `named` as in Payloads."""
+    """What the samples add up to; `clock` is the monotonic one, `pod_of` as in Payloads."""
 
     def __init__(
         self,
         telemetry: Telemetry,
-        project: str,
         *,
-        payload_of: Callable[[int], procs.Payload | None] = procs.payload_of,
-        named: Callable[[procs.Payload | None], procs.Payload | None] = lambda payload: payload,
+        pod_of: Callable[[Payload | None], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._project = project
-        self._payload_of = payload_of
-        self._named = named
+        self._pod_of = pod_of
         self._clock = clock
         self._began = clock()
         self._sampled: float | None = None
@@ -67,7 +63,7 @@ class Occupancy:
             uses = {}
             for holder in gpu.holders:
                 # A pid that was there a second ago is the same process.
-                use = before.get(holder.pid) or _Use(self._payload_of(holder.pid), now)
+                use = before.get(holder.pid) or _Use(holder.payload, now)
                 use.pod = self._pod_of(use.payload)
                 at_work = _is_at_work(gpu, holder)
                 use.used = None if at_work is None else now if at_work else use.used or now
@@ -76,11 +72,6 @@ class Occupancy:
                     key = gpu.pci, use.pod
                     self._last[key] = max(self._last.get(key, 0.0), use.used)
             self._uses[gpu.pci] = uses
-
-    def _pod_of(self, payload: procs.Payload | None) -> str:
-        """LXD's name of the pod; "" for the host, with its project for what is none of ours."""
-        project, name = self._named(payload) or ("", "")
-        return name if project in (self._project, "") else f"{project}_{name}"
 
     def pids(self, pci: str, pod: str) -> list[int]:
         """The processes of a pod (LXD's name of it) on a card."""

@@ -22,7 +22,8 @@ Payload = procs.Payload
 class Payloads:
     """The pods' cgroups, as `follow` has learnt them since `changed` was called.
 
-    `instances` are LXD's of the project, and `first_process` asks LXD for the pid of one's.
+    `instances` are LXD's of the project, `first_process` asks LXD for the pid of one's, and
+    `payload_of` reads the cgroup of a process.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Payloads:
         *,
         instances: Callable[[], Awaitable[Iterable[Instance]]],
         first_process: Callable[[str], Awaitable[int]],
-        payload_of: Callable[[int], Payload | None] = procs.payload_of,
+        payload_of: Callable[[int], Awaitable[Payload | None]],
     ) -> None:
         self._project = project
         self._instances = instances
@@ -46,9 +47,11 @@ class Payloads:
         """A pod may have been started."""
         self._changed.set()
 
-    def instance_of(self, pid: int) -> Payload | None:
-        """LXD's project and instance that a process is in; None on the host, or if it has ended."""
-        return self.named(self._payload_of(pid))
+    def pod_of(self, payload: Payload | None) -> str:
+        """LXD's name of the pod whose cgroup that is; "" on the host, `<project>/<name>` for an
+        instance of another project."""
+        project, name = self.named(payload) or (self._project, "")
+        return name if project == self._project else f"{project}/{name}"
 
     def named(self, payload: Payload | None) -> Payload | None:
         """The project and instance whose cgroup that is."""
@@ -73,7 +76,7 @@ class Payloads:
         self._known = {key: name for key, name in self._known.items() if key in running}
         for key in running - set(self._known):
             with contextlib.suppress(PodydError):  # It has just ended, which LXD tells too.
-                payload = self._payload_of(await self._first_process(key[0]))
+                payload = await self._payload_of(await self._first_process(key[0]))
                 if payload is not None:
                     self._known[key] = payload[1]
         self._names = {cgroup: name for (name, _), cgroup in self._known.items()}

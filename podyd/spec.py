@@ -556,7 +556,9 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process on a GPU; `pod` is LXD's instance name, "" for a process of the host."""
+    """A process on a GPU; `pod` is LXD's instance name, "" for a process of the host, and
+    `<project>/<name>` for an instance that is no pod. `cmd` is `[<name>]` where there is no command
+    line, or the process hangs so that it cannot be read."""
 
     pid: int
     pod: str

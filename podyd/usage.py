@@ -60,24 +60,21 @@ class _Sighting:
 class Usage:
     """Counts, and answers what was counted.
 
-    `locate` gives a pid's LXD project and instance, None where there is none; `instances` and
-    `cpu_times` are LXD's.
+    `pod_of` is as in Payloads, `instances` and `cpu_times` are LXD's.
     """
 
     def __init__(
         self,
         *,
         store: UsageStore,
-        project: str,
-        locate: Callable[[int], Payload | None],
+        pod_of: Callable[[Payload | None], str],
         instances: Callable[[], Awaitable[Sequence[Instance]]],
         cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
         settings: Settings,
         clock: Clock = Clock(),
     ) -> None:
         self._store = store
-        self._project = project
-        self._locate = locate
+        self._pod_of = pod_of
         self._instances = instances
         self._cpu_times = cpu_times
         self._settings = settings
@@ -111,19 +108,16 @@ class Usage:
         before, self._sampled_at = self._sampled_at, sample.taken
         if before is None:
             return
-        # Now, while the processes are there; whose the pods are may take LXD a while.
-        pods = {pid: self._pod(pid) for pid in _pids(sample)}
-        cards = [frozenset(pods[holder.pid] for holder in gpu.holders) for gpu in sample.gpus]
+        # Whose the pods are may take LXD a while.
+        cards = [
+            frozenset(self._pod_of(holder.payload) for holder in gpu.holders) for gpu in sample.gpus
+        ]
         held = tuple(card - {""} for card in cards if card - {""})
         if held:
             age = self._clock.monotonic() - sample.taken
             seconds = min(sample.taken - before, GAP_SECONDS)
             self._sightings.append(_Sighting(self._clock.wall() - age, seconds, held))
             self._sighted.set()
-
-    def _pod(self, pid: int) -> str:
-        project, instance = self._locate(pid) or ("", "")
-        return instance if project == self._project else ""
 
     async def follow_gpus(self) -> None:
         """Write each sample as it comes, for good."""
@@ -218,10 +212,6 @@ class Usage:
 def _owners(instances: Iterable[Instance]) -> dict[str, str]:
     """The owners of the pods among these instances, by LXD's name."""
     return {pod.name: pod.owner for pod in pods_of(instances)}
-
-
-def _pids(sample: Sample) -> set[int]:
-    return {holder.pid for gpu in sample.gpus for holder in gpu.holders}
 
 
 def _gained(nanoseconds: int, last: Counter | None) -> int:

@@ -214,7 +214,7 @@ def test_an_instance_of_the_default_project(
     (pid,) = pids(cmd)
     nvml.write(FakeNvml().holding(0, FakeProcess(pid)))
     row = rows_of(gpu_server.client(alice.user), pid)[pid]
-    assert (row["pod"], row["cmd"]) == (outside, cmd)
+    assert (row["pod"], row["cmd"]) == (f"default/{outside}", cmd)
 
 
 def test_some_of_the_cards(gpu_server: Server, nvml: FakeDriver, alice: Client) -> None:

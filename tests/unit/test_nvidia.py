@@ -18,6 +18,7 @@ import pytest
 
 from podyd.host import alive
 from podyd.nvidia import Failure, Gpu, Holder, Sample, parse_line
+from podyd.procs import Reader
 from podyd.telemetry import Telemetry, Timing
 from tests.lab.nvml import DEFAULT_GPUS, GIB, FakeDriver, FakeGpu, FakeNvml, FakeProcess, build
 
@@ -336,8 +337,9 @@ def test_what_came_after_the_sample_is_not_what_was_on_the_card() -> None:
         held = [Holder(pid, GIB, None) for pid in (1, process.pid)]
         gpu = Gpu("", "", "", holders=tuple(held))
         try:
-            assert [holder for holder, _ in alive(gpu, 0.0)] == held
-            assert [holder for holder, _ in alive(gpu, 30.0)] == held[:1]
+            known = asyncio.run(Reader().processes([1, process.pid]))
+            assert [holder for holder, _ in alive(gpu, known, 0.0)] == held
+            assert [holder for holder, _ in alive(gpu, known, 30.0)] == held[:1]
         finally:
             process.kill()
 

@@ -16,14 +16,14 @@ class Rig:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        places = {7: ("podyd", "a"), 9: ("default", "a")}
-        self.occupancy = Occupancy(
-            Telemetry(), "podyd", payload_of=places.get, clock=lambda: self.now
-        )
+        names = {None: "", ("podyd", "a"): "a", ("default", "a"): "default/a"}
+        self.occupancy = Occupancy(Telemetry(), pod_of=names.__getitem__, clock=lambda: self.now)
 
     def sample(self, *holders: Holder, gpu: Gpu = CARD) -> None:
         self.now += 1
-        found = replace(gpu, holders=holders)
+        places = {7: ("podyd", "a"), 9: ("default", "a")}
+        held = [replace(item, payload=places.get(item.pid)) for item in holders]
+        found = replace(gpu, holders=tuple(held))
         self.occupancy.sampled(Sample(self.now, "535", "12.2", (found,)))
 
     def idle(self, held_for: float = 1e6) -> float | None:
@@ -33,7 +33,7 @@ class Rig:
 def test_pods_are_told_from_the_host_and_from_other_projects() -> None:
     rig = Rig()
     rig.sample(Holder(7, 0, 1), Holder(8, 0, 1), Holder(9, 0, 1))
-    assert rig.occupancy.pods(CARD.pci) == {"a", "", "default_a"}
+    assert rig.occupancy.pods(CARD.pci) == {"a", "", "default/a"}
     assert rig.occupancy.pids(CARD.pci, "a") == [7]
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from podyd.errors import Gone
 from podyd.lxd.instances import Instance
-from podyd.payloads import Payloads
+from podyd.payloads import Payload, Payloads
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -31,11 +31,14 @@ class Rig:
             "podyd",
             instances=self._all,
             first_process=self._first_process,
-            payload_of=lambda pid: ("podyd", self.cgroups[pid]) if pid in self.cgroups else None,
+            payload_of=self._payload_of,
         )
 
     async def _all(self) -> list[Instance]:
         return self.instances
+
+    async def _payload_of(self, pid: int) -> Payload | None:
+        return ("podyd", self.cgroups[pid]) if pid in self.cgroups else None
 
     async def _first_process(self, name: str) -> int:
         self.asked.append(name)
@@ -76,6 +79,9 @@ def test_a_numbered_cgroup_is_not_the_pod_of_that_name(rig: Rig) -> None:
     assert (rig.pod("a-1"), rig.pod("a-1-1"), rig.pod("other")) == ("a", "a-1", "other")
     assert rig.payloads.named(("default", "a-1")) == ("default", "a-1")
     assert rig.payloads.named(None) is None
+    # One rule for all who ask whose a process is; another project may have an instance of the name.
+    places = [("podyd", "a-1"), ("default", "a-1"), None]
+    assert [rig.payloads.pod_of(place) for place in places] == ["a", "default/a-1", ""]
 
 
 def test_each_start_is_looked_at_once(rig: Rig) -> None:

@@ -32,10 +32,17 @@ def instance(name: str, owner: str, *, started: float = START) -> Instance:
     return Instance(name, "Running", when, when, config, {}, {}, {}, ())
 
 
+PLACES = {11: "a-1", 12: "a-1", 13: "a-2", 21: "b", 31: "gone", 99: "default/a-1"}
+
+
+def holder(pid: int) -> Holder:
+    return Holder(pid, None, None, ("podyd", PLACES[pid]) if pid in PLACES else None)
+
+
 def sample(taken: float, cards: Iterable[Sequence[int]]) -> Sample:
     """Who is on which card."""
     gpus = tuple(
-        Gpu(f"GPU-{index}", f"0000:{index}", "", holders=tuple(Holder(p, None, None) for p in pids))
+        Gpu(f"GPU-{index}", f"0000:{index}", "", holders=tuple(holder(pid) for pid in pids))
         for index, pids in enumerate(cards)
     )
     return Sample(taken, "535", "12.2", gpus)
@@ -47,7 +54,6 @@ class Rig:
     def __init__(self, path: Path) -> None:
         self.wall, self.monotonic = START, 5000.0
         self.instances = [instance("a-1", "alice"), instance("a-2", "alice"), instance("b", "bob")]
-        self.places = {11: "a-1", 12: "a-1", 13: "a-2", 21: "b", 31: "gone"}
         self.counters: dict[str, float | None] = {}
         self.away = False
         self._path = path
@@ -59,18 +65,12 @@ class Rig:
         self.store = UsageStore(self.database)
         self.usage = Usage(
             store=self.store,
-            project="podyd",
-            locate=self._locate,
+            pod_of=lambda payload: payload[1] if payload else "",
             instances=self._list,
             cpu_times=self._cpu_times,
             settings=Settings(Config()),
             clock=Clock(lambda: self.wall, lambda: self.monotonic),
         )
-
-    def _locate(self, pid: int) -> tuple[str, str] | None:
-        if pid == 99:
-            return "default", "a-1"  # Of the same name, and none of ours.
-        return ("podyd", self.places[pid]) if pid in self.places else None
 
     async def _list(self) -> Sequence[Instance]:
         if self.away:
