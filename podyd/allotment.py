@@ -10,7 +10,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+import time
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,8 +27,10 @@ from typing import Any
 from podyd.config import UNLIMITED
 from podyd.errors import (
     BadRequest,
+    Busy,
     Conflict,
     Forbidden,
+    Gone,
     PodydError,
     Unavailable,
     lxd_could_not,
@@ -43,7 +54,7 @@ from podyd.occupancy import Occupancy
 from podyd.params import CardChoice
 from podyd.pod import Pod, pods_of
 from podyd.settings import Settings
-from podyd.sharing import COVERS, WISH, Keys, Making, View, covers_of, in_order, wish_of
+from podyd.sharing import COVERS, WISH, Keys, Making, View, covers_of, holder, in_order, wish_of
 from podyd.spec import LeasedCard, Waiting, iso
 from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.users import Member
@@ -56,6 +67,11 @@ QUIET_SECONDS = 60.0
 A_MOMENT = timedelta(microseconds=1)
 # LXD moves cards in a fraction of a second, unless it hangs.
 LOCK_SECONDS = 20.0
+# So many instances are written at once, and while nobody else decides.
+WRITERS = 8
+# So long a card is waited for where LXD is at work on the pod that has it, as it starts or stops.
+TAKE_SECONDS = 3.0
+AGAIN_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,8 @@ class Plan:
 
 
 class Allotment:
-    """Decides on cards, and keeps the instances as decided."""
+    """Decides on cards, and keeps the instances as decided; `take_seconds` is other than usual in
+    tests only."""
 
     def __init__(
         self,
@@ -78,8 +95,10 @@ class Allotment:
         telemetry: Telemetry,
         occupancy: Occupancy,
         settings: Settings,
+        take_seconds: float = TAKE_SECONDS,
     ) -> None:
         self._client = client
+        self._take_seconds = take_seconds
         self._instances = instances
         self._gpus = gpus
         self._telemetry = telemetry
@@ -249,12 +268,11 @@ class Allotment:
             since = max([now(), *(other.since + A_MOMENT for other in view.line)])
             place = Place(pod, since, choice, hours, more)
             try:
-                cards = view.grantable(place)
+                await self._grant(view, place, view.grantable(place))
             except Conflict:
                 if not wait:
                     raise
                 return await self._enter(view, place)
-            await self._grant(view, place, cards)
             return 0
 
     async def release(
@@ -343,9 +361,12 @@ class Allotment:
             )
         after = replace(view, leases={**view.leases, **leases})
         # First the others lose the cards, then the pod has them: never two at once.
-        for other in view.pods:
-            if other.name != place.pod.name:
-                await self._make_so(after, other)
+        others = [other for other in view.pods if other.name != place.pod.name]
+        await _all_of(
+            self._take(after, other, lost)
+            for other in others
+            if (lost := (view.present(other) & cards) - after.due(other))
+        )
         keys: Keys = dict.fromkeys(view.lease_keys(place.pod, leases))
         for key, lease in leases.items():
             keys[lease_key(key)] = lease_value(lease.since, lease.until)
@@ -423,27 +444,57 @@ class Allotment:
         What fails for one pod goes to `problems`, and must not keep the others from their cards.
         """
         await self._telemetry.first(FIRST_SAMPLE_SECONDS)
-        async with self._lock:
-            view = await self._look()
-            if view.frozen:
-                problems["some cards"] = view.undecided().detail
-            moment = now()
-            ended = [lease for lease in view.leases.values() if lease.until <= moment]
-            if ended:
-                problems |= await self._expire(view, ended)
-                view = await self._look()
-            for pod in view.pods:
-                with _noted(pod, problems):
-                    await self._make_so(view, pod)
-            for place in view.line:
-                # Who cannot be served yet keeps what they wait for from those behind.
-                with contextlib.suppress(Conflict, Unavailable):
-                    cards = view.grantable(place)
+        tried: set[str] = set()
+        while True:
+            # Between two steps others decide, so each begins with a look.
+            async with self._lock:
+                view, moment = await self._look(), now()
+                if view.frozen:
+                    problems["some cards"] = view.undecided().detail
+                if not await self._step(view, moment, tried, problems):
+                    self._occupancy.forget({pod.name for pod in view.pods})
+                    return _until_next(view, moment)
+
+    async def _step(
+        self, view: View, moment: datetime, tried: set[str], problems: dict[str, str]
+    ) -> bool:
+        """Do what comes first of all that is to be done; whether there was something.
+
+        Leases end before anybody is given anything, and cards are taken before they are given.
+        """
+        ended = [
+            lease
+            for lease in view.leases.values()
+            if lease.until <= moment and lease.pod.name not in problems
+        ]
+        if ended:
+            problems |= await self._expire(view, ended)
+            return True
+        behind = [pod for pod in view.pods if pod.name not in tried and _is_behind(view, pod)]
+        losing = [pod for pod in behind if view.present(pod) - view.due(pod)]
+        if behind:
+            some = (losing or behind)[:WRITERS]
+            tried |= {pod.name for pod in some}
+            await _all_of(self._catch_up(view, pod, problems) for pod in some)
+            return True
+        for place in view.line:
+            # Who cannot be served yet keeps what they wait for from those behind.
+            with contextlib.suppress(Conflict, Unavailable):
+                cards = view.grantable(place)
+                if place.pod.name not in problems:
                     with _noted(place.pod, problems):
                         await self._grant(view, place, cards)
-                    view = await self._look()
-            self._occupancy.forget({pod.name for pod in view.pods})
-            return _until_next(view, moment)
+                    return True
+        return False
+
+    async def _catch_up(self, view: View, pod: Pod, problems: dict[str, str]) -> None:
+        """Write what an instance is behind, unless another has what it shall have alone."""
+        with _noted(pod, problems):
+            for card in in_order((view.due(pod) - view.present(pod)) & view.leased(pod)):
+                for other in view.pods:
+                    if other.name != pod.name and card in view.present(other) - view.pinned(other):
+                        raise _cannot_take([card], other, "it is not yet taken away there")
+            await self._make_so(view, pod)
 
     async def _expire(self, view: View, ended: Sequence[Lease]) -> dict[str, str]:
         """End leases; returns what went wrong, by pod."""
@@ -458,12 +509,25 @@ class Allotment:
                 log.info("%s has given back %d leased GPUs", pod.name, len(keys))
         return problems
 
+    async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
+        """Take cards from a pod that are another's in this view.
+
+        Raises Conflict, with the pod that has them, if LXD is at work on it for long.
+        """
+        end = time.monotonic() + self._take_seconds
+        while True:
+            try:
+                return await self._make_so(view, pod)
+            except Busy as error:
+                if time.monotonic() >= end:
+                    doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
+                    raise _cannot_take(in_order(cards), pod, doing) from error
+            await asyncio.sleep(AGAIN_SECONDS)
+
     async def _make_so(self, view: View, pod: Pod) -> None:
         """Give an instance the devices that are due, and its keys as they should be."""
-        due, keys = view.due(pod), view.brought_up(pod)
-        devices, _ = _devices(view, pod, due, pod.instance.own_devices)
-        if keys or devices != pod.instance.own_devices:
-            await self._write(view, pod, due, keys)
+        with contextlib.suppress(Gone):  # Nor has it any cards then.
+            await self._write(view, pod, view.due(pod), view.brought_up(pod))
 
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
         _, covers = _devices(view, pod, due, pod.instance.own_devices)
@@ -482,6 +546,36 @@ def _devices(
     profiles, covers = view.profiles_of(pod.instance), covers_of(pod.instance)
     as_is = due == cards_in(natural(profiles, own, covers), view.cards)
     return with_cards(profiles, own, covers, None if as_is else in_order(due))
+
+
+def _is_behind(view: View, pod: Pod) -> bool:
+    """Whether an instance has other devices or keys than it should."""
+    own = pod.instance.own_devices
+    return bool(view.brought_up(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
+
+
+async def _all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of it, `WRITERS` at once; raises what one of it raised, when all of it is over."""
+    turns = asyncio.Semaphore(WRITERS)
+
+    async def one(item: Coroutine[Any, Any, None]) -> None:
+        async with turns:
+            await item
+
+    ended = await asyncio.gather(*map(one, work), return_exceptions=True)
+    for error in ended:
+        if error is not None:
+            raise error
+
+
+def _cannot_take(cards: Sequence[Card], pod: Pod, why: str) -> Conflict:
+    numbers = ", ".join(str(card.index) for card in cards)
+    return Conflict(
+        f"GPU {numbers} cannot be taken from {pod.name} of {pod.owner} now: {why}. Try again"
+        " shortly; /gpu/queue waits for a turn.",
+        code="gpu_held",
+        holders=[holder(card, pod) for card in cards],
+    )
 
 
 @contextlib.contextmanager

@@ -415,7 +415,7 @@ class View:
             lease = self.leases.get(card.key)
             if lease is not None and lease.pod.name != pod_name:
                 since, until = iso(lease.since), iso(lease.until)
-                holders.append(_holder(card, lease.pod, since, until))
+                holders.append(holder(card, lease.pod, since, until))
                 said.append(
                     f"GPU {card.index} is leased to {lease.pod.name} of {lease.pod.owner} since"
                     f" {since} until {until}"
@@ -426,7 +426,7 @@ class View:
                 said.append(f"GPU {card.index} goes to a pod that is just being made")
             elif to_lease:
                 for pod in self._others_on(card, pod_name):
-                    holders.append(_holder(card, pod))
+                    holders.append(holder(card, pod))
                     said.append(f"GPU {card.index} is in use by {pod.name} of {pod.owner}")
         waiting = len(list(before))
         if waiting:
@@ -436,9 +436,10 @@ class View:
         return Conflict(f"{detail}.{advice}", code="gpu_held", holders=holders)
 
 
-def _holder(
+def holder(
     card: Card, pod: Pod, since: str | None = None, until: str | None = None
 ) -> dict[str, Any]:
+    """A pod that has a card, as a refusal tells of it."""
     return {
         "gpu": card.index,
         "pod": pod.name,
