@@ -2,13 +2,13 @@
 
 A copy must not have them, nor an image. They are taken out through LXD's file API before the copy
 runs for the first time. LXD opens the files inside the pod's own root, so that a link which the
-pod's owner has made leads nowhere else; podyd opens none itself.
+pod's owner has made leads nowhere else; podyd opens none itself. No directory is listed through
+that API, as nothing keeps LXD from running the pod's code there (see podyd/lxd/tree.py).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 
 from podyd.errors import (
     Busy,
@@ -18,9 +18,11 @@ from podyd.errors import (
     LxdRefused,
     Missing,
     Slipped,
+    TimedOut,
     Unavailable,
 )
 from podyd.lxd.client import LxdClient
+from podyd.lxd.tree import remove
 
 SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
 # LXD's template, or systemd from the kernel's name, makes the host name anew.
@@ -33,7 +35,9 @@ HOSTS = "/etc/hosts"
 async def forget_identity(client: LxdClient, name: str) -> None:
     """Take its identity from an instance that is stopped. Raises Conflict if that cannot be."""
     try:
-        for path in [*await _host_keys(client, name), *OTHERS]:
+        if await _kind(client, name, SSH) == "directory":
+            await remove(client, name, SSH, "ssh_host_")
+        for path in OTHERS:
             await _delete(client, name, path)
         headers = {"X-LXD-type": "file", "X-LXD-mode": "0444", "X-LXD-uid": "0", "X-LXD-gid": "0"}
         await client.file("POST", name, MACHINE_ID, headers=headers)
@@ -42,20 +46,13 @@ async def forget_identity(client: LxdClient, name: str) -> None:
             await _delete(client, name, HOSTS)
     except (Busy, DiskFull, Gone, Slipped):
         raise
-    except (LxdRefused, Unavailable) as error:
+    except (LxdRefused, Conflict, TimedOut, Unavailable) as error:
         # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
         raise Conflict(
             "The pod's ssh host keys and machine-id could not be taken out of the copy; is"
             f" /etc/machine-id a file, as usual? ({error.detail})",
             code="identity_stays",
         ) from error
-
-
-async def _host_keys(client: LxdClient, name: str) -> list[str]:
-    if await _kind(client, name, SSH) != "directory":
-        return []
-    found = json.loads((await client.file("GET", name, SSH)).body)["metadata"] or []
-    return [f"{SSH}/{item}" for item in found if item.startswith("ssh_host_")]
 
 
 async def _kind(client: LxdClient, name: str, path: str) -> str:

@@ -1,9 +1,13 @@
-"""The files of an instance that does not run, as LXD shows them by SFTP: nothing in it is asked.
+"""The files of an instance that does not run, as LXD shows them by SFTP: nothing in it is run.
 
 LXD 5.0.2 packs an image with a tar that knows no holes: a file is as large in it as it says it is,
 whatever it takes on the disk. It cannot be told to stop either (its operation is none that can be
 cancelled), and reads a file to its end even when the instance is deleted meanwhile. But a tar
 whose file has become shorter than its header says is an error, at once.
+To list a directory, LXD's SFTP server asks the C library for the owners' names, inside the root of
+the instance but outside of its namespaces. The library loads what nsswitch.conf there names, so
+that the pod's root could run code beside the pod, on the host, and it waits for ever where passwd
+is a pipe. So these files are out of the way while directories are listed.
 Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, version 3.
 """
 
@@ -13,6 +17,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import secrets
 import struct
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,8 +27,12 @@ from podyd.lxd.client import LxdClient, instance_path, unreachable
 
 log = logging.getLogger(__name__)
 
-# LXD shows some 14,000 files a second.
 LOOK_SECONDS = 300.0
+ASK_SECONDS = 15.0
+# What the C library reads where it is asked for a name.
+_NAMES = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group")
+# Of those that `remove` removes at once.
+MAX_REMOVED = 1000
 AT_ONCE = 16
 # One that is smaller is read in a moment.
 LARGE_BYTES = 64 * 1024**2
@@ -31,9 +40,9 @@ LARGE_BYTES = 64 * 1024**2
 MAX_HELD_BYTES = 64 * 1024**2
 MAX_PACKET_BYTES = 1024**2
 
-_INIT, _CLOSE, _SETSTAT, _OPENDIR, _READDIR = 1, 4, 9, 11, 12
+_INIT, _CLOSE, _SETSTAT, _OPENDIR, _READDIR, _REMOVE, _RENAME = 1, 4, 9, 11, 12, 13, 18
 _VERSION, _STATUS, _HANDLE, _NAME = 2, 101, 102, 104
-_OK, _EOF = 0, 1
+_OK, _EOF, _MISSING = 0, 1, 2
 _HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
 _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
 
@@ -83,6 +92,30 @@ async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
         await asyncio.gather(*(sftp.empty(file.path) for file in files))
 
 
+async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+    """Remove the files of a directory, which is there, whose names begin so.
+
+    Raises Conflict if one cannot be removed, TimedOut, Unavailable, LxdRefused.
+    """
+    try:
+        await asyncio.wait_for(_remove(client, name, directory, prefix), ASK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut(f"LXD did not show {directory} in time.") from None
+
+
+async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+    path = directory.encode()
+    async with _listing(client, name) as sftp:
+        found = []
+        async for entry, _, _ in sftp.entries(path):
+            if entry.startswith(prefix.encode()):
+                found.append(_below(path, entry))
+            if len(found) > MAX_REMOVED:
+                raise Conflict(f"There are more than {MAX_REMOVED} {directory}/{prefix}*.")
+        for file in found:
+            await sftp.remove(file)
+
+
 async def end_packing(client: LxdClient, name: str) -> None:
     """Let LXD fail soon that may still be packing an instance; nobody needs its files any more."""
     try:
@@ -95,7 +128,7 @@ async def _look(client: LxdClient, name: str) -> Tree:
     size = held = 0
     large: list[File] = []
     left = [b"/"]
-    async with _connected(client, name) as sftp:
+    async with _listing(client, name) as sftp:
         while left:
             now, left = left[-AT_ONCE:], left[:-AT_ONCE]
             held -= sum(map(len, now))
@@ -146,6 +179,7 @@ class _Sftp:
         self._writer = writer
         self._numbers = itertools.count(1)
         self._asked: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+        self._ended: BaseException | None = None
 
     async def begin(self) -> None:
         self._write(_INIT, struct.pack(">I", 3))
@@ -165,6 +199,7 @@ class _Sftp:
 
     def end(self, error: BaseException) -> None:
         """No more answers will come."""
+        self._ended = error
         for waiting in self._asked.values():
             if not waiting.done():
                 waiting.set_exception(unreachable(error))
@@ -172,25 +207,44 @@ class _Sftp:
 
     async def directory(self, path: bytes) -> _Directory:
         """What a directory has. Raises Conflict if it cannot be seen."""
+        found = _Directory(0, [], [])
+        async for entry in self.entries(path):
+            found.add(*entry)
+        return found
+
+    async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int]]:
+        """Name, size and mode of all that a directory has, if need be also `.` and `..`."""
         kind, handle = await self._ask(_OPENDIR, _string(path))
         if kind != _HANDLE:
             raise _unseen(path)
-        found = _Directory(0, [], [])
         kind, data = await self._ask(_READDIR, handle)
         while kind == _NAME:
             for entry in _entries(data):
-                found.add(*entry)
+                yield entry
             kind, data = await self._ask(_READDIR, handle)
         if _status(kind, data) != _EOF:
             raise _unseen(path)
         await self._ask(_CLOSE, handle)
-        return found
+
+    async def remove(self, path: bytes) -> None:
+        """Remove a file. Raises Conflict if that cannot be."""
+        if _status(*await self._ask(_REMOVE, _string(path))) != _OK:
+            raise Conflict(f"{path.decode(errors='replace')!r} cannot be removed.")
+
+    async def rename(self, path: bytes, to: bytes) -> bool:
+        """Rename what is not there under the new name; whether it is there at all."""
+        status = _status(*await self._ask(_RENAME, _string(path) + _string(to)))
+        if status not in (_OK, _MISSING):
+            raise Conflict(f"{path.decode(errors='replace')!r} cannot be renamed.")
+        return status == _OK
 
     async def empty(self, path: bytes) -> None:
         """Make a file empty; that it has gone is no error."""
         await self._ask(_SETSTAT, _string(path) + struct.pack(">IQ", _HAS_SIZE, 0))
 
     async def _ask(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+        if self._ended is not None:
+            raise unreachable(self._ended)
         number = next(self._numbers)
         self._asked[number] = asyncio.get_running_loop().create_future()
         waiting = self._asked[number]
@@ -224,6 +278,20 @@ async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
             running.cancel()
         sftp.end(ConnectionError("podyd has hung up"))
         writer.close()
+
+
+@contextlib.asynccontextmanager
+async def _listing(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+    """A connection on which directories are listed: nothing of the instance is run meanwhile.
+
+    What fails leaves the files out of the way; nobody uses such an instance.
+    """
+    aside = b".podyd-" + secrets.token_hex(8).encode()
+    async with _connected(client, name) as sftp:
+        moved = [path for path in _NAMES if await sftp.rename(path, path + aside)]
+        yield sftp
+        for path in moved:
+            await sftp.rename(path + aside, path)
 
 
 def _string(data: bytes) -> bytes:

@@ -7,11 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Json, Node, wait_until
+from tests.integration.harness import IMAGE, Client, Json, Node, run, wait_until
 from tests.integration.test_client import as_user
+from tests.lab.nvml import COMPILE
 
 IDENTITY = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub"
 
@@ -150,6 +152,37 @@ def test_how_far_an_image_is(own: Client, bob: Client) -> None:
     assert percents == sorted(percents)
     assert max(percents) > 50
     assert all(item["bytes_per_second"] > 0 for item in known)
+
+
+# Says so where it is loaded and there is no /proc: beside the pod, and not in it.
+BESIDE = """
+#include <fcntl.h>
+#include <unistd.h>
+__attribute__((constructor)) static void loaded(void)
+{
+    if (access("/proc/self", F_OK) != 0)
+        close(open("/beside", O_CREAT | O_WRONLY, 0644));
+}
+"""
+
+
+def test_nothing_of_a_pod_is_run_beside_it(node: Node, own: Client, tmp_path: Path) -> None:
+    source, library = tmp_path / "beside.c", tmp_path / "libnss_beside.so.2"
+    source.write_text(BESIDE)
+    run(*COMPILE, "-o", str(library), str(source))
+    name = node.instance_of(own.user, "main")["name"]
+    node.lxc("file", "push", str(library), f"{name}/usr/lib/{library.name}")
+    names = "passwd: beside files\\ngroup: beside files\\n"
+    own.exec("main", f"printf '{names}' >/etc/nsswitch.conf; getent passwd nosuch; sync")
+    assert own.exec("main", "ls /beside")["exit_code"] != 0
+
+    own.post("/pod/copy", ins="main", to="second").ok
+    found = own.exec("second", "ls /beside; cat /etc/nsswitch.conf; ls /etc | grep podyd")
+    assert found["stdout"] == names.replace("\\n", "\n")
+    # Where the library would wait for ever.
+    own.exec("main", "rm /etc/group; mkfifo /etc/group; sync")
+    own.post("/pod/commit", ins="main").ok
+    assert not [other for other in node.instances() if "commit" in other]
 
 
 def hole(node: Node, client: Client) -> str:

@@ -40,6 +40,10 @@ def status(number: int, code: int) -> bytes:
     return struct.pack(">BII", 101, number, code) + string(b"") + string(b"")
 
 
+def number_of(packet: bytes) -> int:
+    return int(struct.unpack_from(">I", packet, 1)[0])
+
+
 class Writer:
     """Answers what is written to it, as `answer` says."""
 
@@ -73,7 +77,7 @@ def server(directories: Mapping[bytes, list[Entry]]) -> Callable[[bytes], bytes]
     def answer(packet: bytes) -> bytes:
         if packet[0] == 1:
             return string(VERSION)
-        (number,) = struct.unpack_from(">I", packet, 1)
+        number = number_of(packet)
         text = packet[9:]
         if packet[0] == 11:
             if text not in directories:
@@ -114,6 +118,25 @@ def test_all_files_of_all_directories_count() -> None:
     assert found.large[0].text == "/�/b"
 
 
+def test_what_would_be_run_is_out_of_the_way() -> None:
+    shown = server({b"/": []})
+    asked: list[bytes] = []
+
+    def answer(packet: bytes) -> bytes:
+        asked.append(packet)
+        # There is no /etc/group.
+        is_group = packet[0] == 18 and b"group" in packet
+        return string(status(number_of(packet), 2)) if is_group else shown(packet)
+
+    asyncio.run(look(Lxd(answer), "x"))
+    kinds = [packet[0] for packet in asked]
+    assert kinds == [1, 18, 18, 18, 11, 12, 12, 12, 4, 18, 18]
+    (first, last) = (asked[1][9:], asked[-2][9:])
+    assert first.startswith(b"/etc/nsswitch.conf\0\0\0")
+    away = first[len("/etc/nsswitch.conf") + 4 :]
+    assert last == away + string(b"/etc/nsswitch.conf")
+
+
 def test_a_directory_that_cannot_be_seen() -> None:
     with pytest.raises(Conflict, match="'/gone'"):
         asyncio.run(look(Lxd(server({b"/": [(b"gone", 0, DIRECTORY)]})), "x"))
@@ -134,16 +157,16 @@ def test_more_names_than_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
         struct.pack(">I", 2**31) + b"x",
         string(b"\x68"),
         # Names that are not there, and a length beyond the end.
-        string(struct.pack(">BII", 104, 2, 9)),
-        string(struct.pack(">BII", 104, 2, 1) + struct.pack(">I", 2**31)),
+        string(struct.pack(">BII", 104, 5, 9)),
+        string(struct.pack(">BII", 104, 5, 1) + struct.pack(">I", 2**31)),
     ],
 )
 def test_answers_that_make_no_sense(answer: bytes) -> None:
     whole = server({b"/": []})
 
     def answers(packet: bytes) -> bytes:
-        # The second question is for the entries of the root.
-        return whole(packet) if packet[0] in (1, 11) else answer
+        # The fifth question is for the entries of the root.
+        return whole(packet) if packet[0] in (1, 11, 18) else answer
 
     async def looked() -> PodydError:
         lxd = Lxd(answers)
