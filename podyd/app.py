@@ -18,6 +18,7 @@ from podyd.api.transfer import Download, Upload
 from podyd.authclient import AuthClient
 from podyd.commits import Commits
 from podyd.config import Config
+from podyd.deletions import Deletions
 from podyd.disks import Disks
 from podyd.errors import NotSetUp
 from podyd.gpus import Gpus, Identities
@@ -70,6 +71,7 @@ class App:
     payloads: Payloads
     ports: Ports
     mounts: Mounts
+    disks: Disks
     origins: Origins
     telemetry: Telemetry
     identities: Identities
@@ -103,6 +105,7 @@ class App:
         self.instances.listen(self.ports.poke)
         self.background.keep(self.ports.run, "leading ports into pods")
         self.background.keep(self.ports.settle, "giving ports out")
+        self.background.keep(self.disks.run, "taking back what full disks were lent")
 
     async def _lxd_is_there(self) -> None:
         self.sweep.begin()
@@ -217,6 +220,7 @@ def build(settings: Settings) -> App:
         ports=ports,
         listeners=listeners,
         transfers=transfers,
+        deletions=Deletions(client=client, pods=pods, executor=executor),
         podlogs=podlogs,
         allotment=allotment,
         images=images,
@@ -249,6 +253,7 @@ def build(settings: Settings) -> App:
         payloads=payloads,
         ports=ports,
         mounts=mounts,
+        disks=disks,
         origins=origins,
         telemetry=telemetry,
         identities=identities,

@@ -5,6 +5,10 @@ matter. On btrfs (tried on LXD 5.0.2) a limit counts all that is in the pod, als
 with its image, its snapshots and copies; what LXD says is used is without that. A pool of kind dir
 takes a size and does not hold it, unless its filesystem has project quotas; LXD then does not say
 what is used either.
+
+LXD keeps a file of its own on the same disk, which it writes at each start. A pod whose root has
+filled the disk is therefore lent RESERVE_BYTES once, so that it starts; the key DISK then has its
+limit. What was lent is taken back when the pod has deleted enough.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +24,11 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.config import UNLIMITED, parse_size
-from podyd.errors import Conflict, Forbidden, LxdRefused
+from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
-from podyd.lxd.instances import Devices, Instances
-from podyd.pod import Pod, pods_of
+from podyd.lxd.instances import Devices, Instance, Instances
+from podyd.pod import DISK, Pod, pods_of
 from podyd.spec import MIN_DISK_BYTES
 from podyd.users import Member
 
@@ -31,6 +36,17 @@ log = logging.getLogger(__name__)
 
 # For looking at every file of a pod.
 LOOK_SECONDS = 20.0
+RESERVE_BYTES = 16 * 1024**2
+# Between two looks at whether what was lent can be taken back.
+LENT_SECONDS = 60.0
+PROBE_SECONDS = 10.0
+# LXD's own file, and what btrfs keeps free for itself.
+SLACK_BYTES = 1024**2
+# Writes as much as there must be room for, into a file that nobody sees.
+_PROBE = """\
+name=/.podyd-{nonce}
+exec 3>"$name" && rm "$name" && head -c {count} /dev/zero >&3
+"""
 # Kinds of pools.
 BTRFS, DIR = "btrfs", "dir"
 
@@ -69,7 +85,7 @@ class Disks:
         Forbidden (quota).
         """
         given = devices_of(profiles)
-        lock = self._lock(member)
+        lock = self._lock(member.name)
         async with lock:
             size = _size(member, given, asked_bytes, await self._others(member, name))
             self._making[name] = member.name, size
@@ -98,15 +114,15 @@ class Disks:
             yield dict
             return
         given = devices_of(profiles)
-        async with self._lock(member):
+        async with self._lock(member.name):
             others = await self._others(member, pod.name)
-            now = await self._limit(pod)
+            instance = await self._now(pod)
             # What makes it smaller always may be done, however much the other pods have.
-            room = None if _is_below(asked_bytes, now) else others
+            room = None if _is_below(asked_bytes, limit_of(instance)) else others
             size = _size(member, given, asked_bytes, room)
             if asked_bytes != UNLIMITED:
                 await self.check_held(pod.name, pod.instance.devices)
-            if _is_below(size, now):
+            if _is_below(size, _held(instance.devices)):
                 await self._check_use(pod, size)
             yield lambda devices: _resized(devices, given, size)
 
@@ -114,7 +130,19 @@ class Disks:
         """What a pod's disk has, by LXD's state of it."""
         used = used_bytes(pod.instance.devices, state)
         holds = used is not None or await self._driver(pod.instance.devices) != DIR
-        return Disk(used, disk_limit(pod.instance.devices) if holds else None)
+        return Disk(used, limit_of(pod.instance) if holds else None)
+
+    def too_small(self, name: str) -> Conflict:
+        """What a member is told whose new pod does not fit, while `new` holds its disk."""
+        limit = self._making[name][1]
+        if limit == UNLIMITED:
+            return Conflict("The storage of all pods is full; tell your admin.", code="disk_full")
+        return Conflict(
+            f"It does not fit on a disk of {limit} bytes; ask for more with 'disk', within your"
+            " quota.",
+            code="disk_full",
+            limit=limit,
+        )
 
     async def check_held(self, name: str, devices: Devices) -> None:
         """Raises Conflict if the pool of an instance, that is there, holds no limit."""
@@ -130,23 +158,86 @@ class Disks:
 
     # --- What may be ------------------------------------------------------------------------------
 
-    def _lock(self, member: Member) -> asyncio.Lock:
-        return self._locks.setdefault(member.name, asyncio.Lock())
+    def _lock(self, owner: str) -> asyncio.Lock:
+        return self._locks.setdefault(owner, asyncio.Lock())
 
     async def _others(self, member: Member, name: str) -> dict[str, int]:
         """The limits of a member's pods, but of one; by their names."""
         pods = [pod for pod in pods_of(await self._instances.all()) if pod.owner == member.name]
-        limits = {pod.name: disk_limit(pod.instance.devices) for pod in pods}
+        limits = {pod.name: limit_of(pod.instance) for pod in pods}
         limits |= {key: size for key, (owner, size) in self._making.items() if owner == member.name}
         limits.pop(name, None)
         return limits
 
-    async def _limit(self, pod: Pod) -> int:
-        """A pod's limit as it is now."""
-        for instance in await self._instances.all():
-            if instance.name == pod.name:
-                return disk_limit(instance.devices)
-        return UNLIMITED
+    async def _now(self, pod: Pod) -> Instance:
+        """A pod's instance as it is by now."""
+        found = {instance.name: instance for instance in await self._instances.all()}
+        return found.get(pod.name, pod.instance)
+
+    # --- A little room to start in ----------------------------------------------------------------
+
+    async def lend(self, pod: Pod) -> None:
+        """Give a full disk a little more for a start. Raises Conflict if it has had that already.
+
+        The mark stands on the instance, so a podyd that is killed takes it back later.
+        """
+        async with self._lock(pod.owner):
+            instance = await self._now(pod)
+            limit = limit_of(instance)
+            if limit == UNLIMITED or DISK in instance.config:
+                raise full(pod)
+            await self._set(instance, {DISK: str(limit)}, limit + RESERVE_BYTES)
+        log.info("%s is full, and has %d bytes more to be started in", pod.name, RESERVE_BYTES)
+
+    async def take_back(self, pod: Pod) -> bool:
+        """Take back what a running pod was lent, if it is used no longer; whether nothing is lent.
+
+        Only in the pod can be seen whether it is: what LXD says is used is not what btrfs counts,
+        and a limit below that could not be raised any more.
+        """
+        async with self._lock(pod.owner):
+            instance = await self._now(pod)
+            if DISK not in instance.config:
+                return True
+            lent = _held(instance.devices) - limit_of(instance)
+            if lent > 0 and not await self._has_room(pod.name, lent + SLACK_BYTES):
+                return False
+            await self._set(instance, {DISK: None}, limit_of(instance))
+        log.info("%s has its own limit of its disk again", pod.name)
+        return True
+
+    async def check_restart(self, pod: Pod) -> None:
+        """Raises Conflict if a running pod, once it has stopped, could not be started again."""
+        is_settled = await self.take_back(pod)
+        has_limit = limit_of(pod.instance) != UNLIMITED
+        if not is_settled or not (has_limit or await self._instances.has_room(pod.name)):
+            raise full(pod)
+
+    async def run(self) -> None:
+        """Take back what was lent, also by a podyd that was killed; for good."""
+        while True:
+            pods: Sequence[Pod] = ()
+            with contextlib.suppress(PodydError):  # LXD is away, and others say so.
+                pods = pods_of(await self._instances.all())
+            for pod in pods:
+                if DISK in pod.instance.config and pod.status == "running":
+                    try:
+                        await self.take_back(pod)
+                    except PodydError as error:
+                        log.warning("%s keeps what it was lent: %s", pod.name, error.detail)
+            await asyncio.sleep(LENT_SECONDS)
+
+    async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:
+        given = devices_of(await self._instances.profiles_of(instance))
+        await self._instances.edit(
+            instance.name, config=config, devices=lambda own: _resized(own, given, size)
+        )
+
+    async def _has_room(self, name: str, count: int) -> bool:
+        """Whether so many bytes more fit onto a running pod's disk."""
+        command = _PROBE.format(nonce=secrets.token_hex(8), count=count)
+        done = await self._executor.run(name, command, timeout=PROBE_SECONDS, limit=1024)
+        return done.exit.code == 0
 
     # --- What is used -----------------------------------------------------------------------------
 
@@ -211,7 +302,35 @@ def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
     return "root", {}
 
 
-def disk_limit(devices: Devices) -> int:
+def limit_of(instance: Instance) -> int:
+    """The limit of a pod's disk in bytes, without what it is lent; -1 if it has none."""
+    held = _held(instance.devices)
+    own = instance.config.get(DISK, "")
+    # An admin may have set another one meanwhile.
+    is_lent = own.isdecimal() and int(own) == held - RESERVE_BYTES
+    return int(own) if is_lent else held
+
+
+def full(pod: Pod) -> Conflict:
+    """What a member is told whose pod has no room left."""
+    return Conflict(
+        f"Pod {pod.ins!r}: {fullness(pod)}.", code="disk_full", limit=limit_of(pod.instance)
+    )
+
+
+def fullness(pod: Pod) -> str:
+    """That a disk is full, and what to do about it."""
+    limit = limit_of(pod.instance)
+    if limit == UNLIMITED:
+        return "the storage of all pods is full; tell your admin"
+    return (
+        f"its disk is full (its limit is {limit} bytes); delete files in it, which"
+        " /pod/file-delete does also while it is stopped, or give it more with 'disk' of"
+        " /pod/limits"
+    )
+
+
+def _held(devices: Devices) -> int:
     """The `size` of an instance's root disk in bytes, or -1."""
     return parse_size(root_of(devices)[1].get("size") or UNLIMITED) or UNLIMITED
 
@@ -241,7 +360,7 @@ def _size(
         _check(asked, quota.disk_limit, "bytes of disk for each pod")
         _check(asked, room, "bytes of disk that your other pods leave you")
         return asked
-    size = disk_limit(given)
+    size = _held(given)
     if size == UNLIMITED and room != UNLIMITED and quota.max_pods > 0:
         size = quota.disk_total // quota.max_pods
     size = _least(size, quota.disk_limit, room)
@@ -291,6 +410,6 @@ def _resized(own: Devices, given: Devices, size: int) -> Devices:
         wanted["size"] = str(size)
     devices = {key: device for key, device in own.items() if key != name}
     is_given = name in given and {**given[name], "size": ""} == {**wanted, "size": ""}
-    if is_given and disk_limit(given) == size:
+    if is_given and _held(given) == size:
         return devices
     return {**devices, name: wanted}

@@ -238,7 +238,11 @@ class DiskFull(LxdRefused):
 
     status = 409
     default_code = "disk_full"
-    sentence = "The disk is full: {reason}; free some of it, or ask your admin."
+    sentence = (
+        "The pod's disk is full ({reason}); delete files in it, which /pod/file-delete does also"
+        " while it is stopped, or give it more with 'disk' of /pod/limits. Where it has room, the"
+        " storage of all pods is full: tell your admin."
+    )
 
 
 class Unsettled(LxdRefused):

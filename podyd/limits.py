@@ -11,7 +11,7 @@ from podyd.disks import Disks
 from podyd.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.instances import Instances
-from podyd.pod import Pod
+from podyd.pod import DISK, Pod
 from podyd.pods import Pods, config_of, limits, memory_limit
 from podyd.spec import PodInfo
 from podyd.users import Member
@@ -54,12 +54,14 @@ class Limits:
         quota = member.quota
         _check(memory_bytes, quota.memory_limit, "bytes of memory")
         _check(cpus, quota.cpu_limit, "CPUs")
-        profiles = await self._profiles(pod)
+        profiles = await self._instances.profiles_of(pod.instance)
         capped = limits(member, profiles)
         changes: dict[str, str | None] = {}
         for key, asked in ((MEMORY, memory_bytes), (CPU, cpus)):
             if asked is not None:
                 changes[key] = capped.get(key) if asked == UNLIMITED else str(asked)
+        if disk_bytes is not None:
+            changes[DISK] = None
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
         async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
@@ -67,11 +69,6 @@ class Limits:
                 await self._instances.edit(pod.name, config=changes, devices=devices)
         log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
         return await self._pods.info(member, ins)
-
-    async def _profiles(self, pod: Pod) -> list[Mapping[str, Any]]:
-        found = await self._client.get("/1.0/profiles", recursion=1)
-        known = {profile["name"]: profile for profile in found}
-        return [known[name] for name in pod.instance.profiles if name in known]
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
         if asked == UNLIMITED or pod.status not in ("running", "frozen"):

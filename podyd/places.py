@@ -11,7 +11,7 @@ from podyd.users import Member
 
 
 class Places:
-    """Gives them to members, in pods of theirs that run; `what` says what they are for."""
+    """Gives them to members, in pods of theirs; `what` says what they are for."""
 
     def __init__(self, pods: Pods, *, own: int, all: int, what: str, code: str) -> None:
         self._pods = pods
@@ -21,10 +21,10 @@ class Places:
         self._code = code
         self._taken: Counter[str] = Counter()
 
-    async def enter(self, member: Member, ins: str) -> Pod:
+    async def enter(self, member: Member, ins: str, *, also_stopped: bool = False) -> Pod:
         """Take one. Raises NotFound, Conflict (the pod does not run) or TooMany."""
         pod = await self._pods.find(member, ins)
-        if pod.status != "running":
+        if pod.status != "running" and not (also_stopped and pod.status == "stopped"):
             raise not_running(ins, pod.status)
         own = self._taken[member.name]
         if own >= self._own or self._taken.total() >= self._all:

@@ -24,11 +24,12 @@ from urllib.parse import quote
 
 from podyd.allotment import Allotment
 from podyd.config import UNLIMITED, parse_size
-from podyd.disks import Disks
+from podyd.disks import Disks, full, fullness
 from podyd.errors import (
     Busy,
     Conflict,
     DidNotShutDown,
+    DiskFull,
     Forbidden,
     Gone,
     LxdRefused,
@@ -295,9 +296,13 @@ class Pods:
             body["source"] = source
             body["config"] |= config
             with lxd_could_not("make the pod", code="pod_create_failed"):
-                await twice_if_lxd_slips(
-                    lambda: self._make_whole(body, disk_bytes), lambda: self._remove_half_made(name)
-                )
+                try:
+                    await twice_if_lxd_slips(
+                        lambda: self._make_whole(body, disk_bytes),
+                        lambda: self._remove_half_made(name),
+                    )
+                except DiskFull as error:
+                    raise self._disks.too_small(name) from error
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
 
@@ -469,7 +474,7 @@ class Pods:
             await self._start(pod.name, "unfreeze")
         else:
             await self._mounts.apply(pod, await self._mounts.due(member, pod))
-            await self._start(pod.name)
+            return f"Pod {ins} is running{await self._start_in_room(pod)}."
         return f"Pod {ins} is running."
 
     async def stop(self, member: Member, ins: str) -> str:
@@ -477,22 +482,46 @@ class Pods:
         pod = await self.find(member, ins)
         if pod.status == "stopped":
             return f"Pod {ins} is stopped already."
-        return f"Pod {ins} has stopped{await self._stop(pod)}."
+        has_room = pod.status != "running" or await self._instances.has_room(pod.name)
+        how = await self._stop(pod)
+        return f"Pod {ins} has stopped{how}{'' if has_room else f'; {fullness(pod)}'}."
 
     async def restart(self, member: Member, ins: str) -> str:
-        """Stop a pod and start it again. Returns what was done."""
+        """Stop a pod and start it again. Returns what was done.
+
+        Raises Conflict, before it is stopped, if its disk is too full for it to start again.
+        """
         pod = await self.find(member, ins)
         due = await self._mounts.due(member, pod)
+        if pod.status == "running":
+            await self._disks.check_restart(pod)
         how = "" if pod.status == "stopped" else await self._stop(pod)
         await self._mounts.apply(pod, due)
-        await self._start(pod.name)
-        return f"Pod {ins} has stopped{how}, and is running again."
+        return f"Pod {ins} has stopped{how}, and is running again{await self._start_in_room(pod)}."
+
+    async def _start_in_room(self, pod: Pod) -> str:
+        """Start a pod, in a little more room if its disk is full; returns words about that."""
+        try:
+            await self._start(pod.name)
+            return ""
+        except DiskFull:
+            await self._disks.lend(pod)
+        try:
+            await self._start(pod.name)
+        except DiskFull as error:
+            raise full(pod) from error
+        return f"; {fullness(pod)}"
 
     async def _start(self, name: str, action: str = "start") -> None:
         try:
             await self._set_state(name, action, timeout=START_TIMEOUT)
         except Running:
             return
+        except Slipped as error:
+            # It cannot change a file's owner on a full disk either.
+            if await self._instances.has_room(name):
+                raise
+            raise DiskFull(error.reason) from error
         except LxdRefused as error:
             if error.is_telling:
                 raise

@@ -12,9 +12,11 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.config import UNLIMITED
+from podyd.disks import full
 from podyd.errors import (
     Busy,
     Conflict,
+    DiskFull,
     Forbidden,
     PodydError,
     lxd_could_not,
@@ -63,8 +65,11 @@ class Snapshots:
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
             path = instance_path(pod.name, "snapshots")
-            with lxd_could_not("take the snapshot"):
-                await self._client.change("POST", path, {"name": name}, timeout=DISK_TIMEOUT)
+            try:
+                with lxd_could_not("take the snapshot"):
+                    await self._client.change("POST", path, {"name": name}, timeout=DISK_TIMEOUT)
+            except DiskFull as error:
+                raise full(pod) from error
             return await self._one(pod, name)
 
     async def delete(self, member: Member, ins: str, name: str) -> str:

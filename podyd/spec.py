@@ -288,6 +288,15 @@ class PutFile:
 
 
 @dataclass(frozen=True)
+class DeleteFile:
+    ins: str = param(PodName(), "the pod's name")
+    path: str = param(PodPath(), "what shall be deleted, from / on; of a link, the link itself")
+    recursive: bool = param(
+        Flag(), "1 deletes a directory with all that is in it, but what is mounted", default=False
+    )
+
+
+@dataclass(frozen=True)
 class LogsOf:
     ins: str = param(PodName(), "the pod's name")
     lines: int = param(Whole(1, MAX_LOG_LINES), "the last so many", default=100)
@@ -917,6 +926,15 @@ POD_FILE_PUT = Operation(
     " what it shall be; the parameters stand in the query.",
     ends_with_caller=True,
     streamed="body",
+    proof=Proof.INSIDE,
+)
+POD_FILE_DELETE = Operation(
+    "/pod/file-delete",
+    POST,
+    DeleteFile,
+    Log,
+    "Delete a file or a directory in a pod, also in one that is stopped, whose disk may be full.",
+    ends_with_caller=True,
     proof=Proof.INSIDE,
 )
 POD_LOGS = Operation(

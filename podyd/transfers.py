@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime, timezone
 
 from podyd import spec
+from podyd.disks import full
 from podyd.errors import Conflict, NotFound, PodydError
 from podyd.line import STDOUT, Wish
 from podyd.lxd.endings import Ending
@@ -390,7 +391,10 @@ class Incoming:
                 return Conflict(f"{path!r} is there and is no {wanted}.", code="wrong_file_type")
             case 24:
                 complaint = "what had come was changed in the pod meanwhile"
-        is_full = "No space left" in complaint or "quota exceeded" in complaint
+        if "quota exceeded" in complaint:
+            return full(self._pod)
+        # Not all that is mounted in a pod is its disk.
+        is_full = "No space left" in complaint
         return Conflict(
             f"The pod did not take it: {complaint}.", code="disk_full" if is_full else "not_taken"
         )

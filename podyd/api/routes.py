@@ -12,6 +12,7 @@ from podyd import openapi, spec
 from podyd.allotment import Allotment
 from podyd.api.endpoint import Bound, Call, Headed
 from podyd.commits import Commits
+from podyd.deletions import Deletions
 from podyd.errors import NotFound
 from podyd.host import Host
 from podyd.images import Images
@@ -59,6 +60,7 @@ class Routes:
         ports: Ports,
         listeners: Listeners,
         transfers: Transfers,
+        deletions: Deletions,
         podlogs: PodLogs,
         allotment: Allotment,
         images: Images,
@@ -76,6 +78,7 @@ class Routes:
         self._ports = ports
         self._listeners = listeners
         self._transfers = transfers
+        self._deletions = deletions
         self._podlogs = podlogs
         self._allotment = allotment
         self._images = images
@@ -290,6 +293,10 @@ class Routes:
     @serves(spec.POD_FILE_PUT)
     async def pod_file_put(self, call: Call) -> Incoming:
         return await self._transfers.put(call.caller, call.request)
+
+    @serves(spec.POD_FILE_DELETE)
+    async def pod_file_delete(self, call: Call) -> Log:
+        return await self._deletions.delete(call.caller, call.request)
 
     @serves(spec.POD_LOGS)
     async def pod_logs(self, call: Call) -> spec.PodLog:

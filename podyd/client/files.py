@@ -1,4 +1,4 @@
-"""`pody cp`: files and folders, into a pod and out of it."""
+"""`pody cp` and `file-rm`: files and folders, into a pod and out of it, and deleted in it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from podyd.client import daily, output
 from podyd.client.body import PIECE_BYTES, Sent
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.pack import pack
-from podyd.client.progress import Progress
+from podyd.client.progress import Progress, waiting
 from podyd.client.server import Coming, Server, server_of
 from podyd.client.unpack import unpack
 from podyd.client.words import utf8
@@ -57,7 +57,7 @@ class Remote:
 
 
 def add_words(add: daily.Add) -> None:
-    """`cp`, with what it takes."""
+    """The words, with what each of them takes."""
     made = add("cp", _cp, "Copy files and folders into a pod, or out of it.")
     places = made.add_argument(
         "words",
@@ -69,6 +69,26 @@ def add_words(add: daily.Add) -> None:
     places.completer = _places  # type: ignore[attr-defined]
     made.set_defaults(raw=False)
     daily.add_cacert(made)
+    what = "Delete a file or a folder in a pod, also in one that is stopped."
+    removed = add("file-rm", _file_rm, what)
+    place = removed.add_argument(
+        "place", metavar="POD:PATH", help="where PATH begins at / or in root's home"
+    )
+    place.completer = daily.complete("pod/list", "{}:".format)  # type: ignore[attr-defined]
+    removed.add_argument("-r", "--recursive", action="store_true", help="with all that is in it")
+    daily.add_raw(removed)
+    daily.add_cacert(removed)
+
+
+def _file_rm(options: argparse.Namespace) -> None:
+    place = Remote.of(options.place)
+    if place is None:
+        raise Usage("Say which file of which pod: pody file-rm POD:PATH.")
+    more = [("recursive", "1")] if options.recursive else []
+    server = server_of(options.cacert)
+    with waiting(f"Deleting {place.path} in pod {place.ins}"):
+        answer = server.post("pod/file-delete", [*place.pairs, *more])
+    output.answered("pod/file-delete", answer, raw=options.raw)
 
 
 def _places(prefix: str, **_: object) -> list[str]:

@@ -37,6 +37,7 @@ ANSWER_TIMEOUT = 15.0
 # After so much of that, a question is asked again.
 FIRST_TIMEOUT = 5.0
 MAX_CONNECTIONS = 512
+MAX_FILE_BYTES = 1024**2
 # What goes wrong where a connection is made by hand: the last three if no HTTP is answered.
 _NO_UPGRADE = (
     OSError,
@@ -117,9 +118,14 @@ class LxdClient:
         # For the whole process: before Tornado 6.3, a websocket takes no resolver.
         Resolver.configure(NumericResolver)
         self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
+        # What comes from the inside of a pod is as large as its root wants it to be.
+        self._files = SimpleAsyncHTTPClient(
+            force_instance=True, max_clients=MAX_CONNECTIONS, max_body_size=MAX_FILE_BYTES
+        )
 
     def close(self) -> None:
         self._http.close()
+        self._files.close()
 
     async def get(self, path: str, **query: Any) -> Any:
         """The metadata that LXD answers to a GET, within ANSWER_TIMEOUT."""
@@ -170,7 +176,10 @@ class LxdClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
-        """A request for a file of an instance. Raises Missing where there is none."""
+        """A request for a file of an instance. Raises Missing where there is none.
+
+        An answer of more than MAX_FILE_BYTES is as none at all (Unavailable).
+        """
         response = await self._fetch(
             method,
             instance_path(instance, "files"),
@@ -178,6 +187,7 @@ class LxdClient:
             {"path": path},
             ANSWER_TIMEOUT,
             headers=headers,
+            http=self._files,
         )
         if method == "HEAD" and response.code >= 400:  # It comes without a reason.
             raise refusal(f"LXD does not show {path} ({response.code})", response.code)
@@ -296,6 +306,7 @@ class LxdClient:
         timeout: float,
         etag: str = "",
         headers: Mapping[str, str] | None = None,
+        http: SimpleAsyncHTTPClient | None = None,
     ) -> HTTPResponse:
         request = HTTPRequest(
             self._url(path, query),
@@ -308,7 +319,7 @@ class LxdClient:
             request_timeout=timeout,
         )
         try:
-            return await self._http.fetch(request, raise_error=False)
+            return await (http or self._http).fetch(request, raise_error=False)
         except (OSError, HTTPClientError) as error:
             log.warning("LXD does not answer %s %s: %s", method, path, error)
             raise unreachable(error) from error

@@ -17,7 +17,16 @@ from datetime import datetime, timezone
 from typing import Any
 from weakref import WeakValueDictionary
 
-from podyd.errors import Busy, Changed, Gone, LxdRefused, PodydError, Slipped, Unsettled
+from podyd.errors import (
+    Busy,
+    Changed,
+    DiskFull,
+    Gone,
+    LxdRefused,
+    PodydError,
+    Slipped,
+    Unsettled,
+)
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.holds import Holds
 from podyd.lxd.operations import under_way
@@ -181,6 +190,12 @@ class Instances:
         data = await self._client.get("/1.0/instances", recursion=2)
         return tuple(CpuTime.of(self._holds.over(item)) for item in data)
 
+    async def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
+        """An instance's profiles, in the order in which LXD applies them."""
+        found = await self._client.get("/1.0/profiles", recursion=1)
+        known = {profile["name"]: profile for profile in found}
+        return [known[name] for name in instance.profiles if name in known]
+
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""
         state = await self._client.get(instance_path(name, "state"))
@@ -207,7 +222,7 @@ class Instances:
                 data, etag = await self._client.tagged(path)
                 body = _edited(_changeable(data), config, devices)
                 try:
-                    await self._client.change("PUT", path, body, etag=etag)
+                    await self._put(path, body, etag)
                     return
                 except Changed:
                     if not left:
@@ -244,9 +259,32 @@ class Instances:
             for key, value in data["config"].items()
             if key.startswith(("image.", "volatile."))
         }
-        await self._client.change(
-            "PUT", path, {**body, "config": {**kept, **config}, "devices": devices}
-        )
+        await self._put(path, {**body, "config": {**kept, **config}, "devices": devices})
+
+    async def _put(self, path: str, body: Mapping[str, Any], etag: str = "") -> None:
+        """Make an instance so.
+
+        When it is, LXD writes a copy of it onto the instance's own disk. Where that is full, it
+        says so, and what was asked for is done all the same (5.0.2).
+        """
+        try:
+            await self._client.change("PUT", path, body, etag=etag)
+        except DiskFull:
+            data = await self._client.get(path)
+            if _but_volatile(data) != _but_volatile(body) or data["devices"] != body["devices"]:
+                raise
+            log.warning("%s is changed, though its disk is full", path)
+
+    async def has_room(self, name: str) -> bool:
+        """Whether LXD can write what it must write to start an instance, or to take a snapshot."""
+        try:
+            # It changes nothing, and LXD writes its copy anew.
+            await self._client.change("PATCH", instance_path(name), {"config": {}})
+        except DiskFull:
+            return False
+        except LxdRefused as error:
+            log.info("%s: whether its disk is full is not known: %s", name, error.reason)
+        return True
 
     # --- Snapshots -------------------------------------------------------------------------------
 
@@ -326,9 +364,8 @@ class Instances:
             # What LXD notes there goes with the disk as it is now.
             config = _but_volatile(kept) | _volatile(data)
             body = {**_changeable(kept), "config": config}
-            # LXD may have made a change and then refuse it, as where the disk is full.
             if body != _changeable(data):
-                await self._client.change("PUT", path, body, etag=etag)
+                await self._put(path, body, etag)
 
     def _settling(self, name: str) -> asyncio.Lock:
         """One at a time puts an instance's settings back."""

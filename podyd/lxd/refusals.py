@@ -35,6 +35,8 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     # storage/drivers/errors.go: LXD itself has the volume mounted, to copy it or to read files.
     (r"(^|: )in use$", Busy),
     (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),
+    # liblxc's, which is all that is said where it has stopped after all.
+    (r"shutting down the container failed", DidNotShutDown),
     (r"(instance|container) is already (running|frozen)", Running),
     (r"(^|: )instance is running$", Running),
     (r"(^|: )instance is (?P<status>frozen)$", NotRunning),

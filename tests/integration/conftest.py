@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server, locked
+from tests.integration.harness import IMAGE, Client, Node, Pool, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
 
@@ -84,6 +84,13 @@ def nvml(driver: FakeDriver) -> Iterator[FakeDriver]:
 def gpu_server(node: Node, driver: FakeDriver) -> Server:
     """A podyd that has NVML; none of the tests stops it."""
     return node.serve(environment=driver.environment)
+
+
+@pytest.fixture(scope="session")
+def btrfs(node: Node) -> Iterator[Pool]:
+    """A small pool for pods whose disks are limited."""
+    with Pool(node, "btrfs", "size=3GiB") as pool:
+        yield pool
 
 
 @pytest.fixture(scope="session")

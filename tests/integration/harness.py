@@ -583,6 +583,40 @@ def _answers(path: Path) -> bool:
         return probe.connect_ex(str(path)) == 0
 
 
+class Pool:
+    """A storage pool of a test's own, and a profile with which pods have their disk there.
+
+    No other tests' pods are on it, so what it says is used is theirs alone.
+    """
+
+    def __init__(self, node: Node, driver: str, *options: str) -> None:
+        self._node = node
+        self._words = (driver, *options)
+        self.name = f"podyd-test-{secrets.token_hex(3)}"
+
+    @property
+    def profiles(self) -> list[str]:
+        return ["podyd-base", self.name]
+
+    def __enter__(self) -> Pool:
+        self._node.lxc("storage", "create", self.name, *self._words)
+        self._node.lxc("profile", "create", self.name)
+        device = ("root", "disk", "path=/", f"pool={self.name}")
+        self._node.lxc("profile", "device", "add", self.name, *device)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._node.lxc("profile", "delete", self.name)
+        self._node.lxc("storage", "delete", self.name)
+
+    def count_anew(self) -> None:
+        """Let btrfs count what is used; a kernel may lose count when a subvolume is deleted (6.18
+        does), and then no limit of the whole pool holds."""
+        lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
+        path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
+        run("nsenter", "-t", lxd, "-m", "btrfs", "quota", "rescan", "-w", str(path))
+
+
 # --- A line to LXD that can be cut --------------------------------------------------------------
 
 

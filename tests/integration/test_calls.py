@@ -67,6 +67,7 @@ def test_every_answer_is_as_the_document_says(
         ],
         # Its body is a file: test_files.py.
         "/pod/file-put": [],
+        "/pod/file-delete": [{"ins": ins, "path": "/etc/motd"}],
         "/pod/gpus": [{"ins": ins, "gpus": "all"}],
         "/pod/limits": [{"ins": ins, "memory": "1GiB"}],
         "/gpu/lease": lease,

@@ -105,5 +105,5 @@ def test_the_device_is_that_of_the_profiles_with_another_size(
 )
 def test_what_lxd_says_is_used(state: Mapping[str, Any] | None, used: int | None) -> None:
     assert disks.used_bytes(given(), state) == used
-    assert disks.disk_limit(given()) == -1
-    assert disks.disk_limit(given("0")) == -1
+    assert disks._held(given()) == -1
+    assert disks._held(given("0")) == -1

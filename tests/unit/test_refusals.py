@@ -50,6 +50,7 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
         0,
         DidNotShutDown,
     ),
+    ("shutting down the container failed", 0, DidNotShutDown),
     ("The instance cannot be cleanly shutdown as in Error status", 0, DidNotShutDown),
     ("Instance not found", 404, Gone),
     ('Failed to fetch instance "x" in project "p": Instance not found', 404, Gone),

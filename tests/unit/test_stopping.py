@@ -66,6 +66,9 @@ class Lxd:
     async def all(self) -> tuple[Instance, ...]:
         return (POD,)
 
+    async def has_room(self, name: str) -> bool:
+        return True
+
     def check_free(self, name: str) -> None: ...
 
     def invalidate(self) -> None: ...

@@ -1,0 +1,160 @@
+"""A pod whose disk is full: what is said of it, and how it goes on.
+
+LXD writes a file beside the pod's own at each start and each change of its settings, on the same
+disk. Root in the pod can fill that to the last block.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.harness import IMAGE, Answer, Client, Node, Pool, Server, wait_until
+from tests.integration.test_client import Pody
+
+MIB = 1024**2
+LIMIT = 400 * MIB
+# A large file, single blocks and small files, until none of them fits any more.
+FILL = """
+mkdir -p /full
+head -c 600M /dev/zero >/full/big1
+for round in 1 2 3; do
+  sync -f /full
+  dd if=/dev/zero of=/full/block$round bs=4k count=100
+  for number in $(seq 200); do echo x >/full/small$round.$number || break; done
+done 2>/dev/null
+sync -f /full
+! echo x >/full/last
+"""
+EMPTY = "rm -rf /full; sync -f /"
+
+
+@pytest.fixture(scope="module")
+def full(node: Node, btrfs: Pool) -> Iterator[tuple[Client, Server]]:
+    """A member with a pod `full` of 400 MiB, and the podyd that they use."""
+    user = node.accounts.user()
+    server = node.serve({"pods": {"user_profiles": {user: btrfs.profiles}}})
+    client = server.client(user)
+    client.post("/pod/create", ins="full", image=IMAGE, disk=str(LIMIT)).ok
+    yield client, server
+    client.post("/pod/delete", ins="full").ok
+    assert server.stop() == 0
+
+
+@pytest.fixture
+def client(btrfs: Pool, full: tuple[Client, Server]) -> Iterator[Client]:
+    """The member; after the test the pod runs, with room on its disk and its own limit."""
+    client, _ = full
+    btrfs.count_anew()
+    yield client
+    client.post("/pod/file-delete", ins="full", path="/full", recursive="1")
+    client.post("/pod/start", ins="full").ok
+    client.exec("full", EMPTY)
+    client.post("/pod/limits", ins="full", disk=str(LIMIT)).ok
+
+
+def fill(client: Client) -> None:
+    assert client.exec("full", FILL, timeout=60)["exit_code"] == 0
+
+
+def size(node: Node, client: Client) -> int:
+    """The limit that LXD holds."""
+    return int(node.instance_of(client.user, "full")["devices"]["root"]["size"])
+
+
+def test_a_full_pod_starts_again_in_a_little_more_room(client: Client, node: Node) -> None:
+    fill(client)
+    said = client.post("/pod/stop", ins="full").ok["log"]
+    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
+    said = client.post("/pod/start", ins="full").ok["log"]
+    assert "its disk is full" in said
+    assert client.get("/pod/info", ins="full").ok["disk_limit"] == LIMIT
+    assert LIMIT < size(node, client) <= LIMIT + 16 * MIB
+    # What was lent is filled too: there is no more of it, and a restart would be an end.
+    fill(client)
+    body = client.post("/pod/restart", ins="full").refused(409, "disk_full")
+    assert body["limit"] == LIMIT
+    assert client.get("/pod/info", ins="full").ok["status"] == "running"
+    assert "its disk is full" in client.post("/pod/stop", ins="full").ok["log"]
+    body = client.post("/pod/start", ins="full").refused(409, "disk_full")
+    assert "/pod/file-delete" in body["detail"]
+    assert client.post("/pod/file-delete", ins="full", path="/full/big1").ok
+    client.post("/pod/start", ins="full").ok
+
+
+def test_what_was_lent_is_taken_back(client: Client, node: Node) -> None:
+    fill(client)
+    # A full pod can be restarted once; nothing stops before there is a way to start it again.
+    assert "running again" in client.post("/pod/restart", ins="full").ok["log"]
+    assert size(node, client) > LIMIT
+    client.exec("full", EMPTY)
+    client.post("/pod/restart", ins="full").ok
+    assert size(node, client) == LIMIT
+    assert "user.podyd.disk" not in node.instance_of(client.user, "full")["config"]
+
+
+def test_a_podyd_that_was_killed_takes_it_back_later(client: Client, node: Node) -> None:
+    fill(client)
+    client.post("/pod/restart", ins="full").ok
+    client.exec("full", EMPTY)
+    other = node.serve()
+    wait_until(lambda: size(node, client) == LIMIT, "the limit as it was")
+    assert other.stop() == 0
+
+
+def test_settings_of_a_full_pod_change_all_the_same(client: Client) -> None:
+    fill(client)
+    info = client.post("/pod/limits", ins="full", memory="1GiB").ok
+    assert info["memory_limit"] == 1024 * MIB
+    client.post("/pod/limits", ins="full", memory="none").ok
+    client.post("/pod/snapshot", ins="full").refused(409, "disk_full")
+    assert client.get("/pod/snapshots", ins="full").ok == []
+    grown = client.post("/pod/limits", ins="full", disk=str(LIMIT + 64 * MIB)).ok
+    assert grown["disk_limit"] == LIMIT + 64 * MIB
+    assert client.exec("full", "echo x >/full/more")["exit_code"] == 0
+
+
+def test_an_image_that_does_not_fit(client: Client, ins: str) -> None:
+    body = client.post("/pod/create", ins=ins, image=IMAGE, disk="200MiB")
+    assert body.refused(409, "disk_full")["limit"] == 200 * MIB
+    assert ins not in client.get("/pod/list").ok
+
+
+@pytest.mark.parametrize("status", ["running", "stopped"])
+def test_files_are_deleted(client: Client, status: str) -> None:
+    make = "mkdir -p /full/a/b && cd /full/a && touch 1 '2 x' b/3 && ln -s /etc b/link && mkfifo p"
+    client.exec("full", f"{make} && touch /full/-rf && ln -s a /full/link")
+    if status == "stopped":
+        client.post("/pod/stop", ins="full").ok
+
+    def delete(path: str, **more: str) -> Answer:
+        return client.post("/pod/file-delete", ins="full", path=path, **more)
+
+    delete("/full/none").refused(404, "no_such_file")
+    delete("/full/none/1").refused(404, "no_such_file")
+    delete("/full/a/1/2").refused(404, "no_such_file")
+    assert "recursive" in delete("/full/a").refused(409, "directory_not_empty")["detail"]
+    for path in ("/", "//", "/full/..", "/full/a/."):
+        delete(path, recursive="1").refused(400, "malformed_parameter")
+    for path in ("/full/a/1", "/full/a/2 x", "/full/a/p", "/full/-rf"):
+        delete(path).ok
+    # Of a link, the link.
+    delete("/full/link", recursive="1").ok
+    delete("/full/a", recursive="1").ok
+    delete("/full").ok
+    client.post("/pod/start", ins="full").ok
+    done = client.exec("full", "ls -d /full; ls /etc/passwd")
+    assert done["stdout"] == "/etc/passwd\n"
+
+
+def test_pody_deletes_files(client: Client, node: Node) -> None:
+    pody = Pody(f"http://127.0.0.1:{client.port}", client.user)
+    client.exec("full", "mkdir -p /root/d && touch /root/d/f")
+    assert "recursive" in pody("file-rm", "full:d").failed(1)
+    assert "deleted" in json.loads(pody("file-rm", "-r", "full:d").ok)["log"]
+
+
+def test_somebody_elses_pod(client: Client, bob: Client, pod: str) -> None:
+    bob.post("/pod/file-delete", ins=pod, path="/etc/passwd").refused(404, "no_such_pod")
