@@ -517,25 +517,26 @@ FileType = Literal["file", "directory", "link", "pipe", "socket", "device"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a directory has; `name` is a name alone, with what is not UTF-8 replaced."""
+    """What a directory has; `name` is a name alone, with what is not UTF-8 replaced. `modified` is
+    null for a time that no calendar has."""
 
     name: str
     type: FileType
     size: int
     mode: str
-    modified: str
+    modified: str | None
 
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What there is at a path; `mode` is octal. `entries` are those of a directory that was asked
-    for as it is, else null; `truncated` if there were too many."""
+    """What there is at a path; `mode` is octal, `modified` as in Entry. `entries` are those of a
+    directory that was asked for as it is, else null; `truncated` if there were too many."""
 
     path: str
     type: FileType
     size: int
     mode: str
-    modified: str
+    modified: str | None
     entries: list[Entry] | None
     truncated: bool
 

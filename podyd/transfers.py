@@ -1,72 +1,117 @@
 """Files in and out of pods: who may move how many at once, and that what is put is put whole.
 
-The work is done by `find`, `head`, `cat` and `tar` in the pod. LXD has a way of its own, but there
-a process of the host opens the file: at a pipe, or whatever else a pod's root puts in its place,
-that process hangs for good, and the pod can be neither stopped nor deleted any more (measured on
-5.0.2). A command in the pod counts as the pod's, and is killed with all that it started when the
-caller goes.
+The work is done by `stat`, `find`, `head`, `cat` and `tar` in the pod; those of busybox will do.
+LXD has a way of its own, but there a process of the host opens the file: at a pipe, or whatever
+else a pod's root puts in its place, that process hangs for good, and the pod can be neither stopped
+nor deleted any more (measured on 5.0.2). A command in the pod counts as the pod's, and is killed
+with all that it started when the caller goes.
+
+What these programs say is what the pod's root wants: it is bounded in bytes and time, and looked at
+before anything is made of it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
+from typing import TypeVar
 
 from podyd import spec
 from podyd.disks import full
-from podyd.errors import Conflict, NotFound, PodydError
+from podyd.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.line import STDOUT, Wish
+from podyd.longtext import Kept
 from podyd.lxd.endings import Ending
 from podyd.lxd.execution import Afterwards, Executor
 from podyd.places import Places
 from podyd.pod import Pod
 from podyd.pods import Pods
 from podyd.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
-from podyd.tasks import seen
+from podyd.tasks import beside, seen
 from podyd.users import Member
 
 MAX_PER_MEMBER = 8
 MAX_ALL = 64
 MAX_ENTRIES = 10_000
-# A directory's list, with names as long as Linux allows.
-MAX_LIST_BYTES = 4 * 1024**2
+MAX_LIST_BYTES = 2 * 1024**2
+# What a file is, in a line that has four figures.
+MAX_HEAD_BYTES = 128
+# For what it is, and for a directory's list, the pod has so many seconds.
+ANSWER_SECONDS = 60.0
+# A pod that gives or takes nothing for so long has no place any more, nor has such a caller.
+POD_SECONDS = 300.0
+CALLER_SECONDS = 3600.0
+WATCH_SECONDS = 10.0
 MAX_COMPLAINT_BYTES = 2048
 MAX_SHOWN = 300
 
+T = TypeVar("T")
 Send = Callable[[bytes], Awaitable[None]]
 Receive = Callable[[], Awaitable[bytes | None]]
 
-# $1: the path, $2: the format. First what it is, ended by a NUL, then what is in it. No more of a
-# file than the size that was said; those of /proc say 0.
-_GIVE = r"""
+# For each program that is missing: its name, and this exit status.
+_MISSING = 26
+_NEEDS = r"""
 export LC_ALL=C
-found=$(find -H "$1" -maxdepth 0 -printf '%y %s' 2>/dev/null) || exit 20
-find -H "$1" -maxdepth 0 -printf '%y\t%s\t%m\t%T@\0' || exit 20
-case $2${found% *} in
-  stat*) ;;
-  tard) exec tar --create --file=- --format=posix --numeric-owner --directory="$1" . ;;
-  f) if [ "${found#* }" = 0 ]; then exec cat <"$1"; else exec head -c "${found#* }" <"$1"; fi ;;
-  d) exec find -H "$1" -mindepth 1 -maxdepth 1 -printf '%y\t%s\t%m\t%T@\t%f\0' ;;
+needs() {
+  for program; do
+    command -v "$program" >/dev/null || { echo "$program" >&2; exit 26; }
+  done
+}
+"""
+
+# $1: the path, $2: the format. First a line about what it is, then what is in it; in a directory's
+# list, names end as no name can. No more of a file than the size that was said; those of /proc
+# say 0.
+_GIVE = (
+    _NEEDS
+    + r"""
+needs stat
+about=$(stat -L -c '%f %s %a %Y' "$1" 2>/dev/null || stat -c '%f %s %a %Y' "$1") || exit 20
+size=${about#* }
+size=${size%% *}
+case $2,$about in
+  tar,4*) needs tar ;;
+  ,4*) needs find ;;
+  ,8*) needs head cat ;;
+esac
+echo "$about"
+case $2,$about in
+  stat,*) ;;
+  tar,4*)
+    case $(tar --version) in *GNU*) posix=--format=posix ;; esac
+    exec tar -c -f - $posix --numeric-owner -C "$1" .
+    ;;
+  ,8*) if [ "$size" = 0 ]; then exec cat <"$1"; else exec head -c "$size" <"$1"; fi ;;
+  ,4*) cd "$1" && exec find . -mindepth 1 -maxdepth 1 -exec stat -c '%f %s %a %Y %n/' {} + ;;
 esac
 """
+)
 
 # $1: the path, $2: a word that nobody knows. $target is where links lead to; a name may end in
 # newlines, which a shell would take away.
-_WHERE = r"""
-export LC_ALL=C
+_WHERE = (
+    _NEEDS
+    + r"""
+needs readlink
 target=$(readlink -f -- "$1" && echo .) || exit 21
 target=${target%??}
 [ -n "$target" ] || target=/
 beside=${target%/*}/.podyd-$2
 """
+)
 
 _TAKE_FILE = (
     _WHERE
     + r"""
 [ ! -d "$target" ] || exit 22
 [ ! -e "$target" ] || [ -f "$target" ] || exit 23
+needs cat stat
 umask 077
 set -C
 exec cat >"$beside"
@@ -79,8 +124,8 @@ _KEEP_FILE = (
     + r"""
 [ "$(stat -c %s "$beside")" = "$3" ] || exit 24
 if [ -e "$target" ]; then
-  chown --reference="$target" "$beside"
-  chmod --reference="$target" "$beside"
+  chown "$(stat -c %u:%g "$target")" "$beside"
+  chmod "$(stat -c %a "$target")" "$beside"
 else
   chmod 644 "$beside"
 fi || exit
@@ -98,9 +143,10 @@ _TAKE_TAR = (
     _WHERE
     + _INTO
     + r"""
+needs tar find
 [ ! -e "$target" ] || [ -d "$target" ] || exit 25
 mkdir -m 755 "$beside" || exit
-exec tar --extract --file=- --numeric-owner --same-permissions --directory="$beside"
+exec tar -x -p -f - --numeric-owner -C "$beside"
 """
 )
 
@@ -127,15 +173,21 @@ rm -rf "$beside" "${target%/}/.podyd-$2"
 """
 )
 
-_TYPES: Mapping[str, FileType] = {
-    "f": "file",
-    "d": "directory",
-    "l": "link",
-    "p": "pipe",
-    "s": "socket",
-    "b": "device",
-    "c": "device",
+# By the first digit of a mode in hex.
+_TYPES: Mapping[bytes, FileType] = {
+    b"8": "file",
+    b"4": "directory",
+    b"a": "link",
+    b"1": "pipe",
+    b"c": "socket",
+    b"6": "device",
+    b"2": "device",
 }
+_FIRST_TIME = int(datetime(1000, 1, 1, tzinfo=timezone.utc).timestamp())
+_LAST_TIME = int(datetime(9999, 12, 31, tzinfo=timezone.utc).timestamp())
+_ABOUT = rb"([0-9a-f])[0-9a-f]{3} (\d{1,18}) ([0-7]{1,4}) (-?\d{1,18})"
+_HEAD = re.compile(_ABOUT + rb"\n")
+_LISTED = re.compile(_ABOUT + rb" \./([^/]{1,255})")
 
 
 class Transfers:
@@ -151,7 +203,7 @@ class Transfers:
             code="too_many_files",
         )
 
-    async def fetch(self, member: Member, request: OneFile) -> FileInfo | Outgoing:
+    async def fetch(self, member: Member, request: OneFile) -> Kept[FileInfo] | Outgoing:
         """What there is at a path: a file's bytes, a directory as a tar file, or words about it.
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
@@ -163,10 +215,7 @@ class Transfers:
         except BaseException:
             outgoing.close()
             raise
-        if about is None:
-            return outgoing
-        outgoing.close()
-        return about
+        return outgoing if about is None else Kept(about, outgoing.close)
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
         """A place for a file that comes. Raises what `fetch` does."""
@@ -179,12 +228,18 @@ class Transfers:
     async def run(
         self, pod: Pod, script: str, words: Sequence[str], pipe: Pipe, then: Afterwards | None
     ) -> int:
-        """Run a script in a pod; its exit status."""
+        """Run a script in a pod; its exit status. Raises TimedOut if nothing goes on for long."""
         command = ("/bin/sh", "-c", script, "podyd", *words)
-        end = await self._executor.talk(
-            pod.name, command, pipe, terminal=None, timeout=None, then=then
-        )
+        talk = self._executor.talk(pod.name, command, pipe, terminal=None, timeout=None, then=then)
+        end = await beside(talk, pipe.watch())
         assert end.code is not None
+        if end.code == _MISSING:
+            program = pipe.complaint if re.fullmatch("[a-z]{1,20}", pipe.complaint) else "a program"
+            raise Conflict(
+                f"Pod {pod.ins!r} has no {program!r}, which files need; install it there.",
+                code="program_missing",
+                program=program,
+            )
         return end.code
 
     def drop(self, pod: Pod, words: Sequence[str]) -> None:
@@ -201,6 +256,8 @@ class Pipe:
         self._send = send
         self.taken_bytes = 0
         self._complaint = b""
+        self._waits_for_caller = False
+        self._since = time.monotonic()
 
     @property
     def complaint(self) -> str:
@@ -209,7 +266,9 @@ class Pipe:
         return text.rstrip(".") or "a command in the pod failed"
 
     async def input(self) -> bytes | None:
-        data = await self._receive() if self._receive is not None else None
+        if self._receive is None:
+            return None
+        data = await self._turn(self._receive())
         self.taken_bytes += len(data or b"")
         return data
 
@@ -217,7 +276,25 @@ class Pipe:
         if channel != STDOUT:
             self._complaint += data[: MAX_COMPLAINT_BYTES - len(self._complaint)]
         elif self._send is not None and data:
-            await self._send(data)
+            await self._turn(self._send(data))
+
+    async def _turn(self, caller: Awaitable[T]) -> T:
+        """Wait for the caller; what comes then is the pod's to do."""
+        self._waits_for_caller, self._since = True, time.monotonic()
+        try:
+            return await caller
+        finally:
+            self._waits_for_caller, self._since = False, time.monotonic()
+
+    async def watch(self) -> None:
+        """Raises TimedOut when whoever's turn it is does nothing for long."""
+        while True:
+            patience = CALLER_SECONDS if self._waits_for_caller else POD_SECONDS
+            left = self._since + patience - time.monotonic()
+            if left <= 0:
+                break
+            await asyncio.sleep(min(left, WATCH_SECONDS))
+        raise _caller_is_silent() if self._waits_for_caller else _silent(POD_SECONDS)
 
     async def wish(self) -> Wish:
         nothing: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
@@ -238,6 +315,7 @@ class Outgoing:
         self._rest = b""
         self._size = 0
         self._is_open = True
+        self._deadline = time.monotonic() + ANSWER_SECONDS
         self.headers: dict[str, str] = {}
 
     async def begin(self) -> FileInfo | None:
@@ -268,45 +346,59 @@ class Outgoing:
 
     async def _head(self) -> FileInfo:
         data = b""
-        while b"\0" not in data:
-            piece = await self._piece()
+        while b"\n" not in data and len(data) <= MAX_HEAD_BYTES:
+            piece = await self._piece(self._deadline)
             if piece is None:
-                raise NotFound(
-                    f"There is no {self._request.path!r} in pod {self._pod.ins!r}.",
-                    code="no_such_file",
-                )
+                raise self._headless()
             data += piece
-        head, _, self._rest = data.partition(b"\0")
-        entry = _entry(head + b"\t")
-        return FileInfo(
-            self._request.path, entry.type, entry.size, entry.mode, entry.modified, None, False
+        found = _HEAD.match(data)
+        if found is None:
+            raise self._unusable()
+        self._rest = data[found.end() :]
+        return FileInfo(self._request.path, *_about(found), None, False)
+
+    def _headless(self) -> PodydError:
+        assert self._work is not None
+        if self._work.result() != 20:
+            return self._unusable()
+        return NotFound(
+            f"There is no {self._request.path!r} in pod {self._pod.ins!r}.", code="no_such_file"
+        )
+
+    def _unusable(self) -> Conflict:
+        return Conflict(
+            f"What 'stat' and 'find' say of {self._request.path!r} in pod {self._pod.ins!r} makes"
+            " no sense; see whether they are its system's own.",
+            code="pod_answer_unusable",
         )
 
     async def _listed(self, about: FileInfo) -> FileInfo:
         data = bytearray(self._rest)
-        while len(data) <= MAX_LIST_BYTES and (piece := await self._piece()) is not None:
+        while len(data) <= MAX_LIST_BYTES:
+            piece = await self._piece(self._deadline)
+            if piece is None:
+                break
             data += piece
-        lines = data.split(b"\0")[:-1]
-        entries = [_entry(bytes(line)) for line in lines[:MAX_ENTRIES]]
-        return FileInfo(
-            about.path,
-            about.type,
-            about.size,
-            about.mode,
-            about.modified,
-            sorted(entries, key=lambda entry: entry.name),
-            truncated=len(lines) > MAX_ENTRIES or len(data) > MAX_LIST_BYTES,
-        )
+        is_cut = len(data) > MAX_LIST_BYTES
+        entries = await asyncio.to_thread(_entries, bytes(data), is_cut)
+        if entries is None:
+            raise self._unusable()
+        is_cut |= len(entries) > MAX_ENTRIES
+        return replace(about, entries=entries[:MAX_ENTRIES], truncated=is_cut)
 
-    async def _piece(self) -> bytes | None:
+    async def _piece(self, deadline: float | None = None) -> bytes | None:
         assert self._work is not None
         getting = asyncio.ensure_future(self._pieces.get())
+        timeout = None if deadline is None else max(0, deadline - time.monotonic())
         try:
-            await asyncio.wait({getting, self._work}, return_when=asyncio.FIRST_COMPLETED)
+            first = asyncio.FIRST_COMPLETED
+            await asyncio.wait({getting, self._work}, timeout=timeout, return_when=first)
             if getting.done():
                 return getting.result()
         finally:
             getting.cancel()
+        if not self._work.done():
+            raise _silent(ANSWER_SECONDS)
         self._work.result()
         return None if self._pieces.empty() else self._pieces.get_nowait()
 
@@ -317,7 +409,7 @@ class Outgoing:
         while piece is not None:
             if piece:
                 sent += len(piece)
-                await send(piece)
+                await _taken(send(piece))
             piece = await self._piece()
         assert self._work is not None
         code = self._work.result()
@@ -406,16 +498,52 @@ class Incoming:
             self._transfers.leave(self._pod)
 
 
-def _entry(line: bytes) -> Entry:
-    kind, size, mode, modified, name = line.split(b"\t", 4)
-    when = datetime.fromtimestamp(int(float(modified)), timezone.utc)
-    return Entry(
-        name=name.decode(errors="replace"),
-        type=_TYPES.get(kind.decode(), "link"),
-        size=int(size),
-        mode=mode.decode().rjust(4, "0"),
-        modified=spec.iso(when),
+def _silent(seconds: float) -> TimedOut:
+    return TimedOut(
+        f"The pod has given, or taken, nothing for {seconds:.0f} s; see what it is busy with.",
+        code="pod_is_silent",
     )
+
+
+def _caller_is_silent() -> TimedOut:
+    return TimedOut(
+        f"You have sent, or taken, nothing for {CALLER_SECONDS:.0f} s; begin again.",
+        code="caller_is_silent",
+    )
+
+
+async def _taken(sending: Awaitable[None]) -> None:
+    """Wait until the caller has taken a piece. Raises TimedOut."""
+    task = asyncio.ensure_future(sending)
+    task.add_done_callback(seen)
+    try:
+        if not (await asyncio.wait({task}, timeout=CALLER_SECONDS))[0]:
+            raise _caller_is_silent()
+        task.result()
+    finally:
+        task.cancel()
+
+
+def _about(found: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
+    """Type, size, mode and time of change."""
+    kind, size, mode, modified = found.group(1, 2, 3, 4)
+    seconds = int(modified)
+    # Linux knows times that no calendar has, and ISO 8601 wants four digits for the year.
+    is_date = _FIRST_TIME <= seconds <= _LAST_TIME
+    when = spec.iso(datetime.fromtimestamp(seconds, timezone.utc)) if is_date else None
+    return _TYPES.get(kind, "link"), int(size), mode.decode().rjust(4, "0"), when
+
+
+def _entries(data: bytes, is_cut: bool) -> list[Entry] | None:
+    """What a directory has, one more than MAX_ENTRIES at most; None if it makes no sense."""
+    *lines, rest = data.split(b"/\n", MAX_ENTRIES + 1)
+    found = [_LISTED.fullmatch(line) for line in lines]
+    if not all(found) or (rest and not is_cut and len(lines) <= MAX_ENTRIES):
+        return None
+    entries = [
+        Entry(item[5].decode(errors="replace"), *_about(item)) for item in found if item is not None
+    ]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def _file_headers(about: FileInfo) -> dict[str, str]:
@@ -425,6 +553,7 @@ def _file_headers(about: FileInfo) -> dict[str, str]:
         "Content-Disposition": "attachment",
         "X-Podyd-Size": str(about.size),
         "X-Podyd-Mode": about.mode,
-        "X-Podyd-Modified": about.modified,
     }
+    if about.modified is not None:
+        headers["X-Podyd-Modified"] = about.modified
     return headers | ({"Content-Length": str(about.size)} if about.size else {})

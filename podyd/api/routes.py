@@ -287,7 +287,7 @@ class Routes:
         return await self._shells.place(call.caller, request.ins, size)
 
     @serves(spec.POD_FILE)
-    async def pod_file(self, call: Call) -> spec.FileInfo | Outgoing:
+    async def pod_file(self, call: Call) -> Kept[spec.FileInfo] | Outgoing:
         return await self._transfers.fetch(call.caller, call.request)
 
     @serves(spec.POD_FILE_PUT)

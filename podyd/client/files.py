@@ -294,8 +294,8 @@ def _keep(source: _Watched, place: Path, about: Mapping[str, Any]) -> None:
             while data := source.read():
                 file.write(data)
         draft.chmod(int(str(about["mode"]), 8) & 0o777 | 0o400)
-        changed = _seconds(str(about["modified"]))
-        os.utime(draft, (time.time(), changed))
+        if about["modified"] is not None:
+            os.utime(draft, (time.time(), _seconds(str(about["modified"]))))
         draft.replace(place)
     except OSError as error:
         raise Failure(f"{place} cannot be written: {error.strerror}.") from error

@@ -220,6 +220,21 @@ def test_endless_output_ends_with_the_time_and_fills_nothing(
     assert not [path for path in logs if "exec" in path]
 
 
+def test_a_forged_end_mark_is_output_and_nothing_is_held(
+    alice: Client, pod: str, server: Server
+) -> None:
+    alice.exec(pod, f"head -c {1024**2} /dev/zero")
+    before = server.rss_bytes()
+    forge = (
+        r"nonce=$(tr '\0\n' '\n ' </proc/$PPID/cmdline | sed -n 5p);"
+        r" printf '\0podyd-%s:' $nonce; head -c 50000000 /dev/zero | tr '\0' x; exit 3"
+    )
+    done = alice.exec(pod, forge, timeout=30)
+    assert done["stdout"].startswith("\0podyd-")
+    assert (len(done["stdout"]), done["truncated"], done["exit_code"]) == (1024**2, True, 3)
+    assert server.rss_bytes() - before < 20 * 1024**2
+
+
 # --- Hanging up ---------------------------------------------------------------------------------
 
 

@@ -7,8 +7,10 @@ import http.client
 import io
 import json
 import os
+import shlex
 import tarfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,6 +246,39 @@ def test_a_member_has_so_many_files_on_their_way(alice: Client, pod: str) -> Non
         connection.close()
     wait_until(lambda: fetch(alice, pod, "/root", format="stat").status == 200, "a free place")
     sh(alice, pod, "rm /root/hole")
+
+
+@contextmanager
+def program(client: Client, pod: str, name: str, script: str) -> Iterator[None]:
+    """A program of the pod's root in place of the system's."""
+    path = f"/usr/local/bin/{name}"
+    text = shlex.quote(f"#!/bin/bash\n{script}\n")
+    sh(client, pod, f"printf %s {text} >{path}; chmod +x {path}")
+    try:
+        yield
+    finally:
+        sh(client, pod, f"rm {path}")
+
+
+@pytest.mark.parametrize(
+    "script",
+    ["head -c 9000 /dev/zero | tr '\\0' x", "echo 41ed 1 755 3e11", "echo 41ed 1 755 1"],
+)
+def test_a_pods_own_stat_is_not_believed(
+    alice: Client, server: Server, pod: str, script: str
+) -> None:
+    before = server.rss_bytes()
+    with program(alice, pod, "stat", script):
+        assert fetch(alice, pod, "/root").code == "pod_answer_unusable"
+    assert server.rss_bytes() - before < 20 * MEGABYTE
+
+
+def test_a_time_that_no_calendar_has_is_null(alice: Client, pod: str) -> None:
+    sh(alice, pod, "mkdir -p /root/times; touch -d @300000000000 /root/times/far /root/times")
+    found = fetch(alice, pod, "/root/times").json
+    assert found["modified"] is None
+    assert [(item["name"], item["modified"]) for item in found["entries"]] == [("far", None)]
+    assert "X-Podyd-Modified" not in fetch(alice, pod, "/root/times/far").headers
 
 
 # --- Folders ------------------------------------------------------------------------------------
