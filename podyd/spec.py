@@ -669,6 +669,10 @@ more. A client that has said {"window": BYTES} at first is sent no more than tha
 that is silent for a minute has vanished, and all that the command started is killed."""
 
 
+# What asks LXD or the database.
+_BEHIND = ("/pod/", "/gpu/", "/host/", "/image/", "/stat/", "/metrics")
+
+
 @dataclass(frozen=True)
 class Operation:
     """One route. `methods` are all that it serves; `/help` shows `advised` alone, one per route."""
@@ -697,9 +701,13 @@ class Operation:
         return self.first is not None
 
     @property
-    def counts_itself(self) -> bool:
-        """Whether what it calls has a limit of its own on how many go on at once."""
-        return self.first is not None or self.streamed is not None or self.path == "/pod/exec"
+    def holds_others_up(self) -> bool:
+        """Whether others wait behind it, for LXD, a lock or the database.
+
+        What goes on for long has a limit of its own, and so has the helper that knows the users.
+        """
+        goes_on = self.first is not None or self.streamed is not None or self.path == "/pod/exec"
+        return not goes_on and self.path.startswith(_BEHIND)
 
     @property
     def advised(self) -> str:

@@ -95,9 +95,8 @@ class Headed(Generic[A]):
     headers: Mapping[str, str]
 
 
-# Of one member; what is above that waits in line. Most is answered before the next one comes.
-MAX_LOOKS = 8
-MAX_CHANGES = 16
+# Questions of one member, and as many changes; what is above that waits in line.
+MAX_OF_ONE = 16
 # Of all members together, and how many of those may wait.
 MAX_UNDER_WAY = 1024
 MAX_WAITING = 1024
@@ -124,17 +123,15 @@ class Requests:
     async def turn(self, member: Member, operation: Operation) -> AsyncIterator[None]:
         """Wait until the member has not too much under way. Raises TooMany.
 
-        LXD and the locks on the GPUs serve one after the other, whoever asks: so nobody has more
-        than a few questions there, and many connections are no more of them.
+        LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
+        nobody has more than some questions there, however many connections they make.
         """
-        if operation.counts_itself:
+        if not operation.holds_others_up:
             yield
             return
-        turns, share = (
-            (self._looks, MAX_LOOKS) if operation.methods == GET else (self._changes, MAX_CHANGES)
-        )
+        turns = self._looks if operation.methods == GET else self._changes
         try:
-            async with turns.turn(member.name, share=share):
+            async with turns.turn(member.name, share=MAX_OF_ONE):
                 yield
         except LineFull:
             raise TooMany(
