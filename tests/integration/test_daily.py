@@ -217,7 +217,8 @@ def test_a_pods_life_in_words(new_user: Callable[[], Client], ins: str) -> None:
     assert (made["ins"], made["status"]) == (ins, "running")
     assert [row["ins"] for row in json.loads(pody("ls").ok)] == [ins]
     shown = pody.shown("ls")
-    assert shown.splitlines()[0].split() == ["pod", "status", "image", "GPUs", "address"]
+    expected = ["pod", "status", "image", "disk", "GPUs", "address"]
+    assert shown.splitlines()[0].split() == expected
     assert shown.splitlines()[1].split()[:3] == [ins, "running", IMAGE]
     assert "is running" in json.loads(pody("restart", ins).ok)["log"]
     assert "stopped" in json.loads(pody("stop", ins).ok)["log"]
