@@ -93,7 +93,7 @@ def _words(start: Start, *, is_shell: bool) -> Sequence[str]:
     if is_shell:
         return ("/bin/bash", "-l")
     raise BadRequest(
-        "Parameter 'cmd' is missing: what /bin/bash shall run.",
+        "Parameter 'cmd' is missing: what shall run.",
         code="missing_parameter",
         parameter="cmd",
     )

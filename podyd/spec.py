@@ -220,7 +220,10 @@ class ReleaseCards:
 @dataclass(frozen=True)
 class Exec:
     ins: str = param(PodName(), "the pod's name")
-    cmd: str = param(Text(MAX_COMMAND_BYTES), "what /bin/bash -c shall run, as root in the pod")
+    cmd: str = param(
+        Text(MAX_COMMAND_BYTES),
+        "what /bin/bash -c, or /bin/sh where there is none, shall run, as root in the pod",
+    )
     timeout: float | None = param(
         Duration(), "seconds after which all that it started is killed", default=None
     )
@@ -239,7 +242,8 @@ class Start:
 
     cmd: str | None = param(
         Text(MAX_COMMAND_BYTES),
-        "what /bin/bash shall run, as root in the pod; without it, /pod/shell is a login shell",
+        "what /bin/bash, or /bin/sh where there is none, shall run, as root in the pod; without it,"
+        " /pod/shell is a login shell",
         default=None,
     )
     timeout: float | None = param(

@@ -158,7 +158,7 @@ _KEEP_TAR = (
 [ -d "$beside" ] || exit 24
 if [ -d "$target" ]; then
   find "$beside" -mindepth 1 -maxdepth 1 \
-    -exec cp -a --link --remove-destination -t "$target" {} + || exit
+    -exec cp -a -l -f --remove-destination -t "$target" {} + || exit
   rm -rf "$beside"
 else
   mv -T "$beside" "$target"

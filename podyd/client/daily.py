@@ -93,7 +93,8 @@ def _add_talking(add: Add) -> None:
         "words",
         nargs="*",
         metavar="COMMAND",
-        help="after --: one word is a line for bash; several are a command and its arguments",
+        help="after --: one word is a line for bash (sh in a pod without it); several are a command"
+        " and its arguments",
     )
     run.add_argument("--timeout", metavar="SECONDS", help="end it then (default: never)")
     entered = of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))

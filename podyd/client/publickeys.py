@@ -57,7 +57,7 @@ class PublicKey:
 
 def copy(server: Server, ins: str, key: PublicKey) -> None:
     """Let the key's owner into a pod as root; that it is there already is no error."""
-    words = shlex.join(["bash", "-c", _SCRIPT, "pody", key.bare, str(key)])
+    words = shlex.join(["sh", "-c", _SCRIPT, "pody", key.bare, str(key)])
     done = server.post("pod/exec", [("ins", ins), ("cmd", words)]).data
     if done["exit_code"] != 0:
         said = str(done["log"]).strip() or f"exit status {done['exit_code']}"

@@ -83,7 +83,7 @@ leading.join()
 
 
 def command(port: int) -> str:
-    """A line for bash that leads its standard streams to a port of the pod's loopback."""
+    """A line for a shell that leads its standard streams to a port of the pod's loopback."""
     perl, python = shlex.quote(_PERL), shlex.quote(_PYTHON)
     return (
         f"command -v perl >/dev/null && exec perl -e {perl} {port}\n"

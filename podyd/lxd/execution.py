@@ -151,7 +151,8 @@ class Executor:
         self._endings = endings
 
     async def run(self, instance: str, command: str, *, timeout: float, limit: int) -> Finished:
-        """Run `command` with `/bin/bash -c` as root, for `timeout` seconds at most.
+        """Run `command` with `/bin/bash -c` as root, for `timeout` seconds at most; with `/bin/sh`
+        in a pod without bash.
 
         `limit` is in bytes for stdout and for stderr; what is above is read and dropped. When
         time is up, or when the caller is cancelled, all that the command started is killed; also

@@ -74,6 +74,8 @@ if ! [ -e $counter ]; then
 fi
 oom_killed
 before=$killed
+# Images without bash (Alpine, busybox) have a sh that will do for most.
+[ "$1" != /bin/bash ] || [ -x /bin/bash ] || { shift; set -- /bin/sh "$@"; }
 (
   [ -z "$box" ] || echo 0 >$box/cgroup.procs || exit 125
   exec "$@" 2>&4 3>&- 4>&-
@@ -321,6 +323,12 @@ class Session(abc.ABC):
         """The exit code where the mark is missing: the leading process was killed."""
         metadata = await self._client.get(path)
         code = (metadata["metadata"] or {}).get("return")
+        if code in (126, 127):
+            self._has_ended = True
+            raise Conflict(
+                "The pod has no /bin/sh that can be run, which all commands and files need.",
+                code="no_shell",
+            )
         if code is None or code < 0:
             raise Conflict(
                 "The command was cut off: the pod stopped, the shell that ran it was killed, or the"

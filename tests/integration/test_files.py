@@ -311,6 +311,21 @@ def test_a_folder_there_and_back(alice: Client, pod: str) -> None:
         assert names["out"].linkname == "/etc/passwd"
 
 
+def test_a_program_that_is_missing_is_named(alice: Client, pod: str, tmp_path: Path) -> None:
+    sh(alice, pod, "mkdir -p /root/d; mv /usr/bin/tar /usr/bin/tar-away")
+    try:
+        for found in (
+            fetch(alice, pod, "/root/d", format="tar"),
+            put(alice, pod, "/root/d", tar_of(), format="tar"),
+        ):
+            assert (found.status, found.code) == (409, "program_missing")
+            assert (found.json["program"], "'tar'" in found.json["detail"]) == ("tar", True)
+        done = as_user(alice)("cp", f"{pod}:/root/d", str(tmp_path))
+        assert (done.status, "no 'tar'" in done.err) == (1, True)
+    finally:
+        sh(alice, pod, "mv /usr/bin/tar-away /usr/bin/tar")
+
+
 def test_a_folder_goes_into_one_that_is_there(alice: Client, pod: str) -> None:
     sh(
         alice,

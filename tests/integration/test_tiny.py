@@ -1,0 +1,142 @@
+"""A pod of an image that has busybox and nothing else, as Alpine's."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import tarfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.integration.harness import Client, Node, run, started, wait_until
+from tests.integration.talking import shell, streamed
+from tests.integration.test_files import fetch, put, sh, tar_of
+
+# cgroup2 is there, as with OpenRC; LXD mounts it where the host has nothing else.
+INIT = """#!/bin/sh
+mount -t cgroup2 none /sys/fs/cgroup
+trap exit PWR
+while :; do sleep 3600 & wait; done
+"""
+METADATA = f"architecture: {subprocess.getoutput('uname -m')}\ncreation_date: 1700000000\n"
+FOLDERS = ("proc", "sys", "dev", "run", "tmp", "root", "etc", "var", "sbin", "usr/sbin", "usr/bin")
+
+
+def packed(path: Path, files: dict[str, bytes | str]) -> str:
+    """A tar file with these files (bytes) and links (text), all of them programs."""
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.mode = 0o755
+            if isinstance(content, bytes):
+                info.size = len(content)
+            elif content:
+                info.type, info.linkname = tarfile.SYMTYPE, content
+            else:
+                info.type = tarfile.DIRTYPE
+            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def tiny(node: Node, alice: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A running pod of alice's with busybox."""
+    here = tmp_path_factory.mktemp("tiny")
+    alias = f"podyd-lab-{node.project}"
+    programs = [name for name in run("busybox", "--list").split() if name != "busybox"]
+    root: dict[str, bytes | str] = {
+        "bin": "",
+        **dict.fromkeys(FOLDERS, ""),
+        "bin/busybox": Path("/bin/busybox").read_bytes(),
+        **{f"bin/{name}": "busybox" for name in programs if name != "init"},
+        "sbin/init": INIT.encode(),
+        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
+    }
+    node.lxc(
+        "image",
+        "import",
+        packed(here / "metadata.tar", {"metadata.yaml": METADATA.encode()}),
+        packed(here / "rootfs.tar", root),
+        "--alias",
+        alias,
+    )
+    try:
+        yield alice.post("/pod/create", ins="tiny", image=alias).ok["ins"]
+        alice.post("/pod/delete", ins="tiny").ok
+    finally:
+        node.lxc("image", "delete", alias)
+
+
+def test_commands_run_in_sh(alice: Client, tiny: str) -> None:
+    done = alice.exec(tiny, "echo $0; echo err >&2; [ -e /bin/bash ] || exit 3")
+    assert (done["stdout"], done["stderr"], done["exit_code"]) == ("/bin/sh\n", "err\n", 3)
+    with streamed(alice, tiny, "read x; echo got $x; exit 4") as talk:
+        talk.type(b"it\n")
+        assert (talk.end()["exit_code"], talk.out) == (4, b"got it\n")
+
+
+def test_time_up_kills_all_that_the_command_started(alice: Client, tiny: str) -> None:
+    command = "setsid sleep 98767 & (trap '' TERM; sleep 98767) & echo begun; sleep 98767"
+    began = time.monotonic()
+    done = alice.exec(tiny, command, timeout=1)
+    assert time.monotonic() - began < 10
+    assert (done["timed_out"], done["stdout"]) == (True, "begun\n")
+    wait_until(lambda: started("sleep 98767") == 0, "their end")
+    assert alice.exec(tiny, "ls -d /sys/fs/cgroup/podyd-*")["stdout"].count("podyd-") == 1
+
+
+def test_a_shell_at_a_terminal(alice: Client, tiny: str) -> None:
+    with shell(alice, tiny) as talk:
+        talk.type(b"echo $((6*7)); tty; exit 5\n")
+        assert talk.end()["exit_code"] == 5
+    assert b"42" in talk.out
+    assert b"/dev/pts/" in talk.out
+
+
+def test_a_signal_reaches_all_of_a_command(alice: Client, tiny: str) -> None:
+    with streamed(
+        alice, tiny, "trap 'echo caught; exit 6' TERM; echo up; sleep 98768 & wait"
+    ) as talk:
+        talk.wait_for(b"up")
+        talk.control(signal="TERM")
+        assert talk.end()["exit_code"] == 6
+    assert started("sleep 98768") == 0
+
+
+def test_files_and_folders(alice: Client, tiny: str) -> None:
+    assert put(alice, tiny, "/root/new", b"one", mode="640", mtime=86400).status == 200
+    assert put(alice, tiny, "/root/new", b"\0two").status == 200
+    found = fetch(alice, tiny, "/root/new")
+    assert (found.body, found.headers["X-Podyd-Mode"]) == (b"\0two", "0640")
+    assert fetch(alice, tiny, "/proc/version").body.startswith(b"Linux")
+    assert fetch(alice, tiny, "/none").code == "no_such_file"
+    body = tar_of(("a b/c\n", b"1"), ("link", "a b/c\n"))
+    assert put(alice, tiny, "/root/folder", body, format="tar").status == 200
+    more = tar_of(("a b/d", b"22"), ("link", b"3"))
+    assert put(alice, tiny, "/root/folder", more, format="tar").status == 200
+    entries = fetch(alice, tiny, "/root/folder").json["entries"]
+    assert [(item["name"], item["type"]) for item in entries] == [
+        ("a b", "directory"),
+        ("link", "file"),
+    ]
+    entries = fetch(alice, tiny, "/root/folder/a b").json["entries"]
+    assert [(item["name"], item["size"]) for item in entries] == [("c\n", 1), ("d", 2)]
+    back = fetch(alice, tiny, "/root/folder", format="tar")
+    with tarfile.open(fileobj=io.BytesIO(back.body)) as tar:
+        names = {info.name.removeprefix("./").rstrip("/") for info in tar.getmembers()}
+    assert names - {".", ""} == {"a b", "a b/c\n", "a b/d", "link"}
+    assert sh(alice, tiny, "ls -A /root") == "folder\nnew\n"
+
+
+def test_its_log_is_the_console(alice: Client, tiny: str) -> None:
+    assert alice.get("/pod/logs", ins=tiny).ok["source"] == "console"
+
+
+def test_without_sh_it_is_said_once(alice: Client, tiny: str) -> None:
+    alice.exec(tiny, "mv /bin/sh /bin/sh-away")
+    body = alice.post("/pod/exec", ins=tiny, cmd="true").refused(409, "no_shell")
+    assert "/bin/sh" in body["detail"]
+    assert fetch(alice, tiny, "/root").code == "no_shell"
