@@ -96,12 +96,12 @@ def _commit(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         # To hang up would end nothing. A second Ctrl-C ends pody here.
         output.complain("Cancelling the image; Ctrl-C again leaves at once.")
-        _cancel(server, options.ins, began)
+        cancel(server, options.ins, began)
         return INTERRUPTED
     return 0
 
 
-def _cancel(server: Server, ins: str, began: float) -> None:
+def cancel(server: Server, ins: str, began: float) -> None:
     """End a commit, and say what came of it; `began`, of the monotonic clock, is its request."""
     while True:
         try:

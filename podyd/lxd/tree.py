@@ -61,10 +61,7 @@ class File:
 
 @dataclass(frozen=True)
 class Tree:
-    """What LXD would pack: all files' sizes together, and those above LARGE_BYTES, largest first.
-
-    A file of several names counts under each of them.
-    """
+    """What LXD would pack: all files' sizes together, and the LARGE_BYTES ones, largest first."""
 
     size_bytes: int
     large: tuple[File, ...]
@@ -107,7 +104,7 @@ async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> 
     path = directory.encode()
     async with _listing(client, name) as sftp:
         found = []
-        async for entry, _, _ in sftp.entries(path):
+        async for entry, *_ in sftp.entries(path):
             if entry.startswith(prefix.encode()):
                 found.append(_below(path, entry))
             if len(found) > MAX_REMOVED:
@@ -162,11 +159,12 @@ class _Directory:
     directories: list[bytes]
     large: list[tuple[bytes, int]]
 
-    def add(self, entry: bytes, size: int, mode: int) -> None:
+    def add(self, entry: bytes, size: int, mode: int, links: int) -> None:
         if mode & _KIND == _DIRECTORY and entry not in (b".", b".."):
             self.directories.append(entry)
         elif mode & _KIND == _FILE:
-            self.size_bytes += size
+            # It is packed once.
+            self.size_bytes += size // links
             if size >= LARGE_BYTES:
                 self.large.append((entry, size))
 
@@ -212,8 +210,8 @@ class _Sftp:
             found.add(*entry)
         return found
 
-    async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int]]:
-        """Name, size and mode of all that a directory has, if need be also `.` and `..`."""
+    async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int, int]]:
+        """Name, size, mode and number of names of all that a directory has, `.` and `..` too."""
         kind, handle = await self._ask(_OPENDIR, _string(path))
         if kind != _HANDLE:
             raise _unseen(path)
@@ -311,13 +309,14 @@ def _unseen(path: bytes) -> Conflict:
     )
 
 
-def _entries(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Name, size and mode of each, from an answer to _READDIR."""
+def _entries(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+    """Name, size, mode and number of names of each, from an answer to _READDIR."""
     (count,) = struct.unpack_from(">I", data)
     at = 4
     for _ in range(count):
         name, at = _text(data, at)
-        _, at = _text(data, at)
+        # As `ls -l` writes it: "-rw-r--r--    2 0        0 …".
+        line, at = _text(data, at)
         (has,) = struct.unpack_from(">I", data, at)
         at += 4
         size = mode = 0
@@ -334,7 +333,9 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, int, int]]:
             at += 4
             for _ in range(2 * more):
                 _, at = _text(data, at)
-        yield name, size, mode
+        words = line.split(None, 2)
+        links = int(words[1]) if len(words) > 1 and words[1].isdigit() else 1
+        yield name, size, mode, max(1, links)
 
 
 def _text(data: bytes, at: int) -> tuple[bytes, int]:

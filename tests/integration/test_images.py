@@ -244,6 +244,13 @@ def test_ctrl_c_cancels_a_commit(node: Node, own: Client) -> None:
         assert terminal.end() == 130
         assert "nothing of it is left" in terminal.text
     assert_nothing_left(node, own.user)
+    with as_user(own).at_terminal("commit", "main", "torch") as terminal:
+        terminal.wait_for("packing")
+        terminal.type("\3")
+        terminal.wait_for("leaves at once")
+        terminal.type("\3")
+        assert terminal.end() == 130
+        assert "is left" not in terminal.text
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["packing", "packed"])

@@ -6,6 +6,7 @@ import ast
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -15,7 +16,7 @@ import pytest
 import podyd.client
 from podyd.client import kept, main, show
 from podyd.client.base import Base
-from podyd.client.disk import how_far
+from podyd.client.disk import cancel, how_far
 from podyd.client.failure import Refused, Usage
 from podyd.client.kept import Kept
 from podyd.client.login import with_token
@@ -387,3 +388,22 @@ def server(data: dict[str, Any] | None) -> Server:
 )
 def test_what_a_member_sees_of_it(data: dict[str, Any] | None, text: str) -> None:
     assert how_far(server(data), "main") == text
+
+
+@pytest.mark.parametrize("begun", [0.0, 60.0])
+def test_ctrl_c_may_come_before_podyd_has_begun(
+    begun: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answers = iter([{"detail": "none yet", "code": "no_commit"}, {"log": "cancelled"}])
+
+    def post(route: str, pairs: object) -> Answer:
+        assert (route, pairs) == ("pod/commit-cancel", [("ins", "main")])
+        body = next(answers)
+        if "code" in body:
+            raise Refused(body["detail"], json.dumps(body).encode())
+        return Answer(b"", body, "")
+
+    asked = cast(Server, SimpleNamespace(post=post))
+    cancel(asked, "main", time.monotonic() - begun)
+    said = "cancelled" if begun == 0 else "none yet"
+    assert capsys.readouterr().err == f"pody: {said}\n"

@@ -27,7 +27,8 @@ def names(number: int, *entries: Entry) -> bytes:
     """As pkg/sftp, which LXD has, writes them: size, ids, mode, times, and an extension more."""
     packed = b"".join(
         string(name)
-        + string(b"-rw-r--r-- 1 0 0 " + name)
+        # This name stands for all files of two names.
+        + string(b"-rw-r--r--    %d 0        0 " % (2 if name == b"twin" else 1) + name)
         + struct.pack(">IQIIIIII", 0x8000000F, size, 0, 0, mode, 0, 0, 1)
         + string(b"hello@example")
         + string(b"")
@@ -105,15 +106,17 @@ def test_all_files_of_all_directories_count() -> None:
                             (b"a", large, FILE),
                             (b"\xff", 0, DIRECTORY),
                             (b"link", 7, LINK),
+                            (b"twins", 0, DIRECTORY),
                         ],
-                        b"/\xff": [(b"b", 2**62, FILE), (b"c", 5, FILE)],
+                        b"/\xff": [(b"b", 2**62, FILE), (b"c", 5, FILE), (b"twin", 8, FILE)],
+                        b"/twins": [(b"twin", 8, FILE)],
                     }
                 )
             ),
             "x",
         )
     )
-    assert found.size_bytes == 2**62 + large + 5
+    assert found.size_bytes == 2**62 + large + 5 + 8
     assert found.large == (File(b"/\xff/b", 2**62), File(b"/a", large))
     assert found.large[0].text == "/�/b"
 
