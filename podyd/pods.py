@@ -35,7 +35,6 @@ from podyd.errors import (
     LxdRefused,
     Missing,
     NotFound,
-    NotRunning,
     PodydError,
     Running,
     Slipped,
@@ -329,7 +328,8 @@ class Pods:
     async def _is_whole(self, name: str) -> None:
         """Take away the mark of a pod that is being made."""
         # To LXD, a key without a value is none.
-        await self._client.change("PATCH", instance_path(name), {"config": {MADE_AS: ""}})
+        change = {"config": {MADE_AS: ""}}
+        await _when_free(lambda: self._client.change("PATCH", instance_path(name), change))
 
     @contextlib.asynccontextmanager
     async def _reserved(
@@ -540,14 +540,30 @@ class Pods:
         """Stop a pod; returns how, if not in the ordinary way."""
         for timeout in _stop_timeouts(pod):
             try:
-                with lxd_could_not("stop the pod"), contextlib.suppress(NotRunning):
-                    await self._set_state(pod.name, "stop", timeout=timeout)
+                await self._tell_to_stop(pod.name, timeout)
                 return ""
             except (DidNotShutDown, TimedOut) as error:
                 log.info("%s does not shut down: %s", pod.name, error.detail)
-        with lxd_could_not("stop the pod"), contextlib.suppress(NotRunning):
-            await self._set_state(pod.name, "stop", timeout=STOP_TIMEOUT, force=True)
+        await self._tell_to_stop(pod.name, STOP_TIMEOUT, force=True)
         return ", by force, as it did not shut down in time" if pod.status == "running" else ""
+
+    async def _tell_to_stop(self, name: str, timeout: float, *, force: bool = False) -> None:
+        """Have LXD stop a pod; where it has stopped, LXD's refusal is none, be it of the cleaning.
+
+        It may also have done so before it was told, or just when its time was over.
+        """
+        try:
+            with lxd_could_not("stop the pod"):
+                await self._set_state(name, "stop", timeout=timeout, force=force)
+        except LxdRefused as error:
+            if not await self._has_stopped(name):
+                raise
+            log.info("%s has stopped, although LXD says: %s", name, error.reason)
+
+    async def _has_stopped(self, name: str) -> bool:
+        return (name, "Stopped") in {
+            (instance.name, instance.status) for instance in await self._instances.all()
+        }
 
     async def _set_state(
         self, name: str, action: str, *, timeout: float, force: bool = False

@@ -33,7 +33,7 @@ class Holds:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="holds")
 
     def close(self) -> None:
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)
 
     def has(self, name: str) -> bool:
         return name in self._kept

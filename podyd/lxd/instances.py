@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -47,7 +48,8 @@ _HARMLESS = frozenset(
 Devices = Mapping[str, Mapping[str, str]]
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
 _CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
-EDIT_TRIES = 5
+# How long somebody else may be changing an instance too, which takes LXD a moment each time.
+EDIT_SECONDS, EDIT_PAUSE = 5.0, 0.1
 
 
 @dataclass(frozen=True)
@@ -215,8 +217,9 @@ class Instances:
         """
         self.check_free(name)
         path = instance_path(name)
+        end = time.monotonic() + EDIT_SECONDS
         try:
-            for left in reversed(range(EDIT_TRIES)):
+            while True:
                 if await self._edit_held(name, config, devices):
                     return
                 data, etag = await self._client.tagged(path)
@@ -225,8 +228,12 @@ class Instances:
                     await self._put(path, body, etag)
                     return
                 except Changed:
-                    if not left:
+                    if time.monotonic() > end:
                         raise
+                except Busy as error:
+                    if error.operation != "update" or time.monotonic() > end:
+                        raise
+                await asyncio.sleep(EDIT_PAUSE)
         finally:
             self.invalidate()
 

@@ -32,6 +32,8 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),
     # instance/operationlock
     (r'instance is busy running an? "?(?P<operation>[\w -]+?)"? operation', Busy),
+    # The same, where it was at just this: it has waited for that, and not done what was asked.
+    (r"instance (?P<operation>\w+) operation: a matching .* operation has now succeeded", Busy),
     # storage/drivers/errors.go: LXD itself has the volume mounted, to copy it or to read files.
     (r"(^|: )in use$", Busy),
     (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),

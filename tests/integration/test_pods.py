@@ -186,8 +186,11 @@ def test_settings_that_are_just_being_changed_stop_nobody(
         return times
 
     with ThreadPoolExecutor() as pool:
-        changing = [pool.submit(keep_changing) for _ in range(2)]
+        changing = [pool.submit(keep_changing)]
         try:
+            for mebibytes in range(300, 310):
+                alice.post("/pod/limits", ins=ins, memory=f"{mebibytes}MiB").ok
+            changing.append(pool.submit(keep_changing))
             for path in ("stop", "start", "restart", "delete"):
                 alice.post(f"/pod/{path}", ins=ins).ok
         finally:

@@ -36,6 +36,12 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
         Busy,
     ),
     ('Instance is busy running a "update" operation', 0, Busy),
+    (
+        "Failed to create instance update operation: A matching non-reusable operation has now"
+        " succeeded",
+        0,
+        Busy,
+    ),
     ("In use", 0, Busy),
     ("Instance is not running", 400, NotRunning),
     ("Instance is frozen", 400, NotRunning),

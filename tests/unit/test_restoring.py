@@ -12,10 +12,21 @@ from typing import Any, cast
 import pytest
 
 from podyd import snapshots
-from podyd.errors import Busy, Gone, LxdRefused, Missing, PodydError, Unavailable, Unsettled
+from podyd.errors import (
+    Busy,
+    Changed,
+    Gone,
+    LxdRefused,
+    Missing,
+    PodydError,
+    Unavailable,
+    Unsettled,
+)
+from podyd.lxd import instances as lxd_instances
 from podyd.lxd.client import LxdClient
 from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
+from podyd.lxd.refusals import refusal
 from podyd.snapshots import Snapshots
 from podyd.tasks import Tasks
 
@@ -242,6 +253,56 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
         instances.close()
 
     run(work)
+
+
+# --- Changes beside those of others -------------------------------------------------------------
+
+
+async def limit(instances: Instances) -> None:
+    await instances.edit("a", config={"limits.memory": "2GiB"}, devices=dict)
+
+
+@pytest.fixture
+def free(tmp_path: Path) -> Iterator[tuple[Lxd, Instances]]:
+    """Nothing is restored."""
+    lxd = Lxd()
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    yield lxd, instances
+    instances.close()
+
+
+UPDATE = refusal(
+    "Failed to create instance update operation: A matching non-reusable operation has now"
+    " succeeded"
+)
+STARTING = refusal('Instance is busy running a "start" operation')
+
+
+def test_a_change_waits_for_others_changes(free: tuple[Lxd, Instances]) -> None:
+    lxd, instances = free
+    lxd.refusals = [UPDATE, Changed("ETag doesn't match: a vs b"), UPDATE]
+    run(lambda: limit(instances))
+    assert lxd.data is not None
+    assert lxd.data["config"] == {**THEN, "limits.memory": "2GiB"}
+
+
+def test_a_change_waits_for_nothing_else(free: tuple[Lxd, Instances]) -> None:
+    lxd, instances = free
+    lxd.refusals = [STARTING, STARTING]
+    with pytest.raises(Busy):
+        run(lambda: limit(instances))
+    assert lxd.changes == 1
+
+
+def test_a_change_does_not_wait_for_good(
+    free: tuple[Lxd, Instances], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lxd_instances, "EDIT_SECONDS", 0.05)
+    monkeypatch.setattr(lxd_instances, "EDIT_PAUSE", 0.01)
+    lxd, instances = free
+    lxd.refusals = [UPDATE] * 1000
+    with pytest.raises(Busy):
+        run(lambda: limit(instances))
 
 
 # --- Trying again -------------------------------------------------------------------------------

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Any, cast
 
 import pytest
 
 from podyd import pods
-from podyd.errors import Busy, DidNotShutDown, LxdRefused, NotRunning, PodydError, TimedOut
+from podyd.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
 from podyd.lxd.instances import Instance
 from podyd.lxd.refusals import refusal
 from podyd.pod import INS, OWNER
@@ -47,14 +48,19 @@ lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - 
 class Lxd:
     """Answers each request with what comes next; the last one for good."""
 
-    def __init__(self, outcomes: Sequence[PodydError | None]) -> None:
+    def __init__(self, outcomes: Sequence[PodydError | None], *, stops: bool = False) -> None:
         self._outcomes = list(outcomes)
+        # Whatever it says of that.
+        self._stops = stops
+        self._pod = POD
         self.asked: list[str] = []
 
     async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
         words = {"start": "start", "stop": "force" if body["force"] else "shut down"}
         self.asked.append(words[body["action"]])
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if outcome is None or self._stops:
+            self._pod = replace(POD, status="Stopped")
         if outcome:
             raise outcome
 
@@ -64,7 +70,7 @@ class Lxd:
     async def settle(self, name: str) -> None: ...
 
     async def all(self) -> tuple[Instance, ...]:
-        return (POD,)
+        return (self._pod,)
 
     async def has_room(self, name: str) -> bool:
         return True
@@ -81,9 +87,9 @@ def pods_on(lxd: object) -> Pods:
     return Pods(**cast(Any, {name: given.get(name) for name in needed}))
 
 
-def stopped(*outcomes: PodydError | None) -> tuple[str, list[str]]:
+def stopped(*outcomes: PodydError | None, stops: bool = False) -> tuple[str, list[str]]:
     """What a member is told of a stop, and what LXD was asked for."""
-    lxd = Lxd(outcomes)
+    lxd = Lxd(outcomes, stops=stops)
     try:
         said = asyncio.run(pods_on(lxd).stop(MEMBER, "main"))
     except PodydError as error:
@@ -100,7 +106,19 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_pod_that_shuts_down_is_not_forced() -> None:
     assert stopped(None) == ("Pod main has stopped.", ["shut down"])
-    assert stopped(NotRunning("already stopped")) == ("Pod main has stopped.", ["shut down"])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "The instance is already stopped",
+        "shutting down the container failed",
+        'Failed to unmount "/x": Device or resource busy',
+    ],
+)
+def test_one_that_has_stopped_is_not_forced_whatever_lxd_says(reason: str) -> None:
+    told = stopped(refusal(reason), stops=True)
+    assert told == ("Pod main has stopped.", ["shut down"])
 
 
 @pytest.mark.parametrize("late", [DEAF, LATE])
