@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+from pathlib import Path
+
 import pytest
 
+from podyd.lxd import session
 from podyd.lxd.session import MarkedStream
 
 
@@ -58,3 +63,60 @@ def test_the_mark_behind_forged_ones_is_found() -> None:
     marked = MarkedStream("n")
     assert fed(marked, MARK + MARK + b"1", MARK, b"4", b"2;behind") == MARK + MARK + b"1"
     assert marked.exit_code == 42
+
+
+# --- Killed for memory ----------------------------------------------------------------------------
+
+# Where the kernel counts: in the command's own box, in the pod as a whole, with cgroup v1.
+COUNTERS = ("podyd-n/memory.events", "memory.events", "memory/init.scope/memory.oom_control")
+EVENTS = "oom 7\noom_kill {}\noom_group_kill 9\n"
+
+
+@pytest.fixture
+def pod(tmp_path: Path) -> Path:
+    """What a pod has of cgroups, as files; and a mkdir that makes a box with its files."""
+    (tmp_path / "bin").mkdir()
+    mkdir = tmp_path / "bin/mkdir"
+    mkdir.write_text(
+        f"#!/bin/sh\n/bin/mkdir $1\n[ ! -e {tmp_path}/box ] || cp {tmp_path}/box/* $1\n"
+    )
+    mkdir.chmod(0o755)
+    (tmp_path / "cgroup/memory/init.scope").mkdir(parents=True)
+    (tmp_path / "self").write_text("4:pids:/\n0::/podyd-n\n")
+    return tmp_path
+
+
+def run(pod: Path, command: str) -> int:
+    """Run a command as in a pod; the code in its mark."""
+    script = session._RUN.replace("/sys/fs/cgroup", f"{pod}/cgroup")
+    script = script.replace("/proc/self/cgroup", f"{pod}/self")
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "podyd", "n", "/bin/sh", "-c", command],
+        env={"PATH": f"{pod}/bin:{os.environ['PATH']}"},
+        cwd=pod / "cgroup",
+        capture_output=True,
+        check=False,
+    )
+    marked = MarkedStream("n")
+    marked.feed(done.stdout)
+    assert marked.exit_code is not None, done
+    return marked.exit_code
+
+
+@pytest.mark.parametrize("counter", COUNTERS)
+def test_what_the_kernel_has_killed_for_memory_is_counted(pod: Path, counter: str) -> None:
+    before = 0 if "podyd" in counter else 3
+    place = pod / "box/memory.events" if "podyd" in counter else pod / "cgroup" / counter
+    place.parent.mkdir(exist_ok=True)
+    place.write_text(EVENTS.format(before))
+    if "oom_control" in counter:
+        (pod / "self").write_text("4:pids:/\n3:memory:/init.scope\n0::/podyd-n\n")
+    write = f"echo '{EVENTS}' >{counter}; exit 5"
+    assert run(pod, write.format(before)) == 5
+    # The box is another one for each command.
+    subprocess.run(["rm", "-rf", str(pod / "cgroup/podyd-n")], check=True)
+    assert run(pod, write.format(before + 1)) == 5 + session.OOM_KILLED
+
+
+def test_where_nothing_is_counted_nothing_is_said(pod: Path) -> None:
+    assert run(pod, "exit 5") == 5
