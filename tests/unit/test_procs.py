@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from podyd.procs import (
-    MAX_CMD_BYTES,
+    MAX_HEAD_BYTES,
     MAX_STUCK,
     Process,
     Reader,
@@ -73,7 +73,7 @@ def test_ourselves() -> None:
     process = known(os.getpid())
     assert process is not None
     assert (process.uid, payload_of(os.getpid())) == (os.geteuid(), None)
-    words = Path("/proc/self/cmdline").read_bytes()[:MAX_CMD_BYTES]
+    words = Path("/proc/self/cmdline").read_bytes()[:MAX_HEAD_BYTES]
     assert process.cmd == words.replace(b"\0", b" ").decode().strip()
     assert process.uptime is not None
     assert process.memory_used is not None
@@ -114,7 +114,7 @@ def test_a_long_command_line_is_cut_and_odd_bytes_do_no_harm() -> None:
         child.kill()
     assert process is not None
     assert process.cmd.startswith("sh -c read x \ufffdxxx")
-    assert len(process.cmd) == MAX_CMD_BYTES
+    assert len(process.cmd) == MAX_HEAD_BYTES
 
 
 def test_a_name_with_parentheses(tmp_path: Path) -> None:
