@@ -444,7 +444,7 @@ class Allotment:
         What fails for one pod goes to `problems`, and must not keep the others from their cards.
         """
         await self._telemetry.first(FIRST_SAMPLE_SECONDS)
-        tried: set[str] = set()
+        tried: set[tuple[str, str]] = set()
         while True:
             # Between two steps others decide, so each begins with a look.
             async with self._lock:
@@ -456,32 +456,37 @@ class Allotment:
                     return _until_next(view, moment)
 
     async def _step(
-        self, view: View, moment: datetime, tried: set[str], problems: dict[str, str]
+        self, view: View, moment: datetime, tried: set[tuple[str, str]], problems: dict[str, str]
     ) -> bool:
-        """Do what comes first of all that is to be done; whether there was something.
+        """Do what comes first of all that is to be done and was not `tried`; whether there was
+        something.
 
         Leases end before anybody is given anything, and cards are taken before they are given.
         """
         ended = [
             lease
             for lease in view.leases.values()
-            if lease.until <= moment and lease.pod.name not in problems
+            if lease.until <= moment and ("end", lease.key) not in tried
         ]
         if ended:
+            tried |= {("end", lease.key) for lease in ended}
             problems |= await self._expire(view, ended)
             return True
-        behind = [pod for pod in view.pods if pod.name not in tried and _is_behind(view, pod)]
+        behind = [
+            pod for pod in view.pods if ("write", pod.name) not in tried and _is_behind(view, pod)
+        ]
         losing = [pod for pod in behind if view.present(pod) - view.due(pod)]
         if behind:
             some = (losing or behind)[:WRITERS]
-            tried |= {pod.name for pod in some}
+            tried |= {("write", pod.name) for pod in some}
             await _all_of(self._catch_up(view, pod, problems) for pod in some)
             return True
         for place in view.line:
             # Who cannot be served yet keeps what they wait for from those behind.
             with contextlib.suppress(Conflict, Unavailable):
                 cards = view.grantable(place)
-                if place.pod.name not in problems:
+                if ("grant", place.pod.name) not in tried:
+                    tried.add(("grant", place.pod.name))
                     with _noted(place.pod, problems):
                         await self._grant(view, place, cards)
                     return True
