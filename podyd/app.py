@@ -171,7 +171,8 @@ def build(settings: Settings) -> App:
     idle = IdleLeases(
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
-    metrics = Metrics(allotment=allotment, telemetry=telemetry, occupancy=occupancy)
+    disks = Disks(client=client, instances=instances, executor=executor)
+    metrics = Metrics(allotment=allotment, disks=disks, telemetry=telemetry, occupancy=occupancy)
     ports = Ports(
         whereabouts=Whereabouts(client),
         instances=instances,
@@ -179,7 +180,6 @@ def build(settings: Settings) -> App:
         settings=settings,
     )
     mounts = Mounts(client=client, instances=instances, settings=settings)
-    disks = Disks(client=client, instances=instances, executor=executor)
     pods = Pods(
         client=client,
         instances=instances,

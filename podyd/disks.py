@@ -59,6 +59,15 @@ class Disk:
     limit: int | None
 
 
+@dataclass(frozen=True)
+class PoolUse:
+    """A storage pool, with how much there is and how much of that is used, in bytes."""
+
+    name: str
+    total: int
+    used: int
+
+
 class Disks:
     """Gives new pods their disks, changes them, and says what of them is used."""
 
@@ -143,6 +152,20 @@ class Disks:
             code="disk_full",
             limit=limit,
         )
+
+    def last_used(self, pod: Pod) -> int | None:
+        """What LXD said is used, when it was last asked for all pods; None where it did not."""
+        return used_bytes(pod.instance.devices, self._instances.last_states.get(pod.name))
+
+    async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
+        """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
+        names = {root_of(devices)[1].get("pool") for devices in holders}
+        found = []
+        for name in sorted(filter(None, names)):
+            data = await self._client.get(f"/1.0/storage-pools/{quote(name, safe='')}/resources")
+            space = data["space"]
+            found.append(PoolUse(name, space.get("total", 0), space.get("used", 0)))
+        return found
 
     async def check_held(self, name: str, devices: Devices) -> None:
         """Raises Conflict if the pool of an instance, that is there, holds no limit."""
@@ -364,6 +387,9 @@ def _size(
     if size == UNLIMITED and room != UNLIMITED and quota.max_pods > 0:
         size = quota.disk_total // quota.max_pods
     size = _least(size, quota.disk_limit, room)
+    if UNLIMITED < quota.disk_limit < MIN_DISK_BYTES:
+        # LXD would take a 0 for no limit.
+        _check(MIN_DISK_BYTES, quota.disk_limit, "bytes of disk for each pod")
     if room != UNLIMITED and size < MIN_DISK_BYTES:
         raise Forbidden(
             f"Your quota is {quota.disk_total} bytes of disk for all your pods, and they leave"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter as Tally
 from collections.abc import Iterator
 
@@ -10,6 +11,8 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from podyd import __version__
 from podyd.allotment import Allotment
+from podyd.config import UNLIMITED
+from podyd.disks import Disks, PoolUse, limit_of
 from podyd.errors import PodydError
 from podyd.gpus import Card, cards_in
 from podyd.nvidia import Gpu
@@ -25,8 +28,11 @@ POD_LABELS = (*CARD_LABELS, "pod", "owner")
 class Metrics:
     """All of podyd's figures; `text` is what /metrics answers."""
 
-    def __init__(self, *, allotment: Allotment, telemetry: Telemetry, occupancy: Occupancy) -> None:
+    def __init__(
+        self, *, allotment: Allotment, disks: Disks, telemetry: Telemetry, occupancy: Occupancy
+    ) -> None:
         self._allotment = allotment
+        self._disks = disks
         self._telemetry = telemetry
         self._occupancy = occupancy
         self._registry = CollectorRegistry()
@@ -65,10 +71,19 @@ class Metrics:
             view = await self._allotment.view()
         except PodydError:
             view = None
+        pools = await self._pools(view)
         now = CollectorRegistry()
         # It need not be a Collector: before 0.15 there is no such class.
-        now.register(_Now([*self._health(view), *self._of(view)]))  # type: ignore[arg-type]
+        now.register(_Now([*self._health(view), *self._of(view), *_of_pools(pools)]))  # type: ignore[arg-type]
         return (generate_latest(self._registry) + generate_latest(now)).decode()
+
+    async def _pools(self, view: View | None) -> list[PoolUse]:
+        if view is not None:
+            of_pods = [pod.instance.devices for pod in view.pods]
+            of_profiles = [profile["devices"] for profile in view.profiles.values()]
+            with contextlib.suppress(PodydError):
+                return await self._disks.pools([*of_pods, *of_profiles])
+        return []
 
     def _health(self, view: View | None) -> Iterator[Metric]:
         info = GaugeMetricFamily("podyd_info", "podyd's version.", labels=("version",))
@@ -93,6 +108,7 @@ class Metrics:
         yield GaugeMetricFamily(
             "podyd_gpu_queue_length", "Pods in line for GPUs.", value=len(view.line)
         )
+        yield from self._of_disks(view)
         yield from self._of_holders(view)
         sample = self._telemetry.current
         if sample is not None:
@@ -100,6 +116,26 @@ class Metrics:
             known = [(card, figures[card.pci]) for card in view.cards if card.pci in figures]
             yield from _of_cards(known)
             yield from self._of_use(view, known)
+
+    def _of_disks(self, view: View) -> Iterator[Metric]:
+        limit = GaugeMetricFamily(
+            "podyd_pod_disk_limit_bytes",
+            "How large the disk of a pod may become, where that is limited.",
+            labels=("pod", "owner"),
+        )
+        used = GaugeMetricFamily(
+            "podyd_pod_disk_used_bytes",
+            "What is on it, as LXD says it; on btrfs without what it shares with others.",
+            labels=("pod", "owner"),
+        )
+        for pod in view.pods:
+            labels = (pod.name, pod.owner)
+            size, found = limit_of(pod.instance), self._disks.last_used(pod)
+            if size != UNLIMITED:
+                limit.add_metric(labels, size)
+            if found is not None:
+                used.add_metric(labels, found)
+        yield from (limit, used)
 
     def _of_holders(self, view: View) -> Iterator[Metric]:
         held = GaugeMetricFamily(
@@ -145,6 +181,15 @@ class Metrics:
                 if used:
                     families["utilisation_ratio"].add_metric(labels, sum(used) / 100)
         yield from families.values()
+
+
+def _of_pools(pools: list[PoolUse]) -> Iterator[Metric]:
+    total = GaugeMetricFamily("podyd_pool_bytes", "The size of a storage pool.", labels=("pool",))
+    used = GaugeMetricFamily("podyd_pool_used_bytes", "How much of it is used.", labels=("pool",))
+    for pool in pools:
+        total.add_metric((pool.name,), pool.total)
+        used.add_metric((pool.name,), pool.used)
+    yield from (total, used)
 
 
 def _of_cards(known: list[tuple[Card, Gpu]]) -> Iterator[Metric]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from podyd.config import Config, load
-from podyd.doctor import host, mounts, nvidia, pods, service
+from podyd.doctor import host, mounts, nvidia, pods, service, storage
 from podyd.doctor import lxd as on_lxd
 from podyd.doctor.case import HOST, Case, Places
 from podyd.doctor.finding import Finding, Level
@@ -66,7 +66,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *host.id_ranges(admin, case.places),
         *host.kernel_limits(admin, case.places),
         *mounts.own_ids(admin, case),
-        *host.disk_space(admin, find_socket().parent),
+        *storage.disk_space(admin, find_socket().parent),
     ]
     if not _has_project(admin):
         return findings
@@ -75,6 +75,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *on_lxd.lxd_profiles(admin, case),
         *on_lxd.lxd_images(admin, case),
         *on_lxd.half_made_pods(admin, case),
+        *storage.disk_limits(admin, case),
         *on_lxd.certificate_trust(admin, case),
         *on_lxd.certificate_works(case),
         *pods.gpu_devices(admin, case),

@@ -14,7 +14,6 @@ from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.lxd.admin import Admin
 
-FULL = 0.9
 # LXD takes no smaller range: a pod needs the ids from root to nobody.
 MIN_IDS = 65536
 # Below are the host's own accounts.
@@ -71,28 +70,6 @@ def _proc_options(proc: Path) -> dict[str, str]:
                 for name, _, value in (item.partition("=") for item in options.split(","))
             }
     return found
-
-
-@check
-def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
-    """Neither a pool nor the disk that LXD itself is on is nearly full."""
-    for pool in admin.pools():
-        if pool.total_bytes and pool.used_bytes / pool.total_bytes > FULL:
-            yield warning(
-                f"Storage pool {pool.name} is {pool.used_bytes / pool.total_bytes:.0%} full.",
-                "lxc list --all-projects -c nD",
-            )
-    disk = os.statvfs(lxd_directory)
-    used = disk.f_blocks - disk.f_bfree
-    # As df(1) counts: without what is kept for root.
-    part = used / max(1, used + disk.f_bavail)
-    if part > FULL:
-        yield warning(
-            f"The disk that {lxd_directory} is on is {part:.0%} full; a pool that is a file there"
-            " then fails, however empty it is itself.",
-            f"df -h {lxd_directory}",
-        )
-    yield ok(f"The disk that {lxd_directory} is on is {part:.0%} full, and no pool is nearly full.")
 
 
 @check

@@ -90,9 +90,11 @@ class Server:
 
 @dataclass(frozen=True)
 class Pool:
-    """A storage pool; `status` is Created, or why it cannot be used."""
+    """A storage pool; `status` is Created, or why it cannot be used, `source` where it is kept."""
 
     name: str
+    driver: str
+    source: str
     status: str
     used_bytes: int
     total_bytes: int
@@ -306,7 +308,8 @@ class Admin:
                 name = data["name"]
                 space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
                 used, total = space["space"].get("used", 0), space["space"].get("total", 0)
-                found.append(Pool(name, data["status"], used, total))
+                source = data["config"].get("source", "")
+                found.append(Pool(name, data["driver"], source, data["status"], used, total))
         return found
 
     def bridges(self) -> list[str]:

@@ -141,6 +141,8 @@ class Instances:
     def __init__(self, client: LxdClient, holds: Holds) -> None:
         self._client = client
         self._holds = holds
+        # As of the last look at the CPU times; None of an instance that has none.
+        self.last_states: Mapping[str, Mapping[str, Any] | None] = {}
         self._following = False
         self._version = 0
         self._listeners: list[Callable[[], None]] = []
@@ -190,6 +192,7 @@ class Instances:
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
         data = await self._client.get("/1.0/instances", recursion=2)
+        self.last_states = {item["name"]: item["state"] for item in data}
         return tuple(CpuTime.of(self._holds.over(item)) for item in data)
 
     async def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:

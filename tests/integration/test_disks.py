@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.integration.harness import IMAGE, Answer, Client, Node, Pool
+from tests.integration.harness import IMAGE, Answer, Client, Node, Pool, wait_until
+from tests.integration.test_metrics import figure, scrape
 
 MIB = 1024**2
 
@@ -21,7 +22,12 @@ def limited(node: Node, btrfs: Pool) -> Iterator[Client]:
     user = node.accounts.user()
     quota = {"max_pods": 3, "disk_limit": "700MiB", "disk_total": "1100MiB"}
     server = node.serve(
-        {"quota": {"users": {user: quota}}, "pods": {"user_profiles": {user: btrfs.profiles}}}
+        {
+            "quota": {"users": {user: quota}},
+            "pods": {"user_profiles": {user: btrfs.profiles}},
+            "usage": {"interval": 1},
+            "metrics": {"allow": ["127.0.0.1"]},
+        }
     )
     client = server.client(user)
     client.post("/pod/create", ins="main", image=IMAGE, disk="400MiB").ok
@@ -113,6 +119,20 @@ def test_what_an_admin_has_set_stays(limited: Client, node: Node) -> None:
     limited.post("/pod/limits", ins="main", disk="500MiB").ok
     root = node.instance_of(limited.user, "main")["devices"]["root"]
     assert (root["limits.read"], root["size"]) == ("500MB", str(500 * MIB))
+
+
+def test_prometheus_is_told(limited: Client, node: Node, btrfs: Pool) -> None:
+    nobody = Client(limited.port)
+    name = node.instance_of(limited.user, "main")["name"]
+    labels = {"pod": name, "owner": limited.user}
+    size = figure(scrape(nobody), "podyd_pod_disk_limit_bytes", **labels)
+    assert size == disk_of(limited, "main")[1]
+    wait_until(
+        lambda: bool(figure(scrape(nobody), "podyd_pod_disk_used_bytes", **labels)), "the figure"
+    )
+    found = scrape(nobody)
+    assert figure(found, "podyd_pool_bytes", pool=btrfs.name) == 3 * 1024 * MIB
+    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=btrfs.name) or 0) < 3 * 1024 * MIB
 
 
 @pytest.fixture(scope="module")
