@@ -213,12 +213,15 @@ class Users:
     def _digest(self, name: str, password: str) -> bytes:
         return hashlib.blake2b(f"{name}\0{password}".encode(), key=self._key).digest()
 
+    def _who(self, name: str) -> Hashable:
+        """What counts as one user: short, whatever is said; LDAP does not tell ALICE from alice."""
+        return self._digest(name.casefold(), "")
+
     def _forget(self, name: str) -> None:
         self._forgotten[name] = next(self._numbers)
-        # What is being asked was proven before; who comes now must not join it.
-        for attempt in list(self._asking):
-            if attempt.name in ("", name):
-                del self._asking[attempt]
+        # What is being asked was proven before; who comes now must not join it. It may be about
+        # the same user by another spelling.
+        self._asking.clear()
         for digest, login in list(self._logins.items()):
             if login.proven.account.name == name:
                 del self._logins[digest]
@@ -253,8 +256,7 @@ class Users:
         return proven
 
     async def _prove_password(self, attempt: _Attempt) -> _Proven:
-        # Whoever may be named, and however long: what is kept of it is short.
-        who = self._digest(attempt.name, "")
+        who = self._who(attempt.name)
         one = Try(who, attempt.origin, known=(who, attempt.origin) in self._known)
         async with self._counting(one):
             account = await self._auth.login(
@@ -285,7 +287,7 @@ class Users:
                 account = await self._auth.account(
                     token.owner,
                     attempt.address,
-                    whose=self._digest(token.owner, ""),
+                    whose=self._who(token.owner),
                     known=True,
                 )
             except Unauthorized:

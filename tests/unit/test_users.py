@@ -144,11 +144,8 @@ def test_who_makes_podyd_forget_all_the_time_makes_it_forget_nobody_else(tmp_pat
         await auth.reached.wait()
         mallory = replace(ALICE, name="mallory")
         await users.change_password(users._member(mallory), "x", "y")
-        # Who comes now joins the one that is under way, and both are remembered.
-        again = asyncio.ensure_future(users.log_in("alice", PASSWORD, HERE))
-        await asyncio.sleep(0.05)
         auth.go.set()
-        await asyncio.gather(task, again)
+        await task
         await users.log_in("alice", PASSWORD, HERE)
         assert auth.asked == 1
 
@@ -196,6 +193,17 @@ def test_who_guesses_keeps_nobody_out_who_comes_from_elsewhere(tmp_path: Path) -
             await users.log_in("alice", "wrong", HERE)
         await users.log_in("alice", PASSWORD, at("192.0.2.8"))
         assert auth.asked == 5
+
+    play(tmp_path, use)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_another_spelling_is_no_other_user(tmp_path: Path) -> None:
+    async def use(users: Users, auth: FakeAuth) -> None:
+        for number, name in enumerate(("alice", "Alice", "ALICE", "aLICE")):
+            await guess(users, number, name=name)
+        with pytest.raises(TooMany):
+            await users.log_in("alicE", "wrong", HERE)
 
     play(tmp_path, use)
 
