@@ -48,7 +48,7 @@ from podyd.images import Images
 from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor, Exit
-from podyd.lxd.instances import Devices, Instances
+from podyd.lxd.instances import Devices, Instances, when_free
 from podyd.lxd.tree import end_packing
 from podyd.mounts import Mounts
 from podyd.naming import instance_name
@@ -94,10 +94,6 @@ _CONSEQUENCES = frozenset(
         "lxc_cmd_rsp_recv_fds",
     }
 )
-# How long LXD may be at something else with a pod before that is a refusal. It changes settings in
-# a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
-BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
-FREE_SECONDS = 0.2
 MAX_EXECS = 256
 MAX_EXECS_PER_MEMBER = 32
 SWEEP_MARGIN = timedelta(seconds=10)
@@ -329,7 +325,7 @@ class Pods:
         """Take away the mark of a pod that is being made."""
         # To LXD, a key without a value is none.
         change = {"config": {MADE_AS: ""}}
-        await _when_free(lambda: self._client.change("PATCH", instance_path(name), change))
+        await when_free(lambda: self._client.change("PATCH", instance_path(name), change))
 
     @contextlib.asynccontextmanager
     async def _reserved(
@@ -411,9 +407,7 @@ class Pods:
             with contextlib.suppress(LxdRefused):
                 await self._set_state(name, "stop", timeout=STOP_TIMEOUT, force=True)
             with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
-                await _when_free(
-                    lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
-                )
+                await when_free(lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT))
         finally:
             self._instances.invalidate()
 
@@ -574,7 +568,7 @@ class Pods:
             await self._instances.settle(name)
         try:
             # LXD itself gives up after `timeout`; podyd waits a little longer to hear so.
-            await _when_free(
+            await when_free(
                 lambda: self._client.change(
                     "PUT", instance_path(name, "state"), body, timeout=timeout + 5
                 )
@@ -694,23 +688,6 @@ async def twice_if_lxd_slips(
     except PodydError:
         await undo()
         raise
-
-
-async def _when_free(change: Callable[[], Awaitable[object]]) -> None:
-    """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
-
-    A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
-    """
-    began = time.monotonic()
-    while True:
-        try:
-            await change()
-            return
-        except Busy as error:
-            patience = UPDATE_SECONDS if error.operation == "update" else BUSY_SECONDS
-            if time.monotonic() - began > patience:
-                raise
-        await asyncio.sleep(FREE_SECONDS)
 
 
 def why_not_started(log_text: str) -> str:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -49,7 +50,11 @@ Devices = Mapping[str, Mapping[str, str]]
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
 _CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
 # How long somebody else may be changing an instance too, which takes LXD a moment each time.
-EDIT_SECONDS, EDIT_PAUSE = 5.0, 0.1
+EDIT_SECONDS = 5.0
+# How long LXD may be at something else with an instance before that is a refusal. It changes
+# settings in a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
+BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
+FREE_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
@@ -133,6 +138,23 @@ def parse_time(text: str) -> datetime:
     """LXD's RFC 3339 time, with up to nine digits of a second, in UTC."""
     whole, _, rest = text.rstrip("Z").partition(".")
     return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}").replace(tzinfo=timezone.utc)
+
+
+async def when_free(change: Callable[[], Awaitable[object]]) -> None:
+    """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
+
+    A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            await change()
+            return
+        except Busy as error:
+            patience = UPDATE_SECONDS if error.operation == "update" else BUSY_SECONDS
+            if time.monotonic() - began > patience:
+                raise
+        await asyncio.sleep(FREE_SECONDS)
 
 
 class Instances:
@@ -228,15 +250,11 @@ class Instances:
                 data, etag = await self._client.tagged(path)
                 body = _edited(_changeable(data), config, devices)
                 try:
-                    await self._put(path, body, etag)
+                    await when_free(partial(self._put, path, body, etag))
                     return
                 except Changed:
                     if time.monotonic() > end:
                         raise
-                except Busy as error:
-                    if error.operation != "update" or time.monotonic() > end:
-                        raise
-                await asyncio.sleep(EDIT_PAUSE)
         finally:
             self.invalidate()
 
@@ -325,8 +343,10 @@ class Instances:
         until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
         TimedOut.
         """
-        await self._client.change(
-            "PUT", instance_path(name), {"restore": snapshot}, timeout=timeout
+        body = {"restore": snapshot}
+        # LXD may still be cleaning up after one that has only just stopped.
+        await when_free(
+            lambda: self._client.change("PUT", instance_path(name), body, timeout=timeout)
         )
 
     def end_restore(self, name: str) -> None:

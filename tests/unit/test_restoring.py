@@ -286,7 +286,10 @@ def test_a_change_waits_for_others_changes(free: tuple[Lxd, Instances]) -> None:
     assert lxd.data["config"] == {**THEN, "limits.memory": "2GiB"}
 
 
-def test_a_change_waits_for_nothing_else(free: tuple[Lxd, Instances]) -> None:
+def test_a_change_waits_less_for_what_may_take_long(
+    free: tuple[Lxd, Instances], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lxd_instances, "BUSY_SECONDS", -1.0)
     lxd, instances = free
     lxd.refusals = [STARTING, STARTING]
     with pytest.raises(Busy):
@@ -297,8 +300,8 @@ def test_a_change_waits_for_nothing_else(free: tuple[Lxd, Instances]) -> None:
 def test_a_change_does_not_wait_for_good(
     free: tuple[Lxd, Instances], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lxd_instances, "EDIT_SECONDS", 0.05)
-    monkeypatch.setattr(lxd_instances, "EDIT_PAUSE", 0.01)
+    monkeypatch.setattr(lxd_instances, "UPDATE_SECONDS", 0.05)
+    monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
     lxd, instances = free
     lxd.refusals = [UPDATE] * 1000
     with pytest.raises(Busy):

@@ -11,8 +11,8 @@ from typing import Any, cast
 
 import pytest
 
-from podyd import pods
 from podyd.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
+from podyd.lxd import instances
 from podyd.lxd.instances import Instance
 from podyd.lxd.refusals import refusal
 from podyd.pod import INS, OWNER
@@ -99,9 +99,9 @@ def stopped(*outcomes: PodydError | None, stops: bool = False) -> tuple[str, lis
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pods, "FREE_SECONDS", 0.001)
-    monkeypatch.setattr(pods, "BUSY_SECONDS", 0.02)
-    monkeypatch.setattr(pods, "UPDATE_SECONDS", 5.0)
+    monkeypatch.setattr(instances, "FREE_SECONDS", 0.001)
+    monkeypatch.setattr(instances, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(instances, "UPDATE_SECONDS", 5.0)
 
 
 def test_a_pod_that_shuts_down_is_not_forced() -> None:
