@@ -251,6 +251,8 @@ def test_ctrl_c_cancels_a_commit(node: Node, own: Client) -> None:
         terminal.type("\3")
         assert terminal.end() == 130
         assert "is left" not in terminal.text
+    wait_until(lambda: not [n for n in node.instances() if "commit" in n], "podyd to end it", 30)
+    assert_nothing_left(node, own.user)
 
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["packing", "packed"])
