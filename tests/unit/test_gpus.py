@@ -6,11 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from podyd.gpus import Card, Identities, cards_in, natural, with_cards
+from podyd.gpus import Card, Gpus, Identities, cards_in, natural, with_cards
+from podyd.lxd.client import LxdClient
+from podyd.nvidia import Gpu, Sample
 from podyd.store import CardStore, Database
+from podyd.telemetry import Telemetry
 
 CARDS = (
     Card(0, "0000:41:00.0", "GPU-a"),
@@ -107,5 +111,32 @@ def test_without_a_database_it_is_remembered_while_podyd_runs(tmp_path: Path) ->
             assert await found.of({}) == {}
             assert await found.of({"0000:01:00.0": "GPU-a"}) == {"0000:01:00.0": "GPU-a"}
             assert await found.of({}) == {"0000:01:00.0": "GPU-a"}
+
+    asyncio.run(whole())
+
+
+class Untold(LxdClient):
+    """LXD with a card and without nvidia-container-cli."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def get(self, path: str, **query: Any) -> Any:
+        assert path == "/1.0/resources"
+        return {"gpu": {"cards": [{"vendor_id": "10de", "pci_address": "0000:01:00.0"}]}}
+
+
+def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
+    async def whole() -> None:
+        async with identities(tmp_path / "db") as known:
+            telemetry = Telemetry()
+            gpus = Gpus(Untold(), telemetry, known)
+            assert [card.key for card in await gpus.cards()] == ["0000:01:00.0"]
+            before = await gpus.cards()
+            telemetry.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))
+            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
+            telemetry.latest = None
+            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
+            assert before == await gpus.cards(), "it is the same card all the time"
 
     asyncio.run(whole())
