@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
+from typing import Literal
 
 from podyd.errors import Conflict, LxdRefused, PodydError
+from podyd.longtext import Kept, LongText
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.pod import Pod
 from podyd.pods import Pods, why_not_started
@@ -28,7 +29,7 @@ class PodLogs:
         self._client = client
         self._pods = pods
 
-    async def last(self, member: Member, request: LogsOf) -> PodLog:
+    async def last(self, member: Member, request: LogsOf) -> Kept[PodLog]:
         """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
         pod = await self._pods.find(member, request.ins)
         if pod.status == "frozen":
@@ -46,10 +47,10 @@ class PodLogs:
         said = _tail(await self._console(pod), request.lines)
         why = "" if pod.status == "running" else await self._why_not_started(pod)
         if why:
-            return PodLog(f"{said}Its last start failed: {why}.\n", "lxc")
-        return PodLog(said, "console")
+            return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
+        return _whole(said, "console")
 
-    async def _journal(self, member: Member, request: LogsOf) -> PodLog | None:
+    async def _journal(self, member: Member, request: LogsOf) -> Kept[PodLog] | None:
         """None where the pod has no journal."""
         since = "" if request.since is None else f" --since=-{request.since:.0f}s"
         command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
@@ -62,13 +63,13 @@ class PodLogs:
             timeout=RUN_SECONDS,
             limit=MAX_JOURNAL_BYTES,
         )
-        with contextlib.closing(done):
-            found, errors = str(done.body.stdout), str(done.body.stderr)
-        is_cut = done.body.timed_out or "cut\n" in errors
-        if not found and not is_cut:
+        said = done.body
+        is_cut = said.timed_out or "cut\n" in str(said.stderr)
+        if not any(said.stdout) and not is_cut:
+            done.close()
             return None
-        is_full = len(found.encode()) >= MAX_JOURNAL_BYTES
-        return PodLog(found, "journal", is_cut or is_full)
+        is_full = sum(len(piece.encode()) for piece in said.stdout) >= MAX_JOURNAL_BYTES
+        return Kept(PodLog(said.stdout, "journal", is_cut or is_full), done.close)
 
     async def _console(self, pod: Pod) -> str:
         try:
@@ -83,6 +84,10 @@ class PodLogs:
             )
         except PodydError:
             return ""
+
+
+def _whole(text: str, source: Literal["console", "lxc"]) -> Kept[PodLog]:
+    return Kept(PodLog(LongText(lambda: iter([text])), source), lambda: None)
 
 
 def _tail(text: str, lines: int) -> str:

@@ -552,7 +552,7 @@ class PodLog:
     `truncated` if the journal is not all here, as it is too large, or took too long to read.
     """
 
-    log: str
+    log: LongText
     source: Literal["journal", "console", "lxc"]
     truncated: bool = False
 

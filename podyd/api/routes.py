@@ -299,7 +299,7 @@ class Routes:
         return await self._deletions.delete(call.caller, call.request)
 
     @serves(spec.POD_LOGS)
-    async def pod_logs(self, call: Call) -> spec.PodLog:
+    async def pod_logs(self, call: Call) -> Kept[spec.PodLog]:
         return await self._podlogs.last(call.caller, call.request)
 
     @serves(spec.POD_LIMITS)
