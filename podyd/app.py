@@ -132,6 +132,7 @@ def build(settings: Settings) -> App:
     cleaning = Tasks()
     instances = Instances(client, Holds(config.data_dir / "restoring"))
     reader = Reader()
+    client.is_there = instances.has
     payloads = Payloads(
         config.lxd.project,
         instances=instances.all,

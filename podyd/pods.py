@@ -46,7 +46,7 @@ from podyd.gpus import Gpus, cards_in, needs_nvidia
 from podyd.identity import forget_identity
 from podyd.images import Images
 from podyd.longtext import Kept
-from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.client import LxdClient, instance_path, meant_for
 from podyd.lxd.execution import Executor, Exit
 from podyd.lxd.instances import Devices, Instances, when_free
 from podyd.lxd.tree import end_packing
@@ -265,7 +265,9 @@ class Pods:
             await self._check_snapshot(pod, snapshot)
         source = {
             "type": "copy",
-            "source": pod.name if snapshot is None else f"{pod.name}/{snapshot}",
+            "source": meant_for(
+                pod.name, pod.name if snapshot is None else f"{pod.name}/{snapshot}"
+            ),
             "instance_only": True,
         }
         self._instances.check_free(pod.name)
@@ -420,11 +422,13 @@ class Pods:
         return self._removing[name]
 
     async def _remove(self, name: str) -> None:
-        pause, said = REMOVE_SECONDS, ""
+        pause, said, meant = REMOVE_SECONDS, "", name
         try:
             while True:
                 try:
-                    return await self._delete(name)
+                    # The name may be another's by the time of a later try.
+                    meant = await self._instances.bound(meant)
+                    return await self._delete(meant)
                 except PodydError as error:
                     before, said = said, error.detail
                     # LXD may be making it yet.

@@ -14,7 +14,7 @@ import json
 import logging
 import socket
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
@@ -25,7 +25,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
-from podyd.errors import NotSetUp, TimedOut, Unavailable
+from podyd.errors import Gone, NotSetUp, TimedOut, Unavailable
 from podyd.lxd import websocket
 from podyd.lxd.refusals import refusal
 from podyd.lxd.websocket import Websocket
@@ -107,8 +107,45 @@ class NumericResolver(DefaultExecutorResolver):
         return [(item[0], item[4]) for item in found]
 
 
+class Bound(str):
+    """A name in LXD, or a path, that is meant for one instance alone.
+
+    LXD knows instances by their names, and soon a name may be another's: once `x` has deleted their
+    pod `y-main`, `x-y` may make a pod `main`.
+    """
+
+    instance: str
+    uuid: str
+
+
+def bound(name: str, uuid: str) -> str:
+    """The name of the instance that has this uuid; "" where LXD has not given it one yet."""
+    if not uuid:
+        return name
+    found = Bound(name)
+    found.instance, found.uuid = name, uuid
+    return found
+
+
+def meant_for(name: str, text: str) -> str:
+    """A text that holds an instance's name, for that instance alone if the name is bound."""
+    if not isinstance(name, Bound):
+        return text
+    found = Bound(text)
+    found.instance, found.uuid = name.instance, name.uuid
+    return found
+
+
+async def _trusting(name: str, uuid: str) -> bool:
+    return True
+
+
 class LxdClient:
-    """Speaks to one LXD, in one project."""
+    """Speaks to one LXD, in one project.
+
+    What is sent to a path that is bound (see Bound), or copies from a bound name, is refused as LXD
+    refuses it where there is no such instance, once another one has the name.
+    """
 
     def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
         """Raises NotSetUp if `podyd setup` has not left its certificates."""
@@ -122,6 +159,14 @@ class LxdClient:
         self._files = SimpleAsyncHTTPClient(
             force_instance=True, max_clients=MAX_CONNECTIONS, max_body_size=MAX_FILE_BYTES
         )
+
+        # Whether an instance has this name and this uuid now.
+        self.is_there: Callable[[str, str], Awaitable[bool]] = _trusting
+
+    async def check(self, name: object) -> None:
+        """Raises Gone if a bound name is of an instance that is not there any more."""
+        if isinstance(name, Bound) and not await self.is_there(name.instance, name.uuid):
+            raise Gone("Instance not found")
 
     def close(self) -> None:
         self._http.close()
@@ -308,6 +353,9 @@ class LxdClient:
         headers: Mapping[str, str] | None = None,
         http: SimpleAsyncHTTPClient | None = None,
     ) -> HTTPResponse:
+        await self.check(path)
+        if isinstance(body, Mapping) and isinstance(body.get("source"), Mapping):
+            await self.check(body["source"].get("source"))
         request = HTTPRequest(
             self._url(path, query),
             method=method,
@@ -355,8 +403,8 @@ def unreachable(error: BaseException) -> Unavailable:
 
 
 def instance_path(name: str, *parts: str) -> str:
-    """The path of an instance, or of something of its."""
-    return "/".join(["/1.0/instances", quote(name, safe=""), *parts])
+    """The path of an instance, or of something of its; bound as its name is."""
+    return meant_for(name, "/".join(["/1.0/instances", quote(name, safe=""), *parts]))
 
 
 def _tls_context(credentials: Credentials) -> ssl.SSLContext:

@@ -29,7 +29,7 @@ from podyd.errors import (
     Slipped,
     Unsettled,
 )
-from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.client import LxdClient, bound, instance_path
 from podyd.lxd.holds import Holds
 from podyd.lxd.operations import under_way
 from podyd.lxd.websocket import Websocket
@@ -59,7 +59,10 @@ FREE_SECONDS = 0.2
 
 @dataclass(frozen=True)
 class Instance:
-    """An LXD instance; `config` and `own_devices` are without its profiles, the rest with them."""
+    """An LXD instance; `config` and `own_devices` are without its profiles, the rest with them.
+
+    Its name is bound: what is asked of LXD under it, this instance is asked, or none.
+    """
 
     name: str
     status: str
@@ -76,7 +79,7 @@ class Instance:
         """From the JSON of `/1.0/instances/NAME`."""
         started = parse_time(data["last_used_at"])
         return cls(
-            name=data["name"],
+            name=bound(data["name"], data["config"].get("volatile.uuid", "")),
             status=data["status"],
             created=parse_time(data["created_at"]),
             # LXD writes the zero time, of 1970 or of the year 1, for "never".
@@ -222,6 +225,14 @@ class Instances:
         found = await self._client.get("/1.0/profiles", recursion=1)
         known = {profile["name"]: profile for profile in found}
         return [known[name] for name in instance.profiles if name in known]
+
+    async def has(self, name: str, uuid: str) -> bool:
+        """Whether an instance has this name and this uuid."""
+        return any((item.name, item.uuid) == (name, uuid) for item in await self.all())
+
+    async def bound(self, name: str) -> str:
+        """A name, for the instance alone that has it now, if there is one."""
+        return next((item.name for item in await self.all() if item.name == name), name)
 
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""

@@ -233,6 +233,8 @@ class Session(abc.ABC):
                 **self.options(),
             },
         )
+        # Nothing runs before the sockets are there: this is whom LXD has asked, or nobody.
+        await self._client.check(self._instance)
         secret = operation["metadata"]["fds"]
         path = f"/1.0/operations/{operation['id']}"
         # Control comes first: the command starts as soon as all others are there, and LXD

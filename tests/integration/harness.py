@@ -484,11 +484,32 @@ class Node:
         changes: Mapping[str, Any] | None = None,
         *,
         environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, float] | None = None,
     ) -> Server:
-        """Start `podyd serve` and wait until it answers and follows LXD."""
+        """Start `podyd serve` and wait until it answers and follows LXD.
+
+        `constants` are such of podyd's modules ("podyd.line.START_SECONDS") as this one has others,
+        for a test that would wait for long, or that a slow machine would keep waiting.
+        """
+        environment = {**(environment or {}), **self._with(constants or {})}
         server = self.serve_soon(changes, environment=environment)
         server.wait_for_log("following LXD's events")
         return server
+
+    def _with(self, constants: Mapping[str, float]) -> Mapping[str, str]:
+        """The environment in which Python sets these before it runs podyd."""
+        if not constants:
+            return {}
+        directory = Path(tempfile.mkdtemp(dir=self.directory))
+        directory.chmod(0o755)
+        lines = []
+        for name, value in constants.items():
+            module, _, constant = name.rpartition(".")
+            lines.append(
+                f"import {module}\nassert hasattr({module}, {constant!r})\n{name} = {value}\n"
+            )
+        (directory / "sitecustomize.py").write_text("".join(lines))
+        return {"PYTHONPATH": f"{directory}:{self.library}"}
 
     def serve_soon(
         self,

@@ -13,9 +13,9 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
-from podyd.errors import LxdRefused, Unavailable
+from podyd.errors import Gone, LxdRefused, Unavailable
 from podyd.lxd import client
-from podyd.lxd.client import Credentials, LxdClient
+from podyd.lxd.client import Credentials, LxdClient, bound, instance_path, meant_for
 from podyd.tls import load
 from tests.unit.test_tls import make
 
@@ -122,3 +122,45 @@ def test_a_no_is_an_answer(tmp_path: Path) -> None:
 def test_a_change_is_made_once(tmp_path: Path, first: Behaviour) -> None:
     with pytest.raises((Unavailable, LxdRefused)):
         ask(tmp_path, [first, answer], "POST")
+
+
+def test_what_is_meant_for_one_instance_reaches_no_other_of_its_name(tmp_path: Path) -> None:
+    """Nothing is sent at all: there is no server."""
+
+    async def main() -> None:
+        files = make(tmp_path, "lxd")
+        for name in ("client.crt", "server.crt"):
+            shutil.copy(files.cert, tmp_path / name)
+        shutil.copy(files.key, tmp_path / "client.key")
+        lxd = LxdClient("https://127.0.0.1:1", "p", Credentials(tmp_path))
+        there = {"a": "new"}
+
+        async def is_there(name: str, uuid: str) -> bool:
+            return there.get(name) == uuid
+
+        lxd.is_there = is_there
+        old, gone, new = bound("a", "old"), bound("b", "old"), bound("a", "new")
+        try:
+            for name in (old, gone):
+                path = instance_path(name, "state")
+                for call in (
+                    lxd.get(path),
+                    lxd.tagged(path),
+                    lxd.text(path),
+                    lxd.change("PUT", path, {}),
+                    lxd.start(path, {}),
+                    lxd.file("GET", name, "/etc/shadow"),
+                    lxd.check(name),
+                    lxd.change("POST", "/1.0/instances", {"source": {"source": name}}),
+                    lxd.check(meant_for(name, f"{name}/snapshot")),
+                ):
+                    with pytest.raises(Gone):
+                        await call
+            for name in (new, "a"):
+                await lxd.check(name)
+                with pytest.raises(Unavailable):
+                    await lxd.change("PUT", instance_path(name), {})
+        finally:
+            lxd.close()
+
+    asyncio.run(main())
