@@ -326,7 +326,7 @@ class Allotment:
                 code="lease_too_long",
                 limit=limits.max_hours,
             )
-        names = {item.name for item in view.pods if item.owner == member.name} - {pod.name}
+        names = {item.name for item in view.pods if item.is_of(member)} - {pod.name}
         used = sum(lease.pod.name in names for lease in view.leases.values())
         used += sum(view.asked(place.choice) for place in view.line if place.pod.name in names)
         leased = view.leased(pod)
@@ -602,7 +602,7 @@ def _room(view: View, member: Member, pod: Pod | None = None) -> int | None:
     """How many cards a pod may have within its owner's quota; None if there is no limit."""
     limit = member.quota.gpu_count
     but = pod.name if pod else ""
-    return None if limit == UNLIMITED else limit - view.counted(member.name, but=but)
+    return None if limit == UNLIMITED else limit - view.counted(member, but=but)
 
 
 def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None) -> None:

@@ -41,6 +41,7 @@ from podyd.podlogs import PodLogs
 from podyd.pods import Pods
 from podyd.ports import Ports
 from podyd.procs import Reader
+from podyd.sessions import Sessions
 from podyd.settings import Settings
 from podyd.shells import Shells
 from podyd.snapshots import Snapshots
@@ -86,9 +87,11 @@ class App:
     background: Tasks
     cleaning: Tasks
     requests: Requests
+    sessions: Sessions
 
     def start(self) -> None:
         """Begin what goes on in the background; needs a running event loop."""
+        self.background.keep(self.sessions.run, "ending what logins no longer allow")
         self.background.keep(self.payloads.follow, "learning the pods' cgroups")
         self.background.keep(self.telemetry.run, "asking NVML")
         self.background.keep(self.identities.run, "remembering cards")
@@ -157,6 +160,7 @@ def build(settings: Settings) -> App:
     origins = Origins()
     users = Users(AuthClient(config.auth.socket), origins, tokens, settings)
     identities = Identities(CardStore(database))
+    sessions = Sessions(users)
     gpus = Gpus(client, telemetry, identities)
     occupancy = Occupancy(telemetry, pod_of=payloads.pod_of)
     endings = Endings(client, config.data_dir / "endings")
@@ -233,7 +237,12 @@ def build(settings: Settings) -> App:
     def address_of(request: HTTPServerRequest) -> str:
         return client_address(request, settings.current.proxies)
 
-    shared = {"users": users, "requests": requests, "address_of": address_of}
+    shared = {
+        "users": users,
+        "requests": requests,
+        "sessions": sessions,
+        "address_of": address_of,
+    }
     application = Application(
         [
             (
@@ -269,6 +278,7 @@ def build(settings: Settings) -> App:
         background=Tasks(),
         cleaning=cleaning,
         requests=requests,
+        sessions=sessions,
     )
 
 

@@ -32,7 +32,7 @@ from podyd.identity import forget_identity
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.tree import File, Tree, cut, look
-from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod
+from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod, owner_keys
 from podyd.pods import Pods
 from podyd.spec import Committed, Progress
 from podyd.tasks import Tasks
@@ -134,7 +134,8 @@ class Commits:
             async with self._template(pod, under_way) as template:
                 tree = await self._looked(template, under_way)
                 room.check(tree.size_bytes, tree.large)
-                properties = {OWNER: member.name, MADE_AS: template, "description": description}
+                keys = {**owner_keys(member), MADE_AS: template}
+                properties = {**keys, "description": description}
                 image = await self._publish(template, properties, under_way)
                 try:
                     await self._check_size(member, image, old)
@@ -215,7 +216,7 @@ class Commits:
     async def _replaced(self, member: Member, name: str) -> Image | None:
         for image in await self._images.all():
             if name in image.aliases:
-                if image.owner == member.name:
+                if image.is_of(member):
                     return image
                 raise Conflict(
                     f"The name {name!r} is taken by an image that is not yours; take another tag.",
@@ -230,7 +231,7 @@ class Commits:
         return [
             image
             for image in await self._images.all()
-            if image.owner == member.name and image.fingerprint != gone
+            if image.is_of(member) and image.fingerprint != gone
         ]
 
     async def _check_room(self, member: Member, old: Image | None) -> None:

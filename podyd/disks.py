@@ -186,7 +186,7 @@ class Disks:
 
     async def _others(self, member: Member, name: str) -> dict[str, int]:
         """The limits of a member's pods, but of one; by their names."""
-        pods = [pod for pod in pods_of(await self._instances.all()) if pod.owner == member.name]
+        pods = [pod for pod in pods_of(await self._instances.all()) if pod.is_of(member)]
         limits = {pod.name: limit_of(pod.instance) for pod in pods}
         limits |= {key: size for key, (owner, size) in self._making.items() if owner == member.name}
         limits.pop(name, None)

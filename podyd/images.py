@@ -13,7 +13,7 @@ from typing import Any
 from podyd.errors import Forbidden, Missing, NotFound
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import parse_time
-from podyd.pod import MADE_AS, OWNER
+from podyd.pod import MADE_AS, OWNER, uid_of
 from podyd.settings import Settings
 from podyd.users import Member
 
@@ -33,6 +33,8 @@ class Image:
     created: datetime
     architecture: str
     owner: str = ""
+    # Which account of that name, as `uid_of` says.
+    uid: str = ""
     # What it was published from, an instance of podyd's that is gone by now.
     made_as: str = ""
 
@@ -46,8 +48,13 @@ class Image:
             created=parse_time(data["created_at"]),
             architecture=data["architecture"],
             owner=data["properties"].get(OWNER, ""),
+            uid=uid_of(data["properties"]),
             made_as=data["properties"].get(MADE_AS, ""),
         )
+
+    def is_of(self, member: Member) -> bool:
+        """Whether a member has committed it, and not an earlier account of their name."""
+        return self.owner == member.name and self.uid in ("", str(member.uid))
 
 
 class Images:
@@ -70,7 +77,7 @@ class Images:
 
         Raises NotFound if there is none, or another member's; Forbidden if it is not offered.
         """
-        images = [image for image in await self.all() if image.owner in ("", member.name)]
+        images = [image for image in await self.all() if not image.owner or image.is_of(member)]
         for alias in (name, name.removesuffix(":latest")):
             for image in images:
                 if alias in image.aliases:
@@ -90,7 +97,7 @@ class Images:
         for image in await self.all():
             if not {name, name.removesuffix(":latest")} & set(image.aliases):
                 continue
-            if image.owner == member.name:
+            if image.is_of(member):
                 await self.remove(image)
                 log.info("%s deleted image %s", member.name, image.aliases[0])
                 return f"Image {image.aliases[0]} is deleted; pods made from it stay."
@@ -135,6 +142,6 @@ class Images:
 
     def _is_offered(self, alias: str, image: Image, member: Member | None) -> bool:
         if image.owner:
-            return member is not None and image.owner == member.name
+            return member is not None and image.is_of(member)
         offer = self._settings.current.images.offer
         return any(fnmatch.fnmatchcase(alias, pattern) for pattern in offer)

@@ -6,14 +6,18 @@ say what LXD does not know. An instance without an owner is nobody's and is neve
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from podyd.errors import NotFound
 from podyd.lxd.instances import Instance
 from podyd.spec import PodStatus
 
 OWNER = "user.podyd.owner"
+# Which account of that name podyd has meant, "alice:1001": another one may have the name some day.
+ACCOUNT = "user.podyd.account"
 INS = "user.podyd.ins"
 IMAGE = "user.podyd.image"
 # The host's ports that lead into it: "20001:22,20002:8888", or "none".
@@ -32,6 +36,16 @@ TEMPLATE = "podyd-commit-"
 _STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
 
 
+class Owner(Protocol):
+    """An account that has pods."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uid(self) -> int: ...
+
+
 @dataclass(frozen=True)
 class Pod:
     """An instance with an owner, under the name that the owner uses."""
@@ -44,6 +58,10 @@ class Pod:
     def name(self) -> str:
         return self.instance.name
 
+    def is_of(self, owner: Owner) -> bool:
+        """Whether it is this account's, and not an earlier one's of its name."""
+        return self.owner == owner.name and uid_of(self.instance.config) in ("", str(owner.uid))
+
     @property
     def status(self) -> PodStatus:
         return _STATUS.get(self.instance.status, "error")
@@ -54,22 +72,42 @@ class Pod:
         return config.get(IMAGE) or config.get("image.description", "")
 
 
+def owner_keys(owner: Owner) -> dict[str, str]:
+    """The keys that make an instance, or an image, an account's own."""
+    return {OWNER: owner.name, ACCOUNT: f"{owner.name}:{owner.uid}"}
+
+
+def uid_of(keys: Mapping[str, str]) -> str:
+    """The uid of the owner that these keys name, "" if they say none.
+
+    Pods of an older podyd do not, nor those that an admin has given away: what podyd has noted is
+    then of another name.
+    """
+    name, _, uid = keys.get(ACCOUNT, "").rpartition(":")
+    return uid if name == keys.get(OWNER) else ""
+
+
 def pods_of(instances: Iterable[Instance]) -> list[Pod]:
     """The pods among these instances, without the half-made ones, by owner and name.
 
     An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it,
     the other goes by its name in LXD.
     """
-    pods: dict[tuple[str, str], Pod] = {}
+    pods: list[Pod] = []
+    # By owner and name, the uids of the accounts that see it; "" is whoever has the owner's name.
+    taken: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for instance in sorted(instances, key=lambda item: (item.created, item.name)):
         owner = instance.config.get(OWNER)
         if not owner or is_half_made(instance):
             continue
         ins = instance.config.get(INS) or instance.name.removeprefix(f"{owner}-")
-        if (owner, ins) in pods:
+        uid = uid_of(instance.config)
+        others = taken[owner, ins]
+        if others and (not uid or others & {"", uid}):
             ins = instance.name
-        pods[owner, ins] = Pod(owner, ins, instance)
-    return [pods[key] for key in sorted(pods)]
+        taken[owner, ins].add(uid)
+        pods.append(Pod(owner, ins, instance))
+    return sorted(pods, key=lambda pod: (pod.owner, pod.ins, pod.name))
 
 
 def is_half_made(instance: Instance) -> bool:

@@ -57,11 +57,11 @@ from podyd.pod import (
     IMAGE,
     INS,
     MADE_AS,
-    OWNER,
     TEMPLATE,
     Pod,
     is_half_made,
     no_such_snapshot,
+    owner_keys,
     pods_of,
 )
 from podyd.ports import Ports
@@ -158,7 +158,7 @@ class Pods:
 
     async def names(self, member: Member) -> list[str]:
         """The names of a member's pods, sorted."""
-        return [pod.ins for pod in await self._all() if pod.owner == member.name]
+        return [pod.ins for pod in await self._all() if pod.is_of(member)]
 
     async def summaries(self) -> list[PodSummary]:
         """Every pod of every owner."""
@@ -213,7 +213,7 @@ class Pods:
     async def find(self, member: Member, ins: str) -> Pod:
         """A member's pod. Raises NotFound, also for somebody else's."""
         for pod in await self._all():
-            if (pod.owner, pod.ins) == (member.name, ins):
+            if pod.ins == ins and pod.is_of(member):
                 return pod
         raise NotFound(f"You have no pod {ins!r}; see /pod/list.", code="no_such_pod")
 
@@ -343,12 +343,12 @@ class Pods:
         key = member.name, ins
         async with lock:
             instances = await self._instances.all()
-            mine = {pod.ins for pod in pods_of(instances) if pod.owner == member.name}
+            mine = {pod.ins for pod in pods_of(instances) if pod.is_of(member)}
             self._check_room(member, ins, mine)
             taken = {instance.name for instance in instances} | set(self._making.values())
             name = instance_name(member.name, ins, {other.lower() for other in taken})
             self._making[key] = name
-        config = {OWNER: member.name, INS: ins, MADE_AS: name, **limits(member, profiles)}
+        config = {**owner_keys(member), INS: ins, MADE_AS: name, **limits(member, profiles)}
         config |= {key: value for key, value in mounted.config.items() if value is not None}
         try:
             async with (

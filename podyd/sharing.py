@@ -29,7 +29,7 @@ from podyd.leases import (
 )
 from podyd.lxd.instances import Instance
 from podyd.params import CardChoice
-from podyd.pod import Pod
+from podyd.pod import Owner, Pod
 from podyd.spec import iso
 
 # What a pod's owner asked for: `all`, `none`, or UUIDs; absent: what its profiles give.
@@ -227,15 +227,15 @@ class View:
         """The cards of a pod that count towards its owner's quota."""
         return self.wished(pod) | self.leased(pod)
 
-    def counted(self, owner: str, *, but: str = "") -> int:
+    def counted(self, owner: Owner, *, but: str = "") -> int:
         """How many cards count towards an owner's quota, those of pod `but` left out: had,
         promised to a pod in line, or to one that is being made."""
-        pods = {pod.name: pod for pod in self.pods if pod.owner == owner and pod.name != but}
+        pods = {pod.name: pod for pod in self.pods if pod.is_of(owner) and pod.name != but}
         waiting = [place.more for place in self.line if place.pod.name in pods]
         making = [
             item.counted
             for name, item in self.making.items()
-            if item.owner == owner and name not in pods and name != but
+            if item.owner == owner.name and name not in pods and name != but
         ]
         strange = [len(self.unknown.get(name, ())) for name in pods]
         own = [len(self.own(pod)) for pod in pods.values()]

@@ -75,6 +75,11 @@ class Tokens:
             raise refused()
         return token
 
+    async def works(self, token: Token) -> bool:
+        """Whether a token that was found works yet."""
+        found = await self._store.of(token.owner, token.uid, token.mark, now=time.time())
+        return token.id in {item.id for item in found}
+
     async def used(self, token: Token) -> None:
         """Note that a token is used now."""
         await self._store.used(token.id, time.time())

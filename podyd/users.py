@@ -9,7 +9,7 @@ import itertools
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Hashable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from podyd.accountlist import AccountList
 from podyd.addresses import is_among, parse_address
 from podyd.authclient import Account, AuthClient
 from podyd.config import Auth, Config, Quota
-from podyd.errors import Forbidden, TooMany, Unauthorized, Unavailable
+from podyd.errors import Forbidden, PodydError, TooMany, Unauthorized, Unavailable
 from podyd.guesses import Guesses, Try
 from podyd.origins import Origins, Source
 from podyd.quotas import profiles_of, quota_of
@@ -44,6 +44,10 @@ class Member:
     profiles: tuple[str, ...]
     uid: int
     gid: int
+
+
+# Whose logins are others now, and why all that began with one ends; None if some may go on.
+Changed = Callable[[str, PodydError | None], None]
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,7 @@ class Users:
     ) -> None:
         self._auth = auth
         self._origins = origins
+        self._listeners: list[Changed] = []
         self._tokens = tokens
         self._settings = settings
         self._key = secrets.token_bytes(32)
@@ -110,6 +115,10 @@ class Users:
         self._guesses = Guesses(lambda: settings.current.auth)
         self._accounts = AccountList(auth.accounts)
         self._listed: _Listed | None = None
+
+    def listen(self, listener: Changed) -> None:
+        """Call `listener` whenever podyd itself has changed a password or revoked tokens."""
+        self._listeners.append(listener)
 
     async def log_in(
         self, name: str, secret: str, source: Source, *, may_be_expired: bool = False
@@ -131,12 +140,26 @@ class Users:
             proven = login.proven
         member = self._member(proven.account)
         if proven.account.must_change and not may_be_expired:
-            raise Forbidden(
-                "Your password has expired; choose a new one with 'pody passwd', or with POST"
-                " /user/ch-passwd and the old one.",
-                code="password_expired",
-            )
+            raise _expired()
         return Login(member, proven.account, proven.token)
+
+    async def ended(self, login: Login, address: str) -> PodydError | None:
+        """Why a login no longer counts; None if it does, or if nobody can tell at the moment."""
+        before = login.account
+        try:
+            if login.token is not None and not await self._tokens.works(login.token):
+                return refused()
+            account = await self._auth.account(
+                before.name, address, whose=self._who(before.name), known=True
+            )
+            self._member(account)
+        except (Unauthorized, Forbidden) as error:
+            return error
+        except PodydError:
+            return None
+        if (account.uid, account.mark) != (before.uid, before.mark):
+            return _changed()
+        return _expired() if account.must_change else None
 
     def may_scrape(self, address: str) -> bool:
         """Whether podyd.yaml lets this address read /metrics without a login."""
@@ -153,6 +176,7 @@ class Users:
         self._changing.add(member.name)
         try:
             await self._auth.change_password(member.name, old, new)
+            self._tell(member.name, _changed())
             return await self._revoke_after_change(member.name)
         finally:
             self._changing.discard(member.name)
@@ -195,6 +219,7 @@ class Users:
             await self._tokens.revoke(owner, id)
         finally:
             self._forget(owner)
+            self._tell(owner, None)
         return f"Token {id} of {owner} is revoked."
 
     async def all(self) -> Sequence[Member]:
@@ -216,6 +241,10 @@ class Users:
     def _who(self, name: str) -> Hashable:
         """What counts as one user: short, whatever is said; LDAP does not tell ALICE from alice."""
         return self._digest(name.casefold(), "")
+
+    def _tell(self, name: str, why: PodydError | None) -> None:
+        for listener in self._listeners:
+            listener(name, why)
 
     def _forget(self, name: str) -> None:
         self._forgotten[name] = next(self._numbers)
@@ -341,6 +370,18 @@ async def _slow_failure() -> AsyncIterator[None]:
 def _shorten(table: OrderedDict[Any, Any]) -> None:
     while len(table) > MAX_REMEMBERED:
         table.popitem(last=False)
+
+
+def _expired() -> Forbidden:
+    return Forbidden(
+        "Your password has expired; choose a new one with 'pody passwd', or with POST"
+        " /user/ch-passwd and the old one.",
+        code="password_expired",
+    )
+
+
+def _changed() -> Unauthorized:
+    return Unauthorized("The password has been changed; log in again.", code="password_changed")
 
 
 def _lasts(proven: _Proven) -> float:

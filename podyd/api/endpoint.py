@@ -16,7 +16,7 @@ import logging
 import time
 import traceback
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
@@ -42,6 +42,7 @@ from podyd.longtext import Kept, json_pieces
 from podyd.metrics import Metrics
 from podyd.naming import instance_name
 from podyd.params import decode, json_pairs, parse
+from podyd.sessions import Sessions
 from podyd.spec import GET, Access, Operation, Proof
 from podyd.store import Token
 from podyd.tokens import is_token, refused
@@ -239,21 +240,43 @@ class Endpoint(JsonHandler):
         bound: Bound,
         users: Users,
         requests: Requests,
+        sessions: Sessions,
         address_of: AddressOf,
     ) -> None:
         self.address_of = address_of
+        self.sessions = sessions
         self.operation = operation
         self.bound = bound
         self.users = users
         self.requests = requests
         self._task: asyncio.Task[Any] | None = None
+        self._login: Login | None = None
+        # Why it was ended, if its caller has not hung up.
+        self._refusal: PodydError | None = None
+
+    def _begin(self, work: Coroutine[Any, Any, Any], *, waited_for: bool = True) -> None:
+        """Begin what the request is for, or the next part of it."""
+        self._task = asyncio.ensure_future(work)
+        self.requests.add(self._task, waited_for=waited_for)
+        self._bind()
+
+    def _bind(self) -> None:
+        """What ends when the caller hangs up, ends with their login too."""
+        if self._login is not None and self._task is not None and self.operation.ends_with_caller:
+            self.sessions.add(self._task, self._login, self.address, self._end)
+
+    def _end(self, why: PodydError | None = None) -> None:
+        self._refusal = self._refusal or why
+        if self._task is not None:
+            # Later: a task that is cancelled before it has begun could not say why.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     async def _serve(self) -> None:
         if self.requests.ended:
             self.refuse(going_down())
             return
-        self._task = asyncio.ensure_future(self._answer())
-        self.requests.add(self._task)
+        self._begin(self._answer())
+        assert self._task is not None
         try:
             answer = await self._task
         except PodydError as error:
@@ -261,8 +284,9 @@ class Endpoint(JsonHandler):
                 log.warning("%s: %s", self.operation.path, error.detail)
             self.refuse(error)
         except asyncio.CancelledError:
-            # The caller has hung up, or podyd is going down; the answer reaches nobody or says so.
-            self.refuse(going_down())
+            # The caller has hung up, and the answer reaches nobody, or their login has ended, or
+            # podyd is going down, and it says so.
+            self.refuse(self._refusal or going_down())
         else:
             await self._give(answer)
 
@@ -334,6 +358,8 @@ class Endpoint(JsonHandler):
         login, password = None, ""
         if self._needs_login():
             login, password = await self._log_in()
+            self._login = login
+            self._bind()
         request: Any = parse(self.operation.request, self._pairs())
         if login is not None and hasattr(request, "ins"):
             self.pod_name = instance_name(login.member.name, request.ins, ())

@@ -35,7 +35,6 @@ class Socket(Endpoint, WebSocketHandler):
     is_over = False
     _place: Place | None = None
     _pinging: asyncio.Future[None] | None = None
-    _refusal: PodydError | None = None
 
     def _need_upgrade(self) -> None:
         headers = self.request.headers
@@ -79,8 +78,7 @@ class Socket(Endpoint, WebSocketHandler):
         self._line = Line(self._send)
         self._heard = asyncio.get_running_loop().time()
         self._pinging = asyncio.ensure_future(self._ping())
-        self._task = asyncio.ensure_future(self._talk())
-        self.requests.add(self._task, waited_for=not self.operation.ends_with_podyd)
+        self._begin(self._talk(), waited_for=not self.operation.ends_with_podyd)
 
     def on_message(self, message: str | bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -106,12 +104,6 @@ class Socket(Endpoint, WebSocketHandler):
             self._pinging.cancel()
         self.is_over = True
         self.application.log_request(self)
-
-    def _end(self, why: PodydError | None = None) -> None:
-        self._refusal = self._refusal or why
-        if self._task is not None:
-            # Later: a task that is cancelled before it has begun could not say why.
-            asyncio.get_running_loop().call_soon(self._task.cancel)
 
     async def _ping(self) -> None:
         """Find out that a caller has vanished whom no network has taken leave of."""
@@ -151,7 +143,8 @@ class Socket(Endpoint, WebSocketHandler):
                 log.warning("%s: %s", self.operation.path, error.detail)
             return _cut_off(error)
         except (asyncio.CancelledError, WebSocketClosedError, StreamClosedError):
-            # The caller has gone and does not hear it, or sends what is wrong, or podyd stops.
+            # The caller has gone and does not hear it, sends what is wrong or may do nothing any
+            # more, or podyd stops.
             return _cut_off(self._refusal or going_down())
         except Exception as error:  # Whatever it is, the socket must not stay open.
             return _cut_off(self.crash(error))

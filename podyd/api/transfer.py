@@ -50,11 +50,13 @@ class Download(Transfer):
             self.set_header(name, value)
         try:
             self._watch()
-            self._task = asyncio.ensure_future(answer.run(self._send))
-            self.requests.add(self._task)
+            self._begin(answer.run(self._send))
+            assert self._task is not None
             await self._task
-        except (StreamClosedError, asyncio.CancelledError):
+        except StreamClosedError:
             self._cut()
+        except asyncio.CancelledError:
+            self._fail(self._refusal or going_down())
         except PodydError as error:
             if self._headers_written:
                 log.warning("%s: %s", self.operation.path, error.detail)
@@ -98,9 +100,9 @@ class Upload(Transfer):
         # One piece at a time: the caller waits until the pod has taken it.
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._answer_to = answer
-        self._task = asyncio.ensure_future(answer.run(self._pieces.get))
+        self._begin(answer.run(self._pieces.get))
+        assert self._task is not None
         self._task.add_done_callback(lambda _: answer.close())
-        self.requests.add(self._task)
 
     def data_received(self, chunk: bytes) -> Awaitable[None] | None:
         return self._hand_over(chunk)
@@ -133,7 +135,7 @@ class Upload(Transfer):
         except PodydError as error:
             self.refuse(error)
         except asyncio.CancelledError:
-            self.refuse(going_down())
+            self.refuse(self._refusal or going_down())
         except Exception as error:  # Tornado would hang up where a body is still coming.
             self.refuse(self.crash(error))
         else:

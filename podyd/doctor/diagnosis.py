@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from podyd.config import Config, load
-from podyd.doctor import host, mounts, nvidia, pods, service, storage
+from podyd.doctor import host, mounts, nvidia, owners, pods, service, storage
 from podyd.doctor import lxd as on_lxd
 from podyd.doctor.case import HOST, Case, Places
 from podyd.doctor.finding import Finding, Level
@@ -78,6 +78,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         *storage.disk_limits(admin, case),
         *on_lxd.certificate_trust(admin, case),
         *on_lxd.certificate_works(case),
+        *owners.pod_owners(admin, case),
         *pods.gpu_devices(admin, case),
         *pods.gpu_identities(admin, case),
         *pods.nvidia_runtime(admin, case),

@@ -159,7 +159,6 @@ class LxdClient:
         self._files = SimpleAsyncHTTPClient(
             force_instance=True, max_clients=MAX_CONNECTIONS, max_body_size=MAX_FILE_BYTES
         )
-
         # Whether an instance has this name and this uuid now.
         self.is_there: Callable[[str, str], Awaitable[bool]] = _trusting
 

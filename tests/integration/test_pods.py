@@ -10,7 +10,7 @@ import pytest
 
 from podyd.lxd.instances import Instance
 from podyd.pod import is_half_made
-from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.integration.harness import IMAGE, Client, Node, Server, run, wait_until
 
 
 @pytest.fixture
@@ -170,6 +170,38 @@ def test_what_an_admin_does_is_seen_at_once(
     client.get("/pod/info", ins=ins).refused(404)
     node.lxc("delete", "-f", name)
     assert client.get("/pod/list").ok == []
+
+
+def test_an_account_that_is_made_anew_has_nothing_of_the_old_one(
+    node: Node, server: Server, ins: str
+) -> None:
+    user = node.accounts.user()
+    uid = int(run("id", "-u", user))
+    name = server.client(user).post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    node.accounts.remove(user)
+    node.accounts.user(user, "-u", str(uid + 1000), password="Next-Horse-8")
+    new = server.client(user, "Next-Horse-8")
+    assert new.get("/pod/list").ok == []
+    new.post("/pod/exec", ins=ins, cmd="true").refused(404, "no_such_pod")
+    assert new.post("/pod/create", ins=ins, image=IMAGE).ok["name"] != name
+    new.post("/pod/delete", ins=ins).ok
+    assert (
+        f"Pod {name} is of an earlier account {user}"
+        in node.command("doctor", "--config", str(server.config)).stdout
+    )
+    # As the README says.
+    node.lxc("config", "unset", name, "user.podyd.account")
+    assert new.get("/pod/info", ins=ins).ok["name"] == name
+    new.post("/pod/delete", ins=ins).ok
+
+
+def test_a_pod_that_is_given_away(node: Node, new_user: Callable[[], Client], ins: str) -> None:
+    giver, taker = new_user(), new_user()
+    name = giver.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    node.lxc("config", "set", name, f"user.podyd.owner={taker.user}")
+    assert giver.get("/pod/list").ok == []
+    assert taker.get("/pod/info", ins=ins).ok["name"] == name
+    taker.post("/pod/delete", ins=ins).ok
 
 
 def test_settings_that_are_just_being_changed_stop_nobody(

@@ -8,13 +8,14 @@ import signal
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 import websocket
 
-from tests.integration.harness import IMAGE, Client, Node, Server, started, wait_until
-from tests.integration.talking import CONTROL, END, connect, ended, shell, streamed
+from tests.integration.harness import IMAGE, Client, Node, Server, run, started, wait_until
+from tests.integration.talking import CONTROL, END, Talk, connect, ended, shell, streamed
 from tests.integration.test_exec import boxes, processes
 
 MEGABYTE = 1024**2
@@ -377,6 +378,52 @@ def test_one_line_in_the_log_at_the_end_and_no_command(
     line = [line for line in server.log_text().splitlines() if "/pod/exec-stream" in line][-1]
     assert f"101 GET /pod/exec-stream user={alice.user}" in line
     assert "sEcret-9" not in server.log_text()
+
+
+# --- The end of a login -------------------------------------------------------------------------
+
+
+def test_what_is_open_ends_with_its_login(node: Node, ins: str) -> None:
+    group = node.accounts.group()
+    user = node.accounts.user("", "-G", group)
+    server = node.serve(
+        {"auth": {"member_groups": [group]}}, constants={"podyd.sessions.CHECK_SECONDS": 0.3}
+    )
+    client = server.client(user)
+    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    made = client.post("/user/token", name="x").ok
+    with_token = server.client(user, made["token"])
+
+    def ended(talk: Talk, code: str) -> None:
+        ended = talk.end()
+        assert (ended["exit_code"], ended["code"]) == (-1, code)
+
+    with shell(with_token, ins) as by_token, shell(client, ins) as by_password:
+        by_token.type(b"sleep 97030\n")
+        wait_until(lambda: started("sleep 97030") == 1, "the command")
+        client.post("/user/token-revoke", id=made["id"]).ok
+        ended(by_token, "token_refused")
+        wait_until(lambda: started("sleep 97030") == 0, "the command to be killed")
+        by_password.type(b"echo go''es on\n")
+        by_password.wait_for(b"goes on")
+        with ThreadPoolExecutor() as pool:
+            running = pool.submit(client.post, "/pod/exec", ins=ins, cmd="sleep 97031", timeout=60)
+            wait_until(lambda: started("sleep 97031") == 1, "the command")
+            run("usermod", "-L", user)
+            ended(by_password, "account_refused")
+            running.result().refused(403, "account_refused")
+    run("usermod", "-U", user)
+    with shell(client, ins) as again:
+        run("gpasswd", "-d", user, group)
+        ended(again, "not_a_member")
+    run("gpasswd", "-a", user, group)
+    with shell(client, ins) as again, streamed(client, ins, "sleep 97032") as command:
+        run("chpasswd", stdin=f"{user}:Next-Horse-8\n")
+        ended(again, "password_changed")
+        ended(command, "password_changed")
+    assert "sleep 97030" not in server.log_text()
+    server.client(user, "Next-Horse-8").post("/pod/delete", ins=ins).ok
+    assert server.stop() == 0
 
 
 # --- The end of podyd ---------------------------------------------------------------------------

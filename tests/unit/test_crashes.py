@@ -22,6 +22,7 @@ from podyd.authclient import AuthClient
 from podyd.config import Config
 from podyd.line import END, Line
 from podyd.origins import Origins
+from podyd.sessions import Sessions
 from podyd.settings import Settings
 from podyd.spec import Access, Ended, Nothing, Operation, Proof, Start
 from podyd.store import Database, TokenStore
@@ -61,6 +62,7 @@ def play(kind: type[Endpoint], answer: object, ask: Ask) -> None:
             "bound": bound,
             "users": users,
             "requests": Requests(),
+            "sessions": Sessions(users),
             "address_of": lambda request: request.remote_ip,
         }
         server = HTTPServer(

@@ -23,6 +23,7 @@ from podyd.config import Config, Quota
 from podyd.errors import TooMany
 from podyd.longtext import Kept, LongText
 from podyd.origins import Origins
+from podyd.sessions import Sessions
 from podyd.settings import Settings
 from podyd.spec import POD_EXEC, POD_GPUS, POD_INFO, USER_INFO, Access, HelpOf, Operation, Proof
 from podyd.store import Database, TokenStore
@@ -45,6 +46,7 @@ async def serving(bound: Bound) -> AsyncIterator[int]:
         "bound": bound,
         "users": users,
         "requests": Requests(),
+        "sessions": Sessions(users),
         "address_of": lambda request: request.remote_ip,
     }
     server = HTTPServer(

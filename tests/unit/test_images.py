@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from podyd.config import Images as Offer
 from podyd.errors import Forbidden, NotFound
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
+from podyd.pod import owner_keys
 from podyd.settings import Settings
 from podyd.users import Member
 
@@ -21,8 +25,9 @@ MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 class Lxd(LxdClient):
     """Has images of these names."""
 
-    def __init__(self, *names: str) -> None:
+    def __init__(self, *names: str, properties: Mapping[str, str]) -> None:
         self.names = names
+        self.properties = properties
 
     async def get(self, path: str, **query: Any) -> Any:
         assert path == "/1.0/images"
@@ -31,7 +36,7 @@ class Lxd(LxdClient):
                 "type": "container",
                 "fingerprint": "f" * 64,
                 "aliases": [{"name": name}],
-                "properties": {},
+                "properties": self.properties,
                 "size": 1,
                 "created_at": "2026-11-25T00:00:00Z",
                 "architecture": "x86_64",
@@ -40,8 +45,12 @@ class Lxd(LxdClient):
         ]
 
 
-def images(*names: str, offer: str = "*") -> Images:
-    return Images(Lxd(*names), Settings(Config(images=Offer(offer=(offer,)))))
+def images(
+    *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
+) -> Images:
+    return Images(
+        Lxd(*names, properties=properties), Settings(Config(images=Offer(offer=(offer,))))
+    )
 
 
 def test_no_image_at_all() -> None:
@@ -67,3 +76,13 @@ def test_another_name_is_offered() -> None:
     assert asyncio.run(found.hint()) == ""
     with pytest.raises(NotFound, match="see /host/images"):
         asyncio.run(found.offered(MEMBER, "debian13"))
+
+
+def test_an_image_of_an_earlier_account_of_the_name() -> None:
+    found = images("alice-x", properties=owner_keys(MEMBER))
+    new = replace(MEMBER, uid=1001)
+    assert asyncio.run(found.names(MEMBER)) == ["alice-x"]
+    assert asyncio.run(found.names(new)) == []
+    for refused in (found.offered(new, "alice-x"), found.delete(new, "alice-x")):
+        with pytest.raises(NotFound):
+            asyncio.run(refused)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from podyd.authclient import Account
 from podyd.errors import BadRequest, Conflict, Unavailable
 from podyd.gpus import Card, by_index
 from podyd.leases import (
@@ -28,6 +29,7 @@ from podyd.pod import Pod
 from podyd.sharing import WISH, Making, View
 
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
+ALICE = Account("alice", 1000, 1000, frozenset())
 CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(3))
 PROFILE = {"devices": {"gpus": {"type": "gpu"}}}
 
@@ -146,9 +148,9 @@ def test_everything_counts_once() -> None:
     made = shares("m", "GPU-1", "alice")
     making = {"m": Making("alice", frozenset({CARDS[1]}), 1), "n": Making("alice", frozenset(), 1)}
     found = view(waiting.pod, made, B, line=(waiting,), making=making)
-    assert found.counted("alice") == 1 + 2 + 1 + 1
-    assert found.counted("alice", but="w") == 2
-    assert found.counted("alice", but="m") == 4
+    assert found.counted(ALICE) == 1 + 2 + 1 + 1
+    assert found.counted(ALICE, but="w") == 2
+    assert found.counted(ALICE, but="m") == 4
 
 
 @pytest.mark.parametrize(
@@ -368,5 +370,5 @@ def test_a_card_that_is_promised_is_so_under_each_of_its_names() -> None:
 
 def test_what_is_not_known_counts_towards_the_quota() -> None:
     mine = replace(LEASING, owner="alice")
-    assert standing(mine, cards=UNTOLD).counted("alice") == 1
-    assert standing(mine, cards=CARDS).counted("alice") == 1
+    assert standing(mine, cards=UNTOLD).counted(ALICE) == 1
+    assert standing(mine, cards=CARDS).counted(ALICE) == 1
