@@ -46,7 +46,7 @@ from podyd.gpus import Gpus, cards_in, needs_nvidia
 from podyd.identity import forget_identity
 from podyd.images import Images
 from podyd.longtext import Kept
-from podyd.lxd.client import LxdClient, instance_path, meant_for
+from podyd.lxd.client import LxdClient, instance_path, meant_for, uuid_of
 from podyd.lxd.execution import Executor, Exit
 from podyd.lxd.instances import Devices, Instances, when_free
 from podyd.lxd.tree import end_packing
@@ -421,13 +421,18 @@ class Pods:
             )
         return self._removing[name]
 
+    async def _meant(self, name: str) -> str:
+        """A name, for that instance alone that has it now, if one does."""
+        found = (item.name for item in await self._instances.all() if item.name == name)
+        return next(found, name)
+
     async def _remove(self, name: str) -> None:
         pause, said, meant = REMOVE_SECONDS, "", name
         try:
             while True:
                 try:
                     # The name may be another's by the time of a later try.
-                    meant = await self._instances.bound(meant)
+                    meant = meant if uuid_of(meant) else await self._meant(name)
                     return await self._delete(meant)
                 except PodydError as error:
                     before, said = said, error.detail

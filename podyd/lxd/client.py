@@ -127,6 +127,11 @@ def bound(name: str, uuid: str) -> str:
     return found
 
 
+def uuid_of(name: str) -> str:
+    """The uuid that a name is bound to, "" if it is not."""
+    return name.uuid if isinstance(name, Bound) else ""
+
+
 def meant_for(name: str, text: str) -> str:
     """A text that holds an instance's name, for that instance alone if the name is bound."""
     if not isinstance(name, Bound):

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from podyd.errors import Missing, NotRunning, PodydError, Unavailable
-from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.client import LxdClient, bound, instance_path, uuid_of
 from podyd.tasks import together
 
 log = logging.getLogger(__name__)
@@ -66,7 +66,9 @@ class Endings:
     def _load(self, path: Path) -> None:
         try:
             found = json.loads(path.read_text())
-            ending = Ending(**{**found["ending"], "words": tuple(found["ending"]["words"])})
+            said = found["ending"]
+            instance = bound(said["instance"], found.get("uuid", ""))
+            ending = Ending(**{**said, "words": tuple(said["words"]), "instance": instance})
             self._due[ending] = _Due(ending, float(found["since"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read and is dropped: %s", path, error)
@@ -159,7 +161,8 @@ class Endings:
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
             new = self._path(due.ending).with_suffix(".new")
-            new.write_text(json.dumps(asdict(due)))
+            uuid = uuid_of(due.ending.instance)
+            new.write_text(json.dumps({**asdict(due), "uuid": uuid}))
             new.rename(self._path(due.ending))
         except OSError as error:
             log.warning("%s cannot be written: %s", self._directory, error)

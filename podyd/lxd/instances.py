@@ -230,10 +230,6 @@ class Instances:
         """Whether an instance has this name and this uuid."""
         return any((item.name, item.uuid) == (name, uuid) for item in await self.all())
 
-    async def bound(self, name: str) -> str:
-        """A name, for the instance alone that has it now, if there is one."""
-        return next((item.name for item in await self.all() if item.name == name), name)
-
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""
         state = await self._client.get(instance_path(name, "state"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +13,7 @@ import pytest
 
 from podyd.errors import Gone, NotRunning, PodydError, TimedOut, Unavailable
 from podyd.lxd import endings
-from podyd.lxd.client import LxdClient
+from podyd.lxd.client import LxdClient, bound, uuid_of
 from podyd.lxd.endings import Ending, Endings
 from podyd.lxd.execution import Executor
 from podyd.lxd.session import STDOUT
@@ -60,6 +61,9 @@ class Lxd:
         if isinstance(outcome, PodydError):
             raise outcome
         return {"metadata": {"return": outcome}}
+
+    async def check(self, name: object) -> None:
+        pass
 
     async def start(self, path: str, body: Any) -> Any:
         self.nonce = body["command"][4]
@@ -168,6 +172,25 @@ def test_the_next_podyd_ends_what_this_one_could_not(tmp_path: Path) -> None:
 
     asyncio.run(go_on())
     assert sorted(lxd.ran) == ["drop", "kill"]
+
+
+def test_the_next_podyd_ends_it_in_the_pod_alone_that_was_meant(tmp_path: Path) -> None:
+    class Telling(Lxd):
+        uuid = ""
+
+        async def change(self, method: str, path: str, body: Any, *, timeout: float) -> Any:
+            self.uuid = uuid_of(path)
+            return await super().change(method, path, body, timeout=timeout)
+
+    lxd = Telling(0)
+
+    async def play() -> None:
+        await made(Lxd(AWAY), tmp_path).do(replace(KILL, instance=bound("pod", "uuid-1")))
+        async with running(made(lxd, tmp_path)):
+            await until(lambda: not left(tmp_path))
+
+    asyncio.run(play())
+    assert lxd.uuid == "uuid-1"
 
 
 def test_it_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="sna
 DEAF = DidNotShutDown("shutting down the container failed")
 LATE = TimedOut("LXD has not finished")
 
-MEMBER = cast(Member, type("Member", (), {"name": "ann"})())
+MEMBER = cast(Member, type("Member", (), {"name": "ann", "uid": 1000})())
 POD = Instance(
     name="ann-main",
     status="Running",

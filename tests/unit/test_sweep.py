@@ -12,8 +12,9 @@ from typing import Any, cast
 import pytest
 
 from podyd import pods, sweep
-from podyd.errors import Busy, Gone, LxdRefused, Unavailable
+from podyd.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
 from podyd.lxd import instances
+from podyd.lxd.client import bound, uuid_of
 from podyd.lxd.instances import Instance
 from podyd.pod import MADE_AS, OWNER
 from podyd.sweep import Sweep
@@ -38,6 +39,8 @@ class Lxd:
         self.refusals: list[Exception] = []
         self.is_doing: list[set[str]] = []
         self.deleted = asyncio.Event()
+        # Whom the changes were meant for.
+        self.uuids: set[str] = set()
 
     async def get(self, path: str, **query: Any) -> Any:
         assert path == "/1.0/operations"
@@ -46,6 +49,7 @@ class Lxd:
 
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
         name = path.split("/")[3]
+        self.uuids.add(uuid_of(path))
         if name not in self.has:
             raise Gone("Instance not found")
         if method == "DELETE":
@@ -93,6 +97,26 @@ def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
         assert await making._remove_half_made("a")
         assert not lxd.has
         assert await making._remove_half_made("a"), "what is gone is gone"
+
+    run(work)
+
+
+def test_a_pod_that_has_got_the_name_meanwhile_stays() -> None:
+    class Renaming(Lxd):
+        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+            try:
+                await super().change(method, path, body, **options)
+            except TimedOut:
+                self.has["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
+                raise
+
+    async def work() -> None:
+        lxd = Renaming(dataclasses.replace(half_made("a"), name=bound("a", "old")))
+        lxd.refusals = [TimedOut("LXD has not finished within 120 s and goes on.")]
+        making = pods_on(lxd)
+        await making.remove("a")
+        assert not lxd.refusals
+        assert lxd.uuids == {"old"}
 
     run(work)
 
