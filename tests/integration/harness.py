@@ -538,14 +538,19 @@ class Node:
 
     def lxc(self, *words: str, check: bool = True) -> str:
         """`lxc WORDS` in the tests' project, as an admin types it."""
-        done = subprocess.run(
-            ["lxc", "-q", *words, "--project", self.project],
-            env={**self.environment, "HOME": str(self.directory)},
-            stdin=subprocess.DEVNULL,
-            text=True,
-            capture_output=True,
-            check=False,
-        )
+        # LXD refuses a change that comes while it makes one of podyd's.
+        refused = "operation has now succeeded"
+        while True:
+            done = subprocess.run(
+                ["lxc", "-q", *words, "--project", self.project],
+                env={**self.environment, "HOME": str(self.directory)},
+                stdin=subprocess.DEVNULL,
+                text=True,
+                capture_output=True,
+                check=False,
+            )
+            if not check or refused not in done.stderr:
+                break
         assert not check or done.returncode == 0, f"{words}: {done.stderr}"
         return done.stdout
 
