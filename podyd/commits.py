@@ -21,6 +21,7 @@ from podyd.disks import root_of, used_bytes
 from podyd.errors import (
     Conflict,
     Forbidden,
+    Lacks,
     LxdRefused,
     NotFound,
     PodydError,
@@ -31,7 +32,7 @@ from podyd.errors import (
 from podyd.identity import forget_identity
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient, instance_path
-from podyd.lxd.tree import File, Tree, cut, look
+from podyd.lxd.tree import File, Tree, cut, holes, look
 from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod, owner_keys
 from podyd.pods import Pods
 from podyd.spec import Committed, Progress
@@ -51,6 +52,10 @@ LATE_TIMEOUT = 24 * 3600.0
 MOST_PACKED = 10
 LARGEST_NAMED = 3
 ALIASES = "/1.0/images/aliases"
+# LXD packs with tar2sqfs then, which makes holes of zeros.
+WITH_HOLES = {"compression_algorithm": "squashfs"}
+# From so many zeros on; and up to so much else, as LXD has such an image in the host's /tmp.
+HOLES_BYTES, MAX_BESIDE_HOLES = 64 * 1024**2, 2 * 1024**3
 
 
 class Cancelled(Conflict):
@@ -136,7 +141,7 @@ class Commits:
                 room.check(tree.size_bytes, tree.large)
                 keys = {**owner_keys(member), MADE_AS: template}
                 properties = {**keys, "description": description}
-                image = await self._publish(template, properties, under_way)
+                image = await self._publish(template, tree, properties, under_way)
                 try:
                     await self._check_size(member, image, old)
                     under_way.go_on()
@@ -330,18 +335,32 @@ class Commits:
         return tree
 
     async def _publish(
-        self, template: str, properties: Mapping[str, str], under_way: _UnderWay
+        self, template: str, tree: Tree, properties: Mapping[str, str], under_way: _UnderWay
     ) -> Image:
         body = {"source": {"type": "instance", "name": template}, "properties": properties}
-        packing = self._client.change(
-            "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
-        )
-        under_way.packing = self._tasks.spawn(packing, f"packing {template}")
-        await under_way.first(under_way.packing)
+        found = await holes(self._client, template, tree)
+        if found.zero_bytes >= HOLES_BYTES and found.data_bytes <= MAX_BESIDE_HOLES:
+            await self._pack_with_holes(body, under_way)
+        else:
+            await self._pack(body, under_way)
         for image in await self._images.all():
             if image.made_as == template:
                 return image
         raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
+
+    async def _pack_with_holes(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
+        try:
+            await self._pack({**body, **WITH_HOLES}, under_way)
+        except Lacks as error:
+            log.warning("Files have no holes in an image without squashfs: %s", error.reason)
+            await self._pack(body, under_way)
+
+    async def _pack(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
+        packing = self._client.change(
+            "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
+        )
+        under_way.packing = self._tasks.spawn(packing, "packing an image")
+        await under_way.first(under_way.packing)
 
     async def _name(self, name: str, image: Image, old: Image | None) -> None:
         """Let the name mean the new image; from then on it is whole."""

@@ -270,6 +270,13 @@ class Slipped(LxdRefused):
     sentence = "LXD has slipped ({reason}); try again."
 
 
+class Lacks(LxdRefused):
+    """The host has no such program, or LXD does not see it."""
+
+    status = 502
+    default_code = "lxd_lacks_program"
+
+
 @contextlib.contextmanager
 def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
     """Say what LXD was to do, where its refusal does not say by itself what is the matter."""

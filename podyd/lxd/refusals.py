@@ -15,6 +15,7 @@ from podyd.errors import (
     DidNotShutDown,
     DiskFull,
     Gone,
+    Lacks,
     LxdRefused,
     Missing,
     NameTaken,
@@ -52,6 +53,7 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
         NameTaken,
     ),
     (r"etag doesn't match", Changed),
+    (r"executable file not found in \$path", Lacks),
 )
 _REFUSALS = tuple((re.compile(sentence, re.IGNORECASE), kind) for sentence, kind in _SENTENCES)
 

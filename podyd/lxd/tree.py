@@ -14,6 +14,7 @@ Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, ve
 from __future__ import annotations
 
 import asyncio
+import bisect
 import contextlib
 import itertools
 import logging
@@ -39,9 +40,15 @@ LARGE_BYTES = 64 * 1024**2
 # Of the names of directories still to be looked at, and of large files.
 MAX_HELD_BYTES = 64 * 1024**2
 MAX_PACKET_BYTES = 1024**2
+# LXD says of no file how much of it is holes: the largest ones are looked into at so many places.
+MAX_SAMPLED, SAMPLES, SAMPLE_BYTES = 64, 1024, 4096
+# With so many samples more that are not zeros, there is less of that than they say (99.3 %).
+MARGIN = 5
 
-_INIT, _CLOSE, _SETSTAT, _OPENDIR, _READDIR, _REMOVE, _RENAME = 1, 4, 9, 11, 12, 13, 18
-_VERSION, _STATUS, _HANDLE, _NAME = 2, 101, 102, 104
+_INIT, _OPEN, _CLOSE, _READ, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 9, 11, 12
+_REMOVE, _RENAME = 13, 18
+_STATUS, _HANDLE, _DATA, _NAME = 101, 102, 103, 104
+_TO_READ = 1
 _OK, _EOF, _MISSING = 0, 1, 2
 _HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
 _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
@@ -67,6 +74,14 @@ class Tree:
     large: tuple[File, ...]
 
 
+@dataclass(frozen=True)
+class Holes:
+    """About how many bytes of all files are zeros, as holes are, and how many others at most."""
+
+    zero_bytes: int
+    data_bytes: int
+
+
 async def look(client: LxdClient, name: str) -> Tree:
     """Look at all files of an instance.
 
@@ -87,6 +102,40 @@ async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
     """Make files empty, so that LXD's packing of them fails instead of going on."""
     async with _connected(client, name) as sftp:
         await asyncio.gather(*(sftp.empty(file.path) for file in files))
+
+
+async def holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+    """What of an instance's files is holes, by samples of the largest ones.
+
+    Nobody knows beforehand where they are taken. Raises TimedOut, Unavailable, LxdRefused.
+    """
+    try:
+        return await asyncio.wait_for(_holes(client, name, tree), ASK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut("LXD did not show the largest files in time.") from None
+
+
+async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+    files = tree.large[:MAX_SAMPLED]
+    ends = list(itertools.accumulate(file.size for file in files))
+    if not ends:
+        return Holes(0, tree.size_bytes)
+    total = ends[-1]
+    places: list[list[int]] = [[] for _ in files]
+    for _ in range(SAMPLES):
+        place = secrets.randbelow(total)
+        number = bisect.bisect_right(ends, place)
+        places[number].append(place - ends[number] + files[number].size)
+    async with _connected(client, name) as sftp:
+        full = sum(
+            await asyncio.gather(
+                *(sftp.full(file.path, where) for file, where in zip(files, places, strict=True))
+            )
+        )
+    return Holes(
+        total * (SAMPLES - full) // SAMPLES,
+        tree.size_bytes - total + total * min(SAMPLES, full + MARGIN) // SAMPLES,
+    )
 
 
 async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
@@ -235,6 +284,19 @@ class _Sftp:
         if status not in (_OK, _MISSING):
             raise Conflict(f"{path.decode(errors='replace')!r} cannot be renamed.")
         return status == _OK
+
+    async def full(self, path: bytes, places: Sequence[int]) -> int:
+        """At how many places a file has more than zeros, or cannot be read."""
+        kind, handle = await self._ask(_OPEN, _string(path) + struct.pack(">II", _TO_READ, 0))
+        if kind != _HANDLE:
+            return len(places)
+        found = 0
+        for place in places:
+            where = struct.pack(">QI", place, SAMPLE_BYTES)
+            kind, data = await self._ask(_READ, handle + where)
+            found += kind != _DATA or _text(data, 0)[0].strip(b"\0") != b""
+        await self._ask(_CLOSE, handle)
+        return found
 
     async def empty(self, path: bytes) -> None:
         """Make a file empty; that it has gone is no error."""

@@ -135,6 +135,17 @@ def test_its_log_is_the_console(alice: Client, tiny: str) -> None:
     assert alice.get("/pod/logs", ins=tiny).ok["source"] == "console"
 
 
+def test_holes_stay_holes_in_an_image(alice: Client, tiny: str) -> None:
+    alice.exec(tiny, "truncate -s 300M /root/hole; echo end >>/root/hole; sync")
+    image = alice.post("/pod/commit", ins=tiny, tag="holes").ok["image_name"]
+    assert alice.post("/pod/create", ins="holes", image=image).ok["status"] == "running"
+    seen = "du -k /root/hole; wc -c </root/hole; tail -c 4 /root/hole"
+    assert alice.exec("holes", seen)["stdout"] == "4\t/root/hole\n314572804\nend\n"
+    alice.post("/pod/delete", ins="holes").ok
+    alice.post("/image/delete", image=image).ok
+    alice.exec(tiny, "rm /root/hole")
+
+
 def test_without_sh_it_is_said_once(alice: Client, tiny: str) -> None:
     alice.exec(tiny, "mv /bin/sh /bin/sh-away")
     body = alice.post("/pod/exec", ins=tiny, cmd="true").refused(409, "no_shell")

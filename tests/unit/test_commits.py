@@ -10,7 +10,7 @@ import pytest
 
 from podyd.commits import Cancelled, Commits, Room, _UnderWay
 from podyd.config import UNLIMITED, Quota
-from podyd.errors import Conflict, Forbidden, Missing, NotFound, TimedOut
+from podyd.errors import Conflict, Forbidden, Lacks, Missing, NotFound, TimedOut
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
 from podyd.lxd.tree import File
@@ -99,6 +99,25 @@ def test_what_an_image_has_room_for() -> None:
         unlimited.check(501)
     assert full.value.code == "disk_full"
     Room("main", UNLIMITED, 0, None).check(1 << 70)
+
+
+def test_without_the_program_for_holes_there_are_none() -> None:
+    asked = []
+
+    class WithoutSquashfs(Lxd):
+        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+            asked.append(body)
+            if "compression_algorithm" in body:
+                raise Lacks('exec: "tar2sqfs": executable file not found in $PATH')
+
+    made = Commits(
+        client=WithoutSquashfs(None),
+        images=cast(Images, SimpleNamespace()),
+        pods=Found(),
+        tasks=Tasks(),
+    )
+    asyncio.run(made._pack_with_holes({"source": "x"}, _UnderWay("main")))
+    assert asked == [{"source": "x", "compression_algorithm": "squashfs"}, {"source": "x"}]
 
 
 def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:

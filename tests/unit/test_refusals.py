@@ -14,6 +14,7 @@ from podyd.errors import (
     DidNotShutDown,
     DiskFull,
     Gone,
+    Lacks,
     LxdRefused,
     Missing,
     NameTaken,
@@ -85,6 +86,7 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
     ),
     ('Alias "x" already exists', 409, NameTaken),
     ("ETag doesn't match: b9ee20 vs abc", 412, Changed),
+    ('exec: "tar2sqfs": executable file not found in $PATH', 400, Lacks),
     (
         f'Failed to create file "{BACKUP}": open {BACKUP}: disk quota exceeded',
         0,

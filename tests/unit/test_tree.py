@@ -11,7 +11,7 @@ import pytest
 from podyd.errors import Conflict, PodydError, Unavailable
 from podyd.lxd import tree
 from podyd.lxd.client import LxdClient
-from podyd.lxd.tree import File, look
+from podyd.lxd.tree import File, Holes, Tree, holes, look
 
 FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
 VERSION = struct.pack(">BI", 2, 3)
@@ -119,6 +119,33 @@ def test_all_files_of_all_directories_count() -> None:
     assert found.size_bytes == 2**62 + large + 5 + 8
     assert found.large == (File(b"/\xff/b", 2**62), File(b"/a", large))
     assert found.large[0].text == "/�/b"
+
+
+def test_how_much_of_files_is_holes() -> None:
+    """Nine tenths of /most are one; /gone cannot be read, and /short has shrunk."""
+
+    def answer(packet: bytes) -> bytes:
+        if packet[0] == 1:
+            return string(VERSION)
+        number, path = number_of(packet), packet[9:].split(b"\0")[0]
+        if packet[0] == 3 and path != b"/gone":
+            return string(struct.pack(">BI", 102, number) + string(path))
+        if packet[0] == 5:
+            path, (at, count) = packet[9:-12], struct.unpack(">QI", packet[-12:])
+            if path == b"/most":
+                data = (b"x" if at % 10 == 0 else b"\0") * count
+                return string(struct.pack(">BI", 103, number) + string(data))
+        return string(status(number, 0 if packet[0] == 4 else 1))
+
+    def found(*files: File, others: int = 7) -> Holes:
+        size = sum(file.size for file in files) + others
+        return asyncio.run(holes(Lxd(answer), "x", Tree(size, files)))
+
+    some = found(File(b"/most", 2**41))
+    assert 0.8 < some.zero_bytes / 2**41 < 0.97
+    assert some.zero_bytes + some.data_bytes == 2**41 + 2**41 // 1024 * 5 + 7
+    assert found(File(b"/gone", 2**40), File(b"/short", 2**30)) == Holes(0, 2**40 + 2**30 + 7)
+    assert found() == Holes(0, 7)
 
 
 def test_what_would_be_run_is_out_of_the_way() -> None:
