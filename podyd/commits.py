@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
-from podyd.disks import root_of, used_bytes
+from podyd.disks import root_of, used_bytes, without_limit
 from podyd.errors import (
     Conflict,
     Forbidden,
@@ -287,6 +287,8 @@ class Commits:
             "name": name,
             "profiles": list(pod.instance.profiles),
             "config": {MADE_AS: name, OWNER: ""},
+            # A full disk has no room for what LXD itself writes there.
+            "devices": without_limit(pod.instance.devices),
             "source": {"type": "copy", "source": pod.name, "instance_only": True},
         }
         self._pods.templates.add(name)

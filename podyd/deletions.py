@@ -31,7 +31,7 @@ from podyd.users import Member
 
 MAX_PER_MEMBER = 4
 MAX_ALL = 32
-# Of all that a directory of a pod has. LXD removes some hundred files in a second.
+# Of all that a directory of a pod has. LXD removes 30 to 100 files in a second.
 SECONDS = 300.0
 
 # $1: the path, $2: not empty if all below it goes too. What is mounted there stays.

@@ -60,6 +60,15 @@ class Disk:
 
 
 @dataclass(frozen=True)
+class _Making:
+    """A pod that is being made: its owner, the limit of its disk and the device, by its name."""
+
+    owner: str
+    size: int
+    device: Devices
+
+
+@dataclass(frozen=True)
 class PoolUse:
     """A storage pool, with how much there is and how much of that is used, in bytes."""
 
@@ -77,8 +86,8 @@ class Disks:
         self._executor = executor
         # Two pods of a member's at once could both see the last free bytes of the quota.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        # The pods that are being made: by their instances' names, the owner and the limit.
-        self._making: dict[str, tuple[str, int]] = {}
+        # The pods that are being made, by their instances' names.
+        self._making: dict[str, _Making] = {}
 
     @contextlib.asynccontextmanager
     async def new(
@@ -97,7 +106,7 @@ class Disks:
         lock = self._lock(member.name)
         async with lock:
             size = _size(member, given, asked_bytes, await self._others(member, name))
-            self._making[name] = member.name, size
+            self._making[name] = _Making(member.name, size, _with_size(root_of(given), size))
         try:
             yield _resized({}, given, size)
         finally:
@@ -141,9 +150,16 @@ class Disks:
         holds = used is not None or await self._driver(pod.instance.devices) != DIR
         return Disk(used, limit_of(pod.instance) if holds else None)
 
+    def device(self, name: str) -> Devices:
+        """The disk of a new pod, also where its profiles have it, while `new` holds that.
+
+        A copy that is not told of one is made with that of its source, and its limit.
+        """
+        return self._making[name].device
+
     def too_small(self, name: str) -> Conflict:
         """What a member is told whose new pod does not fit, while `new` holds its disk."""
-        limit = self._making[name][1]
+        limit = self._making[name].size
         if limit == UNLIMITED:
             return Conflict("The storage of all pods is full; tell your admin.", code="disk_full")
         return Conflict(
@@ -188,7 +204,9 @@ class Disks:
         """The limits of a member's pods, but of one; by their names."""
         pods = [pod for pod in pods_of(await self._instances.all()) if pod.is_of(member)]
         limits = {pod.name: limit_of(pod.instance) for pod in pods}
-        limits |= {key: size for key, (owner, size) in self._making.items() if owner == member.name}
+        limits |= {
+            key: making.size for key, making in self._making.items() if making.owner == member.name
+        }
         limits.pop(name, None)
         return limits
 
@@ -428,12 +446,20 @@ def _check(asked: int, limit: int, what: str) -> None:
         )
 
 
+def without_limit(devices: Devices) -> Devices:
+    """The disk of an instance, by its name, as it would be without a limit."""
+    return _with_size(root_of(devices), UNLIMITED)
+
+
+def _with_size(root: tuple[str, Mapping[str, str]], size: int) -> Devices:
+    name, device = root
+    keys = {key: value for key, value in device.items() if key != "size"}
+    return {name: keys if size == UNLIMITED else {**keys, "size": str(size)}}
+
+
 def _resized(own: Devices, given: Devices, size: int) -> Devices:
     """An instance's own devices with this limit of its disk; nothing where its profiles say so."""
-    name, root = root_of({**given, **own})
-    wanted = {key: value for key, value in root.items() if key != "size"}
-    if size != UNLIMITED:
-        wanted["size"] = str(size)
+    ((name, wanted),) = _with_size(root_of({**given, **own}), size).items()
     devices = {key: device for key, device in own.items() if key != name}
     is_given = name in given and {**given[name], "size": ""} == {**wanted, "size": ""}
     if is_given and _held(given) == size:

@@ -306,12 +306,15 @@ class Pods:
     async def _make_whole(self, body: Mapping[str, Any], disk_bytes: int | None) -> None:
         name = body["name"]
         try:
-            await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
-            if body["source"]["type"] == "copy":
+            is_copy = body["source"]["type"] == "copy"
+            disk = self._disks.device(name)
+            made = {**body, "devices": {**disk, **body["devices"]}} if is_copy else body
+            await self._client.change("POST", "/1.0/instances", made, timeout=CREATE_TIMEOUT)
+            if is_copy:
                 await self._instances.reset(name, body["config"], body["devices"])
                 await forget_identity(self._client, name)
             if disk_bytes not in (None, UNLIMITED):
-                await self._disks.check_held(name, body["devices"])
+                await self._disks.check_held(name, disk)
             await self._start(name)
             await self._is_whole(name)
         finally:

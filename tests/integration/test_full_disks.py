@@ -116,6 +116,17 @@ def test_settings_of_a_full_pod_change_all_the_same(client: Client) -> None:
     assert client.exec("full", "echo x >/full/more")["exit_code"] == 0
 
 
+def test_a_full_pod_is_an_image_and_a_copy(client: Client, ins: str) -> None:
+    fill(client)
+    image = client.post("/pod/commit", ins="full", tag=ins).ok["image_name"]
+    client.post("/image/delete", image=image).ok
+    # A copy has the limit of a new pod, which is none here.
+    assert client.post("/pod/copy", ins="full", to=ins).ok["disk_limit"] == -1
+    client.post("/pod/delete", ins=ins).ok
+    body = client.post("/pod/copy", ins="full", to=ins, disk="350MiB").refused(409, "disk_full")
+    assert body["limit"] == 350 * MIB
+
+
 def test_an_image_that_does_not_fit(client: Client, ins: str) -> None:
     body = client.post("/pod/create", ins=ins, image=IMAGE, disk="200MiB")
     assert body.refused(409, "disk_full")["limit"] == 200 * MIB
