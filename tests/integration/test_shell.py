@@ -395,6 +395,8 @@ def test_what_is_open_ends_with_its_login(node: Node, ins: str) -> None:
     with_token = server.client(user, made["token"])
 
     def ended(talk: Talk, code: str) -> None:
+        # Else it is waited for without end: podyd's pings go on.
+        server.wait_for_log(f"under way in pods end: {code}")
         ended = talk.end()
         assert (ended["exit_code"], ended["code"]) == (-1, code)
 
