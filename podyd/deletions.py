@@ -2,13 +2,11 @@
 
 In a pod that runs, `rm` and `find` in it do the work, for the reasons in transfers.py. In one that
 is stopped nobody can put a pipe into the place of a file, so LXD's own way is safe there: it looks
-at a path without opening it, opens directories alone, and removes one thing at a time.
+at a path without opening it, and removes one thing at a time. But it lists no directory: nothing
+keeps LXD from running the pod's code for that (see podyd/lxd/tree.py).
 """
 
 from __future__ import annotations
-
-import json
-import time
 
 from podyd.errors import (
     BadRequest,
@@ -18,7 +16,6 @@ from podyd.errors import (
     NotFound,
     PodydError,
     TimedOut,
-    Unavailable,
 )
 from podyd.lxd.client import LxdClient
 from podyd.lxd.execution import Executor
@@ -31,7 +28,7 @@ from podyd.users import Member
 
 MAX_PER_MEMBER = 4
 MAX_ALL = 32
-# Of all that a directory of a pod has. LXD removes 30 to 100 files in a second.
+# For all that a directory of a pod has.
 SECONDS = 300.0
 
 # $1: the path, $2: not empty if all below it goes too. What is mounted there stays.
@@ -61,7 +58,7 @@ class Deletions:
         )
 
     async def delete(self, member: Member, request: DeleteFile) -> Log:
-        """Delete a file, or a directory; with `recursive` also one that has something in it.
+        """Delete a file, or a directory; with `recursive`, in a pod that runs, all that is in it.
 
         Raises BadRequest (a path without a last name), NotFound, Conflict (it has something in it;
         a frozen pod; it cannot be deleted) or TooMany.
@@ -75,8 +72,10 @@ class Deletions:
             )
         pod = await self._places.enter(member, request.ins, also_stopped=True)
         try:
-            delete = self._inside if pod.status == "running" else self._beside
-            await delete(pod, path, recursive=request.recursive)
+            if pod.status == "running":
+                await self._inside(pod, path, recursive=request.recursive)
+            else:
+                await self._beside(pod, path)
         finally:
             self._places.leave(pod)
         return Log(f"{request.path} is deleted in pod {pod.ins}.")
@@ -97,48 +96,20 @@ class Deletions:
 
     # --- In a pod that is stopped ----------------------------------------------------------------
 
-    async def _beside(self, pod: Pod, path: str, *, recursive: bool) -> None:
+    async def _beside(self, pod: Pod, path: str) -> None:
         kind = await self._kind(pod, path)
         if not kind:
             raise _no_such_file(pod, path)
         try:
-            if kind != "directory":
-                await self._client.file("DELETE", pod.name, path)
-            elif recursive or not await self._names(pod, path):
-                await self._delete_tree(pod, path)
-            else:
-                raise _not_empty(path)
-        except LxdRefused as error:
-            raise _not_deleted(path, error.reason) from error
-
-    async def _delete_tree(self, pod: Pod, top: str) -> None:
-        end = time.monotonic() + SECONDS
-        # The directories that are still there; what is in one comes after it, and goes first.
-        left = [top]
-        while left:
-            below = []
-            for name in await self._names(pod, left[-1]):
-                if time.monotonic() > end:
-                    raise _unfinished()
-                path = f"{left[-1]}/{name}"
-                if not await self._removed(pod, path):
-                    below.append(path)
-            if below:
-                left += below
-            else:
-                await self._client.file("DELETE", pod.name, left.pop())
-
-    async def _removed(self, pod: Pod, path: str) -> bool:
-        """Remove it; False if it is a directory that has something in it."""
-        try:
             await self._client.file("DELETE", pod.name, path)
-        except Missing:
-            pass
-        except LxdRefused:
-            if await self._kind(pod, path) != "directory":
-                raise
-            return False
-        return True
+        except LxdRefused as error:
+            if kind != "directory" or isinstance(error, Missing):
+                raise _not_deleted(path, error.reason) from error
+            raise Conflict(
+                f"{path!r} is a directory that has something in it, and such are deleted only while"
+                f" pod {pod.ins!r} runs; delete a large file of it by its name, so that it starts.",
+                code="directory_not_empty",
+            ) from error
 
     async def _kind(self, pod: Pod, path: str) -> str:
         """What LXD calls it: file, directory or symlink, also a pipe is a file; "" for nothing."""
@@ -150,19 +121,6 @@ class Deletions:
                 return ""
             raise
         return str(response.headers.get("X-LXD-type", ""))
-
-    async def _names(self, pod: Pod, path: str) -> list[str]:
-        try:
-            response = await self._client.file("GET", pod.name, path)
-        except Unavailable:
-            # podyd takes no longer answer; but if it is LXD that is away, this says so.
-            await self._kind(pod, path)
-            raise Conflict(
-                f"{path!r} has too many files to be deleted while the pod is stopped; delete some"
-                " others first, so that it starts.",
-                code="not_deleted",
-            ) from None
-        return [str(name) for name in json.loads(response.body)["metadata"] or []]
 
 
 def _no_such_file(pod: Pod, path: str) -> NotFound:

@@ -296,7 +296,7 @@ class DeleteFile:
     ins: str = param(PodName(), "the pod's name")
     path: str = param(PodPath(), "what shall be deleted, from / on; of a link, the link itself")
     recursive: bool = param(
-        Flag(), "1 deletes a directory with all that is in it, but what is mounted", default=False
+        Flag(), "1 deletes a directory with all that is in it, in a pod that runs", default=False
     )
 
 

@@ -75,7 +75,8 @@ def add_words(add: daily.Add) -> None:
         "place", metavar="POD:PATH", help="where PATH begins at / or in root's home"
     )
     place.completer = daily.complete("pod/list", "{}:".format)  # type: ignore[attr-defined]
-    removed.add_argument("-r", "--recursive", action="store_true", help="with all that is in it")
+    whole = "a folder with all that is in it, in a pod that runs"
+    removed.add_argument("-r", "--recursive", action="store_true", help=whole)
     daily.add_raw(removed)
     daily.add_cacert(removed)
 

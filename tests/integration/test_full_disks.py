@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.integration.harness import IMAGE, Answer, Client, Node, Pool, Server, wait_until
 from tests.integration.test_client import Pody
+from tests.integration.test_images import names_beside
 
 MIB = 1024**2
 LIMIT = 400 * MIB
@@ -49,7 +51,7 @@ def client(btrfs: Pool, full: tuple[Client, Server]) -> Iterator[Client]:
     client, _ = full
     btrfs.count_anew()
     yield client
-    client.post("/pod/file-delete", ins="full", path="/full", recursive="1")
+    client.post("/pod/file-delete", ins="full", path="/full/big1")
     client.post("/pod/start", ins="full").ok
     client.exec("full", EMPTY)
     client.post("/pod/limits", ins="full", disk=str(LIMIT)).ok
@@ -146,18 +148,38 @@ def test_files_are_deleted(client: Client, status: str) -> None:
     delete("/full/none").refused(404, "no_such_file")
     delete("/full/none/1").refused(404, "no_such_file")
     delete("/full/a/1/2").refused(404, "no_such_file")
-    assert "recursive" in delete("/full/a").refused(409, "directory_not_empty")["detail"]
+    advice = "recursive" if status == "running" else "only while pod 'full' runs"
+    assert advice in delete("/full/a").refused(409, "directory_not_empty")["detail"]
     for path in ("/", "//", "/full/..", "/full/a/."):
         delete(path, recursive="1").refused(400, "malformed_parameter")
     for path in ("/full/a/1", "/full/a/2 x", "/full/a/p", "/full/-rf"):
         delete(path).ok
     # Of a link, the link.
     delete("/full/link", recursive="1").ok
-    delete("/full/a", recursive="1").ok
+    if status == "running":
+        delete("/full/a", recursive="1").ok
+    else:
+        delete("/full/a", recursive="1").refused(409, "directory_not_empty")
+        for path in ("/full/a/b/3", "/full/a/b/link", "/full/a/b", "/full/a"):
+            delete(path).ok
     delete("/full").ok
     client.post("/pod/start", ins="full").ok
     done = client.exec("full", "ls -d /full; ls /etc/passwd")
     assert done["stdout"] == "/etc/passwd\n"
+
+
+def test_nothing_of_a_stopped_pod_is_run_beside_it(
+    client: Client, node: Node, tmp_path: Path
+) -> None:
+    names_beside(node, client, "full", tmp_path)
+    client.exec("full", "mkdir -p /full/a && touch /full/a/b; sync")
+    client.post("/pod/stop", ins="full").ok
+    for more in ({}, {"recursive": "1"}):
+        answer = client.post("/pod/file-delete", ins="full", path="/full/a", **more)
+        answer.refused(409, "directory_not_empty")
+    client.post("/pod/file-delete", ins="full", path="/full/a/b").ok
+    client.post("/pod/start", ins="full").ok
+    assert client.exec("full", "ls /beside")["exit_code"] != 0
 
 
 def test_pody_deletes_files(client: Client, node: Node) -> None:

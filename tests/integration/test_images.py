@@ -166,19 +166,25 @@ __attribute__((constructor)) static void loaded(void)
 """
 
 
-def test_nothing_of_a_pod_is_run_beside_it(node: Node, own: Client, tmp_path: Path) -> None:
+def names_beside(node: Node, client: Client, ins: str, tmp_path: Path) -> str:
+    """Have a pod's library say so where names of users are asked for; its nsswitch.conf."""
     source, library = tmp_path / "beside.c", tmp_path / "libnss_beside.so.2"
     source.write_text(BESIDE)
     run(*COMPILE, "-o", str(library), str(source))
-    name = node.instance_of(own.user, "main")["name"]
+    name = node.instance_of(client.user, ins)["name"]
     node.lxc("file", "push", str(library), f"{name}/usr/lib/{library.name}")
     names = "passwd: beside files\\ngroup: beside files\\n"
-    own.exec("main", f"printf '{names}' >/etc/nsswitch.conf; getent passwd nosuch; sync")
-    assert own.exec("main", "ls /beside")["exit_code"] != 0
+    client.exec(ins, f"printf '{names}' >/etc/nsswitch.conf; getent passwd nosuch; sync")
+    assert client.exec(ins, "ls /beside")["exit_code"] != 0
+    return names.replace("\\n", "\n")
+
+
+def test_nothing_of_a_pod_is_run_beside_it(node: Node, own: Client, tmp_path: Path) -> None:
+    names = names_beside(node, own, "main", tmp_path)
 
     own.post("/pod/copy", ins="main", to="second").ok
     found = own.exec("second", "ls /beside; cat /etc/nsswitch.conf; ls /etc | grep podyd")
-    assert found["stdout"] == names.replace("\\n", "\n")
+    assert found["stdout"] == names
     # Where the library would wait for ever.
     own.exec("main", "rm /etc/group; mkfifo /etc/group; sync")
     own.post("/pod/commit", ins="main").ok
