@@ -31,12 +31,19 @@ MAX_ALL = 32
 # For all that a directory of a pod has.
 SECONDS = 300.0
 
-# $1: the path, $2: not empty if all below it goes too. What is mounted there stays.
+# $1: the path, $2: not empty if all below it goes too, unless something is mounted there. -xdev is
+# not enough: the host's directories in a pod may be on the filesystem that its disk is on.
 _DELETE = """
 export LC_ALL=C
 if [ -d "$1" ] && [ ! -L "$1" ]; then
-  [ -z "$2" ] || exec find "$1" -xdev -depth -delete
-  exec rmdir -- "$1"
+  [ -n "$2" ] || exec rmdir -- "$1"
+  top=$(cd -P -- "$1" && pwd -P) || exit
+  # As the kernel writes it.
+  top=$(printf %s "$top" | sed 's/\\\\/\\\\134/g; s/ /\\\\040/g; s/\\t/\\\\011/g')
+  while read -r _ _ _ _ point _; do
+    case $point in "$top" | "$top"/*) echo "$point" >&2; exit 21 ;; esac
+  done </proc/self/mountinfo || exit
+  exec find "$1" -xdev -depth -delete
 fi
 [ -e "$1" ] || [ -L "$1" ] || exit 20
 exec rm -f -- "$1"
@@ -89,6 +96,12 @@ class Deletions:
             raise _unfinished()
         if code == 20:
             raise _no_such_file(pod, path)
+        if code == 21:
+            raise Conflict(
+                f"Nothing of {path!r} is deleted, as {pipe.complaint} in it is mounted; delete what"
+                " is beside that, or unmount it.",
+                code="not_deleted",
+            )
         if code != 0:
             if "not empty" in pipe.complaint and not recursive:
                 raise _not_empty(path)

@@ -296,7 +296,10 @@ class DeleteFile:
     ins: str = param(PodName(), "the pod's name")
     path: str = param(PodPath(), "what shall be deleted, from / on; of a link, the link itself")
     recursive: bool = param(
-        Flag(), "1 deletes a directory with all that is in it, in a pod that runs", default=False
+        Flag(),
+        "1 deletes a directory with all that is in it, in a pod that runs; where something in it is"
+        " mounted, nothing",
+        default=False,
     )
 
 

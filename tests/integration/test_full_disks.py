@@ -168,6 +168,22 @@ def test_files_are_deleted(client: Client, status: str) -> None:
     assert done["stdout"] == "/etc/passwd\n"
 
 
+def test_what_is_mounted_is_not_deleted(client: Client) -> None:
+    # Of the same filesystem, as members' own directories are where the pool is on the host's.
+    client.exec("full", r"mkdir -p '/full/a b/m' /keep && touch /full/f /keep/f")
+    client.exec("full", "mount --bind /keep '/full/a b/m'")
+    for path in ("/full", "/full/a b", "/full/a b/m"):
+        body = client.post("/pod/file-delete", ins="full", path=path, recursive="1")
+        assert "mounted" in body.refused(409, "not_deleted")["detail"]
+    found = client.exec("full", "ls /keep/f /full/f; umount '/full/a b/m'")
+    assert found["stdout"] == "/full/f\n/keep/f\n"
+    # One that only begins so is another.
+    client.exec("full", "mkdir '/full/a b/m2' && mount --bind /keep '/full/a b/m2'")
+    client.post("/pod/file-delete", ins="full", path="/full/a b/m", recursive="1").ok
+    client.exec("full", "umount '/full/a b/m2'; rm -r /keep")
+    client.post("/pod/file-delete", ins="full", path="/full/a b", recursive="1").ok
+
+
 def test_nothing_of_a_stopped_pod_is_run_beside_it(
     client: Client, node: Node, tmp_path: Path
 ) -> None:
