@@ -7,7 +7,8 @@ whose file has become shorter than its header says is an error, at once.
 To list a directory, LXD's SFTP server asks the C library for the owners' names, inside the root of
 the instance but outside of its namespaces. The library loads what nsswitch.conf there names, so
 that the pod's root could run code beside the pod, on the host, and it waits for ever where passwd
-is a pipe. So these files are out of the way while directories are listed.
+is a pipe. It writes times as /etc/localtime says, and waits for ever where that is one. So these
+files are out of the way while directories are listed.
 Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, version 3.
 """
 
@@ -30,8 +31,8 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 300.0
 ASK_SECONDS = 15.0
-# What the C library reads where it is asked for a name.
-_NAMES = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group")
+# What is read there for the names of owners, and for times.
+_READ_THERE = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group", b"/etc/localtime")
 # Of those that `remove` removes at once.
 MAX_REMOVED = 1000
 AT_ONCE = 16
@@ -348,7 +349,7 @@ async def _listing(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
     """
     aside = b".podyd-" + secrets.token_hex(8).encode()
     async with _connected(client, name) as sftp:
-        moved = [path for path in _NAMES if await sftp.rename(path, path + aside)]
+        moved = [path for path in _READ_THERE if await sftp.rename(path, path + aside)]
         yield sftp
         for path in moved:
             await sftp.rename(path + aside, path)

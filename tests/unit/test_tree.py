@@ -160,8 +160,8 @@ def test_what_would_be_run_is_out_of_the_way() -> None:
 
     asyncio.run(look(Lxd(answer), "x"))
     kinds = [packet[0] for packet in asked]
-    assert kinds == [1, 18, 18, 18, 11, 12, 12, 12, 4, 18, 18]
-    (first, last) = (asked[1][9:], asked[-2][9:])
+    assert kinds == [1, 18, 18, 18, 18, 11, 12, 12, 12, 4, 18, 18, 18]
+    (first, last) = (asked[1][9:], asked[-3][9:])
     assert first.startswith(b"/etc/nsswitch.conf\0\0\0")
     away = first[len("/etc/nsswitch.conf") + 4 :]
     assert last == away + string(b"/etc/nsswitch.conf")
@@ -187,15 +187,15 @@ def test_more_names_than_can_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
         struct.pack(">I", 2**31) + b"x",
         string(b"\x68"),
         # Names that are not there, and a length beyond the end.
-        string(struct.pack(">BII", 104, 5, 9)),
-        string(struct.pack(">BII", 104, 5, 1) + struct.pack(">I", 2**31)),
+        string(struct.pack(">BII", 104, 6, 9)),
+        string(struct.pack(">BII", 104, 6, 1) + struct.pack(">I", 2**31)),
     ],
 )
 def test_answers_that_make_no_sense(answer: bytes) -> None:
     whole = server({b"/": []})
 
     def answers(packet: bytes) -> bytes:
-        # The fifth question is for the entries of the root.
+        # The sixth question is for the entries of the root.
         return whole(packet) if packet[0] in (1, 11, 18) else answer
 
     async def looked() -> PodydError:
