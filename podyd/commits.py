@@ -420,4 +420,4 @@ class Room:
 def _largest(large: Sequence[File]) -> str:
     """Which files to look at first."""
     named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
-    return f" The largest: {named}; holes in a file count, as an image has none." if named else ""
+    return f" The largest: {named}; holes count, as LXD reads them all." if named else ""

@@ -610,7 +610,7 @@ class Pods:
     async def run(
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
     ) -> Kept[ExecResult]:
-        """Run a command of podyd's own in a running pod; `limit` in bytes, as of Executor.run."""
+        """`exec` without its bounds; `limit` in bytes, as of Executor.run."""
         pod = await self.find(member, ins)
         if pod.status != "running":
             raise not_running(ins, pod.status)
