@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _NETLINK_SOCK_DIAG = 4
 _SOCK_DIAG_BY_FAMILY = 20
@@ -21,7 +22,7 @@ _TCP_LISTEN = 10
 _HEADER = struct.Struct("=IHHII")  # struct nlmsghdr: length, type, flags, sequence, port
 _REQUEST = struct.Struct("=BBBxI48x")  # struct inet_diag_req_v2: family, protocol, -, states, -
 # Of one socket: the ports, the addresses, the interface, and no cookie that it must have.
-_ONE = struct.Struct("!BBBxIHH16s16s4x8s")
+_ONE = struct.Struct("!BBBxIHH16s16s4s8s")
 _NO_COOKIE = b"\xff" * 8  # INET_DIAG_NOCOOKIE, twice
 _PORT = struct.Struct("!4xH")  # the beginning of struct inet_diag_msg
 _FOUND = struct.Struct("=xB62xII")  # all of it: the state, and at its end uid and inode
@@ -37,10 +38,17 @@ def listening_ports() -> frozenset[int]:
 
 
 class End(NamedTuple):
-    """One end of a TCP connection."""
+    """One end of a TCP connection; `interface` is 0 unless the address is one at it alone."""
 
     address: str
     port: int
+    interface: int = 0
+
+    @classmethod
+    def of(cls, name: tuple[Any, ...]) -> End:
+        """From what getsockname(2) says: of IPv6 also a flow, which says nothing here, and a
+        zone."""
+        return cls(name[0], name[1], *name[3:])
 
 
 def owner_of(end: End, other: End) -> int | None:
@@ -66,7 +74,8 @@ def _socket(end: End, other: End) -> tuple[int, int] | None:
     near, far = (socket.inet_pton(family, item.address) for item in (end, other))
     body = _ONE.pack(
         *(family, socket.IPPROTO_TCP, 0, 0xFFFFFFFF),
-        *(end.port, other.port, near, far, _NO_COOKIE),
+        *(end.port, other.port, near, far),
+        *(end.interface.to_bytes(4, sys.byteorder), _NO_COOKIE),
     )
     try:
         (message,) = _asked(_ONE_REQUEST, body)

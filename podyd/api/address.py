@@ -40,7 +40,7 @@ def _ends(request: HTTPServerRequest) -> tuple[End, End] | None:
     connection: Any = request.connection
     sock = connection.stream.socket
     try:
-        return (End(*sock.getpeername()[:2]), End(*sock.getsockname()[:2])) if sock else None
+        return (End.of(sock.getpeername()), End.of(sock.getsockname())) if sock else None
     except OSError:  # The caller has hung up.
         return None
 

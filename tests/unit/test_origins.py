@@ -8,6 +8,7 @@ import struct
 import subprocess
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -31,11 +32,11 @@ def origin(source: Source, owner: Callable[[End, End], int | None]) -> Hashable:
 
 @contextmanager
 def connected(
-    family: socket.AddressFamily, address: str
+    family: socket.AddressFamily, address: str, *zone: int
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
     """Both ends of a connection: the client's, and the one of who listens."""
     with socket.socket(family) as listener, socket.socket(family) as client:
-        listener.bind((address, 0))
+        listener.bind((address, 0, *zone))
         listener.listen()
         client.connect(listener.getsockname())
         accepted, _ = listener.accept()
@@ -44,7 +45,7 @@ def connected(
 
 
 def ends(accepted: socket.socket) -> tuple[End, End]:
-    return End(*accepted.getpeername()[:2]), End(*accepted.getsockname()[:2])
+    return End.of(accepted.getpeername()), End.of(accepted.getsockname())
 
 
 @pytest.mark.parametrize(
@@ -60,6 +61,21 @@ def test_the_kernel_says_whose_a_connection_is(family: socket.AddressFamily, add
         client.close()
         with pytest.raises(ConnectionError):
             owner_of(*both)
+
+
+def link_local() -> tuple[str, int]:
+    """An address of this host that is one only together with its interface."""
+    lines = Path("/proc/net/if_inet6").read_text().splitlines()
+    for digits, index, _, scope, _, _ in map(str.split, lines):
+        if scope == "20":  # IPV6_ADDR_LINKLOCAL
+            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)), int(index, 16)
+    pytest.skip("no interface here has a link-local address")
+
+
+def test_an_address_that_is_one_at_its_interface_alone() -> None:
+    address, interface = link_local()
+    with connected(socket.AF_INET6, address, 0, interface) as (client, accepted):
+        assert owner_of(*ends(accepted)) == socket_uid(client)
 
 
 def socket_uid(sock: socket.socket) -> int:
