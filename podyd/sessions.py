@@ -19,6 +19,10 @@ log = logging.getLogger(__name__)
 # on; what users.py remembers of logins comes to that for what is begun afterwards.
 CHECK_SECONDS = 30.0
 
+# What an account also seems to be while the directory that it is in (SSSD, LDAP) is away: NSS says
+# of all that is there that it does not know it.
+_PASSING = frozenset({"unauthorized", "not_a_member"})
+
 End = Callable[[PodydError], None]
 
 
@@ -38,6 +42,8 @@ class Sessions:
         self._open: defaultdict[_Proof, dict[asyncio.Task[Any], End]] = defaultdict(dict)
         # Whose tokens podyd itself has revoked.
         self._changed: set[str] = set()
+        # What ended, as the last look had it, and may yet go on.
+        self._doubted: set[_Proof] = set()
         self._poke = asyncio.Event()
         users.listen(self._hear)
 
@@ -50,6 +56,7 @@ class Sessions:
             del self._open[proof][task]
             if not self._open[proof]:
                 del self._open[proof]
+                self._doubted.discard(proof)
 
         task.add_done_callback(over)
 
@@ -63,10 +70,16 @@ class Sessions:
 
     async def run(self) -> None:
         """Look now and then, and at once when podyd has revoked a token itself; for good."""
+        loop = asyncio.get_running_loop()
+        due = loop.time()
         while True:
             names, self._changed = self._changed, set()
             self._poke.clear()
-            found = [p for p in self._open if not names or p.login.member.name in names]
+            # Also where somebody revokes tokens all the time.
+            is_due = loop.time() >= due
+            if is_due:
+                due = loop.time() + CHECK_SECONDS
+            found = [p for p in self._open if is_due or p.login.member.name in names]
             looks = [asyncio.ensure_future(self._check(proof)) for proof in found]
             if looks:
                 # None takes long: the login service's client has a deadline.
@@ -74,11 +87,16 @@ class Sessions:
             for look in looks:
                 look.result()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), CHECK_SECONDS)
+                await asyncio.wait_for(self._poke.wait(), max(0.0, due - loop.time()))
 
     async def _check(self, proof: _Proof) -> None:
         why = await self._users.ended(proof.login, proof.address)
-        if why is not None:
+        if why is None:
+            self._doubted.discard(proof)
+        elif why.code in _PASSING and proof not in self._doubted:
+            if proof in self._open:
+                self._doubted.add(proof)
+        else:
             self._end(proof, why)
 
     def _end(self, proof: _Proof, why: PodydError) -> None:

@@ -30,6 +30,8 @@ class FakeAuth(AuthClient):
     def __init__(self) -> None:
         super().__init__("/nonexistent")
         self.answer: Account | PodydError = ALICE
+        # What comes before that.
+        self.first: list[Account | PodydError] = []
         self.asked = asyncio.Semaphore(0)
 
     async def login(
@@ -39,9 +41,10 @@ class FakeAuth(AuthClient):
 
     async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
         self.asked.release()
-        if isinstance(self.answer, PodydError):
-            raise self.answer
-        return self.answer
+        answer = self.first.pop(0) if self.first else self.answer
+        if isinstance(answer, PodydError):
+            raise answer
+        return answer
 
     async def change_password(self, user: str, old: str, new: str) -> None:
         pass
@@ -105,11 +108,17 @@ async def password(rig: Rig) -> Login:
     return await rig.users.log_in("alice", "password", HERE)
 
 
+async def goes_on_for(rig: Rig, session: Session, *, looks: int) -> None:
+    for _ in range(looks):
+        asked = asyncio.ensure_future(rig.auth.asked.acquire())
+        await asyncio.wait({asked, session.task}, return_when=asyncio.FIRST_COMPLETED)
+        asked.cancel()
+        assert session.why is None
+
+
 async def goes_on(rig: Rig, session: Session) -> None:
     """It outlives some looks."""
-    for _ in range(5):
-        await rig.auth.asked.acquire()
-    assert session.why is None
+    await goes_on_for(rig, session, looks=5)
     session.task.cancel()
     await asyncio.wait({session.task})
 
@@ -147,6 +156,51 @@ def test_who_cannot_be_asked_ends_nothing(tmp_path: Path) -> None:
         session = await rig.begin(await password(rig))
         rig.auth.answer = Unavailable("The login service did not answer in time.")
         await goes_on(rig, session)
+
+    play(tmp_path, use)
+
+
+@pytest.mark.parametrize(
+    "blank",
+    [
+        Unauthorized("User name or password is wrong."),
+        Account("alice", 1000, 1000, frozenset(), "mark"),
+    ],
+    ids=["no account", "no groups"],
+)
+@pytest.mark.usefixtures("often")
+def test_a_directory_that_is_away_for_one_look_ends_nothing(
+    tmp_path: Path, blank: Account | PodydError
+) -> None:
+    async def use(rig: Rig) -> None:
+        session = await rig.begin(await password(rig))
+        for _ in range(3):
+            rig.auth.first = [blank, ALICE]
+            await goes_on_for(rig, session, looks=3)
+        session.task.cancel()
+
+    play(tmp_path, use)
+
+
+def test_tokens_that_are_revoked_keep_nobody_elses_session_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sessions, "CHECK_SECONDS", 0.2)
+
+    async def use(rig: Rig) -> None:
+        session = await rig.begin(await password(rig))
+        rig.auth.answer = Forbidden("It is locked.", code="account_refused")
+
+        async def revoke_often() -> None:
+            while True:
+                rig.sessions._hear("bob", None)
+                await asyncio.sleep(0.02)
+
+        revoking = asyncio.ensure_future(revoke_often())
+        try:
+            assert await session.code() == "account_refused"
+        finally:
+            revoking.cancel()
 
     play(tmp_path, use)
 
