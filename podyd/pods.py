@@ -48,7 +48,7 @@ from podyd.images import Images
 from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path, meant_for, uuid_of
 from podyd.lxd.execution import Executor, Exit
-from podyd.lxd.instances import Devices, Instances, when_free
+from podyd.lxd.instances import Devices, Instance, Instances, when_free
 from podyd.lxd.tree import end_packing
 from podyd.mounts import Mounts
 from podyd.naming import instance_name
@@ -461,13 +461,19 @@ class Pods:
             # What is younger, this podyd is making, or somebody beside it.
             is_old = instance.created < self._began + SWEEP_MARGIN
             if is_marked and is_old and instance.name not in in_hand:
-                if is_half_made(instance):
-                    log.warning("removing half-made pod %s", instance.name)
-                    if instance.name.startswith(TEMPLATE):
-                        await end_packing(self._client, instance.name)
-                    self.remove(instance.name)
-                else:
-                    await self._is_whole(instance.name)
+                try:
+                    await self._sweep_one(instance)
+                except LxdRefused as error:
+                    log.warning("%s is left as it is: %s", instance.name, error.reason)
+
+    async def _sweep_one(self, instance: Instance) -> None:
+        if not is_half_made(instance):
+            await self._is_whole(instance.name)
+            return
+        log.warning("removing half-made pod %s", instance.name)
+        if instance.name.startswith(TEMPLATE):
+            await end_packing(self._client, instance.name)
+        self.remove(instance.name)
 
     # --- Starting and stopping -------------------------------------------------------------------
 

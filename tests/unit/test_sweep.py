@@ -180,6 +180,24 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
     run(work)
 
 
+def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() -> None:
+    class Refusing(Lxd):
+        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+            if method == "PATCH":
+                raise PROTECTED
+            await super().change(method, path, body, **options)
+
+    async def work() -> None:
+        whole = dataclasses.replace(half_made("a"), started=OLD)
+        lxd = Refusing(whole, half_made("b"))
+        swept = pods_on(lxd)
+        await swept.sweep()
+        await asyncio.gather(*swept._removing.values())
+        assert set(lxd.has) == {"a"}
+
+    run(work)
+
+
 def test_nothing_is_waited_for_where_lxd_does_nothing() -> None:
     async def work() -> None:
         lxd = Lxd()
