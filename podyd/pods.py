@@ -34,6 +34,7 @@ from podyd.errors import (
     Gone,
     LxdRefused,
     Missing,
+    NameTaken,
     NotFound,
     PodydError,
     Running,
@@ -110,6 +111,12 @@ class StartFailed(PodydError):
 
     status = 502
     default_code = "pod_start_failed"
+
+
+class Foreign(Conflict):
+    """LXD has something of a new pod's name that is not of this podyd's making."""
+
+    default_code = "name_taken"
 
 
 class Pods:
@@ -309,7 +316,7 @@ class Pods:
             is_copy = body["source"]["type"] == "copy"
             disk = self._disks.device(name)
             made = {**body, "devices": {**disk, **body["devices"]}} if is_copy else body
-            await self._client.change("POST", "/1.0/instances", made, timeout=CREATE_TIMEOUT)
+            await self._begin_pod(made)
             if is_copy:
                 await self._instances.reset(name, body["config"], body["devices"])
                 await forget_identity(self._client, name)
@@ -319,6 +326,15 @@ class Pods:
             await self._is_whole(name)
         finally:
             self._instances.invalidate()
+
+    async def _begin_pod(self, body: Mapping[str, Any]) -> None:
+        try:
+            await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
+        except NameTaken as error:
+            # Since the look at what there is: an admin has typed `lxc launch`, or LXD was slow.
+            raise Foreign(
+                f"Something in LXD has got the name {body['name']} at this moment; try again."
+            ) from error
 
     async def _remove_half_made(self, name: str) -> bool:
         """Whether it is gone; if not, it goes in the background."""
@@ -691,9 +707,14 @@ def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
 async def twice_if_lxd_slips(
     make: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[bool]]
 ) -> None:
-    """Make something; what has failed is undone, and made once more if LXD alone is to blame."""
+    """Make something; what has failed is undone, and made once more if LXD alone is to blame.
+
+    Nothing is undone where it is another's.
+    """
     try:
         await make()
+    except Foreign:
+        raise
     except PodydError as error:
         is_undone = await undo()
         if not is_undone or not isinstance(error, Slipped):
@@ -703,6 +724,8 @@ async def twice_if_lxd_slips(
         return
     try:
         await make()
+    except Foreign:
+        raise
     except PodydError:
         await undo()
         raise

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
 
-from podyd.errors import DiskFull, PodydError, Slipped
-from podyd.pods import twice_if_lxd_slips, why_not_started
+import pytest
+
+from podyd.errors import DiskFull, NameTaken, PodydError, Slipped
+from podyd.pods import Foreign, twice_if_lxd_slips, why_not_started
+from tests.unit.test_stopping import pods_on
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
 HOOK = """\
@@ -83,3 +88,30 @@ def test_where_lxd_slips_it_is_made_again() -> None:
 
 def test_what_is_not_undone_is_not_made_again() -> None:
     assert done([SLIP, None], undone=False) == ["make", "undo", SLIP.detail]
+
+
+def test_what_is_anothers_is_not_removed() -> None:
+    class Lxd:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        async def change(self, method: str, path: str, *_: object, **options: object) -> None:
+            self.asked.append(method)
+            raise NameTaken('This "instances" entry already exists')
+
+        def invalidate(self) -> None: ...
+
+    lxd = Lxd()
+    making = pods_on(lxd)
+    making._disks = cast(Any, SimpleNamespace(device=lambda name: {}))
+    body = {"name": "a", "source": {"type": "image"}, "devices": {}}
+
+    async def make() -> None:
+        await twice_if_lxd_slips(
+            lambda: making._make_whole(body, None), lambda: making._remove_half_made("a")
+        )
+
+    with pytest.raises(Foreign) as raised:
+        asyncio.run(make())
+    assert (raised.value.status, raised.value.code) == (409, "name_taken")
+    assert lxd.asked == ["POST"]
