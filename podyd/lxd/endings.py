@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ KEPT_SECONDS = 86400.0
 MAX_TRIES = 20
 MAX_DUE = 1000
 WIDTH = 8
+# In one instance, before others have their turn: its root can have each of them take RUN_SECONDS.
+ROUND_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,16 @@ class Endings:
 
         async def all_in(dues: Iterable[_Due]) -> None:
             async with width:
-                for due in dues:
+                end = time.monotonic() + ROUND_SECONDS
+                for number, due in enumerate(dues):
+                    if number and time.monotonic() > end:
+                        return
                     if await self._try(due):
                         self._drop(due)
                     else:
                         self._keep(replace(due, tries=due.tries + 1))
+                        # The others of its instance are before it next time.
+                        self._due[due.ending] = self._due.pop(due.ending)
 
         by_instance: dict[str, list[_Due]] = {}
         for due in list(self._due.values()):
@@ -156,7 +164,8 @@ class Endings:
         if not is_new:
             return
         if len(self._due) > MAX_DUE:
-            self._drop(next(iter(self._due.values())))
+            ((greedy, _),) = Counter(item.instance for item in self._due).most_common(1)
+            self._drop(next(item for item in self._due.values() if item.ending.instance == greedy))
         self._came.set()
         try:
             self._directory.mkdir(mode=0o700, exist_ok=True)
@@ -168,7 +177,7 @@ class Endings:
             log.warning("%s cannot be written: %s", self._directory, error)
 
     def _drop(self, due: _Due) -> None:
-        del self._due[due.ending]
+        self._due.pop(due.ending, None)  # What is too much may be dropped while it is tried.
         self._path(due.ending).unlink(missing_ok=True)
 
     def _path(self, ending: Ending) -> Path:

@@ -257,3 +257,38 @@ def test_a_command_that_has_ended_is_not_killed(tmp_path: Path) -> None:
             return Socket(*given, ends=secret == "control")
 
     assert execute(Ending(0), tmp_path, timeout=60) == []
+
+
+def test_an_instance_in_which_nothing_ends_holds_up_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "ROUND_SECONDS", -1.0)
+    lxd = Lxd(TimedOut("late"))
+
+    async def play() -> None:
+        found = made(lxd, tmp_path)
+        for name in "abc":
+            await found.do(Ending("ann-main", (name,)))
+        for _ in range(4):
+            await found._round()
+
+    asyncio.run(play())
+    # One in each round, and the same one again when it is its turn.
+    assert "".join(lxd.ran[3:]) == "abca"
+
+
+def test_who_has_most_loses_what_is_too_much(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endings, "MAX_DUE", 3)
+    bob = Ending("bob-main", ("b",))
+    ann = [Ending("ann-main", (name,)) for name in "12345"]
+
+    async def play() -> set[Ending]:
+        found = made(Lxd(TimedOut("late")), tmp_path)
+        for ending in (bob, *ann):
+            await found.do(ending)
+        return set(found._due)
+
+    assert asyncio.run(play()) == {bob, *ann[3:]}
+    assert left(tmp_path) == 3
