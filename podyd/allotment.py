@@ -56,6 +56,7 @@ from podyd.pod import Pod, pods_of
 from podyd.settings import Settings
 from podyd.sharing import COVERS, WISH, Keys, Making, View, covers_of, holder, in_order, wish_of
 from podyd.spec import LeasedCard, Waiting, iso
+from podyd.tasks import came
 from podyd.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.users import Member
 
@@ -431,8 +432,7 @@ class Allotment:
                 # What was tried in vain has poked too.
                 await asyncio.sleep(BUSY_SECONDS)
             else:
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._poke.wait(), delay)
+                await came(self._poke, delay)
 
     def poke(self) -> None:
         """Look again now: something has changed."""

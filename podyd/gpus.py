@@ -23,6 +23,7 @@ from podyd.lxd.instances import Devices
 from podyd.nvidia import Sample, sysfs_address
 from podyd.params import CardChoice
 from podyd.store import RETRY_SECONDS, CardStore
+from podyd.tasks import came
 from podyd.telemetry import Telemetry
 
 NVIDIA_VENDOR_ID = "10de"
@@ -99,8 +100,7 @@ class Identities:
 
     async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
         """The UUIDs by address; `told` is what LXD and NVML say now, and is remembered."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._asked.wait(), RECALL_SECONDS)
+        await came(self._asked, RECALL_SECONDS)
         self._asked.set()  # Nobody waits for it again.
         if told.items() - self._known.items():
             self._known = _brought_up(self._known, told)

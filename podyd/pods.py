@@ -68,7 +68,7 @@ from podyd.pod import (
 from podyd.ports import Ports
 from podyd.settings import Settings
 from podyd.spec import ExecResult, PodInfo, PodSummary, iso
-from podyd.tasks import Tasks
+from podyd.tasks import Tasks, came
 from podyd.users import Member
 
 log = logging.getLogger(__name__)
@@ -458,8 +458,7 @@ class Pods:
                     # LXD may be making it yet.
                     if said != before and not isinstance(error, Busy):
                         log.warning("half-made pod %s is still there: %s", name, said)
-                with contextlib.suppress(asyncio.TimeoutError):
-                    await asyncio.wait_for(self._again.wait(), pause)
+                await came(self._again, pause)
                 pause = min(2 * pause, REMOVE_SECONDS_MAX)
         finally:
             del self._removing[name]

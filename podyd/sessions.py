@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections import defaultdict
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from podyd.errors import PodydError
+from podyd.tasks import came
 from podyd.users import Login, Users
 
 log = logging.getLogger(__name__)
@@ -86,8 +86,7 @@ class Sessions:
                 await asyncio.wait(looks)
             for look in looks:
                 look.result()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), max(0.0, due - loop.time()))
+            await came(self._poke, max(0.0, due - loop.time()))
 
     async def _check(self, proof: _Proof) -> None:
         why = await self._users.ended(proof.login, proof.address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -27,7 +26,7 @@ from podyd.lxd.instances import Instances, parse_time
 from podyd.pod import Pod, no_such_snapshot
 from podyd.pods import Pods
 from podyd.spec import SnapshotInfo, iso
-from podyd.tasks import Tasks
+from podyd.tasks import Tasks, came
 from podyd.users import Member
 
 log = logging.getLogger(__name__)
@@ -144,8 +143,7 @@ class Snapshots:
                     problems[name] = error.detail
                     if problems[name] != known.get(name):
                         log.warning("%s: %s", name, error.detail)
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._poke.wait(), LOOK_SECONDS if problems else None)
+            await came(self._poke, LOOK_SECONDS if problems else None)
             await asyncio.sleep(SETTLE_SECONDS)
 
     async def _of(self, pod: Pod) -> list[SnapshotInfo]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 
 from podyd.commits import Commits
@@ -11,6 +10,7 @@ from podyd.errors import PodydError
 from podyd.lxd.client import LxdClient
 from podyd.lxd.operations import under_way
 from podyd.pods import Pods
+from podyd.tasks import came
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +37,7 @@ class Sweep:
         """Sweep, for good."""
         timeout: float | None = None
         while True:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._there.wait(), timeout)
+            await came(self._there, timeout)
             self._there.clear()
             try:
                 await self.sweep()

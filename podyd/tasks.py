@@ -99,6 +99,15 @@ async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
             await asyncio.wait(left)
 
 
+async def came(event: asyncio.Event, timeout: float | None) -> None:
+    """Wait until an event is set, `timeout` seconds at most; without one, however long it takes."""
+    waiting = asyncio.ensure_future(event.wait())
+    try:
+        await asyncio.wait({waiting}, timeout=timeout)
+    finally:
+        waiting.cancel()
+
+
 def seen(task: asyncio.Future[Any]) -> None:
     """Have it noticed that a task has failed, where nobody may be left to wait for it."""
     if not task.cancelled():

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from podyd.nvidia import Failure, Sample, parse_line
+from podyd.tasks import came
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +63,7 @@ class Telemetry:
 
     async def first(self, timeout: float) -> None:
         """Wait until there was a first answer, good or bad, `timeout` seconds at most."""
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._first.wait(), timeout)
+        await came(self._first, timeout)
 
     async def run(self) -> None:
         """Take samples for good."""

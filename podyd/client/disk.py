@@ -11,11 +11,10 @@ from podyd.client import daily, output, show
 from podyd.client.failure import Failure, Refused
 from podyd.client.progress import waiting
 from podyd.client.server import Server, server_of
+from podyd.client.stream import INTERRUPTED
 from podyd.client.words import utf8
 
 SNAPSHOT_COLUMNS = ("name", "created", "size")
-# The exit status of what Ctrl-C has ended.
-INTERRUPTED = 130
 BEGIN_SECONDS, AGAIN_SECONDS = 3.0, 0.3
 
 

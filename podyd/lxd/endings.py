@@ -20,7 +20,7 @@ from pathlib import Path
 
 from podyd.errors import Missing, NotRunning, PodydError, Unavailable
 from podyd.lxd.client import LxdClient, bound, instance_path, uuid_of
-from podyd.tasks import together
+from podyd.tasks import came, together
 
 log = logging.getLogger(__name__)
 
@@ -93,21 +93,13 @@ class Endings:
         shortest, longest = AGAIN_SECONDS
         wait = shortest
         while True:
-            await self._pause(wait if self._due else None)
+            await came(self._came, wait if self._due else None)
             wait = min(wait * 2, longest)
             if self._came.is_set():
                 self._came.clear()
                 wait = shortest
                 await asyncio.sleep(wait)
             await self._round()
-
-    async def _pause(self, seconds: float | None) -> None:
-        """Wait so long, or until something more is due."""
-        waiting = asyncio.ensure_future(self._came.wait())
-        try:
-            await asyncio.wait({waiting}, timeout=seconds)
-        finally:
-            waiting.cancel()
 
     async def _round(self) -> None:
         """Try all that is due, in its order in each instance, until LXD does not answer."""
