@@ -201,7 +201,7 @@ def build(settings: Settings) -> App:
     )
     listeners = Listeners(client=client, ports=ports, payloads=payloads, reader=Reader())
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
-    commits = Commits(client=client, images=images, pods=pods, tasks=cleaning)
+    commits = Commits(client=client, images=images, pods=pods, disks=disks, tasks=cleaning)
     limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     transfers = Transfers(pods=pods, executor=executor)

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
-from podyd.disks import root_of, used_bytes, without_limit
+from podyd.disks import Disks, without_limit
 from podyd.errors import (
     Conflict,
     Forbidden,
@@ -31,7 +31,7 @@ from podyd.errors import (
 )
 from podyd.identity import forget_identity
 from podyd.images import Image, Images
-from podyd.lxd.client import LxdClient, instance_path
+from podyd.lxd.client import LxdClient
 from podyd.lxd.tree import File, Tree, cut, holes, look
 from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod, owner_keys
 from podyd.pods import Pods
@@ -114,10 +114,13 @@ class _UnderWay:
 class Commits:
     """Publishes pods; half-made images have no name, and are deleted."""
 
-    def __init__(self, *, client: LxdClient, images: Images, pods: Pods, tasks: Tasks) -> None:
+    def __init__(
+        self, *, client: LxdClient, images: Images, pods: Pods, disks: Disks, tasks: Tasks
+    ) -> None:
         self._client = client
         self._images = images
         self._pods = pods
+        self._disks = disks
         self._tasks = tasks
         # One image at a time for each member: that is the quota's, and the processors' due.
         self._under_way: dict[str, _UnderWay] = {}
@@ -135,7 +138,7 @@ class Commits:
             await self._check_room(member, old)
             room = await self._room(member, pod, old)
             # Which may leave out what the pod shares with its own image.
-            room.check(await self._used(pod))
+            room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
             async with self._template(pod, under_way) as template:
                 tree = await self._looked(template, under_way)
                 room.check(tree.size_bytes, tree.large)
@@ -266,18 +269,12 @@ class Commits:
 
     async def _room(self, member: Member, pod: Pod, old: Image | None) -> Room:
         used = sum(image.size for image in await self._others(member, old))
-        pool = root_of(pod.instance.devices)[1].get("pool", "")
-        path = f"/1.0/storage-pools/{quote(pool, safe='')}/resources"
         free = None
         with contextlib.suppress(LxdRefused):
-            space = (await self._client.get(path))["space"]
-            # LXD says 0 where it cannot tell.
-            free = space["total"] - space["used"] if space["total"] else None
+            for pool in await self._disks.pools([pod.instance.devices]):
+                # LXD says 0 where it cannot tell.
+                free = pool.total - pool.used if pool.total else None
         return Room(pod.ins, member.quota.image_size, used, free)
-
-    async def _used(self, pod: Pod) -> int:
-        state = await self._client.get(instance_path(pod.name, "state"))
-        return used_bytes(pod.instance.devices, state) or 0
 
     @contextlib.asynccontextmanager
     async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:

@@ -173,13 +173,16 @@ class Disks:
         """What LXD said is used, when it was last asked for all pods; None where it did not."""
         return used_bytes(pod.instance.devices, self._instances.last_states.get(pod.name))
 
+    async def used(self, name: str, devices: Devices) -> int | None:
+        """What LXD says now is used of an instance's disk; None where it does not."""
+        return used_bytes(devices, await self._client.get(instance_path(name, "state")))
+
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
         """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
         names = {root_of(devices)[1].get("pool") for devices in holders}
         found = []
         for name in sorted(filter(None, names)):
-            data = await self._client.get(f"/1.0/storage-pools/{quote(name, safe='')}/resources")
-            space = data["space"]
+            space = (await self._client.get(_pool_path(name, "resources")))["space"]
             found.append(PoolUse(name, space.get("total", 0), space.get("used", 0)))
         return found
 
@@ -187,8 +190,7 @@ class Disks:
         """Raises Conflict if the pool of an instance, that is there, holds no limit."""
         if await self._driver(devices) != DIR:
             return
-        state = await self._client.get(instance_path(name, "state"))
-        if used_bytes(devices, state) is None:
+        if await self.used(name, devices) is None:
             raise Conflict(
                 "The storage pool cannot limit a pod's disk (it is of kind dir, on a filesystem"
                 " without project quotas); leave out 'disk', or ask your admin for another pool.",
@@ -285,16 +287,13 @@ class Disks:
     async def _driver(self, devices: Devices) -> str:
         pool = root_of(devices)[1].get("pool", "")
         try:
-            return str(
-                (await self._client.get(f"/1.0/storage-pools/{quote(pool, safe='')}"))["driver"]
-            )
+            return str((await self._client.get(_pool_path(pool)))["driver"])
         except LxdRefused:
             return ""
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
         """Below what is used, LXD would half set a limit: it holds, and cannot be raised again."""
-        state = await self._client.get(instance_path(pod.name, "state"))
-        used = used_bytes(pod.instance.devices, state) or 0
+        used = await self.used(pod.name, pod.instance.devices) or 0
         if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
             used = max(used, await self._look(pod))
         if asked < used:
@@ -325,6 +324,10 @@ class Disks:
                 code="disk_in_use",
             )
         return int(kib) * 1024
+
+
+def _pool_path(name: str, *parts: str) -> str:
+    return "/".join(["/1.0/storage-pools", quote(name, safe=""), *parts])
 
 
 def devices_of(profiles: Iterable[Mapping[str, Any]]) -> Devices:

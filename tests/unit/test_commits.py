@@ -10,6 +10,7 @@ import pytest
 
 from podyd.commits import Cancelled, Commits, Room, _UnderWay
 from podyd.config import UNLIMITED, Quota
+from podyd.disks import Disks
 from podyd.errors import Conflict, Forbidden, Lacks, Missing, NotFound, TimedOut
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
@@ -50,7 +51,11 @@ class Found(Pods):
 def commits(metadata: dict[str, Any] | None) -> Commits:
     client = Lxd(metadata)
     return Commits(
-        client=client, images=cast(Images, SimpleNamespace()), pods=Found(), tasks=Tasks()
+        client=client,
+        images=cast(Images, SimpleNamespace()),
+        pods=Found(),
+        disks=cast(Disks, SimpleNamespace()),
+        tasks=Tasks(),
     )
 
 
@@ -114,6 +119,7 @@ def test_without_the_program_for_holes_there_are_none() -> None:
         client=WithoutSquashfs(None),
         images=cast(Images, SimpleNamespace()),
         pods=Found(),
+        disks=cast(Disks, SimpleNamespace()),
         tasks=Tasks(),
     )
     asyncio.run(made._pack_with_holes({"source": "x"}, _UnderWay("main")))
