@@ -257,7 +257,9 @@ def test_ctrl_c_cancels_a_commit(node: Node, own: Client) -> None:
         terminal.type("\3")
         assert terminal.end() == 130
         assert "is left" not in terminal.text
+    # The copy goes first, and then LXD finds out that it packs what is gone.
     wait_until(lambda: not [n for n in node.instances() if "commit" in n], "podyd to end it", 30)
+    wait_until(lambda: not packing(node), "LXD to end it", 30)
     assert_nothing_left(node, own.user)
 
 
