@@ -144,7 +144,8 @@ class Client:
         *,
         body: bytes | None = None,
         headers: Mapping[str, str] | None = None,
-        timeout: float = 60.0,
+        # LXD makes one image after the other, also for whoever else tests beside this.
+        timeout: float = 180.0,
     ) -> Answer:
         connection = self.connection(timeout)
         sent = {**self.login_header(), **(headers or {})}

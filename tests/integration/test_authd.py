@@ -693,7 +693,7 @@ def test_child_whose_alarm_is_taken_is_killed(directory: Path, fresh: str) -> No
     """lckpwdf(3) uses SIGALRM itself while another program holds the lock."""
     before = shadow_line(fresh)
     with (
-        helper(directory, limit_s=0.3) as running,
+        helper(directory, limit_s=1.5) as running,
         Path("/etc/.pwd.lock").open("r+b") as lock,
     ):
         fcntl.lockf(lock, fcntl.LOCK_EX)

@@ -245,13 +245,13 @@ def test_a_new_password_that_others_could_read(new_user: Callable[[], Client]) -
 
 def test_help(pody: Pody) -> None:
     whole = pody("help").ok
-    assert "pody post pod/create ins:INS image:IMAGE [gpus:GPUS]\n" in whole
+    assert "pody post pod/create ins:INS image:IMAGE [gpus:GPUS] [disk:DISK]\n" in whole
     assert "pody get user/list\n" in whole
     below = pody("help", "host/").ok
     assert "pody get host/images\n" in below
     assert "pod/create" not in below
     one = pody("help", "pod/exec").ok
-    assert "    cmd: what /bin/bash -c shall run, as root in the pod\n" in one
+    assert "    cmd: what /bin/bash -c, or /bin/sh where there is none, shall run" in one
     raw = json.loads(pody("help", "--raw", "/pod/exec").ok)
     assert [item["path"] for item in raw] == ["/pod/exec"]
     assert "did you mean /pod/exec" in pody("help", "pod/exek").failed(1)

@@ -29,6 +29,7 @@ LINES = (
     ("limits one", "memory"),
     ("logs one", "systemd"),
     ("cp one:/etc/hostname {here}/name", ""),
+    ("file-rm one:/etc/motd", "deleted"),
     ("snapshot one before", "before"),
     ("snapshots one", "before"),
     ("restore one before --yes", "before"),
