@@ -44,7 +44,7 @@ def disk_of(client: Client, ins: str) -> tuple[int | None, int | None]:
 
 def write(client: Client, ins: str, mib: int) -> bool:
     """Whether so much more goes onto a pod's disk."""
-    cmd = f"head -c {mib}M /dev/zero >/big && sync -f /big"
+    cmd = f"head -c {mib}M /dev/urandom >/big && sync -f /big"
     done = client.exec(ins, cmd, timeout=60)
     return bool(done["exit_code"] == 0)
 

@@ -18,17 +18,19 @@ from tests.integration.test_images import names_beside
 
 MIB = 1024**2
 LIMIT = 400 * MIB
-# A large file, single blocks and small files, until none of them fits any more.
+# A large file, single blocks and small files, until none of them fits any more; what a pod that has
+# just started frees meanwhile is filled, too.
 FILL = """
 mkdir -p /full
-head -c 600M /dev/zero >/full/big1
-for round in 1 2 3; do
+head -c 600M /dev/urandom >/full/big1
+for round in $(seq 20); do
   sync -f /full
-  dd if=/dev/zero of=/full/block$round bs=4k count=100
+  dd if=/dev/urandom of=/full/block$round bs=4k count=100
   for number in $(seq 200); do echo x >/full/small$round.$number || break; done
+  sync -f /full
+  [ $round -lt 3 ] || echo x >/full/last$round || exit 0
 done 2>/dev/null
-sync -f /full
-! echo x >/full/last
+exit 1
 """
 EMPTY = "rm -rf /full; sync -f /"
 
@@ -61,6 +63,12 @@ def fill(client: Client) -> None:
     assert client.exec("full", FILL, timeout=60)["exit_code"] == 0
 
 
+def cut_off(node: Node, client: Client) -> None:
+    """Stop the pod with its disk as full as it is: what shuts down may remove files of its own."""
+    node.lxc("stop", "--force", node.instance_of(client.user, "full")["name"])
+    wait_until(lambda: client.get("/pod/info", ins="full").ok["status"] == "stopped", "its end")
+
+
 def size(node: Node, client: Client) -> int:
     """The limit that LXD holds."""
     return int(node.instance_of(client.user, "full")["devices"]["root"]["size"])
@@ -68,10 +76,9 @@ def size(node: Node, client: Client) -> int:
 
 def test_a_full_pod_starts_again_in_a_little_more_room(client: Client, node: Node) -> None:
     fill(client)
-    said = client.post("/pod/stop", ins="full").ok["log"]
-    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
+    cut_off(node, client)
     said = client.post("/pod/start", ins="full").ok["log"]
-    assert "its disk is full" in said
+    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
     assert client.get("/pod/info", ins="full").ok["disk_limit"] == LIMIT
     assert LIMIT < size(node, client) <= LIMIT + 16 * MIB
     # What was lent is filled too: there is no more of it, and a restart would be an end.
@@ -79,17 +86,20 @@ def test_a_full_pod_starts_again_in_a_little_more_room(client: Client, node: Nod
     body = client.post("/pod/restart", ins="full").refused(409, "disk_full")
     assert body["limit"] == LIMIT
     assert client.get("/pod/info", ins="full").ok["status"] == "running"
-    assert "its disk is full" in client.post("/pod/stop", ins="full").ok["log"]
+    cut_off(node, client)
     body = client.post("/pod/start", ins="full").refused(409, "disk_full")
     assert "/pod/file-delete" in body["detail"]
     assert client.post("/pod/file-delete", ins="full", path="/full/big1").ok
     client.post("/pod/start", ins="full").ok
+    fill(client)
+    said = client.post("/pod/stop", ins="full").ok["log"]
+    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
 
 
 def test_what_was_lent_is_taken_back(client: Client, node: Node) -> None:
     fill(client)
-    # A full pod can be restarted once; nothing stops before there is a way to start it again.
-    assert "running again" in client.post("/pod/restart", ins="full").ok["log"]
+    cut_off(node, client)
+    client.post("/pod/start", ins="full").ok
     assert size(node, client) > LIMIT
     client.exec("full", EMPTY)
     client.post("/pod/restart", ins="full").ok
@@ -97,9 +107,16 @@ def test_what_was_lent_is_taken_back(client: Client, node: Node) -> None:
     assert "user.podyd.disk" not in node.instance_of(client.user, "full")["config"]
 
 
+def test_a_full_pod_is_restarted(client: Client) -> None:
+    fill(client)
+    assert "running again" in client.post("/pod/restart", ins="full").ok["log"]
+
+
 def test_a_podyd_that_was_killed_takes_it_back_later(client: Client, node: Node) -> None:
     fill(client)
-    client.post("/pod/restart", ins="full").ok
+    cut_off(node, client)
+    client.post("/pod/start", ins="full").ok
+    assert size(node, client) > LIMIT
     client.exec("full", EMPTY)
     other = node.serve()
     wait_until(lambda: size(node, client) == LIMIT, "the limit as it was")
