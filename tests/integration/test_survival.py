@@ -39,6 +39,7 @@ def test_the_lab_comes_up_again_and_podyd_with_it(
     )
     # LXD starts what ran before.
     wait_until(lambda: alice.get("/pod/info", ins=pod).ok["status"] == "running", "the pod", 30)
-    assert alice.exec(pod, "cat /root/before")["stdout"] == "kept\n"
+    done = alice.exec(pod, "cat /root/before")
+    assert (done["exit_code"], done["stdout"]) == (0, "kept\n"), done
     total_kb = int(alice.exec(pod, "awk '/^MemTotal/ {print $2}' /proc/meminfo")["stdout"])
     assert total_kb > 0, "lxcfs is alive"
