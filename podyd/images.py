@@ -13,7 +13,7 @@ from typing import Any
 from podyd.errors import Forbidden, Missing, NotFound
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import parse_time
-from podyd.pod import MADE_AS, OWNER, uid_of
+from podyd.pod import MADE_AS, OWNER, owns, uid_of
 from podyd.settings import Settings
 from podyd.users import Member
 
@@ -53,8 +53,8 @@ class Image:
         )
 
     def is_of(self, member: Member) -> bool:
-        """Whether a member has committed it, and not an earlier account of their name."""
-        return self.owner == member.name and self.uid in ("", str(member.uid))
+        """Whether a member has committed it."""
+        return owns(member, self.owner, self.uid)
 
 
 class Images:

@@ -59,8 +59,8 @@ class Pod:
         return self.instance.name
 
     def is_of(self, owner: Owner) -> bool:
-        """Whether it is this account's, and not an earlier one's of its name."""
-        return self.owner == owner.name and uid_of(self.instance.config) in ("", str(owner.uid))
+        """Whether it is this account's."""
+        return owns(owner, self.owner, uid_of(self.instance.config))
 
     @property
     def status(self) -> PodStatus:
@@ -85,6 +85,11 @@ def uid_of(keys: Mapping[str, str]) -> str:
     """
     name, _, uid = keys.get(ACCOUNT, "").rpartition(":")
     return uid if name == keys.get(OWNER) else ""
+
+
+def owns(owner: Owner, name: str, uid: str) -> bool:
+    """Whether a name and `uid_of` mean this account, and not an earlier one of its name."""
+    return name == owner.name and uid in ("", str(owner.uid))
 
 
 def pods_of(instances: Iterable[Instance]) -> list[Pod]:

@@ -5,30 +5,19 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from tornado.httpclient import AsyncHTTPClient
-from tornado.httpserver import HTTPServer
-from tornado.testing import bind_unused_port
-from tornado.web import Application
 from tornado.websocket import websocket_connect
 
-from podyd.api.endpoint import Endpoint, Requests
+from podyd.api.endpoint import Endpoint
 from podyd.api.socket import Socket
 from podyd.api.transfer import Download, Upload
-from podyd.authclient import AuthClient
-from podyd.config import Config
 from podyd.line import END, Line
-from podyd.origins import Origins
-from podyd.sessions import Sessions
-from podyd.settings import Settings
 from podyd.spec import Access, Ended, Nothing, Operation, Proof, Start
-from podyd.store import Database, TokenStore
-from podyd.tokens import Tokens
 from podyd.transfers import Incoming, Outgoing
-from podyd.users import Users
+from tests.unit.test_endpoint import serving
 
 CRASHING = Operation(
     "/crash",
@@ -49,33 +38,12 @@ Ask = Callable[[int], Awaitable[None]]
 def play(kind: type[Endpoint], answer: object, ask: Ask) -> None:
     """Ask a server, by its port, that has this one operation."""
 
-    async def bound(call: object) -> object:
+    async def bound(call: object) -> Any:
         return answer
 
     async def whole() -> None:
-        settings = Settings(Config())
-        database = Database(Path("/nonexistent"))
-        tokens = Tokens(TokenStore(database), settings)
-        users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
-        parts = {
-            "operation": CRASHING,
-            "bound": bound,
-            "users": users,
-            "requests": Requests(),
-            "sessions": Sessions(users),
-            "address_of": lambda request: request.remote_ip,
-        }
-        server = HTTPServer(
-            Application([(CRASHING.path, kind, parts)], log_function=lambda _: None)
-        )
-        sock, port = bind_unused_port()
-        server.add_socket(sock)
-        try:
+        async with serving(bound, CRASHING, kind) as port:
             await asyncio.wait_for(ask(port), 10)
-        finally:
-            server.stop()
-            await server.close_all_connections()
-            await database.close()
 
     asyncio.run(whole())
 

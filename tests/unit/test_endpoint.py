@@ -36,28 +36,31 @@ CRASHING = Operation(
 
 
 @contextlib.asynccontextmanager
-async def serving(bound: Bound) -> AsyncIterator[int]:
+async def serving(
+    bound: Bound, operation: Operation = CRASHING, kind: type[Endpoint] = Endpoint
+) -> AsyncIterator[int]:
     """The port of a server that has this one operation."""
     settings = Settings(Config())
-    tokens = Tokens(TokenStore(Database(Path("/nonexistent"))), settings)
+    database = Database(Path("/nonexistent"))
+    tokens = Tokens(TokenStore(database), settings)
     users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
     parts = {
-        "operation": CRASHING,
+        "operation": operation,
         "bound": bound,
         "users": users,
         "requests": Requests(),
         "sessions": Sessions(users),
         "address_of": lambda request: request.remote_ip,
     }
-    server = HTTPServer(
-        Application([(CRASHING.path, Endpoint, parts)], log_function=lambda _: None)
-    )
+    server = HTTPServer(Application([(operation.path, kind, parts)], log_function=lambda _: None))
     sock, port = bind_unused_port()
     server.add_socket(sock)
     try:
         yield port
     finally:
         server.stop()
+        await server.close_all_connections()
+        await database.close()
         await server.close_all_connections()
 
 
