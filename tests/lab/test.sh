@@ -23,15 +23,6 @@ if [ $# -gt 0 ]; then
 fi
 # What stops LXD runs when nothing else does.
 survival=tests/integration/test_survival.py
-.venv/bin/python -m pytest tests/unit tests/integration --ignore=$survival \
-    --numprocesses=$WORKERS --dist=loadfile --durations=20 || {
-    # Side by side, LXD 5.0.2 spoils one now and then: it closes a descriptor twice while it starts
-    # an instance (canonical/lxd#15955). What fails alone as well has failed.
-    echo "What failed beside others runs once more, alone."
-    .venv/bin/python -m pytest --last-failed --last-failed-no-failures=none \
-        tests/unit tests/integration
-}
-.venv/bin/python -m pytest tests/lab $survival || {
-    echo "What failed runs once more."
-    .venv/bin/python -m pytest --last-failed --last-failed-no-failures=none tests/lab $survival
-}
+run_tests tests/unit tests/integration --ignore=$survival \
+    --numprocesses=$WORKERS --dist=loadfile --durations=20
+run_tests tests/lab $survival

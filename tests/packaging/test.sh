@@ -9,4 +9,4 @@ need_root test-packaging
 install_packages $PACKAGES gcc libc6-dev systemd-container piuparts
 make_environment .venv debian/vendor.txt tests/requirements.txt
 [ $# -gt 0 ] || set -- tests/packaging
-.venv/bin/python -m pytest "$@"
+run_tests "$@"

@@ -152,8 +152,12 @@ def test_a_process_in_a_pod_is_found_on_its_card(site: Site, pod: str) -> None:
     site.alice.post("/pod/gpus", ins=pod, gpus="0,1").ok
     assert site.alice.exec(pod, "ls /dev/nvidia0 /dev/nvidia1")["exit_code"] == 0
     site.alice.exec(pod, "setsid sleep 4711 >/dev/null 2>&1 & ")
-    pid = int(site.machine.run("pgrep", "-f", "^sleep 4711"))
-    site.driver.write(FakeNvml().holding(1, FakeProcess(pid)))
+
+    def sleeping() -> list[str]:
+        return site.machine.attempt("pgrep", "-f", "^sleep 4711").stdout.split()
+
+    wait_until(lambda: len(sleeping()) == 1, "the process")
+    site.driver.write(FakeNvml().holding(1, FakeProcess(int(sleeping()[0]))))
 
     def rows() -> list[tuple[str, str]]:
         found = site.alice.get("/host/gpu-ps").ok["1"]
@@ -281,7 +285,7 @@ def test_podyd_comes_back_when_the_kernel_has_ended_it(site: Site, pod: str) -> 
     machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "podyd.service")
     wait_until(lambda: machine.show("podyd", "MainPID") not in (before, "0"), "the restart")
     wait_until(lambda: machine.is_active("podyd"), "podyd")
-    assert "status=9/KILL" in machine.journal("-u", "podyd")
+    wait_until(lambda: "status=9/KILL" in machine.journal("-u", "podyd"), "systemd's line")
     again = json.loads(
         machine.run("lxc", "query", "/1.0/instances/alice-first/state?project=podyd")
     )
