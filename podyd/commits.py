@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from podyd.config import UNLIMITED
@@ -72,12 +73,16 @@ class _UnderWay:
     # LXD's operation that packs it, once it does, and who waits for its end.
     operation: str = ""
     packing: asyncio.Task[Any] | None = None
+    # LXD has spoiled it once.
+    is_again: bool = False
     # What takes LXD long to read.
     large: Sequence[File] = ()
     # From then on it is there.
     is_named: bool = False
     # What it was made of has been deleted, with all else.
     is_gone: bool = False
+    # What takes too long counts from here, also what is packed twice.
+    began: float = field(default_factory=time.monotonic)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -98,7 +103,8 @@ class _UnderWay:
         cancelled = asyncio.ensure_future(self.cancelled.wait())
         try:
             either: set[asyncio.Future[Any]] = {work, cancelled}
-            await asyncio.wait(either, timeout=TIMEOUT, return_when=asyncio.FIRST_COMPLETED)
+            left = max(0.0, self.began + TIMEOUT - time.monotonic())
+            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
             cancelled.cancel()
         self.go_on()
@@ -193,12 +199,15 @@ class Commits:
             return Progress(None, None, None)
         if not under_way.operation:
             return Progress("copying", None, None)
+        doing: Literal["packing again", "packing"] = (
+            "packing again" if under_way.is_again else "packing"
+        )
         try:
             operation = await self._client.get(under_way.operation)
         except LxdRefused:  # It has ended.
-            return Progress("packing", None, None)
+            return Progress(doing, None, None)
         said = (operation["metadata"] or {}).get("progress", {})
-        return Progress("packing", _whole(said, "percent"), _whole(said, "speed"))
+        return Progress(doing, _whole(said, "percent"), _whole(said, "speed"))
 
     async def sweep(self) -> None:
         """Delete the images that a podyd which was killed has left without a name."""
@@ -355,6 +364,17 @@ class Commits:
             await self._pack(body, under_way)
 
     async def _pack(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
+        """Pack the copy, which stays as it is: what LXD spoils is packed once more."""
+        try:
+            await self._pack_once(body, under_way)
+        except Slipped as error:
+            if under_way.is_again:
+                raise
+            log.info("packing once more: %s", error.detail)
+            under_way.is_again = True
+            await self._pack_once(body, under_way)
+
+    async def _pack_once(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
         packing = self._client.change(
             "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
         )

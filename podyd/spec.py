@@ -481,9 +481,10 @@ class Committed:
 @dataclass(frozen=True)
 class Progress:
     """How far an image is that is being made of a pod; null where none is, or LXD does not say.
-    `percent` and `bytes_per_second` are of what is on the pod's disk, before it is compressed."""
+    `percent` and `bytes_per_second` are of what is on the pod's disk, before it is compressed.
+    `packing again`: LXD has slipped, and packs the same copy once more."""
 
-    doing: Literal["copying", "packing"] | None
+    doing: Literal["copying", "packing", "packing again"] | None
     percent: int | None
     bytes_per_second: int | None
 

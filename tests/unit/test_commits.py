@@ -11,7 +11,16 @@ import pytest
 from podyd.commits import Cancelled, Commits, Room, _UnderWay
 from podyd.config import UNLIMITED, Quota
 from podyd.disks import Disks
-from podyd.errors import Conflict, Forbidden, Lacks, Missing, NotFound, TimedOut
+from podyd.errors import (
+    Conflict,
+    Forbidden,
+    Lacks,
+    Missing,
+    NotFound,
+    Slipped,
+    TimedOut,
+    Unavailable,
+)
 from podyd.images import Images
 from podyd.lxd.client import LxdClient
 from podyd.lxd.tree import File
@@ -124,6 +133,67 @@ def test_without_the_program_for_holes_there_are_none() -> None:
     )
     asyncio.run(made._pack_with_holes({"source": "x"}, _UnderWay("main")))
     assert asked == [{"source": "x", "compression_algorithm": "squashfs"}, {"source": "x"}]
+
+
+class Slips(Lxd):
+    """Fails to pack with these errors, in turn, and then packs."""
+
+    def __init__(self, *errors: Exception) -> None:
+        self.errors = list(errors)
+        self.seen: list[str | None] = []
+        self.commits = Commits(
+            client=self,
+            images=cast(Images, SimpleNamespace()),
+            pods=Found(),
+            disks=cast(Disks, SimpleNamespace()),
+            tasks=Tasks(),
+        )
+
+    async def get(self, path: str, **query: Any) -> Any:
+        return {"metadata": {"progress": {"percent": "7"}}}
+
+    async def change(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        assert (method, path, body) == ("POST", "/1.0/images", {"source": "x"})
+        options["began"]("/1.0/operations/1")
+        self.seen.append((await self.commits.progress(MEMBER, "main")).doing)
+        if self.errors:
+            raise self.errors.pop(0)
+
+    def pack(self) -> None:
+        with self.commits._alone(MEMBER, "main") as under_way:
+            asyncio.run(self.commits._pack({"source": "x"}, under_way))
+
+
+SLIP = Slipped("Failed to copy file content /etc/passwd: bad file descriptor")
+
+
+def test_what_lxd_spoils_is_packed_once_more() -> None:
+    client = Slips(SLIP)
+    client.pack()
+    assert client.seen == ["packing", "packing again"]
+
+
+def test_what_lxd_spoils_again_is_an_error() -> None:
+    client = Slips(SLIP, SLIP)
+    with pytest.raises(Slipped):
+        client.pack()
+    assert client.seen == ["packing", "packing again"]
+
+
+def test_another_failure_of_lxd_is_not_tried_again() -> None:
+    client = Slips(Unavailable("LXD cannot be reached at the moment."))
+    with pytest.raises(Unavailable):
+        client.pack()
+    assert client.seen == ["packing"]
+
+
+def test_a_slip_is_no_second_chance_for_what_is_cancelled() -> None:
+    client = Slips(SLIP)
+    with client.commits._alone(MEMBER, "main") as under_way:
+        under_way.cancelled.set()
+        with pytest.raises(Cancelled):
+            asyncio.run(client.commits._pack({"source": "x"}, under_way))
+    assert client.seen in ([], ["packing"])
 
 
 def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
