@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 from collections.abc import (
     AsyncIterator,
     Callable,
@@ -70,9 +69,8 @@ A_MOMENT = timedelta(microseconds=1)
 LOCK_SECONDS = 20.0
 # So many instances are written at once, and while nobody else decides.
 WRITERS = 8
-# So long a card is waited for where LXD is at work on the pod that has it, as it starts or stops.
-TAKE_SECONDS = 3.0
-AGAIN_SECONDS = 0.2
+# So long a pod is waited for that LXD is at work on, as it starts or stops; others wait meanwhile.
+PATIENCE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,7 @@ class Plan:
 
 
 class Allotment:
-    """Decides on cards, and keeps the instances as decided; `take_seconds` is other than usual in
-    tests only."""
+    """Decides on cards, and keeps the instances as decided."""
 
     def __init__(
         self,
@@ -96,10 +93,8 @@ class Allotment:
         telemetry: Telemetry,
         occupancy: Occupancy,
         settings: Settings,
-        take_seconds: float = TAKE_SECONDS,
     ) -> None:
         self._client = client
-        self._take_seconds = take_seconds
         self._instances = instances
         self._gpus = gpus
         self._telemetry = telemetry
@@ -519,15 +514,11 @@ class Allotment:
 
         Raises Conflict, with the pod that has them, if LXD is at work on it for long.
         """
-        end = time.monotonic() + self._take_seconds
-        while True:
-            try:
-                return await self._make_so(view, pod)
-            except Busy as error:
-                if time.monotonic() >= end:
-                    doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
-                    raise _cannot_take(in_order(cards), pod, doing) from error
-            await asyncio.sleep(AGAIN_SECONDS)
+        try:
+            await self._make_so(view, pod)
+        except Busy as error:
+            doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
+            raise _cannot_take(in_order(cards), pod, doing) from error
 
     async def _make_so(self, view: View, pod: Pod) -> None:
         """Give an instance the devices that are due, and its keys as they should be."""
@@ -541,6 +532,7 @@ class Allotment:
                 pod.name,
                 config={**keys, COVERS: ",".join(sorted(covers)) or None},
                 devices=lambda own: _devices(view, pod, due, own)[0],
+                patience=PATIENCE_SECONDS,
             )
 
 

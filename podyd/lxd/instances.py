@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -49,12 +48,12 @@ _HARMLESS = frozenset(
 Devices = Mapping[str, Mapping[str, str]]
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
 _CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
-# How long somebody else may be changing an instance too, which takes LXD a moment each time.
-EDIT_SECONDS = 5.0
 # How long LXD may be at something else with an instance before that is a refusal. It changes
 # settings in a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
 BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
 FREE_SECONDS = 0.2
+# For a change of settings itself, once LXD is at it.
+CHANGE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -143,19 +142,24 @@ def parse_time(text: str) -> datetime:
     return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}").replace(tzinfo=timezone.utc)
 
 
-async def when_free(change: Callable[[], Awaitable[object]]) -> None:
+async def when_free(
+    change: Callable[[], Awaitable[object]], patience: float = UPDATE_SECONDS
+) -> None:
     """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
 
     A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
+    Nor does anybody go on changing them, so what has been changed meanwhile is changed anew. What
+    LXD is at is waited for `patience` seconds at most, and less where it may take long.
     """
     began = time.monotonic()
     while True:
         try:
             await change()
             return
-        except Busy as error:
-            patience = UPDATE_SECONDS if error.operation == "update" else BUSY_SECONDS
-            if time.monotonic() - began > patience:
+        except (Busy, Changed) as error:
+            is_short = isinstance(error, Busy) and error.operation == "update"
+            limit = min(patience, UPDATE_SECONDS if is_short else BUSY_SECONDS)
+            if time.monotonic() - began > limit:
                 raise
         await asyncio.sleep(FREE_SECONDS)
 
@@ -241,27 +245,25 @@ class Instances:
         *,
         config: Mapping[str, str | None],
         devices: Callable[[Devices], Devices],
+        patience: float = UPDATE_SECONDS,
     ) -> None:
         """Set these keys of an instance (None takes one away), and make its own devices anew.
 
-        What others change meanwhile is kept. In a running instance it takes effect at once. Raises
-        Busy while a snapshot is being restored.
+        What others change meanwhile is kept. In a running instance it takes effect at once. What
+        LXD is at is waited for `patience` seconds at most. Raises Busy, at once while a snapshot is
+        being restored; TimedOut where LXD itself waits for longer.
         """
-        self.check_free(name)
-        path = instance_path(name)
-        end = time.monotonic() + EDIT_SECONDS
-        try:
-            while True:
-                if await self._edit_held(name, config, devices):
-                    return
+
+        async def change() -> None:
+            if not await self._edit_held(name, config, devices):
                 data, etag = await self._client.tagged(path)
                 body = _edited(_changeable(data), config, devices)
-                try:
-                    await when_free(partial(self._put, path, body, etag))
-                    return
-                except Changed:
-                    if time.monotonic() > end:
-                        raise
+                await self._put(path, body, etag, timeout=patience + CHANGE_SECONDS)
+
+        self.check_free(name)
+        path = instance_path(name)
+        try:
+            await when_free(change, patience)
         finally:
             self.invalidate()
 
@@ -296,14 +298,16 @@ class Instances:
         }
         await self._put(path, {**body, "config": {**kept, **config}, "devices": devices})
 
-    async def _put(self, path: str, body: Mapping[str, Any], etag: str = "") -> None:
+    async def _put(
+        self, path: str, body: Mapping[str, Any], etag: str = "", timeout: float = 60.0
+    ) -> None:
         """Make an instance so.
 
         When it is, LXD writes a copy of it onto the instance's own disk. Where that is full, it
         says so, and what was asked for is done all the same (5.0.2).
         """
         try:
-            await self._client.change("PUT", path, body, etag=etag)
+            await self._client.change("PUT", path, body, etag=etag, timeout=timeout)
         except DiskFull:
             data = await self._client.get(path)
             if _but_volatile(data) != _but_volatile(body) or data["devices"] != body["devices"]:

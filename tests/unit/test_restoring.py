@@ -14,7 +14,6 @@ import pytest
 from podyd import snapshots
 from podyd.errors import (
     Busy,
-    Changed,
     Gone,
     LxdRefused,
     Missing,
@@ -63,6 +62,8 @@ class Lxd:
         self.takes_it_all_the_same = False
         self.is_at: list[str] = []
         self.changes = 0
+        # For how many seconds LXD was last waited for.
+        self.patience: float | None = None
         self.changed: Callable[[], None] = lambda: None
 
     async def get(self, path: str, **query: Any) -> Any:
@@ -81,6 +82,7 @@ class Lxd:
 
     async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
         self.changes += 1
+        self.patience = options.get("timeout")
         self.changed()
         refusal = self.refusals.pop(0) if self.refusals else None
         if refusal is None or self.takes_it_all_the_same:
@@ -258,8 +260,9 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
 # --- Changes beside those of others -------------------------------------------------------------
 
 
-async def limit(instances: Instances) -> None:
-    await instances.edit("a", config={"limits.memory": "2GiB"}, devices=dict)
+async def limit(instances: Instances, patience: float = 5.0) -> None:
+    config = {"limits.memory": "2GiB"}
+    await instances.edit("a", config=config, devices=dict, patience=patience)
 
 
 @pytest.fixture
@@ -276,36 +279,34 @@ UPDATE = refusal(
     " succeeded"
 )
 STARTING = refusal('Instance is busy running a "start" operation')
+CHANGED = refusal("ETag doesn't match: a vs b")
 
 
 def test_a_change_waits_for_others_changes(free: tuple[Lxd, Instances]) -> None:
     lxd, instances = free
-    lxd.refusals = [UPDATE, Changed("ETag doesn't match: a vs b"), UPDATE]
+    lxd.refusals = [UPDATE, CHANGED, UPDATE, STARTING]
     run(lambda: limit(instances))
     assert lxd.data is not None
     assert lxd.data["config"] == {**THEN, "limits.memory": "2GiB"}
 
 
-def test_a_change_waits_less_for_what_may_take_long(
-    free: tuple[Lxd, Instances], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("refusal", "patience"), [(STARTING, 35.0), (UPDATE, 0.05), (CHANGED, 0.05)]
+)
+def test_a_change_waits_as_long_as_its_caller_and_less_for_what_may_take_long(
+    free: tuple[Lxd, Instances],
+    monkeypatch: pytest.MonkeyPatch,
+    refusal: PodydError,
+    patience: float,
 ) -> None:
-    monkeypatch.setattr(lxd_instances, "BUSY_SECONDS", -1.0)
-    lxd, instances = free
-    lxd.refusals = [STARTING, STARTING]
-    with pytest.raises(Busy):
-        run(lambda: limit(instances))
-    assert lxd.changes == 1
-
-
-def test_a_change_does_not_wait_for_good(
-    free: tuple[Lxd, Instances], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lxd_instances, "UPDATE_SECONDS", 0.05)
+    monkeypatch.setattr(lxd_instances, "BUSY_SECONDS", 0.05)
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
     lxd, instances = free
-    lxd.refusals = [UPDATE] * 1000
-    with pytest.raises(Busy):
-        run(lambda: limit(instances))
+    lxd.refusals = [refusal] * 100_000
+    with pytest.raises(type(refusal)):
+        run(lambda: asyncio.wait_for(limit(instances, patience), 10))
+    assert lxd.changes > 1
+    assert lxd.patience == patience + lxd_instances.CHANGE_SECONDS
 
 
 # --- Trying again -------------------------------------------------------------------------------
