@@ -27,7 +27,7 @@ from podyd.config import UNLIMITED, parse_size
 from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
-from podyd.lxd.instances import Devices, Instance, Instances
+from podyd.lxd.instances import Devices, Instance, Instances, root_of
 from podyd.pod import DISK, Pod, pods_of
 from podyd.spec import MIN_DISK_BYTES
 from podyd.users import Member
@@ -336,14 +336,6 @@ def devices_of(profiles: Iterable[Mapping[str, Any]]) -> Devices:
     for profile in profiles:
         devices |= profile["devices"]
     return devices
-
-
-def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
-    """The name and the keys of the disk that an instance runs on."""
-    for name, device in devices.items():
-        if device.get("type") == "disk" and device.get("path") == "/":
-            return name, device
-    return "root", {}
 
 
 def limit_of(instance: Instance) -> int:

@@ -175,6 +175,12 @@ class Busy(LxdRefused):
         self.operation = operation
 
 
+class InUse(Busy):
+    """LXD counts the instance's disk as mounted: it copies it, reads files, or has miscounted."""
+
+    sentence = "LXD has the pod's disk in use, to copy it or for its files; try again shortly."
+
+
 class NotRunning(LxdRefused):
     """The instance does not run, or is frozen, so that nothing can be run in it."""
 

@@ -528,11 +528,12 @@ class Pods:
 
     async def _start_in_room(self, pod: Pod) -> str:
         """Start a pod, in a little more room if its disk is full; returns words about that."""
-        try:
-            await self._start(pod.name)
-            return ""
-        except DiskFull:
-            await self._disks.lend(pod)
+        with contextlib.suppress(DiskFull):
+            # Where LXD finds no room, it does not clean up after the start that has failed.
+            if await self._instances.has_room(pod.name):
+                await self._start(pod.name)
+                return ""
+        await self._disks.lend(pod)
         try:
             await self._start(pod.name)
         except DiskFull as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Mapping
@@ -82,12 +83,26 @@ class Snapshots:
     async def restore(self, member: Member, ins: str, name: str) -> str:
         """Make a pod's disk as it was at a snapshot. Returns what was done.
 
-        Its owner, its cards and their leases are those of now. If it ran, it runs again.
+        Its owner, its cards and their leases are those of now. If it ran, it runs again, whatever
+        came of it.
         """
         pod = await self._pods.find(member, ins)
         await self._one(pod, name)
-        if pod.status != "stopped":
-            await self._pods.stop(member, ins)
+        done = f"Pod {ins} is as it was at snapshot {name}"
+        if pod.status == "stopped":
+            await self._restore(member, pod, name)
+            return f"{done}."
+        await self._pods.stop(member, ins)
+        try:
+            await self._restore(member, pod, name)
+        except PodydError:
+            with contextlib.suppress(PodydError):
+                await self._pods.start(member, ins)
+            raise
+        await self._pods.start(member, ins)
+        return f"{done}; it was stopped for that, and is running again."
+
+    async def _restore(self, member: Member, pod: Pod, name: str) -> None:
         await self._instances.begin_restore(pod.name)
         try:
             with lxd_could_not("restore the snapshot"):
@@ -98,11 +113,6 @@ class Snapshots:
         if problem := settling.result():
             raise problem
         log.info("%s restored snapshot %s of pod %s", member.name, name, pod.name)
-        done = f"Pod {ins} is as it was at snapshot {name}"
-        if pod.status == "stopped":
-            return f"{done}."
-        await self._pods.start(member, ins)
-        return f"{done}; it was stopped for that, and is running again."
 
     async def _settle(self, name: str) -> PodydError | None:
         """Bring a pod's settings back after a restore; what hinders it, where that does not pass

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.config import UNLIMITED, Config
-from podyd.disks import BTRFS, DIR, root_of
+from podyd.disks import BTRFS, DIR
 from podyd.doctor.case import Case, Places
 from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.lxd.admin import Admin, Pool
+from podyd.lxd.instances import root_of
 
 NEARLY_FULL, FULL = 0.85, 0.95
 # How ext4 and XFS call quotas that count by directory.

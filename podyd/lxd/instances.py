@@ -23,6 +23,7 @@ from podyd.errors import (
     Changed,
     DiskFull,
     Gone,
+    InUse,
     LxdRefused,
     PodydError,
     Slipped,
@@ -108,6 +109,14 @@ class CpuTime:
         """From the JSON of an instance with its state."""
         usage = data["state"]["cpu"]["usage"] if data["state"] else -1
         return cls(Instance.of(data), usage if usage >= 0 else None)
+
+
+def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """The name and the keys of the disk that an instance runs on."""
+    for name, device in devices.items():
+        if device.get("type") == "disk" and device.get("path") == "/":
+            return name, device
+    return "root", {}
 
 
 def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -354,11 +363,50 @@ class Instances:
         until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
         TimedOut.
         """
-        body = {"restore": snapshot}
+
+        async def restore() -> None:
+            try:
+                await self._client.change(
+                    "PUT", instance_path(name), {"restore": snapshot}, timeout=timeout
+                )
+            except InUse:
+                await self._unmount(name)
+                raise
+
         # LXD may still be cleaning up after one that has only just stopped.
-        await when_free(
-            lambda: self._client.change("PUT", instance_path(name), body, timeout=timeout)
-        )
+        await when_free(restore)
+
+    async def _unmount(self, name: str) -> None:
+        """Have LXD count one mount less of a stopped instance's disk, if it is at nothing with it.
+
+        LXD (5.0.2) counts mounts, and unmounts or restores a disk that has none. A start that fails
+        for a full disk leaves one that nobody takes away. Where the size of the disk is to be set
+        at a start, LXD unmounts it for that; with a mount too many that fails, and as the start
+        fails for it, it is unmounted once more. So such a start takes away what is too much.
+        """
+        if name in await self._worked_on():
+            return
+        path, state = instance_path(name), instance_path(name, "state")
+        root, _ = root_of((await self._client.get(path))["expanded_devices"])
+        key = f"volatile.{root}.apply_quota"
+        try:
+            await self._set_key(path, key, "true")
+            await self._client.change("PUT", state, {"action": "start"})
+            # There was none too many.
+            await self._client.change("PUT", state, {"action": "stop", "force": True})
+        except LxdRefused as error:
+            log.info("%s is to be unmounted: %s", name, error.reason)
+        finally:
+            await self._set_key(path, key, "")
+
+    async def _set_key(self, path: str, key: str, value: str) -> None:
+        # A full disk has no room for LXD's copy of the settings, which are set all the same.
+        with contextlib.suppress(DiskFull):
+            await self._client.change("PATCH", path, {"config": {key: value}})
+
+    async def _worked_on(self) -> set[str]:
+        """The instances that LXD is doing something with."""
+        return {name for names in (await under_way(self._client)).values() for name in names}
 
     def end_restore(self, name: str) -> None:
         """Let others change an instance again."""
@@ -384,7 +432,7 @@ class Instances:
         if kept is None:
             return
         # LXD lets settings be changed during a restore, and then overwrites them.
-        if any(name in instances for instances in (await under_way(self._client)).values()):
+        if name in await self._worked_on():
             raise Busy("a snapshot is being restored", operation="restore")
         try:
             await self._put_back(name, kept)

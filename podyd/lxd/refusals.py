@@ -15,6 +15,7 @@ from podyd.errors import (
     DidNotShutDown,
     DiskFull,
     Gone,
+    InUse,
     Lacks,
     LxdRefused,
     Missing,
@@ -36,7 +37,7 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     # The same, where it was at just this: it has waited for that, and not done what was asked.
     (r"instance (?P<operation>\w+) operation: a matching .* operation has now succeeded", Busy),
     # storage/drivers/errors.go: LXD itself has the volume mounted, to copy it or to read files.
-    (r"(^|: )in use$", Busy),
+    (r"(^|: )in use$", InUse),
     (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),
     # liblxc's, which is all that is said where it has stopped after all.
     (r"shutting down the container failed", DidNotShutDown),

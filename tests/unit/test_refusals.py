@@ -14,6 +14,7 @@ from podyd.errors import (
     DidNotShutDown,
     DiskFull,
     Gone,
+    InUse,
     Lacks,
     LxdRefused,
     Missing,
@@ -43,7 +44,13 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
         0,
         Busy,
     ),
-    ("In use", 0, Busy),
+    ("In use", 0, InUse),
+    (
+        'Failed to start device "root": Failed to apply deferred quota from'
+        ' "volatile.root.apply_quota": In use',
+        0,
+        InUse,
+    ),
     ("Instance is not running", 400, NotRunning),
     ("Instance is frozen", 400, NotRunning),
     ("The instance is already stopped", 0, NotRunning),

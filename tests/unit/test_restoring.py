@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -309,6 +310,80 @@ def test_a_change_waits_as_long_as_its_caller_and_less_for_what_may_take_long(
     assert lxd.patience == patience + lxd_instances.CHANGE_SECONDS
 
 
+# --- A disk that LXD counts as mounted ----------------------------------------------------------
+
+
+class Mounted(Lxd):
+    """The instance is stopped, and LXD counts so many mounts of its disk all the same."""
+
+    def __init__(self, mounts: int) -> None:
+        super().__init__()
+        assert self.data is not None
+        self.data["expanded_devices"] = {"disk": {"type": "disk", "path": "/", "pool": "p"}}
+        self.mounts = mounts
+        self.asked: list[str] = []
+
+    async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
+        assert self.data is not None
+        key = "volatile.disk.apply_quota"
+        if "restore" in body:
+            self.asked.append("restore")
+        elif body.get("action") == "start":
+            assert self.data["config"][key] == "true"
+            self.asked.append("start")
+            if self.mounts:
+                self.mounts -= 1
+                raise refusal(f'Failed to start device "disk": from "{key}": In use')
+        elif body.get("action") == "stop":
+            self.asked.append("stop")
+        else:
+            assert method == "PATCH"
+            self.data["config"] = {**self.data["config"], **body["config"]}
+            # As it is full.
+            raise refusal("open backup.yaml: disk quota exceeded")
+        if self.mounts:
+            raise refusal("In use")
+
+
+@pytest.mark.parametrize(
+    ("mounts", "asked"),
+    [(0, ["restore"]), (2, ["restore", "start", "restore", "start", "restore"])],
+)
+def test_mounts_that_lxd_counts_too_many_are_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mounts: int, asked: list[str]
+) -> None:
+    monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.001)
+    lxd = Mounted(mounts)
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    run(lambda: instances.restore("a", "s", timeout=1))
+    assert lxd.asked == asked
+    assert lxd.data is not None
+    assert lxd.data["config"].get("volatile.disk.apply_quota", "") == ""
+    instances.close()
+
+
+def test_a_disk_that_lxd_is_at_stays_mounted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lxd_instances, "BUSY_SECONDS", 0.05)
+    monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
+    lxd = Mounted(1)
+    lxd.is_at = ["a"]
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    with pytest.raises(Busy, match="to copy it or for its files"):
+        run(lambda: instances.restore("a", "s", timeout=1))
+    assert set(lxd.asked) == {"restore"}
+    instances.close()
+
+
+def test_one_that_starts_after_all_is_stopped(tmp_path: Path) -> None:
+    lxd = Mounted(0)
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    run(lambda: instances._unmount("a"))
+    assert lxd.asked == ["start", "stop"]
+    instances.close()
+
+
 # --- Trying again -------------------------------------------------------------------------------
 
 
@@ -370,3 +445,58 @@ def test_it_is_told_once_and_tried_when_something_changes(
     run(lambda: asyncio.wait_for(work(), 10))
     expected = ("tried", "Profile", "tried", "tried", "Pool", "tried", "away", "tried", "again")
     assert all(text in what for text, what in zip(expected, seen, strict=True)), seen
+
+
+# --- What ran ------------------------------------------------------------------------------------
+
+
+class Told:
+    """Pods of which one is told to stop and to start."""
+
+    def __init__(self, status: str) -> None:
+        self._status = status
+        self.told: list[str] = []
+
+    async def find(self, member: object, ins: str) -> Any:
+        return SimpleNamespace(name="a", ins=ins, status=self._status)
+
+    async def stop(self, member: object, ins: str) -> None:
+        self.told.append("stop")
+
+    async def start(self, member: object, ins: str) -> None:
+        self.told.append("start")
+
+
+class Refusing(Lxd):
+    """Has the snapshot `s`, and does not restore it."""
+
+    async def get(self, path: str, **query: Any) -> Any:
+        if path.endswith("/snapshots"):
+            return [{"name": "a/s", "created_at": CREATED}]
+        return await super().get(path, **query)
+
+    async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
+        raise refusal("It rains")
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [("Stopped", []), ("Running", ["stop", "start"]), ("Frozen", ["stop", "start"])],
+)
+def test_what_ran_runs_again_whatever_comes_of_a_restore(
+    tmp_path: Path, status: str, told: list[str]
+) -> None:
+    pods = Told(status.lower())
+    lxd = Refusing()
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    parts = {"client": lxd, "instances": instances, "pods": pods, "tasks": Tasks()}
+    restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
+
+    async def work() -> None:
+        with pytest.raises(LxdRefused, match="could not restore the snapshot: It rains"):
+            await restoring
+
+    run(work)
+    assert pods.told == told
+    instances.close()

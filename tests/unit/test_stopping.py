@@ -15,7 +15,7 @@ from podyd.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
 from podyd.lxd import instances
 from podyd.lxd.instances import Instance
 from podyd.lxd.refusals import refusal
-from podyd.pod import INS, OWNER
+from podyd.pod import INS, OWNER, Pod
 from podyd.pods import Pods, StartFailed
 from podyd.tasks import Tasks
 from podyd.users import Member
@@ -80,10 +80,10 @@ class Lxd:
     def invalidate(self) -> None: ...
 
 
-def pods_on(lxd: object) -> Pods:
-    """Pods that need nothing but LXD."""
+def pods_on(lxd: object, **parts: object) -> Pods:
+    """Pods that need nothing but LXD, and these parts."""
     needed = inspect.signature(Pods).parameters
-    given = {"client": lxd, "instances": lxd, "tasks": Tasks()}
+    given = {"client": lxd, "instances": lxd, "tasks": Tasks(), **parts}
     return Pods(**cast(Any, {name: given.get(name) for name in needed}))
 
 
@@ -174,3 +174,29 @@ def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
 
 def test_a_pod_that_runs_already_is_started() -> None:
     asyncio.run(pods_on(Lxd([refusal("The instance is already running")]))._start("ann-main"))
+
+
+class Full(Lxd):
+    """Has no room on the disk of a pod that is stopped, until it is lent some."""
+
+    def __init__(self) -> None:
+        super().__init__([None])
+        self._pod = replace(POD, status="Stopped")
+
+    async def has_room(self, name: str) -> bool:
+        return "lend" in self.asked
+
+    async def lend(self, pod: Pod) -> None:
+        self.asked.append("lend")
+
+    async def due(self, member: Member, pod: Pod) -> None: ...
+
+    async def apply(self, pod: Pod, due: None) -> None: ...
+
+
+def test_what_has_no_room_is_lent_some_before_lxd_tries_to_start_it() -> None:
+    """A start that fails for a full disk leaves LXD counting a mount that nobody has."""
+    lxd = Full()
+    said = asyncio.run(pods_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
+    assert "storage of all pods is full" in said
+    assert lxd.asked == ["lend", "start"]
