@@ -34,7 +34,7 @@ from podyd.identity import forget_identity
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
 from podyd.lxd.tree import File, Tree, cut, holes, look
-from podyd.pod import MADE_AS, OWNER, TEMPLATE, Pod, owner_keys
+from podyd.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods import Pods
 from podyd.spec import Committed, Progress
 from podyd.tasks import Tasks
@@ -148,7 +148,7 @@ class Commits:
             async with self._template(pod, under_way) as template:
                 tree = await self._looked(template, under_way)
                 room.check(tree.size_bytes, tree.large)
-                keys = {**owner_keys(member), MADE_AS: template}
+                keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._client.project}
                 properties = {**keys, "description": description}
                 image = await self._publish(template, tree, properties, under_way)
                 try:
@@ -210,9 +210,13 @@ class Commits:
         return Progress(doing, _whole(said, "percent"), _whole(said, "speed"))
 
     async def sweep(self) -> None:
-        """Delete the images that a podyd which was killed has left without a name."""
+        """Delete the images that a podyd which was killed has left without a name.
+
+        Those of another project are another podyd's, which may be about to name them.
+        """
         for image in await self._images.all():
-            if image.made_as and not image.aliases and image.made_as not in self._pods.templates:
+            is_ours = image.made_as and image.project in ("", self._client.project)
+            if is_ours and not image.aliases and image.made_as not in self._pods.templates:
                 log.warning("removing half-made image %s", image.fingerprint)
                 await self._images.remove(image)
 

@@ -13,7 +13,7 @@ from typing import Any
 from podyd.errors import Forbidden, Missing, NotFound
 from podyd.lxd.client import LxdClient
 from podyd.lxd.instances import parse_time
-from podyd.pod import MADE_AS, OWNER, owns, uid_of
+from podyd.pod import MADE_AS, OWNER, PROJECT, owns, uid_of
 from podyd.settings import Settings
 from podyd.users import Member
 
@@ -37,6 +37,8 @@ class Image:
     uid: str = ""
     # What it was published from, an instance of podyd's that is gone by now.
     made_as: str = ""
+    # Of which project that instance was; "" in an older one.
+    project: str = ""
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Image:
@@ -50,6 +52,7 @@ class Image:
             owner=data["properties"].get(OWNER, ""),
             uid=uid_of(data["properties"]),
             made_as=data["properties"].get(MADE_AS, ""),
+            project=data["properties"].get(PROJECT, ""),
         )
 
     def is_of(self, member: Member) -> bool:

@@ -30,6 +30,9 @@ DISK = "user.podyd.disk"
 # instance that has it and was never started was left half-made by a podyd that was killed; it will
 # be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"
+# Of an image: the LXD project of whoever made it, as several podyds of one LXD have their images in
+# one place.
+PROJECT = "user.podyd.project"
 # How the names of those begin that an image is made of, and that never run.
 TEMPLATE = "podyd-commit-"
 

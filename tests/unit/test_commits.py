@@ -21,7 +21,7 @@ from podyd.errors import (
     TimedOut,
     Unavailable,
 )
-from podyd.images import Images
+from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
 from podyd.lxd.tree import File
 from podyd.pods import Pods
@@ -217,3 +217,48 @@ def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) ->
         assert await _UnderWay("main").first(work) == 1
 
     asyncio.run(both())
+
+
+def test_what_another_podyd_is_about_to_name_stays() -> None:
+    def image(made_as: str, project: str | None, *aliases: str) -> Image:
+        mark = {} if project is None else {"user.podyd.project": project}
+        return Image.of(
+            {
+                "fingerprint": f"{made_as}-{project}",
+                "aliases": [{"name": name} for name in aliases],
+                "properties": {"user.podyd.made_as": made_as, **mark} if made_as else {},
+                "size": 1,
+                "created_at": "2026-01-01T00:00:00Z",
+                "architecture": "x86_64",
+            }
+        )
+
+    class Listed(Images):
+        def __init__(self) -> None:
+            self.removed: list[str] = []
+
+        async def all(self) -> list[Image]:
+            return [
+                image("left", "ours"),
+                image("left", None),
+                image("left", "another"),
+                image("named", "ours", "alice-x"),
+                image("under-way", "ours"),
+                image("", None),
+            ]
+
+        async def remove(self, image: Image) -> None:
+            self.removed.append(image.fingerprint)
+
+    client, images, pods = Lxd(None), Listed(), Found()
+    client.project = "ours"
+    pods.templates = {"under-way"}
+    made = Commits(
+        client=client,
+        images=images,
+        pods=pods,
+        disks=cast(Disks, SimpleNamespace()),
+        tasks=Tasks(),
+    )
+    asyncio.run(made.sweep())
+    assert images.removed == ["left-ours", "left-None"]
