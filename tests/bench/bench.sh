@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 need_root bench
 # shellcheck disable=SC2086 # a list of words
-install_packages $PACKAGES gcc libc6-dev wrk
+install_packages $PACKAGES gcc libc6-dev wrk busybox-static
 make_environment .venv debian/vendor.txt tests/requirements.txt
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     trap '$PYTHON tests/lab/lab.py down' EXIT

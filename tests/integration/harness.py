@@ -31,11 +31,13 @@ from urllib.parse import urlencode
 
 import yaml
 
+from tests.integration import small
 from tests.lab import lab
 
 ROOT = Path(__file__).resolve().parents[2]
 PYTHON = "/usr/bin/python3"
-IMAGE = "podyd-lab-base"
+# Debian, and one of busybox alone: see small.py.
+IMAGE, SMALL = "podyd-lab-base", "podyd-lab-small"
 BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
 PASSWORD = "correct-Horse-7"
 START_SECONDS = 20.0
@@ -44,6 +46,8 @@ START_SECONDS = 20.0
 FILES_AT_REST, THREADS_AT_REST = 24, 20
 # Of the accounts that each run of the tests makes.
 LISTS = Path("/run/podyd-test-accounts")
+# Who makes the images has its lock.
+IMAGES = Path("/run/podyd-test-images")
 
 Json = Any
 
@@ -366,8 +370,12 @@ class Node:
         if not state.ours and not config.get("core.https_address"):
             lab.write_state(dataclasses.replace(state, https_address_set=True))
         self.setup_output = self.podyd("setup", "--user", self.account)
-        if IMAGE not in self.podyd("image", "list").splitlines():
-            self.podyd("image", "build", IMAGE)
+        with locked(IMAGES, fcntl.LOCK_EX):
+            there = self.podyd("image", "list").splitlines()
+            if IMAGE not in there:
+                self.podyd("image", "build", IMAGE)
+            if SMALL not in there:
+                small.make(SMALL, self.environment)
 
     @property
     def environment(self) -> dict[str, str]:

@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server
 
 POD_INFO = {
     "name",
@@ -52,7 +52,7 @@ def test_every_answer_is_as_the_document_says(
     lease = [{"ins": ins, "gpus": "1", "hours": "1"}] if node.lab_state.gpus else []
     params: dict[str, list[dict[str, str]]] = {
         "/help": [{}, {"path": "/pod/"}, {"path": "pod/exec"}],
-        "/pod/create": [{"ins": ins, "image": IMAGE}],
+        "/pod/create": [{"ins": ins, "image": IMAGE}, {"ins": f"{ins}-small", "image": SMALL}],
         "/pod/exec": [{"ins": ins, "cmd": "echo x"}],
         "/image/inspect": [{"image": IMAGE}],
         "/user/ch-passwd": [],
@@ -75,14 +75,14 @@ def test_every_answer_is_as_the_document_says(
         "/pod/snapshot": [{"ins": ins, "name": "s"}],
         "/pod/restore": [{"ins": ins, "name": "s"}],
         "/pod/snapshot-delete": [{"ins": ins, "name": "s"}],
-        "/pod/copy": [{"ins": ins, "to": f"{ins}-copy", "gpus": "none"}],
+        "/pod/copy": [{"ins": f"{ins}-small", "to": f"{ins}-copy", "gpus": "none"}],
         "/pod/port": [{"ins": ins, "port": "8888"}],
         "/pod/port-delete": [{"ins": ins, "port": "8888"}],
-        "/pod/commit": [{"ins": ins, "tag": "t"}],
+        "/pod/commit": [{"ins": f"{ins}-small", "tag": "t"}],
         # Of one that goes on: test_images.py.
         "/pod/commit-cancel": [],
         "/image/delete": [{"image": f"{admin.user}-t"}],
-        "/pod/delete": [{"ins": ins}, {"ins": f"{ins}-copy"}],
+        "/pod/delete": [{"ins": name} for name in (ins, f"{ins}-small", f"{ins}-copy")],
     }
     one_pod = [{"ins": ins}]
     first = ["/pod/create", "/pod/snapshot"]

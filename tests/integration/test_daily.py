@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.integration.harness import IMAGE, ROOT, Client, started, wait_until
+from tests.integration.harness import IMAGE, ROOT, SMALL, Client, Node, started, wait_until
 from tests.integration.test_client import Pody, Terminal, as_user, completed
 
 MEGABYTE = 1024**2
@@ -238,17 +238,22 @@ def test_a_pods_life_in_words(new_user: Callable[[], Client], ins: str) -> None:
 
 
 @pytest.fixture
-def own(new_user: Callable[[], Client], ins: str) -> Iterator[Pody]:
-    """A member with one pod, and no image that stays."""
+def member(new_user: Callable[[], Client]) -> Iterator[Pody]:
+    """A member whose pods and images go in the end."""
     client = new_user()
-    pody = as_user(client)
-    pody("new", ins, "--image", IMAGE).ok
-    yield pody
+    yield as_user(client)
     for name in client.get("/pod/list").ok:
         client.post("/pod/delete", ins=name).ok
     for name in client.get("/host/images").ok:
         if name.startswith(client.user):
             client.post("/image/delete", image=name).ok
+
+
+@pytest.fixture
+def own(member: Pody, ins: str) -> Pody:
+    """A member with one pod, which is small."""
+    member("new", ins, "--image", SMALL).ok
+    return member
 
 
 def test_snapshots_and_copies_in_words(own: Pody, ins: str) -> None:
@@ -298,7 +303,10 @@ def test_commit_shows_how_far_it_is(own: Pody, ins: str) -> None:
     assert own("commit", ins, "torch").err == ""
 
 
-def test_ports_in_words(own: Pody, ins: str) -> None:
+def test_ports_in_words(member: Pody, ins: str) -> None:
+    own = member
+    own("new", ins, "--image", IMAGE).ok
+
     def rows(*words: str) -> dict[int, tuple[str | None, int | None]]:
         found = json.loads(own("ports", ins, *words).ok)
         return {row["port"]: (row["address"], row["host_port"]) for row in found}
@@ -326,18 +334,19 @@ def test_ports_in_words(own: Pody, ins: str) -> None:
 
 def test_new_shows_for_how_long_it_waits(new_user: Callable[[], Client], ins: str) -> None:
     pody = as_user(new_user())
-    assert f"Making pod {ins}" in pody.shown("new", ins, "--image", IMAGE)
+    assert f"Making pod {ins}" in pody.shown("new", ins, "--image", SMALL)
     pody("rm", ins, "--yes").ok
 
 
-def test_which_image_is_asked_if_there_are_several(pody: Pody, alice: Client, ins: str) -> None:
-    images = alice.get("/host/images").ok
-    done = pody("new", ins)
-    if len(images) == 1:
-        assert json.loads(done.ok)["image"] == images[0]
-        pody("rm", ins, "--yes").ok
-    else:
-        assert images[0] in done.failed(2)
+def test_which_image_is_asked_if_there_are_several(node: Node, pody: Pody, ins: str) -> None:
+    said = pody("new", ins).failed(2)
+    assert IMAGE in said
+    assert SMALL in said
+    server = node.serve({"images": {"offer": [SMALL]}})
+    one = as_user(server.client(pody.user))
+    assert json.loads(one("new", ins).ok)["image"] == SMALL
+    one("rm", ins, "--yes").ok
+    assert server.stop() == 0
 
 
 def test_everybodys_pods(admin: Client, pody: Pody, pod: str) -> None:

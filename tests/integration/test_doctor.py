@@ -15,7 +15,7 @@ import pytest
 from podyd.doctor.case import Places
 from podyd.doctor.diagnosis import diagnose
 from podyd.doctor.finding import Finding, Level
-from tests.integration.harness import IMAGE, PYTHON, Json, Node, Server, stopped
+from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
 
 MISSING_CARD = "0000:99:00.0"
 # The real cards of the host that the tests run on are not the tests' business.
@@ -264,7 +264,7 @@ def test_a_pod_of_an_older_driver(
     if not node.lab_state.gpus:
         pytest.skip("this LXD has no simulated cards")
     client = server.client(node.accounts.user())
-    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    client.post("/pod/create", ins=ins, image=SMALL).ok
     try:
         name = node.instance_of(client.user, ins)["name"]
         state = node.lxd.get(f"/1.0/instances/{name}/state?project={node.project}")

@@ -18,7 +18,7 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Json, Node, Server, started, wait_until
+from tests.integration.harness import IMAGE, SMALL, Client, Json, Node, Server, started, wait_until
 from tests.integration.test_client import Pody, as_user
 
 MEGABYTE = 1024**2
@@ -368,7 +368,7 @@ def test_the_log_of_a_pod_that_does_not_run(
     new_user: Callable[[], Client], node: Any, ins: str
 ) -> None:
     client = new_user()
-    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    client.post("/pod/create", ins=ins, image=SMALL).ok
     node.lxc("stop", "--force", node.instance_of(client.user, ins)["name"])
     assert client.get("/pod/logs", ins=ins).ok["source"] in ("console", "lxc")
     assert fetch(client, ins, "/etc/hostname").code == "pod_not_running"

@@ -24,7 +24,17 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from tests.certificates import self_signed
-from tests.integration.harness import IMAGE, Client, Node, Server, process_in, run, wait_until
+from tests.integration.harness import (
+    IMAGE,
+    SMALL,
+    Client,
+    Node,
+    Server,
+    process_in,
+    run,
+    started,
+    wait_until,
+)
 from tests.lab.lab import CARDS_FILE, DEFAULT_CARDS, write_atomically
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 
@@ -78,10 +88,10 @@ def _is_cleared(node: Node) -> bool:
 
 
 @contextmanager
-def pods(*owned: tuple[Client, str], **params: Any) -> Iterator[None]:
+def pods(*owned: tuple[Client, str], image: str = SMALL, **params: Any) -> Iterator[None]:
     """Running pods, which are deleted in the end."""
     for client, ins in owned:
-        client.post("/pod/create", ins=ins, image=IMAGE, **params).ok
+        client.post("/pod/create", ins=ins, image=image, **params).ok
     yield
     for client, ins in owned:
         # A podyd that was started anew listens elsewhere.
@@ -155,7 +165,7 @@ def test_the_profiles_decide_where_nothing_was_chosen(bed: Bed) -> None:
 )
 def test_a_bad_choice_is_refused(bed: Bed, gpus: str, code: str) -> None:
     client = bed.client()
-    body = client.post("/pod/create", ins="made", image=IMAGE, gpus=gpus).refused(400, code)
+    body = client.post("/pod/create", ins="made", image=SMALL, gpus=gpus).refused(400, code)
     assert "gpus" in body["detail"]
     assert client.get("/pod/list").ok == []
 
@@ -181,7 +191,7 @@ def test_cards_come_and_go_while_the_pod_runs(bed: Bed) -> None:
         for gpus, wanted in (("1,", [1]), ("all", [0, 1]), ("0,", [0]), ("none", [])):
             assert client.post("/pod/gpus", ins="live", gpus=gpus).ok["gpu_ids"] == wanted
             assert cards_in(client, "live") == wanted
-        assert client.exec("live", f"pgrep -fx '{running.cmd}'")["exit_code"] == 0
+        assert started(running.cmd) == 1
         # A smaller number keeps what is there already.
         client.post("/pod/gpus", ins="live", gpus="1,").ok
         assert client.post("/pod/gpus", ins="live", gpus="1").ok["gpu_ids"] == [1]
@@ -201,7 +211,7 @@ def test_a_card_in_use_is_taken_away_by_force_only(bed: Bed) -> None:
         assert client.post("/pod/gpus", ins="busy", gpus="1").ok["gpu_ids"] == [1]
         assert client.post("/pod/gpus", ins="busy", gpus="none", force=1).ok["gpu_ids"] == []
         assert cards_in(client, "busy") == []
-        assert client.exec("busy", f"pgrep -fx '{running.cmd}'")["exit_code"] == 0
+        assert started(running.cmd) == 1
 
 
 def test_gpu_count_is_over_all_pods_of_a_user(bed: Bed) -> None:
@@ -209,7 +219,7 @@ def test_gpu_count_is_over_all_pods_of_a_user(bed: Bed) -> None:
     client = bed.client()
     with pods((client, "one"), gpus="0,"), pods((client, "two")):
         assert len(cards_in(client, "two")) == 1, "what the quota leaves"
-        body = client.post("/pod/create", ins="three", image=IMAGE, gpus="1").refused(403)
+        body = client.post("/pod/create", ins="three", image=SMALL, gpus="1").refused(403)
         assert (body["code"], body["limit"], body["used"]) == ("quota_exceeded", 2, 2)
         client.post("/pod/gpus", ins="one", gpus="all").refused(403, "quota_exceeded")
         client.post("/gpu/lease", ins="one", gpus="2", hours=1).refused(403, "quota_exceeded")
@@ -234,7 +244,7 @@ def test_many_at_once_stay_within_the_quota(bed: Bed) -> None:
         with ThreadPoolExecutor(6) as pool:
             changed = [pool.submit(client.post, "/pod/gpus", ins=name, gpus="1") for name in names]
             made = [
-                pool.submit(client.post, "/pod/create", ins=name, image=IMAGE, gpus="1")
+                pool.submit(client.post, "/pod/create", ins=name, image=SMALL, gpus="1")
                 for name in ("new1", "new2")
             ]
             statuses = sorted(future.result().status for future in changed + made)
@@ -263,7 +273,7 @@ def test_a_lease_is_exclusive_and_given_back(bed: Bed) -> None:
         for refused in (
             bob.post("/gpu/lease", ins="b", gpus="1,", hours=1),
             bob.post("/pod/gpus", ins="b", gpus="0,1"),
-            bob.post("/pod/create", ins="c", image=IMAGE, gpus="2"),
+            bob.post("/pod/create", ins="c", image=SMALL, gpus="2"),
         ):
             body = refused.refused(409, "gpu_held")
             assert body["holders"] == [
@@ -549,7 +559,7 @@ def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
     broken = {**json.loads(text), "configure_error": "initialization error: driver not loaded"}
     write_atomically(CARDS_FILE, json.dumps(broken))
     try:
-        body = client.post("/pod/create", ins="a", image=IMAGE).refused(502, "pod_start_failed")
+        body = client.post("/pod/create", ins="a", image=SMALL).refused(502, "pod_start_failed")
     finally:
         write_atomically(CARDS_FILE, text)
     assert "forkstart" not in body["detail"]
@@ -705,7 +715,7 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
 def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
     bed.restart(idle={"after": 3, "grace": 3, "policy": "release"})
     busy, lazy = bed.client(), bed.client()
-    with pods((busy, "b"), (lazy, "l"), gpus="none"):
+    with pods((busy, "b"), gpus="none"), pods((lazy, "l"), image=IMAGE, gpus="none"):
         lazy.exec("l", "setsid script -qfc 'sleep 60' /root/screen </dev/null >/dev/null 2>&1 &")
         with process_in(busy, "b") as working:
             state = FakeNvml().holding(0, FakeProcess(working.pid, utilisation=5))

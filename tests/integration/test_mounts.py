@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server
 from tests.integration.test_setup import Certified
 from tests.lab.nvml import FakeDriver
 
@@ -82,7 +82,7 @@ def two(disk: Disk) -> Iterator[tuple[Client, Client]]:
     ann, ben = member(disk), member(disk, "-g", disk.node.accounts.group())
     disk.setup()
     for client in (ann, ben):
-        client.post("/pod/create", ins="main", image=IMAGE).ok
+        client.post("/pod/create", ins="main", image=SMALL).ok
     yield ann, ben
     for client in (ann, ben):
         for ins in client.get("/pod/list").ok:
@@ -217,10 +217,10 @@ def test_a_directory_of_somebody_else(disk: Disk, ann: Client) -> None:
 def test_a_new_member(disk: Disk, two: tuple[Client, Client]) -> None:
     user = disk.node.accounts.user()
     client = disk.server.client(user)
-    body = client.post("/pod/create", ins="main", image=IMAGE).refused(409, "directory_unfit")
+    body = client.post("/pod/create", ins="main", image=SMALL).refused(409, "directory_unfit")
     assert f"{disk.own(user)} is not there" in body["detail"]
     disk.make(user)
-    body = client.post("/pod/create", ins="main", image=IMAGE).refused(409, "directory_not_set_up")
+    body = client.post("/pod/create", ins="main", image=SMALL).refused(409, "directory_not_set_up")
     assert "podyd setup" in body["detail"]
     assert "restricted.idmap.uid" in disk.setup()
     assert disk.setup() == "Nothing to do: all is set up.\n"
@@ -230,7 +230,7 @@ def test_a_new_member(disk: Disk, two: tuple[Client, Client]) -> None:
     assert f"for the uids {uid}." in report
     assert "usermod --add-subuids 1000-59999 root" in report
     allow_root(pwd.getpwnam(user))
-    client.post("/pod/create", ins="main", image=IMAGE).ok
+    client.post("/pod/create", ins="main", image=SMALL).ok
     assert stdout(client, "stat -c %U /workspace") == "root\n"
     client.post("/pod/delete", ins="main").ok
 

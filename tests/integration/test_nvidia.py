@@ -15,8 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from podyd.telemetry import FIRST_SAMPLE_SECONDS
 from tests.integration.harness import (
     IMAGE,
+    SMALL,
     Client,
     Json,
     Node,
@@ -79,7 +81,7 @@ def test_a_process_in_a_pod_is_shown_to_everybody(
 def test_a_pod_whose_cgroup_liblxc_had_to_number(
     node: Node, gpu_server: Server, nvml: FakeDriver, alice: Client, ins: str
 ) -> None:
-    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    alice.post("/pod/create", ins=ins, image=SMALL).ok
     name = node.instance_of(alice.user, ins)["name"]
     with process_in(alice, ins) as running:
         place = Path(f"/proc/{running.pid}/cgroup").read_text()
@@ -301,21 +303,21 @@ def test_a_hang_slows_nobody_and_the_last_sample_tells_its_age(
     wait_until(lambda: age(client) <= 1, "a new sample")
 
 
-@pytest.mark.alone
 def test_hanging_from_the_start_is_a_503_until_nvml_answers(
     node: Node, sick: FakeDriver, alice: Client
 ) -> None:
     sick.write(FakeNvml(hangs=True))
     server = node.serve(environment=sick.environment)
     client = server.client(alice.user)
-    answer = client.get("/host/gpu-ps")
-    assert "has not answered yet" in answer.refused(503, "nvml_failed")["detail"]
-    assert answer.seconds < 4
-    assert client.get("/user/info").seconds < 1
-    server.wait_for_log("no GPU data: NVML hangs", 25)
+    body = client.get("/host/gpu-ps").refused(503, "nvml_failed")
+    assert "has not answered yet" in body["detail"]
+    client.get("/user/info").ok
+    said = "no GPU data: NVML hangs"
+    assert said not in server.log_text(), "nobody has waited so long"
+    server.wait_for_log(said, 60)
     answer = client.get("/host/gpu-ps")
     assert "NVML hangs" in answer.refused(503, "nvml_failed")["detail"]
-    assert answer.seconds < 0.5
+    assert answer.seconds < FIRST_SAMPLE_SECONDS, "what is known is not waited for"
     sick.write(FakeNvml())
     wait_until(lambda: client.get("/host/gpu-ps").status == 200, "a sample")
     assert server.stop() == 0

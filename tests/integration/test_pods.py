@@ -10,7 +10,7 @@ import pytest
 
 from podyd.lxd.instances import Instance
 from podyd.pod import is_half_made
-from tests.integration.harness import IMAGE, Client, Node, Server, run, wait_until
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, run, wait_until
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_life(alice: Client, ins: str, node: Node) -> None:
 
 
 def test_a_frozen_pod_is_started_and_stopped(alice: Client, ins: str, node: Node) -> None:
-    name = alice.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    name = alice.post("/pod/create", ins=ins, image=SMALL).ok["name"]
     node.lxc("pause", name)
     assert alice.get("/pod/info", ins=ins).ok["status"] == "frozen"
     alice.post("/pod/exec", ins=ins, cmd="true").refused(409, "pod_not_running")
@@ -92,8 +92,8 @@ def test_an_image_that_is_not_there_or_not_offered(node: Node, alice: Client, in
 
 def test_latest_is_the_image_itself(new_user: Callable[[], Client], ins: str) -> None:
     client = new_user()
-    made = client.post("/pod/create", ins=ins, image=f"{IMAGE}:latest").ok
-    assert made["image"] == IMAGE
+    made = client.post("/pod/create", ins=ins, image=f"{SMALL}:latest").ok
+    assert made["image"] == SMALL
     client.post("/pod/delete", ins=ins).ok
 
 
@@ -107,7 +107,7 @@ def test_odd_user_names_have_pods(node: Node, server: Server, name: str) -> None
     client = server.client(node.accounts.user(name))
     longest = "My_pod-" + "z" * 56
     for ins in ("exp", longest):
-        made = client.post("/pod/create", ins=ins, image=IMAGE).ok
+        made = client.post("/pod/create", ins=ins, image=SMALL).ok
         assert (made["ins"], made["owner"]) == (ins, name)
         assert node.instance_of(name, ins)["name"] == made["name"]
         assert client.exec(ins, "echo $((6*7))")["stdout"] == "42\n"
@@ -120,8 +120,8 @@ def test_names_that_would_be_the_same_do_not_meet(node: Node, server: Server) ->
     short = node.accounts.user("podydta")
     long = node.accounts.user("podydta-b")
     first, second = server.client(short), server.client(long)
-    one = first.post("/pod/create", ins="b-c", image=IMAGE).ok
-    two = second.post("/pod/create", ins="c", image=IMAGE).ok
+    one = first.post("/pod/create", ins="b-c", image=SMALL).ok
+    two = second.post("/pod/create", ins="c", image=SMALL).ok
     assert one["name"] == "podydta-b-c" != two["name"]
     assert (first.get("/pod/list").ok, second.get("/pod/list").ok) == (["b-c"], ["c"])
     first.post("/pod/delete", ins="b-c").ok
@@ -155,7 +155,7 @@ def test_what_an_admin_does_is_seen_at_once(
     client = new_user()
     assert client.get("/pod/list").ok == []
     name = f"adm-{ins}"
-    node.lxc("init", IMAGE, name, "--profile", "podyd-base")
+    node.lxc("init", SMALL, name, "--profile", "podyd-base")
     assert client.get("/pod/list").ok == [], "without an owner it is nobody's"
     node.lxc("config", "set", name, f"user.podyd.owner={client.user}", f"user.podyd.ins={ins}")
     assert client.get("/pod/list").ok == [ins]
@@ -177,13 +177,13 @@ def test_an_account_that_is_made_anew_has_nothing_of_the_old_one(
 ) -> None:
     user = node.accounts.user()
     uid = int(run("id", "-u", user))
-    name = server.client(user).post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    name = server.client(user).post("/pod/create", ins=ins, image=SMALL).ok["name"]
     node.accounts.remove(user)
     node.accounts.user(user, "-u", str(uid + 1000), password="Next-Horse-8")
     new = server.client(user, "Next-Horse-8")
     assert new.get("/pod/list").ok == []
     new.post("/pod/exec", ins=ins, cmd="true").refused(404, "no_such_pod")
-    assert new.post("/pod/create", ins=ins, image=IMAGE).ok["name"] != name
+    assert new.post("/pod/create", ins=ins, image=SMALL).ok["name"] != name
     new.post("/pod/delete", ins=ins).ok
     assert (
         f"Pod {name} is of an earlier account {user}"
@@ -197,7 +197,7 @@ def test_an_account_that_is_made_anew_has_nothing_of_the_old_one(
 
 def test_a_pod_that_is_given_away(node: Node, new_user: Callable[[], Client], ins: str) -> None:
     giver, taker = new_user(), new_user()
-    name = giver.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    name = giver.post("/pod/create", ins=ins, image=SMALL).ok["name"]
     node.lxc("config", "set", name, f"user.podyd.owner={taker.user}")
     assert giver.get("/pod/list").ok == []
     assert taker.get("/pod/info", ins=ins).ok["name"] == name
@@ -207,7 +207,7 @@ def test_a_pod_that_is_given_away(node: Node, new_user: Callable[[], Client], in
 def test_settings_that_are_just_being_changed_stop_nobody(
     node: Node, alice: Client, ins: str
 ) -> None:
-    name = alice.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    name = alice.post("/pod/create", ins=ins, image=SMALL).ok["name"]
     enough = threading.Event()
 
     def keep_changing() -> int:
@@ -238,7 +238,7 @@ def test_ten_creates_at_once_make_as_many_as_allowed(node: Node, limited: Server
     with ThreadPoolExecutor(10) as pool:
         answers = list(
             pool.map(
-                lambda number: client.post("/pod/create", ins=f"race{number}", image=IMAGE),
+                lambda number: client.post("/pod/create", ins=f"race{number}", image=SMALL),
                 range(10),
             )
         )
@@ -255,7 +255,7 @@ def test_ten_creates_at_once_make_as_many_as_allowed(node: Node, limited: Server
     assert len(listed) == len(owned) == 2
     # A place that becomes free can be taken.
     client.post("/pod/delete", ins=listed[0]).ok
-    client.post("/pod/create", ins="again", image=IMAGE).ok
+    client.post("/pod/create", ins="again", image=SMALL).ok
     for ins in client.get("/pod/list").ok:
         client.post("/pod/delete", ins=ins).ok
 
@@ -264,7 +264,7 @@ def test_ten_creates_of_one_name_make_one(node: Node, limited: Server) -> None:
     client = limited.client(node.accounts.user())
     with ThreadPoolExecutor(10) as pool:
         answers = list(
-            pool.map(lambda _: client.post("/pod/create", ins="same", image=IMAGE), range(10))
+            pool.map(lambda _: client.post("/pod/create", ins="same", image=SMALL), range(10))
         )
     statuses = sorted(answer.status for answer in answers)
     assert statuses == [200] + [409] * 9, [answer.body for answer in answers]
@@ -289,7 +289,7 @@ def test_limits_hold_inside_the_pod(node: Node, limited: Server) -> None:
 def test_a_pod_that_an_admin_has_copied_is_not_taken_for_half_made(
     node: Node, alice: Client, ins: str
 ) -> None:
-    name = alice.post("/pod/create", ins=ins, image=IMAGE).ok["name"]
+    name = alice.post("/pod/create", ins=ins, image=SMALL).ok["name"]
     alice.exec(ins, "echo kept > /root/file; sync")
     node.lxc("copy", name, f"{name}-new", "--stateless")
     alice.post("/pod/delete", ins=ins).ok
@@ -307,7 +307,7 @@ def test_what_lxd_does_not_delete_is_tried_again(
 ) -> None:
     member = new_user()
     name = f"{member.user}-main"
-    node.lxc("init", IMAGE, name, "-p", "podyd-base", "-c", f"user.podyd.made_as={name}")
+    node.lxc("init", SMALL, name, "-p", "podyd-base", "-c", f"user.podyd.made_as={name}")
     node.lxc("config", "set", name, f"user.podyd.owner={member.user}")
     node.lxc("config", "set", name, "security.protection.delete=true")
     server = node.serve()

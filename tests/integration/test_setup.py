@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import pytest
 import yaml
 
-from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
 
 
 class Certified:
@@ -325,7 +325,7 @@ def test_an_edit_takes_effect_at_the_next_start_and_survives(
     node: Node, new_user: Callable[[], Client], profile: str, ins: str
 ) -> None:
     client = new_user()
-    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    client.post("/pod/create", ins=ins, image=SMALL).ok
     edit(node, profile, "environment.PODYD_TEST", "edited")
     edit(node, profile, "limits.memory", "512MiB")
     client.post("/pod/restart", ins=ins).ok
@@ -371,7 +371,7 @@ def test_profiles_by_user_and_group(node: Node) -> None:
     user = node.accounts.user("", "-G", group)
     server = node.serve({"pods": {"group_profiles": {group: ["podyd-base"]}}})
     client = server.client(user)
-    made = client.post("/pod/create", ins="plain", image=IMAGE).ok
+    made = client.post("/pod/create", ins="plain", image=SMALL).ok
     assert (made["profiles"], made["gpu_ids"]) == (["podyd-base"], [])
     client.post("/pod/delete", ins="plain").ok
     wait_until(lambda: not client.get("/pod/list").ok, "the pod to go")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import websocket
 
-from tests.integration.harness import IMAGE, Client, Node, Server, run, started, wait_until
+from tests.integration.harness import SMALL, Client, Node, Server, run, started, wait_until
 from tests.integration.talking import CONTROL, END, Talk, connect, ended, shell, streamed
 from tests.integration.test_exec import boxes, processes
 
@@ -232,7 +232,7 @@ def test_a_wrong_beginning_that_comes_with_the_handshake(alice: Client, pod: str
 
 
 def test_a_pod_that_stops_meanwhile(alice: Client, ins: str) -> None:
-    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    alice.post("/pod/create", ins=ins, image=SMALL).ok
     with streamed(alice, ins, "echo begun; sleep 97007") as talk:
         talk.wait_for(b"begun")
         alice.post("/pod/delete", ins=ins).ok
@@ -332,7 +332,7 @@ def test_refusals_are_those_of_every_call(
 
 
 def test_a_stopped_pod_has_no_shell(node: Node, alice: Client, ins: str) -> None:
-    alice.post("/pod/create", ins=ins, image=IMAGE).ok
+    alice.post("/pod/create", ins=ins, image=SMALL).ok
     node.lxc("stop", "--force", node.instance_of(alice.user, ins)["name"])
     assert refused(alice, "/pod/shell", ins=ins) == 409
     alice.post("/pod/delete", ins=ins).ok
@@ -340,7 +340,7 @@ def test_a_stopped_pod_has_no_shell(node: Node, alice: Client, ins: str) -> None
 
 def test_a_member_has_so_many_shells(new_user: Callable[[], Client], ins: str) -> None:
     member = new_user()
-    member.post("/pod/create", ins=ins, image=IMAGE).ok
+    member.post("/pod/create", ins=ins, image=SMALL).ok
     open_ones = [connect(member, "/pod/shell", ins=ins) for _ in range(20)]
     assert refused(member, "/pod/shell", ins=ins) == 429
     open_ones.pop().close()
@@ -390,7 +390,7 @@ def test_what_is_open_ends_with_its_login(node: Node, ins: str) -> None:
         {"auth": {"member_groups": [group]}}, constants={"podyd.sessions.CHECK_SECONDS": 0.3}
     )
     client = server.client(user)
-    client.post("/pod/create", ins=ins, image=IMAGE).ok
+    client.post("/pod/create", ins=ins, image=SMALL).ok
     made = client.post("/user/token", name="x").ok
     with_token = server.client(user, made["token"])
 

@@ -3,71 +3,22 @@
 from __future__ import annotations
 
 import io
-import subprocess
 import tarfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import Client, Node, run, started, wait_until
+from tests.integration.harness import SMALL, Client, started, wait_until
 from tests.integration.talking import shell, streamed
 from tests.integration.test_files import fetch, put, sh, tar_of
 
-# cgroup2 is there, as with OpenRC; LXD mounts it where the host has nothing else.
-INIT = """#!/bin/sh
-mount -t cgroup2 none /sys/fs/cgroup
-trap exit PWR
-while :; do sleep 3600 & wait; done
-"""
-METADATA = f"architecture: {subprocess.getoutput('uname -m')}\ncreation_date: 1700000000\n"
-FOLDERS = ("proc", "sys", "dev", "run", "tmp", "root", "etc", "var", "sbin", "usr/sbin", "usr/bin")
-
-
-def packed(path: Path, files: dict[str, bytes | str]) -> str:
-    """A tar file with these files (bytes) and links (text), all of them programs."""
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.mode = 0o755
-            if isinstance(content, bytes):
-                info.size = len(content)
-            elif content:
-                info.type, info.linkname = tarfile.SYMTYPE, content
-            else:
-                info.type = tarfile.DIRTYPE
-            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return str(path)
-
 
 @pytest.fixture(scope="module")
-def tiny(node: Node, alice: Client, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def tiny(alice: Client) -> Iterator[str]:
     """A running pod of alice's with busybox."""
-    here = tmp_path_factory.mktemp("tiny")
-    alias = f"podyd-lab-{node.project}"
-    programs = [name for name in run("busybox", "--list").split() if name != "busybox"]
-    root: dict[str, bytes | str] = {
-        "bin": "",
-        **dict.fromkeys(FOLDERS, ""),
-        "bin/busybox": Path("/bin/busybox").read_bytes(),
-        **{f"bin/{name}": "busybox" for name in programs if name != "init"},
-        "sbin/init": INIT.encode(),
-        "etc/passwd": b"root:x:0:0:root:/root:/bin/sh\n",
-    }
-    node.lxc(
-        "image",
-        "import",
-        packed(here / "metadata.tar", {"metadata.yaml": METADATA.encode()}),
-        packed(here / "rootfs.tar", root),
-        "--alias",
-        alias,
-    )
-    try:
-        yield alice.post("/pod/create", ins="tiny", image=alias).ok["ins"]
-        alice.post("/pod/delete", ins="tiny").ok
-    finally:
-        node.lxc("image", "delete", alias)
+    yield alice.post("/pod/create", ins="tiny", image=SMALL).ok["ins"]
+    alice.post("/pod/delete", ins="tiny").ok
 
 
 def test_commands_run_in_sh(alice: Client, tiny: str) -> None:

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 
 import pytest
 
-from tests.integration.harness import IMAGE, PASSWORD, Client, Node, Server, run, wait_until
+from tests.integration.harness import IMAGE, PASSWORD, SMALL, Client, Node, Server, run, wait_until
 from tests.integration.test_shell import refused
 
 # As a parameter, which is never written 5e-06, and what is longer.
@@ -67,7 +67,7 @@ def test_a_token_stands_for_the_password(
     assert bearer.get("/user/info").ok["user"]["name"] == client.user
     # As a client does that knows Basic alone, such as pody 0.4.
     basic = server.client(client.user, bearer.password)
-    basic.post("/pod/create", ins=ins, image=IMAGE).ok
+    basic.post("/pod/create", ins=ins, image=SMALL).ok
     assert bearer.exec(ins, "echo x")["stdout"] == "x\n"
     basic.post("/pod/delete", ins=ins).ok
     (listed,) = client.get("/user/tokens").ok

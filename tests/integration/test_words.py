@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from podyd.client.main import parser
-from tests.integration.harness import IMAGE, Client, Server
+from tests.integration.harness import IMAGE, SMALL, Client, Server
 from tests.integration.test_client import as_user
 
 # What is typed, in this order, and what a terminal then shows among other things.
@@ -19,23 +19,23 @@ LINES = (
     ("get user/info", "is_admin"),
     (f"post pod/create ins:one image:{IMAGE} gpus:none", "running"),
     ("fetch pod/info ins:one", "profiles"),
-    (f"new two --image {IMAGE} --gpus none", "running"),
+    (f"new two --image {SMALL} --gpus none", "running"),
     ("ls", "two"),
     ("info one", "profiles"),
     ("exec one -- echo said", "said"),
-    ("restart one", "is running again"),
+    ("restart two", "is running again"),
     ("stop two", "has stopped"),
     ("start two", "is running"),
     ("limits one", "memory"),
     ("logs one", "systemd"),
     ("cp one:/etc/hostname {here}/name", ""),
     ("file-rm one:/etc/motd", "deleted"),
-    ("snapshot one before", "before"),
-    ("snapshots one", "before"),
-    ("restore one before --yes", "before"),
-    ("snapshot-rm one before --yes", "before"),
-    ("copy one three --gpus none", "three"),
-    ("commit one tag", "{user}-tag"),
+    ("snapshot two before", "before"),
+    ("snapshots two", "before"),
+    ("restore two before --yes", "before"),
+    ("snapshot-rm two before --yes", "before"),
+    ("copy two three --gpus none", "three"),
+    ("commit two tag", "{user}-tag"),
     ("images", "{user}-tag"),
     ("fetch image/delete image:{user}-tag", "deleted"),
     ("port one 8888", "8888"),

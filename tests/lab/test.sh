@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
 
-# Most tests wait for LXD most of the time.
-WORKERS=2
+# On two cores: most tests wait for LXD much of the time.
+WORKERS=3
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
@@ -23,6 +23,7 @@ if [ $# -gt 0 ]; then
 fi
 # What stops LXD runs when nothing else does.
 survival=tests/integration/test_survival.py
-run_tests tests/unit tests/integration --ignore=$survival \
+run_tests tests/unit tests/integration --ignore=$survival -m "not alone" \
     --numprocesses=$WORKERS --dist=loadfile --durations=20
+run_tests tests/integration --ignore=$survival -m alone
 run_tests tests/lab $survival
