@@ -48,6 +48,7 @@ STATE_FILE = LAB_DIR / "lab.json"
 CARDS_FILE = LAB_DIR / "cards.json"
 BIN_DIR = LAB_DIR / "bin"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
+CGROUPS = Path("/sys/fs/cgroup")
 NSSWITCH = Path("/etc/nsswitch.conf")
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
@@ -418,8 +419,7 @@ def remove_stale_cgroups() -> None:
 
     A pod's own empty cgroups stay while it runs: only trees without any process go.
     """
-    root = Path("/sys/fs/cgroup")
-    for top in [*root.glob("lxc.*"), *root.glob("*/lxc.*")]:
+    for top in [*CGROUPS.glob("lxc.*"), *CGROUPS.glob("*/lxc.*")]:
         if not top.is_dir() or is_populated(top):
             continue
         for directory, _, _ in os.walk(top, topdown=False):
@@ -438,6 +438,16 @@ def mounts(pid: int | str = "self") -> list[tuple[str, str]]:
         left, _, right = line.partition(" - ")
         found.append((unescape_mount(left.split()[4]), right.split()[0]))
     return found
+
+
+def has_cgroups(mounted: Sequence[tuple[str, str]]) -> bool:
+    return any(kind in ("cgroup", "cgroup2") for _, kind in mounted)
+
+
+def mount_cgroups() -> None:
+    """No pod starts without; where systemd is not PID 1, Debian itself mounts none."""
+    if not has_cgroups(mounts()):
+        run(["mount", "-t", "cgroup2", "cgroup2", str(CGROUPS)])
 
 
 def is_dead_mount(path: Path) -> bool:
@@ -632,7 +642,11 @@ def begin_own(gpus: bool) -> State:
     old = read_state()
     known = set(old.made if old is not None and old.ours else ())
     absent = {path for path in device_nodes(DEFAULT_CARDS) if gpus and not os.path.lexists(path)}
-    made = known | absent | {str(LAB_DIR), *(p for p in ["/run/lxcfs"] if not os.path.exists(p))}
+    if not os.path.exists("/run/lxcfs"):
+        absent.add("/run/lxcfs")
+    if not has_cgroups(mounts()):
+        absent.add(str(CGROUPS))
+    made = known | absent | {str(LAB_DIR)}
     keep = old is not None and old.ours and old.https_address_set
     state = State(str(LXD_SOCKET), True, gpus, tuple(sorted(made)), keep)
     write_state(state)
@@ -650,6 +664,7 @@ def prepare_namespace() -> int:
 
 def up_own(gpus: bool) -> State:
     state = begin_own(gpus)
+    mount_cgroups()
     holder = prepare_namespace()
     leave_out_nss_systemd(holder)
     stop_daemon("lxd")
@@ -888,6 +903,10 @@ def down_own(made: Sequence[str]) -> None:
     remove_networks()
     remove_stale_cgroups()
     remove_device_nodes(made)
+    if str(CGROUPS) in made:
+        # Somebody else may use it by now.
+        with contextlib.suppress(LabError):
+            run(["umount", str(CGROUPS)])
     if "/run/lxcfs" in made:
         shutil.rmtree("/run/lxcfs", ignore_errors=True)
     if MARKER.exists():

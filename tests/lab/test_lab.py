@@ -127,6 +127,13 @@ def test_cgroups_are_told_apart(component: str, found: bool) -> None:
     assert lab.is_cgroup_of(component, {"alice-x", "podyd_bob-y"}) is found
 
 
+def test_cgroups_of_either_version_are_enough() -> None:
+    rest = [("/", "ext4"), ("/sys/fs/cgroup", "tmpfs")]
+    assert not lab.has_cgroups(rest)
+    for kind in ("cgroup", "cgroup2"):
+        assert lab.has_cgroups([*rest, ("/sys/fs/cgroup/x", kind)])
+
+
 def test_mount_points_are_unescaped() -> None:
     assert lab.unescape_mount(r"/a\040b\134c") == "/a b\\c"
 
