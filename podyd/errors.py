@@ -276,6 +276,16 @@ class Slipped(LxdRefused):
     sentence = "LXD has slipped ({reason}); try again."
 
 
+class OutputLost(PodydError):
+    """A command has ended, and not all that it wrote has come from LXD.
+
+    It is none that can be tried again (503): what the command has done, it would do once more.
+    """
+
+    status = 502
+    default_code = "output_lost"
+
+
 class Lacks(LxdRefused):
     """The host has no such program, or LXD does not see it."""
 

@@ -9,7 +9,9 @@ leading process wrote from what a child writes later. So the command runs inside
   called setsid or cleared its environment, even while it forks;
 - say when it is over and with which code, by a mark with a nonce on both streams. What comes
   before the mark is the command's output; nothing needs to be waited for after it. The code is
-  256 more where the kernel has killed something for memory meanwhile;
+  256 more where the kernel has killed something for memory meanwhile. A stream without its mark,
+  of a `sh` that was not killed, is not whole: LXD 5.0.2 loses output where it closes a file twice
+  (see Slipped), and says nothing of it;
 - move what it left in the background out of the cgroup, and remove the cgroup.
 """
 
@@ -17,12 +19,13 @@ from __future__ import annotations
 
 import abc
 import asyncio
+import contextlib
 import re
 import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from podyd.errors import Conflict
+from podyd.errors import Conflict, Missing, OutputLost
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.endings import Ending, quietly
 from podyd.lxd.websocket import Websocket
@@ -33,6 +36,10 @@ STDIN, STDOUT, STDERR = "0", "1", "2"
 OOM_KILLED = 256
 # The leading `sh` was killed and wrote no mark: its last output may still be on its way.
 UNMARKED_GRACE = 0.5
+# LXD has read all that there is, and has to send it yet.
+SEND_SECONDS = 15.0
+# The exit code of one that a signal has killed is above this.
+SIGNALLED = 128
 # Of an exit code, in the mark.
 CODE_DIGITS = 3
 # A mark is written at once; what has begun like one and does not go on so soon is output.
@@ -208,6 +215,9 @@ class Session(abc.ABC):
         self.oom_killed = False
         self._has_begun = False
         self._has_ended = False
+        self._path = ""
+        # As LXD says it, once it has read all output.
+        self._returned: int | None = None
 
     @property
     def may_run(self) -> bool:
@@ -236,7 +246,7 @@ class Session(abc.ABC):
         # Nothing runs before the sockets are there: this is whom LXD has asked, or nobody.
         await self._client.check(self._instance)
         secret = operation["metadata"]["fds"]
-        path = f"/1.0/operations/{operation['id']}"
+        path = self._path = f"/1.0/operations/{operation['id']}"
         # Control comes first: the command starts as soon as all others are there, and LXD
         # refuses a control that comes after the end of a short one.
         control = await self._connect(path, secret["control"])
@@ -249,7 +259,7 @@ class Session(abc.ABC):
         )
         code = await self.attend(control, dict(zip(self.streams, found, strict=True)))
         if code is None:
-            return await self._unmarked_code(path)
+            return await self._unmarked_code()
         self._has_ended = True
         self.oom_killed = bool(code & OOM_KILLED)
         return code % OOM_KILLED
@@ -278,10 +288,13 @@ class Session(abc.ABC):
         try:
             either: set[asyncio.Future[Any]] = {collected, ended}
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-            self._moved = True
-            while not collected.done() and self._moved:
-                self._moved = self.is_taking()
-                await asyncio.wait({collected}, timeout=UNMARKED_GRACE)
+            await self._until_silent(collected, UNMARKED_GRACE)
+            if not collected.done():
+                # While LXD does not answer this either, it is only slow.
+                await self._ask_code()
+                has_read_all = self._returned is not None
+                grace = SEND_SECONDS if has_read_all else UNMARKED_GRACE
+                await self._until_silent(collected, grace)
             return collected.result() if collected.done() else None
         finally:
             ended.cancel()
@@ -291,9 +304,27 @@ class Session(abc.ABC):
         """Whether output that has come is not taken yet."""
         return False
 
+    async def _until_silent(self, collected: asyncio.Future[Any], grace: float) -> None:
+        """Wait for the end of all output, or until none has come for so many seconds."""
+        self._moved = True
+        while not collected.done() and self._moved:
+            self._moved = self.is_taking()
+            await asyncio.wait({collected}, timeout=grace)
+
     async def _collect_all(self, outputs: Mapping[str, Websocket]) -> int | None:
         codes = await together(*(self._collect(*item) for item in outputs.items()))
-        return next((code for code in codes if code is not None), None)
+        marked = [code for code in codes if code is not None]
+        if 0 < len(marked) < len(codes):
+            raise self._lost(marked[0] % OOM_KILLED)
+        return marked[0] if marked else None
+
+    def _lost(self, code: int) -> OutputLost:
+        self._has_ended = True
+        return OutputLost(
+            f"The command has ended (exit code {code}), and LXD has lost some of what it wrote; run"
+            " it again if doing so twice does no harm.",
+            exit_code=code,
+        )
 
     async def _collect(self, stream: str, socket: Websocket) -> int | None:
         marked = MarkedStream(self.nonce)
@@ -321,10 +352,16 @@ class Session(abc.ABC):
         finally:
             reading.cancel()
 
-    async def _unmarked_code(self, path: str) -> int:
+    async def _ask_code(self) -> None:
+        with contextlib.suppress(Missing):  # LXD forgets what is over after some seconds.
+            metadata = await self._client.get(self._path)
+            self._returned = (metadata["metadata"] or {}).get("return")
+
+    async def _unmarked_code(self) -> int:
         """The exit code where the mark is missing: the leading process was killed."""
-        metadata = await self._client.get(path)
-        code = (metadata["metadata"] or {}).get("return")
+        if self._returned is None:
+            await self._ask_code()
+        code = self._returned
         if code in (126, 127):
             self._has_ended = True
             raise Conflict(
@@ -337,6 +374,9 @@ class Session(abc.ABC):
                 " connection to LXD broke.",
                 code="exec_cut_off",
             )
+        # At a terminal LXD may lose the mark alone, and who sits there sees what has come.
+        if code <= SIGNALLED and STDOUT in self.streams:
+            raise self._lost(code)
         return int(code)
 
     async def signal(self, name: str) -> None:
