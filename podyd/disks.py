@@ -250,8 +250,11 @@ class Disks:
         return True
 
     async def check_restart(self, pod: Pod) -> None:
-        """Raises Conflict if a running pod, once it has stopped, could not be started again."""
-        is_settled = await self.take_back(pod)
+        """Raises Conflict if a pod, once it has stopped, could not be started again."""
+        if pod.status == "running":
+            is_settled = await self.take_back(pod)
+        else:  # In one that is frozen nobody can look.
+            is_settled = DISK not in pod.instance.config or await self._instances.has_room(pod.name)
         has_limit = limit_of(pod.instance) != UNLIMITED
         if not is_settled or not (has_limit or await self._instances.has_room(pod.name)):
             raise full(pod)

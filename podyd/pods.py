@@ -520,7 +520,7 @@ class Pods:
         """
         pod = await self.find(member, ins)
         due = await self._mounts.due(member, pod)
-        if pod.status == "running":
+        if pod.status != "stopped":
             await self._disks.check_restart(pod)
         how = "" if pod.status == "stopped" else await self._stop(pod)
         await self._mounts.apply(pod, due)

@@ -87,6 +87,9 @@ def test_a_full_pod_starts_again_in_a_little_more_room(client: Client, node: Nod
     body = client.post("/pod/restart", ins="full").refused(409, "disk_full")
     assert body["limit"] == LIMIT
     assert client.get("/pod/info", ins="full").ok["status"] == "running"
+    node.lxc("pause", node.instance_of(client.user, "full")["name"])
+    client.post("/pod/restart", ins="full").refused(409, "disk_full")
+    assert client.get("/pod/info", ins="full").ok["status"] == "frozen"
     cut_off(node, client)
     body = client.post("/pod/start", ins="full").refused(409, "disk_full")
     assert "/pod/file-delete" in body["detail"]
@@ -129,7 +132,8 @@ def test_settings_of_a_full_pod_change_all_the_same(client: Client) -> None:
     info = client.post("/pod/limits", ins="full", memory="1GiB").ok
     assert info["memory_limit"] == 1024 * MIB
     client.post("/pod/limits", ins="full", memory="none").ok
-    client.post("/pod/snapshot", ins="full").refused(409, "disk_full")
+    body = client.post("/pod/snapshot", ins="full").refused(409, "disk_full")
+    assert body["limit"] == LIMIT
     assert client.get("/pod/snapshots", ins="full").ok == []
     grown = client.post("/pod/limits", ins="full", disk=str(LIMIT + 64 * MIB)).ok
     assert grown["disk_limit"] == LIMIT + 64 * MIB
