@@ -18,6 +18,7 @@ from podyd.errors import (
     Conflict,
     DiskFull,
     Forbidden,
+    Missing,
     PodydError,
     lxd_could_not,
 )
@@ -65,9 +66,15 @@ class Snapshots:
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
             path = instance_path(pod.name, "snapshots")
+            # Where LXD finds no room half way, it leaves what nobody can delete, nor the pod then.
+            if not await self._instances.has_room(pod.name):
+                raise full(pod)
             try:
                 with lxd_could_not("take the snapshot"):
-                    await self._client.change("POST", path, {"name": name}, timeout=DISK_TIMEOUT)
+                    # Nothing is left of one that LXD has slipped over.
+                    await self._client.change(
+                        "POST", path, {"name": name}, timeout=DISK_TIMEOUT, is_repeatable=True
+                    )
             except DiskFull as error:
                 raise full(pod) from error
             return await self._one(pod, name)
@@ -76,7 +83,7 @@ class Snapshots:
         """Delete a snapshot. Returns what was done."""
         pod = await self._pods.find(member, ins)
         await self._one(pod, name)
-        with lxd_could_not("delete the snapshot"):
+        with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
             await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
         return f"Snapshot {name} of pod {ins} is deleted."
 

@@ -25,7 +25,7 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
-from podyd.errors import Gone, NotSetUp, TimedOut, Unavailable
+from podyd.errors import Gone, NotSetUp, Slipped, TimedOut, Unavailable
 from podyd.lxd import websocket
 from podyd.lxd.refusals import refusal
 from podyd.lxd.websocket import Websocket
@@ -207,12 +207,12 @@ class LxdClient:
 
     async def tagged(self, path: str) -> tuple[Any, str]:
         """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
-        response = await self._fetch("GET", path, None, {}, ANSWER_TIMEOUT)
+        response = await self._ask(path, {})
         return _answer(response)["metadata"], response.headers.get("ETag", "")
 
     async def text(self, path: str, **query: Any) -> str:
         """A file that LXD serves as it is, such as a log."""
-        response = await self._fetch("GET", path, None, query, ANSWER_TIMEOUT)
+        response = await self._ask(path, query)
         if response.code >= 400:
             _answer(response)
         return response.body.decode(errors="replace")
@@ -225,19 +225,23 @@ class LxdClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
-        """A request for a file of an instance. Raises Missing where there is none.
+        """A request for a file of an instance, once more where LXD fails; done twice, each of them
+        comes to the same. Raises Missing where there is no such file.
 
         An answer of more than MAX_FILE_BYTES is as none at all (Unavailable).
         """
-        response = await self._fetch(
-            method,
-            instance_path(instance, "files"),
-            None,
-            {"path": path},
-            ANSWER_TIMEOUT,
-            headers=headers,
-            http=self._files,
-        )
+        for _ in range(2):
+            response = await self._fetch(
+                method,
+                instance_path(instance, "files"),
+                None,
+                {"path": path},
+                ANSWER_TIMEOUT,
+                headers=headers,
+                http=self._files,
+            )
+            if response.code < 500:
+                break
         if method == "HEAD" and response.code >= 400:  # It comes without a reason.
             raise refusal(f"LXD does not show {path} ({response.code})", response.code)
         if response.code >= 400:
@@ -253,12 +257,31 @@ class LxdClient:
         timeout: float = 60.0,
         etag: str = "",
         began: Callable[[str], None] = lambda operation: None,
+        is_repeatable: bool = False,
     ) -> Any:
         """A request that changes something; waits for LXD's operation where there is one.
 
         With `etag`, raises Changed if somebody else has changed the thing meanwhile. `began` is
         told the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
+        What LXD has slipped over is asked for once more, but for a POST, which done twice may be
+        two things, unless it `is_repeatable`.
         """
+        if method != "POST" or is_repeatable:
+            try:
+                return await self._change(method, path, body, timeout, etag, began)
+            except Slipped as error:
+                log.warning("LXD has slipped at %s %s: %s", method, path, error.reason)
+        return await self._change(method, path, body, timeout, etag, began)
+
+    async def _change(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        timeout: float,
+        etag: str,
+        began: Callable[[str], None],
+    ) -> Any:
         answer = await self._call(method, path, body=body, etag=etag)
         if answer["type"] != "async":
             return answer["metadata"]

@@ -30,6 +30,8 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
     (r"disk quota exceeded|no space left on device", DiskFull),
     (r"bad file descriptor|failed to change ownership", Slipped),
+    # liblxc's, of the file that it starts an instance with.
+    (r"saving config file for the container failed", Slipped),
     # storage/drivers/driver_btrfs_utils.go: LXD looks for subvolumes in a pod that runs.
     (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),
     # instance/operationlock

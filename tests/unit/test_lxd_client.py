@@ -13,7 +13,7 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
-from podyd.errors import Gone, LxdRefused, Unavailable
+from podyd.errors import Gone, LxdRefused, Slipped, Unavailable
 from podyd.lxd import client
 from podyd.lxd.client import Credentials, LxdClient, bound, instance_path, meant_for
 from podyd.tls import load
@@ -44,8 +44,29 @@ async def answer(handler: RequestHandler) -> None:
     handler.write({"type": "sync", "metadata": "all is well"})
 
 
-def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> Any:
-    """What podyd's client makes of an LXD that behaves so, request by request."""
+async def begin(handler: RequestHandler) -> None:
+    handler.write({"type": "async", "operation": "/1.0/operations/1", "metadata": {}})
+
+
+async def fail_later(handler: RequestHandler) -> None:
+    failed = {"status_code": 400, "err": "readdirent /x: bad file descriptor"}
+    handler.write({"type": "sync", "metadata": failed})
+
+
+async def be_full(handler: RequestHandler) -> None:
+    failed = {"status_code": 400, "err": "open backup.yaml: disk quota exceeded"}
+    handler.write({"type": "sync", "metadata": failed})
+
+
+Call = Callable[[LxdClient], Awaitable[Any]]
+
+
+def get(lxd: LxdClient) -> Awaitable[Any]:
+    return lxd.get("/1.0")
+
+
+def ask(directory: Path, behaviours: list[Behaviour], call: Call = get) -> Any:
+    """What podyd's client makes of an LXD that behaves so, request by request; all of them come."""
     left = iter(behaviours)
     handling: set[asyncio.Task[Any] | None] = set()
 
@@ -67,7 +88,7 @@ def ask(directory: Path, behaviours: list[Behaviour], method: str = "GET") -> An
         served.add_socket(listener)
         lxd = LxdClient(f"https://127.0.0.1:{port}", "p", Credentials(directory))
         try:
-            return await (lxd.get("/1.0") if method == "GET" else lxd.change(method, "/1.0"))
+            return await call(lxd)
         finally:
             lxd.close()
             served.stop()
@@ -118,10 +139,54 @@ def test_a_no_is_an_answer(tmp_path: Path) -> None:
         ask(tmp_path, [refuse, answer])
 
 
-@pytest.mark.parametrize("first", [hang, hang_up, fail])
-def test_a_change_is_made_once(tmp_path: Path, first: Behaviour) -> None:
+def changing(method: str, **options: Any) -> Call:
+    return lambda lxd: lxd.change(method, "/1.0", **options)
+
+
+@pytest.mark.parametrize("slip", [[fail], [begin, fail_later], [begin, fail]])
+@pytest.mark.parametrize(
+    "call",
+    [changing("PUT"), changing("PATCH"), changing("DELETE"), changing("POST", is_repeatable=True)],
+)
+def test_what_lxd_slips_over_is_asked_for_once_more(
+    tmp_path: Path, slip: list[Behaviour], call: Call
+) -> None:
+    assert ask(tmp_path, [*slip, answer], call) == "all is well"
+    with pytest.raises(Slipped):
+        ask(tmp_path, [*slip, *slip, answer], call)
+
+
+@pytest.mark.parametrize("slip", [[hang], [hang_up], [fail], [begin, fail_later]])
+def test_what_would_be_another_thing_is_asked_for_once(
+    tmp_path: Path, slip: list[Behaviour]
+) -> None:
     with pytest.raises((Unavailable, LxdRefused)):
-        ask(tmp_path, [first, answer], "POST")
+        ask(tmp_path, [*slip, answer], changing("POST"))
+
+
+@pytest.mark.parametrize("no", [[hang], [hang_up], [refuse], [begin, be_full]])
+def test_whatever_else_goes_wrong_is_asked_for_once(tmp_path: Path, no: list[Behaviour]) -> None:
+    with pytest.raises((Unavailable, LxdRefused)):
+        ask(tmp_path, [*no, answer], changing("PUT"))
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda lxd: lxd.file("DELETE", "a", "/f"),
+        lambda lxd: lxd.file("HEAD", "a", "/f"),
+        lambda lxd: lxd.tagged("/1.0/instances/a"),
+        lambda lxd: lxd.text("/1.0/instances/a/logs/lxc.log"),
+    ],
+)
+def test_files_and_what_is_to_be_changed_are_asked_for_once_more(
+    tmp_path: Path, call: Call
+) -> None:
+    ask(tmp_path, [fail, answer], call)
+    with pytest.raises(LxdRefused):
+        ask(tmp_path, [fail, fail, answer], call)
+    with pytest.raises(LxdRefused):
+        ask(tmp_path, [refuse, answer], call)
 
 
 def test_what_is_meant_for_one_instance_reaches_no_other_of_its_name(tmp_path: Path) -> None:

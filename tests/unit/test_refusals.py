@@ -109,6 +109,7 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
         0,
         Slipped,
     ),
+    ("saving config file for the container failed", 0, Slipped),
     ("Failed to handle idmapped storage: Failed to change ownership of: /x", 0, Slipped),
     # What is busy here is no instance, and whoever waits for it waits for good.
     ('Failed to unmount "/x": Device or resource busy', 0, LxdRefused),
