@@ -83,8 +83,13 @@ class Snapshots:
         """Delete a snapshot. Returns what was done."""
         pod = await self._pods.find(member, ins)
         await self._one(pod, name)
-        with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
-            await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
+        try:
+            with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
+                await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
+        except DiskFull as error:
+            # LXD deletes it, and then finds no room for its own list of them.
+            if name in [item.name for item in await self._of(pod)]:
+                raise full(pod) from error
         return f"Snapshot {name} of pod {ins} is deleted."
 
     async def restore(self, member: Member, ins: str, name: str) -> str:

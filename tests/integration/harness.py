@@ -649,7 +649,9 @@ class Pool:
         does), and then no limit of the whole pool holds."""
         lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
         path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
-        run("nsenter", "-t", lxd, "-m", "btrfs", "quota", "rescan", "-w", str(path))
+        # What is being deleted in the background would make it lose count at once.
+        for words in ("filesystem sync", "subvolume sync", "quota rescan -w"):
+            run("nsenter", "-t", lxd, "-m", "btrfs", *words.split(), str(path))
 
 
 # --- A line to LXD that can be cut --------------------------------------------------------------

@@ -22,8 +22,11 @@ MEMBER = Member("ann", False, Quota(), (), 1000, 1000)
 class Lxd:
     """Has the snapshot `s` of a pod whose disk has room or not, and notes what it is asked for."""
 
-    def __init__(self, *, room: bool) -> None:
+    def __init__(self, *, room: bool, says: str = "", keeps: bool = False) -> None:
         self._room = room
+        # What it says when it is to delete something, and whether that stays.
+        self._says = says
+        self._keeps = keeps
         self.asked: list[str] = []
 
     async def has_room(self, name: str) -> bool:
@@ -34,13 +37,14 @@ class Lxd:
 
     async def get(self, path: str, **query: Any) -> Any:
         taken = ["t"] if "POST" in self.asked else []
-        return [{"name": f"a/{n}", "created_at": "2026-01-01T00:00:00.1Z"} for n in ("s", *taken)]
+        kept = [] if "DELETE" in self.asked and not self._keeps else ["s"]
+        created = "2026-01-01T00:00:00.1Z"
+        return [{"name": f"a/{name}", "created_at": created} for name in (*kept, *taken)]
 
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
         self.asked.append(method)
         if method == "DELETE":
-            # As when it has slipped over the first of the two times.
-            raise refusal("InstanceSnapshot not found", 404)
+            raise refusal(self._says)
         assert options["is_repeatable"]
 
 
@@ -64,5 +68,18 @@ def test_another_one_has() -> None:
     assert lxd.asked == ["POST"]
 
 
-def test_one_that_has_gone_is_deleted() -> None:
-    assert "is deleted" in asyncio.run(snapshots(Lxd(room=True)).delete(MEMBER, "main", "s"))
+FULL = "Failed to create file backup.yaml: disk quota exceeded"
+
+
+@pytest.mark.parametrize("says", ["InstanceSnapshot not found", FULL])
+def test_one_that_has_gone_is_deleted_whatever_lxd_says(says: str) -> None:
+    """As when it has slipped over the first of two times; or it cannot write what there is left."""
+    lxd = Lxd(room=False, says=says)
+    assert "is deleted" in asyncio.run(snapshots(lxd).delete(MEMBER, "main", "s"))
+
+
+def test_one_that_is_still_there_is_not() -> None:
+    lxd = Lxd(room=False, says=FULL, keeps=True)
+    with pytest.raises(Conflict) as refused:
+        asyncio.run(snapshots(lxd).delete(MEMBER, "main", "s"))
+    assert refused.value.code == "disk_full"
