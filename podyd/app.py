@@ -32,6 +32,7 @@ from podyd.lxd.endings import Endings
 from podyd.lxd.execution import Executor
 from podyd.lxd.holds import Holds
 from podyd.lxd.instances import Instances
+from podyd.lxd.room import HostRoom
 from podyd.metrics import Metrics
 from podyd.mounts import Mounts
 from podyd.occupancy import Occupancy
@@ -201,7 +202,9 @@ def build(settings: Settings) -> App:
     )
     listeners = Listeners(client=client, ports=ports, payloads=payloads, reader=Reader())
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
-    commits = Commits(client=client, images=images, pods=pods, disks=disks, tasks=cleaning)
+    commits = Commits(
+        client=client, images=images, pods=pods, disks=disks, host=HostRoom(), tasks=cleaning
+    )
     limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     transfers = Transfers(pods=pods, executor=executor)

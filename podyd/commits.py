@@ -12,7 +12,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import quote
@@ -21,8 +21,8 @@ from podyd.config import UNLIMITED
 from podyd.disks import Disks, without_limit
 from podyd.errors import (
     Conflict,
+    DiskFull,
     Forbidden,
-    Lacks,
     LxdRefused,
     NotFound,
     PodydError,
@@ -33,11 +33,12 @@ from podyd.errors import (
 from podyd.identity import forget_identity
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
-from podyd.lxd.tree import File, Tree, cut, holes, look
+from podyd.lxd.room import HostRoom
+from podyd.lxd.tree import File, Holes, Tree, cut, holes, look
 from podyd.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods import Pods
 from podyd.spec import Committed, Progress
-from podyd.tasks import Tasks
+from podyd.tasks import Tasks, seen
 from podyd.users import Member
 
 log = logging.getLogger(__name__)
@@ -49,14 +50,18 @@ COPY_TRIES = 5
 END_TIMEOUT = 20.0
 # For an operation that goes on when podyd has given it up; LXD packs one image after the other.
 LATE_TIMEOUT = 24 * 3600.0
-# No image is taken for smaller than a tenth of the files that it is made of.
-MOST_PACKED = 10
+# No image is taken for smaller than a tenth of the files that it is made of, nor than half of what
+# does not compress by itself (it may be there more than once).
+MOST_PACKED, DENSE_PACKED = 10, 2
 LARGEST_NAMED = 3
 ALIASES = "/1.0/images/aliases"
-# LXD packs with tar2sqfs then, which makes holes of zeros.
-WITH_HOLES = {"compression_algorithm": "squashfs"}
-# From so many zeros on; and up to so much else, as LXD has such an image in the host's /tmp.
-HOLES_BYTES, MAX_BESIDE_HOLES = 64 * 1024**2, 2 * 1024**3
+# LXD packs with tar2sqfs then, which makes holes of zeros. It has it use xz, which takes as long as
+# gzip at this level, and six times as long at its own.
+WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
+# From so many zeros on.
+HOLES_BYTES = 64 * 1024**2
+FILLED = " The holes of its sparse files are zeros in the image."
+Kept = Literal["kept", "filled"] | None
 
 
 class Cancelled(Conflict):
@@ -98,17 +103,22 @@ class _UnderWay:
         if self.cancelled.is_set():
             raise Cancelled("The image was cancelled.")
 
-    async def first(self, work: asyncio.Future[Any]) -> Any:
-        """The result of something, which goes on if it is cancelled or takes too long."""
-        cancelled = asyncio.ensure_future(self.cancelled.wait())
+    async def first(self, work: asyncio.Future[Any], *guards: Coroutine[Any, Any, None]) -> Any:
+        """The result of something, which goes on if it is cancelled or takes too long, or if one
+        of the `guards` raises an error, which is raised then."""
+        tasks = [asyncio.ensure_future(item) for item in (self.cancelled.wait(), *guards)]
         try:
-            either: set[asyncio.Future[Any]] = {work, cancelled}
             left = max(0.0, self.began + TIMEOUT - time.monotonic())
-            await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({work, *tasks}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            cancelled.cancel()
+            for task in tasks:
+                task.add_done_callback(seen)
+                task.cancel()
         self.go_on()
         if not work.done():
+            for task in tasks:
+                if task.done():
+                    task.result()
             raise TimedOut(
                 f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is given up; have"
                 " less on the pod's disk, or try again when others make no images.",
@@ -121,9 +131,17 @@ class Commits:
     """Publishes pods; half-made images have no name, and are deleted."""
 
     def __init__(
-        self, *, client: LxdClient, images: Images, pods: Pods, disks: Disks, tasks: Tasks
+        self,
+        *,
+        client: LxdClient,
+        images: Images,
+        pods: Pods,
+        disks: Disks,
+        host: HostRoom,
+        tasks: Tasks,
     ) -> None:
         self._client = client
+        self._host = host
         self._images = images
         self._pods = pods
         self._disks = disks
@@ -146,11 +164,14 @@ class Commits:
             # Which may leave out what the pod shares with its own image.
             room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
             async with self._template(pod, under_way) as template:
-                tree = await self._looked(template, under_way)
+                tree: Tree = await self._seen(look(self._client, template), under_way)
+                under_way.large = tree.large
                 room.check(tree.size_bytes, tree.large)
+                found: Holes = await self._seen(holes(self._client, template, tree), under_way)
+                room.check(tree.size_bytes, tree.large, found.dense_bytes)
                 keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._client.project}
                 properties = {**keys, "description": description}
-                image = await self._publish(template, tree, properties, under_way)
+                image, kept = await self._publish(template, found, properties, under_way)
                 try:
                     await self._check_size(member, image, old)
                     under_way.go_on()
@@ -163,7 +184,8 @@ class Commits:
                 await self._images.remove(old)
         log.info("%s made image %s of pod %s", member.name, name, pod.name)
         replaced = ", in place of the older one" if old else ""
-        return Committed(name, f"Pod {ins} is image {name} ({image.size} bytes){replaced}.")
+        said = f"Pod {ins} is image {name} ({image.size} bytes){replaced}."
+        return Committed(name, kept, said + (FILLED if kept == "filled" else ""))
 
     async def cancel(self, member: Member, ins: str) -> str:
         """End the making of an image; returns what came of it, when that is over.
@@ -287,7 +309,7 @@ class Commits:
             for pool in await self._disks.pools([pod.instance.devices]):
                 # LXD says 0 where it cannot tell.
                 free = pool.total - pool.used if pool.total else None
-        return Room(pod.ins, member.quota.image_size, used, free)
+        return Room(pod.ins, member.quota.image_size, used, free, await self._host.left())
 
     @contextlib.asynccontextmanager
     async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:
@@ -337,35 +359,40 @@ class Commits:
         await self.sweep()
         under_way.is_gone = True
 
-    async def _looked(self, template: str, under_way: _UnderWay) -> Tree:
-        looking = self._tasks.spawn(look(self._client, template), f"looking at {template}")
+    async def _seen(self, looking: Coroutine[Any, Any, Any], under_way: _UnderWay) -> Any:
+        """What somebody sees who looks at the copy, unless that is cancelled."""
+        task = self._tasks.spawn(looking, "looking at a copy")
         try:
-            tree: Tree = await under_way.first(looking)
+            return await under_way.first(task)
         finally:
-            looking.cancel()
-        under_way.large = tree.large
-        return tree
+            task.cancel()
 
     async def _publish(
-        self, template: str, tree: Tree, properties: Mapping[str, str], under_way: _UnderWay
-    ) -> Image:
+        self, template: str, found: Holes, properties: Mapping[str, str], under_way: _UnderWay
+    ) -> tuple[Image, Kept]:
         body = {"source": {"type": "instance", "name": template}, "properties": properties}
-        found = await holes(self._client, template, tree)
-        if found.zero_bytes >= HOLES_BYTES and found.data_bytes <= MAX_BESIDE_HOLES:
-            await self._pack_with_holes(body, under_way)
-        else:
-            await self._pack(body, under_way)
+        kept = await self._pack_holes(body, found, under_way)
         for image in await self._images.all():
             if image.made_as == template:
-                return image
+                return image, kept
         raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
 
-    async def _pack_with_holes(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
-        try:
-            await self._pack({**body, **WITH_HOLES}, under_way)
-        except Lacks as error:
-            log.warning("Files have no holes in an image without squashfs: %s", error.reason)
-            await self._pack(body, under_way)
+    async def _pack_holes(
+        self, body: Mapping[str, Any], found: Holes, under_way: _UnderWay
+    ) -> Kept:
+        """Pack what has holes with them, if that can be; what has become of them."""
+        has_holes = found.zero_bytes >= HOLES_BYTES
+        if has_holes and found.data_bytes <= await self._host.for_squashfs():
+            try:
+                await self._pack({**body, **WITH_HOLES}, under_way)
+                return "kept"
+            except LxdRefused as error:
+                if isinstance(error, Slipped):
+                    raise
+                # There is no tar2sqfs, or it has failed, of which LXD does not say why.
+                log.warning("files have no holes in an image without squashfs: %s", error.reason)
+        await self._pack(body, under_way)
+        return "filled" if has_holes else None
 
     async def _pack(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
         """Pack the copy, which stays as it is: what LXD spoils is packed once more."""
@@ -383,7 +410,16 @@ class Commits:
             "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
         )
         under_way.packing = self._tasks.spawn(packing, "packing an image")
-        await under_way.first(under_way.packing)
+        watching = self._host.watch(scratch=WITH_HOLES.items() <= body.items())
+        try:
+            await under_way.first(under_way.packing, watching)
+        except DiskFull as error:
+            # The copy has no limit, so it is not the pod's disk.
+            raise DiskFull(
+                error.reason,
+                f"The host has no room left where LXD makes images ({error.reason}), and nothing of"
+                " this one is left; tell your admin.",
+            ) from error
 
     async def _name(self, name: str, image: Image, old: Image | None) -> None:
         """Let the name mean the new image; from then on it is whole."""
@@ -405,24 +441,34 @@ class Room:
     """For how many bytes of files an image of a pod has room.
 
     LXD packs them one by one, says only how many it has read, and knows how large the image is when
-    it is there. So `quota_bytes`, which is of images as they are stored, allows for ten times as
-    much in files, and `free_bytes`, which is what the pods' pool has left, for as much: a pod that
-    is made of the image needs it.
+    it is there. So `quota_bytes`, which is of images as they are stored, and `host_bytes`, where
+    LXD keeps them, allow for ten times as much in files, but for twice as much of what does not
+    compress; and `free_bytes`, which is what the pods' pool has left, for as much: a pod that is
+    made of the image needs it. None: nobody knows.
     """
 
     ins: str
     quota_bytes: int
     used_bytes: int
     free_bytes: int | None
+    host_bytes: int | None = None
 
-    def check(self, size: int, large: Sequence[File] = ()) -> None:
-        """Raises Forbidden or Conflict if files of this size are too much; `large` are named."""
+    def check(self, size: int, large: Sequence[File] = (), dense: int = 0) -> None:
+        """Raises Forbidden or Conflict if files of this size are too much; `large` are named.
+
+        So much of them is `dense`: it does not compress.
+        """
         files = f"The files of pod {self.ins!r} have {size} bytes"
+        files += f", of which some {dense} do not compress" if dense else ""
+        # As much as files that do compress, of which a tenth is as large.
+        counted = size - dense + dense * MOST_PACKED // DENSE_PACKED
+        taken = "an image is not taken for smaller than a tenth of them"
+        taken += ", or half of what does not compress" if dense else ""
         left = max(0, self.quota_bytes - self.used_bytes)
-        if self.quota_bytes != UNLIMITED and size > left * MOST_PACKED:
+        if self.quota_bytes != UNLIMITED and counted > left * MOST_PACKED:
             raise Forbidden(
                 f"{files}, and your quota of {self.quota_bytes} bytes of images has {left} left;"
-                f" an image is not taken for smaller than a tenth.{_largest(large)}",
+                f" {taken}.{_largest(large)}",
                 code="quota_exceeded",
                 limit=self.quota_bytes,
                 used=self.used_bytes,
@@ -434,6 +480,14 @@ class Room:
                 f" made of the image.{_largest(large)}",
                 code="disk_full",
                 free=self.free_bytes,
+                files=size,
+            )
+        if self.host_bytes is not None and counted >= self.host_bytes * MOST_PACKED:
+            raise Conflict(
+                f"{files}, and the host has {self.host_bytes} to spare for images; {taken}. Tell"
+                f" your admin.{_largest(large)}",
+                code="disk_full",
+                free=self.host_bytes,
                 files=size,
             )
 

@@ -474,7 +474,11 @@ class ListeningPort:
 
 @dataclass(frozen=True)
 class Committed:
+    """`holes` says what sparse files are in the image: as they were, or full of zeros; null where
+    there are none of 64 MiB and more."""
+
     image_name: str
+    holes: Literal["kept", "filled"] | None
     log: str
 
 

@@ -21,6 +21,7 @@ import itertools
 import logging
 import secrets
 import struct
+import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -45,6 +46,8 @@ MAX_PACKET_BYTES = 1024**2
 MAX_SAMPLED, SAMPLES, SAMPLE_BYTES = 64, 1024, 4096
 # With so many samples more that are not zeros, there is less of that than they say (99.3 %).
 MARGIN = 5
+# What is packed to less than that part of itself is compressed.
+DENSE = 0.9
 
 _INIT, _OPEN, _CLOSE, _READ, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 9, 11, 12
 _REMOVE, _RENAME = 13, 18
@@ -77,10 +80,15 @@ class Tree:
 
 @dataclass(frozen=True)
 class Holes:
-    """About how many bytes of all files are zeros, as holes are, and how many others at most."""
+    """About how many bytes of all files are zeros, as holes are, and how many others at most.
+
+    At least `dense_bytes` of them do not compress; of files of one size, which may be the same one
+    twice, the first alone counts.
+    """
 
     zero_bytes: int
     data_bytes: int
+    dense_bytes: int
 
 
 async def look(client: LxdClient, name: str) -> Tree:
@@ -120,7 +128,7 @@ async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
     files = tree.large[:MAX_SAMPLED]
     ends = list(itertools.accumulate(file.size for file in files))
     if not ends:
-        return Holes(0, tree.size_bytes)
+        return Holes(0, tree.size_bytes, 0)
     total = ends[-1]
     places: list[list[int]] = [[] for _ in files]
     for _ in range(SAMPLES):
@@ -128,14 +136,15 @@ async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
         number = bisect.bisect_right(ends, place)
         places[number].append(place - ends[number] + files[number].size)
     async with _connected(client, name) as sftp:
-        full = sum(
-            await asyncio.gather(
-                *(sftp.full(file.path, where) for file, where in zip(files, places, strict=True))
-            )
+        found = await asyncio.gather(
+            *(sftp.sampled(file.path, where) for file, where in zip(files, places, strict=True))
         )
+    full = sum(item.full for item in found)
+    dense = sum({file.size: item.dense for file, item in zip(files, found, strict=True)}.values())
     return Holes(
         total * (SAMPLES - full) // SAMPLES,
         tree.size_bytes - total + total * min(SAMPLES, full + MARGIN) // SAMPLES,
+        total * max(0, dense - MARGIN) // SAMPLES,
     )
 
 
@@ -199,6 +208,18 @@ async def _look(client: LxdClient, name: str) -> Tree:
 
 def _below(directory: bytes, entry: bytes) -> bytes:
     return directory.rstrip(b"/") + b"/" + entry
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """At how many places a file has more than zeros, and at how many what does not compress."""
+
+    full: int
+    dense: int
+
+
+def _is_dense(sample: bytes) -> bool:
+    return len(sample) == SAMPLE_BYTES and len(zlib.compress(sample, 1)) > len(sample) * DENSE
 
 
 @dataclass
@@ -286,18 +307,20 @@ class _Sftp:
             raise Conflict(f"{path.decode(errors='replace')!r} cannot be renamed.")
         return status == _OK
 
-    async def full(self, path: bytes, places: Sequence[int]) -> int:
-        """At how many places a file has more than zeros, or cannot be read."""
+    async def sampled(self, path: bytes, places: Sequence[int]) -> _Sampled:
+        """What a file has at these places; what cannot be read is taken for full, and not dense."""
         kind, handle = await self._ask(_OPEN, _string(path) + struct.pack(">II", _TO_READ, 0))
         if kind != _HANDLE:
-            return len(places)
-        found = 0
+            return _Sampled(len(places), 0)
+        full = dense = 0
         for place in places:
             where = struct.pack(">QI", place, SAMPLE_BYTES)
             kind, data = await self._ask(_READ, handle + where)
-            found += kind != _DATA or _text(data, 0)[0].strip(b"\0") != b""
+            sample = _text(data, 0)[0] if kind == _DATA else None
+            full += sample is None or sample.strip(b"\0") != b""
+            dense += sample is not None and _is_dense(sample)
         await self._ask(_CLOSE, handle)
-        return found
+        return _Sampled(full, dense)
 
     async def empty(self, path: bytes) -> None:
         """Make a file empty; that it has gone is no error."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
+import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import SMALL, Client, started, wait_until
+from tests.integration.harness import SMALL, Client, Node, started, wait_until
 from tests.integration.talking import shell, streamed
+from tests.integration.test_client import as_user
 from tests.integration.test_files import fetch, put, sh, tar_of
+from tests.integration.test_images import assert_nothing_left, committed
+
+GIB = 1024**3
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +96,93 @@ def test_its_log_is_the_console(alice: Client, tiny: str) -> None:
 
 def test_holes_stay_holes_in_an_image(alice: Client, tiny: str) -> None:
     alice.exec(tiny, "truncate -s 300M /root/hole; echo end >>/root/hole; sync")
-    image = alice.post("/pod/commit", ins=tiny, tag="holes").ok["image_name"]
+    made = alice.post("/pod/commit", ins=tiny, tag="holes").ok
+    image = made["image_name"]
+    assert made["holes"] == "kept"
     assert alice.post("/pod/create", ins="holes", image=image).ok["status"] == "running"
     seen = "du -k /root/hole; wc -c </root/hole; tail -c 4 /root/hole"
     assert alice.exec("holes", seen)["stdout"] == "4\t/root/hole\n314572804\nend\n"
     alice.post("/pod/delete", ins="holes").ok
     alice.post("/image/delete", image=image).ok
     alice.exec(tiny, "rm /root/hole")
+
+
+def copies(node: Node) -> list[str]:
+    return [name for name in node.instances() if "commit" in name]
+
+
+def at_work(node: Node) -> list[str]:
+    """What LXD does in the tests' project, but for commands that somebody talks to."""
+    return [
+        item["description"]
+        for item in node.operations()
+        if item["status_code"] < 200 and item["class"] == "task"
+    ]
+
+
+@pytest.mark.parametrize("stage", ["copying", "looking", "packing", "storing"])
+def test_a_commit_is_cancelled_at_each_stage(
+    node: Node, alice: Client, tiny: str, stage: str
+) -> None:
+    """What LXD itself shows says which one it is."""
+    fill = {
+        "looking": "mkdir /root/more && cd /root/more && seq 4000 | xargs mkdir",
+        "packing": "mkdir /root/more && dd if=/dev/urandom of=/root/more/file bs=1M count=70",
+    }
+    alice.exec(tiny, f"{fill.get(stage, 'true')}; sync", timeout=60)
+
+    def is_there() -> bool:
+        assert not committing.done(), committing.result().body
+        match stage:
+            case "copying":
+                return any("Copying" in item or "Creating" in item for item in at_work(node))
+            case "looking":
+                return bool(copies(node)) and not at_work(node)
+            case "packing":
+                return bool(alice.get("/pod/progress", ins=tiny).ok["percent"])
+        return bool(committed(node, alice.user))
+
+    with ThreadPoolExecutor(1) as pool:
+        committing = pool.submit(alice.post, "/pod/commit", ins=tiny, tag="cut")
+        wait_until(is_there, stage, 60)
+        ended = alice.post("/pod/commit-cancel", ins=tiny)
+        if stage == "storing" and ended.status == 409:
+            # It had its name already.
+            ended.refused(409, "commit_done")
+            alice.post("/image/delete", image=committing.result().ok["image_name"]).ok
+        else:
+            assert "nothing of it is left" in ended.ok["log"]
+            committing.result().refused(409, "commit_cancelled")
+    assert_nothing_left(node, alice.user)
+    alice.exec(tiny, "rm -rf /root/more")
+
+
+def test_the_hosts_last_room_ends_a_commit(node: Node, alice: Client, tiny: str) -> None:
+    """A large file of the host's stands for all that may fill it up meanwhile."""
+    images = Path(node.lab_state.socket).parent / "images"
+    said = os.statvfs(images)
+    floor = said.f_bavail * said.f_frsize - 2 * GIB
+    server = node.serve(constants={"podyd.lxd.room.FLOOR_BYTES": floor})
+    client = server.client(alice.user)
+    client.exec(tiny, "truncate -s 8G /root/hole; sync")
+    with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile(dir=images.parent) as large:
+        committing = pool.submit(client.post, "/pod/commit", ins=tiny, tag="cut")
+        wait_until(lambda: client.get("/pod/progress", ins=tiny).ok["percent"], "packing", 60)
+        os.posix_fallocate(large.fileno(), 0, 5 * GIB)
+        body = committing.result().refused(409, "disk_full")
+    assert body["free"] <= floor
+    assert_nothing_left(node, alice.user)
+    client.exec(tiny, "rm /root/hole")
+    assert server.stop() == 0
+
+
+def test_ctrl_c_before_anything_is_packed(node: Node, alice: Client, tiny: str) -> None:
+    with as_user(alice).at_terminal("commit", tiny, "cut") as terminal:
+        terminal.wait_for("Making image")
+        terminal.type("\3")
+        assert terminal.end() == 130
+        assert "nothing of it is left" in terminal.text
+    assert_nothing_left(node, alice.user)
 
 
 def test_without_sh_it_is_said_once(alice: Client, tiny: str) -> None:

@@ -13,8 +13,10 @@ from podyd.config import UNLIMITED, Quota
 from podyd.disks import Disks
 from podyd.errors import (
     Conflict,
+    DiskFull,
     Forbidden,
     Lacks,
+    LxdRefused,
     Missing,
     NotFound,
     Slipped,
@@ -23,7 +25,8 @@ from podyd.errors import (
 )
 from podyd.images import Image, Images
 from podyd.lxd.client import LxdClient
-from podyd.lxd.tree import File
+from podyd.lxd.room import HostRoom
+from podyd.lxd.tree import File, Holes
 from podyd.pods import Pods
 from podyd.spec import Progress
 from podyd.tasks import Tasks
@@ -57,15 +60,30 @@ class Found(Pods):
             raise NotFound("none", code="no_such_pod")
 
 
-def commits(metadata: dict[str, Any] | None) -> Commits:
-    client = Lxd(metadata)
+class Wide(HostRoom):
+    """A host with so much room left."""
+
+    def __init__(self, free: int = 2**50) -> None:
+        super().__init__(lambda places: [])
+        self.free = free
+
+    async def for_squashfs(self) -> int:
+        return self.free
+
+
+def commits_of(client: LxdClient, host: HostRoom | None = None) -> Commits:
     return Commits(
         client=client,
         images=cast(Images, SimpleNamespace()),
         pods=Found(),
         disks=cast(Disks, SimpleNamespace()),
+        host=host or Wide(),
         tasks=Tasks(),
     )
+
+
+def commits(metadata: dict[str, Any] | None) -> Commits:
+    return commits_of(Lxd(metadata))
 
 
 @pytest.mark.parametrize(
@@ -113,26 +131,73 @@ def test_what_an_image_has_room_for() -> None:
         unlimited.check(501)
     assert full.value.code == "disk_full"
     Room("main", UNLIMITED, 0, None).check(1 << 70)
+    # What does not compress takes half of itself at least, and the rest a tenth.
+    room.check(130, large, 42)
+    with pytest.raises(Forbidden, match="some 60 do not compress"):
+        room.check(130, large, 60)
+    hosts = Room("main", UNLIMITED, 0, None, host_bytes=10)
+    hosts.check(99)
+    with pytest.raises(Conflict, match="the host has 10 to spare") as full:
+        hosts.check(100)
+    assert full.value.code == "disk_full"
+    with pytest.raises(Conflict, match="the host has 0 to spare"):
+        Room("main", UNLIMITED, 0, None, host_bytes=0).check(1)
 
 
-def test_without_the_program_for_holes_there_are_none() -> None:
-    asked = []
+class Packs(Lxd):
+    """Notes what it is asked to pack with; a squashfs may be refused."""
 
-    class WithoutSquashfs(Lxd):
-        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-            asked.append(body)
-            if "compression_algorithm" in body:
-                raise Lacks('exec: "tar2sqfs": executable file not found in $PATH')
+    def __init__(self, squashfs: LxdRefused | None = None) -> None:
+        self.asked: list[str | None] = []
+        self.squashfs = squashfs
 
-    made = Commits(
-        client=WithoutSquashfs(None),
-        images=cast(Images, SimpleNamespace()),
-        pods=Found(),
-        disks=cast(Disks, SimpleNamespace()),
-        tasks=Tasks(),
-    )
-    asyncio.run(made._pack_with_holes({"source": "x"}, _UnderWay("main")))
-    assert asked == [{"source": "x", "compression_algorithm": "squashfs"}, {"source": "x"}]
+    async def change(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
+        self.asked.append(body.get("compression_algorithm"))
+        if self.asked[-1] and self.squashfs is not None:
+            raise self.squashfs
+
+
+SQUASHFS = "squashfs -X level=0"
+
+
+@pytest.mark.parametrize(
+    ("client", "free", "zeros", "asked", "kept"),
+    [
+        (Packs(), 100, 2**26, [SQUASHFS], "kept"),
+        (Packs(), 99, 2**26, [None], "filled"),
+        (Packs(), 100, 2**26 - 1, [None], None),
+        (Packs(Lacks('exec: "tar2sqfs": not found')), 100, 2**26, [SQUASHFS, None], "filled"),
+        (Packs(LxdRefused("tar2sqfs: exit status 1 ()")), 100, 2**26, [SQUASHFS, None], "filled"),
+    ],
+    ids=["room", "no room", "no holes", "no program", "a program that fails"],
+)
+def test_holes_stay_where_there_is_room_for_a_squashfs(
+    client: Packs, free: int, zeros: int, asked: list[str | None], kept: str | None
+) -> None:
+    made = commits_of(client, Wide(free))
+    found = Holes(zeros, 100, 0)
+    assert asyncio.run(made._pack_holes({"source": "x"}, found, _UnderWay("main"))) == kept
+    assert client.asked == asked
+
+
+def test_the_hosts_last_room_ends_an_image() -> None:
+    class Full(HostRoom):
+        async def watch(self, *, scratch: bool) -> None:
+            raise Conflict("The host is full.", code="disk_full")
+
+    class Slow(Lxd):
+        async def change(self, *args: Any, **options: Any) -> Any:
+            options["began"]("/1.0/operations/1")
+            await asyncio.Event().wait()
+
+    async def both() -> None:
+        made, under_way = commits_of(Slow(None), Full()), _UnderWay("main")
+        with pytest.raises(Conflict, match="The host is full"):
+            await made._pack({"source": "x"}, under_way)
+        assert under_way.is_packing, "LXD is told in another way"
+        await made._tasks.cancel()
+
+    asyncio.run(both())
 
 
 class Slips(Lxd):
@@ -141,13 +206,7 @@ class Slips(Lxd):
     def __init__(self, *errors: Exception) -> None:
         self.errors = list(errors)
         self.seen: list[str | None] = []
-        self.commits = Commits(
-            client=self,
-            images=cast(Images, SimpleNamespace()),
-            pods=Found(),
-            disks=cast(Disks, SimpleNamespace()),
-            tasks=Tasks(),
-        )
+        self.commits = commits_of(self)
 
     async def get(self, path: str, **query: Any) -> Any:
         return {"metadata": {"progress": {"percent": "7"}}}
@@ -178,6 +237,13 @@ def test_what_lxd_spoils_again_is_an_error() -> None:
     with pytest.raises(Slipped):
         client.pack()
     assert client.seen == ["packing", "packing again"]
+
+
+def test_a_host_without_room_is_no_full_pod() -> None:
+    client = Slips(DiskFull("write /var/lib/lxd/images/lxd_build_1/x: no space left on device"))
+    with pytest.raises(DiskFull, match=r"The host has no room .*; tell your admin\.$"):
+        client.pack()
+    assert client.seen == ["packing"]
 
 
 def test_another_failure_of_lxd_is_not_tried_again() -> None:
@@ -258,6 +324,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
         images=images,
         pods=pods,
         disks=cast(Disks, SimpleNamespace()),
+        host=Wide(),
         tasks=Tasks(),
     )
     asyncio.run(made.sweep())

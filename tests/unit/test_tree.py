@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import struct
 from collections.abc import Callable, Mapping
 
@@ -122,7 +123,7 @@ def test_all_files_of_all_directories_count() -> None:
 
 
 def test_how_much_of_files_is_holes() -> None:
-    """Nine tenths of /most are one; /gone cannot be read, and /short has shrunk."""
+    """Nine tenths of /most are one; /gone cannot be read, /short has shrunk; /noise is dense."""
 
     def answer(packet: bytes) -> bytes:
         if packet[0] == 1:
@@ -132,8 +133,9 @@ def test_how_much_of_files_is_holes() -> None:
             return string(struct.pack(">BI", 102, number) + string(path))
         if packet[0] == 5:
             path, (at, count) = packet[9:-12], struct.unpack(">QI", packet[-12:])
-            if path == b"/most":
+            if path in (b"/most", b"/noise", b"/again"):
                 data = (b"x" if at % 10 == 0 else b"\0") * count
+                data = data if path == b"/most" else random.randbytes(count)
                 return string(struct.pack(">BI", 103, number) + string(data))
         return string(status(number, 0 if packet[0] == 4 else 1))
 
@@ -144,8 +146,14 @@ def test_how_much_of_files_is_holes() -> None:
     some = found(File(b"/most", 2**41))
     assert 0.8 < some.zero_bytes / 2**41 < 0.97
     assert some.zero_bytes + some.data_bytes == 2**41 + 2**41 // 1024 * 5 + 7
-    assert found(File(b"/gone", 2**40), File(b"/short", 2**30)) == Holes(0, 2**40 + 2**30 + 7)
-    assert found() == Holes(0, 7)
+    assert found(File(b"/gone", 2**40), File(b"/short", 2**30)) == Holes(0, 2**40 + 2**30 + 7, 0)
+    assert found() == Holes(0, 7, 0)
+    assert some.dense_bytes == 0
+    noise = File(b"/noise", 2**41)
+    assert found(noise).dense_bytes == 2**41 // 1024 * (1024 - 5)
+    # Half of it is text, or the same once more.
+    assert 0.4 < found(noise, File(b"/most", 2**41 - 1)).dense_bytes / 2**42 < 0.6
+    assert 0.4 < found(noise, File(b"/again", 2**41)).dense_bytes / 2**42 < 0.6
 
 
 def test_what_would_be_run_is_out_of_the_way() -> None:
