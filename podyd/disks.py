@@ -2,9 +2,11 @@
 
 The limit is the `size` of the instance's root disk device. How it is counted is the storage's
 matter. On btrfs (tried on LXD 5.0.2) a limit counts all that is in the pod, also what it shares
-with its image, its snapshots and copies; what LXD says is used is without that. A pool of kind dir
-takes a size and does not hold it, unless its filesystem has project quotas; LXD then does not say
-what is used either.
+with its image, its snapshots and copies; what LXD says is used is without that. On ZFS both are
+the same: what the pod has for itself, with its snapshots; with zfs.use_refquota, all that is in it.
+What is written counts some seconds later there, and the last of a limit is slow to fill. A pool of
+kind dir takes a size and does not hold it, unless its filesystem has project quotas; LXD then does
+not say what is used either.
 
 LXD keeps a file of its own on the same disk, which it writes at each start. A pod whose root has
 filled the disk is therefore lent RESERVE_BYTES once, so that it starts; the key DISK then has its
@@ -48,7 +50,7 @@ name=/.podyd-{nonce}
 exec 3>"$name" && rm "$name" && head -c {count} /dev/zero >&3
 """
 # Kinds of pools.
-BTRFS, DIR = "btrfs", "dir"
+BTRFS, DIR, ZFS = "btrfs", "dir", "zfs"
 
 
 @dataclass(frozen=True)
@@ -365,7 +367,7 @@ def fullness(pod: Pod) -> str:
     return (
         f"its disk is full (its limit is {limit} bytes); delete files in it, which"
         " /pod/file-delete does also while it is stopped, or give it more with 'disk' of"
-        " /pod/limits"
+        " /pod/limits; on ZFS, its snapshots may count too"
     )
 
 

@@ -263,6 +263,18 @@ class Unsettled(LxdRefused):
     )
 
 
+class NotNewest(LxdRefused):
+    """On ZFS: something has been kept of the instance since the snapshot that is to be restored."""
+
+    status = 409
+    default_code = "snapshot_not_newest"
+    sentence = (
+        "On ZFS a pod goes back to its newest snapshot only, and not while there is a copy that was"
+        " made of it after that; delete the later snapshots and copies first, or make a pod of this"
+        " snapshot with /pod/copy."
+    )
+
+
 class Slipped(LxdRefused):
     """LXD has stumbled over what goes by, so it can be tried again.
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.config import UNLIMITED, Config
-from podyd.disks import BTRFS, DIR
+from podyd.disks import BTRFS, DIR, ZFS
 from podyd.doctor.case import Case, Places
-from podyd.doctor.finding import Remark, check, error, ok, warning
-from podyd.lxd.admin import Admin, Pool
+from podyd.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.lxd.admin import REFQUOTA, Admin, Pool
 from podyd.lxd.instances import root_of
 
 NEARLY_FULL, FULL = 0.85, 0.95
@@ -109,6 +109,14 @@ def about_limits(
                 f"mount {where} with prjquota (ext4, XFS), or let profiles use a pool of btrfs or"
                 " ZFS",
             )
+    if pool.driver == ZFS and not pool.has_refquota:
+        yield note(
+            f"In storage pool {pool.name} (ZFS), the limit of a pod's disk counts its snapshots, so"
+            " that deleting files of which there is a snapshot makes no room, and not what it"
+            " shares with its image.",
+            f"lxc storage set {pool.name} {REFQUOTA} true; it holds for new pods, and for"
+            " others from their next /pod/limits on",
+        )
     if pool.driver == BTRFS:
         for item in mounted:
             is_it = item.kind == BTRFS and item.path.parts[-2:] == ("storage-pools", pool.name)

@@ -26,6 +26,8 @@ SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix
 HTTPS_PORT = 8443
 # Storage in which a pod shares its image's blocks, the preferred first; each in a file of its own.
 THIN_DRIVERS = ("btrfs", "zfs")
+# On ZFS, without it, LXD's limit of a disk counts snapshots, and not what is shared with the image.
+REFQUOTA = "volume.zfs.use_refquota"
 TIMEOUT = 120
 
 # What the certificate may do with pods is all that it may do. Storage volumes are the project's
@@ -90,7 +92,10 @@ class Server:
 
 @dataclass(frozen=True)
 class Pool:
-    """A storage pool; `status` is Created, or why it cannot be used, `source` where it is kept."""
+    """A storage pool; `status` is Created, or why it cannot be used, `source` where it is kept.
+
+    `has_refquota` is whether it has REFQUOTA.
+    """
 
     name: str
     driver: str
@@ -98,6 +103,7 @@ class Pool:
     status: str
     used_bytes: int
     total_bytes: int
+    has_refquota: bool = False
 
 
 @dataclass(frozen=True)
@@ -162,7 +168,8 @@ class Admin:
         supported = {item["Name"] for item in self._environment()["storage_supported_drivers"]}
         for driver in filter(supported.__contains__, THIN_DRIVERS):
             try:
-                self._make_pool(driver, {"size": f"{_half_of_free_gib()}GiB"}, say)
+                options = {REFQUOTA: "true"} if driver == "zfs" else {}
+                self._make_pool(driver, {"size": f"{_half_of_free_gib()}GiB", **options}, say)
             except SetupError as error:
                 # LXD counts a driver as there with its programs; the module, or a loop device, may
                 # be missing all the same.
@@ -175,7 +182,7 @@ class Admin:
     def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
         with _translated("LXD could not make a storage pool"):
             self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
-        size = f" of up to {config['size']}" if config else ""
+        size = f" of up to {config['size']}" if "size" in config else ""
         say(f"made storage pool {POOL} ({driver}{size})")
 
     def prepare_bridge(self, say: Say) -> str:
@@ -309,7 +316,10 @@ class Admin:
                 space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
                 used, total = space["space"].get("used", 0), space["space"].get("total", 0)
                 source = data["config"].get("source", "")
-                found.append(Pool(name, data["driver"], source, data["status"], used, total))
+                refquota = data["config"].get(REFQUOTA, "").lower() in ("true", "1", "yes", "on")
+                found.append(
+                    Pool(name, data["driver"], source, data["status"], used, total, refquota)
+                )
         return found
 
     def bridges(self) -> list[str]:

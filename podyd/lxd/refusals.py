@@ -20,6 +20,7 @@ from podyd.errors import (
     LxdRefused,
     Missing,
     NameTaken,
+    NotNewest,
     NotRunning,
     Running,
     Slipped,
@@ -27,8 +28,10 @@ from podyd.errors import (
 
 # The first that fits counts. A reason may be told after others: "Failed to …: …: the reason".
 _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
-    # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
-    (r"disk quota exceeded|no space left on device", DiskFull),
+    # syscall.EDQUOT and ENOSPC, as Go and as other programs write them; the last one is zfs(8)'s.
+    (r"disk quota exceeded|no space left on device|: out of space", DiskFull),
+    # storage/drivers/driver_zfs_volumes.go
+    (r"snapshot .* cannot be restored due to subsequent", NotNewest),
     (r"bad file descriptor|failed to change ownership", Slipped),
     # liblxc's, of the file that it starts an instance with.
     (r"saving config file for the container failed", Slipped),

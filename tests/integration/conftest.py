@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from podyd.disks import ZFS
+from podyd.lxd.admin import REFQUOTA, THIN_DRIVERS
 from tests.integration.harness import IMAGE, Client, Node, Pool, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
@@ -86,10 +88,15 @@ def gpu_server(node: Node, driver: FakeDriver) -> Server:
     return node.serve(environment=driver.environment)
 
 
-@pytest.fixture(scope="session")
-def btrfs(node: Node) -> Iterator[Pool]:
-    """A small pool for pods whose disks are limited."""
-    with Pool(node, "btrfs", "size=3GiB") as pool:
+@pytest.fixture(scope="session", params=THIN_DRIVERS)
+def thin(node: Node, request: pytest.FixtureRequest) -> Iterator[Pool]:
+    """A small pool for pods whose disks are limited, of each kind that this machine can have."""
+    driver: str = request.param
+    if driver not in node.pool_drivers:
+        pytest.skip(f"this machine can make no pool of {driver}")
+    # As `podyd setup` makes one.
+    options = [f"{REFQUOTA}=true"] if driver == ZFS else []
+    with Pool(node, driver, "size=3GiB", *options) as pool:
         yield pool
 
 

@@ -31,6 +31,7 @@ from urllib.parse import urlencode
 
 import yaml
 
+from podyd.disks import BTRFS
 from tests.integration import small
 from tests.lab import lab
 
@@ -378,6 +379,12 @@ class Node:
                 small.make(SMALL, self.environment)
 
     @property
+    def pool_drivers(self) -> set[str]:
+        """The kinds of storage pools that LXD can make here."""
+        found = self.lxd.get("/1.0")["environment"]["storage_supported_drivers"]
+        return {item["Name"] for item in found}
+
+    @property
     def environment(self) -> dict[str, str]:
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
@@ -626,7 +633,8 @@ class Pool:
 
     def __init__(self, node: Node, driver: str, *options: str) -> None:
         self._node = node
-        self._words = (driver, *options)
+        self.driver = driver
+        self._options = options
         self.name = f"podyd-test-{secrets.token_hex(3)}"
 
     @property
@@ -634,7 +642,7 @@ class Pool:
         return ["podyd-base", self.name]
 
     def __enter__(self) -> Pool:
-        self._node.lxc("storage", "create", self.name, *self._words)
+        self._node.lxc("storage", "create", self.name, self.driver, *self._options)
         self._node.lxc("profile", "create", self.name)
         device = ("root", "disk", "path=/", f"pool={self.name}")
         self._node.lxc("profile", "device", "add", self.name, *device)
@@ -647,6 +655,8 @@ class Pool:
     def count_anew(self) -> None:
         """Let btrfs count what is used; a kernel may lose count when a subvolume is deleted (6.18
         does), and then no limit of the whole pool holds."""
+        if self.driver != BTRFS:
+            return
         lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
         path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
         # What is being deleted in the background would make it lose count at once.

@@ -17,21 +17,21 @@ MIB = 1024**2
 
 
 @pytest.fixture(scope="module")
-def limited(node: Node, btrfs: Pool) -> Iterator[Client]:
+def limited(node: Node, thin: Pool) -> Iterator[Client]:
     """A member with a quota of disk for each pod and for all, and a pod `main` of 400 MiB."""
     user = node.accounts.user()
     quota = {"max_pods": 3, "disk_limit": "700MiB", "disk_total": "1100MiB"}
     server = node.serve(
         {
             "quota": {"users": {user: quota}},
-            "pods": {"user_profiles": {user: btrfs.profiles}},
+            "pods": {"user_profiles": {user: thin.profiles}},
             "usage": {"interval": 1},
             "metrics": {"allow": ["127.0.0.1"]},
         }
     )
     client = server.client(user)
     client.post("/pod/create", ins="main", image=IMAGE, disk="400MiB").ok
-    btrfs.count_anew()
+    thin.count_anew()
     yield client
     client.post("/pod/delete", ins="main").ok
     assert server.stop() == 0
@@ -121,7 +121,7 @@ def test_what_an_admin_has_set_stays(limited: Client, node: Node) -> None:
     assert (root["limits.read"], root["size"]) == ("500MB", str(500 * MIB))
 
 
-def test_prometheus_is_told(limited: Client, node: Node, btrfs: Pool) -> None:
+def test_prometheus_is_told(limited: Client, node: Node, thin: Pool) -> None:
     nobody = Client(limited.port)
     name = node.instance_of(limited.user, "main")["name"]
     labels = {"pod": name, "owner": limited.user}
@@ -131,8 +131,8 @@ def test_prometheus_is_told(limited: Client, node: Node, btrfs: Pool) -> None:
         lambda: bool(figure(scrape(nobody), "podyd_pod_disk_used_bytes", **labels)), "the figure"
     )
     found = scrape(nobody)
-    assert figure(found, "podyd_pool_bytes", pool=btrfs.name) == 3 * 1024 * MIB
-    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=btrfs.name) or 0) < 3 * 1024 * MIB
+    assert figure(found, "podyd_pool_bytes", pool=thin.name) == 3 * 1024 * MIB
+    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=thin.name) or 0) < 3 * 1024 * MIB
 
 
 @pytest.fixture(scope="module")

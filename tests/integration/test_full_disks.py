@@ -36,10 +36,10 @@ EMPTY = "rm -rf /full; sync -f /"
 
 
 @pytest.fixture(scope="module")
-def full(node: Node, btrfs: Pool) -> Iterator[tuple[Client, Server]]:
+def full(node: Node, thin: Pool) -> Iterator[tuple[Client, Server]]:
     """A member with a pod `full` of 400 MiB, and the podyd that they use."""
     user = node.accounts.user()
-    server = node.serve({"pods": {"user_profiles": {user: btrfs.profiles}}})
+    server = node.serve({"pods": {"user_profiles": {user: thin.profiles}}})
     client = server.client(user)
     client.post("/pod/create", ins="full", image=IMAGE, disk=str(LIMIT)).ok
     yield client, server
@@ -48,10 +48,10 @@ def full(node: Node, btrfs: Pool) -> Iterator[tuple[Client, Server]]:
 
 
 @pytest.fixture
-def client(btrfs: Pool, full: tuple[Client, Server]) -> Iterator[Client]:
+def client(thin: Pool, full: tuple[Client, Server]) -> Iterator[Client]:
     """The member; after the test the pod runs, with room on its disk and its own limit."""
     client, _ = full
-    btrfs.count_anew()
+    thin.count_anew()
     yield client
     client.post("/pod/file-delete", ins="full", path="/full/big1")
     client.post("/pod/start", ins="full").ok

@@ -106,6 +106,7 @@ def test_the_pool_is_of_the_best_driver_that_works(
     pool = lxd.pools["default"]
     assert pool["driver"] == made
     assert ("size" in pool["config"]) is (made != "dir"), "a file of limited size"
+    assert (pool["config"].get("volume.zfs.use_refquota") == "true") is (made == "zfs")
     assert len(words) == said
     for driver, line in zip(failing, words, strict=False):
         assert line.startswith(f"no pool of {driver}: ")

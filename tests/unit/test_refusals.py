@@ -19,6 +19,7 @@ from podyd.errors import (
     LxdRefused,
     Missing,
     NameTaken,
+    NotNewest,
     NotRunning,
     PodydError,
     Running,
@@ -100,6 +101,18 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
         DiskFull,
     ),
     (f"Failed to write backup file: write {BACKUP}: no space left on device", 500, DiskFull),
+    ("Failed to run: zfs snapshot -r p/x@s: cannot create 'p/x@s': out of space", 0, DiskFull),
+    (
+        'Snapshot "s" cannot be restored due to subsequent snapshot(s). Set zfs.remove_snapshots to'
+        " override",
+        0,
+        NotNewest,
+    ),
+    (
+        'Snapshot "s" cannot be restored due to subsequent internal snapshot(s) (from a copy)',
+        0,
+        NotNewest,
+    ),
     # shared/idmap, on a disk that is full: it is that which can be mended.
     ("Failed to change ownership of: /x: disk quota exceeded", 0, DiskFull),
     ("readdirent /var/lib/lxd/x: bad file descriptor", 0, Slipped),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -65,9 +66,16 @@ def findings(
 
 
 def test_limits_that_hold(tmp_path: Path) -> None:
-    for pools in ((pool("btrfs"),), (pool("zfs"),), (pool("btrfs"), pool("lvm", "slow"))):
+    zfs = replace(pool("zfs"), has_refquota=True)
+    for pools in ((pool("btrfs"),), (zfs,), (pool("btrfs"), pool("lvm", "slow"))):
         (found,) = findings(tmp_path, *pools)
         assert found.level is Level.OK
+
+
+def test_zfs_that_counts_snapshots(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, pool("zfs"))
+    assert found.level is Level.NOTE
+    assert "lxc storage set fast volume.zfs.use_refquota true" in found.do
 
 
 @pytest.mark.parametrize("text", [LIMITED, "quota: {default: {disk_total: 1TiB}}"])
