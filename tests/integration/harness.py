@@ -41,7 +41,7 @@ PYTHON = "/usr/bin/python3"
 IMAGE, SMALL = "podyd-lab-base", "podyd-lab-small"
 BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
 PASSWORD = "correct-Horse-7"
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 # What a podyd needs that has nothing to do: its pools of threads are bounded, and its files are
 # LXD's events, the relay's socket, the database, and the event loop's own.
 FILES_AT_REST, THREADS_AT_REST = 24, 20
@@ -53,7 +53,7 @@ IMAGES = Path("/run/podyd-test-images")
 Json = Any
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit: float = 10.0) -> None:
+def wait_until(condition: Callable[[], bool], what: str, limit: float = 30.0) -> None:
     """Wait for a condition, or fail saying what it was."""
     end = time.monotonic() + limit
     while not condition():
@@ -268,7 +268,7 @@ class Server:
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
-    def wait_for_log(self, text: str, limit: float = 10.0) -> None:
+    def wait_for_log(self, text: str, limit: float = 30.0) -> None:
         wait_until(lambda: text in self.log_text(), f"{text!r} in {self.log_text()}", limit)
 
     def signal(self, number: signal.Signals) -> None:
@@ -280,7 +280,7 @@ class Server:
             self.signal(signal.SIGCONT)
             self.signal(signal.SIGTERM)
         try:
-            return self.process.wait(20)
+            return self.process.wait(40)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
@@ -292,7 +292,7 @@ class Server:
     def files(self) -> int:
         return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
-    def check_settled(self, limit: float = 10.0) -> None:
+    def check_settled(self, limit: float = 30.0) -> None:
         """Fail if it has kept more than it needs of what it had for the tests, now over."""
         needs = {"files": FILES_AT_REST, "threads": THREADS_AT_REST, "children": 1}
 
@@ -402,12 +402,15 @@ class Node:
         return path
 
     def command(
-        self, *words: str, environment: Mapping[str, str] | None = None
+        self,
+        *words: str,
+        environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, float] | None = None,
     ) -> subprocess.CompletedProcess[str]:
-        """`podyd WORDS`, as root."""
+        """`podyd WORDS`, as root; `constants` as of `serve`."""
         return subprocess.run(
             [PYTHON, "-m", "podyd", *words],
-            env=environment or self.environment,
+            env={**(environment or self.environment), **self._with(constants or {})},
             cwd="/",
             text=True,
             capture_output=True,

@@ -35,7 +35,8 @@ def test_an_unknown_user_and_a_wrong_password_look_the_same(
     wrong = server.client(new_user().user, "wrong").get("/user/info")
     unknown = server.client("podydt-nobody", "wrong").get("/user/info")
     assert wrong.refused(401) == unknown.refused(401)
-    assert abs(wrong.seconds - unknown.seconds) < 0.25
+    # PAM's own delay is two seconds.
+    assert abs(wrong.seconds - unknown.seconds) < 1
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
@@ -246,8 +247,9 @@ def test_wrong_passwords_do_not_slow_a_member(node: Node, new_user: Callable[[],
         new.result().ok
     assert {future.result().status for future in wrong} == {401}
     assert len(seconds) > 5
-    assert sorted(seconds)[len(seconds) // 2] < 0.1
-    assert max(seconds) < 1
+    # In line with them it would be several times PAM's delay of two seconds.
+    assert sorted(seconds)[len(seconds) // 2] < 0.5
+    assert max(seconds) < 2
     assert server.stop() == 0
 
 

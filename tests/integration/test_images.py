@@ -54,7 +54,8 @@ def debian(member: Client) -> Client:
 
 def write(client: Client) -> None:
     """What LXD takes a second or two to pack."""
-    client.exec("main", "head -c 104857600 /dev/urandom >/root/file; sync")
+    done = client.exec("main", "head -c 100000000 /dev/urandom >/root/file && sync", timeout=60)
+    assert done["exit_code"] == 0
 
 
 def test_the_life_of_an_image(node: Node, debian: Client, bob: Client, admin: Client) -> None:

@@ -436,7 +436,7 @@ def test_a_year_of_thirty_users_stays_within_bounds(tmp_path: Path) -> None:
         rig.wall = START + 400 * DAY
         begun = time.monotonic()
         assert len(await rig.gpu()) == 30
-        assert time.monotonic() - begun < 2
+        assert time.monotonic() - begun < 10
 
     play(tmp_path, years)
 
