@@ -22,6 +22,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
         *service.configuration(path),
         *host.cgroup2(places),
         *service.service_memory(places),
+        *service.service_killed(places),
         *_of_nvidia(places),
     ]
     config = _usable(path)

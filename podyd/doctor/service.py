@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import shutil
 import socket
 import ssl
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,10 @@ UNITS = ("podyd.service", "podyd-auth.service", "podyd-ports.service")
 MIB = 1024**2
 # Of a memory limit.
 NEARLY = 0.8
+# systemd's, of what it writes into the journal when the kernel has ended a process of a unit for
+# its memory (sd-messages.h). The unit's cgroup counts that, too, and is made anew with the unit.
+OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"
+JOURNAL_SECONDS = 10.0
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
 
 
@@ -126,7 +132,6 @@ def service_memory(places: Places) -> Iterator[Remark]:
             limit = (cgroup / "memory.max").read_text().strip()
             used = int((cgroup / "memory.current").read_text())
             counted = _counts(cgroup / "memory.stat")
-            killed = _counts(cgroup / "memory.events")["oom_kill"]
         except FileNotFoundError:
             continue  # It does not run, or not under systemd with cgroup2.
         if limit == "max":
@@ -136,15 +141,39 @@ def service_memory(places: Places) -> Iterator[Remark]:
         words = (
             f"{unit} has {used // MIB} MiB of memory, of {int(limit) // MIB} MiB that it may have"
         )
-        more = f"systemctl edit {unit}: [Service], MemoryMax=4G; then systemctl restart {unit}"
-        if killed:
-            yield warning(f"{words}; the kernel has ended {killed} of its processes for it.", more)
-        elif used > NEARLY * int(limit):
+        if used > NEARLY * int(limit):
             yield warning(
-                f"{words}; beyond that the kernel ends it, and systemd begins it anew.", more
+                f"{words}; beyond that the kernel ends it, and systemd begins it anew.",
+                _more_memory(unit),
             )
         else:
             yield ok(f"{words}.")
+
+
+@check
+def service_killed(places: Places) -> Iterator[Remark]:
+    """The kernel has ended no process of podyd's for its memory, within a day."""
+    program = shutil.which("journalctl", path=places.path)
+    if program is None:
+        return
+    for unit in UNITS:
+        query = [f"--unit={unit}", f"MESSAGE_ID={OUT_OF_MEMORY}", "--since=-1d"]
+        done = subprocess.run(
+            [program, "--quiet", "--no-pager", "--output=cat", *query],
+            capture_output=True,
+            timeout=JOURNAL_SECONDS,
+            check=False,
+        )
+        if times := done.stdout.count(b"\n"):
+            yield warning(
+                f"Within a day the kernel has ended processes of {unit} {times} times, as they had"
+                " more memory than the unit may have.",
+                _more_memory(unit),
+            )
+
+
+def _more_memory(unit: str) -> str:
+    return f"systemctl edit {unit}: [Service], MemoryMax=4G; then systemctl restart {unit}"
 
 
 def _counts(path: Path) -> dict[str, int]:

@@ -358,12 +358,11 @@ def test_limits_are_raised_and_never_lowered(places: Places) -> None:
 
 def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values: int) -> None:
     """A unit's cgroup, as cgroup2 shows it: 100 MiB, of which 20 are files'."""
-    now = {"current": 100 * 2**20, "file": 20 * 2**20, "oom_kill": 0, **values}
+    now = {"current": 100 * 2**20, "file": 20 * 2**20, **values}
     directory = places.sysfs / "fs/cgroup/system.slice" / unit
     put(directory / "memory.max", f"{limit}\n")
     put(directory / "memory.current", f"{now['current']}\n")
     put(directory / "memory.stat", f"anon 1\nfile {now['file']}\n")
-    put(directory / "memory.events", f"oom 0\noom_kill {now['oom_kill']}\n")
 
 
 def test_memory_of_the_service(places: Places) -> None:
@@ -375,20 +374,25 @@ def test_memory_of_the_service(places: Places) -> None:
     assert found.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
 
 
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [((2000 * 2**20, 0), "beyond that"), ((2**20, 3), "ended 3 of its processes")],
-)
-def test_a_service_that_is_at_its_memory_limit(
-    places: Places, values: tuple[int, int], words: str
-) -> None:
-    current, oom_kill = values
+def test_a_service_that_is_at_its_memory_limit(places: Places) -> None:
     put_memory(places, "podyd.service")
-    put_memory(places, "podyd-ports.service", current=current, oom_kill=oom_kill)
+    put_memory(places, "podyd-ports.service", current=2000 * 2**20)
     found = only(service.service_memory(places))
     assert found.level is Level.WARNING
-    assert words in found.what
+    assert "beyond that" in found.what
     assert found.do.startswith("systemctl edit podyd-ports.service")
+
+
+def test_a_service_that_was_ended_for_its_memory(places: Places) -> None:
+    assert service.service_killed(places) == [], "without a journal"
+    said = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
+    program(places, "journalctl", 2 * said)
+    found = service.service_killed(places)
+    assert [item.level for item in found] == [Level.WARNING] * 3
+    assert "of podyd.service 2 times" in found[0].what
+    assert found[2].do.startswith("systemctl edit podyd-ports.service")
+    program(places, "journalctl", "")
+    assert service.service_killed(places) == []
 
 
 def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -> None:
