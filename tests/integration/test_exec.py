@@ -13,7 +13,17 @@ from urllib.parse import urlencode
 
 import pytest
 
-from tests.integration.harness import IMAGE, SMALL, Client, Line, Node, Server, started, wait_until
+from tests.integration.harness import (
+    IMAGE,
+    SMALL,
+    THREADS_AT_REST,
+    Client,
+    Line,
+    Node,
+    Server,
+    started,
+    wait_until,
+)
 from tests.integration.talking import streamed
 
 # A number of seconds that stands in nobody else's command line.
@@ -389,7 +399,7 @@ def test_hundreds_of_execs_leave_nothing(
 
     one(1)
     wait_until(lambda: not node.operations(), "LXD's operations to end")
-    threads, files = server.threads(), server.files()
+    files = server.files()
 
     def processes_in() -> int:
         return int(alice.exec(pod, "ls /proc | grep -c '^[0-9]'")["stdout"])
@@ -400,7 +410,7 @@ def test_hundreds_of_execs_leave_nothing(
     wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time")
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     wait_until(lambda: server.files() <= files, "podyd's sockets to close")
-    assert server.threads() <= threads
+    assert server.threads() <= THREADS_AT_REST
     # A pod that has only just been made has more of its own in the beginning.
     wait_until(lambda: processes_in() <= in_pod, f"the pod to have {in_pod} processes again")
     assert boxes(alice, pod) == ""

@@ -179,7 +179,7 @@ def test_an_account_that_is_made_anew_has_nothing_of_the_old_one(
     uid = int(run("id", "-u", user))
     name = server.client(user).post("/pod/create", ins=ins, image=SMALL).ok["name"]
     node.accounts.remove(user)
-    node.accounts.user(user, "-u", str(uid + 1000), password="Next-Horse-8")
+    node.accounts.user(user, "-o", "-u", str(uid + 1000), password="Next-Horse-8")
     new = server.client(user, "Next-Horse-8")
     assert new.get("/pod/list").ok == []
     new.post("/pod/exec", ins=ins, cmd="true").refused(404, "no_such_pod")

@@ -324,10 +324,11 @@ def test_an_account_that_is_removed_and_made_anew(node: Node, server: Server) ->
     before = uid(user)
     node.accounts.remove(user)
     bearers[0].get("/user/info").refused(401, "token_refused")
-    node.accounts.user(user, "-u", str(before))
+    # Whom another test has made meanwhile may have it, too.
+    node.accounts.user(user, "-o", "-u", str(before))
     bearers[1].get("/user/info").refused(401, "token_refused")
     node.accounts.remove(user)
-    node.accounts.user(user, "-u", str(before + 1000), password="Next-Horse-8")
+    node.accounts.user(user, "-o", "-u", str(before + 1000), password="Next-Horse-8")
     bearers[2].get("/user/info").refused(401, "token_refused")
     assert server.client(user, "Next-Horse-8").get("/user/tokens").ok == []
 

@@ -135,7 +135,8 @@ def test_whatever_else_lxd_refuses_is_no_reason_for_force(refusal: PodydError) -
     assert set(asked) == {"shut down"}
 
 
-def test_what_lxd_is_at_is_waited_for() -> None:
+def test_what_lxd_is_at_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "BUSY_SECONDS", 5.0)
     said, asked = stopped(SNAPSHOT, SNAPSHOT, None)
     assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
 
