@@ -28,8 +28,10 @@ from podyd.errors import (
 
 # The first that fits counts. A reason may be told after others: "Failed to …: …: the reason".
 _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
-    # syscall.EDQUOT and ENOSPC, as Go and as other programs write them; the last one is zfs(8)'s.
-    (r"disk quota exceeded|no space left on device|: out of space", DiskFull),
+    # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
+    (r"disk quota exceeded|no space left on device", DiskFull),
+    # zfs(8); the second is of a limit that the pod's image is above already.
+    (r": out of space|size is less than current used or reserved space", DiskFull),
     # storage/drivers/driver_zfs_volumes.go
     (r"snapshot .* cannot be restored due to subsequent", NotNewest),
     (r"bad file descriptor|failed to change ownership", Slipped),

@@ -103,6 +103,13 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
     (f"Failed to write backup file: write {BACKUP}: no space left on device", 500, DiskFull),
     ("Failed to run: zfs snapshot -r p/x@s: cannot create 'p/x@s': out of space", 0, DiskFull),
     (
+        "Failed creating instance from image: Failed to run: zfs set refquota=83886080 z/x: exit"
+        " status 1 (cannot set property for 'z/x': size is less than current used or reserved"
+        " space)",
+        0,
+        DiskFull,
+    ),
+    (
         'Snapshot "s" cannot be restored due to subsequent snapshot(s). Set zfs.remove_snapshots to'
         " override",
         0,
