@@ -662,9 +662,17 @@ class Pool:
             return
         lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
         path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
-        # What is being deleted in the background would make it lose count at once.
+
+        def btrfs(words: str) -> str:
+            return run("nsenter", "-t", lxd, "-m", "btrfs", *words.split(), str(path))
+
+        # Of what is deleted in the background, a recent kernel counts no tree higher than this.
+        uuid = btrfs("filesystem show").partition("uuid: ")[2].split()[0]
+        threshold = Path(f"/sys/fs/btrfs/{uuid}/qgroups/drop_subtree_threshold")
+        if threshold.exists():
+            threshold.write_text("8")
         for words in ("filesystem sync", "subvolume sync", "quota rescan -w"):
-            run("nsenter", "-t", lxd, "-m", "btrfs", *words.split(), str(path))
+            btrfs(words)
 
 
 # --- A line to LXD that can be cut --------------------------------------------------------------
