@@ -179,6 +179,14 @@ class Disks:
         """What LXD says now is used of an instance's disk; None where it does not."""
         return used_bytes(devices, await self._client.get(instance_path(name, "state")))
 
+    async def is_at_limit(self, name: str) -> bool:
+        """Whether LXD says that an instance uses all that its disk may have."""
+        for instance in await self._instances.all():
+            limit = _held(instance.devices)
+            if instance.name == name and limit != UNLIMITED:
+                return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
+        return False
+
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
         """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
         names = {root_of(devices)[1].get("pool") for devices in holders}

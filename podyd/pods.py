@@ -546,8 +546,10 @@ class Pods:
         except Running:
             return
         except Slipped as error:
-            # It cannot change a file's owner on a full disk either.
-            if await self._instances.has_room(name):
+            # It cannot change a file's owner on a full disk either. On ZFS nothing else is said of
+            # one: liblxc does not write its file, and LXD still writes its own.
+            has_room = await self._instances.has_room(name)
+            if has_room and not await self._disks.is_at_limit(name):
                 raise
             raise DiskFull(error.reason) from error
         except LxdRefused as error:

@@ -35,7 +35,7 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     # storage/drivers/driver_zfs_volumes.go
     (r"snapshot .* cannot be restored due to subsequent", NotNewest),
     (r"bad file descriptor|failed to change ownership", Slipped),
-    # liblxc's, of the file that it starts an instance with.
+    # liblxc's, of the file that it starts an instance with; also where a disk is full on ZFS.
     (r"saving config file for the container failed", Slipped),
     # storage/drivers/driver_btrfs_utils.go: LXD looks for subvolumes in a pod that runs.
     (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
@@ -110,3 +112,28 @@ def test_what_lxd_says_is_used(state: Mapping[str, Any] | None, used: int | None
     assert disks.used_bytes(given(), state) == used
     assert disks._held(given()) == -1
     assert disks._held(given("0")) == -1
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "expected"),
+    [
+        ("17825792", 17825792, True),
+        ("17825792", 9306112, False),
+        ("17825792", 0, False),
+        ("", 17825792, False),
+    ],
+)
+def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bool) -> None:
+    found = SimpleNamespace(name="a", devices=given(size))
+
+    class Lxd:
+        async def all(self) -> tuple[Any, ...]:
+            return (found,)
+
+        async def get(self, path: str) -> Any:
+            return {"disk": {"root": {"usage": used}}}
+
+    lxd = cast(Any, Lxd())
+    of_all = disks.Disks(client=lxd, instances=lxd, executor=lxd)
+    assert asyncio.run(of_all.is_at_limit("a")) is expected
+    assert not asyncio.run(of_all.is_at_limit("b"))
