@@ -100,8 +100,16 @@ if [ -n "$box" ] && ! rmdir $box; then
     tries=$((tries + 1))
   done
 fi
-printf '\\000podyd-%s:%d;' $nonce $said
-printf '\\000podyd-%s:%d;' $nonce $said >&4
+# What a command has made non-blocking, and filled, takes no mark until LXD has read some of it.
+mark() {
+  tries=0
+  until printf '\\000podyd-%s:%d;' $nonce $said || [ $tries = 3000 ]; do
+    sleep 0.02
+    tries=$((tries + 1))
+  done
+}
+mark
+mark >&4
 # LXD may lose what a terminal has shown when the leading process ends, so it asks before.
 [ ! -t 1 ] || read -r _
 exit $code

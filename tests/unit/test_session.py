@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import select
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,12 +89,15 @@ def pod(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def script_in(pod: Path) -> str:
+    script = session._RUN.replace("/sys/fs/cgroup", f"{pod}/cgroup")
+    return script.replace("/proc/self/cgroup", f"{pod}/self")
+
+
 def run(pod: Path, command: str) -> int:
     """Run a command as in a pod; the code in its mark."""
-    script = session._RUN.replace("/sys/fs/cgroup", f"{pod}/cgroup")
-    script = script.replace("/proc/self/cgroup", f"{pod}/self")
     done = subprocess.run(
-        ["/bin/sh", "-c", script, "podyd", "n", "/bin/sh", "-c", command],
+        ["/bin/sh", "-c", script_in(pod), "podyd", "n", "/bin/sh", "-c", command],
         env={"PATH": f"{pod}/bin:{os.environ['PATH']}"},
         cwd=pod / "cgroup",
         capture_output=True,
@@ -120,3 +126,38 @@ def test_what_the_kernel_has_killed_for_memory_is_counted(pod: Path, counter: st
 
 def test_where_nothing_is_counted_nothing_is_said(pod: Path) -> None:
     assert run(pod, "exit 5") == 5
+
+
+# --- A stream that is full ------------------------------------------------------------------------
+
+# What many programs do to the pipe of their stdout, which is their parent's too.
+FILL = """import os
+os.set_blocking(1, False)
+try:
+    while True:
+        os.write(1, bytes(4096))
+except BlockingIOError:
+    pass
+"""
+
+
+@pytest.mark.parametrize("shell", [["/bin/sh"], ["bash"], ["busybox", "sh"]])
+def test_the_mark_waits_for_room_in_a_stream_that_does_not_block(
+    pod: Path, shell: list[str]
+) -> None:
+    if shutil.which(shell[0]) is None:
+        pytest.skip(f"there is no {shell[0]}")
+    words = ["-c", script_in(pod), "podyd", "n", sys.executable, "-c", FILL]
+    # The fixture's box is made of files, in which nobody can be put.
+    words[1] = words[1].replace("mkdir $box", "false")
+    with subprocess.Popen(
+        [*shell, *words], cwd=pod / "cgroup", stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as started:
+        assert started.stdout is not None
+        assert started.stderr is not None
+        # Nobody reads before the command has ended.
+        assert not select.select([started.stderr], [], [], 0.5)[0]
+        marked = {item: MarkedStream("n") for item in (started.stdout, started.stderr)}
+        for stream, its in marked.items():
+            its.feed(stream.read())
+    assert {its.exit_code for its in marked.values()} == {0}
