@@ -387,8 +387,11 @@ class Instances:
         if name in await self._worked_on():
             return
         path, state = instance_path(name), instance_path(name, "state")
-        root, _ = root_of((await self._client.get(path))["expanded_devices"])
+        data = await self._client.get(path)
+        root, _ = root_of(data["expanded_devices"])
         key = f"volatile.{root}.apply_quota"
+        # LXD has put off a change of the size, and takes the key away when that is done.
+        is_due = bool(data["config"].get(key))
         try:
             await self._set_key(path, key, "true")
             await self._client.change("PUT", state, {"action": "start"})
@@ -397,7 +400,8 @@ class Instances:
         except LxdRefused as error:
             log.info("%s is to be unmounted: %s", name, error.reason)
         finally:
-            await self._set_key(path, key, "")
+            if not is_due:
+                await self._set_key(path, key, "")
 
     async def _set_key(self, path: str, key: str, value: str) -> None:
         # A full disk has no room for LXD's copy of the settings, which are set all the same.

@@ -362,6 +362,18 @@ def test_mounts_that_lxd_counts_too_many_are_taken_away(
     instances.close()
 
 
+def test_a_size_that_lxd_has_yet_to_set_is_set(tmp_path: Path) -> None:
+    """Some storage changes it at a start only, and LXD keeps in mind that it has to."""
+    lxd = Mounted(1)
+    assert lxd.data is not None
+    lxd.data["config"] = {**THEN, "volatile.disk.apply_quota": "true"}
+    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    run(lambda: instances.restore("a", "s", timeout=1))
+    assert lxd.asked == ["restore", "start", "restore"]
+    assert lxd.data["config"]["volatile.disk.apply_quota"] == "true"
+    instances.close()
+
+
 def test_a_disk_that_lxd_is_at_stays_mounted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
