@@ -390,9 +390,11 @@ def test_a_bad_command_is_refused(alice: Client, pod: str, command: str) -> None
 def test_hundreds_of_execs_leave_nothing(
     alice: Client, pod: str, server: Server, node: Node
 ) -> None:
+    late = "sleep 98771"
+
     def one(number: int) -> str:
         if number % 10 == 0:
-            assert alice.exec(pod, "sleep 9.87", timeout=0.2)["timed_out"]
+            assert alice.exec(pod, late, timeout=0.2)["timed_out"]
             return f"{number}\n"
         stdout: str = alice.exec(pod, f"echo {number}; sleep 0.0{number % 5}")["stdout"]
         return stdout
@@ -407,7 +409,7 @@ def test_hundreds_of_execs_leave_nothing(
     in_pod = processes_in()
     with ThreadPoolExecutor(16) as pool:
         assert list(pool.map(one, range(200))) == [f"{number}\n" for number in range(200)]
-    wait_until(lambda: started("sleep 9.87") == 0, "the end of what ran out of time")
+    wait_until(lambda: started(late) == 0, "the end of what ran out of time")
     wait_until(lambda: not node.operations(), "LXD's operations to end")
     wait_until(lambda: server.files() <= files, "podyd's sockets to close")
     assert server.threads() <= THREADS_AT_REST

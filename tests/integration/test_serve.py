@@ -297,15 +297,15 @@ def test_sigterm_waits_ten_seconds_at_most_and_leaves_no_command(
     client = server.client(alice.user)
     with ThreadPoolExecutor() as pool:
         running = pool.submit(
-            client.post, "/pod/exec", ins=pod, cmd="setsid sleep 98766", timeout=60
+            client.post, "/pod/exec", ins=pod, cmd="setsid sleep 98772", timeout=60
         )
-        wait_until(lambda: started("sleep 98766") == 1, "it to run")
+        wait_until(lambda: started("sleep 98772") == 1, "it to run")
         begun = time.monotonic()
         server.signal(signal.SIGTERM)
         running.result().refused(503, "shutting_down")
         assert server.process.wait(40) == 0
         assert 9 < time.monotonic() - begun < 30
-    assert started("sleep 98766") == 0
+    assert started("sleep 98772") == 0
     assert "Traceback" not in server.log_text()
 
 
