@@ -473,21 +473,22 @@ class Node:
         config: Path,
         *,
         environment: Mapping[str, str] | None = None,
+        constants: Mapping[str, float] | None = None,
         prefix: Sequence[str] = (),
         pass_fds: Sequence[int] = (),
         as_root: bool = False,
     ) -> tuple[subprocess.Popen[bytes], Path]:
         """`podyd serve` as its own account; its log goes to a file.
 
-        `prefix` are the words of a command that begins podyd in its own place, `as_root` if it
-        leaves root behind itself.
+        `constants` are as of `serve`, `prefix` are the words of a command that begins podyd in its
+        own place, `as_root` if it leaves root behind itself.
         """
         log = self.directory / f"{config.stem}.log"
         account = pwd.getpwnam(self.account)
         with log.open("ab") as output:
             process = subprocess.Popen(
                 [*prefix, PYTHON, "-m", "podyd", "serve", "--config", str(config)],
-                env={**self.environment, **(environment or {})},
+                env={**self.environment, **(environment or {}), **self._with(constants or {})},
                 pass_fds=pass_fds,
                 cwd="/",
                 stdout=output,

@@ -178,27 +178,39 @@ def install(node: Node, directory: Path, mode: int = 0o640) -> Mapping[str, str]
     return files
 
 
-def test_a_certificate_is_renewed_while_it_serves(node: Node) -> None:
-    first, second = node.directory / "tls-1", node.directory / "tls-2"
+def over_tls(node: Node, files: Mapping[str, str], look_seconds: float) -> Server:
+    """A podyd that looks for new files so often."""
     port = free_port()
-    config = node.write_config({"listen": f"127.0.0.1:{port}", "tls": install(node, first)})
-    process, log = node.launch(config)
+    config = node.write_config({"listen": f"127.0.0.1:{port}", "tls": files})
+    process, log = node.launch(config, constants={"podyd.tls.LOOK_SECONDS": look_seconds})
     server = Server(process, port, config, log)
     server.wait_for_log(f"serves https://127.0.0.1:{port}")
-    assert version_over_tls(port, first / "cert.pem") == 200
+    assert version_over_tls(port, Path(files["cert"])) == 200
+    return server
+
+
+def test_a_certificate_is_renewed_while_it_serves(node: Node) -> None:
+    first = node.directory / "tls-1"
+    server = over_tls(node, install(node, first), 1.0)
     install(node, first)
-    server.wait_for_log("the certificate is read", 20)
-    assert version_over_tls(port, first / "cert.pem") == 200
-    # And at once with a reload, from wherever the file says now.
+    server.wait_for_log("the certificate is read")
+    assert version_over_tls(server.port, first / "cert.pem") == 200
+    assert server.stop() == 0
+
+
+def test_a_reload_reads_the_certificate_at_once(node: Node) -> None:
+    """From wherever the file says now."""
+    second = node.directory / "tls-2"
+    server = over_tls(node, install(node, node.directory / "tls-1"), 3600.0)
     rewrite(server, {"tls": install(node, second)})
     server.signal(signal.SIGHUP)
     server.wait_for_log(f"the certificate is read from {second}")
-    assert version_over_tls(port, second / "cert.pem") == 200
+    assert version_over_tls(server.port, second / "cert.pem") == 200
     assert "next restart" not in server.log_text()
     rewrite(server, {"tls": {"cert": "/nonexistent"}})
     server.signal(signal.SIGHUP)
     server.wait_for_log("the old certificate stays in use: The TLS certificate /nonexistent")
-    assert version_over_tls(port, second / "cert.pem") == 200
+    assert version_over_tls(server.port, second / "cert.pem") == 200
     assert server.stop() == 0
 
 
