@@ -187,12 +187,8 @@ class Admin:
 
     def prepare_bridge(self, say: Say) -> str:
         """The bridge for pods; makes one only if LXD manages none."""
+        names = self.bridges()
         with _translated("LXD could not make a bridge"):
-            names = [
-                network.name
-                for network in self._client.networks.all()
-                if network.managed and network.type == "bridge"
-            ]
             if names:
                 return self._preferred("network", names)
             network = netlink.free_network(netlink.used_networks())

@@ -17,7 +17,10 @@ from podyd.lxd.admin import Admin
 
 
 class Lxd(socketserver.ThreadingUnixStreamServer):
-    """Has storage drivers, of which some fail, and no pool until it is told to make one."""
+    """Has storage drivers, of which some fail, and no pool until it is told to make one.
+
+    It manages one bridge, and lists the interface of a pod that has stopped meanwhile.
+    """
 
     daemon_threads = True
 
@@ -39,6 +42,20 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: there is no use for it."""
 
     def do_GET(self) -> None:
+        match self.path:
+            case "/1.0/networks?recursion=1":
+                self.answer([{"name": "lxdbr0", "managed": True, "type": "bridge"}])
+            case "/1.0/networks":
+                self.answer(["/1.0/networks/lxdbr0", "/1.0/networks/veth1"])
+            case "/1.0/networks/veth1":
+                error = {"type": "error", "error": "Network not found", "error_code": 404}
+                self.send(404, error)
+            case "/1.0/profiles/default":
+                self.answer({"devices": {"eth0": {"type": "nic", "network": "lxdbr0"}}})
+            case _:
+                self.do_get_others()
+
+    def do_get_others(self) -> None:
         pools = self.server.pools
         path, _, name = self.path.partition("?")[0].partition("/1.0/storage-pools")
         drivers = [{"Name": driver, "Version": "1"} for driver in self.server.drivers]
@@ -117,3 +134,7 @@ def test_no_pool_at_all_is_an_error(lxd: Lxd) -> None:
     lxd.drivers, lxd.failing = ("dir",), ("dir",)
     with pytest.raises(SetupError, match="Failed to load dir"):
         Admin(lxd.path, "podyd").prepare_pool(print)
+
+
+def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
+    assert Admin(lxd.path, "podyd").prepare_bridge(print) == "lxdbr0"
