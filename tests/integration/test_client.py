@@ -147,8 +147,8 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._descriptor, text.encode())
 
-    def wait_for(self, text: str, *, times: int = 1) -> None:
-        wait_until(lambda: self.text.count(text) >= times or not self._read(), text, PATIENCE)
+    def wait_for(self, text: str, *, times: int = 1, limit: float = PATIENCE) -> None:
+        wait_until(lambda: self.text.count(text) >= times or not self._read(), text, limit)
         assert self.text.count(text) >= times
 
     def end(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.integration.harness import IMAGE, Node
+from tests.integration.harness import IMAGE, Node, wait_until
 from tests.integration.talking import Talk, connect
 
 
@@ -23,6 +23,10 @@ def test_what_was_opened_in_a_pod_is_refused_in_its_namesake(node: Node) -> None
         assert not talk.out
         talk.connection.shutdown()
     assert other.exec("main", "ls /root")["stdout"] == ""
-    assert not [item for item in node.operations() if item["status"] == "Running"]
+    # LXD may need a moment to say so of the last one.
+    wait_until(
+        lambda: not [item for item in node.operations() if item["status"] == "Running"],
+        "nothing to be under way",
+    )
     other.post("/pod/delete", ins="main").ok
     assert server.stop() == 0
