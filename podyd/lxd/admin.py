@@ -286,9 +286,9 @@ class Admin:
 
     def pool_and_bridge(self) -> tuple[str, str]:
         """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
-        with _translated("LXD could not be asked for its pools and networks"):
+        with _translated("LXD could not be asked for its storage pools"):
             pools = [pool.name for pool in self._client.storage_pools.all()]
-            bridges = [item.name for item in self._client.networks.all() if item.managed]
+        bridges = self.bridges()
         if not pools or not bridges:
             raise SetupError("LXD has no storage pool or no bridge; run 'podyd setup' first.")
         return self._preferred("pool", pools), self._preferred("network", bridges)

@@ -137,4 +137,7 @@ def test_no_pool_at_all_is_an_error(lxd: Lxd) -> None:
 
 
 def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
-    assert Admin(lxd.path, "podyd").prepare_bridge(print) == "lxdbr0"
+    admin = Admin(lxd.path, "podyd")
+    assert admin.prepare_bridge(print) == "lxdbr0"
+    lxd.pools["default"] = {"driver": "dir"}
+    assert admin.pool_and_bridge() == ("default", "lxdbr0")
