@@ -35,7 +35,8 @@ from tests.integration.harness import (
 )
 
 # Prompt, answer and exit take milliseconds; a machine that is busy takes longer.
-PATIENCE = 20.0
+# LXD makes one image after the other, also for whoever else tests beside this.
+PATIENCE = 60.0
 
 
 @dataclass(frozen=True)

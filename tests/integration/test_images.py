@@ -257,7 +257,7 @@ def test_a_commit_is_cancelled(node: Node, own: Client, bob: Client) -> None:
     hole(node, own)
     with ThreadPoolExecutor(1) as pool:
         committing = pool.submit(own.post, "/pod/commit", ins="main")
-        wait_until(lambda: own.get("/pod/progress", ins="main").ok["percent"], "packing", 30)
+        wait_until(lambda: own.get("/pod/progress", ins="main").ok["percent"], "packing", 180)
         bob.post("/pod/commit-cancel", ins="main").refused(404, "no_such_pod")
         assert "nothing of it is left" in own.post("/pod/commit-cancel", ins="main").ok["log"]
         assert_nothing_left(node, own.user)
@@ -304,7 +304,7 @@ def test_a_podyd_that_is_killed_leaves_nothing_half(
     calling = threading.Thread(target=commit)
     calling.start()
 
-    wait_until(lambda: client.get("/pod/progress", ins="main").ok["percent"], "packing", 30)
+    wait_until(lambda: client.get("/pod/progress", ins="main").ok["percent"], "packing", 180)
     server.process.kill()
     calling.join()
     if is_packed:

@@ -144,7 +144,7 @@ def test_a_commit_is_cancelled_at_each_stage(
 
     with ThreadPoolExecutor(1) as pool:
         committing = pool.submit(alice.post, "/pod/commit", ins=tiny, tag="cut")
-        wait_until(is_there, stage, 60)
+        wait_until(is_there, stage, 180)
         ended = alice.post("/pod/commit-cancel", ins=tiny)
         if stage == "storing" and ended.status == 409:
             # It had its name already.
@@ -167,7 +167,7 @@ def test_the_hosts_last_room_ends_a_commit(node: Node, alice: Client, tiny: str)
     client.exec(tiny, "truncate -s 8G /root/hole; sync")
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile(dir=images.parent) as large:
         committing = pool.submit(client.post, "/pod/commit", ins=tiny, tag="cut")
-        wait_until(lambda: client.get("/pod/progress", ins=tiny).ok["percent"], "packing", 60)
+        wait_until(lambda: client.get("/pod/progress", ins=tiny).ok["percent"], "packing", 180)
         os.posix_fallocate(large.fileno(), 0, 5 * GIB)
         body = committing.result().refused(409, "disk_full")
     assert body["free"] <= floor
