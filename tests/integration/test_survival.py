@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 
@@ -20,7 +21,9 @@ def kill_everything(node: Node) -> None:
     assert served
     for pid in [*daemons, *served]:
         assert pid is not None
-        os.kill(pid, signal.SIGKILL)
+        # Some go with those that have been killed.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not any(lab.is_alive(pid) for pid in served), "everything to be dead")
 
 
