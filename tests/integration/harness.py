@@ -15,6 +15,7 @@ import json
 import os
 import pwd
 import secrets
+import shlex
 import shutil
 import signal
 import socket
@@ -661,19 +662,24 @@ class Pool:
         does), and then no limit of the whole pool holds."""
         if self.driver != BTRFS:
             return
-        lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
-        path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
-
-        def btrfs(words: str) -> str:
-            return run("nsenter", "-t", lxd, "-m", "btrfs", *words.split(), str(path))
-
         # Of what is deleted in the background, a recent kernel counts no tree higher than this.
-        uuid = btrfs("filesystem show").partition("uuid: ")[2].split()[0]
+        uuid = self._btrfs("filesystem", "show").partition("uuid: ")[2].split()[0]
         threshold = Path(f"/sys/fs/btrfs/{uuid}/qgroups/drop_subtree_threshold")
         if threshold.exists():
             threshold.write_text("8")
-        for words in ("filesystem sync", "subvolume sync", "quota rescan -w"):
-            btrfs(words)
+        for words in (("filesystem", "sync"), ("subvolume", "sync"), ("quota", "rescan", "-w")):
+            self._btrfs(*words)
+
+    def has_lost_count(self) -> bool:
+        """Whether btrfs says that it has lost count of what is used: then no limit holds."""
+        return self.driver == BTRFS and "inconsistent" in self._btrfs("qgroup", "show")
+
+    def _btrfs(self, *words: str) -> str:
+        """`btrfs WORDS` of this pool, as LXD sees it; what it says, warnings too."""
+        lxd = str(self._node.lxd.get("/1.0")["environment"]["server_pid"])
+        path = Path(self._node.lab_state.socket).parent / "storage-pools" / self.name
+        command = shlex.join(["btrfs", *words, str(path)])
+        return run("nsenter", "-t", lxd, "-m", "sh", "-c", f"{command} 2>&1")
 
 
 # --- A line to LXD that can be cut --------------------------------------------------------------
