@@ -371,8 +371,9 @@ class Node:
         config = lab.Lxd(Path(state.socket)).get("/1.0")["config"]
         if not state.ours and not config.get("core.https_address"):
             lab.write_state(dataclasses.replace(state, https_address_set=True))
-        self.setup_output = self.podyd("setup", "--user", self.account)
+        # In an LXD that has nothing yet, two at once would both make the pool and the bridge.
         with locked(IMAGES, fcntl.LOCK_EX):
+            self.setup_output = self.podyd("setup", "--user", self.account)
             there = self.podyd("image", "list").splitlines()
             if IMAGE not in there:
                 self.podyd("image", "build", IMAGE)
