@@ -29,7 +29,7 @@ from podyd.config import UNLIMITED, parse_size
 from podyd.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.lxd.client import LxdClient, instance_path
 from podyd.lxd.execution import Executor
-from podyd.lxd.instances import Devices, Instance, Instances, root_of
+from podyd.lxd.instances import Devices, Instance, Instances, named, root_of
 from podyd.pod import DISK, Pod, pods_of
 from podyd.spec import MIN_DISK_BYTES
 from podyd.users import Member
@@ -181,11 +181,10 @@ class Disks:
 
     async def is_at_limit(self, name: str) -> bool:
         """Whether LXD says that an instance uses all that its disk may have."""
-        for instance in await self._instances.all():
-            limit = _held(instance.devices)
-            if instance.name == name and limit != UNLIMITED:
-                return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
-        return False
+        instance = named(await self._instances.all(), name)
+        if instance is None or (limit := _held(instance.devices)) == UNLIMITED:
+            return False
+        return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
 
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
         """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
@@ -224,8 +223,7 @@ class Disks:
 
     async def _now(self, pod: Pod) -> Instance:
         """A pod's instance as it is by now."""
-        found = {instance.name: instance for instance in await self._instances.all()}
-        return found.get(pod.name, pod.instance)
+        return named(await self._instances.all(), pod.name) or pod.instance
 
     # --- A little room to start in ----------------------------------------------------------------
 

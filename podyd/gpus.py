@@ -19,7 +19,7 @@ from typing import Any
 
 from podyd.errors import Unavailable
 from podyd.lxd.client import LxdClient
-from podyd.lxd.instances import Devices
+from podyd.lxd.instances import Devices, is_set
 from podyd.nvidia import Sample, sysfs_address
 from podyd.params import CardChoice
 from podyd.store import RETRY_SECONDS, CardStore
@@ -257,7 +257,6 @@ def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str,
 
 def needs_nvidia(profile: Mapping[str, Any]) -> bool:
     """Whether an LXD profile is about NVIDIA cards, and of no use on a host without one."""
-    runtime: str = profile["config"].get("nvidia.runtime", "false")
     devices: Devices = profile["devices"]
     has_gpu = any(device.get("type") == "gpu" for device in devices.values())
-    return has_gpu or runtime.lower() in ("true", "1", "yes", "on")
+    return has_gpu or is_set(profile["config"], "nvidia.runtime")

@@ -49,7 +49,7 @@ from podyd.images import Images
 from podyd.longtext import Kept
 from podyd.lxd.client import LxdClient, instance_path, meant_for, uuid_of
 from podyd.lxd.execution import Executor, Exit
-from podyd.lxd.instances import Devices, Instance, Instances, when_free
+from podyd.lxd.instances import Devices, Instance, Instances, named, when_free
 from podyd.lxd.tree import end_packing
 from podyd.mounts import Mounts
 from podyd.naming import instance_name
@@ -442,8 +442,8 @@ class Pods:
 
     async def _meant(self, name: str) -> str:
         """A name, for that instance alone that has it now, if one does."""
-        found = (item.name for item in await self._instances.all() if item.name == name)
-        return next(found, name)
+        found = named(await self._instances.all(), name)
+        return found.name if found else name
 
     async def _remove(self, name: str) -> None:
         pause, said, meant = REMOVE_SECONDS, "", name
@@ -591,9 +591,8 @@ class Pods:
             log.info("%s has stopped, although LXD says: %s", name, error.reason)
 
     async def _has_stopped(self, name: str) -> bool:
-        return (name, "Stopped") in {
-            (instance.name, instance.status) for instance in await self._instances.all()
-        }
+        instance = named(await self._instances.all(), name)
+        return instance is not None and instance.status == "Stopped"
 
     async def _set_state(
         self, name: str, action: str, *, timeout: float, force: bool = False
@@ -663,9 +662,8 @@ class Pods:
         if not end.oom_killed:
             return None
         with contextlib.suppress(PodydError):  # LXD may be away by now.
-            for instance in await self._instances.all():
-                if instance.name == pod.name:
-                    return memory_limit(instance.expanded_config)
+            if instance := named(await self._instances.all(), pod.name):
+                return memory_limit(instance.expanded_config)
         return None
 
     @contextlib.contextmanager

@@ -19,7 +19,7 @@ from weakref import WeakValueDictionary
 from podyd.config import UNLIMITED
 from podyd.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
 from podyd.leases import now
-from podyd.lxd.instances import Instance, Instances
+from podyd.lxd.instances import Instance, Instances, named
 from podyd.pod import PORTS, Pod, pods_of
 from podyd.relayclient import Relay, Table, relay_at
 from podyd.settings import Settings
@@ -189,7 +189,7 @@ class Ports:
     async def _own(self, pod: Pod) -> tuple[Mapped, list[int]]:
         """The ports that a pod has, and to which of its ports others must lead."""
         instances = await self._instances.all()
-        instance = next((item for item in instances if item.name == pod.name), pod.instance)
+        instance = named(instances, pod.name) or pod.instance
         own = ports_of(instances).get(pod.name, {})
         said = parse(instance.config.get(PORTS, ""))
         wanted = self._settings.current.ports.expose if said is None else said.values()

@@ -16,7 +16,7 @@ from typing import Any
 
 from podyd.errors import PodydError
 from podyd.lxd.client import LxdClient, instance_path
-from podyd.lxd.instances import Instance
+from podyd.lxd.instances import Instance, is_set
 from podyd.neighbours import Card, neighbours, probe
 
 log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def held_cards(instance: Instance) -> list[Card]:
     found = []
     for name, device in sorted(instance.devices.items()):
         hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")
-        is_held = device.get("security.ipv4_filtering", "").lower() in ("true", "1", "yes", "on")
+        is_held = is_set(device, "security.ipv4_filtering")
         parent = device.get("parent")
         if device.get("type") == "nic" and parent and is_held and hardware:
             found.append((parent, hardware.lower()))

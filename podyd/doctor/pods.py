@@ -15,6 +15,7 @@ from podyd.doctor.finding import Remark, check, error, ok, warning
 from podyd.doctor.host import lxd_path
 from podyd.gpus import NVIDIA_VENDOR_ID
 from podyd.lxd.admin import Admin, Card
+from podyd.lxd.instances import is_set
 from podyd.nvidia import Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
@@ -104,7 +105,9 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
     """LXD finds the program that `nvidia.runtime` needs."""
     if not any(card.vendor == NVIDIA_VENDOR_ID for card in admin.cards()):
         return
-    users = [f"profile {item.name}" for item in admin.profiles() if _is_runtime(item.config)]
+    users = [
+        f"profile {item.name}" for item in admin.profiles() if is_set(item.config, "nvidia.runtime")
+    ]
     if not users:
         return
     process = case.places.proc / str(admin.server().pid)
@@ -122,10 +125,6 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
     )
 
 
-def _is_runtime(config: Mapping[str, str]) -> bool:
-    return config.get("nvidia.runtime", "").lower() in ("true", "1", "yes", "on")
-
-
 @check
 def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     """No running pod has the libraries of a driver that is no longer in the kernel.
@@ -137,7 +136,7 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     if driver is None:
         return
     for pod in admin.instances():
-        if not pod.is_running or not _is_runtime(pod.config):
+        if not pod.is_running or not is_set(pod.config, "nvidia.runtime"):
             continue
         versions = mounted_versions(case.places.proc / str(admin.init_pid(pod.name)))
         if versions and driver not in versions:

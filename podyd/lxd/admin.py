@@ -20,6 +20,7 @@ import requests
 from podyd import netlink
 from podyd.errors import SetupError
 from podyd.lxd.instances import Instance as PodydInstance
+from podyd.lxd.instances import is_set
 from podyd.profiles import BRIDGE, POOL, Profile
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
@@ -312,7 +313,7 @@ class Admin:
                 space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
                 used, total = space["space"].get("used", 0), space["space"].get("total", 0)
                 source = data["config"].get("source", "")
-                refquota = data["config"].get(REFQUOTA, "").lower() in ("true", "1", "yes", "on")
+                refquota = is_set(data["config"], REFQUOTA)
                 found.append(
                     Pool(name, data["driver"], source, data["status"], used, total, refquota)
                 )

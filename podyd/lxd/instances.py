@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -109,6 +109,16 @@ class CpuTime:
         """From the JSON of an instance with its state."""
         usage = data["state"]["cpu"]["usage"] if data["state"] else -1
         return cls(Instance.of(data), usage if usage >= 0 else None)
+
+
+def named(instances: Iterable[Instance], name: str) -> Instance | None:
+    """The instance of this name among these, if there is one."""
+    return next((item for item in instances if item.name == name), None)
+
+
+def is_set(keys: Mapping[str, str], key: str) -> bool:
+    """Whether a key of LXD's says yes, for which it takes several words."""
+    return keys.get(key, "").lower() in ("true", "1", "yes", "on")
 
 
 def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
