@@ -14,7 +14,7 @@ import pytest
 
 from podyd.disks import ZFS
 from podyd.lxd.admin import REFQUOTA, THIN_DRIVERS
-from tests.integration.harness import IMAGE, Client, Node, Pool, Server, locked
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Pool, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
 
@@ -123,6 +123,29 @@ def admin(node: Node, server: Server) -> Client:
 def new_user(node: Node, server: Server) -> Callable[[], Client]:
     """Makes a member of a test's own, with no pods."""
     return lambda: server.client(node.accounts.user())
+
+
+@pytest.fixture
+def member(new_user: Callable[[], Client]) -> Iterator[Client]:
+    """A member; their pods go in the end."""
+    client = new_user()
+    yield client
+    for ins in client.get("/pod/list").ok:
+        client.post("/pod/delete", ins=ins).ok
+
+
+@pytest.fixture
+def own(member: Client) -> Client:
+    """A member with a pod, which runs and is small."""
+    member.post("/pod/create", ins="main", image=SMALL).ok
+    return member
+
+
+@pytest.fixture
+def debian(member: Client) -> Client:
+    """A member with a pod of Debian, which runs."""
+    member.post("/pod/create", ins="main", image=IMAGE).ok
+    return member
 
 
 @pytest.fixture(scope="session")

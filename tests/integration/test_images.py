@@ -38,20 +38,6 @@ def member(node: Node, new_user: Callable[[], Client]) -> Iterator[Client]:
         node.lxd.change("DELETE", f"/1.0/images/{image['fingerprint']}")
 
 
-@pytest.fixture
-def own(member: Client) -> Client:
-    """A member with a pod, which runs and is small."""
-    member.post("/pod/create", ins="main", image=SMALL).ok
-    return member
-
-
-@pytest.fixture
-def debian(member: Client) -> Client:
-    """A member with a pod of Debian, which runs."""
-    member.post("/pod/create", ins="main", image=IMAGE).ok
-    return member
-
-
 def write(client: Client) -> None:
     """What LXD takes a second or two to pack."""
     done = client.exec("main", "head -c 100000000 /dev/urandom >/root/file && sync", timeout=60)

@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import IMAGE, SMALL, Client, Node, wait_until
+from tests.integration.harness import IMAGE, Client, Node, wait_until
 
 IDENTITY = "cat /etc/machine-id /etc/ssh/ssh_host_*_key.pub"
-
-
-@pytest.fixture
-def member(new_user: Callable[[], Client]) -> Iterator[Client]:
-    """A member; their pods go in the end."""
-    client = new_user()
-    yield client
-    for ins in client.get("/pod/list").ok:
-        client.post("/pod/delete", ins=ins).ok
-
-
-@pytest.fixture
-def own(member: Client) -> Client:
-    """A member with a pod, which runs and is small."""
-    member.post("/pod/create", ins="main", image=SMALL).ok
-    return member
-
-
-@pytest.fixture
-def debian(member: Client) -> Client:
-    """A member with a pod of Debian, which runs."""
-    member.post("/pod/create", ins="main", image=IMAGE).ok
-    return member
 
 
 def test_a_snapshot_brings_the_disk_back(own: Client) -> None:
