@@ -9,55 +9,55 @@ from pathlib import Path
 from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 
-from podyd.allotment import Allotment
+from podyd.accounting.metrics import Metrics
+from podyd.accounting.usage import Usage
 from podyd.api.address import client_address
-from podyd.api.endpoint import Endpoint, NoRoute, Requests, request_log
+from podyd.api.files import Download, Upload
+from podyd.api.handler import Endpoint, NoRoute, Requests, request_log
 from podyd.api.routes import Routes, suggestion
 from podyd.api.socket import Socket
-from podyd.api.transfer import Download, Upload
-from podyd.authclient import AuthClient
-from podyd.commits import Commits
-from podyd.config import Config
-from podyd.deletions import Deletions
-from podyd.disks import Disks
-from podyd.errors import NotSetUp
-from podyd.gpus import Gpus, Identities
-from podyd.host import Host
-from podyd.idle import IdleLeases
-from podyd.images import Images
-from podyd.limits import Limits
-from podyd.listeners import Listeners
-from podyd.lxd.client import Credentials, LxdClient
-from podyd.lxd.endings import Endings
-from podyd.lxd.execution import Executor
-from podyd.lxd.holds import Holds
-from podyd.lxd.instances import Instances
-from podyd.lxd.room import HostRoom
-from podyd.metrics import Metrics
-from podyd.mounts import Mounts
-from podyd.occupancy import Occupancy
-from podyd.origins import Origins
-from podyd.payloads import Payloads
-from podyd.podlogs import PodLogs
-from podyd.pods import Pods
-from podyd.ports import Ports
-from podyd.procs import Reader
-from podyd.sessions import Sessions
-from podyd.settings import Settings
-from podyd.shells import Shells
-from podyd.snapshots import Snapshots
-from podyd.sockdiag import listening_ports
-from podyd.spec import Operation
-from podyd.store import CardStore, Database, TokenStore, UsageStore
-from podyd.sweep import Sweep
-from podyd.tasks import Tasks
-from podyd.telemetry import Telemetry
-from podyd.tokens import Tokens
-from podyd.transfers import Transfers
-from podyd.usage import Usage
-from podyd.usernames import UserNames
-from podyd.users import Users
-from podyd.whereabouts import Whereabouts
+from podyd.auth.client import AuthClient
+from podyd.base.errors import NotSetUp
+from podyd.base.tasks import Tasks
+from podyd.config.current import Settings
+from podyd.config.schema import Config
+from podyd.contract.spec import Operation
+from podyd.engine.endings import Endings
+from podyd.engine.execution import Executor
+from podyd.engine.instances import Instances
+from podyd.engine.rest import Credentials, LxdClient
+from podyd.engine.restore_guard import Holds
+from podyd.engine.room import HostRoom
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.idle import IdleLeases
+from podyd.gpus.inventory import Gpus, Identities
+from podyd.gpus.report import Host
+from podyd.gpus.scheduler import Allotment
+from podyd.network.locations import Whereabouts
+from podyd.network.ports import Ports
+from podyd.node.cgroups import Payloads
+from podyd.node.procs import Reader
+from podyd.node.sockdiag import listening_ports
+from podyd.node.telemetry import Telemetry
+from podyd.node.user_names import UserNames
+from podyd.people.login import Users
+from podyd.people.origins import Origins
+from podyd.people.sessions import Sessions
+from podyd.people.tokens import Tokens
+from podyd.pods.catalogue import Images
+from podyd.pods.commits import Commits
+from podyd.pods.deletions import Deletions
+from podyd.pods.disks import Disks
+from podyd.pods.files import Transfers
+from podyd.pods.lifecycle import Pods
+from podyd.pods.limits import Limits
+from podyd.pods.listening import Listeners
+from podyd.pods.logs import PodLogs
+from podyd.pods.mounts import Mounts
+from podyd.pods.shells import Shells
+from podyd.pods.snapshots import Snapshots
+from podyd.pods.sweep import Sweep
+from podyd.store.database import CardStore, Database, TokenStore, UsageStore
 
 # At the end, what cleaning commands, removes half-made pods and writes may take so long.
 KILL_SECONDS = 3.0

@@ -1,1 +1,1 @@
-"""The HTTP side: requests come in, answers and errors go out as JSON. No decision is made here."""
+"""HTTP: from a request to a call, and from its answer to a response."""

@@ -7,10 +7,10 @@ from typing import Any
 
 from tornado.httputil import HTTPServerRequest
 
-from podyd.addresses import Address, is_among, parse_address
-from podyd.config import Network
-from podyd.origins import Source
-from podyd.sockdiag import End
+from podyd.config.addresses import Address, is_among, parse_address
+from podyd.config.schema import Network
+from podyd.node.sockdiag import End
+from podyd.people.origins import Source
 
 
 def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> str:

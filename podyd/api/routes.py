@@ -8,29 +8,29 @@ from datetime import datetime, timezone
 from typing import Any, TypeVar
 
 from podyd import VERSION as PODYD_VERSION
-from podyd import openapi, spec
-from podyd.allotment import Allotment
-from podyd.api.endpoint import Bound, Call, Headed
-from podyd.commits import Commits
-from podyd.deletions import Deletions
-from podyd.errors import NotFound
-from podyd.host import Host
-from podyd.images import Images
-from podyd.limits import Limits
-from podyd.line import Size
-from podyd.listeners import Listeners
-from podyd.longtext import Kept
-from podyd.metrics import Metrics
-from podyd.podlogs import PodLogs
-from podyd.pods import Pods
-from podyd.ports import Ports
-from podyd.shells import Place, Shells
-from podyd.snapshots import Snapshots
-from podyd.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
-from podyd.store import Token
-from podyd.transfers import Incoming, Outgoing, Transfers
-from podyd.usage import Usage
-from podyd.users import Member, Users
+from podyd.accounting.metrics import Metrics
+from podyd.accounting.usage import Usage
+from podyd.api.handler import Bound, Call, Headed
+from podyd.base.errors import NotFound
+from podyd.base.longtext import Kept
+from podyd.contract import openapi, spec
+from podyd.contract.frames import Size
+from podyd.contract.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.gpus.report import Host
+from podyd.gpus.scheduler import Allotment
+from podyd.network.ports import Ports
+from podyd.people.login import Member, Users
+from podyd.pods.catalogue import Images
+from podyd.pods.commits import Commits
+from podyd.pods.deletions import Deletions
+from podyd.pods.files import Incoming, Outgoing, Transfers
+from podyd.pods.lifecycle import Pods
+from podyd.pods.limits import Limits
+from podyd.pods.listening import Listeners
+from podyd.pods.logs import PodLogs
+from podyd.pods.shells import Place, Shells
+from podyd.pods.snapshots import Snapshots
+from podyd.store.database import Token
 
 M = TypeVar("M", bound=Callable[..., Any])
 

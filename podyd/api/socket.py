@@ -14,11 +14,11 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from podyd.api.endpoint import Endpoint, going_down
-from podyd.errors import BadRequest, PodydError, UpgradeRequired
-from podyd.line import WINDOW_BYTES, Line
-from podyd.shells import Place
-from podyd.spec import Ended
+from podyd.api.handler import Endpoint, going_down
+from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
+from podyd.contract.frames import WINDOW_BYTES, Line
+from podyd.contract.spec import Ended
+from podyd.pods.shells import Place
 
 log = logging.getLogger(__name__)
 

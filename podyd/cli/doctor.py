@@ -7,8 +7,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from podyd.doctor.diagnosis import diagnose
-from podyd.doctor.finding import AS_ROOT, Finding, Level
+from podyd.admin.doctor.diagnosis import diagnose
+from podyd.admin.doctor.finding import AS_ROOT, Finding, Level
 
 
 def run(path: Path, *, as_json: bool) -> int:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
+from podyd.base.errors import PodydError, SetupError
 from podyd.client.completion import complete
-from podyd.config import DEFAULT_PATH, Auth, Config, load
-from podyd.errors import PodydError, SetupError
+from podyd.config.schema import DEFAULT_PATH, Auth, Config, load
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -111,7 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _serve(options: argparse.Namespace) -> int:
-    from podyd import systemd
+    from podyd.base import systemd
     from podyd.cli.serve import serve
 
     try:
@@ -123,7 +123,7 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from podyd import tls
+    from podyd.api import tls
 
     config = _configuration(options)
     if config.tls:
@@ -133,7 +133,7 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _setup(options: argparse.Namespace) -> int:
-    from podyd.prepare import leave_reason, prepare
+    from podyd.admin.setup import leave_reason, prepare
 
     config = _configuration(options)
     done: list[str] = []
@@ -155,7 +155,7 @@ def _setup(options: argparse.Namespace) -> int:
 
 
 def _auth(options: argparse.Namespace) -> int:
-    from podyd import authd
+    from podyd.auth import server as authd
 
     # Begun for a login, it must not depend on a file that somebody is just editing.
     settings = Auth(options.pam_service) if options.pam_service else _configuration(options).auth
@@ -180,13 +180,13 @@ def _auth(options: argparse.Namespace) -> int:
 
 def _ports(options: argparse.Namespace) -> int:
     path = _configuration(options).ports.socket
-    program = str(Path(__file__).parents[1] / "relay.py")
+    program = str(Path(__file__).parents[1] / "node" / "relay.py")
     # A process of its own file, so that it keeps nothing of all this in memory for months.
     os.execv(sys.executable, [sys.executable, "-IS", program, path, __version__])  # noqa: S606
 
 
 def _nvml(options: argparse.Namespace) -> int:
-    from podyd import nvidia
+    from podyd.node import nvml_process as nvidia
 
     return nvidia.run(lambda line: print(line, flush=True), once=options.once)
 
@@ -204,8 +204,8 @@ def _profiles(options: argparse.Namespace) -> int:
 
 
 def _image_list(options: argparse.Namespace) -> int:
-    from podyd import image
-    from podyd.lxd.admin import find_socket
+    from podyd.admin import base_image as image
+    from podyd.engine.admin import find_socket
 
     for alias in sorted(image.aliases(find_socket())):
         print(alias)
@@ -213,8 +213,8 @@ def _image_list(options: argparse.Namespace) -> int:
 
 
 def _image_build(options: argparse.Namespace) -> int:
-    from podyd import image
-    from podyd.lxd.admin import find_socket
+    from podyd.admin import base_image as image
+    from podyd.engine.admin import find_socket
 
     release = image.release(options.suite)
     alias = options.alias or release.alias

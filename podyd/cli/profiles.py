@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-from podyd import profiles
-from podyd.errors import SetupError
-from podyd.lxd.admin import Admin, find_socket
+from podyd.base.errors import SetupError
+from podyd.engine import profiles
+from podyd.engine.admin import Admin, find_socket
 
 
 def run(action: str, names: Sequence[str], project: str) -> int:

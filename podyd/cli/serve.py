@@ -17,15 +17,16 @@ from pathlib import Path
 from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
-from podyd import __version__, systemd
-from podyd.api.endpoint import MAX_DROPPED_BYTES
+from podyd import __version__
+from podyd.api.handler import MAX_DROPPED_BYTES
+from podyd.api.tls import Certificate
 from podyd.app import App, build
-from podyd.config import Config, load
-from podyd.errors import ConfigError, NotSetUp, StartError
-from podyd.logs import log_to, stderr_is_journal
-from podyd.settings import Settings
-from podyd.tasks import died
-from podyd.tls import Certificate
+from podyd.base import systemd
+from podyd.base.errors import ConfigError, NotSetUp, StartError
+from podyd.base.logs import log_to, stderr_is_journal
+from podyd.base.tasks import died
+from podyd.config.current import Settings
+from podyd.config.schema import Config, load
 
 log = logging.getLogger(__name__)
 

@@ -27,7 +27,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from podyd.lxd.client import Credentials, LxdClient
+from podyd.engine.rest import Credentials, LxdClient
 from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
 from tests.integration.test_client import as_user
 from tests.lab.nvml import DEFAULT_GPUS, FakeDriver, FakeNvml, FakeProcess

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from podyd.disks import ZFS
-from podyd.lxd.admin import REFQUOTA, THIN_DRIVERS
+from podyd.engine.admin import REFQUOTA, THIN_DRIVERS
+from podyd.pods.disks import ZFS
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Pool, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml

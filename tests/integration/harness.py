@@ -32,7 +32,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-from podyd.disks import BTRFS
+from podyd.pods.disks import BTRFS
 from tests.integration import small
 from tests.lab import lab
 
@@ -510,8 +510,8 @@ class Node:
     ) -> Server:
         """Start `podyd serve` and wait until it answers and follows LXD.
 
-        `constants` are such of podyd's modules ("podyd.line.START_SECONDS") as this one has others,
-        for a test that would wait for long, or that a slow machine would keep waiting.
+        `constants` are such of podyd's modules ("podyd.contract.frames.START_SECONDS") as this one
+        has others, for a test that would wait for long, or that a slow machine would keep waiting.
         """
         environment = {**(environment or {}), **self._with(constants or {})}
         server = self.serve_soon(changes, environment=environment)

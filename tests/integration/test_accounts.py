@@ -444,7 +444,7 @@ def test_many_wrong_logins_at_once_count_too(node: Node) -> None:
 
 @pytest.mark.alone
 def test_a_hanging_pam_is_a_503_and_hangs_nobody_else(node: Node) -> None:
-    server = node.serve(constants={"podyd.authclient.TIMEOUT": 5.0})
+    server = node.serve(constants={"podyd.auth.client.TIMEOUT": 5.0})
     known = server.client(node.accounts.user())
     known.get("/user/info").ok
     assert known.password == PASSWORD

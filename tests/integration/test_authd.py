@@ -23,7 +23,9 @@ from typing import Any
 
 import pytest
 
-from podyd import authclient, authd, pam
+from podyd.auth import client as authclient
+from podyd.auth import pam
+from podyd.auth import server as authd
 from tests.integration.harness import PASSWORD, ROOT, Accounts, run, wait_until
 
 PAM_FILE = ROOT / "podyd/data/pam.d-podyd"
@@ -157,7 +159,8 @@ def launch(path: Path, log: Path, **options: object) -> subprocess.Popen[bytes]:
     """Start a helper in a process of its own, with an unfriendly umask."""
     settings = {"service": SERVICE, "allowed_uids": frozenset[int](), **options}
     program = (
-        "import os; os.umask(0o077); from pathlib import Path; from podyd import authd;"
+        "import os; os.umask(0o077); from pathlib import Path;"
+        " from podyd.auth import server as authd;"
         f"authd.serve(Path({str(path)!r}), **{settings!r})"
     )
     with log.open("wb") as stderr:
@@ -768,7 +771,7 @@ def activate(listener: socket.socket, **options: object) -> subprocess.Popen[byt
     program = (
         f"import os; os.dup2({fd}, 3);"
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
-        "from pathlib import Path; from podyd import authd;"
+        "from pathlib import Path; from podyd.auth import server as authd;"
         f"authd.serve(Path('/nonexistent/x'), **{settings!r})"
     )
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, pass_fds=[fd])

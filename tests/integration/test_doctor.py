@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from podyd.doctor.case import Places
-from podyd.doctor.diagnosis import diagnose
-from podyd.doctor.finding import Finding, Level
+from podyd.admin.doctor.case import Places
+from podyd.admin.doctor.diagnosis import diagnose
+from podyd.admin.doctor.finding import Finding, Level
 from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
 
 MISSING_CARD = "0000:99:00.0"
@@ -210,7 +210,7 @@ def test_what_hangs_is_not_waited_for(node: Node) -> None:
     server = node.serve()
     with stopped(server.process), stopped(node.helper), stopped(node.relay):
         started = time.monotonic()
-        patience = {"podyd.doctor.service.ANSWER_SECONDS": 2.0}
+        patience = {"podyd.admin.doctor.service.ANSWER_SECONDS": 2.0}
         checks = problems(doctor(node, server.config, patience)[1])
         assert time.monotonic() - started < 20
     assert set(checks) == {"login_service", "port_relay", "service_answers"}

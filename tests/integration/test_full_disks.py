@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.disks import BTRFS
+from podyd.pods.disks import BTRFS
 from tests.integration.harness import IMAGE, Answer, Client, Node, Pool, Server, wait_until
 from tests.integration.test_client import Pody
 from tests.integration.test_images import names_beside

@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from podyd.lxd.instances import Instance
-from podyd.pod import is_half_made
+from podyd.engine.instances import Instance
+from podyd.model.pod import is_half_made
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, run, wait_until
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import yaml
 
-from podyd.prepare import make_certificate
+from podyd.admin.setup import make_certificate
 from tests.integration.harness import (
     FILES_AT_REST,
     IMAGE,
@@ -182,7 +182,7 @@ def over_tls(node: Node, files: Mapping[str, str], look_seconds: float) -> Serve
     """A podyd that looks for new files so often."""
     port = free_port()
     config = node.write_config({"listen": f"127.0.0.1:{port}", "tls": files})
-    process, log = node.launch(config, constants={"podyd.tls.LOOK_SECONDS": look_seconds})
+    process, log = node.launch(config, constants={"podyd.api.tls.LOOK_SECONDS": look_seconds})
     server = Server(process, port, config, log)
     server.wait_for_log(f"serves https://127.0.0.1:{port}")
     assert version_over_tls(port, Path(files["cert"])) == 200

@@ -387,7 +387,7 @@ def test_what_is_open_ends_with_its_login(node: Node, ins: str) -> None:
     group = node.accounts.group()
     user = node.accounts.user("", "-G", group)
     server = node.serve(
-        {"auth": {"member_groups": [group]}}, constants={"podyd.sessions.CHECK_SECONDS": 0.3}
+        {"auth": {"member_groups": [group]}}, constants={"podyd.people.sessions.CHECK_SECONDS": 0.3}
     )
     client = server.client(user)
     client.post("/pod/create", ins=ins, image=SMALL).ok

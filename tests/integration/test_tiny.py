@@ -162,7 +162,7 @@ def test_the_hosts_last_room_ends_a_commit(node: Node, alice: Client, tiny: str)
     images = Path(node.lab_state.socket).parent / "images"
     said = os.statvfs(images)
     floor = said.f_bavail * said.f_frsize - 2 * GIB
-    server = node.serve(constants={"podyd.lxd.room.FLOOR_BYTES": floor})
+    server = node.serve(constants={"podyd.engine.room.FLOOR_BYTES": floor})
     client = server.client(alice.user)
     client.exec(tiny, "truncate -s 8G /root/hole; sync")
     with ThreadPoolExecutor(1) as pool, tempfile.TemporaryFile(dir=images.parent) as large:

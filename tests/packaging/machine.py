@@ -27,7 +27,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
-from podyd import netlink
+from podyd.node import netlink
 from tests.integration.harness import ROOT, Client, run, wait_until
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.prepare import make_certificate
+from podyd.admin.setup import make_certificate
 from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 from tests.packaging.machine import FarClient, Machine, entered, give_cards

@@ -11,13 +11,13 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
-from podyd.api.endpoint import Endpoint
+from podyd.api.files import Download, Upload
+from podyd.api.handler import Endpoint
 from podyd.api.socket import Socket
-from podyd.api.transfer import Download, Upload
-from podyd.line import END, Line
-from podyd.spec import Access, Ended, Nothing, Operation, Proof, Start
-from podyd.transfers import Incoming, Outgoing
-from tests.unit.test_endpoint import serving
+from podyd.contract.frames import END, Line
+from podyd.contract.spec import Access, Ended, Nothing, Operation, Proof, Start
+from podyd.pods.files import Incoming, Outgoing
+from tests.unit.api.test_handler import serving
 
 CRASHING = Operation(
     "/crash",

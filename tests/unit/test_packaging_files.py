@@ -18,9 +18,9 @@ import pytest
 
 from docs import manual
 from podyd import __version__
+from podyd.base.errors import PodydError
 from podyd.cli.main import parser
-from podyd.config import Config, Key, keys, parse
-from podyd.errors import PodydError
+from podyd.config.schema import Config, Key, keys, parse
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"
@@ -51,7 +51,7 @@ def test_a_conffile_says_nothing() -> None:
 
 @pytest.mark.parametrize("key", list(keys()), ids=lambda key: str(key.path))
 def test_every_key_is_in_the_manual(key: Key) -> None:
-    assert key.help.endswith("."), f"give {key.path} a help in podyd/config.py"
+    assert key.help.endswith("."), f"give {key.path} a help in podyd/config/schema.py"
     assert f".B {key.path}\n" in manual.settings_page()
 
 

@@ -13,8 +13,8 @@ from tests.integration.harness import install
 PROGRAM = """
 import asyncio, contextlib, sys
 sys.path[:0] = sys.argv[1:]
-from podyd import profiles
-from podyd.telemetry import Telemetry
+from podyd.engine import profiles
+from podyd.node.telemetry import Telemetry
 
 async def ask():
     telemetry = Telemetry()

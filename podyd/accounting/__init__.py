@@ -1,0 +1,1 @@
+"""What was used, and how podyd is."""

@@ -1,0 +1,238 @@
+"""Who has used how much: CPU seconds and GPU seconds, by the owner of the pods.
+
+GPU seconds run while a process of one of the owner's pods holds a card, once per card, whatever it
+does with it. The amounts come from the monotonic clock and from LXD's counters; the wall clock,
+which may jump, only says when it was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from podyd.base.errors import LxdRefused, PodydError, Unavailable
+from podyd.config.current import Settings
+from podyd.engine.instances import CpuTime, Instance
+from podyd.model.pod import pods_of
+from podyd.node.nvml_process import Sample
+from podyd.node.procs import Payload
+from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
+
+log = logging.getLogger(__name__)
+
+DAY_SECONDS = 86400
+FINE_KEPT_SECONDS = 2 * DAY_SECONDS
+KEPT_SECONDS = 366 * DAY_SECONDS
+# Between two samples that are further apart, nobody saw who held what.
+GAP_SECONDS = 5.0
+# A clock that was set forward by mistake and back again must not have cost a year's history: old
+# entries go when it has been steady for a while.
+JUMP_SECONDS = 60.0
+STEADY_SECONDS = 600.0
+# What is kept in memory while LXD does not say whose the pods are, or the database fails.
+MAX_SIGHTINGS = 600
+MAX_PENDING = 10_000
+
+
+@dataclass(frozen=True)
+class Clock:
+    """Seconds since 1970, and seconds that never go back."""
+
+    wall: Callable[[], float] = time.time
+    monotonic: Callable[[], float] = time.monotonic
+
+
+@dataclass(frozen=True)
+class _Sighting:
+    """For each card that was held, the instances on it, for `seconds` up to `end` (since 1970)."""
+
+    end: float
+    seconds: float
+    cards: tuple[frozenset[str], ...]
+
+
+class Usage:
+    """Counts, and answers what was counted.
+
+    `pod_of` is as in Payloads, `instances` and `cpu_times` are LXD's.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: UsageStore,
+        pod_of: Callable[[Payload | None], str],
+        instances: Callable[[], Awaitable[Sequence[Instance]]],
+        cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
+        settings: Settings,
+        clock: Clock = Clock(),
+    ) -> None:
+        self._store = store
+        self._pod_of = pod_of
+        self._instances = instances
+        self._cpu_times = cpu_times
+        self._settings = settings
+        self._clock = clock
+        self._sampled_at: float | None = None
+        self._sightings: deque[_Sighting] = deque(maxlen=MAX_SIGHTINGS)
+        self._sighted = asyncio.Event()
+        self._owners: Mapping[str, str] | None = None
+        self._pending: dict[Bucket, float] = defaultdict(float)
+        self._cpu_sampled_at: float | None = None
+        # The wall clock less the monotonic one, and since when it has been so.
+        self._offset, self._steady_since = math.inf, 0.0
+
+    async def seconds(
+        self, kind: Kind, owners: Sequence[str] | None, window: float | None
+    ) -> dict[str, float]:
+        """Seconds by owner in the last `window` seconds (None: in all that is kept), of these
+        owners or of all who have any. Raises Unavailable."""
+        now = self._clock.wall()
+        since = now - (KEPT_SECONDS if window is None else window)
+        found = await self._store.totals(kind, since, now)
+        rounded = {owner: round(found[owner], 3) for owner in sorted(found)}
+        if owners is None:
+            return {owner: seconds for owner, seconds in rounded.items() if seconds}
+        return {owner: rounded.get(owner, 0.0) for owner in owners}
+
+    # --- GPUs ------------------------------------------------------------------------------------
+
+    def sampled(self, sample: Sample) -> None:
+        """Hear who holds which card, for the time since the sample before."""
+        before, self._sampled_at = self._sampled_at, sample.taken
+        if before is None:
+            return
+        # Whose the pods are may take LXD a while.
+        cards = [
+            frozenset(self._pod_of(holder.payload) for holder in gpu.holders) for gpu in sample.gpus
+        ]
+        held = tuple(card - {""} for card in cards if card - {""})
+        if held:
+            age = self._clock.monotonic() - sample.taken
+            seconds = min(sample.taken - before, GAP_SECONDS)
+            self._sightings.append(_Sighting(self._clock.wall() - age, seconds, held))
+            self._sighted.set()
+
+    async def follow_gpus(self) -> None:
+        """Write each sample as it comes, for good."""
+        while True:
+            await self._sighted.wait()
+            self._sighted.clear()
+            await self.write()
+
+    async def write(self) -> None:
+        """Ask LXD whose the pods are, and write what is counted."""
+        # While LXD is away, the pods go on with the owners that they had.
+        with contextlib.suppress(PodydError):
+            self._owners = _owners(await self._instances())
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Write what is counted; what cannot be written waits for the next time."""
+        if self._owners is not None:
+            while self._sightings:
+                self._count(self._sightings.popleft(), self._owners)
+        pending, self._pending = self._pending, defaultdict(float)
+        if not pending:
+            return
+        try:
+            await self._store.add(pending)
+        except Unavailable:
+            if len(pending) < MAX_PENDING:
+                for bucket, seconds in pending.items():
+                    self._pending[bucket] += seconds
+
+    def _count(self, sighting: _Sighting, owners: Mapping[str, str]) -> None:
+        begin = sighting.end - sighting.seconds
+        for card in sighting.cards:
+            for owner in {owners[pod] for pod in card if pod in owners}:
+                for bucket, part in spread("gpu", owner, begin, sighting.end, sighting.seconds):
+                    self._pending[bucket] += part
+
+    # --- CPU -------------------------------------------------------------------------------------
+
+    async def follow_cpu(self) -> None:
+        """Read LXD's counters now and then, for good."""
+        while True:
+            try:
+                await self.sample_cpu()
+                await self.tidy()
+            except Unavailable:
+                pass  # It is in the log: the database says so itself, and who follows LXD.
+            except LxdRefused as error:
+                log.warning("CPU time is not counted this time: %s", error.detail)
+            await asyncio.sleep(self._settings.current.usage.interval)
+
+    async def sample_cpu(self) -> None:
+        """Count what LXD's counters have gained since they were last read, before podyd's start
+        too. Raises Unavailable or LxdRefused."""
+        known = await self._store.counters()
+        times = await self._cpu_times()
+        now, monotonic = self._clock.wall(), self._clock.monotonic()
+        before = self._cpu_sampled_at
+        owners = _owners(item.instance for item in times)
+        counters: dict[str, Counter] = {}
+        amounts: dict[Bucket, float] = defaultdict(float)
+        for item in times:
+            uuid, owner = item.instance.uuid, owners.get(item.instance.name)
+            last = known.get(uuid)
+            if not uuid or item.nanoseconds is None:
+                if last is not None:
+                    counters[uuid] = last
+                continue
+            counters[uuid] = Counter(item.nanoseconds, now)
+            gained = _gained(item.nanoseconds, last) / 1e9
+            if owner is None or not gained:
+                continue
+            if last is None:
+                begin = item.instance.started.timestamp() if item.instance.started else now
+            else:
+                begin = last.taken if before is None else now - (monotonic - before)
+            begin = max(begin, now - KEPT_SECONDS)
+            for bucket, part in spread("cpu", owner, begin, now, gained):
+                amounts[bucket] += part
+        await self._store.add(amounts, counters)
+        self._cpu_sampled_at = monotonic
+
+    async def tidy(self) -> None:
+        """Roll up and drop what is old, unless the clock has just jumped. Raises Unavailable."""
+        wall, monotonic = self._clock.wall(), self._clock.monotonic()
+        if abs(wall - monotonic - self._offset) > JUMP_SECONDS:
+            self._offset, self._steady_since = wall - monotonic, monotonic
+        if monotonic - self._steady_since >= STEADY_SECONDS:
+            await self._store.tidy(fine_since=wall - FINE_KEPT_SECONDS, since=wall - KEPT_SECONDS)
+
+
+def _owners(instances: Iterable[Instance]) -> dict[str, str]:
+    """The owners of the pods among these instances, by LXD's name."""
+    return {pod.name: pod.owner for pod in pods_of(instances)}
+
+
+def _gained(nanoseconds: int, last: Counter | None) -> int:
+    """A counter that is less than it was began again: the pod has been restarted."""
+    if last is None or last.nanoseconds > nanoseconds:
+        return nanoseconds
+    return nanoseconds - last.nanoseconds
+
+
+def spread(
+    kind: Kind, owner: str, begin: float, end: float, seconds: float
+) -> Iterator[tuple[Bucket, float]]:
+    """Seconds that were used evenly between two times, by bucket; coarse ones for a long time.
+
+    If the clock was set back meanwhile, all of it was at its end.
+    """
+    begin = min(begin, end)
+    span = FINE_SECONDS if end - begin <= COARSE_SECONDS else COARSE_SECONDS
+    first, last = math.floor(begin / span), math.ceil(end / span) - 1
+    for number in range(first, max(first, last) + 1):
+        start = number * span
+        inside = min(start + span, end) - max(start, begin)
+        share = inside / (end - begin) if begin < end else 1.0
+        yield Bucket(kind, span, start, owner), seconds * share

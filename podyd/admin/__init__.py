@@ -1,0 +1,1 @@
+"""What an admin types: setup, profiles, the base image, doctor."""

@@ -1,0 +1,53 @@
+"""What the checks look at."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from podyd.config.schema import DEFAULT_PATH, Config
+from podyd.engine.profiles import ADMIN_DIRECTORY
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are on this host; elsewhere in tests only.
+
+    `path` is where programs are looked for, `nvml` the command that asks NVML once.
+    """
+
+    pam: Path = Path("/etc/pam.d")
+    proc: Path = Path("/proc")
+    sysfs: Path = Path("/sys")
+    dev: Path = Path("/dev")
+    admin_profiles: Path = ADMIN_DIRECTORY
+    path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    nvml: tuple[str, ...] = (sys.executable, "-m", "podyd", "nvml", "--once")
+
+
+HOST = Places()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One podyd: its configuration, the file of it, and the host."""
+
+    config: Config
+    path: Path = DEFAULT_PATH
+    places: Places = HOST
+
+    @property
+    def project(self) -> str:
+        return self.config.lxd.project
+
+    def podyd(self, words: str) -> str:
+        """`podyd WORDS`, as it is typed for this podyd."""
+        if self.path == DEFAULT_PATH:
+            return f"podyd {words}"
+        return f"podyd {words} --config {shlex.quote(str(self.path))}"
+
+    def lxc(self, words: str) -> str:
+        """`lxc WORDS`, as it is typed for this podyd's project."""
+        return f"lxc {words} --project {self.project}"

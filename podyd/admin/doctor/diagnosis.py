@@ -1,0 +1,102 @@
+"""Which checks there are, and in which order: each rests on those before it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from podyd.admin.doctor import host, mounts, nvidia, owners, pods, service, storage
+from podyd.admin.doctor import lxd as on_lxd
+from podyd.admin.doctor.case import HOST, Case, Places
+from podyd.admin.doctor.finding import Finding, Level
+from podyd.base.errors import ConfigError, SetupError
+from podyd.config.schema import Config, load
+from podyd.engine.admin import Admin, find_socket
+
+# LXD's answer to one question; setup, which makes things, waits longer.
+LXD_TIMEOUT = 10.0
+
+
+def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
+    """Look at everything that this process may look at; nothing is waited for without a limit."""
+    findings = [
+        *service.configuration(path),
+        *host.cgroup2(places),
+        *service.service_memory(places),
+        *service.service_killed(places),
+        *_of_nvidia(places),
+    ]
+    config = _usable(path)
+    if config is None:
+        return findings
+    case = Case(config, path, places)
+    return [
+        *findings,
+        *service.pam_service(case),
+        *service.login_service(case),
+        *service.port_relay(case),
+        *service.service_answers(case),
+        *host.other_processes(case),
+        *mounts.own_directories(case),
+        *on_lxd.certificate_files(case),
+        *_of_lxd(case),
+    ]
+
+
+def _of_nvidia(places: Places) -> list[Finding]:
+    if not nvidia.is_there(places):
+        return nvidia.nvidia_card()
+    return [
+        *nvidia.nvidia_driver(places),
+        *nvidia.nvidia_versions(places),
+        *nvidia.nvidia_nodes(places),
+        *nvidia.nvml_answers(places),
+        *nvidia.nvidia_persistence(places),
+    ]
+
+
+def _of_lxd(case: Case) -> list[Finding]:
+    findings = on_lxd.lxd_answers(LXD_TIMEOUT)
+    if any(finding.level is not Level.OK for finding in findings):
+        return findings
+    admin = Admin(find_socket(), case.project, LXD_TIMEOUT)
+    findings += [
+        *on_lxd.lxd_pool(admin, case),
+        *on_lxd.lxd_bridge(admin, case),
+        *on_lxd.lxd_address(admin, case),
+        *on_lxd.lxd_project(admin, case),
+        *host.id_ranges(admin, case.places),
+        *host.kernel_limits(admin, case.places),
+        *mounts.own_ids(admin, case),
+        *storage.disk_space(admin, find_socket().parent),
+    ]
+    if not _has_project(admin):
+        return findings
+    return [
+        *findings,
+        *on_lxd.lxd_profiles(admin, case),
+        *on_lxd.lxd_images(admin, case),
+        *on_lxd.half_made_pods(admin, case),
+        *storage.disk_limits(admin, case),
+        *on_lxd.certificate_trust(admin, case),
+        *on_lxd.certificate_works(case),
+        *owners.pod_owners(admin, case),
+        *pods.gpu_devices(admin, case),
+        *pods.gpu_identities(admin, case),
+        *pods.nvidia_runtime(admin, case),
+        *pods.pods_driver(admin, case),
+    ]
+
+
+def _has_project(admin: Admin) -> bool:
+    """False also where LXD does not say; that is a finding already."""
+    try:
+        return admin.project_config() is not None
+    except SetupError:
+        return False
+
+
+def _usable(path: Path) -> Config | None:
+    try:
+        return load(path)
+    except ConfigError:
+        return None

@@ -1,0 +1,198 @@
+"""The host under LXD: disk, kernel, and the ids that pods' users get."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from podyd.admin import kernel
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.finding import Remark, check, error, ok, warning
+from podyd.engine.admin import Admin
+
+# LXD takes no smaller range: a pod needs the ids from root to nobody.
+MIN_IDS = 65536
+# Below are the host's own accounts.
+FIRST_FREE_ID = 100000
+# Members make more pods than there are today.
+SPARE_PODS = 10
+
+
+@check
+def cgroup2(places: Places) -> Iterator[Remark]:
+    """The kernel can end a whole tree of processes."""
+    root = places.sysfs / "fs/cgroup"
+    for path in (root / "cgroup.controllers", root / "unified/cgroup.controllers"):
+        if path.exists():
+            yield ok(f"cgroup2 is mounted at {path.parent}.")
+            return
+    yield warning(
+        f"cgroup2 is not mounted below {root}: when a command's time is up, what it started in the"
+        " background may live on.",
+        "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line",
+    )
+
+
+@check
+def other_processes(case: Case) -> Iterator[Remark]:
+    """The service can see whose processes hold a GPU."""
+    options = _proc_options(case.places.proc)
+    if options.get("hidepid", "0") in ("0", "off"):
+        yield ok("The service sees other accounts' processes.")
+        return
+    account = pwd.getpwuid(case.config.data_dir.stat().st_uid)
+    gid = int(options.get("gid", "0"))
+    if gid in os.getgrouplist(account.pw_name, account.pw_gid):
+        yield ok(f"The service sees other accounts' processes, as one of /proc's group {gid}.")
+        return
+    yield warning(
+        f"/proc is mounted with hidepid={options['hidepid']}, and {account.pw_name} is not in its"
+        " group: whose processes hold a GPU is not known.",
+        f"mount -o remount,gid={account.pw_gid} /proc, and add gid={account.pw_gid} beside hidepid"
+        " in /etc/fstab"
+        if gid == 0
+        else f"usermod -a -G {gid} {account.pw_name}; systemctl restart podyd",
+    )
+
+
+def _proc_options(proc: Path) -> dict[str, str]:
+    """With which options /proc is mounted."""
+    found: dict[str, str] = {}
+    for line in (proc / "self/mounts").read_text().splitlines():
+        _, where, kind, options = line.split()[:4]
+        if (where, kind) == ("/proc", "proc"):
+            found = {
+                name: value
+                for name, _, value in (item.partition("=") for item in options.split(","))
+            }
+    return found
+
+
+@check
+def kernel_limits(admin: Admin, places: Places) -> Iterator[Remark]:
+    """What the kernel counts for all pods together is enough for them and some more."""
+    yield from about_limits(len(admin.instances()), places)
+
+
+def about_limits(pods: int, places: Places) -> Iterator[Remark]:
+    """The same for so many pods."""
+    for limit in kernel.limits(places.proc):
+        if limit.pods < pods + SPARE_PODS:
+            yield warning(
+                f"{limit.name} is {limit.now}, which all pods share, and that is enough for"
+                f" {limit.pods}; there are {pods}. A pod that gets nothing of it comes up without"
+                " some of its services, such as its network.",
+                f"sysctl -w {limit.name}={limit.wanted}; what sets it lower at boot:"
+                f" grep -r {limit.name} /etc/sysctl.conf /etc/sysctl.d",
+            )
+    yield ok(f"The kernel's limits are enough for {pods + SPARE_PODS} pods.")
+
+
+@check
+def id_ranges(admin: Admin, places: Places) -> Iterator[Remark]:
+    """Root has a range of user ids and of group ids that LXD can give to pods."""
+    yield from about_ids(places.proc / str(admin.server().pid))
+
+
+def about_ids(process: Path) -> Iterator[Remark]:
+    """The same for an LXD of which `process` is the directory in /proc.
+
+    As LXD 5 and 6 read it (shared/idmap, DefaultIdmapSet): the first big enough range of root's in
+    its own /etc/subuid; without any, ids from 1000000 on. liblxc then leaves the mapping to
+    newuidmap where that is installed, and newuidmap wants a range of root's.
+    """
+    shadow = has_newuidmap(process)
+    for kind in ("uid", "gid"):
+        file = f"/etc/sub{kind}"
+        lines = lines_of(process / "root" / file[1:])
+        ranges = ranges_of_root(lines)
+        usable = [(first, count) for first, count in ranges if count >= MIN_IDS]
+        kernel = _kernel_ranges((process / f"{kind}_map").read_text())
+        do = _how_to_have(kernel, file)
+        malformed = [line for line in lines if line.count(":") < 2]
+        if malformed:
+            yield error(
+                f"Pods cannot start: LXD does not understand {malformed[0]!r} in {file}.",
+                f"delete it from {file}, and restart LXD",
+            )
+        elif ranges and not usable:
+            yield error(
+                f"Pods cannot start: no range of root's in {file} has {MIN_IDS} ids.",
+                f"delete root's lines from {file}; {do}",
+            )
+        elif not ranges and shadow:
+            yield error(
+                f"Pods cannot start: newuidmap is installed, and root has no range in {file}.", do
+            )
+        elif usable and not _within(usable[0], kernel):
+            first, count = usable[0]
+            yield error(
+                f"Pods cannot start: root's range {first}:{count} in {file} is more than this"
+                " machine has itself, which is a container.",
+                f"delete root's lines from {file}; {do}",
+            )
+    yield ok("Root has ranges of ids for pods.")
+
+
+def _how_to_have(kernel: Sequence[tuple[int, int]], file: str) -> str:
+    """How root gets a range, of ids that exist."""
+    wanted = [(1000000, 1000000000), *((max(FIRST_FREE_ID, low), MIN_IDS) for low, _ in kernel)]
+    for first, count in wanted:
+        if _within((first, count), kernel):
+            return f"echo root:{first}:{count} >>{file}, and restart LXD"
+    return f"give this container {MIN_IDS} ids above {FIRST_FREE_ID} first"
+
+
+def lines_of(path: Path) -> list[str]:
+    """The lines of a file such as /etc/subuid, without comments; none where there is no file."""
+    try:
+        lines = path.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [text for line in lines if (text := line.partition("#")[0])]
+
+
+def ranges_of_root(lines: Sequence[str]) -> list[tuple[int, int]]:
+    """Root's: the first id, and how many there are."""
+    found = []
+    for line in lines:
+        owner, first, count = [*line.split(":"), "", ""][:3]
+        if owner == "root" and first.isdigit() and count.isdigit():
+            found.append((int(first), int(count)))
+    return found
+
+
+def _kernel_ranges(text: str) -> list[tuple[int, int]]:
+    """The ids that exist, of /proc/PID/uid_map: inside, outside, count."""
+    lines = [line.split() for line in text.splitlines()]
+    return [(int(inside), int(count)) for inside, _, count in lines]
+
+
+def _within(wanted: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> bool:
+    first, count = wanted
+    return any(low <= first and first + count <= low + size for low, size in ranges)
+
+
+def has_newuidmap(process: Path) -> bool:
+    """Whether LXD finds a newuidmap that has the right to map ids."""
+    for directory in lxd_path(process):
+        path = process / "root" / directory.lstrip("/") / "newuidmap"
+        if path.is_file():
+            if path.stat().st_mode & stat.S_ISUID:
+                return True
+            with contextlib.suppress(OSError):  # Not every file system has them.
+                return "security.capability" in os.listxattr(path)
+    return False
+
+
+def lxd_path(process: Path) -> list[str]:
+    """The PATH of a process, of which `process` is the directory in /proc."""
+    for entry in (process / "environ").read_bytes().split(b"\0"):
+        name, _, value = entry.partition(b"=")
+        if name == b"PATH":
+            return [part for part in os.fsdecode(value).split(":") if part]
+    return []

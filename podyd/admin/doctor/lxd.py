@@ -1,0 +1,306 @@
+"""LXD: that it runs, has what pods need, and keeps podyd confined."""
+
+from __future__ import annotations
+
+import asyncio
+import fnmatch
+import os
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+from podyd.admin.doctor.case import Case
+from podyd.admin.doctor.finding import AS_ROOT, Remark, check, error, note, ok, warning
+from podyd.admin.setup import fingerprint, openings
+from podyd.base.errors import LxdRefused, SetupError, Unavailable
+from podyd.config.schema import Config
+from podyd.engine import profiles
+from podyd.engine.admin import PROJECT_CONFIG, Admin, find_socket
+from podyd.engine.rest import Credentials, LxdClient
+from podyd.model.pod import OWNER, is_half_made
+
+# Each of these lets a pod out to the host, and blocks it where it is not set.
+OPENING_KEYS = (
+    "restricted.containers.lowlevel",
+    "restricted.containers.privilege",
+    "restricted.devices.proxy",
+    "restricted.devices.unix-block",
+    "restricted.devices.unix-char",
+)
+
+
+# LXD may take so long to copy a disk, and as long again to make an image of it.
+MAKING = timedelta(hours=1)
+
+
+@check
+def lxd_answers(timeout: float) -> Iterator[Remark]:
+    """LXD runs."""
+    try:
+        socket = find_socket()
+    except SetupError as problem:
+        yield error(problem.detail, "")
+        return
+    if not os.access(socket, os.W_OK):
+        yield note(
+            f"This account may not ask LXD at {socket}: its project, profiles, certificates,"
+            " images and pods are not looked at.",
+            AS_ROOT,
+        )
+        return
+    try:
+        version = Admin(socket, "default", timeout).server().version
+    except SetupError as problem:
+        unit = "snap.lxd.daemon" if "snap" in socket.parts else "lxd"
+        yield error(problem.detail, f"systemctl restart {unit}; journalctl -u {unit}")
+        return
+    yield ok(f"LXD {version} answers at {socket}.")
+
+
+@check
+def lxd_pool(admin: Admin, case: Case) -> Iterator[Remark]:
+    """There is a storage pool."""
+    pools = admin.pools()
+    if not pools:
+        yield error("LXD has no storage pool, so pods have no disk.", case.podyd("setup"))
+    for pool in pools:
+        if pool.status != "Created":
+            yield error(
+                f"Storage pool {pool.name} cannot be used: LXD calls it {pool.status}.",
+                f"lxc storage show {pool.name}",
+            )
+    yield ok(f"Storage pools: {', '.join(pool.name for pool in pools)}.")
+
+
+@check
+def lxd_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
+    """There is a bridge."""
+    bridges = admin.bridges()
+    if bridges:
+        yield ok(f"Bridges: {', '.join(bridges)}.")
+    else:
+        yield error("LXD manages no bridge, so pods have no network.", case.podyd("setup"))
+
+
+@check
+def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
+    """The project is there and as closed as setup makes it."""
+    config = admin.project_config()
+    if config is None:
+        yield error(f"LXD has no project {case.project}.", case.podyd("setup"))
+        return
+    if config.get("restricted") != "true":
+        yield error(
+            f"Project {case.project} is not restricted: who breaks into podyd is root on this"
+            " host.",
+            case.podyd("setup"),
+        )
+    opened = openings(case.config)
+    opened |= admin.openings_in_use(opened.paths)
+    for key, wanted in (PROJECT_CONFIG | opened.config()).items():
+        value = config.get(key, "")
+        if value != wanted and key != "restricted":
+            yield warning(
+                f"Project {case.project} has {key}={value or 'none'}, and not"
+                f" {wanted or 'none'}, as setup makes it.",
+                case.podyd("setup"),
+            )
+    if not config.get("restricted.networks.access"):
+        yield warning(
+            f"Project {case.project} does not say which networks pods may have"
+            " (restricted.networks.access): who breaks into podyd can take the host's own.",
+            case.podyd("setup"),
+        )
+    for key in OPENING_KEYS:
+        if config.get(key) == "allow" and key not in PROJECT_CONFIG:
+            yield warning(
+                f"Project {case.project} has {key}=allow, with which who breaks into podyd can"
+                " reach the host.",
+                f"lxc project unset {case.project} {key}",
+            )
+    yield ok(f"Project {case.project} is restricted.")
+
+
+@check
+def lxd_profiles(admin: Admin, case: Case) -> Iterator[Remark]:
+    """The profiles that podyd.yaml names are in the project."""
+    there = {profile.name for profile in admin.profiles()}
+    wanted = _named(case.config)
+    for name in wanted:
+        if name not in there:
+            yield error(
+                f"{case.path.name} gives pods the profile {name}, which project {case.project}"
+                " does not have.",
+                _how_to_have(name, case),
+            )
+    yield ok(f"Profiles: {', '.join(wanted)}.")
+
+
+def _named(config: Config) -> list[str]:
+    pods = config.pods
+    lists = [pods.profiles, *pods.group_profiles.values(), *pods.user_profiles.values()]
+    return list(dict.fromkeys(name for names in lists for name in names))
+
+
+def _how_to_have(name: str, case: Case) -> str:
+    if name in profiles.shipped():
+        return case.podyd("setup")
+    if (case.places.admin_profiles / f"{name}.yaml").exists():
+        return case.podyd(f"profiles apply {name}")
+    return case.lxc(f"profile create {name}")
+
+
+@check
+def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
+    """There is an image that members may take."""
+    aliases = admin.image_aliases(without=OWNER)
+    patterns = case.config.images.offer
+    offered = [
+        alias
+        for alias in aliases
+        if any(fnmatch.fnmatchcase(alias, pattern) for pattern in patterns)
+    ]
+    if offered:
+        yield ok(f"Images: {', '.join(offered)}.")
+    elif aliases:
+        yield warning(
+            f"No image is offered: 'images.offer' ({', '.join(patterns)}) fits none of"
+            f" {', '.join(aliases)}.",
+            f"edit {case.path}, then: systemctl reload podyd",
+        )
+    else:
+        yield warning(
+            "LXD has no image that has a name, so no pod can be made.", case.podyd("image build")
+        )
+
+
+@check
+def lxd_address(admin: Admin, case: Case) -> Iterator[Remark]:
+    """LXD listens where podyd can reach it."""
+    address = admin.server().address
+    if address:
+        yield ok(f"LXD listens at {address}.")
+    elif case.config.lxd.endpoint == "auto":
+        yield error(
+            "LXD does not listen (core.https_address is empty), so podyd cannot reach it.",
+            case.podyd("setup"),
+        )
+
+
+def _credentials(case: Case) -> Credentials:
+    return Credentials(Path(case.config.state_dir) / "lxd")
+
+
+def _missing(paths: Sequence[Path]) -> list[Path]:
+    """Those that are not there. Raises PermissionError where that cannot be seen."""
+    missing = []
+    for path in paths:
+        try:
+            path.stat()
+        except FileNotFoundError:
+            missing.append(path)
+    return missing
+
+
+@check
+def certificate_files(case: Case) -> Iterator[Remark]:
+    """What podyd shows to LXD is there, and nobody else's to take or to change."""
+    credentials = _credentials(case)
+    paths = (credentials.certificate, credentials.key, credentials.server_certificate)
+    missing = _missing(paths)
+    if missing:
+        yield error(
+            f"podyd cannot reach LXD without {', '.join(map(str, missing))}.",
+            case.podyd("setup"),
+        )
+    for path in paths:
+        if path in missing:
+            continue
+        mode = path.stat().st_mode
+        if path == credentials.key and mode & 0o007:
+            yield error(f"Every account may read podyd's key {path}.", f"chmod 640 {path}")
+        elif mode & 0o022:
+            yield error(f"Others than root may change {path}.", f"chmod 640 {path}")
+    yield ok(f"podyd's certificate is in {credentials.directory}.")
+
+
+@check
+def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Nothing half-made holds a name and a disk that no member sees."""
+    for instance in admin.as_podyd_reads_them():
+        age = datetime.now(timezone.utc) - instance.created
+        if is_half_made(instance) and age > MAKING:
+            yield warning(
+                f"{instance.name} was left half-made {age / timedelta(hours=1):.0f} hours ago: it"
+                " holds its name and its disk, and no member sees it; podyd's log says why LXD does"
+                " not delete it.",
+                case.lxc(f"delete --force {instance.name}"),
+            )
+    yield ok("Nothing half-made is left.")
+
+
+@check
+def certificate_trust(admin: Admin, case: Case) -> Iterator[Remark]:
+    """LXD knows podyd's certificate, and confines it to podyd's project."""
+    path = _credentials(case).certificate
+    if _missing([path]):
+        return
+    trust = admin.trust(fingerprint(path.read_text(encoding="ascii")))
+    if trust is None:
+        yield error(f"LXD does not trust podyd's certificate {path}.", case.podyd("setup"))
+    elif not trust.restricted:
+        yield error(
+            "LXD lets podyd's certificate do everything: who breaks into podyd is root on this"
+            " host.",
+            case.podyd("setup"),
+        )
+    elif trust.projects != (case.project,):
+        yield error(
+            f"LXD lets podyd's certificate into {_projects(trust.projects)}, and it belongs in"
+            f" {case.project} alone.",
+            case.podyd("setup"),
+        )
+    else:
+        yield ok(f"LXD confines podyd's certificate to project {case.project}.")
+
+
+def _projects(names: tuple[str, ...]) -> str:
+    return f"project {', '.join(names)}" if names else "no project"
+
+
+@check
+def certificate_works(case: Case) -> Iterator[Remark]:
+    """The way that the service takes to LXD, from end to end."""
+    credentials = _credentials(case)
+    endpoint = case.config.lxd.endpoint
+    if _missing([credentials.certificate, credentials.key, credentials.server_certificate]):
+        return
+    if endpoint == "auto":
+        if _missing([credentials.endpoint]):
+            yield error(
+                f"LXD's address is not in {credentials.endpoint}, so podyd cannot reach it.",
+                case.podyd("setup"),
+            )
+            return
+        endpoint = credentials.endpoint.read_text(encoding="ascii").strip()
+    try:
+        auth = asyncio.run(_auth(endpoint, case.project, credentials))
+    except (Unavailable, LxdRefused) as problem:
+        yield error(
+            f"podyd does not reach LXD at {endpoint}: {problem.detail}", case.podyd("setup")
+        )
+        return
+    if auth == "trusted":
+        yield ok(f"podyd reaches LXD at {endpoint}.")
+    else:
+        yield error(f"LXD at {endpoint} does not let podyd in.", case.podyd("setup"))
+
+
+async def _auth(endpoint: str, project: str, credentials: Credentials) -> object:
+    client = LxdClient(endpoint, project, credentials)
+    try:
+        answer = await client.get("/1.0")
+    finally:
+        client.close()
+    auth: object = answer["auth"]
+    return auth

@@ -1,0 +1,211 @@
+"""The host's NVIDIA driver: in the kernel, on disk, in /dev."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from podyd.admin.doctor.case import Places
+from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.gpus.inventory import NVIDIA_VENDOR_ID
+from podyd.node.nvml_process import Failure, Sample, parse_line
+
+LIBRARY = "libnvidia-ml.so"
+# NVML's initialisation may take seconds for each card whose driver sleeps.
+NVML_SECONDS = 30.0
+COMMAND_SECONDS = 10.0
+RELOAD = (
+    "reboot; or stop all that uses the cards ('fuser -v /dev/nvidia*' tells), then:"
+    " rmmod nvidia_uvm nvidia_drm nvidia_modeset nvidia; modprobe nvidia; nvidia-modprobe -u -c 0"
+)
+
+
+def is_there(places: Places) -> bool:
+    """Whether the host has an NVIDIA card or its driver."""
+    return bool(host_cards(places)) or (places.sysfs / "module/nvidia").exists()
+
+
+def host_cards(places: Places) -> list[str]:
+    """The PCI addresses of the NVIDIA cards that are the host's to use."""
+    found = []
+    for path in sorted((places.sysfs / "bus/pci/devices").glob("*")):
+        with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
+            is_display = (path / "class").read_text().startswith("0x03")
+            is_nvidia = (path / "vendor").read_text().strip() == f"0x{NVIDIA_VENDOR_ID}"
+            driver = path / "driver"
+            is_lent = driver.is_symlink() and driver.readlink().name == "vfio-pci"
+            if is_display and is_nvidia and not is_lent:
+                found.append(path.name)
+    return found
+
+
+def driver_version(places: Places) -> str | None:
+    """The version of the driver in the kernel; None if none is loaded."""
+    with contextlib.suppress(FileNotFoundError):
+        return (places.sysfs / "module/nvidia/version").read_text().strip()
+    with contextlib.suppress(FileNotFoundError):
+        text = (places.proc / "driver/nvidia/version").read_text()
+        match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", text)
+        return match[1] if match else None
+    return None
+
+
+@check
+def nvidia_card() -> Iterator[Remark]:
+    """Said where there is none."""
+    yield note("This host has no NVIDIA card, so pods have none.")
+
+
+@check
+def nvidia_driver(places: Places) -> Iterator[Remark]:
+    """The driver is loaded."""
+    version = driver_version(places)
+    if version is not None:
+        yield ok(f"The NVIDIA driver {version} is loaded.")
+        return
+    cards = f"The host has NVIDIA cards ({', '.join(host_cards(places))})"
+    if (places.sysfs / "module/nouveau").exists():
+        yield error(
+            f"{cards} that nouveau drives, with which there is no CUDA.",
+            "apt install nvidia-driver, then reboot",
+        )
+    else:
+        yield error(
+            f"{cards}, and the NVIDIA driver is not loaded.",
+            "modprobe nvidia; if that fails, 'dkms status' tells whether there is one for kernel"
+            f" {os.uname().release}",
+        )
+
+
+@check
+def nvidia_versions(places: Places) -> Iterator[Remark]:
+    """The driver in the kernel and the libraries on disk are of the same version."""
+    driver = driver_version(places)
+    library = _library(places)
+    if library is None:
+        yield error(
+            f"The NVIDIA driver's library {LIBRARY}.1 is not installed.",
+            "apt install libnvidia-ml1 (libnvidia-compute-NNN on Ubuntu)",
+        )
+        return
+    version = library.name.removeprefix(f"{LIBRARY}.")
+    if driver is None:
+        return
+    if version != driver:
+        yield error(
+            f"The NVIDIA driver in the kernel is {driver}, and its library {version}"
+            f" ({library}), as after an update: CUDA fails in new pods ('Driver/library version"
+            " mismatch').",
+            RELOAD,
+        )
+    yield ok(f"The NVIDIA driver and its library are both {driver}.")
+
+
+def _library(places: Places) -> Path | None:
+    """The real file of NVML, as the dynamic linker finds it."""
+    ldconfig = shutil.which("ldconfig", path=places.path)
+    listed = "" if ldconfig is None else _output([ldconfig, "-p"], COMMAND_SECONDS)
+    for line in listed.splitlines():
+        name, _, path = line.strip().partition(" => ")
+        # The library of 32-bit programs may stand there too.
+        if name.startswith(f"{LIBRARY}.1 ") and "64" in name:
+            return Path(path).resolve()
+    return None
+
+
+@check
+def nvidia_nodes(places: Places) -> Iterator[Remark]:
+    """The files that CUDA opens; the second is there from its first use on only."""
+    if driver_version(places) is None:
+        return
+    for name, do in (
+        ("nvidiactl", "nvidia-modprobe"),
+        ("nvidia-uvm", "nvidia-modprobe -u -c 0"),
+    ):
+        if not (places.dev / name).exists():
+            yield warning(
+                f"There is no {places.dev / name}, so CUDA does not work in pods that start now.",
+                do,
+            )
+    yield ok("The NVIDIA driver's device files are there.")
+
+
+@check
+def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Remark]:
+    """NVML answers, and every card through it."""
+    if driver_version(places) is None:
+        return
+    do = "nvidia-smi; dmesg | grep -e NVRM -e Xid"
+    try:
+        found = asked(places, seconds)
+    except subprocess.TimeoutExpired:
+        yield error(f"NVML did not answer within {seconds:g} s.", f"{do}; reboot if it hangs")
+        return
+    except (ValueError, KeyError, TypeError):
+        yield error("The process that asks NVML has died.", do)
+        return
+    if isinstance(found, Failure):
+        yield error(f"NVML does not answer: {found.problem}.", do)
+        return
+    for index, gpu in enumerate(found.gpus):
+        if gpu.problem is not None:
+            yield error(f"Card {index} {gpu.pci} does not answer: {gpu.problem}.", f"{do}; reboot")
+    yield ok(f"NVML answers; cards: {', '.join(gpu.pci for gpu in found.gpus)}.")
+
+
+def asked(places: Places, seconds: float) -> Sample | Failure:
+    """What NVML says. Raises TimeoutExpired; ValueError, KeyError or TypeError if who asks died."""
+    return parse_line(_output(places.nvml, seconds))
+
+
+@check
+def nvidia_persistence(places: Places) -> Iterator[Remark]:
+    """The driver stays awake while nobody uses a card."""
+    program = shutil.which("nvidia-smi", path=places.path)
+    if program is None or driver_version(places) is None:
+        return
+    query = [program, "--query-gpu=pci.bus_id,persistence_mode", "--format=csv,noheader"]
+    rows = [line.split(", ") for line in _output(query, COMMAND_SECONDS).splitlines()]
+    off = [row[0] for row in rows if row[1:] == ["Disabled"]]
+    if off:
+        yield note(
+            f"Persistence mode is off on {', '.join(off)}: the first use of an idle card takes"
+            " seconds, and its settings are lost.",
+            "systemctl enable --now nvidia-persistenced, or: nvidia-smi -pm 1",
+        )
+    elif rows and all(row[1:] == ["Enabled"] for row in rows):
+        yield ok("Persistence mode is on.")
+
+
+def _output(command: Sequence[str], timeout: float) -> str:
+    """What a command writes, whatever its exit status. Raises TimeoutExpired."""
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        errors="replace",
+        # Not where root happens to stand: Python would look for modules there first.
+        cwd="/",
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        start_new_session=True,
+    )
+    try:
+        return process.communicate(timeout=timeout)[0]
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        # What hangs in the driver is not even ended by that, and not waited for.
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(1)
+        raise
+    finally:
+        assert process.stdout is not None
+        process.stdout.close()

@@ -1,0 +1,158 @@
+"""GPUs in pods and profiles: that what they name is there, and that they have today's driver."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from podyd.admin.doctor import nvidia
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.finding import Remark, check, error, ok, warning
+from podyd.admin.doctor.host import lxd_path
+from podyd.engine.admin import Admin, Card
+from podyd.engine.instances import is_set
+from podyd.gpus.inventory import NVIDIA_VENDOR_ID
+from podyd.node.nvml_process import Sample, sysfs_address
+
+RUNTIME_PROGRAM = "nvidia-container-cli"
+# Where libnvidia-container puts the host's library into a pod: a mount of its own, in the fifth
+# field of /proc/PID/mountinfo.
+_MOUNTED_LIBRARY = re.compile(r"/libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)*)$")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A profile or a pod: how lxc calls what it changes, its name and its own devices."""
+
+    kind: str
+    command: str
+    name: str
+    devices: Mapping[str, Mapping[str, str]]
+
+
+@check
+def gpu_devices(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Every card that a profile or a pod names is there, and is named by its address."""
+    cards = admin.cards()
+    holders = [
+        Holder("Profile", "profile", item.name, item.devices) for item in admin.profiles()
+    ] + [Holder("Pod", "config", item.name, item.devices) for item in admin.instances()]
+    for holder in holders:
+        for name, device in holder.devices.items():
+            if device.get("type") == "gpu":
+                yield from about_device(holder, name, device, cards, case)
+    yield ok("Every card that a profile or a pod names is there.")
+
+
+def about_device(
+    holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[Card], case: Case
+) -> Iterator[Remark]:
+    """What is wrong with a `gpu` device."""
+    there = ", ".join(card.pci for card in cards) or "none"
+    where = f"{holder.command} device set {holder.name} {name}"
+    if device.get("id"):
+        yield warning(
+            f"{holder.kind} {holder.name} chooses a card by id={device['id']} in device {name}:"
+            " that is the number of /dev/dri/card*, not the one that nvidia-smi shows. LXD has"
+            f" {there}.",
+            case.lxc(f"{where} id= pci=ADDRESS"),
+        )
+    wanted = device.get("pci")
+    if wanted and sysfs_address(wanted) not in {card.pci for card in cards}:
+        yield error(
+            f"{holder.kind} {holder.name} names card {wanted} in device {name}, and LXD has"
+            f" {there}: a pod with it does not start.",
+            case.lxc(f"{where} pci=ADDRESS"),
+        )
+
+
+@check
+def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Somebody tells which card is which: leases and choices name them by their UUIDs."""
+    yield from about_identities(admin.cards(), case.places)
+
+
+def about_identities(cards: Sequence[Card], places: Places) -> Iterator[Remark]:
+    """Whether each card's UUID is told, by LXD or by NVML."""
+    untold = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
+    if untold:
+        untold -= _told_by_nvml(places)
+    if not untold:
+        return
+    yield warning(
+        f"Neither LXD nor NVML tells the UUID of {', '.join(sorted(untold))}. podyd goes by what it"
+        " remembers of them; if that is nothing, and a pod has leased, chosen or waits for a card"
+        " that is not known, they stay with the pods that have them.",
+        "nvidia-smi -L; apt install libnvidia-container-tools (or nvidia-container-toolkit), then"
+        " restart LXD; after an update of the driver, reboot",
+    )
+
+
+def _told_by_nvml(places: Places) -> set[str]:
+    with contextlib.suppress(subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
+        found = nvidia.asked(places, nvidia.NVML_SECONDS)
+        if isinstance(found, Sample):
+            return {gpu.pci for gpu in found.gpus if gpu.uuid}
+    return set()
+
+
+@check
+def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
+    """LXD finds the program that `nvidia.runtime` needs."""
+    if not any(card.vendor == NVIDIA_VENDOR_ID for card in admin.cards()):
+        return
+    users = [
+        f"profile {item.name}" for item in admin.profiles() if is_set(item.config, "nvidia.runtime")
+    ]
+    if not users:
+        return
+    process = case.places.proc / str(admin.server().pid)
+    path = lxd_path(process)
+    for directory in path:
+        program = process / "root" / directory.lstrip("/") / RUNTIME_PROGRAM
+        # A link is LXD's to follow, in its own mount namespace.
+        if program.is_symlink() or program.is_file():
+            yield ok(f"LXD finds {directory}/{RUNTIME_PROGRAM}.")
+            return
+    yield error(
+        f"LXD finds no {RUNTIME_PROGRAM} in {':'.join(path)}, so no pod with {', '.join(users)}"
+        " starts.",
+        "apt install libnvidia-container-tools (or nvidia-container-toolkit), then restart LXD",
+    )
+
+
+@check
+def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
+    """No running pod has the libraries of a driver that is no longer in the kernel.
+
+    A pod keeps those that it was started with. The mounts of its init show them, and cannot be
+    older or newer than they say, as times can.
+    """
+    driver = nvidia.driver_version(case.places)
+    if driver is None:
+        return
+    for pod in admin.instances():
+        if not pod.is_running or not is_set(pod.config, "nvidia.runtime"):
+            continue
+        versions = mounted_versions(case.places.proc / str(admin.init_pid(pod.name)))
+        if versions and driver not in versions:
+            yield warning(
+                f"Pod {pod.name} has the NVIDIA libraries {', '.join(sorted(versions))}, and the"
+                f" driver in the kernel is {driver}: CUDA fails in it.",
+                case.lxc(f"restart {pod.name}"),
+            )
+    yield ok(f"Every running pod has the libraries of driver {driver}.")
+
+
+def mounted_versions(process: Path) -> set[str]:
+    """The driver's versions that a process sees, of which `process` is the directory in /proc."""
+    try:
+        lines = (process / "mountinfo").read_text(errors="replace").splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return set()  # It has stopped since.
+    matches = (_MOUNTED_LIBRARY.search(line.split()[4]) for line in lines)
+    return {match[1] for match in matches if match}

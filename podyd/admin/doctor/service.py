@@ -1,0 +1,224 @@
+"""podyd itself: its configuration, and whether its three processes answer."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import shutil
+import socket
+import ssl
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from podyd import VERSION, __version__
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.finding import Remark, check, error, note, ok, reason, warning
+from podyd.base.errors import ConfigError
+from podyd.config.schema import DEFAULT_PATH, Config, load
+
+ANSWER_SECONDS = 5.0
+MAX_ANSWER_BYTES = 64 * 1024
+RESTART_PORTS = "systemctl restart podyd-ports"
+RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
+UNITS = ("podyd.service", "podyd-auth.service", "podyd-ports.service")
+MIB = 1024**2
+# Of a memory limit.
+NEARLY = 0.8
+# systemd's, of what it writes into the journal when the kernel has ended a process of a unit for
+# its memory (sd-messages.h). The unit's cgroup counts that, too, and is made anew with the unit.
+OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"
+JOURNAL_SECONDS = 10.0
+_HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
+
+
+@check
+def configuration(path: Path) -> Iterator[Remark]:
+    """The file can be used; the default one need not be there."""
+    # What may not be read is said as such.
+    with contextlib.suppress(FileNotFoundError):
+        path.open().close()
+    if path != DEFAULT_PATH and not path.exists():
+        yield error(f"There is no file {path}.", "")
+        return
+    try:
+        load(path)
+    except ConfigError as problem:
+        yield error(
+            f"podyd cannot start: {problem.detail}",
+            f"edit {path}, then: podyd check --config {path}",
+        )
+        return
+    yield ok(f"{path} can be used.")
+
+
+@check
+def pam_service(case: Case) -> Iterator[Remark]:
+    """PAM knows the service."""
+    path = case.places.pam / case.config.auth.pam_service
+    if path.exists():
+        yield ok(f"{path} is there.")
+    else:
+        yield error(
+            f"There is no {path}; PAM then lets nobody log in, or asks as for any other program.",
+            case.podyd("setup"),
+        )
+
+
+@check
+def login_service(case: Case) -> Iterator[Remark]:
+    """`podyd auth` answers."""
+    path = case.config.auth.socket
+    try:
+        answer = _ask(path, b'{"op": "ping"}\n')
+    except PermissionError as problem:
+        raise PermissionError(problem.errno, problem.strerror, path) from problem
+    except (OSError, ValueError) as problem:
+        yield error(
+            f"Nobody can log in: 'podyd auth' does not answer at {path} ({reason(problem)}).",
+            f"{RESTART_AUTH}; journalctl -u podyd-auth",
+        )
+        return
+    if answer == {"ok": True}:
+        yield ok(f"'podyd auth' answers at {path}.")
+    else:
+        yield error(f"What listens at {path} is not 'podyd auth'.", RESTART_AUTH)
+
+
+@check
+def port_relay(case: Case) -> Iterator[Remark]:
+    """`podyd ports` answers, and could open all the ports that it was told."""
+    path = case.config.ports.socket
+    try:
+        answer = _ask(path, b"null\n")
+        refused: dict[str, str] = answer["refused"]
+        version: str = answer["version"]
+    except PermissionError as problem:
+        raise PermissionError(problem.errno, problem.strerror, path) from problem
+    except (OSError, ValueError, LookupError, TypeError) as problem:
+        yield warning(
+            f"Ports of pods cannot be reached: 'podyd ports' does not answer at {path}"
+            f" ({reason(problem)}).",
+            f"{RESTART_PORTS}; journalctl -u podyd-ports",
+        )
+        return
+    for port, why in refused.items():
+        yield warning(f"Port {port} of a pod cannot be opened: {why}.", f"ss -ltnp sport = :{port}")
+    if version != __version__:
+        yield note(
+            f"'podyd ports' is of podyd {version}; restarting it ends the connections to pods.",
+            RESTART_PORTS,
+        )
+    yield ok(f"'podyd ports' answers at {path}.")
+
+
+def _ask(path: str, line: bytes) -> Any:
+    """What a process answers at its unix socket to one line. Raises OSError, ValueError."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(ANSWER_SECONDS)
+        connection.connect(path)
+        connection.sendall(line)
+        return json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
+
+
+@check
+def service_memory(places: Places) -> Iterator[Remark]:
+    """No process of podyd's is near the memory limit of its unit (MemoryMax=)."""
+    for unit in UNITS:
+        cgroup = places.sysfs / "fs/cgroup/system.slice" / unit
+        try:
+            limit = (cgroup / "memory.max").read_text().strip()
+            used = int((cgroup / "memory.current").read_text())
+            counted = _counts(cgroup / "memory.stat")
+        except FileNotFoundError:
+            continue  # It does not run, or not under systemd with cgroup2.
+        if limit == "max":
+            continue
+        # What the kernel keeps of files goes when it is needed.
+        used = max(0, used - counted["file"])
+        words = (
+            f"{unit} has {used // MIB} MiB of memory, of {int(limit) // MIB} MiB that it may have"
+        )
+        if used > NEARLY * int(limit):
+            yield warning(
+                f"{words}; beyond that the kernel ends it, and systemd begins it anew.",
+                _more_memory(unit),
+            )
+        else:
+            yield ok(f"{words}.")
+
+
+@check
+def service_killed(places: Places) -> Iterator[Remark]:
+    """The kernel has ended no process of podyd's for its memory, within a day."""
+    program = shutil.which("journalctl", path=places.path)
+    if program is None:
+        return
+    for unit in UNITS:
+        query = [f"--unit={unit}", f"MESSAGE_ID={OUT_OF_MEMORY}", "--since=-1d"]
+        done = subprocess.run(
+            [program, "--quiet", "--no-pager", "--output=cat", *query],
+            capture_output=True,
+            timeout=JOURNAL_SECONDS,
+            check=False,
+        )
+        if times := done.stdout.count(b"\n"):
+            yield warning(
+                f"Within a day the kernel has ended processes of {unit} {times} times, as they had"
+                " more memory than the unit may have.",
+                _more_memory(unit),
+            )
+
+
+def _more_memory(unit: str) -> str:
+    return f"systemctl edit {unit}: [Service], MemoryMax=4G; then systemctl restart {unit}"
+
+
+def _counts(path: Path) -> dict[str, int]:
+    """A file of cgroup2's that has a name and a number on each line."""
+    pairs = (line.split() for line in path.read_text().splitlines())
+    return {name: int(value) for name, value in pairs}
+
+
+@check
+def service_answers(case: Case) -> Iterator[Remark]:
+    """`podyd serve` answers, and is of the version that is installed."""
+    listen = case.config.listen
+    try:
+        version = _version(case.config)
+    except (OSError, ValueError, http.client.HTTPException) as problem:
+        yield warning(
+            f"'podyd serve' does not answer at {listen} ({reason(problem)}).",
+            "systemctl start podyd; journalctl -u podyd",
+        )
+        return
+    if version == list(VERSION):
+        yield ok(f"'podyd serve' {__version__} answers at {listen}.")
+    else:
+        yield warning(
+            f"What answers at {listen} says version {version}, and podyd {__version__} is"
+            " installed.",
+            "systemctl restart podyd",
+        )
+
+
+def _version(config: Config) -> object:
+    host, port = config.address
+    host = _HERE.get(host, host)
+    connection: http.client.HTTPConnection
+    if config.tls is None:
+        connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
+    else:
+        # Whether others trust the certificate is not asked here: its name is another one.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            host, port, timeout=ANSWER_SECONDS, context=context
+        )
+    with contextlib.closing(connection):
+        connection.request("GET", "/version")
+        answer: object = json.loads(connection.getresponse().read(MAX_ANSWER_BYTES))
+        return answer

@@ -1,0 +1,138 @@
+"""Storage pools: that there is room in them, and that they hold the limits of pods' disks."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.config.schema import UNLIMITED, Config
+from podyd.engine.admin import REFQUOTA, Admin, Pool
+from podyd.engine.instances import root_of
+from podyd.pods.disks import BTRFS, DIR, ZFS
+
+NEARLY_FULL, FULL = 0.85, 0.95
+# How ext4 and XFS call quotas that count by directory.
+_PROJECT_QUOTAS = {"prjquota", "pquota"}
+
+
+@check
+def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
+    """Neither a pool nor the disk that LXD itself is on is nearly full."""
+    for pool in admin.pools():
+        yield from about_room(
+            pool.used_bytes / max(1, pool.total_bytes),
+            f"Storage pool {pool.name} is {{}} full; when it is, all pods stop writing. Quotas of"
+            " disk ('disk_limit', 'disk_total' in podyd.yaml) keep a member from filling it.",
+            "lxc list --all-projects -c nD",
+        )
+    disk = os.statvfs(lxd_directory)
+    used = disk.f_blocks - disk.f_bfree
+    # As df(1) counts: without what is kept for root.
+    part = used / max(1, used + disk.f_bavail)
+    yield from about_room(
+        part,
+        f"The disk that {lxd_directory} is on is {{}} full; a pool that is a file there then"
+        " fails, however empty it is itself.",
+        f"df -h {lxd_directory}",
+    )
+    yield ok(f"The disk that {lxd_directory} is on is {part:.0%} full, and no pool is nearly full.")
+
+
+def about_room(part: float, what: str, do: str) -> Iterator[Remark]:
+    """What to say of something of which this part is used."""
+    if part > NEARLY_FULL:
+        yield (error if part > FULL else warning)(what.format(f"{part:.0%}"), do)
+
+
+@check
+def disk_limits(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Every pool that has a pod with a limit of its disk holds it."""
+    devices = [profile.devices for profile in admin.profiles()]
+    devices += [instance.devices for instance in admin.instances()]
+    roots = [root_of(item)[1] for item in devices]
+    everywhere = has_quota(case.config)
+    limited = {root.get("pool") for root in roots if root.get("size") or everywhere}
+    pid = admin.server().pid
+    for pool in admin.pools():
+        if pool.name in limited:
+            yield from about_limits(pool, mounts(case.places, pid), case.places, pid)
+    yield ok("What limits the disks of pods holds.")
+
+
+def has_quota(config: Config) -> bool:
+    """Whether podyd.yaml limits anybody's disks."""
+    quota = config.quota
+    limits: set[int | None] = {quota.default.disk_limit, quota.default.disk_total}
+    for part in (*quota.groups.values(), *quota.users.values()):
+        limits |= {part.disk_limit, part.disk_total}
+    return not limits <= {None, UNLIMITED}
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A line of /proc/PID/mountinfo; options are those of the mount and of the filesystem."""
+
+    path: Path
+    kind: str
+    source: str
+    options: frozenset[str]
+
+
+def mounts(places: Places, pid: int) -> list[Mounted]:
+    """What a process has mounted. Raises OSError."""
+    found = []
+    for line in (places.proc / str(pid) / "mountinfo").read_text().splitlines():
+        about, _, filesystem = line.partition(" - ")
+        fields, (kind, source, options) = about.split(), filesystem.split(None, 2)
+        found.append(
+            Mounted(Path(fields[4]), kind, source, frozenset(f"{fields[5]},{options}".split(",")))
+        )
+    return found
+
+
+def about_limits(
+    pool: Pool, mounted: Sequence[Mounted], places: Places, pid: int
+) -> Iterator[Remark]:
+    """Why a pool holds no limit, if that is so."""
+    if pool.driver == DIR:
+        below = [item for item in mounted if Path(pool.source).is_relative_to(item.path)]
+        there = max(below, key=lambda item: len(item.path.parts), default=None)
+        if there is None or not there.options & _PROJECT_QUOTAS:
+            where = there.path if there else pool.source
+            yield warning(
+                f"Storage pool {pool.name} is of kind dir, on a filesystem without project quotas:"
+                " no limit of a pod's disk holds there, and what is used is not known.",
+                f"mount {where} with prjquota (ext4, XFS), or let profiles use a pool of btrfs or"
+                " ZFS",
+            )
+    if pool.driver == ZFS and not pool.has_refquota:
+        yield note(
+            f"In storage pool {pool.name} (ZFS), the limit of a pod's disk counts its snapshots, so"
+            " that deleting files of which there is a snapshot makes no room, and not what it"
+            " shares with its image.",
+            f"lxc storage set {pool.name} {REFQUOTA} true; it holds for new pods, and for"
+            " others from their next /pod/limits on",
+        )
+    if pool.driver == BTRFS:
+        for item in mounted:
+            is_it = item.kind == BTRFS and item.path.parts[-2:] == ("storage-pools", pool.name)
+            if is_it and _has_lost_count(item.source, places):
+                yield warning(
+                    f"btrfs has lost count of what is used in storage pool {pool.name}, which"
+                    " happens when pods are deleted: no limit of a pod's disk holds there until it"
+                    " counts anew.",
+                    f"nsenter -t {pid} -m btrfs quota rescan -w {item.path}",
+                )
+
+
+def _has_lost_count(device: str, places: Places) -> bool:
+    name = (places.dev / device.removeprefix("/dev/")).resolve().name
+    for path in (places.sysfs / "fs/btrfs").glob(f"*/devices/{name}"):
+        flag = path.parent.parent / "qgroups/inconsistent"
+        if flag.exists() and flag.read_text().strip() == "1":
+            return True
+    return False

@@ -1,0 +1,65 @@
+"""The kernel's limits that all pods share, and what is enough of each.
+
+The values are in data/sysctl.conf, which the package has in /usr/lib/sysctl.d; with the reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+FILE = Path(__file__).parents[1] / "data/sysctl.conf"
+# Twice what an idle pod was found to use (Debian 12, systemd 252); of watches, what the kernel
+# gives to the smallest machine.
+PER_POD = {
+    "fs.inotify.max_user_instances": 20,
+    "fs.inotify.max_user_watches": 8192,
+    "kernel.keys.maxkeys": 40,
+    "kernel.keys.maxbytes": 800,
+}
+
+
+@dataclass(frozen=True)
+class Limit:
+    """One of them: its name for sysctl(8), what it is now, and what podyd sets."""
+
+    name: str
+    now: int
+    wanted: int
+
+    @property
+    def pods(self) -> int:
+        """For how many pods it is enough."""
+        return self.now // PER_POD[self.name]
+
+
+def wanted() -> dict[str, int]:
+    """The values of data/sysctl.conf."""
+    lines = FILE.read_text(encoding="utf-8").splitlines()
+    pairs = (line.split("=") for line in lines if line and not line.startswith("#"))
+    return {name.strip(): int(value) for name, value in pairs}
+
+
+def limits(proc: Path = Path("/proc")) -> Iterator[Limit]:
+    """Those that this kernel has, as they are now. Raises OSError, ValueError."""
+    for name, value in wanted().items():
+        with contextlib.suppress(FileNotFoundError):
+            yield Limit(name, int(_path(proc, name).read_text()), value)
+
+
+def raise_limits(say: Callable[[str], None], proc: Path = Path("/proc")) -> None:
+    """Raise what is lower than wanted, as far as this process may; nothing is lowered.
+
+    In its unit it may not, nor in most containers; the doctor says what is still too low.
+    """
+    for limit in limits(proc):
+        if limit.now < limit.wanted:
+            with contextlib.suppress(OSError):
+                _path(proc, limit.name).write_text(f"{limit.wanted}\n")
+                say(f"raised {limit.name} from {limit.now} to {limit.wanted}")
+
+
+def _path(proc: Path, name: str) -> Path:
+    return proc / "sys" / name.replace(".", "/")

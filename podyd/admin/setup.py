@@ -1,0 +1,191 @@
+"""Preparing a machine for podyd, as root: what `podyd setup` does.
+
+Every step looks first and does nothing where there is nothing to do, so that it can be run again
+at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import os
+import pwd
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from podyd.admin import kernel
+from podyd.base.errors import SetupError
+from podyd.base.files import make_directory
+from podyd.config.schema import Config
+from podyd.engine import profiles
+from podyd.engine.admin import Admin, Openings, find_socket
+from podyd.engine.rest import Credentials
+from podyd.node.directories import fit_directories
+
+PAM_DIRECTORY = Path("/etc/pam.d")
+PAM_FILE = Path(__file__).parents[1] / "data/pam.d-podyd"
+CERTIFICATE_DAYS = 3650
+
+Say = Callable[[str], None]
+
+
+def prepare(config: Config, user: str, say: Say) -> None:
+    """Prepare accounts, files and LXD for `podyd serve` as `user`; `say` hears what was done.
+
+    Raises SetupError.
+    """
+    if os.geteuid() != 0:
+        raise SetupError("Setting up needs root; type 'sudo podyd setup'.")
+    try:
+        _prepare_all(config, user, say)
+    except OSError as error:
+        raise SetupError(
+            f"{error.filename} cannot be prepared ({error.strerror}). Where podyd.yaml names other"
+            " places than the usual, podyd-setup.service needs them in ReadWritePaths=."
+        ) from error
+
+
+def _prepare_all(config: Config, user: str, say: Say) -> None:
+    _prepare_helper(config)
+    kernel.raise_limits(say)
+    admin = Admin(find_socket(), config.lxd.project)
+    account = _prepare_user(user, say)
+    _prepare_pam(config.auth.pam_service, say)
+    pool = admin.prepare_pool(say)
+    bridge = admin.prepare_bridge(say)
+    admin.prepare_project(bridge, openings(config), say)
+    _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
+    _prepare_data(config.data_dir, account, say)
+    for profile in profiles.shipped().values():
+        if admin.profile(profile.name) is None:
+            admin.put_profile(profile.on(pool, bridge))
+            say(f"put profile {profile.name} into LXD")
+
+
+def openings(config: Config) -> Openings:
+    """What pods need of the host for 'pods.mounts': the ids of accounts that have a directory."""
+    paths = {mount.prefix for mount in config.pods.mounts}
+    found = [own for path in paths for own in fit_directories(Path(path))]
+    return Openings(
+        paths=frozenset(paths),
+        uids=frozenset(str(own.uid) for own in found),
+        gids=frozenset(str(own.gid) for own in found),
+    )
+
+
+def leave_reason(path: Path, text: str) -> None:
+    """Write down why preparing failed, where the service looks if it cannot start."""
+    with contextlib.suppress(OSError):  # Not root, say; it is told on stderr as well.
+        make_directory(path.parent)
+        _write(path, f"{text}\n", group=0, mode=0o644)
+
+
+def _prepare_user(name: str, say: Say) -> pwd.struct_passwd:
+    """The system account that the service runs as."""
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        pass
+    command = ["useradd", "--system", "--user-group", "--no-create-home"]
+    command += ["--home-dir", "/var/lib/podyd", "--shell", "/usr/sbin/nologin", "--", name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SetupError(f"The system account {name} cannot be made: {done.stderr.strip()}.")
+    say(f"made system account {name}")
+    return pwd.getpwnam(name)
+
+
+def _prepare_pam(service: str, say: Say) -> None:
+    path = PAM_DIRECTORY / service
+    if not path.exists():
+        _write(path, PAM_FILE.read_text(encoding="utf-8"), group=0, mode=0o644)
+        say(f"wrote {path}")
+
+
+def _prepare_helper(config: Config) -> None:
+    """What podyd-auth.service is begun with: the helper itself does not read podyd.yaml."""
+    make_directory(config.helper_environment.parent)
+    text = f"PAM_SERVICE={config.auth.pam_service}\n"
+    _write(config.helper_environment, text, group=0, mode=0o644)
+
+
+def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:
+    """LXD's address and the certificates of both sides, where the service reads them.
+
+    All of it is root's: the service may read its key and change nothing.
+    """
+    for directory in (credentials.directory.parent, credentials.directory):
+        directory.mkdir(parents=True, exist_ok=True)
+        os.chown(directory, 0, group)
+        directory.chmod(0o750)
+    if not (credentials.certificate.exists() and credentials.key.exists()):
+        key, certificate = make_certificate()
+        _write(credentials.key, key, group=group, mode=0o640)
+        _write(credentials.certificate, certificate, group=group, mode=0o640)
+        say(f"made podyd's certificate in {credentials.directory}")
+    os.chown(credentials.key, 0, group)
+    certificate = credentials.certificate.read_text(encoding="ascii")
+    for path, text in (
+        (credentials.endpoint, admin.prepare_address(say) + "\n"),
+        (credentials.server_certificate, admin.server_certificate()),
+    ):
+        if not path.exists() or path.read_text(encoding="ascii") != text:
+            _write(path, text, group=group, mode=0o640)
+            say(f"wrote {path}")
+    admin.prepare_trust(certificate, fingerprint(certificate), say)
+
+
+def fingerprint(certificate_pem: str) -> str:
+    """What LXD calls a certificate by. Raises ValueError if it is none."""
+    certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
+    return certificate.fingerprint(hashes.SHA256()).hex()
+
+
+def _prepare_data(directory: Path, account: pwd.struct_passwd, say: Say) -> None:
+    """Where the service writes, and nobody else looks."""
+    if not directory.exists():
+        directory.mkdir()
+        say(f"made {directory}")
+    os.chown(directory, account.pw_uid, account.pw_gid)
+    directory.chmod(0o700)
+
+
+def make_certificate() -> tuple[str, str]:
+    """A new key and a certificate that it signs itself, in PEM.
+
+    P-256: a TLS handshake costs LXD a tenth of what an RSA key would.
+    """
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "podyd")])
+    now = datetime.datetime.now(datetime.timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        # A clock that is set back a little must not make it invalid.
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    private = key.private_bytes(
+        pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return private.decode(), certificate.public_bytes(pem).decode()
+
+
+def _write(path: Path, text: str, *, group: int, mode: int) -> None:
+    """Write a file as a whole or not at all, never readable for others meanwhile."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+        file.write(text)
+        os.fchown(file.fileno(), 0, group)
+        os.fchmod(file.fileno(), mode)
+    Path(file.name).replace(path)

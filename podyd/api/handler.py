@@ -1,0 +1,580 @@
+"""One Tornado handler for every operation of the API table.
+
+It checks the method, the login and the parameters, makes the one call that the operation is bound
+to, and turns what comes back, or whatever is raised, into JSON. A route without an access rule
+cannot be written.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import contextlib
+import json
+import logging
+import time
+import traceback
+from asyncio import Future
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+from urllib.parse import parse_qsl
+
+from tornado.httputil import HTTPServerRequest
+from tornado.iostream import StreamClosedError
+from tornado.web import HTTPError, RequestHandler, stream_request_body
+
+from podyd.accounting.metrics import Metrics
+from podyd.api.address import source_of
+from podyd.base.errors import (
+    BadRequest,
+    Forbidden,
+    MethodNotAllowed,
+    NotFound,
+    PodydError,
+    TooLarge,
+    TooMany,
+    Unauthorized,
+    Unavailable,
+)
+from podyd.base.fair_semaphore import LineFull, Turns
+from podyd.base.longtext import Kept, json_pieces
+from podyd.contract.kinds import decode, json_pairs, parse
+from podyd.contract.spec import GET, Access, Operation, Proof
+from podyd.model.naming import instance_name
+from podyd.people.login import Login, Member, Users
+from podyd.people.sessions import Sessions
+from podyd.people.tokens import is_token, refused
+from podyd.store.database import Token
+
+log = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 1024**2
+# What is above that is read and dropped up to here, so that the client sees the answer; a client
+# that sends still more is cut off.
+MAX_DROPPED_BYTES = 64 * 1024**2
+MAX_PARAMETERS = 50
+JSON = "application/json"
+# A long answer is written so much at a time, which takes a few ms, and must be taken within a time.
+CHUNK_CHARACTERS = 64 * 1024
+CHUNK_PIECES = 2000
+TAKE_SECONDS = 300.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """What an operation is called with; `password` is the caller's, if they logged in with it."""
+
+    request: Any
+    login: Login | None = None
+    password: str = ""
+
+    @property
+    def proven(self) -> Login:
+        """The caller's login; an operation that is open to everybody has none."""
+        assert self.login is not None
+        return self.login
+
+    @property
+    def caller(self) -> Member:
+        """The member who calls."""
+        return self.proven.member
+
+
+Bound = Callable[[Call], Awaitable[Any]]
+AddressOf = Callable[[HTTPServerRequest], str]
+A = TypeVar("A")
+
+
+@dataclass(frozen=True)
+class Headed(Generic[A]):
+    """An answer with headers of its own."""
+
+    body: A
+    headers: Mapping[str, str]
+
+
+# Questions of one member, and as many changes; what is above that waits in line.
+MAX_OF_ONE = 16
+# Of all members together, and how many of those may wait.
+MAX_UNDER_WAY = 1024
+MAX_WAITING = 1024
+
+
+class Requests:
+    """The requests under way, so that a shutdown can wait for them, and how many there may be."""
+
+    def __init__(self) -> None:
+        self._looks = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._changes = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self.under_way: set[asyncio.Task[Any]] = set()
+        self._not_waited_for: set[asyncio.Task[Any]] = set()
+        self.ending = False
+        self.ended = False
+
+    def add(self, task: asyncio.Task[Any], *, waited_for: bool = True) -> None:
+        """Know of a task until it is done."""
+        for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, member: Member, operation: Operation) -> AsyncIterator[None]:
+        """Wait until the member has not too much under way. Raises TooMany.
+
+        LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
+        nobody has more than some questions there, however many connections they make.
+        """
+        if not operation.holds_others_up:
+            yield
+            return
+        turns = self._looks if operation.methods == GET else self._changes
+        try:
+            async with turns.turn(member.name, share=MAX_OF_ONE):
+                yield
+        except LineFull:
+            raise TooMany(
+                "Too many requests of yours are under way; wait until some are answered.",
+                retry_after=1,
+                code="too_many_requests",
+            ) from None
+
+    async def finish(self, timeout: float) -> None:
+        """Wait `timeout` seconds at most for what is under way, then cancel it."""
+        deadline = time.monotonic() + timeout
+        for task in self._not_waited_for:
+            task.cancel()
+        # Others may come meanwhile, on connections that there are.
+        while self.under_way and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self.under_way, timeout=left)
+        self.ended = True
+        for task in self.under_way:
+            task.cancel()
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=2)
+
+
+@stream_request_body
+class JsonHandler(RequestHandler):
+    """Reads a bounded body, and answers in JSON whatever happens."""
+
+    SUPPORTED_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
+    member_name = ""
+    # The pod that was asked for, as LXD calls it unless that name was taken.
+    pod_name = ""
+    address_of: AddressOf
+    # Whether nothing more of it will come.
+    is_over = True
+
+    @property
+    def address(self) -> str:
+        """Where the request comes from; not Tornado's `remote_ip`, which may be a proxy's."""
+        return self.address_of(self.request)
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Type", JSON)
+        self.set_header("Cache-Control", "no-store")
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.clear_header("Server")
+
+    def prepare(self) -> Awaitable[None] | None:
+        self._body = bytearray()
+        self._too_large = False
+        return None
+
+    def data_received(self, chunk: bytes) -> Awaitable[None] | None:
+        if self._too_large:
+            return None
+        self._body += chunk
+        if len(self._body) > MAX_BODY_BYTES:
+            self._too_large = True
+            self._body.clear()
+        return None
+
+    def refuse(self, error: PodydError) -> None:
+        """Answer with an error, now."""
+        self.finish(self.refusal(error))
+
+    def refusal(self, error: PodydError) -> bytes:
+        """Make the answer an error's; its body."""
+        self.set_status(error.status)
+        for name, value in error.headers().items():
+            self.set_header(name, value)
+        return json.dumps(error.body(), ensure_ascii=False).encode()
+
+    def log_exception(
+        self,
+        typ: type[BaseException] | None,
+        value: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Where podyd crashed, and on what; Tornado would also log the query.
+
+        What an exception says is left out for the same reason: a password, a command.
+        """
+        if not isinstance(value, HTTPError):
+            frames = "".join(traceback.format_tb(tb))
+            log.error("%s crashed: %s\n%s", _path(self.request), type(value).__name__, frames)
+
+    def crash(self, error: Exception) -> PodydError:
+        """Log what nobody has foreseen; what the caller is told."""
+        self.log_exception(type(error), error, error.__traceback__)
+        return _crashed()
+
+    def write_error(self, status_code: int, **kwargs: Any) -> None:
+        """Tornado's way out for what it refuses itself, or for a crash."""
+        refusal = PodydError(
+            f"The request is not valid HTTP for podyd ({status_code}).", code="bad_request"
+        )
+        self.finish(json.dumps((_crashed() if status_code >= 500 else refusal).body()))
+
+
+class Endpoint(JsonHandler):
+    """Serves one operation."""
+
+    def initialize(
+        self,
+        operation: Operation,
+        bound: Bound,
+        users: Users,
+        requests: Requests,
+        sessions: Sessions,
+        address_of: AddressOf,
+    ) -> None:
+        self.address_of = address_of
+        self.sessions = sessions
+        self.operation = operation
+        self.bound = bound
+        self.users = users
+        self.requests = requests
+        self._task: asyncio.Task[Any] | None = None
+        self._login: Login | None = None
+        # Why it was ended, if its caller has not hung up.
+        self._refusal: PodydError | None = None
+
+    def _begin(self, work: Coroutine[Any, Any, Any], *, waited_for: bool = True) -> None:
+        """Begin what the request is for, or the next part of it."""
+        self._task = asyncio.ensure_future(work)
+        self.requests.add(self._task, waited_for=waited_for)
+        self._bind()
+
+    def _bind(self) -> None:
+        """What ends when the caller hangs up, ends with their login too."""
+        if self._login is not None and self._task is not None and self.operation.ends_with_caller:
+            self.sessions.add(self._task, self._login, self.address, self._end)
+
+    def _end(self, why: PodydError | None = None) -> None:
+        self._refusal = self._refusal or why
+        if self._task is not None:
+            # Later: a task that is cancelled before it has begun could not say why.
+            asyncio.get_running_loop().call_soon(self._task.cancel)
+
+    async def _serve(self) -> None:
+        if self.requests.ended:
+            self.refuse(going_down())
+            return
+        self._begin(self._answer())
+        assert self._task is not None
+        try:
+            answer = await self._task
+        except PodydError as error:
+            if error.status >= 500:
+                log.warning("%s: %s", self.operation.path, error.detail)
+            self.refuse(error)
+        except asyncio.CancelledError:
+            # The caller has hung up, and the answer reaches nobody, or their login has ended, or
+            # podyd is going down, and it says so.
+            self.refuse(self._refusal or going_down())
+        else:
+            await self._give(answer)
+
+    async def _give(self, answer: Any) -> None:
+        if isinstance(answer, Headed):
+            for name, value in answer.headers.items():
+                self.set_header(name, value)
+            answer = answer.body
+        self.set_header("Content-Type", self.operation.media)
+        if isinstance(answer, Kept):
+            await self._give_kept(answer)
+            return
+        is_json = self.operation.media == JSON
+        self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
+
+    async def _give_kept(self, answer: Kept[Any]) -> None:
+        """Send what is made while it is sent; who does not take it in time is cut off."""
+        self._task = asyncio.ensure_future(self._write_pieces(answer.body))
+        self.requests.add(self._task)
+        try:
+            await asyncio.wait({self._task}, timeout=TAKE_SECONDS)
+            if self._task.done():
+                self._task.result()
+            else:
+                self._cut()
+        except (StreamClosedError, asyncio.CancelledError):
+            self._cut()
+        except Exception as error:  # Tornado would end half an answer as if it were whole.
+            self.crash(error)
+            self._cut()
+        finally:
+            self._task.cancel()
+            answer.close()
+
+    async def _write_pieces(self, answer: Any) -> None:
+        held: list[str] = []
+        size = 0
+        for piece in json_pieces(answer):
+            held.append(piece)
+            size += len(piece)
+            if size >= CHUNK_CHARACTERS or len(held) >= CHUNK_PIECES:
+                self.write("".join(held))
+                await self.flush()
+                held, size = [], 0
+        await self.finish("".join(held))
+
+    def _cut(self) -> None:
+        """End the connection where the answer has not ended, so that nobody takes it for whole."""
+        self.set_status(500)  # For the log.
+        self._stream.close()
+
+    @property
+    def _stream(self) -> Any:
+        return self.request.connection.stream  # type: ignore[union-attr]
+
+    get = post = head = put = patch = delete = options = _serve
+
+    async def _answer(self) -> Any:
+        method = self.request.method or ""
+        if method not in self.operation.methods:
+            raise MethodNotAllowed(
+                f"{self.operation.path} is served for {' and '.join(self.operation.methods)},"
+                f" not for {method}.",
+                allow=self.operation.methods,
+            )
+        if self._too_large:
+            raise _too_large()
+        self._refuse_other_sites()
+        login, password = None, ""
+        if self._needs_login():
+            login, password = await self._log_in()
+            self._login = login
+            self._bind()
+        request: Any = parse(self.operation.request, self._pairs())
+        if login is not None and hasattr(request, "ins"):
+            self.pod_name = instance_name(login.member.name, request.ins, ())
+        if login is None:
+            return await self.bound(Call(request))
+        async with self.requests.turn(login.member, self.operation):
+            return await self.bound(Call(request, login, password))
+
+    def _refuse_other_sites(self) -> None:
+        """A browser sends its user's login along with whatever any site's page asks of podyd."""
+        headers = self.request.headers
+        site = headers.get("Sec-Fetch-Site", "none")
+        origin = headers.get("Origin")
+        own = origin is None or origin.partition("://")[2] == headers.get("Host")
+        if site not in ("none", "same-origin") or not own:
+            raise Forbidden(
+                "podyd answers no requests that the page of another site makes.", code="cross_site"
+            )
+
+    def _needs_login(self) -> bool:
+        access = self.operation.access
+        if access is Access.SCRAPER:
+            # What a proxy passes on says nothing: any account of this host could say it too.
+            forwarded = "X-Forwarded-For" in self.request.headers
+            return forwarded or not self.users.may_scrape(self.request.remote_ip or "")
+        return access is not Access.OPEN
+
+    async def _log_in(self) -> tuple[Login, str]:
+        name, secret = credentials(self.request.headers.get("Authorization", ""))
+        login = await self.users.log_in(
+            name,
+            secret,
+            source_of(self.request, self.address),
+            may_be_expired=self.operation.proof is Proof.OLD_PASSWORD,
+        )
+        self.member_name = login.member.name
+        for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
+        if for_admins and not login.member.is_admin:
+            raise Forbidden(f"{self.operation.path} is for admins.", code="not_an_admin")
+        if login.token is None:
+            return login, secret
+        self._check_scope(login.token)
+        return login, ""
+
+    def _check_scope(self, token: Token) -> None:
+        if self.operation.accepts(token.scope):
+            return
+        if self.operation.proof in (Proof.PASSWORD, Proof.OLD_PASSWORD):
+            raise Forbidden(
+                f"{self.operation.path} needs your password; a token will not do.",
+                code="password_needed",
+            )
+        does = "reaches into a pod" if self.operation.proof is Proof.INSIDE else "changes something"
+        raise Forbidden(
+            f"This token only reads, and {self.operation.path} {does}; it takes one of scope all.",
+            code="token_only_reads",
+        )
+
+    def _pairs(self) -> list[tuple[str, str]]:
+        """The parameters, in the query and in a body; one that stands in both is refused."""
+        in_query = _decode_form(self.request.query, "the query string")
+        in_body = _decode_body(
+            bytes(self._body), self.request.headers.get("Content-Type", "").partition(";")[0]
+        )
+        both = {name for name, _ in in_query} & {name for name, _ in in_body}
+        if both:
+            name = min(both)
+            raise BadRequest(
+                f"Parameter {name[:64]!r} stands in the query and in the body; give it once.",
+                code="repeated_parameter",
+                parameter=name[:64],
+            )
+        return in_query + in_body
+
+    def finish(self, chunk: Any = None) -> Future[None]:
+        """As Tornado's; a client that keeps its connection makes a new one for the next podyd."""
+        if self.requests.ending:
+            self.set_header("Connection", "close")
+        return super().finish(chunk)
+
+    def on_connection_close(self) -> None:
+        if self.operation.ends_with_caller and self._task is not None:
+            self._task.cancel()
+
+
+class NoRoute(JsonHandler):
+    """Answers where there is no route."""
+
+    def initialize(self, suggest: Callable[[str], str], address_of: AddressOf) -> None:
+        self.address_of = address_of
+        self.suggest = suggest
+
+    async def _serve(self) -> None:
+        self.refuse(
+            NotFound(
+                f"There is no route {self.request.path[:100]!r}{self.suggest(self.request.path)}",
+                code="no_such_route",
+            )
+        )
+
+    get = post = head = put = patch = delete = options = _serve
+
+
+def credentials(header: str) -> tuple[str, str]:
+    """User and password of an HTTP Basic header (RFC 7617, UTF-8), or "" and a token (RFC 6750).
+
+    Raises Unauthorized.
+    """
+    scheme, _, value = header.partition(" ")
+    if scheme.lower() == "bearer":
+        if not is_token(value.strip()):
+            raise refused()
+        return "", value.strip()
+    if scheme.lower() != "basic":
+        raise Unauthorized(
+            "Log in with your Linux user name and password (HTTP Basic), or with a token (Bearer)."
+        )
+    try:
+        name, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise Unauthorized("The Authorization header is not valid HTTP Basic in UTF-8.") from None
+    if not colon or not name or not password or "\0" in name + password:
+        raise Unauthorized("User name or password is wrong.")
+    return name, password
+
+
+def _decode_form(text: str, where: str) -> list[tuple[str, str]]:
+    try:
+        return parse_qsl(
+            text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+        )
+    except UnicodeDecodeError:
+        raise BadRequest(f"A parameter in {where} is not UTF-8.", code="not_utf8") from None
+    except ValueError:
+        raise BadRequest(
+            f"There are more than {MAX_PARAMETERS} parameters in {where}.", code="bad_request"
+        ) from None
+
+
+def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
+    if not body:
+        return []
+    text = decode(body, "The body")
+    if content_type == "application/x-www-form-urlencoded":
+        return _decode_form(text, "the body")
+    if content_type == JSON:
+        return json_pairs(text, "The body")
+    raise BadRequest(
+        "The body must be application/x-www-form-urlencoded or application/json.",
+        code="bad_content_type",
+    )
+
+
+def _too_large() -> TooLarge:
+    return TooLarge(f"The body may have {MAX_BODY_BYTES} bytes at most.", limit=MAX_BODY_BYTES)
+
+
+def _crashed() -> PodydError:
+    return PodydError("Something went wrong inside podyd; it is in its log.")
+
+
+def going_down() -> Unavailable:
+    """What is said to whoever has something under way."""
+    return Unavailable("podyd is restarting; the request was ended.", code="shutting_down")
+
+
+def _method(request: HTTPServerRequest) -> str:
+    """The method, one of a few: a client may send any word there, and colours with it."""
+    return request.method if request.method in JsonHandler.SUPPORTED_METHODS else "other"
+
+
+def _path(request: HTTPServerRequest) -> str:
+    """The path as a log may show it."""
+    return request.path[:200].encode("unicode_escape").decode()
+
+
+def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
+    """What Tornado calls when a request is over."""
+
+    def over(handler: RequestHandler) -> None:
+        assert isinstance(handler, JsonHandler)
+        if not handler.is_over:
+            return  # It was the beginning of a WebSocket.
+        _log_request(handler)
+        path = handler.operation.path if isinstance(handler, Endpoint) else ""
+        seconds = handler.request.request_time()
+        metrics.request(path, _method(handler.request), handler.get_status(), seconds)
+
+    return over
+
+
+def _log_request(handler: JsonHandler) -> None:
+    """One line a request, in the journal with its parts as fields of their own.
+
+    Never its query, which may hold a password or a command.
+    """
+    request, status = handler.request, handler.get_status()
+    milliseconds = f"{request.request_time() * 1000:.1f}"
+    fields = {
+        "PODYD_STATUS": status,
+        "PODYD_METHOD": _method(request),
+        "PODYD_PATH": _path(request),
+        "PODYD_USER": handler.member_name,
+        "PODYD_POD": handler.pod_name,
+        "PODYD_ADDRESS": handler.address,
+        "PODYD_MILLISECONDS": milliseconds,
+    }
+    logging.getLogger("podyd.access").log(
+        logging.WARNING if status >= 500 else logging.INFO,
+        "%s %s %s user=%s from=%s %sms",
+        status,
+        fields["PODYD_METHOD"],
+        fields["PODYD_PATH"],
+        handler.member_name or "-",
+        handler.address,
+        milliseconds,
+        extra={name: value for name, value in fields.items() if value},
+    )

@@ -1,0 +1,1 @@
+"""The root helper that asks PAM and NSS, and the client that asks it."""

@@ -1,0 +1,176 @@
+"""Asks `podyd auth`, the small root process that alone talks to PAM.
+
+One connection a request. The helper ends a PAM module that hangs; here, a bounded number of
+requests may be under way, the others wait in line, and each has a deadline, so that a hanging LDAP
+stops nothing else. Who has logged in before goes before strangers, who may be guessing; of all
+others each is served in turn, and none has more than a part of what may be under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+from collections.abc import AsyncIterator, Hashable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from podyd.base.errors import BadRequest, Forbidden, Unauthorized, Unavailable
+from podyd.base.fair_semaphore import LineFull, Turns
+
+# Fewer than the helper takes at once.
+MAX_UNDER_WAY = 16
+MAX_OF_ONE = MAX_UNDER_WAY // 2
+MAX_WAITING = 256
+# For the wait in line and for the answer.
+TIMEOUT = 20.0
+MAX_ANSWER_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True)
+class Account:
+    """A Linux account as NSS has it.
+
+    `mark` is another one with each new password; "" where it is not known. `must_change`: it may
+    do nothing until its password is changed.
+    """
+
+    name: str
+    uid: int
+    gid: int
+    groups: frozenset[str]
+    mark: str = ""
+    must_change: bool = False
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Account:
+        return cls(data["name"], data["uid"], data["gid"], frozenset(data["groups"]))
+
+
+class AuthClient:
+    """The helper behind the unix socket at `path`."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._turns = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+
+    async def login(
+        self, user: str, password: str, address: str, *, whose: Hashable, known: bool
+    ) -> Account:
+        """Check a password and the account behind it through PAM.
+
+        `whose` is who is served in turn with others, `known`: the user has logged in from there
+        before. Whether the account `must_change` its password, the caller must look at.
+
+        Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
+        not log in at present, Unavailable if PAM or what is behind it does not answer.
+        """
+        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
+        return _allowed(
+            await self._ask(turn, op="login", user=user, password=password, remote=address)
+        )
+
+    async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
+        """An account that may log in at present, whoever asks: PAM's account rules, no password.
+
+        Raises as `login` does; Unauthorized if there is none of this name.
+        """
+        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
+        return _allowed(await self._ask(turn, op="account", user=user, remote=address))
+
+    async def change_password(self, user: str, old: str, new: str) -> None:
+        """Change a password as the user themselves would with passwd(1).
+
+        Raises BadRequest, with PAM's own words, for a password that PAM does not take.
+        """
+        turn = self._turns.turn(("passwd", user), share=MAX_OF_ONE)
+        _checked(await self._ask(turn, op="passwd", user=user, old=old, new=new))
+
+    async def accounts(self) -> list[Account]:
+        """Every account that could log in, as far as NSS lists them; asked for one at a time."""
+        turn = self._turns.turn("accounts", share=1)
+        answer = _checked(await self._ask(turn, op="accounts"))
+        return [Account.of(item) for item in answer["accounts"]]
+
+    async def _ask(
+        self, turn: contextlib.AbstractAsyncContextManager[None], **request: str
+    ) -> Mapping[str, Any]:
+        try:
+            return await asyncio.wait_for(self._in_turn(turn, request), TIMEOUT)
+        # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
+        except (LineFull, BlockingIOError):
+            raise Unavailable(
+                "Too many logins are under way; try again shortly.", code="pam_busy"
+            ) from None
+        except asyncio.TimeoutError:
+            raise Unavailable(
+                "The login service did not answer in time; try again shortly.", code="pam_timeout"
+            ) from None
+        except (OSError, ValueError) as error:
+            raise Unavailable(
+                "The login service cannot be reached; tell your admin that 'podyd auth' does not"
+                f" answer at {self._path} ({type(error).__name__}).",
+                code="pam_unreachable",
+            ) from error
+
+    async def _in_turn(
+        self, turn: contextlib.AbstractAsyncContextManager[None], request: Mapping[str, str]
+    ) -> Mapping[str, Any]:
+        async with turn:
+            return await self._exchange(request)
+
+    async def _exchange(self, request: Mapping[str, str]) -> Mapping[str, Any]:
+        async with self._connection() as (reader, writer):
+            writer.write(json.dumps(request).encode() + b"\n")
+            await writer.drain()
+            answer: Mapping[str, Any] = json.loads(await reader.readline())
+            return answer
+
+    @contextlib.asynccontextmanager
+    async def _connection(
+        self,
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await asyncio.open_unix_connection(
+            sock=_connected(self._path), limit=MAX_ANSWER_BYTES
+        )
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
+
+
+def _connected(path: str) -> socket.socket:
+    """A connection to the helper; raises BlockingIOError, which asyncio takes for a success."""
+    connection = socket.socket(socket.AF_UNIX)
+    connection.setblocking(False)
+    try:
+        connection.connect(path)
+    except OSError:
+        connection.close()
+        raise
+    return connection
+
+
+def _allowed(answer: Mapping[str, Any]) -> Account:
+    must_change = answer.get("error") == "expired"
+    account = Account.of((answer if must_change else _checked(answer))["account"])
+    return replace(account, mark=answer.get("mark", ""), must_change=must_change)
+
+
+def _checked(answer: Mapping[str, Any]) -> Mapping[str, Any]:
+    error = answer.get("error")
+    reason = str(answer.get("reason", "")).strip().rstrip(".")
+    if error is None:
+        return answer
+    if error == "denied":
+        raise Unauthorized("User name or password is wrong.")
+    if error == "refused":
+        raise Forbidden(f"This account may not log in: {reason}.", code="account_refused")
+    if error == "weak":
+        raise BadRequest(f"The new password was not accepted: {reason}.", code="password_refused")
+    if error == "invalid":
+        raise BadRequest(f"Parameter 'passwd': {reason}.", code="malformed_parameter")
+    raise Unavailable(
+        f"The login service cannot answer at the moment: {reason or error}.", code="pam_unavailable"
+    )

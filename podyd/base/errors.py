@@ -1,0 +1,343 @@
+"""The errors of podyd, and what each one looks like from outside.
+
+An error carries everything that a client is told: the HTTP `status`, a stable `code` in
+snake_case, one sentence in `detail` that a user can act on, and `fields` that help a program.
+Whatever a lower library raises is turned into one of these where it is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+
+class PodydError(Exception):
+    """The root of the tree; by itself it stands for a fault inside podyd."""
+
+    status: ClassVar[int] = 500
+    default_code: ClassVar[str] = "internal_error"
+    # Of the command that it ends.
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, detail: str, *, code: str | None = None, **fields: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.code = code or self.default_code
+        self.fields = fields
+
+    def body(self) -> dict[str, Any]:
+        """The JSON object that a client gets."""
+        return {"detail": self.detail, "code": self.code, **self.fields}
+
+    def headers(self) -> Mapping[str, str]:
+        """The HTTP headers that belong to this error."""
+        return {}
+
+
+class BadRequest(PodydError):
+    """A parameter is missing, unknown, repeated or malformed."""
+
+    status = 400
+    default_code = "bad_request"
+
+
+class Unauthorized(PodydError):
+    """No credentials, or wrong ones; never says which part of them was wrong."""
+
+    status = 401
+    default_code = "unauthorized"
+
+    def headers(self) -> Mapping[str, str]:
+        return {"WWW-Authenticate": 'Basic realm="podyd", charset="UTF-8"'}
+
+
+class Forbidden(PodydError):
+    """Logged in, but not allowed."""
+
+    status = 403
+    default_code = "forbidden"
+
+
+class NotFound(PodydError):
+    """No such route, pod or image; somebody else's pod looks the same."""
+
+    status = 404
+    default_code = "not_found"
+
+
+class MethodNotAllowed(PodydError):
+    """The route exists, the method does not."""
+
+    status = 405
+    default_code = "method_not_allowed"
+
+    def __init__(self, detail: str, *, allow: tuple[str, ...]) -> None:
+        super().__init__(detail, allow=list(allow))
+        self.allow = allow
+
+    def headers(self) -> Mapping[str, str]:
+        return {"Allow": ", ".join(self.allow)}
+
+
+class Conflict(PodydError):
+    """The state of things does not admit the request: a name taken, a pod not running."""
+
+    status = 409
+    default_code = "conflict"
+
+
+class TooLarge(PodydError):
+    """The request's body is over the limit."""
+
+    status = 413
+    default_code = "body_too_large"
+
+
+class UpgradeRequired(PodydError):
+    """The route is a WebSocket, and the request does not ask for one."""
+
+    status = 426
+    default_code = "upgrade_required"
+
+    def headers(self) -> Mapping[str, str]:
+        return {"Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+
+
+class TooMany(PodydError):
+    """Too many failed logins or requests; `retry_after` is in seconds."""
+
+    status = 429
+    default_code = "too_many_requests"
+
+    def __init__(self, detail: str, *, retry_after: float, code: str | None = None) -> None:
+        self.retry_after = max(1, math.ceil(retry_after))
+        super().__init__(detail, code=code, retry_after=self.retry_after)
+
+    def headers(self) -> Mapping[str, str]:
+        return {"Retry-After": str(self.retry_after)}
+
+
+class Unavailable(PodydError):
+    """Something that podyd needs (LXD, PAM, NVML) cannot be reached or is busy."""
+
+    status = 503
+    default_code = "unavailable"
+
+
+class TimedOut(PodydError):
+    """LXD did not finish in time; `detail` says what became of the request."""
+
+    status = 504
+    default_code = "timed_out"
+
+
+class LxdRefused(PodydError):
+    """LXD answered with an error of its own; `reason` has its words.
+
+    What podyd tells apart is a class below, each of them with a sentence for members.
+    podyd/engine/refusals.py knows which of LXD's sentences is which; nobody else reads them.
+    """
+
+    status = 502
+    default_code = "lxd_error"
+    # What a member is told; `{reason}` stands for LXD's own words.
+    sentence: ClassVar[str] = "LXD refused it: {reason}; tell your admin if it stays so."
+
+    def __init__(
+        self, reason: str, detail: str = "", *, code: str | None = None, **fields: Any
+    ) -> None:
+        self.reason = reason.rstrip(".")
+        super().__init__(
+            detail or self.sentence.format(reason=self.reason, **fields), code=code, **fields
+        )
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether it says by itself what is the matter, whatever LXD was asked for."""
+        return type(self) not in (LxdRefused, Missing)
+
+
+class Busy(LxdRefused):
+    """LXD is at work on the instance; `operation` is its word for what it does, "" if unknown.
+
+    That a file or a device is busy is another thing.
+    """
+
+    status = 409
+    default_code = "pod_busy"
+    sentence = "The pod is being started, stopped or changed already; try again shortly."
+
+    def __init__(self, reason: str, *, operation: str = "") -> None:
+        super().__init__(reason, operation=operation)
+        self.operation = operation
+
+
+class InUse(Busy):
+    """LXD counts the instance's disk as mounted: it copies it, reads files, or has miscounted."""
+
+    sentence = "LXD has the pod's disk in use, to copy it or for its files; try again shortly."
+
+
+class NotRunning(LxdRefused):
+    """The instance does not run, or is frozen, so that nothing can be run in it."""
+
+    status = 409
+    default_code = "pod_not_running"
+    sentence = "The pod is {status}; start it with /pod/start."
+
+    def __init__(self, reason: str, *, status: str = "stopped") -> None:
+        super().__init__(reason, status=status)
+
+
+class Running(LxdRefused):
+    """The instance runs, which it must not for this, or does so already."""
+
+    status = 409
+    default_code = "pod_running"
+    sentence = "The pod is running; stop it first with /pod/stop."
+
+
+class DidNotShutDown(LxdRefused):
+    """The instance was told to shut down and did not in the time that it had."""
+
+    status = 409
+    default_code = "pod_did_not_shut_down"
+    sentence = "The pod did not shut down in time; try again."
+
+
+class Missing(LxdRefused):
+    """LXD does not have what was named, or what that needs: a profile, a snapshot, a file."""
+
+    status = 404
+    default_code = "not_found"
+    sentence = "LXD does not have it: {reason}."
+
+
+class Gone(Missing):
+    """LXD does not have the instance itself."""
+
+    default_code = "no_such_pod"
+    sentence = "The pod is not there any more; see /pod/list."
+
+
+class NameTaken(LxdRefused):
+    """LXD has something of that name already."""
+
+    status = 409
+    default_code = "name_taken"
+    sentence = "The name is taken: {reason}."
+
+
+class Changed(LxdRefused):
+    """What was to be changed has been changed since it was read: its ETag is another."""
+
+    status = 409
+    default_code = "pod_changed"
+    sentence = "The pod has been changed at the same moment; try again."
+
+
+class DiskFull(LxdRefused):
+    """There is no room left for what LXD writes, on the instance's disk or in the whole pool."""
+
+    status = 409
+    default_code = "disk_full"
+    sentence = (
+        "The pod's disk is full ({reason}); delete files in it, which /pod/file-delete does also"
+        " while it is stopped, or give it more with 'disk' of /pod/limits. Where it has room, the"
+        " storage of all pods is full: tell your admin."
+    )
+
+
+class Unsettled(LxdRefused):
+    """LXD does not take back the settings that an instance had before a snapshot was restored."""
+
+    status = 409
+    default_code = "settings_not_back"
+    sentence = (
+        "The pod has the snapshot's disk, but LXD does not take back the settings that it had"
+        " ({reason}), and it cannot be started before that; tell your admin. podyd tries again"
+        " whenever something changes."
+    )
+
+
+class NotNewest(LxdRefused):
+    """On ZFS: something has been kept of the instance since the snapshot that is to be restored."""
+
+    status = 409
+    default_code = "snapshot_not_newest"
+    sentence = (
+        "On ZFS a pod goes back to its newest snapshot only, and not while there is a copy that was"
+        " made of it after that; delete the later snapshots and copies first, or make a pod of this"
+        " snapshot with /pod/copy."
+    )
+
+
+class Slipped(LxdRefused):
+    """LXD has stumbled over what goes by, so it can be tried again.
+
+    While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
+    a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too). And it does not copy a
+    pod in which a directory has just gone.
+    """
+
+    status = 503
+    default_code = "lxd_slipped"
+    sentence = "LXD has slipped ({reason}); try again."
+
+
+class OutputLost(PodydError):
+    """A command has ended, and not all that it wrote has come from LXD.
+
+    It is none that can be tried again (503): what the command has done, it would do once more.
+    """
+
+    status = 502
+    default_code = "output_lost"
+
+
+class Lacks(LxdRefused):
+    """The host has no such program, or LXD does not see it."""
+
+    status = 502
+    default_code = "lxd_lacks_program"
+
+
+@contextlib.contextmanager
+def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
+    """Say what LXD was to do, where its refusal does not say by itself what is the matter."""
+    try:
+        yield
+    except LxdRefused as error:
+        if error.is_telling:
+            raise
+        detail = f"LXD could not {what}: {error.reason}."
+        raise type(error)(error.reason, detail, code=code) from error
+
+
+class ConfigError(PodydError):
+    """podyd.yaml cannot be used; `detail` names file, key and what was expected."""
+
+    default_code = "config_error"
+    exit_status = os.EX_CONFIG
+
+
+class NotSetUp(PodydError):
+    """`podyd setup` has not left what the service needs; trying again does not mend it."""
+
+    default_code = "not_set_up"
+    exit_status = os.EX_CONFIG
+
+
+class StartError(PodydError):
+    """Podyd cannot serve now, for a reason that may go away by itself."""
+
+    default_code = "start_error"
+
+
+class SetupError(PodydError):
+    """The machine cannot be prepared; `detail` says what to type."""
+
+    default_code = "setup_error"

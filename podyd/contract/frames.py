@@ -1,0 +1,199 @@
+"""The line between a command in a pod and whoever talks to it while it runs.
+
+Both ends send frames whose first byte is the channel, as Kubernetes' v4 protocol has them. Each
+says how much output or input it can hold: the other one sends no more than that before it is told
+that some of it was taken. So neither's memory grows, and what is urgent (a signal, a ping) never
+waits behind what is not.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from podyd.base.errors import BadRequest
+from podyd.contract.kinds import Whole, parse_json
+from podyd.contract.spec import MAX_COLUMNS, MAX_ROWS, SIGNALS, Start
+
+STDIN, STDOUT, STDERR, END, CONTROL = range(5)
+# How many bytes of input podyd holds for a command that does not read them.
+WINDOW_BYTES = 256 * 1024
+# What the command has read is told a quarter of the window at a time, and not at each key.
+TELL_BYTES = WINDOW_BYTES // 4
+MAX_WISHES = 64
+START_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Size:
+    """A terminal's, in characters."""
+
+    rows: int
+    cols: int
+
+
+@dataclass(frozen=True)
+class Signal:
+    """One for all that the command has started; `name` is one of SIGNALS."""
+
+    name: str
+
+
+Wish = Size | Signal
+
+
+class Streams(Protocol):
+    """What a command is given, and what it gives."""
+
+    async def input(self) -> bytes | None:
+        """The next of the input; None at its end."""
+
+    async def output(self, channel: int, data: bytes) -> None:
+        """Take output; the command waits as long."""
+
+    async def wish(self) -> Wish:
+        """What is wanted beside that, once it is."""
+
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+class Line:
+    """One end: frames come in by `received` and go out by `send`, which waits until they are."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._start: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
+        self._input: deque[bytes] = deque()
+        self._ended = False
+        self._held = 0
+        self._taken = 0
+        self._told = 0
+        self._came = asyncio.Event()
+        self._wishes: asyncio.Queue[Wish] = asyncio.Queue(MAX_WISHES)
+        # Their window; None where they hold the connection back instead.
+        self._window: int | None = None
+        self._sent = 0
+        self._acknowledged = 0
+        self._room = asyncio.Event()
+
+    # --- What comes in ---------------------------------------------------------------------------
+
+    def received(self, frame: bytes | str) -> None:
+        """Take a frame. Raises BadRequest if it is none, or if it is more than was agreed."""
+        if not isinstance(frame, bytes) or not frame or frame[0] not in (STDIN, CONTROL):
+            raise _malformed("begin with the byte of a channel: 0 for stdin, 4 for control")
+        if frame[0] == STDIN:
+            self._hold(frame[1:])
+        elif not self._start.done():
+            self._begin(frame[1:])
+        else:
+            self._control(frame[1:])
+
+    def _hold(self, data: bytes) -> None:
+        self._held += len(data)
+        if self._held > WINDOW_BYTES:
+            raise _malformed(f"be at most {WINDOW_BYTES} bytes ahead of what was taken")
+        if data:
+            self._input.append(data)
+            self._came.set()
+
+    def _begin(self, data: bytes) -> None:
+        start = parse_json(Start, data, "The first control message")
+        self._window = start.window
+        self._start.set_result(start)
+
+    def _control(self, data: bytes) -> None:
+        try:
+            ((name, value),) = json.loads(data).items()
+        except (ValueError, AttributeError, RecursionError):
+            raise _malformed("be one JSON object with one key where they are control") from None
+        match name:
+            case "eof":
+                self._ended = True
+                self._came.set()
+            case "taken" if isinstance(value, int):
+                self._acknowledged = value
+                self._room.set()
+            case "signal" if value in SIGNALS:
+                self._wish(Signal(value))
+            case "resize" if isinstance(value, dict):
+                self._wish(_size(value))
+            case _:
+                raise _malformed("have resize, signal, eof or taken where they are control")
+
+    def _wish(self, wish: Wish) -> None:
+        try:
+            self._wishes.put_nowait(wish)
+        except asyncio.QueueFull:
+            raise _malformed(f"leave at most {MAX_WISHES} signals and sizes waiting") from None
+
+    async def start(self) -> Start:
+        """What shall run. Raises BadRequest if they do not say it soon."""
+        # Not wait_for, which up to Python 3.11 forgets a cancellation that comes with the message.
+        done, _ = await asyncio.wait({self._start}, timeout=START_SECONDS)
+        if not done:
+            raise BadRequest(
+                f"No control message has said within {START_SECONDS:g} s what shall run.",
+                code="nothing_to_run",
+            )
+        return self._start.result()
+
+    async def input(self) -> bytes | None:
+        """The next of the input; None at its end. What was given before has been taken."""
+        await self._tell_taken()
+        while not self._input:
+            if self._ended:
+                return None
+            self._came.clear()
+            await self._came.wait()
+        data = self._input.popleft()
+        self._held -= len(data)
+        self._taken += len(data)
+        return data
+
+    async def _tell_taken(self) -> None:
+        if self._taken - self._told >= TELL_BYTES:
+            self._told = self._taken
+            await self.control({"taken": self._taken})
+
+    async def wish(self) -> Wish:
+        """What they want next."""
+        return await self._wishes.get()
+
+    # --- What goes out ---------------------------------------------------------------------------
+
+    async def output(self, channel: int, data: bytes) -> None:
+        """Send output; waits while they take none."""
+        while data:
+            room = len(data)
+            if self._window is not None:
+                while (room := self._window - self._sent + self._acknowledged) <= 0:
+                    self._room.clear()
+                    await self._room.wait()
+            self._sent += len(data[:room])
+            await self._send(bytes([channel]) + data[:room])
+            data = data[room:]
+
+    async def control(self, message: Mapping[str, Any]) -> None:
+        await self._send(bytes([CONTROL]) + json.dumps(message).encode())
+
+    async def end(self, message: Mapping[str, Any]) -> None:
+        """Say how it has ended."""
+        await self._send(bytes([END]) + json.dumps(message, ensure_ascii=False).encode())
+
+
+def _size(value: Mapping[str, Any]) -> Size:
+    try:
+        rows = Whole(1, MAX_ROWS).parse(str(value["rows"]))
+        return Size(rows, Whole(1, MAX_COLUMNS).parse(str(value["cols"])))
+    except (KeyError, ValueError):
+        raise _malformed("have rows and cols, whole numbers, in resize") from None
+
+
+def _malformed(what: str) -> BadRequest:
+    return BadRequest(f"Messages to a command must {what}.", code="malformed_message")

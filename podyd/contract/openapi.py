@@ -1,0 +1,169 @@
+"""The API table as an OpenAPI 3.1 document (https://spec.openapis.org/oas/v3.1.0)."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import types
+import typing
+from typing import Any
+
+from podyd import __version__
+from podyd.base.longtext import LongText
+from podyd.contract.kinds import Param, params_of
+from podyd.contract.spec import FRAMES, OPERATIONS, Access, Operation, TokenScope
+
+FILES = ("application/octet-stream", "application/x-tar")
+ERROR_SCHEMA = {
+    "type": "object",
+    "required": ["detail", "code"],
+    "properties": {
+        "detail": {"type": "string", "description": "one sentence that a user can act on"},
+        "code": {"type": "string", "description": "stable, in snake_case"},
+    },
+}
+
+
+def document() -> dict[str, Any]:
+    """The whole API, ready for `json.dumps`."""
+    schemas: dict[str, Any] = {"Error": ERROR_SCHEMA}
+    paths = {
+        operation.path: {
+            method.lower(): _operation(operation, method, schemas) for method in operation.methods
+        }
+        for operation in OPERATIONS
+    }
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "podyd",
+            "version": __version__,
+            "description": "Sizes are bytes, durations seconds, times ISO 8601 in UTC.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "basic": {"type": "http", "scheme": "basic", "description": "a Linux account"},
+                "token": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "a token of /user/token, of the scope that is named",
+                },
+            },
+        },
+    }
+
+
+def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> dict[str, Any]:
+    name = operation.path.strip("/").replace("/", "_").replace("-", "_").replace(".", "_")
+    described: dict[str, Any] = {
+        "operationId": f"{name}_{method.lower()}",
+        "summary": operation.summary,
+        "parameters": [_parameter(item, operation, method) for item in operation.params],
+        "security": _security(operation),
+        "responses": {
+            "200": {
+                "description": "done",
+                "content": {operation.media: {"schema": _schema(operation.answer, schemas)}},
+            },
+            "default": {
+                "description": "an error",
+                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+            },
+        },
+    }
+    if operation.first is not None:
+        # OpenAPI has no WebSockets; these are as AsyncAPI would have them.
+        described["description"] = FRAMES
+        described["x-websocket"] = {
+            "first": _parameters(operation.first),
+            "last": _schema(operation.answer, schemas),
+        }
+        described["responses"]["101"] = {"description": "the WebSocket is open"}
+        del described["responses"]["200"]
+    if operation.streamed == "answer":
+        described["responses"]["200"]["content"] |= {kind: {} for kind in FILES}
+    if operation.streamed == "body":
+        described["requestBody"] = {"required": True, "content": {kind: {} for kind in FILES}}
+    elif method == "POST" and operation.params:
+        described["requestBody"] = _body(operation)
+    return described
+
+
+def _security(operation: Operation) -> list[dict[str, list[str]]]:
+    if operation.access is Access.OPEN:
+        return []
+    scopes = [scope for scope in typing.get_args(TokenScope) if operation.accepts(scope)]
+    return [{"basic": []}, *({"token": [scope]} for scope in scopes)]
+
+
+def _parameter(item: Param, operation: Operation, method: str) -> dict[str, Any]:
+    # A POST may carry each parameter in its body instead, so none is required in the query.
+    in_query = method == "GET" or operation.streamed == "body"
+    return {
+        "name": item.name,
+        "in": "query",
+        "required": not item.optional and in_query,
+        "description": item.help,
+        "schema": item.kind.schema(),
+    }
+
+
+def _body(operation: Operation) -> dict[str, Any]:
+    schema = _parameters(operation.request)
+    schema["description"] = "the parameters that are not in the query"
+    kinds = ("application/json", "application/x-www-form-urlencoded")
+    return {"required": False, "content": {kind: {"schema": schema} for kind in kinds}}
+
+
+def _parameters(request: type) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": {
+            item.name: item.kind.schema() | {"description": item.help}
+            for item in params_of(request)
+        },
+    }
+
+
+def _schema(hint: Any, schemas: dict[str, Any]) -> dict[str, Any]:
+    """The JSON schema of a type hint; dataclasses go to `schemas` under their name."""
+    plain = {
+        str: "string",
+        LongText: "string",
+        int: "integer",
+        float: "number",
+        bool: "boolean",
+        type(None): "null",
+    }
+    if hint in plain:
+        return {"type": plain[hint]}
+    if hint is Any:
+        return {}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _component(hint, schemas)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return {"enum": list(arguments)}
+    if origin is list:
+        return {"type": "array", "items": _schema(arguments[0], schemas)}
+    if origin is dict:
+        return {"type": "object", "additionalProperties": _schema(arguments[1], schemas)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(argument, schemas) for argument in arguments]}
+    raise TypeError(f"no JSON schema for {hint!r}")
+
+
+def _component(kind: type, schemas: dict[str, Any]) -> dict[str, Any]:
+    if kind.__name__ not in schemas:
+        hints = typing.get_type_hints(kind)
+        described: dict[str, Any] = {
+            "type": "object",
+            "required": list(hints),
+            "properties": {name: _schema(hint, schemas) for name, hint in hints.items()},
+        }
+        if kind.__doc__ and not kind.__doc__.startswith(f"{kind.__name__}("):
+            described["description"] = inspect.cleandoc(kind.__doc__)
+        schemas[kind.__name__] = described
+    return {"$ref": f"#/components/schemas/{kind.__name__}"}

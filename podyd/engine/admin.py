@@ -1,0 +1,470 @@
+"""LXD as root over its unix socket: for `podyd setup`, `podyd profiles` and `podyd doctor`.
+
+The unix socket is root on the host, so only these commands use it; the service never does.
+pylxd serves here, where nobody waits beside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pylxd
+import pylxd.exceptions
+import requests
+
+from podyd.base.errors import SetupError
+from podyd.engine.instances import Instance as PodydInstance
+from podyd.engine.instances import is_set
+from podyd.engine.profiles import BRIDGE, POOL, Profile
+from podyd.node import netlink
+
+SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
+HTTPS_PORT = 8443
+# Storage in which a pod shares its image's blocks, the preferred first; each in a file of its own.
+THIN_DRIVERS = ("btrfs", "zfs")
+# On ZFS, without it, LXD's limit of a disk counts snapshots, and not what is shared with the image.
+REFQUOTA = "volume.zfs.use_refquota"
+TIMEOUT = 120
+
+# What the certificate may do with pods is all that it may do. Storage volumes are the project's
+# own, so that no pod can mount another project's; images are shared, so that the admin's are
+# offered. Networks are its own too, and it has none: whoever may use a shared network may also
+# change it, and `raw.dnsmasq` of a bridge is root on the host. So pods name the bridge as a NIC's
+# parent, which "managed" NICs may not; restricted.networks.access leaves that one parent. Proxy
+# devices stay blocked, which is the default: with `bind=instance` one would lead
+# LXD's own unix socket into a pod. Disks are those of the pools; only where podyd.yaml mounts
+# members' own directories, Openings lets these in too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+PROJECT_CONFIG = {
+    "features.images": "false",
+    "features.networks": "true",
+    "features.profiles": "true",
+    "features.storage.volumes": "true",
+    "restricted": "true",
+    "restricted.devices.disk": "managed",
+    "restricted.devices.gpu": "allow",
+    "restricted.devices.nic": "allow",
+    "restricted.snapshots": "allow",
+}
+
+Say = Callable[[str], None]
+
+DISK, PATHS = "restricted.devices.disk", "restricted.devices.disk.paths"
+UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
+
+
+@dataclass(frozen=True)
+class Openings:
+    """What of the host pods may have: what is below these paths, and who they may be there.
+
+    The ids are as LXD writes them: 1000, or 1000-1999.
+    """
+
+    paths: frozenset[str] = frozenset()
+    uids: frozenset[str] = frozenset()
+    gids: frozenset[str] = frozenset()
+
+    def __or__(self, other: Openings) -> Openings:
+        return Openings(self.paths | other.paths, self.uids | other.uids, self.gids | other.gids)
+
+    def config(self) -> dict[str, str]:
+        """The project's keys; "" is none."""
+        # With 'allow' and no paths, LXD would let pods have the whole host.
+        return {
+            DISK: "allow" if self.paths else PROJECT_CONFIG[DISK],
+            PATHS: ",".join(sorted(self.paths)),
+            UIDS: ",".join(sorted(self.uids)),
+            GIDS: ",".join(sorted(self.gids)),
+        }
+
+
+@dataclass(frozen=True)
+class Server:
+    """LXD itself: its process, and `core.https_address` or ""."""
+
+    version: str
+    pid: int
+    address: str
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A storage pool; `status` is Created, or why it cannot be used, `source` where it is kept.
+
+    `has_refquota` is whether it has REFQUOTA.
+    """
+
+    name: str
+    driver: str
+    source: str
+    status: str
+    used_bytes: int
+    total_bytes: int
+    has_refquota: bool = False
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a certificate may do."""
+
+    restricted: bool
+    projects: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance: its own devices, and its configuration with that of its profiles."""
+
+    name: str
+    is_running: bool
+    devices: Mapping[str, Mapping[str, str]]
+    config: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU that LXD can pass on; `pci` such as 0000:41:00.0, `vendor` such as 10de. Without
+    nvidia-container-cli LXD knows no `uuid`."""
+
+    pci: str
+    vendor: str
+    uuid: str
+
+
+def find_socket() -> Path:
+    """LXD's unix socket, of the deb or of the snap. Raises SetupError if there is none."""
+    directory = os.environ.get("LXD_DIR")
+    for path in [Path(directory) / "unix.socket"] if directory else SOCKETS:
+        if path.is_socket():
+            return path
+    raise SetupError(
+        "LXD is not running here; install it ('apt install lxd' on Debian, 'snap install lxd' on"
+        " Ubuntu) or start it ('systemctl start lxd', 'snap start lxd')."
+    )
+
+
+class Admin:
+    """LXD, with every right there is."""
+
+    def __init__(self, socket: Path, project: str, timeout: float = TIMEOUT) -> None:
+        """Raises SetupError if LXD does not answer; it has `timeout` seconds for each question."""
+        address = f"http+unix://{str(socket).replace('/', '%2F')}"
+        self._project = project
+        with _translated(f"LXD does not answer at {socket}"):
+            self._client = pylxd.Client(endpoint=address, timeout=timeout)
+            self._in_project = pylxd.Client(endpoint=address, project=project, timeout=timeout)
+
+    # --- What setup does, in this order; each step does nothing where there is nothing to do. -----
+
+    def prepare_pool(self, say: Say) -> str:
+        """The storage pool for pods; makes one only if LXD has none."""
+        with _translated("LXD could not make a storage pool"):
+            names = [pool.name for pool in self._client.storage_pools.all()]
+            if names:
+                return self._preferred("pool", names)
+        supported = {item["Name"] for item in self._environment()["storage_supported_drivers"]}
+        for driver in filter(supported.__contains__, THIN_DRIVERS):
+            try:
+                options = {REFQUOTA: "true"} if driver == "zfs" else {}
+                self._make_pool(driver, {"size": f"{_half_of_free_gib()}GiB", **options}, say)
+            except SetupError as error:
+                # LXD counts a driver as there with its programs; the module, or a loop device, may
+                # be missing all the same.
+                say(f"no pool of {driver}: {error.detail}")
+            else:
+                return POOL
+        self._make_pool("dir", {}, say)
+        return POOL
+
+    def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
+        with _translated("LXD could not make a storage pool"):
+            self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
+        size = f" of up to {config['size']}" if "size" in config else ""
+        say(f"made storage pool {POOL} ({driver}{size})")
+
+    def prepare_bridge(self, say: Say) -> str:
+        """The bridge for pods; makes one only if LXD manages none."""
+        names = self.bridges()
+        with _translated("LXD could not make a bridge"):
+            if names:
+                return self._preferred("network", names)
+            network = netlink.free_network(netlink.used_networks())
+            address = f"{next(network.hosts())}/{network.prefixlen}"
+            config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
+            self._client.networks.create(BRIDGE, type="bridge", config=config)
+        say(f"made bridge {BRIDGE} ({address})")
+        return BRIDGE
+
+    def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
+        """The restricted project, with these openings; keys that an admin added stay."""
+        wanted = PROJECT_CONFIG | {"restricted.networks.access": bridge}
+        projects = self._client.api.projects
+        with _translated(f"LXD could not make project {self._project}"):
+            if not self._client.projects.exists(self._project):
+                description = "podyd's pods; restricted, see 'podyd setup --help'"
+                wanted |= openings.config()
+                projects.post(
+                    json={"name": self._project, "description": description, "config": wanted}
+                )
+                say(f"made restricted project {self._project}")
+                return
+            project = projects[self._project].get().json()["metadata"]
+            wanted |= (openings | self.openings_in_use(openings.paths)).config()
+            changed = {
+                key: value
+                for key, value in wanted.items()
+                if project["config"].get(key, "") != value
+            }
+            if changed:
+                projects[self._project].put(
+                    json={
+                        "description": project["description"],
+                        "config": project["config"] | changed,
+                    }
+                )
+                say(f"project {self._project}: set {', '.join(sorted(changed))}")
+
+    def prepare_address(self, say: Say) -> str:
+        """The `https://` address at which podyd reaches LXD; sets one only if there is none."""
+        with _translated("LXD could not be made to listen"):
+            config = self._client.api.get().json()["metadata"]["config"]
+            address = config.get("core.https_address", "")
+            if not address:
+                address = f"127.0.0.1:{HTTPS_PORT}"
+                self._client.api.patch(json={"config": {"core.https_address": address}})
+                say(f"LXD listens on {address}")
+        return f"https://{_local(address)}"
+
+    def server_certificate(self) -> str:
+        """LXD's own certificate, in PEM."""
+        return str(self._environment()["certificate"])
+
+    def prepare_trust(self, certificate_pem: str, fingerprint: str, say: Say) -> None:
+        """Trust podyd's certificate, for the project alone."""
+        confined = {"restricted": True, "projects": [self._project]}
+        certificates = self._client.api.certificates
+        with _translated("LXD could not be made to trust podyd's certificate"):
+            urls = certificates.get().json()["metadata"]
+            if not any(url.rpartition("/")[2] == fingerprint for url in urls):
+                body = "".join(certificate_pem.strip().splitlines()[1:-1])
+                certificates.post(
+                    json={"type": "client", "certificate": body, "name": self._project} | confined
+                )
+                say(f"LXD trusts podyd's certificate, for project {self._project} alone")
+                return
+            known = certificates[fingerprint].get().json()["metadata"]
+            if any(known[key] != value for key, value in confined.items()):
+                kept = {key: known[key] for key in ("type", "name", "certificate")}
+                certificates[fingerprint].put(json=kept | confined)
+                say(f"podyd's certificate is confined to project {self._project} again")
+
+    # --- Profiles --------------------------------------------------------------------------------
+
+    def profile(self, name: str) -> Profile | None:
+        """A profile as LXD has it now."""
+        with _translated(f"LXD could not show profile {name}"):
+            try:
+                data = self._in_project.api.profiles[name].get().json()["metadata"]
+            except pylxd.exceptions.NotFound:
+                return None
+            except pylxd.exceptions.LXDAPIException as error:
+                if error.response.status_code == 404:
+                    return None
+                raise
+        return Profile(name, data["description"], data["config"], data["devices"])
+
+    def put_profile(self, profile: Profile) -> None:
+        """Make a profile, or overwrite it."""
+        with _translated(f"LXD did not take profile {profile.name}"):
+            if self.profile(profile.name) is None:
+                self._in_project.api.profiles.post(json={"name": profile.name} | profile.body())
+            else:
+                self._in_project.api.profiles[profile.name].put(json=profile.body())
+
+    def pool_and_bridge(self) -> tuple[str, str]:
+        """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
+        with _translated("LXD could not be asked for its storage pools"):
+            pools = [pool.name for pool in self._client.storage_pools.all()]
+        bridges = self.bridges()
+        if not pools or not bridges:
+            raise SetupError("LXD has no storage pool or no bridge; run 'podyd setup' first.")
+        return self._preferred("pool", pools), self._preferred("network", bridges)
+
+    # --- What doctor asks; nothing of it changes anything. ---------------------------------------
+
+    def server(self) -> Server:
+        """LXD's version, process and address."""
+        with _translated("LXD does not answer"):
+            data = self._client.api.get().json()["metadata"]
+        environment = data["environment"]
+        address = data["config"].get("core.https_address", "")
+        return Server(environment["server_version"], environment["server_pid"], address)
+
+    def pools(self) -> list[Pool]:
+        """The storage pools, and how full they are."""
+        found = []
+        with _translated("LXD could not be asked for its storage pools"):
+            for data in self._get(self._client.api.storage_pools):
+                name = data["name"]
+                space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
+                used, total = space["space"].get("used", 0), space["space"].get("total", 0)
+                source = data["config"].get("source", "")
+                refquota = is_set(data["config"], REFQUOTA)
+                found.append(
+                    Pool(name, data["driver"], source, data["status"], used, total, refquota)
+                )
+        return found
+
+    def bridges(self) -> list[str]:
+        """The bridges that LXD manages."""
+        with _translated("LXD could not be asked for its networks"):
+            found = self._get(self._client.api.networks)
+        return [item["name"] for item in found if item["managed"] and item["type"] == "bridge"]
+
+    def project_config(self) -> Mapping[str, str] | None:
+        """The project's configuration; None if there is no such project."""
+        with _translated("LXD could not be asked for its projects"):
+            found = self._get(self._client.api.projects)
+        return next((item["config"] for item in found if item["name"] == self._project), None)
+
+    def trust(self, fingerprint: str) -> Trust | None:
+        """What a certificate may do; None if LXD does not know it."""
+        with _translated("LXD could not be asked for its certificates"):
+            found = self._get(self._client.api.certificates)
+        for item in found:
+            if item["fingerprint"] == fingerprint:
+                return Trust(item["restricted"], tuple(item["projects"] or ()))
+        return None
+
+    def profiles(self) -> list[Profile]:
+        """The project's profiles."""
+        with _translated("LXD could not be asked for its profiles"):
+            found = self._get(self._in_project.api.profiles)
+        return [
+            Profile(item["name"], item["description"], item["config"], item["devices"])
+            for item in found
+        ]
+
+    def image_aliases(self, *, without: str) -> list[str]:
+        """The names of the images without this property that a container can be made of."""
+        with _translated("LXD could not be asked for its images"):
+            found = self._get(self._in_project.api.images)
+        images = [
+            item
+            for item in found
+            if item["type"] == "container" and without not in item["properties"]
+        ]
+        return sorted(alias["name"] for item in images for alias in item["aliases"])
+
+    def instances(self) -> list[Instance]:
+        """The project's instances."""
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        return [
+            Instance(
+                item["name"],
+                item["status"] == "Running",
+                item["devices"],
+                item["expanded_config"],
+            )
+            for item in found
+        ]
+
+    def as_podyd_reads_them(self) -> list[PodydInstance]:
+        """The project's instances, with all that podyd knows of each."""
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        return [PodydInstance.of(item) for item in found]
+
+    def openings_in_use(self, paths: Collection[str]) -> Openings:
+        """What instances have of the host, but for what is below `paths`.
+
+        LXD closes none of it to a project while an instance has it.
+        """
+        with _translated("LXD could not be asked for its instances"):
+            found = self._get(self._in_project.api.instances)
+        below = tuple(f"{path}/" for path in paths)
+        sources = {
+            device["source"]
+            for item in found
+            for device in item["expanded_devices"].values()
+            if device["type"] == "disk" and not device.get("pool")
+        }
+        ids = [
+            words[:2]
+            for item in found
+            for line in item["expanded_config"].get("raw.idmap", "").splitlines()
+            if len(words := line.split()) > 1
+        ]
+        return Openings(
+            paths=frozenset(source for source in sources if not source.startswith(below)),
+            uids=frozenset(host for kind, host in ids if kind != "gid"),
+            gids=frozenset(host for kind, host in ids if kind != "uid"),
+        )
+
+    def init_pid(self, name: str) -> int:
+        """The process on the host that is an instance's init; 0 if it does not run."""
+        with _translated(f"LXD could not be asked for {name}"):
+            state = self._in_project.api.instances[name].state.get().json()["metadata"]
+        return int(state["pid"])
+
+    def cards(self) -> list[Card]:
+        """The GPUs that LXD has found."""
+        with _translated("LXD could not be asked for its GPUs"):
+            found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
+        return [
+            Card(
+                item.get("pci_address", ""),
+                item.get("vendor_id", ""),
+                (item.get("nvidia") or {}).get("uuid", ""),
+            )
+            for item in found
+        ]
+
+    def _get(self, collection: Any) -> list[Mapping[str, Any]]:
+        """All of a collection, each with its contents."""
+        items: list[Mapping[str, Any]] = collection.get(params={"recursion": 1}).json()["metadata"]
+        return items or []
+
+    def _preferred(self, key: str, names: list[str]) -> str:
+        """Of several pools or bridges, the one that the default project's default profile uses."""
+        profile = self._client.api.profiles["default"].get().json()["metadata"]
+        used = [device.get(key) for device in profile["devices"].values()]
+        return next((name for name in used if name in names), names[0])
+
+    def _environment(self) -> Mapping[str, Any]:
+        with _translated("LXD does not answer"):
+            environment: Mapping[str, Any] = self._client.api.get().json()["metadata"][
+                "environment"
+            ]
+        return environment
+
+
+def _local(address: str) -> str:
+    """`core.https_address` as it is reached from this host: port and host may be missing."""
+    host, colon, port = address.rpartition(":")
+    if not colon or "]" in port:
+        host, port = address, str(HTTPS_PORT)
+    if host in ("", "0.0.0.0", "[::]", "*"):  # noqa: S104 - compared, not listened on
+        host = "127.0.0.1"
+    return f"{host}:{port}"
+
+
+def _half_of_free_gib() -> int:
+    """What a sparse loop file may grow to: half of the free disk, for a lab fills it."""
+    stat = os.statvfs("/var/lib")
+    return int(max(5, stat.f_bavail * stat.f_frsize // 2 // 1024**3))
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    try:
+        yield
+    except (pylxd.exceptions.LXDAPIException, pylxd.exceptions.ClientConnectionFailed) as error:
+        raise SetupError(f"{what}: {error}.") from error
+    except requests.RequestException as error:
+        raise SetupError(f"{what}: {error}.") from error

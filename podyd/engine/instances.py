@@ -1,0 +1,510 @@
+"""LXD's instances of one project, as they are now.
+
+Asking LXD for all instances takes milliseconds, and most calls need them. So the last answer is
+kept for as long as LXD's event stream says that nothing has changed; without that stream nothing
+is kept. What an admin does with `lxc` is thereby seen at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+from weakref import WeakValueDictionary
+
+from podyd.base.errors import (
+    Busy,
+    Changed,
+    DiskFull,
+    Gone,
+    InUse,
+    LxdRefused,
+    PodydError,
+    Slipped,
+    Unsettled,
+)
+from podyd.base.tasks import seen
+from podyd.engine.operations import under_way
+from podyd.engine.rest import LxdClient, bound, instance_path
+from podyd.engine.restore_guard import Holds
+from podyd.engine.websocket import Websocket
+
+log = logging.getLogger(__name__)
+
+RECONNECT_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)
+PING_INTERVAL = 10.0
+# Of LXD's lifecycle events, these leave every instance as it is.
+_HARMLESS = frozenset(
+    f"instance-{what}"
+    for what in ("exec", "console", "console-retrieved", "file-retrieved", "log-retrieved")
+)
+
+
+Devices = Mapping[str, Mapping[str, str]]
+# What an instance consists of, of all that LXD shows; the rest cannot be changed.
+_CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
+# How long LXD may be at something else with an instance before that is a refusal. It changes
+# settings in a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
+BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
+FREE_SECONDS = 0.2
+# For a change of settings itself, once LXD is at it.
+CHANGE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An LXD instance; `config` and `own_devices` are without its profiles, the rest with them.
+
+    Its name is bound: what is asked of LXD under it, this instance is asked, or none.
+    """
+
+    name: str
+    status: str
+    created: datetime
+    started: datetime | None
+    config: Mapping[str, str]
+    expanded_config: Mapping[str, str]
+    own_devices: Devices
+    devices: Devices
+    profiles: tuple[str, ...]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Instance:
+        """From the JSON of `/1.0/instances/NAME`."""
+        started = parse_time(data["last_used_at"])
+        return cls(
+            name=bound(data["name"], data["config"].get("volatile.uuid", "")),
+            status=data["status"],
+            created=parse_time(data["created_at"]),
+            # LXD writes the zero time, of 1970 or of the year 1, for "never".
+            started=started if started.year > 1970 else None,
+            config=data["config"],
+            expanded_config=data["expanded_config"],
+            own_devices=data["devices"],
+            devices=data["expanded_devices"],
+            profiles=tuple(data["profiles"]),
+        )
+
+    @property
+    def uuid(self) -> str:
+        """What stays when it is renamed; "" while LXD is making it."""
+        return self.config.get("volatile.uuid", "")
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """An instance and its CPU time since it started; None where LXD cannot tell."""
+
+    instance: Instance
+    nanoseconds: int | None
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> CpuTime:
+        """From the JSON of an instance with its state."""
+        usage = data["state"]["cpu"]["usage"] if data["state"] else -1
+        return cls(Instance.of(data), usage if usage >= 0 else None)
+
+
+def named(instances: Iterable[Instance], name: str) -> Instance | None:
+    """The instance of this name among these, if there is one."""
+    return next((item for item in instances if item.name == name), None)
+
+
+def is_set(keys: Mapping[str, str], key: str) -> bool:
+    """Whether a key of LXD's says yes, for which it takes several words."""
+    return keys.get(key, "").lower() in ("true", "1", "yes", "on")
+
+
+def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """The name and the keys of the disk that an instance runs on."""
+    for name, device in devices.items():
+        if device.get("type") == "disk" and device.get("path") == "/":
+            return name, device
+    return "root", {}
+
+
+def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: data[key] for key in _CHANGEABLE}
+
+
+def _edited(
+    data: Mapping[str, Any],
+    config: Mapping[str, str | None],
+    devices: Callable[[Devices], Devices],
+) -> dict[str, Any]:
+    """An instance with these keys set, or taken away, and with its own devices made anew."""
+    merged = {**data["config"], **config}
+    return {
+        **data,
+        "config": {key: value for key, value in merged.items() if value is not None},
+        "devices": devices(data["devices"]),
+    }
+
+
+def _volatile(data: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
+
+
+def _but_volatile(data: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value for key, value in data["config"].items() if not key.startswith("volatile.")}
+
+
+def parse_time(text: str) -> datetime:
+    """LXD's RFC 3339 time, with up to nine digits of a second, in UTC."""
+    whole, _, rest = text.rstrip("Z").partition(".")
+    return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}").replace(tzinfo=timezone.utc)
+
+
+async def when_free(
+    change: Callable[[], Awaitable[object]], patience: float = UPDATE_SECONDS
+) -> None:
+    """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
+
+    A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
+    Nor does anybody go on changing them, so what has been changed meanwhile is changed anew. What
+    LXD is at is waited for `patience` seconds at most, and less where it may take long.
+    """
+    began = time.monotonic()
+    while True:
+        try:
+            await change()
+            return
+        except (Busy, Changed) as error:
+            is_short = isinstance(error, Busy) and error.operation == "update"
+            limit = min(patience, UPDATE_SECONDS if is_short else BUSY_SECONDS)
+            if time.monotonic() - began > limit:
+                raise
+        await asyncio.sleep(FREE_SECONDS)
+
+
+class Instances:
+    """The project's instances, read through the event stream that `watch` follows."""
+
+    def __init__(self, client: LxdClient, holds: Holds) -> None:
+        self._client = client
+        self._holds = holds
+        # As of the last look at the CPU times; None of an instance that has none.
+        self.last_states: Mapping[str, Mapping[str, Any] | None] = {}
+        self._following = False
+        self._version = 0
+        self._listeners: list[Callable[[], None]] = []
+        self._kept: tuple[int, tuple[Instance, ...]] | None = None
+        self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
+        self._restoring: set[str] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def close(self) -> None:
+        """Let go of what is kept; it stays on the disk."""
+        self._holds.close()
+
+    def listen(self, listener: Callable[[], None]) -> None:
+        """Call `listener` whenever something has changed, or may have."""
+        self._listeners.append(listener)
+
+    def invalidate(self) -> None:
+        """Forget what is kept: something has changed."""
+        self._version += 1
+        self._kept = None
+        for listener in self._listeners:
+            listener()
+
+    async def all(self) -> tuple[Instance, ...]:
+        """Every instance of the project."""
+        if not self._following:
+            return await self._read()
+        if self._kept is not None and self._kept[0] == self._version:
+            return self._kept[1]
+        # One question to LXD serves all who ask between two changes.
+        if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
+            fetch = asyncio.ensure_future(self._read_and_keep(self._version))
+            fetch.add_done_callback(seen)
+            self._fetch = self._version, fetch
+        return await asyncio.shield(self._fetch[1])
+
+    async def _read_and_keep(self, version: int) -> tuple[Instance, ...]:
+        instances = await self._read()
+        if self._following and version == self._version:
+            self._kept = version, instances
+        return instances
+
+    async def _read(self) -> tuple[Instance, ...]:
+        data = await self._client.get("/1.0/instances", recursion=1)
+        return tuple(Instance.of(self._holds.over(item)) for item in data)
+
+    async def cpu_times(self) -> tuple[CpuTime, ...]:
+        """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
+        data = await self._client.get("/1.0/instances", recursion=2)
+        self.last_states = {item["name"]: item["state"] for item in data}
+        return tuple(CpuTime.of(self._holds.over(item)) for item in data)
+
+    async def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
+        """An instance's profiles, in the order in which LXD applies them."""
+        found = await self._client.get("/1.0/profiles", recursion=1)
+        known = {profile["name"]: profile for profile in found}
+        return [known[name] for name in instance.profiles if name in known]
+
+    async def has(self, name: str, uuid: str) -> bool:
+        """Whether an instance has this name and this uuid."""
+        return any((item.name, item.uuid) == (name, uuid) for item in await self.all())
+
+    async def first_process(self, name: str) -> int:
+        """The pid of an instance's first process, on the host; 0 or less where there is none."""
+        state = await self._client.get(instance_path(name, "state"))
+        return int(state["pid"])
+
+    async def edit(
+        self,
+        name: str,
+        *,
+        config: Mapping[str, str | None],
+        devices: Callable[[Devices], Devices],
+        patience: float = UPDATE_SECONDS,
+    ) -> None:
+        """Set these keys of an instance (None takes one away), and make its own devices anew.
+
+        What others change meanwhile is kept. In a running instance it takes effect at once. What
+        LXD is at is waited for `patience` seconds at most. Raises Busy, at once while a snapshot is
+        being restored; TimedOut where LXD itself waits for longer.
+        """
+
+        async def change() -> None:
+            if not await self._edit_held(name, config, devices):
+                data, etag = await self._client.tagged(path)
+                body = _edited(_changeable(data), config, devices)
+                await self._put(path, body, etag, timeout=patience + CHANGE_SECONDS)
+
+        self.check_free(name)
+        path = instance_path(name)
+        try:
+            await when_free(change, patience)
+        finally:
+            self.invalidate()
+
+    async def _edit_held(
+        self, name: str, config: Mapping[str, str | None], devices: Callable[[Devices], Devices]
+    ) -> bool:
+        """Edit what is kept since a restore, and have LXD take that; whether anything is kept."""
+        async with self._settling(name):
+            kept = self._holds.kept(name)
+            if kept is None:
+                return False
+            await self._holds.keep(name, _edited(kept, config, devices))
+            try:
+                await self._settle(name)
+            except BaseException:
+                await self._holds.keep(name, kept)
+                raise
+            return True
+
+    async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
+        """Leave an instance this configuration and these own devices alone.
+
+        A copy has those of its source besides what LXD was told.
+        """
+        path = instance_path(name)
+        data = await self._client.get(path)
+        body = _changeable(data)
+        kept = {
+            key: value
+            for key, value in data["config"].items()
+            if key.startswith(("image.", "volatile."))
+        }
+        await self._put(path, {**body, "config": {**kept, **config}, "devices": devices})
+
+    async def _put(
+        self, path: str, body: Mapping[str, Any], etag: str = "", timeout: float = 60.0
+    ) -> None:
+        """Make an instance so.
+
+        When it is, LXD writes a copy of it onto the instance's own disk. Where that is full, it
+        says so, and what was asked for is done all the same (5.0.2).
+        """
+        try:
+            await self._client.change("PUT", path, body, etag=etag, timeout=timeout)
+        except DiskFull:
+            data = await self._client.get(path)
+            if _but_volatile(data) != _but_volatile(body) or data["devices"] != body["devices"]:
+                raise
+            log.warning("%s is changed, though its disk is full", path)
+
+    async def has_room(self, name: str) -> bool:
+        """Whether LXD can write what it must write to start an instance, or to take a snapshot."""
+        try:
+            # It changes nothing, and LXD writes its copy anew.
+            await self._client.change("PATCH", instance_path(name), {"config": {}})
+        except DiskFull:
+            return False
+        except LxdRefused as error:
+            log.info("%s: whether its disk is full is not known: %s", name, error.reason)
+        return True
+
+    # --- Snapshots -------------------------------------------------------------------------------
+
+    def check_free(self, name: str) -> None:
+        """Raises Busy, as LXD does, while a snapshot of an instance is being restored."""
+        if name in self._restoring:
+            raise Busy("a snapshot is being restored", operation="restore")
+
+    async def begin_restore(self, name: str) -> None:
+        """Keep an instance's settings until `end_restore` and `settle`, and others from it.
+
+        Raises Busy if it is being restored already.
+        """
+        self.check_free(name)
+        self._restoring.add(name)
+        try:
+            await self.settle(name)  # Its last restore may have left something to do.
+            await self._holds.keep(name, await self._client.get(instance_path(name)))
+        except BaseException:
+            self._restoring.discard(name)
+            raise
+        self.invalidate()
+
+    async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
+        """Make an instance's disk as it was at a snapshot.
+
+        LXD makes its settings as they were, too. Who owns it and which cards it has is of now:
+        until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
+        TimedOut.
+        """
+
+        async def restore() -> None:
+            try:
+                await self._client.change(
+                    "PUT", instance_path(name), {"restore": snapshot}, timeout=timeout
+                )
+            except InUse:
+                await self._unmount(name)
+                raise
+
+        # LXD may still be cleaning up after one that has only just stopped.
+        await when_free(restore)
+
+    async def _unmount(self, name: str) -> None:
+        """Have LXD count one mount less of a stopped instance's disk, if it is at nothing with it.
+
+        LXD (5.0.2) counts mounts, and unmounts or restores a disk that has none. A start that fails
+        for a full disk leaves one that nobody takes away. Where the size of the disk is to be set
+        at a start, LXD unmounts it for that; with a mount too many that fails, and as the start
+        fails for it, it is unmounted once more. So such a start takes away what is too much.
+        """
+        if name in await self._worked_on():
+            return
+        path, state = instance_path(name), instance_path(name, "state")
+        data = await self._client.get(path)
+        root, _ = root_of(data["expanded_devices"])
+        key = f"volatile.{root}.apply_quota"
+        # LXD has put off a change of the size, and takes the key away when that is done.
+        is_due = bool(data["config"].get(key))
+        try:
+            await self._set_key(path, key, "true")
+            await self._client.change("PUT", state, {"action": "start"})
+            # There was none too many.
+            await self._client.change("PUT", state, {"action": "stop", "force": True})
+        except LxdRefused as error:
+            log.info("%s is to be unmounted: %s", name, error.reason)
+        finally:
+            if not is_due:
+                await self._set_key(path, key, "")
+
+    async def _set_key(self, path: str, key: str, value: str) -> None:
+        # A full disk has no room for LXD's copy of the settings, which are set all the same.
+        with contextlib.suppress(DiskFull):
+            await self._client.change("PATCH", path, {"config": {key: value}})
+
+    async def _worked_on(self) -> set[str]:
+        """The instances that LXD is doing something with."""
+        return {name for names in (await under_way(self._client)).values() for name in names}
+
+    def end_restore(self, name: str) -> None:
+        """Let others change an instance again."""
+        self._restoring.discard(name)
+
+    @property
+    def unsettled(self) -> list[str]:
+        """The instances whose settings LXD has not taken back after a restore, which is over."""
+        return [name for name in self._holds.names() if name not in self._restoring]
+
+    async def settle(self, name: str) -> None:
+        """Give an instance its settings of before the restore back, if they are still to come.
+
+        Raises Busy while LXD is still at it, Unsettled if LXD does not take them, and what passes
+        by itself.
+        """
+        if self._holds.has(name):
+            async with self._settling(name):
+                await self._settle(name)
+
+    async def _settle(self, name: str) -> None:
+        kept = self._holds.kept(name)
+        if kept is None:
+            return
+        # LXD lets settings be changed during a restore, and then overwrites them.
+        if name in await self._worked_on():
+            raise Busy("a snapshot is being restored", operation="restore")
+        try:
+            await self._put_back(name, kept)
+        except (Busy, Changed, Slipped):
+            raise
+        except LxdRefused as error:
+            raise Unsettled(error.reason) from error
+        await self._holds.drop(name)
+        self.invalidate()
+
+    async def _put_back(self, name: str, kept: Mapping[str, Any]) -> None:
+        """Change an instance's settings to those that are kept, if it is there and has others."""
+        path = instance_path(name)
+        with contextlib.suppress(Gone):
+            data, etag = await self._client.tagged(path)
+            if data["created_at"] != kept["created_at"]:
+                return  # Another one has its name by now.
+            # What LXD notes there goes with the disk as it is now.
+            config = _but_volatile(kept) | _volatile(data)
+            body = {**_changeable(kept), "config": config}
+            if body != _changeable(data):
+                await self._put(path, body, etag)
+
+    def _settling(self, name: str) -> asyncio.Lock:
+        """One at a time puts an instance's settings back."""
+        return self._locks.setdefault(name, asyncio.Lock())
+
+    async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
+        """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""
+        failures = 0
+        while True:
+            try:
+                stream = await self._client.websocket(
+                    "/1.0/events", type="lifecycle", ping_interval=PING_INTERVAL
+                )
+            except PodydError as error:
+                if failures == 0:
+                    log.warning("LXD is away, trying again: %s", error.detail)
+                failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
+            else:
+                failures = 0
+                await self._follow(stream, connected)
+            await asyncio.sleep(RECONNECT_DELAYS[failures])
+
+    async def _follow(self, stream: Websocket, connected: Callable[[], Awaitable[None]]) -> None:
+        try:
+            self.invalidate()
+            self._following = True
+            log.info("following LXD's events of project %s", self._client.project)
+            await connected()
+            while (message := await stream.read_message()) is not None:
+                event = json.loads(message)
+                if event["type"] == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
+                    self.invalidate()
+            log.warning("LXD closed its event stream")
+        except PodydError as error:
+            log.warning("LXD went away: %s", error.detail)
+        finally:
+            self._following = False
+            self.invalidate()
+            stream.close()

@@ -1,0 +1,123 @@
+"""Profiles as files, in LXD's own format: what podyd ships, and what the admin puts beside it.
+
+After setup LXD's copy is the truth; these files are only put into LXD when a profile is not there,
+or when an admin says so.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from podyd.base.errors import ConfigError, SetupError
+
+ADMIN_DIRECTORY = Path("/etc/podyd/profiles")
+# A checkout, a virtual environment, the Debian package.
+SHIPPED_DIRECTORIES = (
+    Path(__file__).parents[2] / "profiles",
+    Path(sys.prefix) / "share/podyd/profiles",
+    Path("/usr/share/podyd/profiles"),
+)
+# What the shipped profiles call the pool and the bridge, which setup finds or makes.
+POOL = "default"
+BRIDGE = "lxdbr0"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """An LXD profile: what `lxc profile edit` shows."""
+
+    name: str
+    description: str = ""
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+
+    def on(self, pool: str, bridge: str) -> Profile:
+        """The same with this host's pool and bridge."""
+        return Profile(
+            self.name,
+            self.description,
+            self.config,
+            {name: _device_on(device, pool, bridge) for name, device in self.devices.items()},
+        )
+
+    def body(self) -> dict[str, Any]:
+        """What LXD's API takes."""
+        return {
+            "description": self.description,
+            "config": dict(self.config),
+            "devices": {name: dict(device) for name, device in self.devices.items()},
+        }
+
+    def as_yaml(self) -> str:
+        """The profile as `lxc profile show` writes it."""
+        body = {"name": self.name, **self.body()}
+        return yaml.safe_dump(body, sort_keys=True, allow_unicode=True, default_flow_style=False)
+
+
+def _device_on(device: Mapping[str, str], pool: str, bridge: str) -> dict[str, str]:
+    wanted = {"pool": (POOL, pool), "parent": (BRIDGE, bridge)}
+    return {
+        key: wanted[key][1] if key in wanted and value == wanted[key][0] else value
+        for key, value in device.items()
+    }
+
+
+def shipped() -> dict[str, Profile]:
+    """The profiles that podyd brings. Raises SetupError if they are nowhere."""
+    for directory in SHIPPED_DIRECTORIES:
+        if found := read(directory):
+            return found
+    raise SetupError(
+        "podyd's own profiles are in none of"
+        f" {', '.join(str(directory) for directory in SHIPPED_DIRECTORIES)}; install podyd again."
+    )
+
+
+def read(directory: Path) -> dict[str, Profile]:
+    """The profiles of a directory by name, which is the file's. Raises ConfigError."""
+    return {path.stem: _read_file(path) for path in sorted(directory.glob("*.yaml"))}
+
+
+def _read_file(path: Path) -> Profile:
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path} cannot be read as a profile: {error}.") from error
+    expected = f"{path} is no LXD profile; expected what 'lxc profile show' prints"
+    if not isinstance(data, dict):
+        raise ConfigError(f"{expected}.")
+    unknown = set(data) - {"name", "description", "config", "devices"}
+    # LXD shows these two as well; they say nothing about what a profile is.
+    unknown -= {"used_by", "project"}
+    if unknown:
+        raise ConfigError(f"{expected}, without {', '.join(sorted(map(str, unknown)))}.")
+    if data.get("name", path.stem) != path.stem:
+        raise ConfigError(f"{path} holds a profile named {data['name']!r}; name the file after it.")
+    config, devices = data.get("config") or {}, data.get("devices") or {}
+    if not _is_flat(config) or not isinstance(devices, dict):
+        raise ConfigError(f"{expected}: 'config' and 'devices' are mappings of text.")
+    if not all(_is_flat(device) and "type" in device for device in devices.values()):
+        raise ConfigError(f"{expected}: a device is a mapping of text with a 'type'.")
+    return Profile(path.stem, str(data.get("description") or ""), config, devices)
+
+
+def _is_flat(data: object) -> bool:
+    return isinstance(data, dict) and all(isinstance(item, str) for item in data.values())
+
+
+def difference(old: Profile | None, new: Profile, *, before: str, after: str) -> str:
+    """A unified diff from `old` to `new`; empty if they are the same."""
+    lines = difflib.unified_diff(
+        old.as_yaml().splitlines(keepends=True) if old else [],
+        new.as_yaml().splitlines(keepends=True),
+        f"{new.name} ({before})",
+        f"{new.name} ({after})",
+    )
+    return "".join(lines)

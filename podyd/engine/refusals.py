@@ -1,0 +1,79 @@
+"""What LXD's refusals mean: the one place that reads its sentences.
+
+They are of LXD 5.0.2, tried on it or read in its source (the file is named where that is not
+plain); those of Incus and of later LXDs are the same but for capitals.
+"""
+
+from __future__ import annotations
+
+import re
+from http import HTTPStatus
+
+from podyd.base.errors import (
+    Busy,
+    Changed,
+    DidNotShutDown,
+    DiskFull,
+    Gone,
+    InUse,
+    Lacks,
+    LxdRefused,
+    Missing,
+    NameTaken,
+    NotNewest,
+    NotRunning,
+    Running,
+    Slipped,
+)
+
+# The first that fits counts. A reason may be told after others: "Failed to …: …: the reason".
+_SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
+    # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
+    (r"disk quota exceeded|no space left on device", DiskFull),
+    # zfs(8); the second is of a limit that the pod's image is above already.
+    (r": out of space|size is less than current used or reserved space", DiskFull),
+    # storage/drivers/driver_zfs_volumes.go
+    (r"snapshot .* cannot be restored due to subsequent", NotNewest),
+    (r"bad file descriptor|failed to change ownership", Slipped),
+    # liblxc's, of the file that it starts an instance with; also where a disk is full on ZFS.
+    (r"saving config file for the container failed", Slipped),
+    # storage/drivers/driver_btrfs_utils.go: LXD looks for subvolumes in a pod that runs.
+    (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),
+    # instance/operationlock
+    (r'instance is busy running an? "?(?P<operation>[\w -]+?)"? operation', Busy),
+    # The same, where it was at just this: it has waited for that, and not done what was asked.
+    (r"instance (?P<operation>\w+) operation: a matching .* operation has now succeeded", Busy),
+    # storage/drivers/errors.go: LXD itself has the volume mounted, to copy it or to read files.
+    (r"(^|: )in use$", InUse),
+    (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),
+    # liblxc's, which is all that is said where it has stopped after all.
+    (r"shutting down the container failed", DidNotShutDown),
+    (r"(instance|container) is already (running|frozen)", Running),
+    (r"(^|: )instance is running$", Running),
+    (r"(^|: )instance is (?P<status>frozen)$", NotRunning),
+    (r"(instance|container) (is not|isn't) running", NotRunning),
+    (r"(instance|container) is already stopped", NotRunning),
+    (r"(^|: )instance not found$", Gone),
+    (r"snapshot \S+ does not exist$|requested profile \S+ doesn't exist$", Missing),
+    (r"(^|: )(image|profile|instancesnapshot|storage pool) not found$", Missing),
+    (
+        r'name .* already in use$|alias .* already exists$|this "\w+" entry already exists$',
+        NameTaken,
+    ),
+    (r"etag doesn't match", Changed),
+    (r"executable file not found in \$path", Lacks),
+)
+_REFUSALS = tuple((re.compile(sentence, re.IGNORECASE), kind) for sentence, kind in _SENTENCES)
+
+_STATUSES: dict[int, type[LxdRefused]] = {
+    HTTPStatus.NOT_FOUND: Missing,
+    HTTPStatus.PRECONDITION_FAILED: Changed,
+}
+
+
+def refusal(reason: str, status: int = 0) -> LxdRefused:
+    """What LXD means; `status` is HTTP's, 0 where an operation of LXD's has failed."""
+    for sentence, kind in _REFUSALS:
+        if found := sentence.search(reason):
+            return kind(reason, **found.groupdict())
+    return _STATUSES.get(status, LxdRefused)(reason)

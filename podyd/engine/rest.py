@@ -1,0 +1,449 @@
+"""LXD's REST API over TLS, with podyd's restricted client certificate.
+
+Everything here is asynchronous, because LXD may take long or hang. What LXD answers becomes
+Python data; what it refuses becomes one of the kinds of `LxdRefused` (see refusals.py); that it
+cannot be reached, `Unavailable`.
+API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
+from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
+from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
+
+from podyd.base.errors import Gone, NotSetUp, Slipped, TimedOut, Unavailable
+from podyd.engine import websocket
+from podyd.engine.refusals import refusal
+from podyd.engine.websocket import Websocket
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT = 5.0
+ANSWER_TIMEOUT = 15.0
+# After so much of that, a question is asked again.
+FIRST_TIMEOUT = 5.0
+MAX_CONNECTIONS = 512
+MAX_FILE_BYTES = 1024**2
+# What goes wrong where a connection is made by hand: the last three if no HTTP is answered.
+_NO_UPGRADE = (
+    OSError,
+    EOFError,
+    asyncio.TimeoutError,
+    asyncio.LimitOverrunError,
+    ValueError,
+    IndexError,
+)
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """Where `podyd setup` left what podyd shows to LXD, and what LXD shows to podyd."""
+
+    directory: Path
+
+    @property
+    def certificate(self) -> Path:
+        return self.directory / "client.crt"
+
+    @property
+    def key(self) -> Path:
+        return self.directory / "client.key"
+
+    @property
+    def server_certificate(self) -> Path:
+        return self.directory / "server.crt"
+
+    @property
+    def endpoint(self) -> Path:
+        """The file that holds LXD's address, for `lxd.endpoint: auto`."""
+        return self.directory / "endpoint"
+
+
+class _ResumingContext(ssl.SSLContext):
+    """A TLS context that resumes its last session.
+
+    Tornado's client makes a new connection for every request. A full handshake with client
+    certificates costs LXD and podyd some 2 ms each, a resumed one a fraction; an exec needs five.
+    """
+
+    _latest: ssl.SSLSocket | None = None
+    _session: ssl.SSLSession | None = None
+
+    def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
+        # With TLS 1.3 the ticket comes after the handshake, so the last socket is asked now.
+        with contextlib.suppress(ValueError):  # Its handshake is not over yet.
+            session = self._latest.session if self._latest is not None else None
+            if session is not None and session.has_ticket:
+                self._session = session
+        self._latest = super().wrap_socket(*args, **{**kwargs, "session": self._session})
+        return self._latest
+
+
+class NumericResolver(DefaultExecutorResolver):
+    """Takes an address as it is, where Tornado would ask a thread for every connection."""
+
+    async def resolve(
+        self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[tuple[int, Any]]:
+        if not is_valid_ip(host):
+            return await super().resolve(host, port, family)
+        found = socket.getaddrinfo(
+            host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+        )
+        return [(item[0], item[4]) for item in found]
+
+
+class Bound(str):
+    """A name in LXD, or a path, that is meant for one instance alone.
+
+    LXD knows instances by their names, and soon a name may be another's: once `x` has deleted their
+    pod `y-main`, `x-y` may make a pod `main`.
+    """
+
+    instance: str
+    uuid: str
+
+
+def bound(name: str, uuid: str) -> str:
+    """The name of the instance that has this uuid; "" where LXD has not given it one yet."""
+    if not uuid:
+        return name
+    found = Bound(name)
+    found.instance, found.uuid = name, uuid
+    return found
+
+
+def uuid_of(name: str) -> str:
+    """The uuid that a name is bound to, "" if it is not."""
+    return name.uuid if isinstance(name, Bound) else ""
+
+
+def meant_for(name: str, text: str) -> str:
+    """A text that holds an instance's name, for that instance alone if the name is bound."""
+    if not isinstance(name, Bound):
+        return text
+    found = Bound(text)
+    found.instance, found.uuid = name.instance, name.uuid
+    return found
+
+
+async def _trusting(name: str, uuid: str) -> bool:
+    return True
+
+
+class LxdClient:
+    """Speaks to one LXD, in one project.
+
+    What is sent to a path that is bound (see Bound), or copies from a bound name, is refused as LXD
+    refuses it where there is no such instance, once another one has the name.
+    """
+
+    def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
+        """Raises NotSetUp if `podyd setup` has not left its certificates."""
+        self.project = project
+        self._endpoint = endpoint
+        self._tls = _tls_context(credentials)
+        # For the whole process: before Tornado 6.3, a websocket takes no resolver.
+        Resolver.configure(NumericResolver)
+        self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
+        # What comes from the inside of a pod is as large as its root wants it to be.
+        self._files = SimpleAsyncHTTPClient(
+            force_instance=True, max_clients=MAX_CONNECTIONS, max_body_size=MAX_FILE_BYTES
+        )
+        # Whether an instance has this name and this uuid now.
+        self.is_there: Callable[[str, str], Awaitable[bool]] = _trusting
+
+    async def check(self, name: object) -> None:
+        """Raises Gone if a bound name is of an instance that is not there any more."""
+        if isinstance(name, Bound) and not await self.is_there(name.instance, name.uuid):
+            raise Gone("Instance not found")
+
+    def close(self) -> None:
+        self._http.close()
+        self._files.close()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        """The metadata that LXD answers to a GET, within ANSWER_TIMEOUT."""
+        return _answer(await self._ask(path, query))["metadata"]
+
+    async def _ask(self, path: str, query: Mapping[str, Any]) -> HTTPResponse:
+        """What LXD answers to a question, or to the same one once more.
+
+        LXD 5.0.2 now and then closes a file that another request is reading ("bad file
+        descriptor"), or never answers. Nothing is changed by a second look; and the first may be
+        answered yet, where LXD has much to do.
+        """
+        loop = asyncio.get_running_loop()
+        end = loop.time() + ANSWER_TIMEOUT
+        asked = [asyncio.ensure_future(self._fetch("GET", path, None, query, ANSWER_TIMEOUT))]
+        try:
+            await asyncio.wait(asked, timeout=FIRST_TIMEOUT)
+            if not _is_answer(asked[0]):
+                again = self._fetch("GET", path, None, query, end - loop.time())
+                asked.append(asyncio.ensure_future(again))
+            left = set(asked)
+            while left:
+                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+                for answer in filter(_is_answer, done):
+                    return answer.result()
+            return asked[-1].result()
+        finally:
+            for question in asked:
+                question.cancel()
+
+    async def tagged(self, path: str) -> tuple[Any, str]:
+        """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
+        response = await self._ask(path, {})
+        return _answer(response)["metadata"], response.headers.get("ETag", "")
+
+    async def text(self, path: str, **query: Any) -> str:
+        """A file that LXD serves as it is, such as a log."""
+        response = await self._ask(path, query)
+        if response.code >= 400:
+            _answer(response)
+        return response.body.decode(errors="replace")
+
+    async def file(
+        self,
+        method: str,
+        instance: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+    ) -> HTTPResponse:
+        """A request for a file of an instance, once more where LXD fails; done twice, each of them
+        comes to the same. Raises Missing where there is no such file.
+
+        An answer of more than MAX_FILE_BYTES is as none at all (Unavailable).
+        """
+        for _ in range(2):
+            response = await self._fetch(
+                method,
+                instance_path(instance, "files"),
+                None,
+                {"path": path},
+                ANSWER_TIMEOUT,
+                headers=headers,
+                http=self._files,
+            )
+            if response.code < 500:
+                break
+        if method == "HEAD" and response.code >= 400:  # It comes without a reason.
+            raise refusal(f"LXD does not show {path} ({response.code})", response.code)
+        if response.code >= 400:
+            _answer(response)
+        return response
+
+    async def change(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        timeout: float = 60.0,
+        etag: str = "",
+        began: Callable[[str], None] = lambda operation: None,
+        is_repeatable: bool = False,
+    ) -> Any:
+        """A request that changes something; waits for LXD's operation where there is one.
+
+        With `etag`, raises Changed if somebody else has changed the thing meanwhile. `began` is
+        told the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
+        What LXD has slipped over is asked for once more, but for a POST, which done twice may be
+        two things, unless it `is_repeatable`.
+        """
+        if method != "POST" or is_repeatable:
+            try:
+                return await self._change(method, path, body, timeout, etag, began)
+            except Slipped as error:
+                log.warning("LXD has slipped at %s %s: %s", method, path, error.reason)
+        return await self._change(method, path, body, timeout, etag, began)
+
+    async def _change(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        timeout: float,
+        etag: str,
+        began: Callable[[str], None],
+    ) -> Any:
+        answer = await self._call(method, path, body=body, etag=etag)
+        if answer["type"] != "async":
+            return answer["metadata"]
+        operation = answer["operation"]
+        began(operation)
+        waited = await self._call(
+            "GET", f"{operation}/wait", query={"timeout": int(timeout)}, timeout=timeout + 10
+        )
+        metadata = waited["metadata"]
+        if metadata["status_code"] < 200:
+            raise TimedOut(
+                f"LXD has not finished within {timeout:g} s and goes on; ask /pod/info later.",
+                code="lxd_timed_out",
+            )
+        if metadata["status_code"] >= 400:
+            # Its own status is none of HTTP's; a later LXD says that beside it.
+            raise refusal(metadata["err"], metadata.get("err_code", 0))
+        return metadata
+
+    async def start(self, path: str, body: Any) -> Mapping[str, Any]:
+        """Begin an operation and return it (`id`, `metadata`) without waiting for its end."""
+        answer = await self._call("POST", path, body=body)
+        operation: Mapping[str, Any] = answer["metadata"]
+        return operation
+
+    async def websocket(
+        self,
+        path: str,
+        *,
+        ping_interval: float | None = None,
+        answers_pings: bool = True,
+        **query: Any,
+    ) -> Websocket:
+        """Connect to one of LXD's websockets."""
+        request = HTTPRequest(
+            self._url(path, query).replace("https:", "wss:", 1),
+            ssl_options=self._tls,
+            connect_timeout=CONNECT_TIMEOUT,
+        )
+        try:
+            return await websocket.connect(
+                request, ping_interval=ping_interval, answers_pings=answers_pings
+            )
+        except HTTPClientError as error:
+            if error.response is not None:
+                _answer(error.response)
+            raise unreachable(error) from error
+        except (OSError, HTTPTimeoutError) as error:
+            raise unreachable(error) from error
+
+    async def upgraded(
+        self, path: str, protocol: str
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """A connection to LXD on which, from now on, another protocol is spoken."""
+        url = urlsplit(self._url(path, {}))
+        head = (
+            f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n"
+            f"Connection: Upgrade\r\nUpgrade: {protocol}\r\n\r\n"
+        )
+        with contextlib.ExitStack() as failing:
+            try:
+                opening = asyncio.open_connection(url.hostname, url.port, ssl=self._tls)
+                reader, writer = await asyncio.wait_for(opening, CONNECT_TIMEOUT)
+                failing.callback(writer.close)
+                writer.write(head.encode())
+                answer = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), ANSWER_TIMEOUT)
+                status = int(answer.split()[1])
+            except _NO_UPGRADE as error:
+                raise unreachable(error) from error
+            if status != HTTPStatus.SWITCHING_PROTOCOLS:
+                raise refusal(f"LXD does not speak {protocol} at {path} ({status})", status)
+            failing.pop_all()
+        return reader, writer
+
+    async def _call(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Any = None,
+        query: Mapping[str, Any] | None = None,
+        timeout: float | None = None,
+        etag: str = "",
+    ) -> Any:
+        timeout = ANSWER_TIMEOUT if timeout is None else timeout
+        return _answer(await self._fetch(method, path, body, query or {}, timeout, etag))
+
+    async def _fetch(
+        self,
+        method: str,
+        path: str,
+        body: Any,
+        query: Mapping[str, Any],
+        timeout: float,
+        etag: str = "",
+        headers: Mapping[str, str] | None = None,
+        http: SimpleAsyncHTTPClient | None = None,
+    ) -> HTTPResponse:
+        await self.check(path)
+        if isinstance(body, Mapping) and isinstance(body.get("source"), Mapping):
+            await self.check(body["source"].get("source"))
+        request = HTTPRequest(
+            self._url(path, query),
+            method=method,
+            body=None if body is None else json.dumps(body),
+            headers={**({"If-Match": etag} if etag else {}), **(headers or {})},
+            allow_nonstandard_methods=True,
+            ssl_options=self._tls,
+            connect_timeout=CONNECT_TIMEOUT,
+            request_timeout=timeout,
+        )
+        try:
+            return await (http or self._http).fetch(request, raise_error=False)
+        except (OSError, HTTPClientError) as error:
+            log.warning("LXD does not answer %s %s: %s", method, path, error)
+            raise unreachable(error) from error
+
+    def _url(self, path: str, query: Mapping[str, Any]) -> str:
+        return f"{self._endpoint}{path}?{urlencode({'project': self.project, **query})}"
+
+
+def _is_answer(question: asyncio.Task[HTTPResponse]) -> bool:
+    """Whether LXD has answered, be it with a no."""
+    return question.done() and question.exception() is None and question.result().code < 500
+
+
+def _answer(response: HTTPResponse) -> Any:
+    try:
+        answer = json.loads(response.body)
+    except ValueError as error:
+        raise Unavailable(
+            f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
+        ) from error
+    if answer.get("type") == "error":
+        raise refusal(str(answer["error"]), response.code)
+    return answer
+
+
+def unreachable(error: BaseException) -> Unavailable:
+    """What a client is told when LXD does not answer."""
+    return Unavailable(
+        "LXD cannot be reached at the moment; try again shortly, and tell your admin if it stays"
+        f" so ({error}).",
+        code="lxd_unreachable",
+    )
+
+
+def instance_path(name: str, *parts: str) -> str:
+    """The path of an instance, or of something of its; bound as its name is."""
+    return meant_for(name, "/".join(["/1.0/instances", quote(name, safe=""), *parts]))
+
+
+def _tls_context(credentials: Credentials) -> ssl.SSLContext:
+    context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+    # LXD's certificate is its own; it is pinned as a whole, so its host name says nothing more.
+    context.check_hostname = False
+    try:
+        context.load_cert_chain(credentials.certificate, credentials.key)
+        context.load_verify_locations(credentials.server_certificate)
+    except OSError as error:
+        raise NotSetUp(
+            f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror});"
+            " run 'podyd setup' as root."
+        ) from error
+    return context

@@ -1,0 +1,431 @@
+"""The files of an instance that does not run, as LXD shows them by SFTP: nothing in it is run.
+
+LXD 5.0.2 packs an image with a tar that knows no holes: a file is as large in it as it says it is,
+whatever it takes on the disk. It cannot be told to stop either (its operation is none that can be
+cancelled), and reads a file to its end even when the instance is deleted meanwhile. But a tar
+whose file has become shorter than its header says is an error, at once.
+To list a directory, LXD's SFTP server asks the C library for the owners' names, inside the root of
+the instance but outside of its namespaces. The library loads what nsswitch.conf there names, so
+that the pod's root could run code beside the pod, on the host, and it waits for ever where passwd
+is a pipe. It writes times as /etc/localtime says, and waits for ever where that is one. So these
+files are out of the way while directories are listed.
+Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, version 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import contextlib
+import itertools
+import logging
+import secrets
+import struct
+import zlib
+from collections.abc import AsyncIterator, Iterator, Sequence
+from dataclasses import dataclass
+
+from podyd.base.errors import Conflict, PodydError, TimedOut
+from podyd.engine.rest import LxdClient, instance_path, unreachable
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 300.0
+ASK_SECONDS = 15.0
+# What is read there for the names of owners, and for times.
+_READ_THERE = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group", b"/etc/localtime")
+# Of those that `remove` removes at once.
+MAX_REMOVED = 1000
+AT_ONCE = 16
+# One that is smaller is read in a moment.
+LARGE_BYTES = 64 * 1024**2
+# Of the names of directories still to be looked at, and of large files.
+MAX_HELD_BYTES = 64 * 1024**2
+MAX_PACKET_BYTES = 1024**2
+# LXD says of no file how much of it is holes: the largest ones are looked into at so many places.
+MAX_SAMPLED, SAMPLES, SAMPLE_BYTES = 64, 1024, 4096
+# With so many samples more that are not zeros, there is less of that than they say (99.3 %).
+MARGIN = 5
+# What is packed to less than that part of itself is compressed.
+DENSE = 0.9
+
+_INIT, _OPEN, _CLOSE, _READ, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 9, 11, 12
+_REMOVE, _RENAME = 13, 18
+_STATUS, _HANDLE, _DATA, _NAME = 101, 102, 103, 104
+_TO_READ = 1
+_OK, _EOF, _MISSING = 0, 1, 2
+_HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
+_KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and how large it says it is; what is no UTF-8 in its path is replaced in `text`."""
+
+    path: bytes
+    size: int
+
+    @property
+    def text(self) -> str:
+        return self.path.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What LXD would pack: all files' sizes together, and the LARGE_BYTES ones, largest first."""
+
+    size_bytes: int
+    large: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Holes:
+    """About how many bytes of all files are zeros, as holes are, and how many others at most.
+
+    At least `dense_bytes` of them do not compress; of files of one size, which may be the same one
+    twice, the first alone counts.
+    """
+
+    zero_bytes: int
+    data_bytes: int
+    dense_bytes: int
+
+
+async def look(client: LxdClient, name: str) -> Tree:
+    """Look at all files of an instance.
+
+    Raises Conflict (too many of them, or one that LXD cannot show), TimedOut, Unavailable,
+    LxdRefused.
+    """
+    try:
+        return await asyncio.wait_for(_look(client, name), LOOK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut(
+            f"There are more files than LXD can show in {LOOK_SECONDS:.0f} s; have fewer and larger"
+            " ones.",
+            code="too_many_files",
+        ) from None
+
+
+async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
+    """Make files empty, so that LXD's packing of them fails instead of going on."""
+    async with _connected(client, name) as sftp:
+        await asyncio.gather(*(sftp.empty(file.path) for file in files))
+
+
+async def holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+    """What of an instance's files is holes, by samples of the largest ones.
+
+    Nobody knows beforehand where they are taken. Raises TimedOut, Unavailable, LxdRefused.
+    """
+    try:
+        return await asyncio.wait_for(_holes(client, name, tree), ASK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut("LXD did not show the largest files in time.") from None
+
+
+async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+    files = tree.large[:MAX_SAMPLED]
+    ends = list(itertools.accumulate(file.size for file in files))
+    if not ends:
+        return Holes(0, tree.size_bytes, 0)
+    total = ends[-1]
+    places: list[list[int]] = [[] for _ in files]
+    for _ in range(SAMPLES):
+        place = secrets.randbelow(total)
+        number = bisect.bisect_right(ends, place)
+        places[number].append(place - ends[number] + files[number].size)
+    async with _connected(client, name) as sftp:
+        found = await asyncio.gather(
+            *(sftp.sampled(file.path, where) for file, where in zip(files, places, strict=True))
+        )
+    full = sum(item.full for item in found)
+    dense = sum({file.size: item.dense for file, item in zip(files, found, strict=True)}.values())
+    return Holes(
+        total * (SAMPLES - full) // SAMPLES,
+        tree.size_bytes - total + total * min(SAMPLES, full + MARGIN) // SAMPLES,
+        total * max(0, dense - MARGIN) // SAMPLES,
+    )
+
+
+async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+    """Remove the files of a directory, which is there, whose names begin so.
+
+    Raises Conflict if one cannot be removed, TimedOut, Unavailable, LxdRefused.
+    """
+    try:
+        await asyncio.wait_for(_remove(client, name, directory, prefix), ASK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut(f"LXD did not show {directory} in time.") from None
+
+
+async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+    path = directory.encode()
+    async with _listing(client, name) as sftp:
+        found = []
+        async for entry, *_ in sftp.entries(path):
+            if entry.startswith(prefix.encode()):
+                found.append(_below(path, entry))
+            if len(found) > MAX_REMOVED:
+                raise Conflict(f"There are more than {MAX_REMOVED} {directory}/{prefix}*.")
+        for file in found:
+            await sftp.remove(file)
+
+
+async def end_packing(client: LxdClient, name: str) -> None:
+    """Let LXD fail soon that may still be packing an instance; nobody needs its files any more."""
+    try:
+        await cut(client, name, (await look(client, name)).large)
+    except PodydError as error:
+        log.warning("LXD may go on with packing %s: %s", name, error.detail)
+
+
+async def _look(client: LxdClient, name: str) -> Tree:
+    size = held = 0
+    large: list[File] = []
+    left = [b"/"]
+    async with _listing(client, name) as sftp:
+        while left:
+            now, left = left[-AT_ONCE:], left[:-AT_ONCE]
+            held -= sum(map(len, now))
+            for directory, found in zip(
+                now, await asyncio.gather(*map(sftp.directory, now)), strict=True
+            ):
+                size += found.size_bytes
+                paths = [_below(directory, entry) for entry in found.directories]
+                files = [File(_below(directory, entry), count) for entry, count in found.large]
+                held += sum(map(len, paths)) + sum(len(file.path) for file in files)
+                left += paths
+                large += files
+            if held > MAX_HELD_BYTES:
+                raise Conflict(
+                    "There are more directories than LXD can show; have fewer ones.",
+                    code="too_many_files",
+                )
+    large.sort(key=lambda file: -file.size)
+    return Tree(size, tuple(large))
+
+
+def _below(directory: bytes, entry: bytes) -> bytes:
+    return directory.rstrip(b"/") + b"/" + entry
+
+
+@dataclass(frozen=True)
+class _Sampled:
+    """At how many places a file has more than zeros, and at how many what does not compress."""
+
+    full: int
+    dense: int
+
+
+def _is_dense(sample: bytes) -> bool:
+    return len(sample) == SAMPLE_BYTES and len(zlib.compress(sample, 1)) > len(sample) * DENSE
+
+
+@dataclass
+class _Directory:
+    """What is in one directory itself."""
+
+    size_bytes: int
+    directories: list[bytes]
+    large: list[tuple[bytes, int]]
+
+    def add(self, entry: bytes, size: int, mode: int, links: int) -> None:
+        if mode & _KIND == _DIRECTORY and entry not in (b".", b".."):
+            self.directories.append(entry)
+        elif mode & _KIND == _FILE:
+            # It is packed once.
+            self.size_bytes += size // links
+            if size >= LARGE_BYTES:
+                self.large.append((entry, size))
+
+
+class _Sftp:
+    """An SFTP connection on which many questions are under way at once."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        self._numbers = itertools.count(1)
+        self._asked: dict[int, asyncio.Future[tuple[int, bytes]]] = {}
+        self._ended: BaseException | None = None
+
+    async def begin(self) -> None:
+        self._write(_INIT, struct.pack(">I", 3))
+        await self._read()
+
+    async def run(self) -> None:
+        """Take answers until the connection ends."""
+        try:
+            while True:
+                kind, data = await self._read()
+                (number,) = struct.unpack_from(">I", data)
+                waiting = self._asked.pop(number, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result((kind, data[4:]))
+        except (OSError, EOFError, struct.error) as error:
+            self.end(error)
+
+    def end(self, error: BaseException) -> None:
+        """No more answers will come."""
+        self._ended = error
+        for waiting in self._asked.values():
+            if not waiting.done():
+                waiting.set_exception(unreachable(error))
+        self._asked.clear()
+
+    async def directory(self, path: bytes) -> _Directory:
+        """What a directory has. Raises Conflict if it cannot be seen."""
+        found = _Directory(0, [], [])
+        async for entry in self.entries(path):
+            found.add(*entry)
+        return found
+
+    async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int, int]]:
+        """Name, size, mode and number of names of all that a directory has, `.` and `..` too."""
+        kind, handle = await self._ask(_OPENDIR, _string(path))
+        if kind != _HANDLE:
+            raise _unseen(path)
+        kind, data = await self._ask(_READDIR, handle)
+        while kind == _NAME:
+            for entry in _entries(data):
+                yield entry
+            kind, data = await self._ask(_READDIR, handle)
+        if _status(kind, data) != _EOF:
+            raise _unseen(path)
+        await self._ask(_CLOSE, handle)
+
+    async def remove(self, path: bytes) -> None:
+        """Remove a file. Raises Conflict if that cannot be."""
+        if _status(*await self._ask(_REMOVE, _string(path))) != _OK:
+            raise Conflict(f"{path.decode(errors='replace')!r} cannot be removed.")
+
+    async def rename(self, path: bytes, to: bytes) -> bool:
+        """Rename what is not there under the new name; whether it is there at all."""
+        status = _status(*await self._ask(_RENAME, _string(path) + _string(to)))
+        if status not in (_OK, _MISSING):
+            raise Conflict(f"{path.decode(errors='replace')!r} cannot be renamed.")
+        return status == _OK
+
+    async def sampled(self, path: bytes, places: Sequence[int]) -> _Sampled:
+        """What a file has at these places; what cannot be read is taken for full, and not dense."""
+        kind, handle = await self._ask(_OPEN, _string(path) + struct.pack(">II", _TO_READ, 0))
+        if kind != _HANDLE:
+            return _Sampled(len(places), 0)
+        full = dense = 0
+        for place in places:
+            where = struct.pack(">QI", place, SAMPLE_BYTES)
+            kind, data = await self._ask(_READ, handle + where)
+            sample = _text(data, 0)[0] if kind == _DATA else None
+            full += sample is None or sample.strip(b"\0") != b""
+            dense += sample is not None and _is_dense(sample)
+        await self._ask(_CLOSE, handle)
+        return _Sampled(full, dense)
+
+    async def empty(self, path: bytes) -> None:
+        """Make a file empty; that it has gone is no error."""
+        await self._ask(_SETSTAT, _string(path) + struct.pack(">IQ", _HAS_SIZE, 0))
+
+    async def _ask(self, kind: int, payload: bytes) -> tuple[int, bytes]:
+        if self._ended is not None:
+            raise unreachable(self._ended)
+        number = next(self._numbers)
+        self._asked[number] = asyncio.get_running_loop().create_future()
+        waiting = self._asked[number]
+        self._write(kind, struct.pack(">I", number) + payload)
+        return await waiting
+
+    def _write(self, kind: int, payload: bytes) -> None:
+        self._writer.write(struct.pack(">IB", len(payload) + 1, kind) + payload)
+
+    async def _read(self) -> tuple[int, bytes]:
+        (length,) = struct.unpack(">I", await self._reader.readexactly(4))
+        if not 0 < length <= MAX_PACKET_BYTES:
+            raise OSError(f"an SFTP packet of {length} bytes")
+        packet = await self._reader.readexactly(length)
+        return packet[0], packet[1:]
+
+
+@contextlib.asynccontextmanager
+async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+    reader, writer = await client.upgraded(instance_path(name, "sftp"), "sftp")
+    sftp = _Sftp(reader, writer)
+    running: asyncio.Task[None] | None = None
+    try:
+        await sftp.begin()
+        running = asyncio.ensure_future(sftp.run())
+        yield sftp
+    except (OSError, EOFError, struct.error) as error:
+        raise unreachable(error) from error
+    finally:
+        if running is not None:
+            running.cancel()
+        sftp.end(ConnectionError("podyd has hung up"))
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def _listing(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+    """A connection on which directories are listed: nothing of the instance is run meanwhile.
+
+    What fails leaves the files out of the way; nobody uses such an instance.
+    """
+    aside = b".podyd-" + secrets.token_hex(8).encode()
+    async with _connected(client, name) as sftp:
+        moved = [path for path in _READ_THERE if await sftp.rename(path, path + aside)]
+        yield sftp
+        for path in moved:
+            await sftp.rename(path + aside, path)
+
+
+def _string(data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + data
+
+
+def _status(kind: int, data: bytes) -> int:
+    """The code of a status; -1 for any other answer."""
+    return int(struct.unpack_from(">I", data)[0]) if kind == _STATUS else -1
+
+
+def _unseen(path: bytes) -> Conflict:
+    return Conflict(
+        f"LXD cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it;"
+        " delete it, or make its path shorter.",
+        code="directory_unseen",
+    )
+
+
+def _entries(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
+    """Name, size, mode and number of names of each, from an answer to _READDIR."""
+    (count,) = struct.unpack_from(">I", data)
+    at = 4
+    for _ in range(count):
+        name, at = _text(data, at)
+        # As `ls -l` writes it: "-rw-r--r--    2 0        0 …".
+        line, at = _text(data, at)
+        (has,) = struct.unpack_from(">I", data, at)
+        at += 4
+        size = mode = 0
+        if has & _HAS_SIZE:
+            (size,) = struct.unpack_from(">Q", data, at)
+            at += 8
+        at += 8 if has & _HAS_IDS else 0
+        if has & _HAS_MODE:
+            (mode,) = struct.unpack_from(">I", data, at)
+            at += 4
+        at += 8 if has & _HAS_TIMES else 0
+        if has & _HAS_MORE:
+            (more,) = struct.unpack_from(">I", data, at)
+            at += 4
+            for _ in range(2 * more):
+                _, at = _text(data, at)
+        words = line.split(None, 2)
+        links = int(words[1]) if len(words) > 1 and words[1].isdigit() else 1
+        yield name, size, mode, max(1, links)
+
+
+def _text(data: bytes, at: int) -> tuple[bytes, int]:
+    """A string of the protocol, and where it ends."""
+    (length,) = struct.unpack_from(">I", data, at)
+    end = at + 4 + length
+    return data[at + 4 : end], end

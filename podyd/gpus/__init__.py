@@ -1,0 +1,1 @@
+"""Which cards there are, who may have them, and who is on them."""

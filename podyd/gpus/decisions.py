@@ -1,0 +1,449 @@
+"""Decisions on cards: which ones a pod may have, shared or for itself, and who goes first.
+
+Nothing here changes anything: a `View` is how things stand, and all the rest follows from it.
+
+Where a lease, a choice or a place in line names a UUID that is no known card's, and the UUID of
+some card is not known, that card may be the one: it is `frozen`, and stays with the pods that have
+it now. If each card's own is known, the one that is named has gone with the hardware, and holds
+nobody up.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from podyd.base.errors import BadRequest, Conflict, Unavailable
+from podyd.contract.kinds import CardChoice
+from podyd.contract.spec import iso
+from podyd.engine.instances import Instance
+from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_the_admin
+from podyd.gpus.leases import (
+    WAITING,
+    Lease,
+    Place,
+    lease_key,
+    lease_value,
+    place_value,
+    written_leases,
+)
+from podyd.model.pod import Owner, Pod
+
+# What a pod's owner asked for: `all`, `none`, or UUIDs; absent: what its profiles give.
+WISH = "user.podyd.gpus"
+# The devices of its profiles that podyd has covered on an instance.
+COVERS = "user.podyd.covers"
+
+Cards = frozenset[Card]
+Keys = dict[str, str | None]
+NO_CARDS: Cards = frozenset()
+
+
+def covers_of(instance: Instance) -> frozenset[str]:
+    """The devices of its profiles that podyd has covered on an instance."""
+    return frozenset(filter(None, instance.config.get(COVERS, "").split(",")))
+
+
+def in_order(cards: Iterable[Card]) -> list[Card]:
+    """Cards by index."""
+    return sorted(cards, key=lambda card: card.index)
+
+
+def wish_of(choice: CardChoice, cards: Iterable[Card]) -> str:
+    """What stands on the instance for a choice that came to these cards."""
+    if choice.everything:
+        return "all"
+    return ",".join(card.key for card in in_order(cards)) or "none"
+
+
+def chosen(pod: Pod) -> list[str]:
+    """The cards that a pod's owner asked for by name, by their keys as they were written."""
+    wish = pod.instance.config.get(WISH, "none")
+    return [] if wish in ("all", "none") else wish.split(",")
+
+
+@dataclass(frozen=True)
+class Making:
+    """A pod that is being made, before LXD shows it as one: its cards, and how many count."""
+
+    owner: str
+    cards: Cards
+    counted: int
+
+
+@dataclass(frozen=True)
+class View:
+    """Everything that decisions are made of, at one moment.
+
+    `making` is by the name of the instance. `users` are the names of the pods with processes on a
+    card; None if nobody can tell, for the reason in `problem`. A card in `troubled` does not
+    answer, for the reason there, and nobody can tell who is on it.
+    """
+
+    cards: tuple[Card, ...]
+    pods: tuple[Pod, ...]
+    profiles: Mapping[str, Mapping[str, Any]]
+    leases: Mapping[str, Lease]
+    line: tuple[Place, ...]
+    making: Mapping[str, Making]
+    users: Mapping[Card, frozenset[str]] | None
+    troubled: Mapping[Card, str]
+    problem: str = ""
+
+    # --- Which card is which ---------------------------------------------------------------------
+
+    @cached_property
+    def unknown(self) -> Mapping[str, frozenset[str]]:
+        """The UUIDs that are no known card's and that a pod, by its name, has leased, chosen or
+        waits for; none if each card's own is known."""
+        known = {card.uuid for card in self.cards}
+        if "" not in known:
+            return {}
+        named = [(lease.pod, [lease.key]) for lease in self.leases.values()]
+        named += [(place.pod, list(place.choice.named)) for place in self.line]
+        named += [(pod, [key_of(key, self.cards) for key in chosen(pod)]) for pod in self.pods]
+        found: dict[str, frozenset[str]] = {}
+        for pod, keys in named:
+            strange = frozenset(key for key in keys if is_uuid(key)) - known
+            if strange:
+                found[pod.name] = found.get(pod.name, frozenset()) | strange
+        return found
+
+    @cached_property
+    def frozen(self) -> Cards:
+        """The cards that may be one of the unknown."""
+        return frozenset(card for card in self.cards if not card.uuid) if self.unknown else NO_CARDS
+
+    def undecided(self) -> Unavailable:
+        """Why nothing is decided on frozen cards, and what helps."""
+        cards = ", ".join(f"GPU {card.index} ({card.pci})" for card in in_order(self.frozen))
+        pod = min(self.unknown)
+        return Unavailable(
+            f"Neither LXD nor NVML tells the UUID of {cards}, and it may be that of"
+            f" {min(self.unknown[pod])}, which {pod} has leased, chosen or waits for; until it is"
+            " told, such a GPU stays where it is. An admin sees with 'podyd doctor' what is wrong.",
+            code="gpus_unknown",
+        )
+
+    def check_known(self, pod: Pod) -> None:
+        """Raises Unavailable if a pod has or names cards and nobody can tell which they are."""
+        if pod.name in self.unknown or self.due(pod) & self.frozen:
+            raise self.undecided()
+
+    def check_leases(self, pod: Pod) -> None:
+        """Raises Unavailable if nobody can tell which cards a pod has leased."""
+        leased = {lease.key for lease in self.leases.values() if lease.pod.name == pod.name}
+        if leased & self.unknown.get(pod.name, frozenset()):
+            raise self.undecided()
+
+    def brought_up(self, pod: Pod) -> Keys:
+        """What is to be written anew of a pod's keys: every card by its key of now, and nothing of
+        what another pod has leased."""
+        keys: Keys = {}
+        for written in written_leases(pod):
+            key = key_of(written, self.cards)
+            lease = self.leases.get(key)
+            if lease is None or (lease.pod.name == pod.name and key == written):
+                continue
+            keys[lease_key(written)] = None
+            if lease.pod.name == pod.name:
+                keys[lease_key(key)] = lease_value(lease.since, lease.until)
+        wish = ",".join(key_of(key, self.cards) for key in chosen(pod))
+        if wish and wish != pod.instance.config[WISH]:
+            keys[WISH] = wish
+        for place in self.line:
+            if place.pod.name == pod.name and place_value(place) != pod.instance.config[WAITING]:
+                keys[WAITING] = place_value(place)
+        return keys
+
+    # --- What pods have --------------------------------------------------------------------------
+
+    def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
+        """An instance's profiles, in the order in which LXD applies them."""
+        return [self.profiles[name] for name in instance.profiles if name in self.profiles]
+
+    def given(self, instance: Instance) -> Cards:
+        """The cards that an instance has by its profiles and by the admin."""
+        profiles = self.profiles_of(instance)
+        return cards_in(natural(profiles, instance.own_devices, covers_of(instance)), self.cards)
+
+    def pinned(self, pod: Pod) -> Cards:
+        """The cards that an admin has given to this very instance; podyd leaves them there."""
+        own = pod.instance.own_devices
+        return cards_in(of_the_admin(own, covers_of(pod.instance)), self.cards)
+
+    def wished(self, pod: Pod) -> Cards:
+        """The cards that a pod shares, as far as nobody has leased them."""
+        wish = pod.instance.config.get(WISH)
+        if wish is None:
+            return self.given(pod.instance)
+        if wish == "all":
+            return frozenset(self.cards)
+        return frozenset(
+            card for card in self.cards if any(card.is_written(key) for key in chosen(pod))
+        )
+
+    def lease_of(self, pod: Pod, card: Card) -> Lease | None:
+        """A pod's lease of a card; None if it has none."""
+        lease = self.leases.get(card.key)
+        return lease if lease is not None and lease.pod.name == pod.name else None
+
+    def leased(self, pod: Pod) -> Cards:
+        """The cards that a pod has for itself."""
+        return frozenset(card for card in self.cards if self.lease_of(pod, card) is not None)
+
+    def lease_keys(self, pod: Pod, keys: Iterable[str]) -> list[str]:
+        """The keys of a pod's instance that hold its leases of these cards, as they stand there."""
+        wanted = frozenset(keys)
+        return [
+            lease_key(written)
+            for written in written_leases(pod)
+            if key_of(written, self.cards) in wanted
+        ]
+
+    def taken(self, pod_name: str) -> Cards:
+        """The cards that pods other than this one have for themselves."""
+        return frozenset(
+            card
+            for card in self.cards
+            if card.key in self.leases and self.leases[card.key].pod.name != pod_name
+        )
+
+    def due(self, pod: Pod) -> Cards:
+        """The cards that a pod shall have now."""
+        wanted = (self.wished(pod) - self.taken(pod.name)) | self.leased(pod)
+        if not self.frozen:
+            return wanted
+        return (wanted - self.frozen) | (self.present(pod) & self.frozen)
+
+    def present(self, pod: Pod) -> Cards:
+        """The cards that a pod has now, whether it shall or not."""
+        return cards_in(pod.instance.devices, self.cards)
+
+    def own(self, pod: Pod) -> Cards:
+        """The cards of a pod that count towards its owner's quota."""
+        return self.wished(pod) | self.leased(pod)
+
+    def counted(self, owner: Owner, *, but: str = "") -> int:
+        """How many cards count towards an owner's quota, those of pod `but` left out: had,
+        promised to a pod in line, or to one that is being made."""
+        pods = {pod.name: pod for pod in self.pods if pod.is_of(owner) and pod.name != but}
+        waiting = [place.more for place in self.line if place.pod.name in pods]
+        making = [
+            item.counted
+            for name, item in self.making.items()
+            if item.owner == owner.name and name not in pods and name != but
+        ]
+        strange = [len(self.unknown.get(name, ())) for name in pods]
+        own = [len(self.own(pod)) for pod in pods.values()]
+        return sum(own) + sum(strange) + sum(waiting) + sum(making)
+
+    # --- What a choice comes to ------------------------------------------------------------------
+
+    def card(self, name: str) -> Card:
+        """The card of an index, a UUID or a PCI address. Raises BadRequest."""
+        for card in self.cards:
+            if card.is_named(name):
+                return card
+        there = f"there are {len(self.cards)}, from 0 to {len(self.cards) - 1}"
+        raise BadRequest(
+            f"Parameter 'gpus' names GPU {name}, but {there if self.cards else 'there is none'}.",
+            code="no_such_gpu",
+            count=len(self.cards),
+        )
+
+    def size(self, choice: CardChoice) -> int:
+        """How many cards a choice asks for. Raises BadRequest if there are not so many."""
+        if choice.everything:
+            return len(self.cards)
+        if choice.count is None:
+            return len({self.card(name) for name in choice.named})
+        if choice.count > len(self.cards):
+            raise BadRequest(
+                f"Parameter 'gpus' asks for {choice.count} GPUs, but this host has"
+                f" {len(self.cards)}.",
+                code="no_such_gpu",
+                count=len(self.cards),
+            )
+        return choice.count
+
+    def asked(self, choice: CardChoice) -> int:
+        """How many cards a choice asks for, whether there are so many or not."""
+        if choice.everything:
+            return len(self.cards)
+        return len(choice.named) if choice.count is None else choice.count
+
+    def least_used(self) -> list[Card]:
+        """The cards, those first that the fewest pods use, then those that the fewest have."""
+        shared = Counter(card for pod in self.pods for card in self.due(pod))
+        shared.update(card for item in self.making.values() for card in item.cards)
+        users = self.users or {}
+        return sorted(
+            self.cards,
+            key=lambda card: (len(users.get(card, ())), shared[card], card.index),
+        )
+
+    def choose(self, choice: CardChoice, pod: Pod | None = None) -> Cards:
+        """The cards of a choice, to be shared by a pod, or by one that is being made.
+
+        Of a mere count, those first that the pod has for itself, uses or has already. Raises
+        BadRequest, Conflict, Unavailable (nobody can tell which card is which).
+        """
+        self.size(choice)
+        pod_name = pod.name if pod else ""
+        taken = self.taken(pod_name)
+        if choice.everything:
+            if self.frozen:
+                raise self.undecided()
+            return frozenset(self.cards) - taken
+        if choice.count is None:
+            named = frozenset(self.card(name) for name in choice.named)
+            if named & taken:
+                raise self._held(named & taken, pod_name)
+            if named & self.frozen:
+                raise self.undecided()
+            return named
+        free = [card for card in self.least_used() if card not in taken | self.frozen]
+        if choice.count > len(free):
+            raise self.undecided() if self.frozen else self._held(taken, pod_name)
+        if pod is not None:
+            leased, due, users = self.leased(pod), self.due(pod), self.users or {}
+            free.sort(
+                key=lambda card: (
+                    card not in leased,
+                    pod_name not in users.get(card, ()),
+                    card not in due,
+                )
+            )
+        return frozenset(free[: choice.count])
+
+    # --- For oneself -----------------------------------------------------------------------------
+
+    def more_of(self, pod: Pod, choice: CardChoice, room: int | None) -> int:
+        """How many cards beyond those that it has or shares a lease may add to a pod, where its
+        owner's quota leaves `room` for so many (None: for all)."""
+        own = self.own(pod)
+        if choice.count is None:
+            return len(self._possible(choice) - own)
+        wanted = max(0, choice.count - len(self.leased(pod)))
+        return wanted if room is None else min(wanted, room)
+
+    def grantable(self, place: Place) -> Cards:
+        """The cards that a pod can have for itself now, with nobody before it passed over.
+
+        Raises Conflict, with who holds the cards; Unavailable if nobody can tell who is on them, or
+        which card is which.
+        """
+        pod, choice = place.pod, place.choice
+        if pod.name in self.unknown:
+            raise self.undecided()
+        possible = self._possible(choice)
+        before = [
+            other
+            for other in self.line
+            if other.since < place.since
+            and other.pod.name != pod.name
+            and self._is_servable(other.choice)
+            and self._possible(other.choice) & possible
+        ]
+        promised = NO_CARDS.union(*(self._possible(other.choice) for other in before))
+        mine = self.leased(pod) - promised
+        if choice.count is not None and len(mine) >= choice.count:
+            return frozenset(in_order(mine)[: choice.count])
+        out_of_reach = self.taken(pod.name) | promised | frozenset(self.troubled) | self._planned
+        out_of_reach |= self.frozen
+        free = mine | frozenset(
+            card for card in possible - mine - out_of_reach if not self._others_on(card, pod.name)
+        )
+        if choice.count is None:
+            if possible & self.frozen:
+                raise self.undecided()
+            if possible - free or not self._is_servable(choice):
+                raise self._held(possible - free, pod.name, before, to_lease=True)
+            return possible
+        own = self.own(pod)
+        usable = in_order(mine)
+        usable += [card for card in self.least_used() if card in free - mine and card in own]
+        others = [card for card in self.least_used() if card in free - mine - own]
+        usable += others[: place.more]
+        if len(usable) < choice.count:
+            if self.frozen:
+                raise self.undecided()
+            raise self._held(frozenset(self.cards) - free, pod.name, before, to_lease=True)
+        return frozenset(usable[: choice.count])
+
+    @property
+    def _planned(self) -> Cards:
+        """The cards of pods that are just being made."""
+        return NO_CARDS.union(*(item.cards for item in self.making.values()))
+
+    def _possible(self, choice: CardChoice) -> Cards:
+        """The cards that can serve a lease; a named one may have gone with the hardware."""
+        if not choice.named:
+            return frozenset(self.cards)
+        return frozenset(
+            card for card in self.cards if any(card.is_named(name) for name in choice.named)
+        )
+
+    def _is_servable(self, choice: CardChoice) -> bool:
+        """Whether the host has what a lease asks for; who waits for more holds nobody up."""
+        return 0 < len(self._possible(choice)) >= self.asked(choice)
+
+    def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
+        """The other pods that use a card now, or have it of the admin."""
+        if self.users is None:
+            raise Unavailable(
+                f"Nobody can tell at present who uses the GPUs: {self.problem}.", code="nvml_failed"
+            )
+        names = self.users.get(card, frozenset())
+        return [
+            pod
+            for pod in self.pods
+            if pod.name != pod_name and (pod.name in names or card in self.pinned(pod))
+        ]
+
+    def _held(
+        self, cards: Cards, pod_name: str, before: Iterable[Place] = (), *, to_lease: bool = False
+    ) -> Conflict:
+        """Who holds these cards, since when and until when."""
+        holders: list[dict[str, Any]] = []
+        said = []
+        for card in in_order(cards):
+            lease = self.leases.get(card.key)
+            if lease is not None and lease.pod.name != pod_name:
+                since, until = iso(lease.since), iso(lease.until)
+                holders.append(holder(card, lease.pod, since, until))
+                said.append(
+                    f"GPU {card.index} is leased to {lease.pod.name} of {lease.pod.owner} since"
+                    f" {since} until {until}"
+                )
+            elif card in self.troubled:
+                said.append(f"GPU {card.index} does not answer: {self.troubled[card]}")
+            elif card in self._planned:
+                said.append(f"GPU {card.index} goes to a pod that is just being made")
+            elif to_lease:
+                for pod in self._others_on(card, pod_name):
+                    holders.append(holder(card, pod))
+                    said.append(f"GPU {card.index} is in use by {pod.name} of {pod.owner}")
+        waiting = len(list(before))
+        if waiting:
+            said.append(f"{waiting} in line before you, see /gpu/line")
+        advice = " /gpu/queue waits for a turn." if to_lease else ""
+        detail = "; ".join(said) or "The GPUs that you share are in use by others"
+        return Conflict(f"{detail}.{advice}", code="gpu_held", holders=holders)
+
+
+def holder(
+    card: Card, pod: Pod, since: str | None = None, until: str | None = None
+) -> dict[str, Any]:
+    """A pod that has a card, as a refusal tells of it."""
+    return {
+        "gpu": card.index,
+        "pod": pod.name,
+        "owner": pod.owner,
+        "since": since,
+        "until": until,
+    }

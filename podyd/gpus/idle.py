@@ -1,0 +1,118 @@
+"""Leased cards that nobody uses: the owner is told, then the lease ends, if the admin wants so."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+
+from podyd.base.errors import PodydError
+from podyd.config.current import Settings
+from podyd.config.schema import Idle
+from podyd.engine.execution import Executor
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.inventory import Card
+from podyd.gpus.leases import Lease, now
+from podyd.gpus.scheduler import Allotment
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 5.0
+TELL_SECONDS = 5.0
+
+# A terminal that is held with Ctrl-S takes no line, and must not keep the others from theirs.
+_TELL = """
+for terminal in /dev/pts/[0-9]*; do
+  timeout 1 sh -c 'printf "\\r\\n%s\\r\\n" "$1" >"$2"' tell {text} "$terminal" &
+done
+wait
+"""
+
+
+def held_for(lease: Lease) -> float:
+    """For so many seconds the pod has had the card."""
+    return (now() - lease.since).total_seconds()
+
+
+class IdleLeases:
+    """Applies podyd.yaml's `idle` to every lease."""
+
+    def __init__(
+        self, *, allotment: Allotment, occupancy: Occupancy, executor: Executor, settings: Settings
+    ) -> None:
+        self._allotment = allotment
+        self._occupancy = occupancy
+        self._executor = executor
+        self._settings = settings
+        self._problem = ""
+        # The leases whose owners were told, by pod and card, and how idle the card was then.
+        self._told: dict[tuple[str, str], float] = {}
+
+    async def run(self) -> None:
+        """Look now and then, for good."""
+        while True:
+            policy = self._settings.current.idle
+            if policy.policy != "report":
+                problem = ""
+                try:
+                    await self._look(policy)
+                except PodydError as error:
+                    problem = error.detail
+                if problem and problem != self._problem:
+                    log.warning("idle GPUs are not looked for at the moment: %s", problem)
+                self._problem = problem
+            await asyncio.sleep(min(LOOK_SECONDS, policy.after / 4, policy.grace / 4))
+
+    async def _look(self, policy: Idle) -> None:
+        view = await self._allotment.view()
+        kept = {}
+        cards = {card.key: card for card in view.cards}
+        for lease in view.leases.values():
+            card = cards.get(lease.key)
+            if card is None:
+                continue  # It has gone with the hardware.
+            idle = self._idle(card, lease)
+            if idle is None or idle < policy.after:
+                continue  # It is used, or nobody can tell.
+            key = lease.pod.name, lease.key
+            told = self._told.get(key)
+            if told is None:
+                await self._warn(card, lease, policy, idle)
+                told = idle
+            is_due = policy.policy == "release" and idle >= told + policy.grace
+            if not (is_due and await self._release(card, lease, policy)):
+                kept[key] = told
+        self._told = kept
+
+    def _idle(self, card: Card, lease: Lease) -> float | None:
+        return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
+
+    async def _warn(self, card: Card, lease: Lease, policy: Idle, idle: float) -> None:
+        text = f"GPU {card.index} has been idle for {idle:.0f} s"
+        if policy.policy == "release":
+            text += f"; its lease ends in {policy.grace:.0f} s unless it is used"
+        log.info("%s: %s", lease.pod.name, text)
+        await self._tell(lease, f"podyd: {text}.")
+
+    async def _release(self, card: Card, lease: Lease, policy: Idle) -> bool:
+        """End the lease, unless the card is used after all; whether it has ended."""
+
+        def is_still_idle() -> bool:
+            idle = self._idle(card, lease)
+            return idle is not None and idle >= policy.after
+
+        if not await self._allotment.end(lease, still=is_still_idle):
+            return False
+        log.info("%s: GPU %d is given back, as it was idle", lease.pod.name, card.index)
+        await self._tell(lease, f"podyd: the lease of GPU {card.index} has ended: it was idle.")
+        return True
+
+    async def _tell(self, lease: Lease, text: str) -> None:
+        """Write a line to every terminal of the pod."""
+        if lease.pod.status != "running":
+            return
+        command = _TELL.format(text=shlex.quote(text))
+        try:
+            await self._executor.run(lease.pod.name, command, timeout=TELL_SECONDS, limit=1024)
+        except PodydError as error:
+            log.warning("%s could not be told: %s", lease.pod.name, error.detail)

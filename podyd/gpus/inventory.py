@@ -1,0 +1,262 @@
+"""The host's NVIDIA cards, and the LXD devices that lead them into a pod.
+
+A card is known by its PCI address and UUID. Its number in the API is NVML's index, as nvidia-smi
+shows it; without NVML the order of the PCI addresses, which NVML follows as well.
+
+The UUID is the card's own, wherever it is plugged in, but nobody tells it where LXD lacks
+nvidia-container-cli and NVML does not answer, as after an update of the driver. So podyd remembers
+which UUID was told of which address; what is told now counts for more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from podyd.base.errors import Unavailable
+from podyd.base.tasks import came
+from podyd.contract.kinds import CardChoice
+from podyd.engine.instances import Devices, is_set
+from podyd.engine.rest import LxdClient
+from podyd.node.nvml_process import Sample, sysfs_address
+from podyd.node.telemetry import Telemetry
+from podyd.store.database import RETRY_SECONDS, CardStore
+
+NVIDIA_VENDOR_ID = "10de"
+# Cards do not come and go; LXD takes 28 ms to look.
+KEPT_SECONDS = 30.0
+# What is remembered is there in milliseconds, unless the disk hangs.
+RECALL_SECONDS = 2.0
+# The devices that podyd gives an instance begin so; the others are the admin's.
+OWN_PREFIX = "podyd-gpu-"
+_COVER = {"type": "none"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. Nobody may know the `uuid`.
+
+    Two are the same if they are at the same address, whatever was known of each.
+    """
+
+    index: int = field(compare=False)
+    pci: str
+    uuid: str = field(compare=False)
+    name: str = field(default="", compare=False)
+
+    @property
+    def key(self) -> str:
+        """What a card is known by where it is written down."""
+        return self.uuid or self.pci
+
+    def is_written(self, key: str) -> bool:
+        """Whether a key that was written down, maybe before its UUID was known, means it."""
+        return key == self.pci or key.lower() == self.uuid.lower() != ""
+
+    def is_named(self, name: str) -> bool:
+        """Whether a name that a user gives it, an index, a UUID or a PCI address, means it."""
+        if ":" in name:
+            with contextlib.suppress(ValueError):
+                return sysfs_address(name) == self.pci
+        return name == str(self.index) or (name.lower() == self.uuid.lower() != "")
+
+
+def key_of(written: str, cards: Iterable[Card]) -> str:
+    """The key of the card that a written one means; itself where there is no such card."""
+    return next((card.key for card in cards if card.is_written(written)), written)
+
+
+def is_uuid(key: str) -> bool:
+    """Whether a written key is a card's own: neither an address nor an index."""
+    return ":" not in key and not key.isdigit()
+
+
+def lasting(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
+    """The same choice, each card by its key; an index may be another card's after a reboot."""
+    keys = [
+        next((card.key for card in cards if card.is_named(name)), name) for name in choice.named
+    ]
+    return replace(choice, named=tuple(dict.fromkeys(keys)))
+
+
+def by_index(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
+    """The same choice, each card that is there by its index of now."""
+    numbers = {card.key: str(card.index) for card in cards}
+    return replace(choice, named=tuple(numbers.get(key, key) for key in choice.named))
+
+
+class Identities:
+    """Which UUID is at which address, as it was last told; kept in podyd's database."""
+
+    def __init__(self, store: CardStore) -> None:
+        self._store = store
+        self._known: dict[str, str] = {}
+        self._asked = asyncio.Event()
+        self._news = asyncio.Event()
+
+    async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
+        """The UUIDs by address; `told` is what LXD and NVML say now, and is remembered."""
+        await came(self._asked, RECALL_SECONDS)
+        self._asked.set()  # Nobody waits for it again.
+        if told.items() - self._known.items():
+            self._known = _brought_up(self._known, told)
+            self._news.set()
+        return self._known
+
+    async def run(self) -> None:
+        """Recall what was remembered, and remember what comes, for good."""
+        kept: Mapping[str, str] | None = None
+        while True:
+            try:
+                if kept is None:
+                    kept = await self._store.known()
+                    self._known = _brought_up(kept, self._known)
+                self._asked.set()
+                self._news.clear()
+                if self._known != kept:
+                    kept = now = dict(self._known)
+                    await self._store.remember(now)
+                await self._news.wait()
+            except Unavailable:  # It is in the log: the database says so itself.
+                kept = None
+                self._asked.set()
+                await asyncio.sleep(RETRY_SECONDS)
+
+
+def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
+    """What is told counts for more, and a card is in one place only."""
+    uuids = frozenset(told.values())
+    return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(told)
+
+
+class Gpus:
+    """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
+
+    def __init__(self, client: LxdClient, telemetry: Telemetry, identities: Identities) -> None:
+        self._client = client
+        self._telemetry = telemetry
+        self._identities = identities
+        self._kept: tuple[float, tuple[Card, ...]] | None = None
+
+    async def cards(self) -> tuple[Card, ...]:
+        """The host's NVIDIA cards, by index."""
+        now = time.monotonic()
+        if self._kept is None or self._kept[0] <= now:
+            resources = await self._client.get("/1.0/resources")
+            found = _by_address(resources["gpu"]["cards"] or [])
+            self._kept = now + KEPT_SECONDS, found
+        cards = _in_order(self._kept[1], self._telemetry.latest)
+        known = await self._identities.of({card.pci: card.uuid for card in cards if card.uuid})
+        return tuple(replace(card, uuid=card.uuid or known.get(card.pci, "")) for card in cards)
+
+
+def _by_address(found: Sequence[Mapping[str, Any]]) -> tuple[Card, ...]:
+    nvidia = [card for card in found if card.get("vendor_id") == NVIDIA_VENDOR_ID]
+    nvidia.sort(key=lambda card: str(card["pci_address"]))
+    return tuple(
+        Card(
+            index,
+            card["pci_address"],
+            (card.get("nvidia") or {}).get("uuid", ""),
+            (card.get("nvidia") or {}).get("model", card.get("product", "")),
+        )
+        for index, card in enumerate(nvidia)
+    )
+
+
+def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
+    """The cards with NVML's indices; those that NVML does not show come last."""
+    known = {gpu.pci: (index, gpu) for index, gpu in enumerate(sample.gpus)} if sample else {}
+    rest = iter(range(len(known), len(known) + len(cards)))
+    numbered = []
+    for card in cards:
+        if card.pci in known:
+            index, gpu = known[card.pci]
+            # Without nvidia-container-cli, LXD knows no UUIDs.
+            numbered.append(replace(card, index=index, uuid=card.uuid or gpu.uuid))
+        else:
+            numbered.append(replace(card, index=next(rest)))
+    return tuple(sorted(numbered, key=lambda card: card.index))
+
+
+# --- Devices ------------------------------------------------------------------------------------
+
+
+def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
+    """The cards that these LXD devices lead into a pod.
+
+    An LXD `gpu` device without an address passes them all (canonical/lxd#11841).
+    """
+    found: set[Card] = set()
+    for device in devices.values():
+        if device.get("type") != "gpu":
+            continue
+        if device.get("vendorid") not in (None, NVIDIA_VENDOR_ID):
+            continue
+        wanted = device.get("pci")
+        found |= {card for card in cards if wanted is None or card.is_named(wanted)}
+    return frozenset(found)
+
+
+def natural(
+    profiles: Sequence[Mapping[str, Any]], own: Devices, covers: Container[str]
+) -> dict[str, Mapping[str, str]]:
+    """The devices of an instance without what podyd has put over them, profiles in their order.
+
+    `covers` names the devices of profiles that podyd has covered; others an admin may have covered.
+    """
+    merged: dict[str, Mapping[str, str]] = {}
+    for profile in profiles:
+        merged |= profile["devices"]
+    return merged | of_the_admin(own, covers)
+
+
+def with_cards(
+    profiles: Sequence[Mapping[str, Any]],
+    own: Devices,
+    covers: Container[str],
+    wanted: Iterable[Card] | None,
+) -> tuple[dict[str, Mapping[str, str]], frozenset[str]]:
+    """An instance's own devices that give it the `wanted` cards, and the new `covers`.
+
+    None is the cards that it has anyway, by its profiles.
+    """
+    kept = of_the_admin(own, covers)
+    if wanted is None:
+        return kept, frozenset()
+    covered = frozenset(
+        name
+        for name, device in natural(profiles, own, covers).items()
+        if device.get("type") == "gpu" and name not in kept
+    )
+    given = cards_in(kept, wanted)
+    devices = {
+        f"{OWN_PREFIX}{card.pci.replace(':', '-')}": {
+            "type": "gpu",
+            "gputype": "physical",
+            "pci": card.pci,
+        }
+        for card in wanted
+        if card not in given
+    }
+    return {**kept, **dict.fromkeys(covered, _COVER), **devices}, covered
+
+
+def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str, str]]:
+    """What of an instance's own devices is none of podyd's making."""
+    return {
+        name: device
+        for name, device in own.items()
+        if not name.startswith(OWN_PREFIX) and not (name in covers and device == _COVER)
+    }
+
+
+def needs_nvidia(profile: Mapping[str, Any]) -> bool:
+    """Whether an LXD profile is about NVIDIA cards, and of no use on a host without one."""
+    devices: Devices = profile["devices"]
+    has_gpu = any(device.get("type") == "gpu" for device in devices.values())
+    return has_gpu or is_set(profile["config"], "nvidia.runtime")

@@ -1,0 +1,173 @@
+"""Leases of cards and the line for them, as they stand on the instances.
+
+`user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` a place in line: so they
+survive podyd, and an admin reads them with `lxc config show`. A card whose UUID nobody told when it
+was written stands there with its PCI address.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+from podyd.contract.kinds import CardChoice
+from podyd.contract.spec import MAX_HOURS
+from podyd.gpus.inventory import Card, key_of, lasting
+from podyd.model.pod import Pod
+
+log = logging.getLogger(__name__)
+
+LEASE_PREFIX = "user.podyd.lease."
+WAITING = "user.podyd.waiting"
+
+
+def now() -> datetime:
+    """The time, in UTC."""
+    return datetime.now(timezone.utc)
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A card, by its key, that a pod has for itself until then."""
+
+    pod: Pod
+    key: str
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True)
+class Place:
+    """A pod in line: since when, for which cards, and for how many hours it will have them.
+
+    Cards that it names are named by their keys. `more` is how many cards it may get beyond those
+    that it has or shares: what its owner's quota left when it came, which is kept for it.
+    """
+
+    pod: Pod
+    since: datetime
+    choice: CardChoice
+    hours: float
+    more: int
+
+
+def lease_key(card_key: str) -> str:
+    """The key of an instance that holds its lease of a card."""
+    return LEASE_PREFIX + card_key
+
+
+def lease_value(since: datetime, until: datetime) -> str:
+    """An ISO 8601 interval."""
+    return f"{_text(since)}/{_text(until)}"
+
+
+def place_value(place: Place) -> str:
+    """What stands on the instance of a pod that waits."""
+    return json.dumps(
+        {
+            # An admin's copy of the instance has another name, and does not wait.
+            "pod": place.pod.name,
+            "since": _text(place.since),
+            "gpus": _choice_text(place.choice),
+            "hours": place.hours,
+            "more": place.more,
+        }
+    )
+
+
+def written_leases(pod: Pod) -> dict[str, str]:
+    """What stands on a pod's instance of leases, by the cards' keys as they were written."""
+    return {
+        key.removeprefix(LEASE_PREFIX): value
+        for key, value in pod.instance.config.items()
+        if key.startswith(LEASE_PREFIX)
+    }
+
+
+def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
+    """The leases by the card's key; of two for one card, the older counts.
+
+    Such a pair comes of an admin's copy of an instance.
+    """
+    found: dict[str, Lease] = {}
+    for pod in pods:
+        for written, value in written_leases(pod).items():
+            lease = _lease(pod, key_of(written, cards), value)
+            if lease is None:
+                key = lease_key(written)
+                log.warning("%s: %s is not an interval of times: %r", pod.name, key, value)
+            elif lease.key not in found or _age(lease) < _age(found[lease.key]):
+                found[lease.key] = lease
+    return found
+
+
+def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
+    """Who waits, the first to be served first."""
+    found = []
+    for pod in pods:
+        text = pod.instance.config.get(WAITING)
+        if text is None:
+            continue
+        try:
+            data: dict[str, Any] = json.loads(text)
+            since, hours = _moment(data["since"]), float(data["hours"])
+            if not 0 < hours <= MAX_HOURS:
+                raise ValueError(hours)
+            # Older entries have indices.
+            choice = lasting(_choice(data["gpus"]), cards)
+            place = Place(pod, since, choice, hours, int(data["more"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            log.warning("%s: %s is not a place in line: %r", pod.name, WAITING, text)
+            continue
+        if data.get("pod") == pod.name:
+            found.append(place)
+    return sorted(found, key=lambda place: (place.since, place.pod.name))
+
+
+def _choice_text(choice: CardChoice) -> str:
+    """`all`, a number, or keys of cards with a comma after each."""
+    if choice.everything:
+        return "all"
+    if choice.count is not None:
+        return str(choice.count)
+    return "".join(f"{name}," for name in choice.named)
+
+
+def _choice(text: str) -> CardChoice:
+    """What `_choice_text` wrote. Raises ValueError."""
+    if text == "all":
+        return CardChoice(everything=True)
+    if text.isdigit():
+        return CardChoice(count=int(text))
+    named = tuple(text.removesuffix(",").split(","))
+    if "," not in text or "" in named:
+        raise ValueError(text)
+    return CardChoice(named=named)
+
+
+def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:
+    try:
+        since, until = (_moment(part) for part in value.split("/"))
+    except ValueError:
+        return None
+    return Lease(pod, card_key, since, until)
+
+
+def _age(lease: Lease) -> tuple[datetime, datetime]:
+    return lease.since, lease.pod.instance.created
+
+
+def _text(moment: datetime) -> str:
+    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _moment(text: str) -> datetime:
+    # Until Python 3.11 fromisoformat does not know the Z.
+    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    if moment.tzinfo is None:
+        raise ValueError("a time without a zone")
+    return moment

@@ -1,0 +1,225 @@
+"""The host: its versions, and who is on its GPUs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Mapping, Sequence
+
+from podyd import __version__
+from podyd.base.errors import BadRequest, Unavailable
+from podyd.contract.spec import CardHolder, GpuInfo, GpuProcess, HostSpec, iso
+from podyd.engine.rest import LxdClient
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.decisions import View
+from podyd.gpus.idle import held_for
+from podyd.gpus.inventory import Card, cards_in
+from podyd.gpus.leases import Lease
+from podyd.gpus.scheduler import Allotment
+from podyd.model.pod import Pod
+from podyd.node.cgroups import Payloads
+from podyd.node.nvml_process import Gpu, Holder, Sample
+from podyd.node.procs import Process, Reader
+from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
+from podyd.node.user_names import UserNames
+
+Held = tuple[Holder, Process]
+
+
+class Host:
+    """Answers from the last sample of NVML, from /proc and from LXD."""
+
+    def __init__(
+        self,
+        *,
+        client: LxdClient,
+        telemetry: Telemetry,
+        occupancy: Occupancy,
+        payloads: Payloads,
+        reader: Reader,
+        allotment: Allotment,
+        names: UserNames,
+    ) -> None:
+        self._client = client
+        self._occupancy = occupancy
+        self._payloads = payloads
+        self._reader = reader
+        self._allotment = allotment
+        self._names = names
+        self._telemetry = telemetry
+
+    async def spec(self) -> HostSpec:
+        """Versions; null for what is not there."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        sample = self._telemetry.latest
+        return HostSpec(
+            podyd=__version__,
+            lxd=(await self._client.get("/1.0"))["environment"].get("server_version"),
+            kernel=os.uname().release,
+            nvidia_driver=sample.driver if sample else None,
+            cuda=sample.cuda if sample else None,
+        )
+
+    async def gpu_processes(
+        self, wanted: Sequence[int] | None, *, viewer: str, sees_all: bool
+    ) -> tuple[dict[str, list[GpuProcess]], float]:
+        """Per card, the processes on it, and the age of that in seconds.
+
+        No cards at all where there is no NVIDIA driver. What other people run on the host itself
+        is shown to who `sees_all`; the others see whose it is.
+        """
+        sample = await self.sample()
+        count = len(sample.gpus) if sample else 0
+        _check_indices(wanted, count)
+        if sample is None:
+            return {}, 0.0
+        indices = range(count) if wanted is None else wanted
+        cards = {index: sample.gpus[index] for index in indices}
+        pids = {holder.pid for gpu in cards.values() for holder in gpu.holders}
+        known = await self._reader.processes(pids)
+        found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
+        users = None if sees_all else await self._users(found.values())
+        rows = {
+            str(index): [
+                _row(
+                    holder,
+                    process,
+                    self._payloads.pod_of(holder.payload),
+                    viewer,
+                    users,
+                    self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
+                )
+                for holder, process in on_card
+            ]
+            for index, on_card in found.items()
+        }
+        return rows, sample.age
+
+    async def sample(self) -> Sample | None:
+        """The last sample; None where there is no NVIDIA driver. Raises Unavailable, with the
+        cause, if NVML has not answered for too long."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        sample = self._telemetry.current
+        if sample is None and not self._telemetry.absent:
+            raise Unavailable(
+                f"NVML gives no data: {self._telemetry.problem or 'it has not answered yet'}.",
+                code="nvml_failed",
+            )
+        return sample
+
+    async def _users(self, found: Iterable[Sequence[Held]]) -> dict[int, str]:
+        """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
+        for once."""
+        processes = [
+            process for on_card in found for holder, process in on_card if not holder.payload
+        ]
+        uids = list({process.uid for process in processes if process.uid is not None})
+        names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
+        return dict(zip(uids, names, strict=True))
+
+    async def gpus(self) -> list[GpuInfo]:
+        """The cards, also where NVML does not answer: then without what only it knows."""
+        view = await self._allotment.view()
+        sample = self._telemetry.current
+        figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
+        return [
+            self._gpu(view, card, figures.get(card.pci), sample.driver if sample else None)
+            for card in view.cards
+        ]
+
+    def _gpu(self, view: View, card: Card, gpu: Gpu | None, driver: str | None) -> GpuInfo:
+        problem = gpu.problem if gpu else self._telemetry.problem or "NVML does not show this card"
+        if self._telemetry.absent:
+            problem = None
+        gpu = gpu or Gpu(card.uuid, card.pci, card.name)
+        lease = view.leases.get(card.key)
+        return GpuInfo(
+            index=card.index,
+            uuid=card.uuid,
+            pci=card.pci,
+            name=gpu.name,
+            driver=driver,
+            memory_total=gpu.memory_total,
+            memory_used=gpu.memory_used,
+            utilisation=gpu.utilisation,
+            temperature=gpu.temperature,
+            power=gpu.power,
+            power_limit=gpu.power_limit,
+            idle=_rounded(self._idle(view, card, lease)),
+            problem=problem,
+            pods=[
+                _holder(pod, view.lease_of(pod, card))
+                for pod in view.pods
+                if card in cards_in(pod.instance.devices, view.cards)
+            ],
+        )
+
+    def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
+        """Since when nobody of those who hold a card, leased or with a process, has used it."""
+        if lease is not None:
+            return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
+        on_it = self._occupancy.pids_on(card.pci)
+        idle = [self._occupancy.process_idle(card.pci, pid) for pid in on_it]
+        known = [seconds for seconds in idle if seconds is not None]
+        return min(known) if known and len(known) == len(idle) else None
+
+
+def _holder(pod: Pod, lease: Lease | None) -> CardHolder:
+    return CardHolder(
+        pod=pod.name,
+        owner=pod.owner,
+        exclusive=lease is not None,
+        since=iso(lease.since) if lease else None,
+        until=iso(lease.until) if lease else None,
+    )
+
+
+def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Held]:
+    """What is on a card, of the processes that are there, less what has come in the `age` seconds
+    since the sample was taken."""
+    return [
+        (holder, process)
+        for holder in gpu.holders
+        if (process := known.get(holder.pid)) is not None
+        # A younger one has only the pid in common.
+        and (process.uptime is None or process.uptime >= age)
+    ]
+
+
+def _row(
+    holder: Holder,
+    process: Process,
+    pod: str,
+    viewer: str,
+    users: Mapping[int, str] | None,
+    idle: float | None,
+) -> GpuProcess:
+    """`users` is None for who sees what all of them run on the host."""
+    cmd = process.cmd
+    if users is not None and not pod and process.uid is not None:
+        user = users[process.uid]
+        cmd = cmd if user == viewer else user
+    return GpuProcess(
+        pid=holder.pid,
+        pod=pod,
+        cmd=cmd,
+        uptime=process.uptime,
+        memory_used=process.memory_used,
+        gpu_memory_used=holder.memory_used,
+        idle=_rounded(idle),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+def _check_indices(wanted: Sequence[int] | None, count: int) -> None:
+    for index in wanted or ():
+        if index >= count:
+            there = f"there are {count}, from 0 to {count - 1}" if count else "there is none"
+            raise BadRequest(
+                f"Parameter 'id' names GPU {index}, but {there}.",
+                code="no_such_gpu",
+                count=count,
+            )

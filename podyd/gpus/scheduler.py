@@ -1,0 +1,651 @@
+"""Cards for pods: shared, leased for a time, waited for.
+
+What a pod shall have stands on its instance; from that and from the leases of all pods follow the
+devices of each. One lock guards every decision. The loop in `run` makes it so on the instances:
+after each decision, when a lease ends, and when podyd or LXD has been away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import (
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
+
+from podyd.base.errors import (
+    BadRequest,
+    Busy,
+    Conflict,
+    Forbidden,
+    Gone,
+    PodydError,
+    Unavailable,
+    lxd_could_not,
+)
+from podyd.base.tasks import came
+from podyd.config.current import Settings
+from podyd.config.schema import UNLIMITED
+from podyd.contract.kinds import CardChoice
+from podyd.contract.spec import LeasedCard, Waiting, iso
+from podyd.engine.instances import Devices, Instances
+from podyd.engine.rest import LxdClient
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.decisions import (
+    COVERS,
+    WISH,
+    Keys,
+    Making,
+    View,
+    covers_of,
+    holder,
+    in_order,
+    wish_of,
+)
+from podyd.gpus.inventory import Card, Gpus, by_index, cards_in, lasting, natural, with_cards
+from podyd.gpus.leases import (
+    WAITING,
+    Lease,
+    Place,
+    lease_key,
+    lease_value,
+    leases_of,
+    line_of,
+    now,
+    place_value,
+)
+from podyd.model.pod import Pod, pods_of
+from podyd.node.nvml_process import Sample
+from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
+from podyd.people.login import Member
+
+log = logging.getLogger(__name__)
+
+# Between two looks at whether the line can be served.
+BUSY_SECONDS = 2.0
+QUIET_SECONDS = 60.0
+A_MOMENT = timedelta(microseconds=1)
+# LXD moves cards in a fraction of a second, unless it hangs.
+LOCK_SECONDS = 20.0
+# So many instances are written at once, and while nobody else decides.
+WRITERS = 8
+# So long a pod is waited for that LXD is at work on, as it starts or stops; others wait meanwhile.
+PATIENCE_SECONDS = 3.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an instance that is being made needs for its cards."""
+
+    config: Mapping[str, str]
+    devices: Devices
+
+
+class Allotment:
+    """Decides on cards, and keeps the instances as decided."""
+
+    def __init__(
+        self,
+        *,
+        client: LxdClient,
+        instances: Instances,
+        gpus: Gpus,
+        telemetry: Telemetry,
+        occupancy: Occupancy,
+        settings: Settings,
+    ) -> None:
+        self._client = client
+        self._instances = instances
+        self._gpus = gpus
+        self._telemetry = telemetry
+        self._occupancy = occupancy
+        self._settings = settings
+        self._lock = asyncio.Lock()
+        self._poke = asyncio.Event()
+        # The pods that are being made, by the names of their instances.
+        self._making: dict[str, Making] = {}
+        self._problems: dict[str, str] = {}
+
+    async def view(self) -> View:
+        """How things stand."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        return await self._look()
+
+    async def _look(self) -> View:
+        # Before LXD's list is read: a pod is in one of the two, if not in both.
+        making = dict(self._making)
+        cards = await self._gpus.cards()
+        profiles = await self._client.get("/1.0/profiles", recursion=1)
+        pods = tuple(pods_of(await self._instances.all()))
+        sample, absent = self._telemetry.current, self._telemetry.absent
+        return View(
+            cards=cards,
+            pods=pods,
+            profiles={profile["name"]: profile for profile in profiles},
+            leases=leases_of(pods, cards),
+            line=tuple(line_of(pods, cards)),
+            making=making,
+            users={card: frozenset(self._occupancy.pods(card.pci)) for card in cards}
+            if sample or absent
+            else None,
+            troubled=_troubled(cards, sample) if sample else {},
+            problem=f"NVML does not answer ({self._telemetry.problem or 'it hangs'})",
+        )
+
+    @contextlib.asynccontextmanager
+    async def _alone(self) -> AsyncIterator[View]:
+        """How things stand while nobody else decides. Raises Unavailable if that takes long."""
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        try:
+            await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
+        except asyncio.TimeoutError:
+            raise Unavailable(
+                "GPUs are being moved between pods, and LXD takes long; try again shortly.",
+                code="gpus_busy",
+            ) from None
+        try:
+            yield await self._look()
+        finally:
+            self._lock.release()
+            self._poke.set()
+
+    async def leases(self, pod: Pod) -> list[LeasedCard]:
+        """What a pod has for itself, by the card's index."""
+        view = await self.view()
+        return [
+            LeasedCard(card.index, card.uuid, iso(lease.since), iso(lease.until))
+            for card in view.cards
+            if (lease := view.lease_of(pod, card)) is not None
+        ]
+
+    async def line(self) -> list[Waiting]:
+        """Who waits for cards, in order."""
+        view = await self.view()
+        return [
+            Waiting(
+                number,
+                place.pod.name,
+                place.pod.owner,
+                str(by_index(place.choice, view.cards)),
+                place.hours,
+                iso(place.since),
+            )
+            for number, place in enumerate(view.line, 1)
+        ]
+
+    # --- A new pod -------------------------------------------------------------------------------
+
+    @contextlib.asynccontextmanager
+    async def new(
+        self,
+        member: Member,
+        name: str,
+        profiles: Sequence[Mapping[str, Any]],
+        choice: CardChoice | None,
+    ) -> AsyncIterator[Plan]:
+        """Hold the cards of a pod that is being made as the instance `name`.
+
+        Without a `choice`: what its profiles give, or as many of that as the quota leaves, the
+        least used first. Raises BadRequest, Conflict, Forbidden.
+        """
+        async with self._alone() as view:
+            plan, due, counted = self._plan(view, member, profiles, choice)
+            self._making[name] = Making(member.name, due, counted)
+        try:
+            yield plan
+        finally:
+            del self._making[name]
+            self._poke.set()
+
+    def _plan(
+        self,
+        view: View,
+        member: Member,
+        profiles: Sequence[Mapping[str, Any]],
+        choice: CardChoice | None,
+    ) -> tuple[Plan, frozenset[Card], int]:
+        """The plan, its cards, and how many count towards the quota."""
+        given = cards_in(natural(profiles, {}, ()), view.cards)
+        config: dict[str, str] = {}
+        # What it does not get of its profiles because of others, it gets when it can.
+        due, counted = given - view.taken("") - view.frozen, len(given)
+        room = _room(view, member)
+        if choice is not None:
+            due, counted = view.choose(choice), view.size(choice)
+            _check_quota(view, member, counted)
+            config[WISH] = wish_of(choice, due)
+        elif room is not None and room < len(given):
+            fit = [card for card in view.least_used() if card in due]
+            due = frozenset(fit[: max(0, room)])
+            counted = len(due)
+            config[WISH] = wish_of(CardChoice(count=counted), due)
+        devices, covers = with_cards(profiles, {}, (), None if due == given else in_order(due))
+        if covers:
+            config[COVERS] = ",".join(sorted(covers))
+        return Plan(config, devices), due, counted
+
+    # --- Sharing ---------------------------------------------------------------------------------
+
+    async def change(self, member: Member, pod: Pod, choice: CardChoice, *, force: bool) -> None:
+        """Give a pod other cards, also while it runs.
+
+        Raises BadRequest, Forbidden (quota), Conflict (leased to somebody, or in use by the pod),
+        Unavailable (nobody can tell which card is which).
+        """
+        async with self._alone() as view:
+            pod = _as_now(view, pod)
+            wished, leased = view.choose(choice, pod), view.leased(pod)
+            view.check_known(pod)
+            if leased - wished:
+                raise Conflict(
+                    f"GPU {in_order(leased - wished)[0].index} is leased to this pod; /gpu/release"
+                    " gives it back.",
+                    code="gpu_leased",
+                )
+            _check_quota(view, member, view.size(choice) + _waited_for(view, pod), pod)
+            self._check_unused(view, pod, view.due(pod) - wished, force=force)
+            await self._write(view, pod, wished, {WISH: wish_of(choice, wished)})
+
+    # --- For oneself -----------------------------------------------------------------------------
+
+    async def lease(
+        self, member: Member, pod: Pod, choice: CardChoice, hours: float, *, wait: bool
+    ) -> int:
+        """Give a pod cards for itself alone, for `hours` from now; with `wait` in its turn.
+
+        Returns its place in line, or 0 if it has them. What the pod has leased already it has
+        longer, never shorter. Raises BadRequest, Forbidden (quota, limits of podyd.yaml), Conflict
+        (says who holds the cards), Unavailable (nobody can tell who is on them, or which is which).
+        """
+        async with self._alone() as view:
+            pod, choice = _as_now(view, pod), lasting(choice, view.cards)
+            more = self._check_limits(view, member, pod, choice, hours)
+            # A clock that was set back must not let anybody overtake.
+            since = max([now(), *(other.since + A_MOMENT for other in view.line)])
+            place = Place(pod, since, choice, hours, more)
+            try:
+                await self._grant(view, place, view.grantable(place))
+            except Conflict:
+                if not wait:
+                    raise
+                return await self._enter(view, place)
+            return 0
+
+    async def release(
+        self, pod: Pod, choice: CardChoice | None, *, force: bool
+    ) -> tuple[list[Card], bool]:
+        """Give leased cards back; returns them, and whether the pod has left the line.
+
+        Without a choice all of them and the place in line, with `none` the place alone. Raises
+        BadRequest, Conflict (in use by the pod), Unavailable (nobody can tell which card is which).
+        """
+        async with self._alone() as view:
+            pod = _as_now(view, pod)
+            cards = view.leased(pod)
+            leaves = choice is None or choice.count == 0
+            if choice is None or choice.count != 0:
+                view.check_leases(pod)
+            if choice is not None and choice.count is not None:
+                cards = frozenset(in_order(cards)[: choice.count])
+            elif choice is not None and not choice.everything:
+                cards &= frozenset(view.card(name) for name in choice.named)
+            # What the pod also shares, it keeps.
+            lost = cards - view.wished(pod)
+            self._check_unused(view, pod, lost, force=force)
+            keys: Keys = dict.fromkeys(view.lease_keys(pod, (card.key for card in cards)))
+            if leaves:
+                keys[WAITING] = None
+            await self._write(view, pod, view.due(pod) - lost, keys)
+            return in_order(cards), leaves and WAITING in pod.instance.config
+
+    async def end(self, lease: Lease, *, still: Callable[[], bool]) -> bool:
+        """End a lease before its time, if it is as it was and `still` says so; whether it did."""
+        async with self._alone() as view:
+            held = view.leases.get(lease.key)
+            same = held is not None and (held.pod.name, held.until) == (lease.pod.name, lease.until)
+            return same and still() and not await self._expire(view, [lease])
+
+    def _check_limits(
+        self, view: View, member: Member, pod: Pod, choice: CardChoice, hours: float
+    ) -> int:
+        """Whether a member may lease so much; returns the `more` of its place in line."""
+        limits = self._settings.current.lease
+        if view.size(choice) == 0:
+            raise BadRequest(
+                "Parameter 'gpus' must be one GPU or more; /gpu/release gives them back.",
+                code="malformed_parameter",
+                parameter="gpus",
+            )
+        if limits.max_hours != UNLIMITED and hours > limits.max_hours:
+            raise Forbidden(
+                f"Parameter 'hours' may be {limits.max_hours:g} at most.",
+                code="lease_too_long",
+                limit=limits.max_hours,
+            )
+        names = {item.name for item in view.pods if item.is_of(member)} - {pod.name}
+        used = sum(lease.pod.name in names for lease in view.leases.values())
+        used += sum(view.asked(place.choice) for place in view.line if place.pod.name in names)
+        leased = view.leased(pod)
+        if choice.count is None and not choice.everything:
+            wanted = len(leased | {view.card(name) for name in choice.named})
+        else:
+            wanted = max(view.size(choice), len(leased))
+        if limits.max_gpus != UNLIMITED and used + wanted > limits.max_gpus:
+            raise Forbidden(
+                f"You may lease {limits.max_gpus} GPUs at a time, and your other pods have or wait"
+                f" for {used}; /gpu/release gives them back.",
+                code="quota_exceeded",
+                limit=limits.max_gpus,
+                used=used,
+            )
+        kept = len(view.own(pod)) + _waited_for(view, pod, but=(choice, hours))
+        room = _room(view, member, pod)
+        more = view.more_of(pod, choice, None if room is None else max(0, room - kept))
+        _check_quota(view, member, max(kept + more, wanted), pod)
+        return more
+
+    async def _grant(self, view: View, place: Place, cards: frozenset[Card]) -> None:
+        since, until = now(), now() + timedelta(hours=place.hours)
+        leases = {}
+        for card in cards:
+            old = view.leases.get(card.key)
+            leases[card.key] = Lease(
+                place.pod,
+                card.key,
+                since if old is None else old.since,
+                until if old is None else max(old.until, until),
+            )
+        after = replace(view, leases={**view.leases, **leases})
+        # First the others lose the cards, then the pod has them: never two at once.
+        others = [other for other in view.pods if other.name != place.pod.name]
+        await _all_of(
+            self._take(after, other, lost)
+            for other in others
+            if (lost := (view.present(other) & cards) - after.due(other))
+        )
+        keys: Keys = dict.fromkeys(view.lease_keys(place.pod, leases))
+        for key, lease in leases.items():
+            keys[lease_key(key)] = lease_value(lease.since, lease.until)
+        if any(_is_same(place, other) for other in view.line):
+            keys[WAITING] = None
+        await self._write(after, place.pod, after.due(place.pod), keys)
+        numbers = ", ".join(str(card.index) for card in in_order(cards))
+        log.info("leased GPU %s to %s until %s", numbers, place.pod.name, iso(until))
+
+    async def _enter(self, view: View, place: Place) -> int:
+        """Stand in line; who asks again for the same keeps their place, which is returned."""
+        for number, other in enumerate(view.line, 1):
+            if _is_same(place, other):
+                return number
+            if other.pod.name == place.pod.name:
+                raise Conflict(
+                    f"Pod {place.pod.ins!r} waits for other GPUs already; /gpu/release with"
+                    " gpus=none leaves the line.",
+                    code="already_waiting",
+                )
+        await self._write(view, place.pod, view.due(place.pod), {WAITING: place_value(place)})
+        log.info("%s waits for GPUs: %s", place.pod.name, by_index(place.choice, view.cards))
+        return len(view.line) + 1
+
+    # --- Checks ----------------------------------------------------------------------------------
+
+    def _check_unused(self, view: View, pod: Pod, cards: Iterable[Card], *, force: bool) -> None:
+        for card in () if force else in_order(cards):
+            if view.users is None or card in view.troubled:
+                raise Unavailable(
+                    "Nobody can tell at present whether the pod uses the GPU:"
+                    f" {view.troubled.get(card, view.problem)}; force=1 takes it away anyway.",
+                    code="nvml_failed",
+                )
+            pids = self._occupancy.pids(card.pci, pod.name)
+            if pids:
+                raise Conflict(
+                    f"GPU {card.index} is in use by {len(pids)} processes of the pod; end them, or"
+                    " say force=1.",
+                    code="gpu_in_use",
+                    gpu=card.index,
+                    pids=sorted(pids),
+                )
+
+    # --- Making it so ----------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Serve the line and end leases, for good."""
+        while True:
+            self._poke.clear()
+            problems: dict[str, str] = {}
+            delay = BUSY_SECONDS
+            try:
+                delay = await self._reconcile(problems)
+            except PodydError as error:
+                problems[""] = error.detail
+            for name, problem in problems.items():
+                if problem != self._problems.get(name):
+                    log.warning("%s: GPUs cannot be shared out now: %s", name or "LXD", problem)
+            self._problems = problems
+            if problems:
+                # What was tried in vain has poked too.
+                await asyncio.sleep(BUSY_SECONDS)
+            else:
+                await came(self._poke, delay)
+
+    def poke(self) -> None:
+        """Look again now: something has changed."""
+        self._poke.set()
+
+    async def _reconcile(self, problems: dict[str, str]) -> float:
+        """Bring leases, line and devices in order; in how many seconds to look again.
+
+        What fails for one pod goes to `problems`, and must not keep the others from their cards.
+        """
+        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        tried: set[tuple[str, str]] = set()
+        while True:
+            # Between two steps others decide, so each begins with a look.
+            async with self._lock:
+                view, moment = await self._look(), now()
+                if view.frozen:
+                    problems["some cards"] = view.undecided().detail
+                if not await self._step(view, moment, tried, problems):
+                    self._occupancy.forget({pod.name for pod in view.pods})
+                    return _until_next(view, moment)
+
+    async def _step(
+        self, view: View, moment: datetime, tried: set[tuple[str, str]], problems: dict[str, str]
+    ) -> bool:
+        """Do what comes first of all that is to be done and was not `tried`; whether there was
+        something.
+
+        Leases end before anybody is given anything, and cards are taken before they are given.
+        """
+        ended = [
+            lease
+            for lease in view.leases.values()
+            if lease.until <= moment and ("end", lease.key) not in tried
+        ]
+        if ended:
+            tried |= {("end", lease.key) for lease in ended}
+            problems |= await self._expire(view, ended)
+            return True
+        behind = [
+            pod for pod in view.pods if ("write", pod.name) not in tried and _is_behind(view, pod)
+        ]
+        losing = [pod for pod in behind if view.present(pod) - view.due(pod)]
+        if behind:
+            some = (losing or behind)[:WRITERS]
+            tried |= {("write", pod.name) for pod in some}
+            await _all_of(self._catch_up(view, pod, problems) for pod in some)
+            return True
+        for place in view.line:
+            # Who cannot be served yet keeps what they wait for from those behind.
+            with contextlib.suppress(Conflict, Unavailable):
+                cards = view.grantable(place)
+                if ("grant", place.pod.name) not in tried:
+                    tried.add(("grant", place.pod.name))
+                    with _noted(place.pod, problems):
+                        await self._grant(view, place, cards)
+                    return True
+        return False
+
+    async def _catch_up(self, view: View, pod: Pod, problems: dict[str, str]) -> None:
+        """Write what an instance is behind, unless another has what it shall have alone."""
+        with _noted(pod, problems):
+            for card in in_order((view.due(pod) - view.present(pod)) & view.leased(pod)):
+                for other in view.pods:
+                    if other.name != pod.name and card in view.present(other) - view.pinned(other):
+                        raise _cannot_take([card], other, "it is not yet taken away there")
+            await self._make_so(view, pod)
+
+    async def _expire(self, view: View, ended: Sequence[Lease]) -> dict[str, str]:
+        """End leases; returns what went wrong, by pod."""
+        problems: dict[str, str] = {}
+        gone = {lease.key for lease in ended}
+        leases = {key: lease for key, lease in view.leases.items() if key not in gone}
+        after = replace(view, leases=leases)
+        for pod in {lease.pod.name: lease.pod for lease in ended}.values():
+            keys = view.lease_keys(pod, (item.key for item in ended if item.pod.name == pod.name))
+            with _noted(pod, problems):
+                await self._write(after, pod, after.due(pod), dict.fromkeys(keys))
+                log.info("%s has given back %d leased GPUs", pod.name, len(keys))
+        return problems
+
+    async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
+        """Take cards from a pod that are another's in this view.
+
+        Raises Conflict, with the pod that has them, if LXD is at work on it for long.
+        """
+        try:
+            await self._make_so(view, pod)
+        except Busy as error:
+            doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
+            raise _cannot_take(in_order(cards), pod, doing) from error
+
+    async def _make_so(self, view: View, pod: Pod) -> None:
+        """Give an instance the devices that are due, and its keys as they should be."""
+        with contextlib.suppress(Gone):  # Nor has it any cards then.
+            await self._write(view, pod, view.due(pod), view.brought_up(pod))
+
+    async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
+        _, covers = _devices(view, pod, due, pod.instance.own_devices)
+        with lxd_could_not("change the pod"):
+            await self._instances.edit(
+                pod.name,
+                config={**keys, COVERS: ",".join(sorted(covers)) or None},
+                devices=lambda own: _devices(view, pod, due, own)[0],
+                patience=PATIENCE_SECONDS,
+            )
+
+
+def _devices(
+    view: View, pod: Pod, due: frozenset[Card], own: Devices
+) -> tuple[dict[str, Mapping[str, str]], frozenset[str]]:
+    """The instance's own devices that give it the cards that are due, and what they cover."""
+    profiles, covers = view.profiles_of(pod.instance), covers_of(pod.instance)
+    as_is = due == cards_in(natural(profiles, own, covers), view.cards)
+    return with_cards(profiles, own, covers, None if as_is else in_order(due))
+
+
+def _is_behind(view: View, pod: Pod) -> bool:
+    """Whether an instance has other devices or keys than it should."""
+    own = pod.instance.own_devices
+    return bool(view.brought_up(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
+
+
+async def _all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Do all of it, `WRITERS` at once; raises what one of it raised, when all of it is over."""
+    turns = asyncio.Semaphore(WRITERS)
+
+    async def one(item: Coroutine[Any, Any, None]) -> None:
+        async with turns:
+            await item
+
+    ended = await asyncio.gather(*map(one, work), return_exceptions=True)
+    for error in ended:
+        if error is not None:
+            raise error
+
+
+def _cannot_take(cards: Sequence[Card], pod: Pod, why: str) -> Conflict:
+    numbers = ", ".join(str(card.index) for card in cards)
+    return Conflict(
+        f"GPU {numbers} cannot be taken from {pod.name} of {pod.owner} now: {why}. Try again"
+        " shortly; /gpu/queue waits for a turn.",
+        code="gpu_held",
+        holders=[holder(card, pod) for card in cards],
+    )
+
+
+@contextlib.contextmanager
+def _noted(pod: Pod, problems: dict[str, str]) -> Iterator[None]:
+    try:
+        yield
+    except PodydError as error:
+        problems[pod.name] = error.detail
+
+
+def _troubled(cards: Iterable[Card], sample: Sample) -> dict[Card, str]:
+    """The cards that do not answer, and why."""
+    shown = {gpu.pci: gpu.problem for gpu in sample.gpus}
+    found = {card: shown.get(card.pci, "NVML does not show it") for card in cards}
+    return {card: problem for card, problem in found.items() if problem is not None}
+
+
+def _room(view: View, member: Member, pod: Pod | None = None) -> int | None:
+    """How many cards a pod may have within its owner's quota; None if there is no limit."""
+    limit = member.quota.gpu_count
+    but = pod.name if pod else ""
+    return None if limit == UNLIMITED else limit - view.counted(member, but=but)
+
+
+def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None) -> None:
+    room = _room(view, member, pod)
+    if room is not None and wanted > room:
+        used = member.quota.gpu_count - room
+        raise Forbidden(
+            f"Your quota is {member.quota.gpu_count} GPUs over all your pods; the others have or"
+            f" wait for {used}, and {wanted} for this one are too many.",
+            code="quota_exceeded",
+            limit=member.quota.gpu_count,
+            used=used,
+        )
+
+
+def _waited_for(view: View, pod: Pod, but: tuple[CardChoice, float] | None = None) -> int:
+    """How many cards are kept for a pod that is in line, unless it is there for `but`."""
+    return sum(
+        place.more
+        for place in view.line
+        if place.pod.name == pod.name and (place.choice, place.hours) != but
+    )
+
+
+def _is_same(place: Place, other: Place) -> bool:
+    """Whether two places are one pod's for the same."""
+    return (place.pod.name, place.choice, place.hours) == (
+        other.pod.name,
+        other.choice,
+        other.hours,
+    )
+
+
+def _until_next(view: View, moment: datetime) -> float:
+    ends = [(lease.until - moment) / timedelta(seconds=1) for lease in view.leases.values()]
+    return max(0.05, min([BUSY_SECONDS if view.line else QUIET_SECONDS, *ends]))
+
+
+def _as_now(view: View, pod: Pod) -> Pod:
+    """The pod as it is under the lock. Raises Conflict if it has gone meanwhile."""
+    for other in view.pods:
+        if other.name == pod.name and other.owner == pod.owner:
+            return other
+    raise Conflict(f"Pod {pod.ins!r} has just been deleted.", code="pod_gone")

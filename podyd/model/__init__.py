@@ -1,0 +1,1 @@
+"""What a pod is, and how it is named."""

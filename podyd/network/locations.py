@@ -1,0 +1,127 @@
+"""At which address each pod is.
+
+An address that a pod claims proves nothing, for its root sets any. What counts is at which one the
+kernel has heard of the pod's own network card, and only where LXD holds the card to the address
+that its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot
+ask that server: who may see a network of LXD's may also change it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from podyd.base.errors import PodydError
+from podyd.engine.instances import Instance, is_set
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.node.arp import Card, neighbours, probe
+
+log = logging.getLogger(__name__)
+
+Heard = Mapping[Card, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an instance has been since it was started."""
+
+    run: tuple[str, object]
+    card: Card
+    address: str
+
+
+class Whereabouts:
+    """Remembers where the pods are; LXD's word of it is only where to ask the kernel."""
+
+    def __init__(
+        self,
+        client: LxdClient,
+        heard: Callable[[], Heard] = neighbours,
+        ask: Callable[[str, Iterable[str]], None] = probe,
+    ) -> None:
+        self._client = client
+        self._heard = heard
+        self._ask = ask
+        self._places: dict[str, Place] = {}
+        self._unheld: frozenset[str] = frozenset()
+
+    async def of(self, running: Collection[Instance]) -> Mapping[str, str]:
+        """The addresses of those that are found, by name; the others are asked for meanwhile."""
+        heard = self._heard()
+        found = {}
+        for instance in running:
+            place = place_of(instance, heard, self._places.get(instance.name))
+            if place is None:
+                await self._ask_for(instance)
+                continue
+            found[instance.name] = place
+            known = heard.get(place.card, frozenset())
+            if len(known) != 1:
+                # It is forgotten, or has several, of which one is old.
+                self._ask(place.card[0], {place.address, *known})
+        self._places = found
+        self._warn(running)
+        return {name: place.address for name, place in found.items()}
+
+    async def _ask_for(self, instance: Instance) -> None:
+        cards = held_cards(instance)
+        if not cards:
+            return
+        with contextlib.suppress(PodydError):  # It has stopped this moment, or LXD is away.
+            state = await self._client.get(instance_path(instance.name, "state"))
+            claimed = _claimed(state)
+            for interface, _ in cards:
+                self._ask(interface, claimed)
+
+    def _warn(self, running: Iterable[Instance]) -> None:
+        unheld = frozenset(item.name for item in running if not held_cards(item))
+        for name in sorted(unheld - self._unheld):
+            log.warning(
+                "%s: no port leads there, as none of its network cards has a parent and"
+                " security.ipv4_filtering",
+                name,
+            )
+        self._unheld = unheld
+
+
+def place_of(instance: Instance, heard: Heard, before: Place | None) -> Place | None:
+    """Where a running instance is; None while the kernel has not heard of it.
+
+    Where it has been since its start it is still, if nobody else has been heard of there.
+    """
+    run = instance.uuid, instance.started
+    known = before if before is not None and before.run == run else None
+    for card in held_cards(instance):
+        addresses = heard.get(card, frozenset())
+        if known is not None and known.address in addresses:
+            return known
+        if addresses:
+            return Place(run, card, min(addresses))
+    others = [addresses for card, addresses in heard.items() if known and card[0] == known.card[0]]
+    is_anothers = known is not None and any(known.address in addresses for addresses in others)
+    return None if is_anothers else known
+
+
+def held_cards(instance: Instance) -> list[Card]:
+    """The network cards that LXD holds to the address that it gave them."""
+    found = []
+    for name, device in sorted(instance.devices.items()):
+        hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")
+        is_held = is_set(device, "security.ipv4_filtering")
+        parent = device.get("parent")
+        if device.get("type") == "nic" and parent and is_held and hardware:
+            found.append((parent, hardware.lower()))
+    return found
+
+
+def _claimed(state: Mapping[str, Any]) -> set[str]:
+    """The addresses that an instance says it has."""
+    return {
+        address["address"]
+        for device in (state["network"] or {}).values()
+        for address in device["addresses"]
+        if address["family"] == "inet" and address["scope"] == "global"
+    }

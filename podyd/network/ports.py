@@ -1,0 +1,387 @@
+"""Ports of the host that lead into pods: which ones a pod has, and what `podyd ports` is told.
+
+A pod's ports stand on its instance and stay the same, wherever the pod is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import re
+import zlib
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+from weakref import WeakValueDictionary
+
+from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
+from podyd.config.current import Settings
+from podyd.config.schema import UNLIMITED
+from podyd.engine.instances import Instance, Instances, named
+from podyd.gpus.leases import now
+from podyd.model.pod import PORTS, Pod, pods_of
+from podyd.network.locations import Whereabouts
+from podyd.node.relay_client import Relay, Table, relay_at
+from podyd.people.login import Member
+
+log = logging.getLogger(__name__)
+
+NONE = "none"
+NO_FREE_PORT = "no_free_port"
+KERNEL_SECONDS = 5.0
+# An admin's `lxc launch` has set out to start the instance by then.
+SETTLE_AFTER = timedelta(seconds=5)
+# Several changes often come together.
+GATHER_SECONDS = 0.1
+# A pod that has just started asks for an address; nobody says when it has one.
+SOON_SECONDS, SOON_WAIT = 0.5, timedelta(seconds=60)
+REFRESH_SECONDS = 30.0
+RETRY_SECONDS = 2.0
+AWAY = "ports of pods cannot be reached"
+
+# Host ports with the port in the pod.
+Mapped = dict[int, int]
+
+
+class Ports:
+    """Gives ports out, and keeps the relay told."""
+
+    def __init__(
+        self,
+        *,
+        whereabouts: Whereabouts,
+        instances: Instances,
+        listening: Callable[[], frozenset[int]],
+        settings: Settings,
+    ) -> None:
+        """`listening` says, perhaps after a wait, on which TCP ports of the host anything does."""
+        self._whereabouts = whereabouts
+        self._instances = instances
+        self._listening = listening
+        self._settings = settings
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="ports")
+        self._lock = asyncio.Lock()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # Those of pods that are being made.
+        self._reserved: set[int] = set()
+        # Those that the relay has at present.
+        self._open: frozenset[int] = frozenset()
+        self._pokes: list[asyncio.Event] = []
+        self._tell: Callable[[str], None] = lambda problem: None
+        self._problem = ""
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def poke(self) -> None:
+        """Look again: something has changed."""
+        for event in self._pokes:
+            event.set()
+
+    def listen(self, tell: Callable[[str], None]) -> None:
+        """Call `tell` with what is wrong with the relay, and with "" when all is well."""
+        self._tell = tell
+
+    # --- Which ports a pod has -------------------------------------------------------------------
+
+    async def of(self, pod: Pod) -> Mapped:
+        """A pod's ports."""
+        return ports_of(await self._instances.all()).get(pod.name, {})
+
+    @contextlib.asynccontextmanager
+    async def new(self, member: Member, ins: str) -> AsyncIterator[dict[str, str]]:
+        """Hold the ports of a pod that is being made; gives the configuration that says them.
+
+        Raises Conflict if too few are free.
+        """
+        inner = self._settings.current.ports.expose
+        if member.quota.max_ports != UNLIMITED:
+            inner = inner[: member.quota.max_ports]
+        async with self._held(f"{member.name}/{ins}", inner) as found:
+            yield {PORTS: written(found)}
+
+    async def add(self, member: Member, pod: Pod, inner: int) -> None:
+        """Lead one more port of the host into a pod. Raises Conflict, Forbidden (quota)."""
+        async with self._alone(pod):
+            own, missing = await self._own(pod)
+            mapped = [*own.values(), *missing]
+            if inner in mapped:
+                raise Conflict(
+                    f"A port of the host leads to port {inner} of pod {pod.ins!r} already; see"
+                    " /pod/info.",
+                    code="port_taken",
+                    port=inner,
+                )
+            limit = member.quota.max_ports
+            if limit != UNLIMITED and len(mapped) >= limit:
+                raise Forbidden(
+                    f"Your quota is {limit} ports of a pod, and this one has {len(mapped)};"
+                    " /pod/port-delete one first.",
+                    code="quota_exceeded",
+                    limit=limit,
+                    used=len(mapped),
+                )
+            async with self._held(f"{pod.owner}/{pod.ins}", [*missing, inner]) as found:
+                await self._write(pod, own | found)
+
+    async def delete(self, pod: Pod, inner: int) -> str:
+        """Lead no port of the host to this one any longer. Returns what was done."""
+        async with self._alone(pod):
+            own, missing = await self._own(pod)
+            if inner not in [*own.values(), *missing]:
+                raise NotFound(
+                    f"No port of the host leads to port {inner} of pod {pod.ins!r}; see /pod/info.",
+                    code="no_such_port",
+                )
+            left = {host: port for host, port in own.items() if port != inner}
+            missing = [port for port in missing if port != inner]
+            async with self._held(f"{pod.owner}/{pod.ins}", missing) as found:
+                await self._write(pod, left | found)
+        return f"No port of the host leads to port {inner} of pod {pod.ins} any longer."
+
+    async def settle(self) -> None:
+        """Give ports to pods that podyd did not make, or that have another's, for good.
+
+        That is what an admin's `lxc launch` and `lxc copy` leave. The older pod keeps its own.
+        """
+        said = ""
+        with self._poked() as poke:
+            while True:
+                poke.clear()
+                delay, problem = REFRESH_SECONDS, ""
+                try:
+                    if not await self._settle():
+                        delay = RETRY_SECONDS
+                except PodydError as error:
+                    problem = error.detail
+                if problem and problem != said:
+                    log.warning("ports cannot be given out now: %s", problem)
+                said = problem
+                await _either(poke, delay)
+
+    async def _settle(self) -> bool:
+        """False if a pod is too young, or LXD is busy with it. Raises Conflict if none is free."""
+        instances = await self._instances.all()
+        pods = {pod.name: pod for pod in pods_of(instances)}
+        done = True
+        for pod in [pods[name] for name in _lacking(instances) if name in pods]:
+            if pod.instance.created > now() - SETTLE_AFTER:
+                done = False
+                continue
+            try:
+                async with self._alone(pod):
+                    own, missing = await self._own(pod)
+                    async with self._held(f"{pod.owner}/{pod.ins}", missing) as found:
+                        await self._write(pod, own | found)
+            except PodydError as error:
+                if error.code == NO_FREE_PORT:
+                    raise
+                log.info("%s: its ports come later: %s", pod.name, error.detail)
+                done = False
+        return done
+
+    def _alone(self, pod: Pod) -> asyncio.Lock:
+        """Held by whoever changes the ports of a pod."""
+        return self._locks.setdefault(pod.name, asyncio.Lock())
+
+    async def _own(self, pod: Pod) -> tuple[Mapped, list[int]]:
+        """The ports that a pod has, and to which of its ports others must lead."""
+        instances = await self._instances.all()
+        instance = named(instances, pod.name) or pod.instance
+        own = ports_of(instances).get(pod.name, {})
+        said = parse(instance.config.get(PORTS, ""))
+        wanted = self._settings.current.ports.expose if said is None else said.values()
+        return own, [inner for inner in wanted if inner not in own.values()]
+
+    @contextlib.asynccontextmanager
+    async def _held(self, name: str, inner: Sequence[int]) -> AsyncIterator[Mapped]:
+        """Keep free ports for a pod until they stand on its instance. Raises Conflict."""
+        async with self._lock:
+            found = await self._free(name, inner)
+            self._reserved |= found.keys()
+        try:
+            yield found
+        finally:
+            # Under the lock: whoever chooses sees them in LXD's list, or here.
+            async with self._lock:
+                self._reserved -= found.keys()
+
+    async def _free(self, name: str, inner: Sequence[int]) -> Mapped:
+        """Host ports that are nobody's. The lock is held. Raises Conflict if there are too few.
+
+        Where they are free, a pod of this name gets the same as the last one.
+        """
+        if not inner:
+            return {}
+        first, last = self._settings.current.ports.range
+        # What listens on a port that has just been given up is the relay.
+        taken = self._reserved | (await self._busy() - self._open)
+        for instance in await self._instances.all():
+            taken |= (parse(instance.config.get(PORTS, "")) or {}).keys()
+        found: Mapped = {}
+        size = last - first + 1
+        for port in inner:
+            start = zlib.crc32(f"{name}:{port}".encode())
+            numbers = (first + (start + step) % size for step in range(size))
+            host = next((number for number in numbers if number not in taken), None)
+            if host is None:
+                raise Conflict(
+                    f"All ports of the host from {first} to {last} are in use; delete one of yours"
+                    " with /pod/port-delete, or ask your admin for more (ports.range).",
+                    code=NO_FREE_PORT,
+                )
+            found[host] = port
+            taken.add(host)
+        return found
+
+    async def _busy(self) -> frozenset[int]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await asyncio.wait_for(
+                loop.run_in_executor(self._threads, self._listening), KERNEL_SECONDS
+            )
+        except (OSError, asyncio.TimeoutError) as error:
+            # One that is in use will be refused by the relay, which says so.
+            log.warning("the kernel does not tell which ports are in use: %s", error)
+            return frozenset()
+
+    async def _write(self, pod: Pod, mapped: Mapped) -> None:
+        with lxd_could_not("note the pod's ports"):
+            await self._instances.edit(pod.name, config={PORTS: written(mapped)}, devices=dict)
+
+    # --- What the relay is told ------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Keep the relay told, for good; where it is away, all else goes on."""
+        with self._poked() as poke:
+            while True:
+                try:
+                    async with relay_at(self._settings.current.ports.socket) as relay:
+                        await self._follow(relay, poke)
+                except PodydError as error:
+                    self._say(f"{AWAY}: {error.detail}")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _follow(self, relay: Relay, poke: asyncio.Event) -> None:
+        sent: Table | None = None
+        while not relay.gone.done():
+            poke.clear()
+            try:
+                table, delay = await self._table()
+            except PodydError:
+                # LXD is away, as its follower has said; ports lead where they did.
+                await _either(poke, RETRY_SECONDS, relay.gone)
+                continue
+            if table != sent or self._problem:
+                answer = await relay.put(table)
+                sent = table
+                self._open = frozenset(table) - answer.refused.keys()
+                refused = [f"{port} ({why})" for port, why in answer.refused.items()]
+                if refused:
+                    self._say(f"some ports cannot be opened: {', '.join(refused[:5])}")
+                else:
+                    self._say("'podyd ports' is an older one" if answer.is_old else "")
+            await _either(poke, delay, relay.gone)
+            await asyncio.sleep(GATHER_SECONDS)
+        self._say(f"{AWAY}: 'podyd ports' has ended")
+
+    def _say(self, problem: str) -> None:
+        if problem != self._problem:
+            if problem:
+                log.warning("%s", problem)
+            else:
+                log.info("ports of pods can be reached")
+            self._problem = problem
+            self._tell(problem)
+
+    async def _table(self) -> tuple[Table, float]:
+        """Where each port leads now, and after how many seconds to look again."""
+        instances = await self._instances.all()
+        pods = pods_of(instances)
+        mapped = ports_of(instances)
+        running = [pod.instance for pod in pods if pod.status in ("running", "frozen")]
+        places = await self._whereabouts.of(running)
+        table = {
+            host: (places[pod.name], inner) if pod.name in places else None
+            for pod in pods
+            for host, inner in mapped.get(pod.name, {}).items()
+        }
+        soon = now() - SOON_WAIT
+        waits = any(
+            instance.name not in places and instance.started and instance.started > soon
+            for instance in running
+        )
+        return table, SOON_SECONDS if waits else REFRESH_SECONDS
+
+    @contextlib.contextmanager
+    def _poked(self) -> Iterator[asyncio.Event]:
+        event = asyncio.Event()
+        self._pokes.append(event)
+        try:
+            yield event
+        finally:
+            self._pokes.remove(event)
+
+
+async def _either(
+    poke: asyncio.Event, timeout: float, gone: asyncio.Future[Any] | None = None
+) -> None:
+    """Until it is poked, or the other thing happens, or time is up."""
+    waiting = asyncio.ensure_future(poke.wait())
+    try:
+        await asyncio.wait(
+            {waiting, *([gone] if gone else [])},
+            timeout=timeout,
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+    finally:
+        waiting.cancel()
+
+
+# --- What stands on the instances ---------------------------------------------------------------
+
+
+def parse(text: str) -> Mapped | None:
+    """The ports that a value of user.podyd.ports says; None if it is none of podyd's."""
+    if text == NONE:
+        return {}
+    if not re.fullmatch(r"\d{4,5}:\d{1,5}(,\d{4,5}:\d{1,5})*", text, re.ASCII):
+        return None
+    pairs = (part.partition(":") for part in text.split(","))
+    mapped = {int(host): int(inner) for host, _, inner in pairs}
+    if not all(1024 <= host < 65536 and 0 < inner < 65536 for host, inner in mapped.items()):
+        return None
+    return mapped
+
+
+def written(mapped: Mapped) -> str:
+    """The same as it stands there."""
+    return ",".join(f"{host}:{inner}" for host, inner in sorted(mapped.items())) or NONE
+
+
+def ports_of(instances: Iterable[Instance]) -> dict[str, Mapped]:
+    """The ports of each instance; one that several say they have is the oldest one's."""
+    found: dict[str, Mapped] = {}
+    taken: set[int] = set()
+    for instance in _by_age(instances):
+        mapped = parse(instance.config.get(PORTS, "")) or {}
+        found[instance.name] = {host: inner for host, inner in mapped.items() if host not in taken}
+        taken |= mapped.keys()
+    return found
+
+
+def _lacking(instances: Iterable[Instance]) -> list[str]:
+    """The instances that have no ports, or such as are another's, the oldest first."""
+    instances = list(instances)
+    own = ports_of(instances)
+    return [
+        instance.name
+        for instance in _by_age(instances)
+        if parse(instance.config.get(PORTS, "")) != own[instance.name]
+    ]
+
+
+def _by_age(instances: Iterable[Instance]) -> list[Instance]:
+    return sorted(instances, key=lambda item: (item.created, item.name))

@@ -1,0 +1,1 @@
+"""What this host alone knows: its cards, processes, sockets, neighbours and directories."""

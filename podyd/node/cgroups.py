@@ -1,0 +1,82 @@
+"""Which pod a cgroup is, also where liblxc could not give it the pod's name.
+
+A pod's cgroup is `lxc.payload.NAME`, or `lxc.payload.NAME-1` and so on where that is still there,
+as after LXD and all pods were killed. Another pod may be called NAME-1, so only LXD can tell: it
+knows the first process of each pod, which is in the pod's cgroup.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+from datetime import datetime
+
+from podyd.base.errors import PodydError
+from podyd.engine.instances import Instance
+from podyd.node import procs
+
+Payload = procs.Payload
+
+
+class Payloads:
+    """The pods' cgroups, as `follow` has learnt them since `changed` was called.
+
+    `instances` are LXD's of the project, `first_process` asks LXD for the pid of one's, and
+    `payload_of` reads the cgroup of a process.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        *,
+        instances: Callable[[], Awaitable[Iterable[Instance]]],
+        first_process: Callable[[str], Awaitable[int]],
+        payload_of: Callable[[int], Awaitable[Payload | None]],
+    ) -> None:
+        self._project = project
+        self._instances = instances
+        self._first_process = first_process
+        self._payload_of = payload_of
+        self._changed = asyncio.Event()
+        # Each running pod's cgroup, for as long as it has not been started anew.
+        self._known: dict[tuple[str, datetime | None], str] = {}
+        self._names: dict[str, str] = {}
+
+    def changed(self) -> None:
+        """A pod may have been started."""
+        self._changed.set()
+
+    def pod_of(self, payload: Payload | None) -> str:
+        """LXD's name of the pod whose cgroup that is; "" on the host, `<project>/<name>` for an
+        instance of another project."""
+        project, name = self.named(payload) or (self._project, "")
+        return name if project == self._project else f"{project}/{name}"
+
+    def named(self, payload: Payload | None) -> Payload | None:
+        """The project and instance whose cgroup that is."""
+        if payload is None or payload[0] != self._project:
+            return payload
+        return self._project, self._names.get(payload[1], payload[1])
+
+    async def follow(self) -> None:
+        """Learn the cgroup of every pod that starts, for good."""
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            with contextlib.suppress(PodydError):  # LXD is away; it tells when it is back.
+                await self._learn()
+
+    async def _learn(self) -> None:
+        running = {
+            (instance.name, instance.started)
+            for instance in await self._instances()
+            if instance.status == "Running"
+        }
+        self._known = {key: name for key, name in self._known.items() if key in running}
+        for key in running - set(self._known):
+            with contextlib.suppress(PodydError):  # It has just ended, which LXD tells too.
+                payload = await self._payload_of(await self._first_process(key[0]))
+                if payload is not None:
+                    self._known[key] = payload[1]
+        self._names = {cgroup: name for (name, _), cgroup in self._known.items()}

@@ -1,0 +1,289 @@
+"""NVML: what the cards do, and which process holds which. The only importer of pynvml.
+
+NVML may hang for good inside the driver, and after an update of the driver only a new process gets
+the new library. So this runs in a process of its own, `podyd nvml`, which writes one line of JSON a
+second; telemetry.py starts it, reads it and replaces it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import select
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeVar
+
+import pynvml
+
+from podyd.node.procs import Payload, payload_of
+
+SAMPLE_SECONDS = 1.0
+_PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Holder:
+    """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
+    last sample; None where the driver does not tell. `payload` is its cgroup of LXC's."""
+
+    pid: int
+    memory_used: int | None
+    utilisation: int | None
+    payload: Payload | None = None
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A card at one moment; None where it does not support the figure.
+
+    `pci` as LXD and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
+    percent, `temperature` in degrees Celsius, power in watts. `problem` says why a card does not
+    answer.
+    """
+
+    uuid: str
+    pci: str
+    name: str
+    memory_total: int | None = None
+    memory_used: int | None = None
+    utilisation: int | None = None
+    temperature: int | None = None
+    power: float | None = None
+    power_limit: float | None = None
+    problem: str | None = None
+    holders: tuple[Holder, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sample:
+    """All cards at one moment, in the order of NVML's indices; `taken` on the monotonic clock."""
+
+    taken: float
+    driver: str
+    cuda: str
+    gpus: tuple[Gpu, ...]
+
+    @property
+    def age(self) -> float:
+        """Seconds since the sample was taken."""
+        return time.monotonic() - self.taken
+
+    def to_line(self) -> str:
+        """The sample as one line of JSON."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Sample:
+        """From the JSON of `to_line`."""
+        gpus = tuple(
+            Gpu(**{**gpu, "holders": tuple(_holder(holder) for holder in gpu["holders"])})
+            for gpu in data["gpus"]
+        )
+        return cls(data["taken"], data["driver"], data["cuda"], gpus)
+
+
+def _holder(data: Mapping[str, Any]) -> Holder:
+    payload = data["payload"]
+    return Holder(**{**data, "payload": None if payload is None else (payload[0], payload[1])})
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why there are no samples; `absent` if this host has no NVIDIA driver at all."""
+
+    problem: str
+    absent: bool
+
+    def to_line(self) -> str:
+        """The failure as one line of JSON."""
+        return json.dumps(asdict(self))
+
+
+def parse_line(line: str | bytes) -> Sample | Failure:
+    """What `podyd nvml` wrote. Raises ValueError, KeyError or TypeError if it is not that."""
+    data = json.loads(line)
+    return Failure(**data) if "problem" in data else Sample.of(data)
+
+
+# --- The process of its own ---------------------------------------------------------------------
+
+
+def run(write: Callable[[str], None], *, once: bool = False) -> int:
+    """Write a line a second for as long as NVML answers, then why it does not; returns 1 then."""
+    # Also where NVML hangs: nobody is left behind by a podyd that is killed.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _nobody_reads():
+        return 1  # It was killed before that.
+    try:
+        pynvml.nvmlInit()
+        cards = Cards()
+        due = time.monotonic()
+        while True:
+            write(cards.sample().to_line())
+            if once:
+                return 0
+            # By the clock, so that what a sample takes does not add up.
+            due = max(due + SAMPLE_SECONDS, time.monotonic())
+            time.sleep(due - time.monotonic())
+    except pynvml.NVMLError as error:
+        absent = isinstance(
+            error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)
+        )
+        write(Failure(_in_words(error), absent).to_line())
+        return 1
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose other end is closed."""
+    poll = select.poll()
+    poll.register(sys.stdout, 0)  # POLLERR needs no asking for.
+    return bool(poll.poll(0))
+
+
+# What fails for all cards; any other error is one card's, or one figure's.
+_DRIVER_FAILS = (
+    pynvml.NVMLError_Uninitialized,
+    pynvml.NVMLError_DriverNotLoaded,
+    pynvml.NVMLError_LibRmVersionMismatch,
+)
+_CARD_FAILS = (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired)
+
+
+def _in_words(error: pynvml.NVMLError) -> str:
+    if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
+        # In nvidia-smi's words, for who looks them up.
+        return (
+            "driver/library version mismatch: the driver has been updated, and the old one still"
+            " runs in the kernel until this host restarts"
+        )
+    return str(error).rstrip(".")
+
+
+class Cards:
+    """Takes samples; remembers which card is which, so that a lost one can be named, and up to
+    when it knows what each process has used."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, Gpu] = {}
+        self._seen: dict[int, int] = {}
+
+    def sample(self) -> Sample:
+        """Ask NVML for everything, now. Raises pynvml.NVMLError."""
+        cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
+        return Sample(
+            taken=time.monotonic(),
+            driver=str(pynvml.nvmlSystemGetDriverVersion()),
+            cuda=f"{cuda // 1000}.{cuda % 1000 // 10}",
+            gpus=tuple(self._gpu(index) for index in range(pynvml.nvmlDeviceGetCount())),
+        )
+
+    def _gpu(self, index: int) -> Gpu:
+        try:
+            card = pynvml.nvmlDeviceGetHandleByIndex(index)
+            self._known[index] = Gpu(
+                uuid=str(pynvml.nvmlDeviceGetUUID(card)),
+                pci=sysfs_address(str(pynvml.nvmlDeviceGetPciInfo(card).busId)),
+                name=str(pynvml.nvmlDeviceGetName(card)),
+            )
+            return self._figures(index, card)
+        except _DRIVER_FAILS:
+            raise
+        except pynvml.NVMLError as error:
+            known = self._known.get(index, Gpu("", "", ""))
+            return replace(known, problem=_in_words(error))
+
+    def _figures(self, index: int, card: object) -> Gpu:
+        memory = _supported(lambda: pynvml.nvmlDeviceGetMemoryInfo(card))
+        rates = _supported(lambda: pynvml.nvmlDeviceGetUtilizationRates(card))
+        power = _supported(lambda: pynvml.nvmlDeviceGetPowerUsage(card))
+        limit = _supported(lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(card))
+        return replace(
+            self._known[index],
+            memory_total=None if memory is None else int(memory.total),
+            memory_used=None if memory is None else int(memory.used),
+            utilisation=None if rates is None else int(rates.gpu),
+            temperature=_supported(
+                lambda: int(pynvml.nvmlDeviceGetTemperature(card, pynvml.NVML_TEMPERATURE_GPU))
+            ),
+            power=None if power is None else power / 1000,
+            power_limit=None if limit is None else limit / 1000,
+            holders=self._holders(index, card),
+        )
+
+    def _holders(self, index: int, card: object) -> tuple[Holder, ...]:
+        memory: dict[int, int | None] = {}
+        for ask in _PROCESS_LISTS:
+            for process in _first_supported(ask, card):
+                used = process.usedGpuMemory
+                memory[int(process.pid)] = None if used is None else int(used)
+        used_by = _supported(lambda: self._utilisation(index, card)) if memory else None
+        return tuple(
+            Holder(
+                pid,
+                memory[pid],
+                None if used_by is None else used_by.get(pid, 0),
+                # Here, while it is there, and where nobody else waits if that hangs.
+                payload_of(pid),
+            )
+            for pid in sorted(memory)
+        )
+
+    def _utilisation(self, index: int, card: object) -> dict[int, int]:
+        """Percent of the card per process since the last sample."""
+        since = self._seen.get(index, 0)
+        try:
+            samples = pynvml.nvmlDeviceGetProcessUtilization(card, since)
+        except pynvml.NVMLError_NotFound:
+            return {}  # Nobody has used it.
+        found: dict[int, int] = {}
+        for sample in samples:
+            # The driver's buffer may hold older ones, and slots that were never written.
+            if sample.timeStamp > since:
+                used = max(sample.smUtil, sample.memUtil, sample.encUtil, sample.decUtil)
+                found[int(sample.pid)] = max(found.get(int(sample.pid), 0), int(used))
+                self._seen[index] = max(self._seen.get(index, 0), int(sample.timeStamp))
+        return found
+
+
+# For each kind of process, NVML's functions for it, the newest first: older drivers lack the third
+# version, and its structure must not be read with the second (gpuopenanalytics/pynvml#50).
+_PROCESS_LISTS = tuple(
+    tuple(f"nvmlDeviceGet{kind}RunningProcesses_v{version}" for version in (3, 2))
+    for kind in ("Compute", "Graphics", "MPSCompute")
+)
+
+
+def _first_supported(names: Iterable[str], card: object) -> list[Any]:
+    for name in names:
+        try:
+            found: list[Any] = getattr(pynvml, name)(card)
+        except pynvml.NVMLError_FunctionNotFound:
+            continue
+        except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
+            return []
+        return found
+    return []
+
+
+def _supported(ask: Callable[[], T]) -> T | None:
+    """One figure; None where it is not supported, or fails by itself as broken sensors do."""
+    try:
+        return ask()
+    except (*_DRIVER_FAILS, *_CARD_FAILS):
+        raise
+    except pynvml.NVMLError:
+        return None
+
+
+def sysfs_address(address: str) -> str:
+    """A PCI address as sysfs writes it: NVML's has a domain of eight digits, LXD also takes one
+    without a domain, and capitals."""
+    *domain, bus, rest = address.lower().split(":")
+    number = int(domain[0], 16) if domain else 0
+    return f"{number:04x}:{bus}:{rest}"

@@ -1,0 +1,229 @@
+"""What the kernel says of a process, and which pod it is in.
+
+Reading a file in /proc of another's process may take for ever: a command line is that process' own
+memory, and one that hangs in a driver or on NFS may hold the lock of it (mmap_lock). So the service
+asks a `Reader`, and never on its event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, TypeVar
+
+# lxc.payload.<instance> in LXD's default project, lxc.payload.<project>_<instance> in any other;
+# project names cannot hold '_'. A nested container has a second one further down.
+_PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
+# The project, and the name that is an instance's unless liblxc had to number it (see cgroups.py).
+Payload = tuple[str, str]
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+_TICKS = os.sysconf("SC_CLK_TCK")
+# A command line may have megabytes, and belongs to whoever runs it; other files are shorter.
+MAX_HEAD_BYTES = 4096
+# A file of /proc is read in microseconds. So long without one, and the thread is given up.
+PATIENCE_SECONDS = 0.3
+# All that is asked for at once gets no longer.
+LIMIT_SECONDS = 2.0
+# At work at once; those that were given up are not counted here, but there may be so many.
+MAX_THREADS = 4
+MAX_STUCK = 32
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Process:
+    """A process; None where the kernel does not tell."""
+
+    uid: int | None
+    cmd: str
+    uptime: float | None
+    memory_used: int | None
+
+
+def payload_of(pid: int, proc: Path = Path("/proc")) -> Payload | None:
+    """The cgroup of LXC's that a process is in; None for one of the host, or that ended."""
+    try:
+        # A pod's root gives its own cgroups whatever names they like, such as what is no UTF-8.
+        return payload_in((proc / str(pid) / "cgroup").read_text(errors="replace"))
+    except OSError:
+        return None
+
+
+def payload_in(text: str) -> Payload | None:
+    """The cgroup of LXC's, the outermost, that /proc/PID/cgroup names."""
+    match = _PAYLOAD.search(text)
+    return (match[1] or "default", match[2]) if match else None
+
+
+def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
+    """What there is to know of a process; None if it has ended.
+
+    `cmd` is only its name, as ps shows it of one that has no command line.
+    """
+    try:
+        stat = _head(proc, pid, "stat")
+        # The name in parentheses may hold anything, ')' too.
+        name, _, rest = stat.partition("(")[2].rpartition(")")
+        fields = rest.split()
+        return Process(
+            uid=(proc / str(pid)).stat().st_uid,
+            cmd=f"[{name}]{' <defunct>' * (fields[0] == 'Z')}",
+            # proc(5): starttime is field 22, rss (in pages) field 24; state is field 3.
+            uptime=max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS),
+            memory_used=int(fields[21]) * _PAGE_BYTES,
+        )
+    except (FileNotFoundError, ProcessLookupError):
+        return _HIDDEN if _is_there(pid) else None
+    except PermissionError:
+        return _HIDDEN
+
+
+_HIDDEN = Process(None, "", None, None)
+
+
+def command_line(pid: int, proc: Path = Path("/proc")) -> str:
+    """The first `MAX_HEAD_BYTES` of it; "" of a kernel's thread and of a zombie. Raises OSError."""
+    return _head(proc, pid, "cmdline").replace("\0", " ").strip()
+
+
+def _head(proc: Path, pid: int, name: str) -> str:
+    # Of hundreds of processes at once: so it takes half the time.
+    with open(f"{proc}/{pid}/{name}", "rb", buffering=0) as file:  # noqa: PTH123 - see above
+        return file.read(MAX_HEAD_BYTES).decode(errors="replace")
+
+
+def _is_there(pid: int) -> bool:
+    """Whether a process runs that /proc does not show, as mounted with hidepid=invisible."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False  # It is ours, and has come since.
+
+
+# --- Without waiting for it ---------------------------------------------------------------------
+
+
+class Reader:
+    """Reads of other processes in threads, and gives up on what hangs.
+
+    A thread that hangs cannot be ended. It is left alone, and what it hangs in is not asked again
+    until it is over: so there is one for each process that hangs, `MAX_STUCK` at most, and nothing
+    is read while there are so many.
+    """
+
+    def __init__(self, proc: Path = Path("/proc"), *, patience: float = PATIENCE_SECONDS) -> None:
+        self._proc = proc
+        self._patience = patience
+        self._turns = asyncio.Semaphore(MAX_THREADS)
+        # What was asked, and of which process.
+        self._stuck: set[tuple[str, int]] = set()
+
+    async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
+        """What there is to know of these, without those that have ended.
+
+        Of one that hangs it is what could be read: its name in place of its command line.
+        """
+        known = await self.ask("process", lambda pid: look_up(pid, self._proc), pids)
+        found = {pid: known.get(pid, _HIDDEN) for pid in pids}
+        alive = {pid: process for pid, process in found.items() if process is not None}
+        lines = await self.ask("command line", lambda pid: command_line(pid, self._proc), alive)
+        return {
+            pid: replace(process, cmd=lines.get(pid) or process.cmd)
+            for pid, process in alive.items()
+        }
+
+    async def payload_of(self, pid: int) -> Payload | None:
+        """The cgroup of LXC's that a process is in; None also if that cannot be read."""
+        found = await self.ask("cgroup", lambda pid: payload_of(pid, self._proc), [pid])
+        return found.get(pid)
+
+    async def ask(
+        self,
+        what: str,
+        read: Callable[[int], T],
+        pids: Iterable[int],
+        patience: float | None = None,
+    ) -> dict[int, T]:
+        """What `read` returns of each process; `what` names it.
+
+        Left out is where it raised OSError, or hangs, or `LIMIT_SECONDS` were over before.
+        """
+        found: dict[int, T] = {}
+        left = [pid for pid in dict.fromkeys(pids) if (what, pid) not in self._stuck]
+        patience = self._patience if patience is None else patience
+        async with self._turns:
+            end = time.monotonic() + max(LIMIT_SECONDS, patience)
+            while left and len(self._stuck) < MAX_STUCK and time.monotonic() < end:
+                way = _Way(read, left)
+                try:
+                    await way.go(patience, end)
+                finally:
+                    if not way.is_over:
+                        self._give_up(what, way)
+                found |= way.found
+                left = [] if way.is_over else left[left.index(way.at) + 1 :]
+        return found
+
+    def _give_up(self, what: str, way: _Way[T]) -> None:
+        key = what, way.at
+        self._stuck.add(key)
+        way.give_up(lambda: self._stuck.discard(key))
+
+
+class _Way(Generic[T]):
+    """One thread's way through some processes; `at` is where it is, `found` what it has found."""
+
+    def __init__(self, read: Callable[[int], T], pids: Sequence[int]) -> None:
+        self.at = pids[0]
+        self.found: dict[int, T] = {}
+        self._read = read
+        self._pids = pids
+        self._is_given_up = False
+        self._loop = asyncio.get_running_loop()
+        self._over: asyncio.Future[None] = self._loop.create_future()
+
+    @property
+    def is_over(self) -> bool:
+        return self._over.done()
+
+    async def go(self, patience: float, end: float) -> None:
+        """Go as far as it goes: for as long as it comes on within `patience` seconds, and until
+        `end` on the monotonic clock."""
+        threading.Thread(target=self._walk, name="procs", daemon=True).start()
+        while not self.is_over:
+            at, seconds = self.at, min(patience, end - time.monotonic())
+            await asyncio.wait({self._over}, timeout=max(0.0, seconds))
+            if self.at == at or time.monotonic() >= end:
+                return
+
+    def give_up(self, over: Callable[[], None]) -> None:
+        """Go no further; `over` is called once the thread has come so far as to end."""
+        self._is_given_up = True
+        self._over.add_done_callback(lambda _: over())
+
+    def _walk(self) -> None:
+        try:
+            for pid in self._pids:
+                if self._is_given_up:
+                    return
+                self.at = pid
+                with contextlib.suppress(OSError):
+                    self.found[pid] = self._read(pid)
+        finally:
+            with contextlib.suppress(RuntimeError):  # The loop has been closed meanwhile.
+                self._loop.call_soon_threadsafe(self._end)
+
+    def _end(self) -> None:
+        if not self._over.done():
+            self._over.set_result(None)

@@ -1,0 +1,80 @@
+"""Tells `podyd ports`, the small process without rights that relays TCP, which port leads where."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+
+from podyd import __version__
+from podyd.base.errors import Unavailable
+
+TIMEOUT = 10.0
+MAX_ANSWER_BYTES = 1024**2
+
+# Host ports with the address and port that they lead to; None keeps a port that leads nowhere.
+Table = Mapping[int, tuple[str, int] | None]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the relay could not do, by host port, and which podyd it was begun with."""
+
+    refused: Mapping[int, str]
+    version: str
+
+    @property
+    def is_old(self) -> bool:
+        """Whether podyd has been upgraded since."""
+        return self.version != __version__
+
+
+class Relay:
+    """A connection to the relay, which it ends only by ending itself."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+        # At rest this ends when the relay does.
+        self.gone = asyncio.ensure_future(reader.readline())
+
+    async def put(self, table: Table) -> Answer:
+        """Have the ports led so, all others given up. Raises Unavailable."""
+        sent = {str(port): target and list(target) for port, target in table.items()}
+        try:
+            self._writer.write(json.dumps(sent).encode() + b"\n")
+            answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
+            self.gone = asyncio.ensure_future(self._reader.readline())
+            refused = {int(port): str(why) for port, why in answer["refused"].items()}
+            return Answer(refused, answer["version"])
+        except (OSError, ValueError, LookupError, AttributeError, asyncio.TimeoutError) as error:
+            raise _away(error) from error
+
+    async def close(self) -> None:
+        self.gone.cancel()
+        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):
+            await self.gone
+        self._writer.close()
+
+
+@contextlib.asynccontextmanager
+async def relay_at(path: str) -> AsyncIterator[Relay]:
+    """The relay behind the unix socket at `path`. Raises Unavailable."""
+    try:
+        reader, writer = await asyncio.wait_for(
+            asyncio.open_unix_connection(path, limit=MAX_ANSWER_BYTES), TIMEOUT
+        )
+    except (OSError, asyncio.TimeoutError) as error:
+        raise _away(error) from error
+    relay = Relay(reader, writer)
+    try:
+        yield relay
+    finally:
+        await relay.close()
+
+
+def _away(error: BaseException) -> Unavailable:
+    why = getattr(error, "strerror", None) or type(error).__name__
+    return Unavailable(f"'podyd ports' does not answer ({why})", code="ports_unreachable")

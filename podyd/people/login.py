@@ -1,0 +1,396 @@
+"""Who the members are: logins, passwords, and what each of them may have."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from podyd.auth.client import Account, AuthClient
+from podyd.base.errors import Forbidden, PodydError, TooMany, Unauthorized, Unavailable
+from podyd.base.tasks import seen
+from podyd.config.addresses import is_among, parse_address
+from podyd.config.current import Settings
+from podyd.config.schema import Auth, Config, Quota
+from podyd.contract.spec import TokenScope
+from podyd.people.account_list import AccountList
+from podyd.people.guesses import Guesses, Try
+from podyd.people.origins import Origins, Source
+from podyd.people.quotas import profiles_of, quota_of
+from podyd.people.tokens import Tokens, is_token, refused
+from podyd.store.database import Token
+
+# A login is remembered for so long before PAM is asked again.
+REMEMBERED_SECONDS = 60.0
+# Every failure takes at least so long, whatever its cause, so that its time tells nothing.
+FAILURE_SECONDS = 0.5
+MAX_REMEMBERED = 10_000
+
+
+@dataclass(frozen=True)
+class Member:
+    """A user who has logged in, with what podyd.yaml grants them."""
+
+    name: str
+    is_admin: bool
+    quota: Quota
+    profiles: tuple[str, ...]
+    uid: int
+    gid: int
+
+
+# Whose logins are others now, and why all that began with one ends; None if some may go on.
+Changed = Callable[[str, PodydError | None], None]
+
+
+@dataclass(frozen=True)
+class Login:
+    """A member, and with what they have proven it: `token`, or the password if it is None."""
+
+    member: Member
+    account: Account
+    token: Token | None
+
+
+@dataclass(frozen=True)
+class _Proven:
+    account: Account
+    token: Token | None = None
+
+
+@dataclass(frozen=True)
+class _Remembered:
+    proven: _Proven
+    expires: float
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Who says that they are `name`, and by what; `origin` is whom a failure counts against."""
+
+    digest: bytes
+    name: str
+    secret: str = field(repr=False)
+    address: str
+    origin: Hashable
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The members among accounts, by a configuration; both are compared as objects."""
+
+    accounts: Mapping[str, Account]
+    config: Config
+    members: Sequence[Member]
+
+
+class Users:
+    """Logs users in through PAM, which is asked as seldom as possible and never by an attacker
+    who has failed too often."""
+
+    def __init__(
+        self, auth: AuthClient, origins: Origins, tokens: Tokens, settings: Settings
+    ) -> None:
+        self._auth = auth
+        self._origins = origins
+        self._listeners: list[Changed] = []
+        self._tokens = tokens
+        self._settings = settings
+        self._key = secrets.token_bytes(32)
+        self._logins: OrderedDict[bytes, _Remembered] = OrderedDict()
+        self._asking: dict[_Attempt, asyncio.Task[_Proven]] = {}
+        # By user, when something of theirs was last forgotten, in numbers that only grow.
+        self._forgotten: dict[str, int] = {}
+        self._numbers = itertools.count(1)
+        # Where a user has logged in before: failures elsewhere do not lock them out.
+        self._known: OrderedDict[tuple[Hashable, Hashable], None] = OrderedDict()
+        self._changing: set[str] = set()
+        self._guesses = Guesses(lambda: settings.current.auth)
+        self._accounts = AccountList(auth.accounts)
+        self._listed: _Listed | None = None
+
+    def listen(self, listener: Changed) -> None:
+        """Call `listener` whenever podyd itself has changed a password or revoked tokens."""
+        self._listeners.append(listener)
+
+    async def log_in(
+        self, name: str, secret: str, source: Source, *, may_be_expired: bool = False
+    ) -> Login:
+        """The member with this password or token; a token needs no name, "".
+
+        `may_be_expired`: also with a password that must be changed, as nothing but a change of it
+        may follow. Raises Unauthorized, Forbidden (not a member, account locked or expired,
+        password expired), TooMany, or Unavailable.
+        """
+        digest = self._digest(name, secret)
+        login = self._logins.get(digest)
+        if login is None or login.expires <= time.monotonic():
+            self._logins.pop(digest, None)
+            origin = await self._origins.of(source)
+            attempt = _Attempt(digest, name, secret, source.address, origin)
+            proven = await self._ask_once(attempt)
+        else:
+            proven = login.proven
+        member = self._member(proven.account)
+        if proven.account.must_change and not may_be_expired:
+            raise _expired()
+        return Login(member, proven.account, proven.token)
+
+    async def ended(self, login: Login, address: str) -> PodydError | None:
+        """Why a login no longer counts; None if it does, or if nobody can tell at the moment."""
+        before = login.account
+        try:
+            if login.token is not None and not await self._tokens.works(login.token):
+                return refused()
+            account = await self._auth.account(
+                before.name, address, whose=self._who(before.name), known=True
+            )
+            self._member(account)
+        except (Unauthorized, Forbidden) as error:
+            return error
+        except PodydError:
+            return None
+        if (account.uid, account.mark) != (before.uid, before.mark):
+            return _changed()
+        return _expired() if account.must_change else None
+
+    def may_scrape(self, address: str) -> bool:
+        """Whether podyd.yaml lets this address read /metrics without a login."""
+        return is_among(parse_address(address), self._settings.current.metrics.allow)
+
+    async def change_password(self, member: Member, old: str, new: str) -> int:
+        """Change a member's own Linux password; the old one stops working at once.
+
+        Their tokens do too, for it may be that somebody has learned it; the result is their number.
+        Raises TooMany while another change of theirs goes on.
+        """
+        if member.name in self._changing:
+            raise TooMany("Your password is being changed already.", retry_after=1)
+        self._changing.add(member.name)
+        try:
+            await self._auth.change_password(member.name, old, new)
+            self._tell(member.name, _changed())
+            return await self._revoke_after_change(member.name)
+        finally:
+            self._changing.discard(member.name)
+            self._forget(member.name)
+
+    async def _revoke_after_change(self, owner: str) -> int:
+        try:
+            return await self._tokens.revoke_all(owner)
+        except Unavailable as error:
+            raise Unavailable(
+                f"The password is changed, but your tokens may still work: {error.detail}",
+                code=error.code,
+            ) from error
+
+    async def create_token(
+        self, login: Login, name: str, days: float | None, scope: TokenScope
+    ) -> tuple[str, Token]:
+        """A new token of the caller's: the secret, and the rest."""
+        return await self._tokens.create(login.account, name, days, scope)
+
+    async def tokens(self, login: Login) -> list[Token]:
+        """The caller's tokens that work, the oldest first."""
+        return await self._tokens.of(login.account)
+
+    async def revoke_token(self, login: Login, id: str, user: str | None) -> str:
+        """Revoke a token or `all`, an admin also those of another `user`; what was done."""
+        owner = user or login.member.name
+        if login.token is not None and (owner, id) != (login.token.owner, login.token.id):
+            raise Forbidden(
+                "A token can revoke itself alone; for others, log in with the password.",
+                code="password_needed",
+            )
+        if owner != login.member.name and not login.member.is_admin:
+            raise Forbidden("Other users' tokens are for admins to revoke.", code="not_an_admin")
+        try:
+            if id == "all":
+                return (
+                    f"Tokens of {owner} that are revoked: {await self._tokens.revoke_all(owner)}."
+                )
+            await self._tokens.revoke(owner, id)
+        finally:
+            self._forget(owner)
+            self._tell(owner, None)
+        return f"Token {id} of {owner} is revoked."
+
+    async def all(self) -> Sequence[Member]:
+        """Every member of this node, by name; who has become one may be missing for a minute."""
+        accounts, config = await self._accounts.all(), self._settings.current
+        listed = self._listed
+        if listed is None or listed.accounts is not accounts or listed.config is not config:
+            members = [
+                self._member(account)
+                for _, account in sorted(accounts.items())
+                if _is_member(account, config.auth)
+            ]
+            self._listed = listed = _Listed(accounts, config, members)
+        return listed.members
+
+    def _digest(self, name: str, password: str) -> bytes:
+        return hashlib.blake2b(f"{name}\0{password}".encode(), key=self._key).digest()
+
+    def _who(self, name: str) -> Hashable:
+        """What counts as one user: short, whatever is said; LDAP does not tell ALICE from alice."""
+        return self._digest(name.casefold(), "")
+
+    def _tell(self, name: str, why: PodydError | None) -> None:
+        for listener in self._listeners:
+            listener(name, why)
+
+    def _forget(self, name: str) -> None:
+        self._forgotten[name] = next(self._numbers)
+        # What is being asked was proven before; who comes now must not join it. It may be about
+        # the same user by another spelling.
+        self._asking.clear()
+        for digest, login in list(self._logins.items()):
+            if login.proven.account.name == name:
+                del self._logins[digest]
+
+    async def _ask_once(self, attempt: _Attempt) -> _Proven:
+        """Ask PAM, once for all requests that come with the same secret meanwhile."""
+        asking = self._asking.get(attempt)
+        if asking is None:
+            asking = asyncio.ensure_future(self._ask(attempt))
+            self._asking[attempt] = asking
+            asking.add_done_callback(lambda done: self._asked(attempt, done))
+        return await asyncio.shield(asking)
+
+    def _asked(self, attempt: _Attempt, done: asyncio.Task[_Proven]) -> None:
+        if self._asking.get(attempt) is done:
+            del self._asking[attempt]
+        seen(done)
+
+    async def _ask(self, attempt: _Attempt) -> _Proven:
+        began = next(self._numbers)
+        if is_token(attempt.secret):
+            proven = await self._prove_token(attempt)
+        else:
+            proven = await self._prove_password(attempt)
+        account = proven.account
+        self._accounts.saw(replace(account, mark="", must_change=False))
+        # A password or token that was changed or revoked meanwhile must not come back from this;
+        # and an expired password, which may have been mended, is asked about each time.
+        if self._forgotten.get(account.name, 0) < began and not account.must_change:
+            self._logins[attempt.digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
+            _shorten(self._logins)
+        return proven
+
+    async def _prove_password(self, attempt: _Attempt) -> _Proven:
+        who = self._who(attempt.name)
+        one = Try(who, attempt.origin, known=(who, attempt.origin) in self._known)
+        async with self._counting(one):
+            account = await self._auth.login(
+                attempt.name,
+                attempt.secret,
+                attempt.address,
+                whose=who if one.known else attempt.origin,
+                known=one.known,
+            )
+        self._known[who, attempt.origin] = None
+        self._known.move_to_end((who, attempt.origin))
+        _shorten(self._known)
+        return _Proven(account)
+
+    async def _prove_token(self, attempt: _Attempt) -> _Proven:
+        """A token is no guess: nobody else's failures hold it up."""
+        async with _slow_failure():
+            try:
+                token = await self._tokens.find(attempt.secret)
+            except Unauthorized:
+                self._guesses.failed_token(attempt.digest, attempt.origin)
+                raise
+        one = Try(attempt.digest, attempt.origin, known=True)
+        async with self._counting(one):
+            if attempt.name not in ("", token.owner):
+                raise refused()
+            try:
+                account = await self._auth.account(
+                    token.owner,
+                    attempt.address,
+                    whose=self._who(token.owner),
+                    known=True,
+                )
+            except Unauthorized:
+                raise refused() from None
+            # Another account may have the name by now, even the uid; or there is a new password.
+            if (account.uid, account.mark) != (token.uid, token.mark):
+                raise refused()
+        await self._tokens.used(token)
+        return _Proven(account, token)
+
+    @contextlib.asynccontextmanager
+    async def _counting(self, one: Try) -> AsyncIterator[None]:
+        """Make a try when it is its turn."""
+        counted = await self._guesses.admit(one)
+        try:
+            async with _slow_failure():
+                yield
+        except (Forbidden, Unavailable):
+            self._guesses.forgive(counted)
+            raise
+        self._guesses.forgive(counted)
+
+    def _member(self, account: Account) -> Member:
+        config = self._settings.current
+        if not _is_member(account, config.auth):
+            raise Forbidden(
+                "This account is not a member; members are in one of the groups"
+                f" {', '.join(config.auth.member_groups)}.",
+                code="not_a_member",
+            )
+        return Member(
+            name=account.name,
+            is_admin=not account.groups.isdisjoint(config.auth.admin_groups),
+            quota=quota_of(account, config),
+            profiles=profiles_of(account, config),
+            uid=account.uid,
+            gid=account.gid,
+        )
+
+
+@contextlib.asynccontextmanager
+async def _slow_failure() -> AsyncIterator[None]:
+    started = time.monotonic()
+    try:
+        yield
+    except Unauthorized:
+        await asyncio.sleep(max(0.0, started + FAILURE_SECONDS - time.monotonic()))
+        raise
+
+
+def _shorten(table: OrderedDict[Any, Any]) -> None:
+    while len(table) > MAX_REMEMBERED:
+        table.popitem(last=False)
+
+
+def _expired() -> Forbidden:
+    return Forbidden(
+        "Your password has expired; choose a new one with 'pody passwd', or with POST"
+        " /user/ch-passwd and the old one.",
+        code="password_expired",
+    )
+
+
+def _changed() -> Unauthorized:
+    return Unauthorized("The password has been changed; log in again.", code="password_changed")
+
+
+def _lasts(proven: _Proven) -> float:
+    """For how many seconds it may be remembered."""
+    if proven.token is None:
+        return REMEMBERED_SECONDS
+    return min(REMEMBERED_SECONDS, proven.token.expires - time.time())
+
+
+def _is_member(account: Account, auth: Auth) -> bool:
+    allowed = {*auth.member_groups, *auth.admin_groups}
+    return not auth.member_groups or not account.groups.isdisjoint(allowed)

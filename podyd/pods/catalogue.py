@@ -1,0 +1,150 @@
+"""The images that members may make pods from: LXD's aliases, as far as podyd.yaml offers them."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from podyd.base.errors import Forbidden, Missing, NotFound
+from podyd.config.current import Settings
+from podyd.engine.instances import parse_time
+from podyd.engine.rest import LxdClient
+from podyd.model.pod import MADE_AS, OWNER, PROJECT, owns, uid_of
+from podyd.people.login import Member
+
+log = logging.getLogger(__name__)
+
+DELETE_TIMEOUT = 120.0
+
+
+@dataclass(frozen=True)
+class Image:
+    """An LXD image; `size` in bytes."""
+
+    fingerprint: str
+    aliases: tuple[str, ...]
+    description: str
+    size: int
+    created: datetime
+    architecture: str
+    owner: str = ""
+    # Which account of that name, as `uid_of` says.
+    uid: str = ""
+    # What it was published from, an instance of podyd's that is gone by now.
+    made_as: str = ""
+    # Of which project that instance was; "" in an older one.
+    project: str = ""
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Image:
+        return cls(
+            fingerprint=data["fingerprint"],
+            aliases=tuple(sorted(alias["name"] for alias in data["aliases"])),
+            description=data["properties"].get("description", ""),
+            size=data["size"],
+            created=parse_time(data["created_at"]),
+            architecture=data["architecture"],
+            owner=data["properties"].get(OWNER, ""),
+            uid=uid_of(data["properties"]),
+            made_as=data["properties"].get(MADE_AS, ""),
+            project=data["properties"].get(PROJECT, ""),
+        )
+
+    def is_of(self, member: Member) -> bool:
+        """Whether a member has committed it."""
+        return owns(member, self.owner, self.uid)
+
+
+class Images:
+    """What LXD has and `images.offer` lets through."""
+
+    def __init__(self, client: LxdClient, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+
+    async def names(self, member: Member) -> list[str]:
+        """The names offered to a member, sorted."""
+        return self._offered(await self.all(), member)
+
+    async def hint(self) -> str:
+        """Where nothing is offered, how that is mended; else ""."""
+        return self._hint(await self.all())
+
+    async def offered(self, member: Member, name: str) -> tuple[str, Image]:
+        """The alias and the image that `name` means to a member; `NAME:latest` also means `NAME`.
+
+        Raises NotFound if there is none, or another member's; Forbidden if it is not offered.
+        """
+        images = [image for image in await self.all() if not image.owner or image.is_of(member)]
+        for alias in (name, name.removesuffix(":latest")):
+            for image in images:
+                if alias in image.aliases:
+                    if not self._is_offered(alias, image, member):
+                        raise Forbidden(
+                            f"Image {alias!r} is not offered; {self._advice(images)}",
+                            code="image_not_offered",
+                        )
+                    return alias, image
+        raise NotFound(f"There is no image {name!r}; {self._advice(images)}", code="no_such_image")
+
+    async def delete(self, member: Member, name: str) -> str:
+        """Delete an image that the member has committed. Returns what was done.
+
+        Raises NotFound, for another member's too; Forbidden for an admin's.
+        """
+        for image in await self.all():
+            if not {name, name.removesuffix(":latest")} & set(image.aliases):
+                continue
+            if image.is_of(member):
+                await self.remove(image)
+                log.info("%s deleted image %s", member.name, image.aliases[0])
+                return f"Image {image.aliases[0]} is deleted; pods made from it stay."
+            if not image.owner:
+                raise Forbidden(
+                    f"Image {name!r} is an admin's; you can delete those that you have committed.",
+                    code="not_your_image",
+                )
+        raise NotFound(f"You have no image {name!r}; see /host/images.", code="no_such_image")
+
+    async def remove(self, image: Image) -> None:
+        """Delete an image; that it has gone already is no error."""
+        with contextlib.suppress(Missing):
+            path = f"/1.0/images/{image.fingerprint}"
+            await self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
+
+    async def all(self) -> list[Image]:
+        """Every image, whoever's it is."""
+        data = await self._client.get("/1.0/images", recursion=1)
+        return [Image.of(item) for item in data if item["type"] == "container"]
+
+    def _offered(self, images: Sequence[Image], member: Member | None = None) -> list[str]:
+        return sorted(
+            alias
+            for image in images
+            for alias in image.aliases
+            if self._is_offered(alias, image, member)
+        )
+
+    def _advice(self, images: Sequence[Image]) -> str:
+        return self._hint(images) or "see /host/images."
+
+    def _hint(self, images: Sequence[Image]) -> str:
+        if self._offered(images):
+            return ""
+        if any(image.aliases and not image.owner for image in images):
+            return "no image is offered: an admin changes 'images.offer' in podyd.yaml."
+        return (
+            "LXD has no image: an admin makes one ('podyd image build') or brings one"
+            " ('lxc image copy')."
+        )
+
+    def _is_offered(self, alias: str, image: Image, member: Member | None) -> bool:
+        if image.owner:
+            return member is not None and image.is_of(member)
+        offer = self._settings.current.images.offer
+        return any(fnmatch.fnmatchcase(alias, pattern) for pattern in offer)

@@ -1,0 +1,68 @@
+"""What makes a machine itself and no other: its ssh host keys, machine-id and host name.
+
+A copy must not have them, nor an image. They are taken out through LXD's file API before the copy
+runs for the first time. LXD opens the files inside the pod's own root, so that a link which the
+pod's owner has made leads nowhere else; podyd opens none itself. No directory is listed through
+that API, as nothing keeps LXD from running the pod's code there (see podyd/engine/tree.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+from podyd.base.errors import (
+    Busy,
+    Conflict,
+    DiskFull,
+    Gone,
+    LxdRefused,
+    Missing,
+    Slipped,
+    TimedOut,
+    Unavailable,
+)
+from podyd.engine.rest import LxdClient
+from podyd.engine.tree import remove
+
+SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
+# LXD's template, or systemd from the kernel's name, makes the host name anew.
+OTHERS = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostname")
+# An empty one is filled at the next boot, which does not count as the very first.
+MACHINE_ID = "/etc/machine-id"
+HOSTS = "/etc/hosts"
+
+
+async def forget_identity(client: LxdClient, name: str) -> None:
+    """Take its identity from an instance that is stopped. Raises Conflict if that cannot be."""
+    try:
+        if await _kind(client, name, SSH) == "directory":
+            await remove(client, name, SSH, "ssh_host_")
+        for path in OTHERS:
+            await _delete(client, name, path)
+        headers = {"X-LXD-type": "file", "X-LXD-mode": "0444", "X-LXD-uid": "0", "X-LXD-gid": "0"}
+        await client.file("POST", name, MACHINE_ID, headers=headers)
+        # LXD's template starts nothing where this leads out of the pod.
+        if await _kind(client, name, HOSTS) not in ("file", ""):
+            await _delete(client, name, HOSTS)
+    except (Busy, DiskFull, Gone, Slipped):
+        raise
+    except (LxdRefused, Conflict, TimedOut, Unavailable) as error:
+        # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
+        raise Conflict(
+            "The pod's ssh host keys and machine-id could not be taken out of the copy; is"
+            f" /etc/machine-id a file, as usual? ({error.detail})",
+            code="identity_stays",
+        ) from error
+
+
+async def _kind(client: LxdClient, name: str, path: str) -> str:
+    """What LXD calls it: file, directory, symlink; "" if it is not there."""
+    try:
+        return str((await client.file("HEAD", name, path)).headers.get("X-LXD-type", ""))
+    except Missing:
+        return ""
+
+
+async def _delete(client: LxdClient, name: str, path: str) -> None:
+    with contextlib.suppress(Missing):
+        await client.file("DELETE", name, path)

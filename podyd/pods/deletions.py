@@ -1,0 +1,158 @@
+"""Files of pods deleted, also in a pod that is stopped: one whose disk is full may not start.
+
+In a pod that runs, `rm` and `find` in it do the work, for the reasons in files.py. In one that
+is stopped nobody can put a pipe into the place of a file, so LXD's own way is safe there: it looks
+at a path without opening it, and removes one thing at a time. But it lists no directory: nothing
+keeps LXD from running the pod's code for that (see podyd/engine/tree.py).
+"""
+
+from __future__ import annotations
+
+from podyd.base.errors import (
+    BadRequest,
+    Conflict,
+    LxdRefused,
+    Missing,
+    NotFound,
+    PodydError,
+    TimedOut,
+)
+from podyd.contract.spec import DeleteFile, Log
+from podyd.engine.execution import Executor
+from podyd.engine.rest import LxdClient
+from podyd.model.pod import Pod
+from podyd.people.login import Member
+from podyd.pods.files import Pipe
+from podyd.pods.lifecycle import Pods
+from podyd.pods.slots import Places
+
+MAX_PER_MEMBER = 4
+MAX_ALL = 32
+# For all that a directory of a pod has.
+SECONDS = 300.0
+
+# $1: the path, $2: not empty if all below it goes too, unless something is mounted there. -xdev is
+# not enough: the host's directories in a pod may be on the filesystem that its disk is on.
+_DELETE = """
+export LC_ALL=C
+if [ -d "$1" ] && [ ! -L "$1" ]; then
+  [ -n "$2" ] || exec rmdir -- "$1"
+  top=$(cd -P -- "$1" && pwd -P) || exit
+  # As the kernel writes it.
+  top=$(printf %s "$top" | sed 's/\\\\/\\\\134/g; s/ /\\\\040/g; s/\\t/\\\\011/g')
+  while read -r _ _ _ _ point _; do
+    case $point in "$top" | "$top"/*) echo "$point" >&2; exit 21 ;; esac
+  done </proc/self/mountinfo || exit
+  exec find "$1" -xdev -depth -delete
+fi
+[ -e "$1" ] || [ -L "$1" ] || exit 20
+exec rm -f -- "$1"
+"""
+
+
+class Deletions:
+    """Deletes what members name."""
+
+    def __init__(self, *, client: LxdClient, pods: Pods, executor: Executor) -> None:
+        self._client = client
+        self._executor = executor
+        self._places = Places(
+            pods,
+            own=MAX_PER_MEMBER,
+            all=MAX_ALL,
+            what="deletions of yours are going on; wait until one has ended",
+            code="too_many_files",
+        )
+
+    async def delete(self, member: Member, request: DeleteFile) -> Log:
+        """Delete a file, or a directory; with `recursive`, in a pod that runs, all that is in it.
+
+        Raises BadRequest (a path without a last name), NotFound, Conflict (it has something in it;
+        a frozen pod; it cannot be deleted) or TooMany.
+        """
+        path = request.path.rstrip("/")
+        if path.rpartition("/")[2] in ("", ".", ".."):
+            raise BadRequest(
+                "Parameter 'path' must end with the name of what shall be deleted.",
+                code="malformed_parameter",
+                parameter="path",
+            )
+        pod = await self._places.enter(member, request.ins, also_stopped=True)
+        try:
+            if pod.status == "running":
+                await self._inside(pod, path, recursive=request.recursive)
+            else:
+                await self._beside(pod, path)
+        finally:
+            self._places.leave(pod)
+        return Log(f"{request.path} is deleted in pod {pod.ins}.")
+
+    async def _inside(self, pod: Pod, path: str, *, recursive: bool) -> None:
+        pipe = Pipe()
+        words = ("/bin/sh", "-c", _DELETE, "podyd", path, "1" if recursive else "")
+        done = await self._executor.talk(pod.name, words, pipe, terminal=None, timeout=SECONDS)
+        code = done.code
+        if code is None:
+            raise _unfinished()
+        if code == 20:
+            raise _no_such_file(pod, path)
+        if code == 21:
+            raise Conflict(
+                f"Nothing of {path!r} is deleted, as {pipe.complaint} in it is mounted; delete what"
+                " is beside that, or unmount it.",
+                code="not_deleted",
+            )
+        if code != 0:
+            if "not empty" in pipe.complaint and not recursive:
+                raise _not_empty(path)
+            raise _not_deleted(path, pipe.complaint)
+
+    # --- In a pod that is stopped ----------------------------------------------------------------
+
+    async def _beside(self, pod: Pod, path: str) -> None:
+        kind = await self._kind(pod, path)
+        if not kind:
+            raise _no_such_file(pod, path)
+        try:
+            await self._client.file("DELETE", pod.name, path)
+        except LxdRefused as error:
+            if kind != "directory" or isinstance(error, Missing):
+                raise _not_deleted(path, error.reason) from error
+            raise Conflict(
+                f"{path!r} is a directory that has something in it, and such are deleted only while"
+                f" pod {pod.ins!r} runs; delete a large file of it by its name, so that it starts.",
+                code="directory_not_empty",
+            ) from error
+
+    async def _kind(self, pod: Pod, path: str) -> str:
+        """What LXD calls it: file, directory or symlink, also a pipe is a file; "" for nothing."""
+        try:
+            response = await self._client.file("HEAD", pod.name, path)
+        except LxdRefused as error:
+            # Where a part of the path is no directory, LXD says no more than that it failed.
+            if isinstance(error, Missing) or type(error) is LxdRefused:
+                return ""
+            raise
+        return str(response.headers.get("X-LXD-type", ""))
+
+
+def _no_such_file(pod: Pod, path: str) -> NotFound:
+    return NotFound(f"There is no {path!r} in pod {pod.ins!r}.", code="no_such_file")
+
+
+def _not_empty(path: str) -> Conflict:
+    return Conflict(
+        f"{path!r} is a directory that has something in it; with recursive=1 all of it is deleted.",
+        code="directory_not_empty",
+    )
+
+
+def _not_deleted(path: str, reason: str) -> PodydError:
+    return Conflict(f"{path!r} could not be deleted: {reason}.", code="not_deleted")
+
+
+def _unfinished() -> TimedOut:
+    return TimedOut(
+        f"There is so much in it that not all is deleted after {SECONDS:.0f} s; ask again.",
+        code="timed_out",
+    )

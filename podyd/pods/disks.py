@@ -1,0 +1,473 @@
+"""The disk of a pod: how large it may become, and what of it is used.
+
+The limit is the `size` of the instance's root disk device. How it is counted is the storage's
+matter. On btrfs (tried on LXD 5.0.2) a limit counts all that is in the pod, also what it shares
+with its image, its snapshots and copies; what LXD says is used is without that. On ZFS both are
+the same: what the pod has for itself, with its snapshots; with zfs.use_refquota, all that is in it.
+What is written counts some seconds later there, and the last of a limit is slow to fill. A pool of
+kind dir takes a size and does not hold it, unless its filesystem has project quotas; LXD then does
+not say what is used either.
+
+LXD keeps a file of its own on the same disk, which it writes at each start. A pod whose root has
+filled the disk is therefore lent RESERVE_BYTES once, so that it starts; the key DISK then has its
+limit. What was lent is taken back when the pod has deleted enough.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
+from podyd.config.schema import UNLIMITED, parse_size
+from podyd.contract.spec import MIN_DISK_BYTES
+from podyd.engine.execution import Executor
+from podyd.engine.instances import Devices, Instance, Instances, named, root_of
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.pod import DISK, Pod, pods_of
+from podyd.people.login import Member
+
+log = logging.getLogger(__name__)
+
+# For looking at every file of a pod.
+LOOK_SECONDS = 20.0
+RESERVE_BYTES = 16 * 1024**2
+# Between two looks at whether what was lent can be taken back.
+LENT_SECONDS = 60.0
+PROBE_SECONDS = 10.0
+# LXD's own file, and what btrfs keeps free for itself.
+SLACK_BYTES = 1024**2
+# Writes as much as there must be room for, into a file that nobody sees.
+_PROBE = """\
+name=/.podyd-{nonce}
+exec 3>"$name" && rm "$name" && head -c {count} /dev/zero >&3
+"""
+# Kinds of pools.
+BTRFS, DIR, ZFS = "btrfs", "dir", "zfs"
+
+
+@dataclass(frozen=True)
+class Disk:
+    """Bytes; None where the pool cannot tell what is used, or cannot hold a limit. -1: no limit."""
+
+    used: int | None
+    limit: int | None
+
+
+@dataclass(frozen=True)
+class _Making:
+    """A pod that is being made: its owner, the limit of its disk and the device, by its name."""
+
+    owner: str
+    size: int
+    device: Devices
+
+
+@dataclass(frozen=True)
+class PoolUse:
+    """A storage pool, with how much there is and how much of that is used, in bytes."""
+
+    name: str
+    total: int
+    used: int
+
+
+class Disks:
+    """Gives new pods their disks, changes them, and says what of them is used."""
+
+    def __init__(self, *, client: LxdClient, instances: Instances, executor: Executor) -> None:
+        self._client = client
+        self._instances = instances
+        self._executor = executor
+        # Two pods of a member's at once could both see the last free bytes of the quota.
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        # The pods that are being made, by their instances' names.
+        self._making: dict[str, _Making] = {}
+
+    @contextlib.asynccontextmanager
+    async def new(
+        self,
+        member: Member,
+        name: str,
+        profiles: Sequence[Mapping[str, Any]],
+        asked_bytes: int | None,
+    ) -> AsyncIterator[Devices]:
+        """Hold the disk of a pod that is being made; gives the device that its instance needs.
+
+        Without `asked_bytes`, or with -1: as its profiles say, and within the quota. Raises
+        Forbidden (quota).
+        """
+        given = devices_of(profiles)
+        lock = self._lock(member.name)
+        async with lock:
+            size = _size(member, given, asked_bytes, await self._others(member, name))
+            self._making[name] = _Making(member.name, size, _with_size(root_of(given), size))
+        try:
+            yield _resized({}, given, size)
+        finally:
+            # Under the lock: nobody may have read LXD's list before the pod was in it and look
+            # here after it is gone.
+            async with lock:
+                del self._making[name]
+
+    @contextlib.asynccontextmanager
+    async def resized(
+        self,
+        member: Member,
+        pod: Pod,
+        profiles: Sequence[Mapping[str, Any]],
+        asked_bytes: int | None,
+    ) -> AsyncIterator[Callable[[Devices], Devices]]:
+        """Hold a new limit for a pod; gives how its own devices change. None changes nothing.
+
+        -1 is what a new pod would have. Raises Forbidden (quota), Conflict (it uses more, that
+        cannot be seen, or its pool holds no limit).
+        """
+        if asked_bytes is None:
+            yield dict
+            return
+        given = devices_of(profiles)
+        async with self._lock(member.name):
+            others = await self._others(member, pod.name)
+            instance = await self._now(pod)
+            # What makes it smaller always may be done, however much the other pods have.
+            room = None if _is_below(asked_bytes, limit_of(instance)) else others
+            size = _size(member, given, asked_bytes, room)
+            if asked_bytes != UNLIMITED:
+                await self.check_held(pod.name, pod.instance.devices)
+            if _is_below(size, _held(instance.devices)):
+                await self._check_use(pod, size)
+            yield lambda devices: _resized(devices, given, size)
+
+    async def of(self, pod: Pod, state: Mapping[str, Any] | None) -> Disk:
+        """What a pod's disk has, by LXD's state of it."""
+        used = used_bytes(pod.instance.devices, state)
+        holds = used is not None or await self._driver(pod.instance.devices) != DIR
+        return Disk(used, limit_of(pod.instance) if holds else None)
+
+    def device(self, name: str) -> Devices:
+        """The disk of a new pod, also where its profiles have it, while `new` holds that.
+
+        A copy that is not told of one is made with that of its source, and its limit.
+        """
+        return self._making[name].device
+
+    def too_small(self, name: str) -> Conflict:
+        """What a member is told whose new pod does not fit, while `new` holds its disk."""
+        limit = self._making[name].size
+        if limit == UNLIMITED:
+            return Conflict("The storage of all pods is full; tell your admin.", code="disk_full")
+        return Conflict(
+            f"It does not fit on a disk of {limit} bytes; ask for more with 'disk', within your"
+            " quota.",
+            code="disk_full",
+            limit=limit,
+        )
+
+    def last_used(self, pod: Pod) -> int | None:
+        """What LXD said is used, when it was last asked for all pods; None where it did not."""
+        return used_bytes(pod.instance.devices, self._instances.last_states.get(pod.name))
+
+    async def used(self, name: str, devices: Devices) -> int | None:
+        """What LXD says now is used of an instance's disk; None where it does not."""
+        return used_bytes(devices, await self._client.get(instance_path(name, "state")))
+
+    async def is_at_limit(self, name: str) -> bool:
+        """Whether LXD says that an instance uses all that its disk may have."""
+        instance = named(await self._instances.all(), name)
+        if instance is None or (limit := _held(instance.devices)) == UNLIMITED:
+            return False
+        return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
+
+    async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
+        """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
+        names = {root_of(devices)[1].get("pool") for devices in holders}
+        found = []
+        for name in sorted(filter(None, names)):
+            space = (await self._client.get(_pool_path(name, "resources")))["space"]
+            found.append(PoolUse(name, space.get("total", 0), space.get("used", 0)))
+        return found
+
+    async def check_held(self, name: str, devices: Devices) -> None:
+        """Raises Conflict if the pool of an instance, that is there, holds no limit."""
+        if await self._driver(devices) != DIR:
+            return
+        if await self.used(name, devices) is None:
+            raise Conflict(
+                "The storage pool cannot limit a pod's disk (it is of kind dir, on a filesystem"
+                " without project quotas); leave out 'disk', or ask your admin for another pool.",
+                code="disk_not_limited",
+            )
+
+    # --- What may be ------------------------------------------------------------------------------
+
+    def _lock(self, owner: str) -> asyncio.Lock:
+        return self._locks.setdefault(owner, asyncio.Lock())
+
+    async def _others(self, member: Member, name: str) -> dict[str, int]:
+        """The limits of a member's pods, but of one; by their names."""
+        pods = [pod for pod in pods_of(await self._instances.all()) if pod.is_of(member)]
+        limits = {pod.name: limit_of(pod.instance) for pod in pods}
+        limits |= {
+            key: making.size for key, making in self._making.items() if making.owner == member.name
+        }
+        limits.pop(name, None)
+        return limits
+
+    async def _now(self, pod: Pod) -> Instance:
+        """A pod's instance as it is by now."""
+        return named(await self._instances.all(), pod.name) or pod.instance
+
+    # --- A little room to start in ----------------------------------------------------------------
+
+    async def lend(self, pod: Pod) -> None:
+        """Give a full disk a little more for a start. Raises Conflict if it has had that already.
+
+        The mark stands on the instance, so a podyd that is killed takes it back later.
+        """
+        async with self._lock(pod.owner):
+            instance = await self._now(pod)
+            limit = limit_of(instance)
+            if limit == UNLIMITED or DISK in instance.config:
+                raise full(pod)
+            await self._set(instance, {DISK: str(limit)}, limit + RESERVE_BYTES)
+        log.info("%s is full, and has %d bytes more to be started in", pod.name, RESERVE_BYTES)
+
+    async def take_back(self, pod: Pod) -> bool:
+        """Take back what a running pod was lent, if it is used no longer; whether nothing is lent.
+
+        Only in the pod can be seen whether it is: what LXD says is used is not what btrfs counts,
+        and a limit below that could not be raised any more.
+        """
+        async with self._lock(pod.owner):
+            instance = await self._now(pod)
+            if DISK not in instance.config:
+                return True
+            lent = _held(instance.devices) - limit_of(instance)
+            if lent > 0 and not await self._has_room(pod.name, lent + SLACK_BYTES):
+                return False
+            await self._set(instance, {DISK: None}, limit_of(instance))
+        log.info("%s has its own limit of its disk again", pod.name)
+        return True
+
+    async def check_restart(self, pod: Pod) -> None:
+        """Raises Conflict if a pod, once it has stopped, could not be started again."""
+        if pod.status == "running":
+            is_settled = await self.take_back(pod)
+        else:  # In one that is frozen nobody can look.
+            is_settled = DISK not in pod.instance.config or await self._instances.has_room(pod.name)
+        has_limit = limit_of(pod.instance) != UNLIMITED
+        if not is_settled or not (has_limit or await self._instances.has_room(pod.name)):
+            raise full(pod)
+
+    async def run(self) -> None:
+        """Take back what was lent, also by a podyd that was killed; for good."""
+        while True:
+            pods: Sequence[Pod] = ()
+            with contextlib.suppress(PodydError):  # LXD is away, and others say so.
+                pods = pods_of(await self._instances.all())
+            for pod in pods:
+                if DISK in pod.instance.config and pod.status == "running":
+                    try:
+                        await self.take_back(pod)
+                    except PodydError as error:
+                        log.warning("%s keeps what it was lent: %s", pod.name, error.detail)
+            await asyncio.sleep(LENT_SECONDS)
+
+    async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:
+        given = devices_of(await self._instances.profiles_of(instance))
+        await self._instances.edit(
+            instance.name, config=config, devices=lambda own: _resized(own, given, size)
+        )
+
+    async def _has_room(self, name: str, count: int) -> bool:
+        """Whether so many bytes more fit onto a running pod's disk."""
+        command = _PROBE.format(nonce=secrets.token_hex(8), count=count)
+        done = await self._executor.run(name, command, timeout=PROBE_SECONDS, limit=1024)
+        return done.exit.code == 0
+
+    # --- What is used -----------------------------------------------------------------------------
+
+    async def _driver(self, devices: Devices) -> str:
+        pool = root_of(devices)[1].get("pool", "")
+        try:
+            return str((await self._client.get(_pool_path(pool)))["driver"])
+        except LxdRefused:
+            return ""
+
+    async def _check_use(self, pod: Pod, asked: int) -> None:
+        """Below what is used, LXD would half set a limit: it holds, and cannot be raised again."""
+        used = await self.used(pod.name, pod.instance.devices) or 0
+        if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
+            used = max(used, await self._look(pod))
+        if asked < used:
+            raise Conflict(
+                f"On the disk of pod {pod.ins!r} are {used} bytes, so {asked} would be too few;"
+                " delete files in it first, or ask for more.",
+                code="disk_in_use",
+                used=used,
+                asked=asked,
+            )
+
+    async def _look(self, pod: Pod) -> int:
+        """The bytes of all files of a pod, which no more than a look at each of them tells."""
+        if pod.status != "running":
+            raise Conflict(
+                f"How much is on the disk of pod {pod.ins!r} is known only while it runs; start it"
+                " with /pod/start before its disk is made smaller.",
+                code="pod_not_running",
+                status=pod.status,
+            )
+        done = await self._executor.run(pod.name, "du -skx /", timeout=LOOK_SECONDS, limit=1024)
+        kib = str(done.output.stdout).partition("\t")[0]
+        # Its own errors are of files that went away meanwhile.
+        if not (kib.isascii() and kib.isdecimal()):
+            raise Conflict(
+                f"How much is on the disk of pod {pod.ins!r} could not be seen within"
+                f" {LOOK_SECONDS:.0f} s ('du -skx /' in it tells); try again.",
+                code="disk_in_use",
+            )
+        return int(kib) * 1024
+
+
+def _pool_path(name: str, *parts: str) -> str:
+    return "/".join(["/1.0/storage-pools", quote(name, safe=""), *parts])
+
+
+def devices_of(profiles: Iterable[Mapping[str, Any]]) -> Devices:
+    """The devices of several profiles, of which the last one counts."""
+    devices: dict[str, Mapping[str, str]] = {}
+    for profile in profiles:
+        devices |= profile["devices"]
+    return devices
+
+
+def limit_of(instance: Instance) -> int:
+    """The limit of a pod's disk in bytes, without what it is lent; -1 if it has none."""
+    held = _held(instance.devices)
+    own = instance.config.get(DISK, "")
+    # An admin may have set another one meanwhile.
+    is_lent = own.isdecimal() and int(own) == held - RESERVE_BYTES
+    return int(own) if is_lent else held
+
+
+def full(pod: Pod) -> Conflict:
+    """What a member is told whose pod has no room left."""
+    return Conflict(
+        f"Pod {pod.ins!r}: {fullness(pod)}.", code="disk_full", limit=limit_of(pod.instance)
+    )
+
+
+def fullness(pod: Pod) -> str:
+    """That a disk is full, and what to do about it."""
+    limit = limit_of(pod.instance)
+    if limit == UNLIMITED:
+        return "the storage of all pods is full; tell your admin"
+    return (
+        f"its disk is full (its limit is {limit} bytes); delete files in it, which"
+        " /pod/file-delete does also while it is stopped, or give it more with 'disk' of"
+        " /pod/limits; on ZFS, its snapshots may count too"
+    )
+
+
+def _held(devices: Devices) -> int:
+    """The `size` of an instance's root disk in bytes, or -1."""
+    return parse_size(root_of(devices)[1].get("size") or UNLIMITED) or UNLIMITED
+
+
+def used_bytes(devices: Devices, state: Mapping[str, Any] | None) -> int | None:
+    """What LXD's state of an instance says of its root disk; None where it does not."""
+    usage = ((state or {}).get("disk") or {}).get(root_of(devices)[0], {}).get("usage", 0)
+    # On an instance that does not run, 0 is what some pools say for "unknown".
+    return usage if usage > 0 else None
+
+
+def _is_below(size: int, other: int) -> bool:
+    return size != UNLIMITED and (other == UNLIMITED or size < other)
+
+
+def _least(*sizes: int) -> int:
+    return min((size for size in sizes if size != UNLIMITED), default=UNLIMITED)
+
+
+def _size(
+    member: Member, given: Devices, asked: int | None, others: Mapping[str, int] | None
+) -> int:
+    """The limit of a pod; without `others`, the quota of all pods together does not matter."""
+    quota = member.quota
+    room = UNLIMITED if others is None else _room(member, others)
+    if asked not in (None, UNLIMITED):
+        _check(asked, quota.disk_limit, "bytes of disk for each pod")
+        _check(asked, room, "bytes of disk that your other pods leave you")
+        return asked
+    size = _held(given)
+    if size == UNLIMITED and room != UNLIMITED and quota.max_pods > 0:
+        size = quota.disk_total // quota.max_pods
+    size = _least(size, quota.disk_limit, room)
+    if UNLIMITED < quota.disk_limit < MIN_DISK_BYTES:
+        # LXD would take a 0 for no limit.
+        _check(MIN_DISK_BYTES, quota.disk_limit, "bytes of disk for each pod")
+    if room != UNLIMITED and size < MIN_DISK_BYTES:
+        raise Forbidden(
+            f"Your quota is {quota.disk_total} bytes of disk for all your pods, and they leave"
+            f" {room}; delete one, or make its disk smaller with /pod/limits.",
+            code="quota_exceeded",
+            limit=quota.disk_total,
+            left=room,
+        )
+    return size
+
+
+def _room(member: Member, others: Mapping[str, int]) -> int:
+    """What a member's other pods leave of the quota of all together."""
+    total = member.quota.disk_total
+    if total == UNLIMITED:
+        return UNLIMITED
+    for name, size in others.items():
+        if size == UNLIMITED:
+            raise Forbidden(
+                f"Your quota is {total} bytes of disk for all your pods, and {name} has no limit;"
+                " give it one first, with 'disk' of /pod/limits.",
+                code="quota_exceeded",
+                limit=total,
+                pod=name,
+            )
+    return max(0, total - sum(others.values()))
+
+
+def _check(asked: int, limit: int, what: str) -> None:
+    if limit != UNLIMITED and asked > limit:
+        raise Forbidden(
+            f"Your quota is {limit} {what}, and {asked} is more.",
+            code="quota_exceeded",
+            limit=limit,
+            asked=asked,
+        )
+
+
+def without_limit(devices: Devices) -> Devices:
+    """The disk of an instance, by its name, as it would be without a limit."""
+    return _with_size(root_of(devices), UNLIMITED)
+
+
+def _with_size(root: tuple[str, Mapping[str, str]], size: int) -> Devices:
+    name, device = root
+    keys = {key: value for key, value in device.items() if key != "size"}
+    return {name: keys if size == UNLIMITED else {**keys, "size": str(size)}}
+
+
+def _resized(own: Devices, given: Devices, size: int) -> Devices:
+    """An instance's own devices with this limit of its disk; nothing where its profiles say so."""
+    ((name, wanted),) = _with_size(root_of({**given, **own}), size).items()
+    devices = {key: device for key, device in own.items() if key != name}
+    is_given = name in given and {**given[name], "size": ""} == {**wanted, "size": ""}
+    if is_given and _held(given) == size:
+        return devices
+    return {**devices, name: wanted}

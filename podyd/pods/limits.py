@@ -1,0 +1,99 @@
+"""Memory, CPUs and disk of a pod, changed while it runs, within its owner's quota."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
+from podyd.config.schema import UNLIMITED
+from podyd.contract.spec import PodInfo
+from podyd.engine.instances import Instances
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.pod import DISK, Pod
+from podyd.people.login import Member
+from podyd.pods.disks import Disks
+from podyd.pods.lifecycle import Pods, config_of, limits, memory_limit
+
+log = logging.getLogger(__name__)
+
+MEMORY, CPU = "limits.memory", "limits.cpu"
+
+
+class Limits:
+    """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
+
+    def __init__(
+        self, *, client: LxdClient, instances: Instances, pods: Pods, disks: Disks
+    ) -> None:
+        self._client = client
+        self._instances = instances
+        self._pods = pods
+        self._disks = disks
+
+    async def change(
+        self,
+        member: Member,
+        ins: str,
+        memory_bytes: int | None,
+        cpus: int | None,
+        disk_bytes: int | None,
+    ) -> PodInfo:
+        """Set what is not None; -1 is what a new pod of these profiles would have.
+
+        Raises BadRequest (nothing is given), Forbidden (quota), Conflict (the pod uses more memory
+        than that: the kernel would kill its processes; or more of its disk).
+        """
+        if memory_bytes is None and cpus is None and disk_bytes is None:
+            raise BadRequest(
+                "Say what to limit: memory, cpu, disk or several of them.",
+                code="missing_parameter",
+            )
+        pod = await self._pods.find(member, ins)
+        quota = member.quota
+        _check(memory_bytes, quota.memory_limit, "bytes of memory")
+        _check(cpus, quota.cpu_limit, "CPUs")
+        profiles = await self._instances.profiles_of(pod.instance)
+        capped = limits(member, profiles)
+        changes: dict[str, str | None] = {}
+        for key, asked in ((MEMORY, memory_bytes), (CPU, cpus)):
+            if asked is not None:
+                changes[key] = capped.get(key) if asked == UNLIMITED else str(asked)
+        if disk_bytes is not None:
+            changes[DISK] = None
+        if MEMORY in changes:
+            await self._check_use(pod, _memory(profiles, changes[MEMORY]))
+        async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
+            with lxd_could_not("set the limits"):
+                await self._instances.edit(pod.name, config=changes, devices=devices)
+        log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
+        return await self._pods.info(member, ins)
+
+    async def _check_use(self, pod: Pod, asked: int) -> None:
+        if asked == UNLIMITED or pod.status not in ("running", "frozen"):
+            return
+        state = await self._client.get(instance_path(pod.name, "state"))
+        used = max(0, state["memory"]["usage"])
+        if asked < used:
+            raise Conflict(
+                f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read included,"
+                f" and {asked} would end its processes; ask for more, or stop it first.",
+                code="memory_in_use",
+                used=used,
+                asked=asked,
+            )
+
+
+def _check(asked: int | None, limit: int, what: str) -> None:
+    if asked is not None and limit != UNLIMITED and asked > limit:
+        raise Forbidden(
+            f"Your quota is {limit} {what} for each pod, and {asked} is more.",
+            code="quota_exceeded",
+            limit=limit,
+            asked=asked,
+        )
+
+
+def _memory(profiles: list[Mapping[str, Any]], own: str | None) -> int:
+    return memory_limit(config_of(profiles) if own is None else {MEMORY: own})

@@ -1,0 +1,96 @@
+"""What a pod says of itself: its journal while it runs, else its console and LXC's log."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from podyd.base.errors import Conflict, LxdRefused, PodydError
+from podyd.base.longtext import Kept, LongText
+from podyd.contract.spec import LogsOf, PodLog
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.pod import Pod
+from podyd.people.login import Member
+from podyd.pods.lifecycle import Pods, why_not_started
+
+# Whatever is called journalctl in a pod is its root's, and so is tail.
+MAX_JOURNAL_BYTES = 1_000_000
+JOURNAL_SECONDS = 5
+# From there on, what does not even obey the pod's kernel is killed from outside.
+RUN_SECONDS = JOURNAL_SECONDS + 3.0
+# What `timeout` says of a command that it has ended; busybox's, of SIGTERM.
+_CUT = "124|137|143"
+
+
+class PodLogs:
+    """Looks where something is to be found."""
+
+    def __init__(self, *, client: LxdClient, pods: Pods) -> None:
+        self._client = client
+        self._pods = pods
+
+    async def last(self, member: Member, request: LogsOf) -> Kept[PodLog]:
+        """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
+        pod = await self._pods.find(member, request.ins)
+        if pod.status == "frozen":
+            # Its journal is there and cannot be asked; its console would look like a failure.
+            raise Conflict(
+                f"Pod {request.ins!r} is frozen, and what would show its journal is too; let it go"
+                " on with /pod/start.",
+                code="pod_not_running",
+                status=pod.status,
+            )
+        if pod.status == "running":
+            journal = await self._journal(member, request)
+            if journal is not None:
+                return journal
+        said = _tail(await self._console(pod), request.lines)
+        why = "" if pod.status == "running" else await self._why_not_started(pod)
+        if why:
+            return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
+        return _whole(said, "console")
+
+    async def _journal(self, member: Member, request: LogsOf) -> Kept[PodLog] | None:
+        """None where the pod has no journal."""
+        since = "" if request.since is None else f" --since=-{request.since:.0f}s"
+        command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
+        # Of what is too much, the last counts; what is cut off, tail still shows.
+        done = await self._pods.run(
+            member,
+            request.ins,
+            f"{{ timeout -s KILL {JOURNAL_SECONDS} {command} 2>/dev/null;"
+            f" case $? in {_CUT}) echo cut >&2;; esac; }} | tail -c {MAX_JOURNAL_BYTES}",
+            timeout=RUN_SECONDS,
+            limit=MAX_JOURNAL_BYTES,
+        )
+        said = done.body
+        is_cut = said.timed_out or "cut\n" in str(said.stderr)
+        if not any(said.stdout) and not is_cut:
+            done.close()
+            return None
+        is_full = sum(len(piece.encode()) for piece in said.stdout) >= MAX_JOURNAL_BYTES
+        return Kept(PodLog(said.stdout, "journal", is_cut or is_full), done.close)
+
+    async def _console(self, pod: Pod) -> str:
+        try:
+            return await self._client.text(instance_path(pod.name, "console"))
+        except LxdRefused:
+            return ""  # It has none, or none any more.
+
+    async def _why_not_started(self, pod: Pod) -> str:
+        try:
+            return why_not_started(
+                await self._client.text(instance_path(pod.name, "logs", "lxc.log"))
+            )
+        except PodydError:
+            return ""
+
+
+def _whole(text: str, source: Literal["console", "lxc"]) -> Kept[PodLog]:
+    return Kept(PodLog(LongText(lambda: iter([text])), source), lambda: None)
+
+
+def _tail(text: str, lines: int) -> str:
+    # A console's lines end as a terminal's do.
+    found = re.sub(r"\r+\n", "\n", text).splitlines(keepends=True)[-lines:]
+    return "".join(found)

@@ -1,0 +1,151 @@
+"""Members' own directories of the host, in each of their pods.
+
+A pod's root is its owner on the host: `raw.idmap` gives it their uid and gid. So a file has the
+right owner on both sides, whoever makes it; nothing in the pod is root on the host, and the kernel
+refuses it what the owner may not have. LXD lets podyd's certificate map no ids but those that
+`podyd setup` has listed, and mount nothing but what is below the directories of podyd.yaml.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from podyd.base.errors import Conflict, Unavailable, lxd_could_not
+from podyd.config.current import Settings
+from podyd.config.schema import Mount
+from podyd.engine.instances import Devices, Instances
+from podyd.engine.rest import LxdClient
+from podyd.model.pod import IDMAP, Pod
+from podyd.node.directories import Directory, to_make, unfit, unsafe
+from podyd.people.login import Member
+
+RAW = "raw.idmap"
+DEVICE = "podyd-mount-"
+LOOK_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """What an instance needs for its owner's directories; keys that are None it has not."""
+
+    config: Mapping[str, str | None]
+    devices: Devices
+
+
+NOTHING = Mounted({RAW: None, IDMAP: None}, {})
+
+
+class Mounts:
+    """Says what a pod has mounted, and sees to it before the pod starts."""
+
+    def __init__(self, *, client: LxdClient, instances: Instances, settings: Settings) -> None:
+        self._client = client
+        self._instances = instances
+        self._settings = settings
+        # A directory may be on a server that does not answer.
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="mounts")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def new(self, member: Member, profiles: Sequence[Mapping[str, Any]]) -> Mounted:
+        """What a new pod of these profiles needs; nothing if they map ids themselves.
+
+        Raises Conflict, which says what the admin has to do, and Unavailable.
+        """
+        if any(profile["config"].get(RAW) for profile in profiles):
+            return NOTHING
+        return await self._of(member)
+
+    async def due(self, member: Member, pod: Pod) -> Mounted | None:
+        """What a pod needs that is to be started, None if it has it; raises as `new` does.
+
+        Where an admin maps ids, on the instance or in its profiles, all stays as it is.
+        """
+        instance = pod.instance
+        mapped = instance.config.get(IDMAP)
+        if instance.expanded_config.get(RAW, "") != (mapped or ""):
+            return None
+        wanted = await self._of(member)
+        own = {name: device for name, device in instance.own_devices.items() if _is_own(name)}
+        return None if (mapped, own) == (wanted.config[IDMAP], wanted.devices) else wanted
+
+    async def apply(self, pod: Pod, due: Mounted | None) -> None:
+        """Give a pod that has stopped what is due."""
+        if due is None:
+            return
+        with lxd_could_not("mount your directories"):
+            await self._instances.edit(
+                pod.name,
+                config=due.config,
+                devices=lambda devices: {
+                    **{name: device for name, device in devices.items() if not _is_own(name)},
+                    **due.devices,
+                },
+            )
+
+    async def _of(self, member: Member) -> Mounted:
+        mounts = self._settings.current.pods.mounts
+        if not mounts:
+            return NOTHING
+        for mount in mounts:
+            await self._check(member, mount)
+        await self._check_project(member, mounts)
+        idmap = f"uid {member.uid} 0\ngid {member.gid} 0"
+        devices = {
+            f"{DEVICE}{number}": {
+                "type": "disk",
+                "source": f"{mount.prefix}/{member.name}",
+                "path": mount.pod,
+                **({"readonly": "true"} if mount.readonly else {}),
+            }
+            for number, mount in enumerate(mounts)
+        }
+        return Mounted({RAW: idmap, IDMAP: idmap}, devices)
+
+    async def _check(self, member: Member, mount: Mount) -> None:
+        own = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)
+        looking = asyncio.get_running_loop().run_in_executor(self._threads, _problem, own)
+        try:
+            problem = await asyncio.wait_for(looking, LOOK_SECONDS)
+        except asyncio.TimeoutError:
+            raise Unavailable(
+                f"Your directory {own.path} is on a disk that does not answer; tell your admin.",
+                code="directory_hangs",
+            ) from None
+        if problem:
+            raise Conflict(f"Your pods have {own.path}, but {problem}.", code="directory_unfit")
+
+    async def _check_project(self, member: Member, mounts: Sequence[Mount]) -> None:
+        """LXD itself would refuse too, with words for admins alone."""
+        config = (await self._client.get(f"/1.0/projects/{self._client.project}"))["config"]
+        paths = config.get("restricted.devices.disk.paths", "").split(",")
+        is_known = (
+            {mount.prefix for mount in mounts} <= set(paths)
+            and str(member.uid) in config.get("restricted.idmap.uid", "").split(",")
+            and str(member.gid) in config.get("restricted.idmap.gid", "").split(",")
+        )
+        if not is_known:
+            raise Conflict(
+                "LXD does not yet let pods have your own directory; tell your admin to type"
+                " 'podyd setup'.",
+                code="directory_not_set_up",
+            )
+
+
+def _is_own(device: str) -> bool:
+    return device.startswith(DEVICE)
+
+
+def _problem(own: Directory) -> str:
+    """What is wrong with a member's own directory, and what to do about it; "" if nothing is."""
+    problem = unsafe(own.path.parent)
+    if problem:
+        return f"{problem}; tell your admin that 'podyd doctor' says what to do"
+    problem = unfit(own)
+    return f"{problem}; ask your admin to type: {to_make(own)} && podyd setup" if problem else ""

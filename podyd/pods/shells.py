@@ -1,0 +1,99 @@
+"""Shells, and commands that are talked to: who may have how many, and what they run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from podyd.base.errors import BadRequest
+from podyd.contract.frames import WINDOW_BYTES, Line, Size
+from podyd.contract.spec import Ended, Start
+from podyd.engine.execution import Executor
+from podyd.engine.talk import Terminal
+from podyd.model.pod import Pod
+from podyd.people.login import Member
+from podyd.pods.lifecycle import Executed, Pods
+from podyd.pods.slots import Places
+
+MAX_PER_MEMBER = 20
+MAX_ALL = 256
+
+
+class Shells:
+    """Gives places; who has one can have something run."""
+
+    def __init__(self, *, pods: Pods, executor: Executor, executed: Executed) -> None:
+        self._pods = pods
+        self._executor = executor
+        self._executed = executed
+        self._places = Places(
+            pods,
+            own=MAX_PER_MEMBER,
+            all=MAX_ALL,
+            what="shells and commands of yours are open; end one first",
+            code="too_many_shells",
+        )
+
+    async def place(self, member: Member, ins: str, size: Size | None) -> Place:
+        """A place in a running pod, with a terminal of that size or with none.
+
+        Raises NotFound, Conflict (the pod does not run) or TooMany.
+        """
+        return Place(self, await self._places.enter(member, ins), size)
+
+    def leave(self, pod: Pod) -> None:
+        """The place in this pod is free again."""
+        self._places.leave(pod)
+
+    async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> Ended:
+        """Run what `start` says, until it has ended."""
+        began = time.monotonic()
+        end = await self._executor.talk(
+            pod.name,
+            _words(start, is_shell=size is not None),
+            line,
+            terminal=None if size is None else Terminal(size, start.term),
+            timeout=start.timeout,
+        )
+        timed_out = end.code is None
+        if size is None:
+            self._executed(time.monotonic() - began, timed_out=timed_out)
+        return Ended(
+            exit_code=-1 if end.code is None else end.code,
+            timed_out=timed_out,
+            oom_killed=end.oom_killed,
+            memory_limit=await self._pods.limit_reached(pod, end),
+        )
+
+
+class Place:
+    """One member's, until it is closed."""
+
+    def __init__(self, shells: Shells, pod: Pod, size: Size | None) -> None:
+        self._shells = shells
+        self._pod = pod
+        self._size = size
+        self._is_open = True
+
+    async def run(self, line: Line) -> Ended:
+        """Run what the other end of the line asks for, until it has ended."""
+        await line.control({"window": WINDOW_BYTES})
+        return await self._shells.run(self._pod, await line.start(), self._size, line)
+
+    def close(self) -> None:
+        """Give it back; a second time does nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._shells.leave(self._pod)
+
+
+def _words(start: Start, *, is_shell: bool) -> Sequence[str]:
+    if start.cmd is not None:
+        return ("/bin/bash", "-lc" if is_shell else "-c", start.cmd)
+    if is_shell:
+        return ("/bin/bash", "-l")
+    raise BadRequest(
+        "Parameter 'cmd' is missing: what shall run.",
+        code="missing_parameter",
+        parameter="cmd",
+    )

@@ -1,0 +1,207 @@
+"""Snapshots of pods: a pod's disk as it was."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+from weakref import WeakValueDictionary
+
+from podyd.base.errors import (
+    Busy,
+    Conflict,
+    DiskFull,
+    Forbidden,
+    Missing,
+    PodydError,
+    lxd_could_not,
+)
+from podyd.base.tasks import Tasks, came
+from podyd.config.schema import UNLIMITED
+from podyd.contract.spec import SnapshotInfo, iso
+from podyd.engine.instances import Instances, parse_time
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.gpus.leases import now
+from podyd.model.pod import Pod, no_such_snapshot
+from podyd.people.login import Member
+from podyd.pods.disks import full
+from podyd.pods.lifecycle import Pods
+
+log = logging.getLogger(__name__)
+
+# Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
+DISK_TIMEOUT = 1800.0
+# How long a restore waits for its pod's settings, where LXD is not at it; and when it is tried
+# again, at the soonest and at the latest.
+SETTLE_TIMEOUT = 5.0
+SETTLE_SECONDS, LOOK_SECONDS = 0.5, 60.0
+
+
+class Snapshots:
+    """Takes, lists, restores and deletes them."""
+
+    def __init__(
+        self, *, client: LxdClient, instances: Instances, pods: Pods, tasks: Tasks
+    ) -> None:
+        self._client = client
+        self._instances = instances
+        self._pods = pods
+        self._tasks = tasks
+        self._poke = asyncio.Event()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    async def all(self, member: Member, ins: str) -> list[SnapshotInfo]:
+        """A pod's snapshots, the oldest first."""
+        return await self._of(await self._pods.find(member, ins))
+
+    async def take(self, member: Member, ins: str, name: str | None) -> SnapshotInfo:
+        """Keep a pod's disk; without a name under the time. Raises Conflict, Forbidden (quota)."""
+        pod = await self._pods.find(member, ins)
+        name = name or now().strftime("%Y%m%dT%H%M%SZ")
+        # Two at once could both see the last free place.
+        async with self._locks.setdefault(pod.name, asyncio.Lock()):
+            _check_room(member, name, [item.name for item in await self._of(pod)])
+            path = instance_path(pod.name, "snapshots")
+            # Where LXD finds no room half way, it leaves what nobody can delete, nor the pod then.
+            if not await self._instances.has_room(pod.name):
+                raise full(pod)
+            try:
+                with lxd_could_not("take the snapshot"):
+                    # Nothing is left of one that LXD has slipped over.
+                    await self._client.change(
+                        "POST", path, {"name": name}, timeout=DISK_TIMEOUT, is_repeatable=True
+                    )
+            except DiskFull as error:
+                raise full(pod) from error
+            return await self._one(pod, name)
+
+    async def delete(self, member: Member, ins: str, name: str) -> str:
+        """Delete a snapshot. Returns what was done."""
+        pod = await self._pods.find(member, ins)
+        await self._one(pod, name)
+        try:
+            with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
+                await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
+        except DiskFull as error:
+            # LXD deletes it, and then finds no room for its own list of them.
+            if name in [item.name for item in await self._of(pod)]:
+                raise full(pod) from error
+        return f"Snapshot {name} of pod {ins} is deleted."
+
+    async def restore(self, member: Member, ins: str, name: str) -> str:
+        """Make a pod's disk as it was at a snapshot. Returns what was done.
+
+        Its owner, its cards and their leases are those of now. If it ran, it runs again, whatever
+        came of it.
+        """
+        pod = await self._pods.find(member, ins)
+        await self._one(pod, name)
+        done = f"Pod {ins} is as it was at snapshot {name}"
+        if pod.status == "stopped":
+            await self._restore(member, pod, name)
+            return f"{done}."
+        await self._pods.stop(member, ins)
+        try:
+            await self._restore(member, pod, name)
+        except PodydError:
+            with contextlib.suppress(PodydError):
+                await self._pods.start(member, ins)
+            raise
+        await self._pods.start(member, ins)
+        return f"{done}; it was stopped for that, and is running again."
+
+    async def _restore(self, member: Member, pod: Pod, name: str) -> None:
+        await self._instances.begin_restore(pod.name)
+        try:
+            with lxd_could_not("restore the snapshot"):
+                await self._instances.restore(pod.name, name, timeout=DISK_TIMEOUT)
+        finally:
+            settling = self._tasks.spawn(self._settle(pod.name), f"settling {pod.name}")
+            await asyncio.wait({settling})
+        if problem := settling.result():
+            raise problem
+        log.info("%s restored snapshot %s of pod %s", member.name, name, pod.name)
+
+    async def _settle(self, name: str) -> PodydError | None:
+        """Bring a pod's settings back after a restore; what hinders it, where that does not pass
+        soon and `run` has to try again."""
+        began = time.monotonic()
+        pause = SETTLE_SECONDS
+        try:
+            while True:
+                try:
+                    await self._instances.settle(name)
+                    return None
+                except PodydError as error:
+                    # LXD may still be restoring what podyd has given up on.
+                    limit = DISK_TIMEOUT if isinstance(error, Busy) else SETTLE_TIMEOUT
+                    if time.monotonic() - began > limit:
+                        return error
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, SETTLE_TIMEOUT)
+        finally:
+            self._instances.end_restore(name)
+            self.poke()
+
+    def poke(self) -> None:
+        """Look again now: something has changed."""
+        self._poke.set()
+
+    async def run(self) -> None:
+        """Bring settings back that LXD has not taken yet, for good; each is told of once."""
+        problems: dict[str, str] = {}
+        while True:
+            self._poke.clear()
+            known, problems = problems, {}
+            for name in self._instances.unsettled:
+                try:
+                    await self._instances.settle(name)
+                    log.info("%s has its settings of before a restore again", name)
+                except PodydError as error:
+                    problems[name] = error.detail
+                    if problems[name] != known.get(name):
+                        log.warning("%s: %s", name, error.detail)
+            await came(self._poke, LOOK_SECONDS if problems else None)
+            await asyncio.sleep(SETTLE_SECONDS)
+
+    async def _of(self, pod: Pod) -> list[SnapshotInfo]:
+        data = await self._client.get(instance_path(pod.name, "snapshots"), recursion=1)
+        found = sorted(data or [], key=lambda item: (parse_time(item["created_at"]), item["name"]))
+        return [_info(item) for item in found]
+
+    async def _one(self, pod: Pod, name: str) -> SnapshotInfo:
+        for item in await self._of(pod):
+            if item.name == name:
+                return item
+        raise no_such_snapshot(pod, name)
+
+
+def _check_room(member: Member, name: str, existing: list[str]) -> None:
+    if name in existing:
+        raise Conflict(f"The pod has a snapshot {name!r} already.", code="name_taken", name=name)
+    limit = member.quota.max_snapshots
+    if limit != UNLIMITED and len(existing) >= limit:
+        raise Forbidden(
+            f"Your quota is {limit} snapshots of a pod, and this one has {len(existing)}; delete"
+            " one first.",
+            code="quota_exceeded",
+            limit=limit,
+            used=len(existing),
+        )
+
+
+def _path(pod: Pod, name: str) -> str:
+    return instance_path(pod.name, "snapshots", quote(name, safe=""))
+
+
+def _info(data: Mapping[str, Any]) -> SnapshotInfo:
+    size = data.get("size", -1)
+    return SnapshotInfo(
+        name=data["name"].rpartition("/")[2],
+        created=iso(parse_time(data["created_at"])),
+        size=size if size >= 0 else None,
+    )

@@ -1,0 +1,1 @@
+"""podyd's own database."""

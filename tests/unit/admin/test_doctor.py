@@ -1,0 +1,623 @@
+"""What `podyd doctor` says of files and programs that a test has made."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pwd
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from podyd import __version__
+from podyd.admin import kernel
+from podyd.admin.doctor import host, lxd, nvidia, pods, service
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.diagnosis import diagnose
+from podyd.admin.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
+from podyd.base.errors import SetupError
+from podyd.cli.doctor import show
+from podyd.config.schema import Config
+from podyd.config.schema import parse as parse_config
+from podyd.engine.admin import Admin, Card
+from podyd.node.nvml_process import Failure, Gpu, Sample
+from tests.unit.engine.test_stopping import POD
+from tests.unit.pods.test_sweep import half_made
+
+ADDRESS = "0000:41:00.0"
+DRIVER = "535.183.01"
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Places:
+    """A host that has nothing."""
+    for name in ("pam", "proc", "sys/bus/pci/devices", "dev", "profiles", "bin"):
+        (tmp_path / name).mkdir(parents=True)
+    return Places(
+        pam=tmp_path / "pam",
+        proc=tmp_path / "proc",
+        sysfs=tmp_path / "sys",
+        dev=tmp_path / "dev",
+        admin_profiles=tmp_path / "profiles",
+        path=str(tmp_path / "bin"),
+        nvml=(str(tmp_path / "bin/nvml"),),
+    )
+
+
+def put(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def program(places: Places, name: str, output: str) -> None:
+    """A program that writes something."""
+    text = put(Path(places.path, f"{name}.out"), output)
+    put(Path(places.path, name), f"#!/bin/sh\nexec /bin/cat {text}\n").chmod(0o755)
+
+
+def add_card(places: Places, address: str = ADDRESS, driver: str = "nvidia") -> None:
+    directory = places.sysfs / "bus/pci/devices" / address
+    put(directory / "class", "0x030200\n")
+    put(directory / "vendor", "0x10de\n")
+    (directory / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
+
+
+def load_driver(places: Places, version: str = DRIVER) -> None:
+    put(places.sysfs / "module/nvidia/version", f"{version}\n")
+
+
+def install_library(places: Places, version: str = DRIVER) -> Path:
+    """The library as Debian has it: a link, then the file."""
+    real = put(Path(places.path, f"libnvidia-ml.so.{version}"))
+    link = real.with_name("libnvidia-ml.so.1")
+    link.symlink_to(real.name)
+    lines = [
+        "1 libs found in cache `/etc/ld.so.cache'",
+        "\tlibnvidia-ml.so.1 (libc6) => /usr/lib/i386-linux-gnu/libnvidia-ml.so.1",
+        f"\tlibnvidia-ml.so.1 (libc6,x86-64) => {link}",
+    ]
+    program(places, "ldconfig", "\n".join(lines) + "\n")
+    return real
+
+
+def only(findings: list[Finding]) -> Finding:
+    assert len(findings) == 1, findings
+    return findings[0]
+
+
+# --- What makes a check -------------------------------------------------------------------------
+
+
+def test_a_check_does_not_fail() -> None:
+    @check
+    def broken(problem: Exception) -> Iterator[Remark]:
+        yield error("one thing is wrong", "mend it")
+        raise problem
+
+    for problem in (OSError("no disk"), SetupError("no LXD."), ValueError("no number")):
+        first, second = broken(problem)
+        assert first == Finding("broken", Level.ERROR, "one thing is wrong", "mend it")
+        assert second.level is Level.WARNING
+        assert str(problem).rstrip(".") in second.what
+
+
+def test_what_only_root_may_see_is_a_note() -> None:
+    @check
+    def hidden() -> Iterator[Remark]:
+        raise PermissionError(13, "Permission denied", "/root/secret")
+        yield
+
+    found = only(hidden())
+    assert (found.level, found.do) == (Level.NOTE, "sudo podyd doctor")
+    assert "/root/secret" in found.what
+    assert not found.is_problem
+
+
+def test_well_is_said_only_where_all_is_well() -> None:
+    @check
+    def mixed(problem: bool) -> Iterator[Remark]:
+        if problem:
+            yield error("wrong", "")
+        yield ok("right")
+
+    assert only(mixed(True)).what == "wrong"
+    assert only(mixed(False)) == Finding("mixed", Level.OK, "right")
+
+
+# --- podyd itself -------------------------------------------------------------------------------
+
+
+def test_configuration(tmp_path: Path) -> None:
+    path = put(tmp_path / "podyd.yaml", "lissten: 1\n")
+    found = only(service.configuration(path))
+    assert found.level is Level.ERROR
+    assert "did you mean 'listen'" in found.what
+    assert str(path) in found.do
+    put(path, "listen: 127.0.0.1:1\n")
+    assert only(service.configuration(path)).level is Level.OK
+    path.unlink()
+    assert only(service.configuration(path)).level is Level.ERROR
+
+
+def test_with_a_broken_configuration_the_host_is_looked_at(places: Places, tmp_path: Path) -> None:
+    found = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
+    levels = {item.check: item.level for item in found}
+    assert levels == {
+        "configuration": Level.ERROR,
+        "cgroup2": Level.WARNING,
+        "nvidia_card": Level.NOTE,
+    }
+
+
+def test_pam_file(places: Places) -> None:
+    case = Case(Config(), Path("/somewhere/podyd.yaml"), places)
+    found = only(service.pam_service(case))
+    assert found.level is Level.ERROR
+    assert found.do == "podyd setup --config /somewhere/podyd.yaml"
+    put(places.pam / "podyd")
+    assert only(service.pam_service(case)).level is Level.OK
+
+
+@contextlib.contextmanager
+def answering(path: Path, answer: bytes) -> Iterator[None]:
+    """Somebody who answers one question at a unix socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        listener.listen()
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(100)
+                connection.sendall(answer)
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        (b'{"ok": true}\n', Level.OK),
+        (b'{"error": "busy"}\n', Level.ERROR),
+        (b"hello\n", Level.ERROR),
+        (b"", Level.ERROR),
+    ],
+)
+def test_login_service(tmp_path: Path, answer: bytes, level: Level) -> None:
+    path = tmp_path / "auth.sock"
+    config = parse_config(f"auth: {{socket: {path}}}")
+    assert only(service.login_service(Case(config))).level is Level.ERROR, "nobody listens"
+    with answering(path, answer):
+        found = only(service.login_service(Case(config)))
+    assert found.level is level
+    assert str(path) in found.what
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        ({"version": __version__, "refused": {}}, Level.OK),
+        ({"version": "0.0.1", "refused": {}}, Level.NOTE),
+        ({"version": __version__, "refused": {"20001": "in use"}}, Level.WARNING),
+        ({"ok": True}, Level.WARNING),
+        ([], Level.WARNING),
+    ],
+)
+def test_port_relay(tmp_path: Path, answer: object, level: Level) -> None:
+    path = tmp_path / "ports.sock"
+    config = parse_config(f"ports: {{socket: {path}}}")
+    assert only(service.port_relay(Case(config))).level is Level.WARNING, "nobody listens"
+    with answering(path, json.dumps(answer).encode() + b"\n"):
+        found = only(service.port_relay(Case(config)))
+    assert found.level is level
+
+
+def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LXD_DIR", str(tmp_path))
+    assert only(lxd.lxd_answers(0.3)).level is Level.ERROR, "there is none"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(tmp_path / "unix.socket"))
+        listener.listen()
+        started = time.monotonic()
+        found = only(lxd.lxd_answers(0.3))
+        assert time.monotonic() - started < 5
+    assert found.level is Level.ERROR
+    assert "does not answer" in found.what
+    assert found.do.startswith("systemctl restart lxd")
+
+
+# --- The host -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cgroup.controllers", "unified/cgroup.controllers"])
+def test_cgroup2(places: Places, name: str) -> None:
+    assert only(host.cgroup2(places)).level is Level.WARNING
+    put(places.sysfs / "fs/cgroup" / name)
+    assert only(host.cgroup2(places)).level is Level.OK
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it gives a file away")
+@pytest.mark.parametrize(
+    ("options", "level", "do"),
+    [
+        ("rw,relatime", Level.OK, ""),
+        ("rw,hidepid=0", Level.OK, ""),
+        ("rw,hidepid=invisible", Level.WARNING, "mount -o remount,gid=2 /proc"),
+        ("rw,hidepid=2,gid=4242", Level.WARNING, "usermod -a -G 4242 bin"),
+        ("rw,gid=2,hidepid=noaccess", Level.OK, ""),
+    ],
+)
+def test_other_processes(
+    places: Places, tmp_path: Path, options: str, level: Level, do: str
+) -> None:
+    (tmp_path / "data").mkdir()
+    account = pwd.getpwnam("bin")
+    os.chown(tmp_path / "data", account.pw_uid, account.pw_gid)
+    put(places.proc / "self/mounts", f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n")
+    found = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
+    assert found.level is level
+    assert do in found.do
+
+
+WHOLE = "         0          0 4294967295\n"
+SMALL = "         0     100000      65536\n"
+NESTED = "         0     100000      65536\n    200000     300000     100000\n"
+
+
+@pytest.mark.parametrize(
+    ("subuid", "uid_map", "newuidmap", "wrong", "do"),
+    [
+        ("root:100000:65536\n", WHOLE, True, "", ""),
+        ("_lxd:1:65536\n# root:1:1\nroot:100000:1000\nroot:200000:65536\n", WHOLE, True, "", ""),
+        ("root:100000:65535\n", WHOLE, False, "no range of root's", "root:1000000:"),
+        ("root 100000\n", WHOLE, True, "does not understand", "delete it"),
+        # LXD takes ids from 1000000 on, and maps them itself or lets newuidmap do it.
+        ("alice:100000:65536\n", WHOLE, False, "", ""),
+        (None, WHOLE, False, "", ""),
+        ("alice:100000:65536\n", WHOLE, True, "newuidmap is installed", "root:1000000:"),
+        (None, WHOLE, True, "newuidmap is installed", "root:1000000:"),
+        # In a container that was given few ids.
+        ("root:200000:65536\n", NESTED, True, "", ""),
+        ("root:100000:65536\n", NESTED, True, "which is a container", "root:200000:65536"),
+        ("root:100000:65536\n", SMALL, True, "which is a container", "give this container"),
+        ("root:200000:1000000\n", NESTED, True, "which is a container", "root:200000:65536"),
+    ],
+)
+def test_id_ranges(
+    tmp_path: Path, subuid: str | None, uid_map: str, newuidmap: bool, wrong: str, do: str
+) -> None:
+    put(tmp_path / "environ").write_bytes(b"A=1\0PATH=/nowhere:/usr/bin\0")
+    for kind in ("uid", "gid"):
+        put(tmp_path / f"{kind}_map", uid_map)
+        if subuid is not None:
+            put(tmp_path / f"root/etc/sub{kind}", subuid)
+    if newuidmap:
+        put(tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
+    found = list(host.about_ids(tmp_path))
+    problems = [item for item in found if item.level is Level.ERROR]
+    assert len(problems) == (2 if wrong else 0), found
+    for kind, item in zip(("uid", "gid"), problems, strict=False):
+        assert wrong in item.what
+        assert f"/etc/sub{kind}" in item.do
+        assert do in item.do
+
+
+def set_limits(places: Places, **values: int) -> None:
+    """The kernel's limits as podyd sets them, but for these: their last words."""
+    for name, value in kernel.wanted().items():
+        now = values.get(name.rpartition(".")[2], value)
+        put(places.proc / "sys" / name.replace(".", "/"), f"{now}\n")
+
+
+# Debian's kernel, and that with the file of Debian's LXD.
+@pytest.mark.parametrize(("instances", "pods"), [(128, 0), (128, 25), (1024, 60)])
+def test_too_few_inotify_instances(places: Places, instances: int, pods: int) -> None:
+    set_limits(places, max_user_instances=instances)
+    (found,) = list(host.about_limits(pods, places))[:-1]
+    assert found.level is Level.WARNING
+    name = "fs.inotify.max_user_instances"
+    assert f"{name} is {instances}," in found.what
+    assert f"there are {pods}." in found.what
+    assert found.do.startswith(f"sysctl -w {name}=1048576;")
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
+    set_limits(places)
+    if missing:  # A kernel without keyrings.
+        (places.proc / "sys/kernel/keys/maxkeys").unlink()
+    (found,) = host.about_limits(100, places)
+    assert found.level is Level.OK
+
+
+def test_limits_are_raised_and_never_lowered(places: Places) -> None:
+    set_limits(places, max_user_instances=128, max_user_watches=2**31, maxkeys=200)
+    said: list[str] = []
+    kernel.raise_limits(said.append, places.proc)
+    assert said == [
+        "raised fs.inotify.max_user_instances from 128 to 1048576",
+        "raised kernel.keys.maxkeys from 200 to 10000",
+    ]
+    now = {limit.name: limit.now for limit in kernel.limits(places.proc)}
+    assert now == {**kernel.wanted(), "fs.inotify.max_user_watches": 2**31}
+    kernel.raise_limits(said.append, places.proc)
+    assert len(said) == 2
+
+
+def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values: int) -> None:
+    """A unit's cgroup, as cgroup2 shows it: 100 MiB, of which 20 are files'."""
+    now = {"current": 100 * 2**20, "file": 20 * 2**20, **values}
+    directory = places.sysfs / "fs/cgroup/system.slice" / unit
+    put(directory / "memory.max", f"{limit}\n")
+    put(directory / "memory.current", f"{now['current']}\n")
+    put(directory / "memory.stat", f"anon 1\nfile {now['file']}\n")
+
+
+def test_memory_of_the_service(places: Places) -> None:
+    assert service.service_memory(places) == [], "without systemd, or without cgroup2"
+    put_memory(places, "podyd.service")
+    put_memory(places, "podyd-auth.service", limit="max")
+    found = only(service.service_memory(places))
+    assert found.level is Level.OK
+    assert found.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
+
+
+def test_a_service_that_is_at_its_memory_limit(places: Places) -> None:
+    put_memory(places, "podyd.service")
+    put_memory(places, "podyd-ports.service", current=2000 * 2**20)
+    found = only(service.service_memory(places))
+    assert found.level is Level.WARNING
+    assert "beyond that" in found.what
+    assert found.do.startswith("systemctl edit podyd-ports.service")
+
+
+def test_a_service_that_was_ended_for_its_memory(places: Places) -> None:
+    assert service.service_killed(places) == [], "without a journal"
+    said = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
+    program(places, "journalctl", 2 * said)
+    found = service.service_killed(places)
+    assert [item.level for item in found] == [Level.WARNING] * 3
+    assert "of podyd.service 2 times" in found[0].what
+    assert found[2].do.startswith("systemctl edit podyd-ports.service")
+    program(places, "journalctl", "")
+    assert service.service_killed(places) == []
+
+
+def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -> None:
+    put_memory(places, "podyd.service", current=2000 * 2**20, file=1900 * 2**20)
+    assert only(service.service_memory(places)).level is Level.OK
+
+
+# --- NVIDIA -------------------------------------------------------------------------------------
+
+
+def test_a_host_without_cards(places: Places) -> None:
+    assert not nvidia.is_there(places)
+    directory = places.sysfs / "bus/pci/devices/0000:00:01.0"
+    put(directory / "class", "0x030000\n")
+    put(directory / "vendor", "0x1234\n")
+    add_card(places, driver="vfio-pci")
+    assert not nvidia.is_there(places), "another maker's card, and one that a VM has"
+    add_card(places, "0000:61:00.0")
+    assert nvidia.is_there(places)
+    assert nvidia.host_cards(places) == ["0000:61:00.0"]
+
+
+def test_driver(places: Places) -> None:
+    add_card(places)
+    found = only(nvidia.nvidia_driver(places))
+    assert found.level is Level.ERROR
+    assert ADDRESS in found.what
+    assert found.do.startswith("modprobe nvidia")
+    (places.sysfs / "module/nouveau").mkdir(parents=True)
+    assert "nouveau" in only(nvidia.nvidia_driver(places)).what
+    load_driver(places)
+    assert only(nvidia.nvidia_driver(places)).what == f"The NVIDIA driver {DRIVER} is loaded."
+
+
+@pytest.mark.parametrize(
+    ("line", "version"),
+    [
+        (
+            "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC",
+            "535.183.01",
+        ),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.65.06  Release Build ",
+            "580.65.06",
+        ),
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.48  Thu Mar 22 00:42:57", "390.48"),
+    ],
+)
+def test_driver_version(places: Places, line: str, version: str) -> None:
+    assert nvidia.driver_version(places) is None
+    put(places.proc / "driver/nvidia/version", f"{line}\nGCC version:  gcc version 12.2.0\n")
+    assert nvidia.driver_version(places) == version
+
+
+def test_versions(places: Places) -> None:
+    add_card(places)
+    load_driver(places)
+    found = only(nvidia.nvidia_versions(places))
+    assert (found.level, "not installed" in found.what) == (Level.ERROR, True)
+    library = install_library(places)
+    assert only(nvidia.nvidia_versions(places)).level is Level.OK
+    library.rename(library.with_name("libnvidia-ml.so.535.216.01"))
+    library.with_name("libnvidia-ml.so.1").unlink()
+    library.with_name("libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.535.216.01")
+    found = only(nvidia.nvidia_versions(places))
+    assert found.level is Level.ERROR
+    assert DRIVER in found.what
+    assert "535.216.01" in found.what
+    assert found.do.startswith("reboot")
+
+
+def test_nodes(places: Places) -> None:
+    load_driver(places)
+    put(places.dev / "nvidiactl")
+    found = only(nvidia.nvidia_nodes(places))
+    assert (found.level, found.do) == (Level.WARNING, "nvidia-modprobe -u -c 0")
+    assert "nvidia-uvm" in found.what
+    put(places.dev / "nvidia-uvm")
+    assert only(nvidia.nvidia_nodes(places)).level is Level.OK
+
+
+def test_nvml(places: Places) -> None:
+    load_driver(places)
+    gpu = Gpu("GPU-1", ADDRESS, "NVIDIA A100")
+    sample = Sample(0.0, DRIVER, "12.2", (gpu,))
+    for line, level, words in (
+        (sample.to_line(), Level.OK, ADDRESS),
+        (Failure("Unknown Error", absent=False).to_line(), Level.ERROR, "Unknown Error"),
+        ("", Level.ERROR, "has died"),
+        ("{}", Level.ERROR, "has died"),
+    ):
+        program(places, "nvml", line)
+        found = only(nvidia.nvml_answers(places))
+        assert (found.level, words in found.what) == (level, True), found
+    lost = dataclasses.replace(gpu, problem="GPU is lost")
+    program(places, "nvml", Sample(0.0, DRIVER, "12.2", (gpu, lost)).to_line())
+    found = only(nvidia.nvml_answers(places))
+    assert found.what == f"Card 1 {ADDRESS} does not answer: GPU is lost."
+
+
+def test_nvml_that_is_really_asked(places: Places) -> None:
+    """The command that podyd runs, on a machine that need not have a driver."""
+    load_driver(places)
+    found = only(nvidia.nvml_answers(dataclasses.replace(places, nvml=Places().nvml)))
+    assert found.check == "nvml_answers"
+    assert "has died" not in found.what
+
+
+def test_nvml_that_hangs_is_ended(places: Places, tmp_path: Path) -> None:
+    load_driver(places)
+    pid_file = tmp_path / "pid"
+    text = f"#!/bin/sh\necho $$ >{pid_file}\nexec /bin/sleep 1000\n"
+    put(Path(places.path, "nvml"), text).chmod(0o755)
+    found = only(nvidia.nvml_answers(places, seconds=0.5))
+    assert (found.level, "within 0.5 s" in found.what) == (Level.ERROR, True)
+    assert not Path("/proc", pid_file.read_text().strip()).exists()
+
+
+def test_persistence(places: Places) -> None:
+    load_driver(places)
+    assert nvidia.nvidia_persistence(places) == [], "without nvidia-smi nobody knows"
+    program(places, "nvidia-smi", f"0000{ADDRESS}, Enabled\n00000000:61:00.0, Disabled\n")
+    found = only(nvidia.nvidia_persistence(places))
+    assert found.level is Level.NOTE
+    assert "00000000:61:00.0" in found.what
+    assert ADDRESS not in found.what
+    program(places, "nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch\n")
+    assert nvidia.nvidia_persistence(places) == []
+    program(places, "nvidia-smi", f"0000{ADDRESS}, Enabled\n")
+    assert only(nvidia.nvidia_persistence(places)).level is Level.OK
+
+
+# --- Cards of pods ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "level"),
+    [
+        ({"type": "gpu"}, None),
+        ({"type": "gpu", "pci": ADDRESS}, None),
+        ({"type": "gpu", "pci": "41:00.0"}, None),
+        ({"type": "gpu", "pci": "0000:C1:00.0"}, None),
+        ({"type": "gpu", "pci": "0000:42:00.0"}, Level.ERROR),
+        ({"type": "gpu", "id": "0"}, Level.WARNING),
+    ],
+)
+def test_devices(device: dict[str, str], level: Level | None) -> None:
+    cards = [Card(ADDRESS, "10de", ""), Card("0000:c1:00.0", "10de", "")]
+    holder = pods.Holder("Profile", "profile", "podyd-gpu", {"gpu0": device})
+    found = list(pods.about_device(holder, "gpu0", device, cards, Case(Config())))
+    assert [item.level for item in found] == ([] if level is None else [level])
+    for item in found:
+        assert ADDRESS in item.what
+        assert item.do.startswith("lxc profile device set podyd-gpu gpu0 ")
+        assert item.do.endswith("pci=ADDRESS --project podyd")
+
+
+def test_cards_of_which_nobody_tells_which_is_which(places: Places) -> None:
+    cards = [
+        Card(ADDRESS, "10de", ""),
+        Card("0000:c1:00.0", "10de", "GPU-b"),
+        Card("x", "1002", ""),
+    ]
+    (found,) = pods.about_identities(cards, places)
+    assert found.level is Level.WARNING
+    assert f"UUID of {ADDRESS}. podyd" in found.what
+    program(places, "nvml", Sample(1.0, DRIVER, "12.2", (Gpu("GPU-a", ADDRESS, "A"),)).to_line())
+    assert not list(pods.about_identities(cards, places))
+    program(places, "nvml", Failure("version mismatch", absent=False).to_line())
+    assert len(list(pods.about_identities(cards, places))) == 1
+
+
+def test_versions_in_a_pod(tmp_path: Path) -> None:
+    assert pods.mounted_versions(tmp_path) == set()
+    line = "911 884 0:25 {root} {point} ro,nosuid,nodev master:1 - ext4 /dev/sda1 rw\n"
+    library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.535.183.01"
+    text = line.format(root="/", point="/") + line.format(root=f"{library}//deleted", point=library)
+    text += line.format(root="/x/libnvidia-ml.so.1.2", point="/mnt")
+    put(tmp_path / "mountinfo", text)
+    assert pods.mounted_versions(tmp_path) == {DRIVER}
+
+
+# --- What is left half-made ---------------------------------------------------------------------
+
+
+def test_what_is_left_half_made_is_told() -> None:
+    now = datetime.now(timezone.utc)
+    there = [
+        half_made("old", now - timedelta(hours=26)),
+        half_made("being-made", now - timedelta(minutes=50)),
+        dataclasses.replace(POD, created=now - timedelta(days=9)),
+    ]
+    admin = cast(Admin, SimpleNamespace(as_podyd_reads_them=lambda: there))
+    case = Case(parse_config("lxd: {project: p}"))
+    (found,) = lxd.half_made_pods(admin, case)
+    assert found.level is Level.WARNING
+    assert "old was left half-made 26 hours ago" in found.what
+    assert found.do == "lxc delete --force old --project p"
+    del there[0]
+    (found,) = lxd.half_made_pods(admin, case)
+    assert found.level is Level.OK
+
+
+# --- The command --------------------------------------------------------------------------------
+
+
+def test_output(capsys: pytest.CaptureFixture[str]) -> None:
+    fine = Finding("a", Level.OK, "fine")
+    known = Finding("b", Level.NOTE, "good to know", "look")
+    wrong = Finding("c", Level.ERROR, "it is broken", "mend it")
+    assert show([fine, known], as_json=False) == 0
+    assert capsys.readouterr().out == "All is well.\nnote: good to know\n    look\n"
+    hidden = Finding("d", Level.NOTE, "only root can look", AS_ROOT)
+    assert show([fine, hidden], as_json=False) == 0
+    assert capsys.readouterr().out.startswith("All is well, as far as this account may look.\n")
+    assert show([fine, known, wrong], as_json=False) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:3] == ["error: it is broken", "    mend it", "note: good to know"]
+    assert show([fine, wrong], as_json=True) == 1
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["well"] is False
+    assert shown["findings"][1] == {
+        "check": "c",
+        "level": "error",
+        "what": "it is broken",
+        "do": "mend it",
+    }

@@ -1,0 +1,116 @@
+"""What `podyd doctor` says of storage pools."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
+
+import pytest
+
+from podyd.admin.doctor import storage
+from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.finding import Finding, Level
+from podyd.config.schema import parse
+from podyd.engine.admin import Admin, Pool
+
+GIB = 1024**3
+LIMITED = "quota: {groups: {students: {disk_limit: 50GiB}}}"
+LINES = """\
+21 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw{quotas}
+71 21 0:45 / /var/lib/lxd/storage-pools/fast rw - btrfs /dev/sdb rw,subvol=/
+"""
+
+
+def pool(driver: str, name: str = "fast", used: int = 0, source: str = "/dev/sdb") -> Pool:
+    return Pool(name, driver, source, "Created", used * GIB, 100 * GIB)
+
+
+def findings(
+    tmp_path: Path,
+    *pools: Pool,
+    text: str = LIMITED,
+    size: str = "",
+    lost: str = "0",
+    quotas: str = "",
+) -> list[Finding]:
+    places = Places(proc=tmp_path / "proc", sysfs=tmp_path / "sys", dev=tmp_path / "dev")
+    info = places.proc / "7/mountinfo"
+    flag = places.sysfs / "fs/btrfs/uuid/qgroups/inconsistent"
+    device = places.sysfs / "fs/btrfs/uuid/devices/sdb"
+    for path, content in ((info, LINES.format(quotas=quotas)), (flag, lost), (device, "")):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    roots = [
+        {
+            "root": {
+                "type": "disk",
+                "path": "/",
+                "pool": item.name,
+                **({"size": size} if size else {}),
+            }
+        }
+        for item in pools
+    ]
+    admin = SimpleNamespace(
+        pools=lambda: list(pools),
+        profiles=lambda: [SimpleNamespace(devices=root) for root in roots],
+        instances=lambda: [SimpleNamespace(devices={})],
+        server=lambda: SimpleNamespace(pid=7),
+    )
+    found: list[Finding] = storage.disk_limits(
+        cast(Admin, admin), Case(parse(text), Path("podyd.yaml"), places)
+    )
+    return found
+
+
+def test_limits_that_hold(tmp_path: Path) -> None:
+    zfs = replace(pool("zfs"), has_refquota=True)
+    for pools in ((pool("btrfs"),), (zfs,), (pool("btrfs"), pool("lvm", "slow"))):
+        (found,) = findings(tmp_path, *pools)
+        assert found.level is Level.OK
+
+
+def test_zfs_that_counts_snapshots(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, pool("zfs"))
+    assert found.level is Level.NOTE
+    assert "lxc storage set fast volume.zfs.use_refquota true" in found.do
+
+
+@pytest.mark.parametrize("text", [LIMITED, "quota: {default: {disk_total: 1TiB}}"])
+def test_a_pool_of_directories_needs_project_quotas(tmp_path: Path, text: str) -> None:
+    of_directories = pool("dir", source="/srv/pods")
+    (found,) = findings(tmp_path, of_directories, text=text)
+    assert found.level is Level.WARNING
+    assert "mount / with prjquota" in found.do
+    (found,) = findings(tmp_path, of_directories, text=text, quotas=",prjquota")
+    assert found.level is Level.OK
+
+
+def test_nobody_is_told_of_limits_that_are_not_set(tmp_path: Path) -> None:
+    of_directories = pool("dir", source="/srv/pods")
+    (found,) = findings(tmp_path, of_directories, text="quota: {users: {ann: {max_pods: 9}}}")
+    assert found.level is Level.OK
+    (found,) = findings(tmp_path, of_directories, text="{}", size="20GiB")
+    assert found.level is Level.WARNING
+
+
+def test_btrfs_that_has_lost_count(tmp_path: Path) -> None:
+    (found,) = findings(tmp_path, pool("btrfs"), lost="1\n")
+    assert found.level is Level.WARNING
+    path = "/var/lib/lxd/storage-pools/fast"
+    assert found.do == f"nsenter -t 7 -m btrfs quota rescan -w {path}"
+    (found,) = findings(tmp_path, pool("btrfs", "other"), lost="1\n")
+    assert found.level is Level.OK
+
+
+@pytest.mark.parametrize(
+    ("used", "level"), [(85, None), (86, Level.WARNING), (95, Level.WARNING), (96, Level.ERROR)]
+)
+def test_a_pool_that_is_nearly_full(used: int, level: Level | None, tmp_path: Path) -> None:
+    admin = cast(Admin, SimpleNamespace(pools=lambda: [pool("btrfs", used=used)]))
+    found: list[Finding] = storage.disk_space(admin, tmp_path)
+    of_pool = [item for item in found if "Storage pool" in item.what]
+    assert [item.level for item in of_pool] == ([] if level is None else [level])
+    assert all(f"fast is {used}% full" in item.what for item in of_pool)

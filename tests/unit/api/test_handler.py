@@ -1,0 +1,211 @@
+"""What a crash tells, and whom."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+
+from podyd.api import handler as endpoint
+from podyd.api.handler import MAX_OF_ONE, Bound, Call, Endpoint, Requests
+from podyd.auth.client import AuthClient
+from podyd.base.errors import TooMany
+from podyd.base.longtext import Kept, LongText
+from podyd.config.current import Settings
+from podyd.config.schema import Config, Quota
+from podyd.contract.spec import (
+    POD_EXEC,
+    POD_GPUS,
+    POD_INFO,
+    USER_INFO,
+    Access,
+    HelpOf,
+    Operation,
+    Proof,
+)
+from podyd.people.login import Member, Users
+from podyd.people.origins import Origins
+from podyd.people.sessions import Sessions
+from podyd.people.tokens import Tokens
+from podyd.store.database import Database, TokenStore
+
+CRASHING = Operation(
+    "/crash", ("GET",), HelpOf, str, "Crashes.", proof=Proof.READS, access=Access.OPEN
+)
+
+
+@contextlib.asynccontextmanager
+async def serving(
+    bound: Bound, operation: Operation = CRASHING, kind: type[Endpoint] = Endpoint
+) -> AsyncIterator[int]:
+    """The port of a server that has this one operation."""
+    settings = Settings(Config())
+    database = Database(Path("/nonexistent"))
+    tokens = Tokens(TokenStore(database), settings)
+    users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
+    parts = {
+        "operation": operation,
+        "bound": bound,
+        "users": users,
+        "requests": Requests(),
+        "sessions": Sessions(users),
+        "address_of": lambda request: request.remote_ip,
+    }
+    server = HTTPServer(Application([(operation.path, kind, parts)], log_function=lambda _: None))
+    sock, port = bind_unused_port()
+    server.add_socket(sock)
+    try:
+        yield port
+    finally:
+        server.stop()
+        await server.close_all_connections()
+        await database.close()
+        await server.close_all_connections()
+
+
+async def fetch(bound: Bound, query: str) -> HTTPResponse:
+    """The answer of a server that has this one operation."""
+    async with serving(bound) as port:
+        client = AsyncHTTPClient(force_instance=True)
+        try:
+            return await client.fetch(f"http://127.0.0.1:{port}/crash?{query}", raise_error=False)
+        finally:
+            client.close()
+
+
+def test_a_crash_says_where_and_shows_nothing_that_was_sent(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async def crash(call: Call) -> str:
+        return {}[call.request.path]
+
+    with caplog.at_level(logging.DEBUG):
+        response = asyncio.run(fetch(crash, "path=sEcret-1"))
+    assert response.code == 500
+    assert json.loads(response.body)["code"] == "internal_error"
+    assert "/crash crashed: KeyError" in caplog.text
+    assert "in crash" in caplog.text, "the traceback"
+    assert "sEcret-1" not in caplog.text
+    assert b"sEcret-1" not in response.body
+
+
+@dataclass(frozen=True)
+class Long:
+    """An answer of any length."""
+
+    text: LongText
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_a_long_answer_is_sent_in_pieces_and_then_closed(count: int) -> None:
+    closed: list[bool] = []
+
+    async def answer(call: Call) -> Kept[Long]:
+        text = LongText(lambda: iter(['"\x01€' * 5000] * count))
+        return Kept(Long(text), lambda: closed.append(True))
+
+    response = asyncio.run(fetch(answer, ""))
+    assert json.loads(response.body) == {"text": '"\x01€' * 5000 * count}
+    assert ("Content-Length" in response.headers) == (count == 1)
+    assert closed == [True]
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_who_does_not_take_a_long_answer_does_not_keep_it(
+    monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    monkeypatch.setattr(endpoint, "TAKE_SECONDS", 60 if leaves else 0.1)
+
+    async def talk() -> None:
+        closed = asyncio.Event()
+        made = 0
+
+        def endless() -> Iterator[str]:
+            nonlocal made
+            while True:
+                made += 1
+                yield "x" * 60_000
+
+        async def answer(call: Call) -> Kept[Long]:
+            return Kept(Long(LongText(endless)), closed.set)
+
+        async with serving(answer) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /crash HTTP/1.1\r\nHost: x\r\n\r\n")
+            await reader.readexactly(1000)
+            if leaves:
+                writer.close()
+            await asyncio.wait_for(closed.wait(), 10)
+            writer.close()
+        assert made < 1000, "what is made is taken first"
+
+    asyncio.run(talk())
+
+
+# --- How much one member may have under way -----------------------------------------------------
+
+
+def member(name: str) -> Member:
+    return Member(name, False, Quota(), (), 1000, 1000)
+
+
+def test_what_one_member_has_under_way_holds_up_nobody_else() -> None:
+    async def play() -> None:
+        requests, go, begun = Requests(), asyncio.Event(), list[str]()
+
+        async def call(name: str, operation: Operation) -> None:
+            async with requests.turn(member(name), operation):
+                begun.append(name)
+                await go.wait()
+
+        flood = [asyncio.ensure_future(call("mallory", POD_INFO)) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        assert begun == ["mallory"] * MAX_OF_ONE
+        # What the same member changes has turns of its own, as what only looks is often asked.
+        others = [
+            asyncio.ensure_future(call("mallory", POD_GPUS)),
+            asyncio.ensure_future(call("alice", POD_INFO)),
+            asyncio.ensure_future(call("mallory", POD_EXEC)),
+            asyncio.ensure_future(call("mallory", USER_INFO)),
+        ]
+        await asyncio.sleep(0.01)
+        assert begun[MAX_OF_ONE:] == ["mallory", "alice", "mallory", "mallory"]
+        go.set()
+        await asyncio.gather(*flood, *others)
+        assert begun.count("mallory") == 53, "nobody is refused who waits"
+
+    asyncio.run(play())
+
+
+def test_who_has_too_many_in_line_alone_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("podyd.api.handler.MAX_WAITING", 20)
+
+    async def play() -> None:
+        requests, go = Requests(), asyncio.Event()
+
+        async def call(name: str) -> None:
+            async with requests.turn(member(name), POD_GPUS):
+                await go.wait()
+
+        flood = [asyncio.ensure_future(call("mallory")) for _ in range(100)]
+        await asyncio.sleep(0.01)
+        others = [asyncio.ensure_future(call(f"user{number % 3}")) for number in range(24)]
+        await asyncio.sleep(0.01)
+        go.set()
+        await asyncio.gather(*others)
+        said = await asyncio.gather(*flood, return_exceptions=True)
+        refused = [answer for answer in said if isinstance(answer, TooMany)]
+        assert len(refused) == 100 - MAX_OF_ONE - 20
+        assert {answer.retry_after for answer in refused} == {1}
+
+    asyncio.run(play())

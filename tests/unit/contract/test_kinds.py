@@ -1,0 +1,58 @@
+"""How parameters are written."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from podyd.contract.kinds import Kind, Names, Window
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("90", 90),
+        ("2.5", 2.5),
+        ("1y 1w 1d 1h 1s", 31536000 + 604800 + 86400 + 3600 + 1),
+        ("1y1w1d1h1s", 31536000 + 604800 + 86400 + 3600 + 1),
+        ("36h", 129600),
+        ("1s  1 d ", 86401),
+        ("1h 1h", 7200),
+    ],
+)
+def test_windows(text: str, seconds: float) -> None:
+    assert Window().parse(text) == seconds
+    assert re.search(Window().schema()["pattern"], text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "0", "0s", "1m", "1mo", "1M", "-1", "1.5h", "1h 5", "h", "1e3", "nan", "٣h", "1,5"]
+)
+def test_what_is_no_window(text: str) -> None:
+    with pytest.raises(ValueError, match="years, weeks, days, hours and seconds"):
+        Window().parse(text)
+
+
+def test_names() -> None:
+    assert Names().parse("alice") == ("alice",)
+    assert Names().parse("a.b@c_d,0815,Grün") == ("a.b@c_d", "0815", "Grün")
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,", "a,,b", "a, b", "a,a", "a:b", "a\nb"])
+def test_what_are_no_names(text: str) -> None:
+    with pytest.raises(ValueError, match="separated by commas"):
+        Names().parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        (Window(), "1d" * 30_000 + "!"),
+        (Window(), " " * 30_000 + "1 "),
+        (Names(), "a," * 30_000),
+    ],
+)
+def test_long_nonsense_is_soon_refused(kind: Kind, text: str) -> None:
+    with pytest.raises(ValueError, match="must be"):
+        kind.parse(text)

@@ -1,0 +1,248 @@
+"""What LXD's sentences mean, and that nobody else reads them."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import podyd
+from podyd.base.errors import (
+    Busy,
+    Changed,
+    DidNotShutDown,
+    DiskFull,
+    Gone,
+    InUse,
+    Lacks,
+    LxdRefused,
+    Missing,
+    NameTaken,
+    NotNewest,
+    NotRunning,
+    PodydError,
+    Running,
+    Slipped,
+    lxd_could_not,
+)
+from podyd.engine.refusals import refusal
+from tests.unit.test_packaging_files import errors
+
+BACKUP = "/var/lib/lxd/containers/podyd_a/backup.yaml"
+
+# As LXD 5.0.2 said them, where no other place is named; 0 where it was an operation that failed.
+SAID: list[tuple[str, int, type[LxdRefused]]] = [
+    (
+        'Failed to create instance start operation: Instance is busy running a "stop" operation',
+        0,
+        Busy,
+    ),
+    ('Instance is busy running a "update" operation', 0, Busy),
+    (
+        "Failed to create instance update operation: A matching non-reusable operation has now"
+        " succeeded",
+        0,
+        Busy,
+    ),
+    ("In use", 0, InUse),
+    (
+        'Failed to start device "root": Failed to apply deferred quota from'
+        ' "volatile.root.apply_quota": In use',
+        0,
+        InUse,
+    ),
+    ("Instance is not running", 400, NotRunning),
+    ("Instance is frozen", 400, NotRunning),
+    ("The instance is already stopped", 0, NotRunning),
+    ("The container isn't running", 0, NotRunning),
+    ("The instance is already running", 0, Running),
+    ("The container is already running", 0, Running),
+    ("The container is already frozen", 0, Running),
+    ("Instance is running", 400, Running),
+    (
+        'Failed shutting down instance, status is "Running": shutting down the container failed',
+        0,
+        DidNotShutDown,
+    ),
+    ("shutting down the container failed", 0, DidNotShutDown),
+    ("The instance cannot be cleanly shutdown as in Error status", 0, DidNotShutDown),
+    ("Instance not found", 404, Gone),
+    ('Failed to fetch instance "x" in project "p": Instance not found', 404, Gone),
+    ("Profile not found", 404, Missing),
+    ('Requested profile "x" doesn\'t exist', 500, Missing),
+    (
+        'Failed to fetch snapshot "s" of instance "a" in project "p": InstanceSnapshot not found',
+        404,
+        Missing,
+    ),
+    ("Snapshot a/s does not exist", 0, Missing),
+    ("Operation not found", 404, Missing),
+    ("Image alias not found", 404, Missing),
+    ("Not Found", 404, Missing),  # a file in an instance
+    (
+        "Failed creating instance record: Add instance info to the database:"
+        ' This "instances" entry already exists',
+        0,
+        NameTaken,
+    ),
+    (
+        'Failed creating instance snapshot record "s": Add snapshot info to the database:'
+        ' This "instances_snapshots" entry already exists',
+        0,
+        NameTaken,
+    ),
+    ('Alias "x" already exists', 409, NameTaken),
+    ("ETag doesn't match: b9ee20 vs abc", 412, Changed),
+    ('exec: "tar2sqfs": executable file not found in $PATH', 400, Lacks),
+    (
+        f'Failed to create file "{BACKUP}": open {BACKUP}: disk quota exceeded',
+        0,
+        DiskFull,
+    ),
+    (f"Failed to write backup file: write {BACKUP}: no space left on device", 500, DiskFull),
+    ("Failed to run: zfs snapshot -r p/x@s: cannot create 'p/x@s': out of space", 0, DiskFull),
+    (
+        "Failed creating instance from image: Failed to run: zfs set refquota=83886080 z/x: exit"
+        " status 1 (cannot set property for 'z/x': size is less than current used or reserved"
+        " space)",
+        0,
+        DiskFull,
+    ),
+    (
+        'Snapshot "s" cannot be restored due to subsequent snapshot(s). Set zfs.remove_snapshots to'
+        " override",
+        0,
+        NotNewest,
+    ),
+    (
+        'Snapshot "s" cannot be restored due to subsequent internal snapshot(s) (from a copy)',
+        0,
+        NotNewest,
+    ),
+    # shared/idmap, on a disk that is full: it is that which can be mended.
+    ("Failed to change ownership of: /x: disk quota exceeded", 0, DiskFull),
+    ("readdirent /var/lib/lxd/x: bad file descriptor", 0, Slipped),
+    (
+        "Create instance from copy: readdirent /var/lib/lxd/storage-pools/default/containers/p_a-m/"
+        "rootfs/tmp/namespace-dev-OclTWa: no such file or directory",
+        0,
+        Slipped,
+    ),
+    ("saving config file for the container failed", 0, Slipped),
+    ("Failed to handle idmapped storage: Failed to change ownership of: /x", 0, Slipped),
+    # What is busy here is no instance, and whoever waits for it waits for good.
+    ('Failed to unmount "/x": Device or resource busy', 0, LxdRefused),
+    ("Failed to run: zfs destroy -r p/x: cannot destroy 'p/x': dataset is busy", 0, LxdRefused),
+    ("open /usr/bin/x: text file busy", 500, LxdRefused),
+    ("Failed to run: /usr/sbin/lxd forkstart x: exit status 1", 0, LxdRefused),
+    ("Invalid config: Invalid value: xx", 0, LxdRefused),
+    ("Image with same fingerprint already exists", 0, LxdRefused),
+    ("Forbidden", 403, LxdRefused),
+]
+
+
+@pytest.mark.parametrize(("reason", "status", "kind"), SAID)
+def test_what_lxd_says_and_what_it_means(reason: str, status: int, kind: type[LxdRefused]) -> None:
+    for said in (reason, reason.upper()):  # Incus has other capitals.
+        assert type(refusal(said, status)) is kind
+        assert refusal(said, status).reason == said
+
+
+def test_what_lxd_is_at_is_told() -> None:
+    busy = refusal('Instance is busy running a "restore" operation', 0)
+    assert isinstance(busy, Busy)
+    assert busy.operation == "restore"
+    assert refusal("Instance is frozen", 400).fields == {"status": "frozen"}
+    assert refusal("Instance is not running", 400).fields == {"status": "stopped"}
+
+
+@pytest.mark.parametrize("kind", list(errors(LxdRefused)))
+def test_none_is_a_fault_of_podyds(kind: type[LxdRefused]) -> None:
+    """One that nobody has looked at reaches a member, who is to know what to do."""
+    error = kind("why")
+    assert error.status != 500
+    assert error.code != PodydError.default_code
+    assert error.detail.endswith(".")
+
+
+def test_what_was_tried_is_told_where_the_reason_is_unknown() -> None:
+    with pytest.raises(LxdRefused) as told, lxd_could_not("make the pod", code="c"):
+        raise refusal("It rains.")
+    assert (told.value.detail, told.value.code) == ("LXD could not make the pod: It rains.", "c")
+    with pytest.raises(Missing) as missing, lxd_could_not("delete the snapshot"):
+        raise refusal("Snapshot a/s does not exist")
+    assert (missing.value.status, missing.value.code) == (404, "not_found")
+    assert missing.value.detail.startswith("LXD could not delete the snapshot: ")
+    with pytest.raises(Busy) as busy, lxd_could_not("make the pod", code="c"):
+        raise refusal("In use")
+    assert busy.value.code == "pod_busy"
+
+
+# --- One place ----------------------------------------------------------------------------------
+
+ROOT = Path(podyd.__file__).parent
+# What speaks to LXD, or to podyd over HTTP.
+APART = ("engine", "client")
+WORDS = {"detail", "reason"}
+READING = {"find", "startswith", "endswith", "lower", "upper", "casefold", "split", "partition"}
+
+
+def looks_into(node: ast.AST) -> bool:
+    """Whether an error's words are looked into here, rather than told on."""
+    match node:
+        case ast.Compare():
+            looked_at = [node.left, *node.comparators]
+        case ast.Call(func=ast.Attribute(value=value, attr=verb)) if verb in READING:
+            looked_at = [value]
+        case ast.Call(func=ast.Attribute(value=ast.Name(id="re"))):
+            looked_at = list(node.args)
+        case _:
+            return False
+    return any(
+        isinstance(part, ast.Attribute) and part.attr in WORDS and _is_error(part.value)
+        for item in looked_at
+        for part in ast.walk(item)
+    )
+
+
+def _is_error(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id in ("error", "problem", "problems")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"busy" in error.detail.lower()',
+        'error.reason == "x"',
+        "any(slip in error.detail for slip in SLIPS)",
+        're.search("x", error.reason)',
+        'error.detail.startswith("x")',
+    ],
+)
+def test_that_an_errors_words_are_read_is_seen(text: str) -> None:
+    assert any(looks_into(node) for node in ast.walk(ast.parse(text)))
+
+
+def test_nobody_else_spells_them() -> None:
+    """A sentence that is looked for elsewhere, in whatever variable, is a second place."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.relative_to(ROOT).parts[0] not in APART
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+        if len(node.value) < 60 and type(refusal(node.value)) is not LxdRefused
+    ]
+    assert found == []
+
+
+def test_nobody_else_reads_them() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sorted(ROOT.rglob("*.py"))
+        if path.relative_to(ROOT).parts[0] not in APART
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if looks_into(node) and isinstance(node, ast.expr)
+    ]
+    assert found == []

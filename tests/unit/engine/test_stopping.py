@@ -1,0 +1,203 @@
+"""How a pod is started and stopped, whatever LXD is at meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timezone
+from typing import Any, cast
+
+import pytest
+
+from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
+from podyd.base.tasks import Tasks
+from podyd.engine import instances
+from podyd.engine.instances import Instance
+from podyd.engine.refusals import refusal
+from podyd.model.pod import INS, OWNER, Pod
+from podyd.people.login import Member
+from podyd.pods.lifecycle import Pods, StartFailed
+
+UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")
+DEAF = DidNotShutDown("shutting down the container failed")
+LATE = TimedOut("LXD has not finished")
+
+MEMBER = cast(Member, type("Member", (), {"name": "ann", "uid": 1000})())
+POD = Instance(
+    name="ann-main",
+    status="Running",
+    created=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    started=datetime(2020, 1, 1, tzinfo=timezone.utc),
+    config={OWNER: "ann", INS: "main"},
+    expanded_config={},
+    own_devices={},
+    devices={},
+    profiles=(),
+)
+
+
+# Of LXC 5.0.2.
+LOG = """\
+lxc a 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:lxc_setup:4444 - Device or resource busy
+lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - Failed to spawn
+"""
+
+
+class Lxd:
+    """Answers each request with what comes next; the last one for good."""
+
+    def __init__(self, outcomes: Sequence[PodydError | None], *, stops: bool = False) -> None:
+        self._outcomes = list(outcomes)
+        # Whatever it says of that.
+        self._stops = stops
+        self._pod = POD
+        self.asked: list[str] = []
+
+    async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
+        words = {"start": "start", "stop": "force" if body["force"] else "shut down"}
+        self.asked.append(words[body["action"]])
+        outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
+        if outcome is None or self._stops:
+            self._pod = replace(POD, status="Stopped")
+        if outcome:
+            raise outcome
+
+    async def text(self, path: str) -> str:
+        return LOG
+
+    async def settle(self, name: str) -> None: ...
+
+    async def all(self) -> tuple[Instance, ...]:
+        return (self._pod,)
+
+    async def has_room(self, name: str) -> bool:
+        return True
+
+    def check_free(self, name: str) -> None: ...
+
+    def invalidate(self) -> None: ...
+
+
+def pods_on(lxd: object, **parts: object) -> Pods:
+    """Pods that need nothing but LXD, and these parts."""
+    needed = inspect.signature(Pods).parameters
+    given = {"client": lxd, "instances": lxd, "tasks": Tasks(), **parts}
+    return Pods(**cast(Any, {name: given.get(name) for name in needed}))
+
+
+def stopped(*outcomes: PodydError | None, stops: bool = False) -> tuple[str, list[str]]:
+    """What a member is told of a stop, and what LXD was asked for."""
+    lxd = Lxd(outcomes, stops=stops)
+    try:
+        said = asyncio.run(pods_on(lxd).stop(MEMBER, "main"))
+    except PodydError as error:
+        said = error.code
+    return said, lxd.asked
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "FREE_SECONDS", 0.001)
+    monkeypatch.setattr(instances, "BUSY_SECONDS", 0.02)
+    monkeypatch.setattr(instances, "UPDATE_SECONDS", 5.0)
+
+
+def test_a_pod_that_shuts_down_is_not_forced() -> None:
+    assert stopped(None) == ("Pod main has stopped.", ["shut down"])
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "The instance is already stopped",
+        "shutting down the container failed",
+        'Failed to unmount "/x": Device or resource busy',
+    ],
+)
+def test_one_that_has_stopped_is_not_forced_whatever_lxd_says(reason: str) -> None:
+    told = stopped(refusal(reason), stops=True)
+    assert told == ("Pod main has stopped.", ["shut down"])
+
+
+@pytest.mark.parametrize("late", [DEAF, LATE])
+def test_one_that_does_not_is(late: PodydError) -> None:
+    said, asked = stopped(late, None)
+    assert "by force, as it did not shut down in time" in said
+    assert asked == ["shut down", "force"]
+
+
+@pytest.mark.parametrize("refusal", [SNAPSHOT, LxdRefused("Failed to load raw.lxc")])
+def test_whatever_else_lxd_refuses_is_no_reason_for_force(refusal: PodydError) -> None:
+    code, asked = stopped(refusal)
+    assert code == refusal.code
+    assert set(asked) == {"shut down"}
+
+
+def test_what_lxd_is_at_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(instances, "BUSY_SECONDS", 5.0)
+    said, asked = stopped(SNAPSHOT, SNAPSHOT, None)
+    assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
+
+
+def test_a_change_of_the_settings_is_waited_for_to_its_end() -> None:
+    said, asked = stopped(*[UPDATE] * 100, None)
+    assert (said, set(asked)) == ("Pod main has stopped.", {"shut down"})
+
+
+# --- Starting -----------------------------------------------------------------------------------
+
+
+def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
+    """It is no pod that is at something, and waiting does not help."""
+    lxd = Lxd([refusal('Failed to unmount "/x": Device or resource busy')])
+    with pytest.raises(StartFailed) as told:
+        asyncio.run(pods_on(lxd)._start("ann-main"))
+    assert "could not be started: Device or resource busy." in told.value.detail
+    assert told.value.status == 502
+    assert lxd.asked == ["start"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"),
+    [
+        ('Instance is busy running a "stop" operation', "pod_busy"),
+        ("open backup.yaml: disk quota exceeded", "disk_full"),
+        ("Instance not found", "no_such_pod"),
+    ],
+)
+def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
+    with pytest.raises(LxdRefused) as told:
+        asyncio.run(pods_on(Lxd([refusal(reason)]))._start("ann-main"))
+    assert told.value.code == code
+
+
+def test_a_pod_that_runs_already_is_started() -> None:
+    asyncio.run(pods_on(Lxd([refusal("The instance is already running")]))._start("ann-main"))
+
+
+class Full(Lxd):
+    """Has no room on the disk of a pod that is stopped, until it is lent some."""
+
+    def __init__(self) -> None:
+        super().__init__([None])
+        self._pod = replace(POD, status="Stopped")
+
+    async def has_room(self, name: str) -> bool:
+        return "lend" in self.asked
+
+    async def lend(self, pod: Pod) -> None:
+        self.asked.append("lend")
+
+    async def due(self, member: Member, pod: Pod) -> None: ...
+
+    async def apply(self, pod: Pod, due: None) -> None: ...
+
+
+def test_what_has_no_room_is_lent_some_before_lxd_tries_to_start_it() -> None:
+    """A start that fails for a full disk leaves LXD counting a mount that nobody has."""
+    lxd = Full()
+    said = asyncio.run(pods_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
+    assert "storage of all pods is full" in said
+    assert lxd.asked == ["lend", "start"]

@@ -1,0 +1,374 @@
+"""Who may have which card: decisions on pods, leases and a line that a test makes up."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+
+from podyd.auth.client import Account
+from podyd.base.errors import BadRequest, Conflict, Unavailable
+from podyd.contract.kinds import CardChoice, Cards
+from podyd.engine.instances import Instance
+from podyd.gpus.decisions import WISH, Making, View
+from podyd.gpus.inventory import Card, by_index
+from podyd.gpus.leases import (
+    WAITING,
+    Lease,
+    Place,
+    lease_key,
+    lease_value,
+    leases_of,
+    line_of,
+    place_value,
+)
+from podyd.model.pod import Pod
+
+START = datetime(2026, 11, 24, tzinfo=timezone.utc)
+ALICE = Account("alice", 1000, 1000, frozenset())
+CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(3))
+PROFILE = {"devices": {"gpus": {"type": "gpu"}}}
+
+
+def pod(name: str, owner: str = "", **config: str) -> Pod:
+    owner = owner or f"owner-{name}"
+    keys = {"user.podyd.owner": owner, **config}
+    instance = Instance(name, "Running", START, START, keys, keys, {}, {}, ("podyd-gpu",))
+    return Pod(owner, name, instance)
+
+
+def shares(name: str, wish: str, owner: str = "") -> Pod:
+    return pod(name, owner, **{WISH: wish})
+
+
+def lease(of: Pod, card: Card, since: int = 0) -> Lease:
+    return Lease(of, card.key, START + timedelta(minutes=since), START + timedelta(hours=9))
+
+
+def place(of: Pod, gpus: str, minute: int, more: int = 9) -> Place:
+    return Place(of, START + timedelta(minutes=minute), choice(gpus), 1.0, more)
+
+
+def choice(gpus: str) -> CardChoice:
+    return Cards().parse(gpus)
+
+
+def view(*pods: Pod, leases: tuple[Lease, ...] = (), **changes: Any) -> View:
+    parts: dict[str, Any] = {
+        "cards": CARDS,
+        "pods": pods,
+        "profiles": {"podyd-gpu": PROFILE},
+        "leases": {item.key: item for item in leases},
+        "line": (),
+        "making": {},
+        "users": {},
+        "troubled": {},
+        **changes,
+    }
+    return View(**parts)
+
+
+def indices(cards: object) -> list[int]:
+    assert isinstance(cards, frozenset)
+    return sorted(card.index for card in cards)
+
+
+A, B, C = pod("a"), pod("b"), pod("c")
+
+
+def test_what_is_leased_is_its_holders_alone() -> None:
+    found = view(A, B, leases=(lease(A, CARDS[1]),))
+    assert (indices(found.due(A)), indices(found.due(B))) == ([0, 1, 2], [0, 2])
+    none = shares("n", "none")
+    found = view(none, B, leases=(lease(none, CARDS[1]),))
+    assert indices(found.due(none)) == [1]
+
+
+def test_a_number_prefers_what_nobody_uses() -> None:
+    users = {CARDS[0]: frozenset({"b"}), CARDS[1]: frozenset({"b"})}
+    found = view(A, shares("b", "GPU-2"), users=users)
+    assert indices(found.choose(choice("1"))) == [2]
+    # A pod's own come first: changing them would take something away for nothing.
+    one = shares("s", "GPU-1")
+    assert indices(view(one, B, users=users).choose(choice("1"), one)) == [1]
+
+
+def test_what_others_have_leased_cannot_be_chosen() -> None:
+    found = view(A, B, leases=(lease(A, CARDS[1]),))
+    with pytest.raises(Conflict, match="GPU 1 is leased to a of owner-a since") as refused:
+        found.choose(choice("0,1"), B)
+    assert "/gpu/queue" not in refused.value.detail, "there is no line for sharing"
+    assert indices(found.choose(choice("all"), B)) == [0, 2]
+    with pytest.raises(BadRequest):
+        found.choose(choice("4"), B)
+
+
+def test_those_before_are_not_passed_over() -> None:
+    waiting = place(B, "1", 1)
+    found = view(A, B, C, leases=(lease(A, CARDS[0]),), line=(waiting, place(C, "1", 2)))
+    assert len(found.grantable(waiting)) == 1
+    with pytest.raises(Conflict, match="1 in line before you"):
+        found.grantable(place(C, "1", 2))
+    # Who waits for one card keeps nobody from another.
+    found = view(A, B, C, leases=(lease(A, CARDS[0]),), line=(place(B, "0,", 1),))
+    assert indices(found.grantable(place(C, "1,", 2))) == [1]
+
+
+def test_who_waits_for_more_than_there_is_holds_nobody_up() -> None:
+    found = view(A, B, line=(place(A, "9", 1), place(B, "0,7", 2)))
+    assert indices(found.grantable(place(C, "3", 3))) == [0, 1, 2]
+    for item in found.line:
+        with pytest.raises(Conflict):
+            found.grantable(item)
+
+
+def test_a_holder_does_not_prolong_past_the_line() -> None:
+    found = view(A, B, leases=(lease(A, CARDS[0]),), line=(place(B, "0,", 1),))
+    with pytest.raises(Conflict, match="in line before you"):
+        found.grantable(place(A, "0,", 2))
+    assert indices(view(A, B, leases=(lease(A, CARDS[0]),)).grantable(place(A, "0,", 2))) == [0]
+
+
+def test_a_lease_within_a_quota_takes_first_what_the_pod_shares() -> None:
+    one = shares("s", "GPU-1")
+    found = view(one)
+    assert found.more_of(one, choice("1"), 0) == 0
+    assert indices(found.grantable(place(one, "1", 1, more=0))) == [1]
+    with pytest.raises(Conflict):
+        found.grantable(place(one, "2", 1, more=0))
+    assert found.more_of(one, choice("0,"), 0) == 1, "a card that it does not share is one more"
+
+
+def test_everything_counts_once() -> None:
+    waiting = place(shares("w", "GPU-0", "alice"), "2", 1, more=2)
+    made = shares("m", "GPU-1", "alice")
+    making = {"m": Making("alice", frozenset({CARDS[1]}), 1), "n": Making("alice", frozenset(), 1)}
+    found = view(waiting.pod, made, B, line=(waiting,), making=making)
+    assert found.counted(ALICE) == 1 + 2 + 1 + 1
+    assert found.counted(ALICE, but="w") == 2
+    assert found.counted(ALICE, but="m") == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"users": {CARDS[0]: frozenset({"b", ""})}}, "in use by b of owner-b"),
+        ({"troubled": {CARDS[0]: "it is lost"}}, "does not answer: it is lost"),
+        ({"making": {"new": Making("x", frozenset({CARDS[0]}), 1)}}, "just being made"),
+    ],
+)
+def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], said: str) -> None:
+    found = view(A, B, **changes)
+    with pytest.raises(Conflict, match=said):
+        found.grantable(place(A, "0,", 1))
+    assert indices(found.grantable(place(A, "2", 1))) == [1, 2]
+
+
+def test_the_hosts_own_processes_keep_nobody_out() -> None:
+    found = view(A, users={CARDS[0]: frozenset({""})})
+    assert indices(found.grantable(place(A, "0,", 1))) == [0]
+
+
+def test_without_nvml_nobody_can_tell() -> None:
+    with pytest.raises(Unavailable, match="because"):
+        view(A, users=None, problem="because").grantable(place(A, "1", 1))
+    # What a pod has already, it may have longer.
+    found = view(A, leases=(lease(A, CARDS[0]),), users=None)
+    assert indices(found.grantable(place(A, "0,", 1))) == [0]
+
+
+# --- What stands on the instances ---------------------------------------------------------------
+
+
+def test_what_is_written_is_read() -> None:
+    item = place(A, "GPU-0,0000:21:00.0", 5, more=1)
+    kept = pod(
+        "a",
+        **{
+            "user.podyd.waiting": place_value(item),
+            lease_key("GPU-1"): lease_value(START, START + timedelta(hours=9)),
+        },
+    )
+    (read,) = line_of([kept], CARDS)
+    assert (read.since, read.hours, read.more) == (item.since, 1.0, 1)
+    assert read.choice.named == ("GPU-0", "GPU-2")
+    assert leases_of([kept], CARDS) == {
+        "GPU-1": Lease(kept, "GPU-1", START, START + timedelta(hours=9))
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"pod": "a"}',
+        '{"pod": "a", "since": "2026-11-24", "gpus": "1", "hours": 1, "more": 1}',
+        '{"pod": "a", "since": "2026-11-24T00:00:00Z", "gpus": "x", "hours": 1, "more": 1}',
+        '{"pod": "a", "since": "2026-11-24T00:00:00Z", "gpus": "1", "hours": NaN, "more": 1}',
+        '{"pod": "a", "since": "2026-11-24T00:00:00Z", "gpus": "1", "hours": 1e12, "more": 1}',
+        '{"pod": "b", "since": "2026-11-24T00:00:00Z", "gpus": "1", "hours": 1, "more": 1}',
+    ],
+)
+def test_what_is_no_place_in_line_is_none(text: str) -> None:
+    assert line_of([pod("a", **{"user.podyd.waiting": text})], CARDS) == []
+
+
+@pytest.mark.parametrize("text", ["", "x", "2026-11-24T00:00:00Z", "a/b", "2026-11-24/2026-11-25"])
+def test_what_is_no_interval_is_no_lease(text: str) -> None:
+    assert leases_of([pod("a", **{lease_key("GPU-1"): text})], CARDS) == {}
+
+
+def test_of_two_leases_of_one_card_the_older_counts() -> None:
+    old = pod("a", **{lease_key("GPU-1"): lease_value(START, START + timedelta(hours=1))})
+    later = START + timedelta(minutes=1)
+    new = pod("b", **{lease_key("GPU-1"): lease_value(later, later + timedelta(hours=1))})
+    assert leases_of([new, old], CARDS)["GPU-1"].pod == old
+
+
+@pytest.mark.parametrize(
+    ("text", "choice"),
+    [
+        ("all", CardChoice(everything=True)),
+        ("2", CardChoice(count=2)),
+        ("GPU-1,", CardChoice(named=("GPU-1",))),
+        ("0,1", CardChoice(named=("GPU-0", "GPU-1"))),
+        ("1,", CardChoice(named=("GPU-1",))),
+        ("7,", CardChoice(named=("7",))),
+        ("GPU-gone,GPU-2,", CardChoice(named=("GPU-gone", "GPU-2"))),
+    ],
+)
+def test_a_place_in_line_as_any_podyd_wrote_it(text: str, choice: CardChoice) -> None:
+    data = {"pod": "a", "since": "2026-11-24T00:00:00Z", "gpus": text, "hours": 1, "more": 1}
+    (read,) = line_of([pod("a", **{WAITING: json.dumps(data)})], CARDS)
+    assert read.choice == choice
+
+
+def test_who_waits_for_a_card_waits_for_it_in_whatever_order_they_are() -> None:
+    waits = pod("a", **{WAITING: place_value(place(A, "GPU-0,", 1))})
+    others = (replace(CARDS[2], index=0), CARDS[1], replace(CARDS[0], index=2))
+    line = tuple(line_of([waits], others))
+    found = view(waits, cards=others, line=line)
+    assert {card.uuid for card in found.grantable(line[0])} == {"GPU-0"}
+    assert str(by_index(line[0].choice, others)) == "2,", "as it is shown"
+
+
+# --- Where nobody tells which card is which -----------------------------------------------------
+
+UNTOLD = tuple(replace(card, uuid="") for card in CARDS)
+HOURS = lease_value(START, START + timedelta(hours=9))
+
+
+def having(name: str, cards: Iterable[Card], **config: str) -> Pod:
+    """A pod with these cards, which podyd has given to it."""
+    found = pod(name, **config)
+    own: dict[str, Mapping[str, str]] = {"gpus": {"type": "none"}}
+    own |= {f"podyd-gpu-{card.index}": {"type": "gpu", "pci": card.pci} for card in cards}
+    return replace(found, instance=replace(found.instance, own_devices=own, devices=own))
+
+
+def standing(*pods: Pod, cards: tuple[Card, ...]) -> View:
+    """How things stand by what is written on the instances."""
+    line = tuple(line_of(pods, cards))
+    return replace(view(*pods, cards=cards, line=line), leases=leases_of(pods, cards))
+
+
+LEASING = having("a", CARDS[:1], **{WISH: "none", lease_key("GPU-0"): HOURS})
+SHARING = having("b", CARDS[1:], **{WISH: "all"})
+
+
+def test_a_leased_card_stays_where_it_is_while_nobody_tells_which_it_is() -> None:
+    found = standing(LEASING, SHARING, cards=UNTOLD)
+    assert (indices(found.due(LEASING)), indices(found.due(SHARING))) == ([0], [1, 2])
+    assert found.brought_up(LEASING) == {}, "nor is the lease forgotten"
+    # Once it is told, all is as it was, in whatever slot the card is.
+    moved = (replace(CARDS[0], pci=CARDS[1].pci), replace(CARDS[1], pci=CARDS[0].pci), CARDS[2])
+    for cards in (CARDS, moved):
+        found = standing(LEASING, SHARING, cards=cards)
+        assert {card.uuid for card in found.due(LEASING)} == {"GPU-0"}
+        assert {card.uuid for card in found.due(SHARING)} == {"GPU-1", "GPU-2"}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {lease_key("GPU-0"): HOURS},
+        {WISH: "GPU-0,GPU-1"},
+        {WAITING: place_value(place(A, "GPU-0,", 1))},
+    ],
+)
+def test_only_the_cards_that_may_be_meant_are_frozen(config: Mapping[str, str]) -> None:
+    named = having("a", (), **{WISH: "none", **config})
+    free = having("b", (), **{WISH: "all"})
+    found = standing(named, free, cards=(UNTOLD[0], *CARDS[1:]))
+    assert indices(found.frozen) == [0]
+    assert indices(found.due(free)) == [1, 2]
+    assert indices(found.choose(choice("2"))) == [1, 2]
+    assert indices(found.grantable(place(free, "2", 2))) == [1, 2]
+    for asked in ("all", "0,", "3"):
+        with pytest.raises(Unavailable, match=r"UUID of GPU 0 \(0000:01:00.0\).* GPU-0, which a "):
+            found.choose(choice(asked))
+        with pytest.raises(Unavailable, match="UUID of GPU 0"):
+            found.grantable(place(free, asked, 2))
+    with pytest.raises(Unavailable):
+        found.check_known(named)
+    found.check_known(free)
+
+
+def test_a_card_that_has_gone_with_the_hardware_freezes_nothing() -> None:
+    gone = having("a", (), **{WISH: "GPU-9", lease_key("GPU-8"): HOURS})
+    found = standing(gone, SHARING, cards=CARDS)
+    assert (found.frozen, indices(found.due(SHARING))) == (frozenset(), [0, 1, 2])
+    # Nor does one that was written with its address, whatever is told.
+    gone = having("a", (), **{WISH: "0000:99:00.0", lease_key("0000:98:00.0"): HOURS})
+    found = standing(gone, SHARING, cards=UNTOLD)
+    assert (found.frozen, indices(found.due(SHARING))) == (frozenset(), [0, 1, 2])
+
+
+def test_where_no_uuid_was_ever_told_the_address_is_enough() -> None:
+    keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS}
+    leasing = having("a", CARDS[:2], **keys)
+    found = standing(leasing, SHARING, cards=UNTOLD)
+    assert (found.frozen, found.brought_up(leasing)) == (frozenset(), {})
+    assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
+
+
+def test_what_was_written_by_address_is_written_anew_once_the_uuid_is_told() -> None:
+    waiting = replace(place(A, "0000:21:00.0,", 1))
+    keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS, WAITING: place_value(waiting)}
+    leasing = having("a", CARDS[:2], **keys)
+    found = standing(leasing, SHARING, cards=CARDS)
+    assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
+    lasting = replace(waiting, choice=CardChoice(named=("GPU-2",)))
+    assert found.brought_up(leasing) == {
+        WISH: "GPU-1",
+        lease_key("0000:01:00.0"): None,
+        lease_key("GPU-0"): HOURS,
+        WAITING: place_value(lasting),
+    }
+    assert found.lease_keys(leasing, ["GPU-0"]) == [lease_key("0000:01:00.0")]
+
+
+def test_a_lease_of_what_another_has_leased_is_taken_away() -> None:
+    later = lease_value(START + timedelta(minutes=1), START + timedelta(hours=9))
+    copy = having("b", (), **{lease_key("0000:01:00.0"): later})
+    found = standing(LEASING, copy, cards=CARDS)
+    assert found.leases["GPU-0"].pod == LEASING
+    assert found.brought_up(copy) == {lease_key("0000:01:00.0"): None}
+
+
+def test_a_card_that_is_promised_is_so_under_each_of_its_names() -> None:
+    before = frozenset({replace(CARDS[0], uuid="", index=2)})
+    found = view(A, making={"new": Making("x", before, 1)})
+    with pytest.raises(Conflict, match="just being made"):
+        found.grantable(place(A, "0,", 1))
+
+
+def test_what_is_not_known_counts_towards_the_quota() -> None:
+    mine = replace(LEASING, owner="alice")
+    assert standing(mine, cards=UNTOLD).counted(ALICE) == 1
+    assert standing(mine, cards=CARDS).counted(ALICE) == 1

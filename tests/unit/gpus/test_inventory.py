@@ -1,0 +1,142 @@
+"""Cards, their names, and the devices that lead them into a pod."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podyd.engine.rest import LxdClient
+from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
+from podyd.node.nvml_process import Gpu, Sample
+from podyd.node.telemetry import Telemetry
+from podyd.store.database import CardStore, Database
+
+CARDS = (
+    Card(0, "0000:41:00.0", "GPU-a"),
+    Card(1, "0000:4a:00.0", "GPU-b"),
+    Card(2, "0001:01:00.0", ""),
+)
+PROFILES = [{"devices": {"root": {"type": "disk"}, "gpus": {"type": "gpu"}}}]
+NONE = {"type": "none"}
+
+
+@pytest.mark.parametrize(
+    ("name", "index"),
+    [
+        ("0", 0),
+        ("gpu-A", 0),
+        ("41:00.0", 0),
+        ("0000:4A:00.0", 1),
+        ("00000000:4A:00.0", 1),
+        ("0001:01:00.0", 2),
+        ("01:00.0", None),
+        ("x:y", None),
+        ("", None),
+        ("GPU-", None),
+    ],
+)
+def test_a_card_has_several_names(name: str, index: int | None) -> None:
+    found = [card.index for card in CARDS if card.is_named(name)]
+    assert found == ([] if index is None else [index])
+
+
+def test_a_card_without_a_uuid_is_known_by_its_address() -> None:
+    assert [card.key for card in CARDS] == ["GPU-a", "GPU-b", "0001:01:00.0"]
+
+
+def test_a_device_without_an_address_is_all_cards() -> None:
+    assert cards_in({"g": {"type": "gpu"}}, CARDS) == frozenset(CARDS)
+    assert cards_in({"g": {"type": "gpu", "pci": "4A:00.0"}}, CARDS) == {CARDS[1]}
+    assert cards_in({"g": {"type": "gpu", "vendorid": "1002"}}, CARDS) == frozenset()
+
+
+def test_covering_and_uncovering_leaves_the_admins_own_as_it_was() -> None:
+    own = {"data": {"type": "disk"}, "mine": {"type": "gpu", "pci": "41:00.0"}}
+    devices, covers = with_cards(PROFILES, own, (), [CARDS[0], CARDS[1]])
+    assert covers == {"gpus"}
+    assert devices.pop("podyd-gpu-0000-4a-00.0")["pci"] == "0000:4a:00.0"
+    assert devices == {**own, "gpus": NONE}, "card 0 is there by the admin's device"
+    assert with_cards(PROFILES, {**devices, "gpus": NONE}, covers, None) == (own, frozenset())
+
+
+def test_what_an_admin_covers_stays_covered() -> None:
+    own = {"gpus": NONE}
+    assert cards_in(natural(PROFILES, own, ()), CARDS) == frozenset()
+    assert with_cards(PROFILES, own, (), None) == (own, frozenset())
+    devices, covers = with_cards(PROFILES, own, (), [CARDS[1]])
+    assert covers == frozenset()
+    assert devices["gpus"] == NONE
+
+
+@contextlib.asynccontextmanager
+async def identities(path: Path) -> AsyncIterator[Identities]:
+    """What a podyd with this database remembers."""
+    database = Database(path)
+    found = Identities(CardStore(database))
+    task = asyncio.ensure_future(found.run())
+    try:
+        yield found
+    finally:
+        task.cancel()
+        await database.close()
+
+
+def test_which_card_is_where_is_remembered_and_what_is_told_counts_for_more(tmp_path: Path) -> None:
+    first, second = "0000:01:00.0", "0000:02:00.0"
+
+    async def known(told: Mapping[str, str], after: Mapping[str, str]) -> None:
+        async with identities(tmp_path / "db") as found:
+            assert await found.of(told) == after
+            await asyncio.sleep(0)  # It is asked to be written before the database is closed.
+
+    async def whole() -> None:
+        await known({first: "GPU-a", second: "GPU-b"}, {first: "GPU-a", second: "GPU-b"})
+        await known({}, {first: "GPU-a", second: "GPU-b"})
+        # The card has been moved; what was in its place may be anywhere.
+        await known({second: "GPU-a"}, {second: "GPU-a"})
+        await known({first: "GPU-c"}, {first: "GPU-c", second: "GPU-a"})
+        await known({}, {first: "GPU-c", second: "GPU-a"})
+
+    asyncio.run(whole())
+
+
+def test_without_a_database_it_is_remembered_while_podyd_runs(tmp_path: Path) -> None:
+    async def whole() -> None:
+        async with identities(tmp_path / "nowhere" / "db") as found:
+            assert await found.of({}) == {}
+            assert await found.of({"0000:01:00.0": "GPU-a"}) == {"0000:01:00.0": "GPU-a"}
+            assert await found.of({}) == {"0000:01:00.0": "GPU-a"}
+
+    asyncio.run(whole())
+
+
+class Untold(LxdClient):
+    """LXD with a card and without nvidia-container-cli."""
+
+    def __init__(self) -> None:
+        pass
+
+    async def get(self, path: str, **query: Any) -> Any:
+        assert path == "/1.0/resources"
+        return {"gpu": {"cards": [{"vendor_id": "10de", "pci_address": "0000:01:00.0"}]}}
+
+
+def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
+    async def whole() -> None:
+        async with identities(tmp_path / "db") as known:
+            telemetry = Telemetry()
+            gpus = Gpus(Untold(), telemetry, known)
+            assert [card.key for card in await gpus.cards()] == ["0000:01:00.0"]
+            before = await gpus.cards()
+            telemetry.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))
+            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
+            telemetry.latest = None
+            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
+            assert before == await gpus.cards(), "it is the same card all the time"
+
+    asyncio.run(whole())

@@ -1,0 +1,271 @@
+"""Which ports pods have, and where they may lead."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podyd.base.errors import Conflict, Forbidden, NotFound
+from podyd.config.current import Settings
+from podyd.config.schema import Config, Quota
+from podyd.config.schema import Ports as PortsConfig
+from podyd.engine.instances import Instance, Instances
+from podyd.engine.rest import LxdClient
+from podyd.engine.restore_guard import Holds
+from podyd.model.pod import OWNER, PORTS, Pod, pods_of
+from podyd.network.locations import Whereabouts
+from podyd.network.ports import Ports, parse, ports_of, written
+from podyd.node.sockdiag import listening_ports
+from podyd.people.login import Member
+from podyd.pods import listening as listeners
+
+BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)
+MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
+
+
+class Lxd(LxdClient):
+    """Has instances of these names, each with its key."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self.keys = dict(keys)
+        self.changed = asyncio.Event()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        await asyncio.sleep(0)
+        assert path == "/1.0/instances"
+        return [self._data(name) for name in self.keys]
+
+    async def tagged(self, path: str) -> tuple[Any, str]:
+        return self._data(path.rpartition("/")[2]), "tag"
+
+    async def change(
+        self, method: str, path: str, body: Any = None, *, etag: str = "", **more: Any
+    ) -> Any:
+        assert (method, etag) == ("PUT", "tag")
+        self.keys[path.rpartition("/")[2]] = body["config"][PORTS]
+        self.changed.set()
+
+    def _data(self, name: str) -> dict[str, Any]:
+        config = {OWNER: "alice", PORTS: self.keys[name]}
+        born = BORN + timedelta(seconds=[*self.keys].index(name))
+        return {
+            "name": name,
+            "status": "Running",
+            "created_at": born.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "last_used_at": "2026-11-25T00:00:00Z",
+            "config": config,
+            "expanded_config": config,
+            "devices": {},
+            "expanded_devices": {},
+            "profiles": [],
+            "architecture": "x86_64",
+            "description": "",
+            "ephemeral": False,
+        }
+
+
+def nobody() -> frozenset[int]:
+    """Nothing listens."""
+    return frozenset()
+
+
+Make = Callable[..., Ports]
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Make:
+    def made(
+        lxd: Lxd,
+        ports: tuple[int, int] = (20000, 20009),
+        expose: tuple[int, ...] = (22,),
+        listening: Callable[[], frozenset[int]] = nobody,
+    ) -> Ports:
+        return Ports(
+            whereabouts=Whereabouts(lxd),
+            instances=Instances(lxd, Holds(tmp_path / "holds")),
+            listening=listening,
+            settings=Settings(Config(ports=PortsConfig(range=ports, expose=expose))),
+        )
+
+    return made
+
+
+async def pod_of(lxd: Lxd, name: str) -> Pod:
+    found = [Instance.of(item) for item in await lxd.get("/1.0/instances")]
+    return next(pod for pod in pods_of(found) if pod.name == name)
+
+
+@pytest.mark.parametrize("text", ["none", "20000:22", "20000:22,20001:22", "65535:65535"])
+def test_what_stands_on_an_instance(text: str) -> None:
+    mapped = parse(text)
+    assert mapped is not None
+    assert written(mapped) == text
+
+
+@pytest.mark.parametrize("text", ["", "22", "80:22", "70000:22", "20000:0", "20000:x", "20000:22,"])
+def test_what_is_none_of_podyds(text: str) -> None:
+    assert parse(text) is None
+
+
+def test_the_older_of_two_keeps_a_port(make: Make) -> None:
+    lxd = Lxd({"old": "20001:22,20002:80", "new": "20001:22,20003:81"})
+    ports = make(lxd)
+
+    async def run() -> None:
+        found = [Instance.of(item) for item in await lxd.get("/1.0/instances")]
+        expected = {"old": {20001: 22, 20002: 80}, "new": {20003: 81}}
+        assert ports_of(found) == ports_of(reversed(found)) == expected
+        settling = asyncio.create_task(ports.settle())
+        await lxd.changed.wait()
+        settling.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 10))
+    ports.close()
+    assert lxd.keys["old"] == "20001:22,20002:80"
+    new = parse(lxd.keys["new"])
+    assert new is not None
+    assert sorted(new.values()) == [22, 81]
+    assert new[20003] == 81
+    assert not {20001, 20002} & new.keys()
+
+
+def test_twenty_pods_at_once_have_twenty_ports(make: Make) -> None:
+    lxd = Lxd({"there": "20005:22"})
+    ports = make(lxd, ports=(20000, 20020))
+
+    async def one(number: int) -> None:
+        async with ports.new(MEMBER, f"p{number}") as config:
+            await asyncio.sleep(0)
+            lxd.keys[f"p{number}"] = config[PORTS]
+
+    async def run() -> None:
+        await asyncio.gather(*map(one, range(20)))
+        with pytest.raises(Conflict) as caught:
+            await one(20)
+        assert caught.value.code == "no_free_port"
+        # A port that is given up is free again.
+        del lxd.keys["p7"]
+        await one(20)
+
+    asyncio.run(run())
+    ports.close()
+    found = [host for text in lxd.keys.values() for host in parse(text) or {}]
+    assert sorted(found) == [*range(20000, 20021)]
+
+
+def test_what_was_reserved_for_a_pod_that_was_not_made_is_free(make: Make) -> None:
+    lxd = Lxd({})
+    ports = make(lxd, ports=(20000, 20000))
+
+    async def run() -> None:
+        with pytest.raises(ZeroDivisionError):
+            async with ports.new(MEMBER, "a"):
+                raise ZeroDivisionError
+        async with ports.new(MEMBER, "b") as config:
+            assert config == {PORTS: "20000:22"}
+
+    asyncio.run(run())
+    ports.close()
+
+
+def test_what_listens_on_the_host_is_not_given_out(make: Make) -> None:
+    lxd = Lxd({"a": "none"})
+    ports = make(lxd, listening=lambda: frozenset({*range(20000, 20009)} - {20004}))
+
+    async def run() -> None:
+        pod = await pod_of(lxd, "a")
+        for inner in (1, 2):
+            await ports.add(MEMBER, pod, inner)
+        assert sorted(await ports.of(pod)) == [20004, 20009]
+        with pytest.raises(Conflict):
+            await ports.add(MEMBER, pod, 3)
+
+    asyncio.run(run())
+    ports.close()
+
+
+def test_a_kernel_that_does_not_tell_stops_nothing(make: Make) -> None:
+    def listening() -> frozenset[int]:
+        raise OSError(2, "sock_diag")
+
+    lxd = Lxd({"a": "none"})
+    ports = make(lxd, listening=listening)
+
+    async def run() -> None:
+        pod = await pod_of(lxd, "a")
+        await ports.add(MEMBER, pod, 1)
+        assert [*(await ports.of(pod)).values()] == [1]
+
+    asyncio.run(run())
+    ports.close()
+
+
+def test_another_range_moves_nothing(make: Make) -> None:
+    lxd = Lxd({"a": "30000:22"})
+    ports = make(lxd)
+
+    async def run() -> None:
+        pod = await pod_of(lxd, "a")
+        await ports.add(MEMBER, pod, 80)
+        mapped = await ports.of(pod)
+        assert mapped[30000] == 22
+        assert sorted(mapped.values()) == [22, 80]
+        await ports.delete(pod, 80)
+        with pytest.raises(NotFound):
+            await ports.delete(pod, 80)
+        await ports.delete(pod, 22)
+        assert await ports.of(pod) == {}
+        await ports.add(MEMBER, pod, 80)
+        with pytest.raises(Conflict):
+            await ports.add(MEMBER, pod, 80)
+
+    asyncio.run(run())
+    ports.close()
+
+
+def test_the_quota(make: Make) -> None:
+    member = replace(MEMBER, quota=Quota(max_ports=1))
+    lxd = Lxd({"a": "20000:22"})
+    ports = make(lxd, expose=(22, 80, 443))
+
+    async def run() -> None:
+        with pytest.raises(Forbidden):
+            await ports.add(member, await pod_of(lxd, "a"), 80)
+        async with ports.new(member, "b") as config:
+            assert config[PORTS].endswith(":22")
+
+    asyncio.run(run())
+    ports.close()
+
+
+def test_the_kernels_own_lists() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as four:
+        port = four.getsockname()[1]
+        found = set(listeners.parse(Path("/proc/self/net/tcp").read_text()))
+        assert (port, "127.0.0.1") in found
+        assert port in listening_ports()
+    assert port not in listening_ports()
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
+        port = six.getsockname()[1]
+        found = set(listeners.parse(Path("/proc/self/net/tcp6").read_text()))
+        assert (port, "::1") in found
+        assert port in listening_ports()
+
+
+def test_a_number_that_is_another_process_by_now(tmp_path: Path) -> None:
+    for name in ("tcp", "tcp6"):
+        path = tmp_path / "7/net" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("sl\n 0: 0100007F:1F90 00000000:0000 0A\n")
+    cgroup = tmp_path / "7/cgroup"
+    cgroup.write_text("0::/lxc.payload.podyd_a\n")
+    assert listeners.listening(7, ("podyd", "a"), proc=tmp_path) == {(8080, "127.0.0.1")}
+    with pytest.raises(ProcessLookupError):
+        listeners.listening(7, ("podyd", "b"), proc=tmp_path)

@@ -1,0 +1,88 @@
+"""What podyd says where there is no image that a member could take."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any
+
+import pytest
+
+from podyd.base.errors import Forbidden, NotFound
+from podyd.config.current import Settings
+from podyd.config.schema import Config, Quota
+from podyd.config.schema import Images as Offer
+from podyd.engine.rest import LxdClient
+from podyd.model.pod import owner_keys
+from podyd.people.login import Member
+from podyd.pods.catalogue import Images
+
+MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
+
+
+class Lxd(LxdClient):
+    """Has images of these names."""
+
+    def __init__(self, *names: str, properties: Mapping[str, str]) -> None:
+        self.names = names
+        self.properties = properties
+
+    async def get(self, path: str, **query: Any) -> Any:
+        assert path == "/1.0/images"
+        return [
+            {
+                "type": "container",
+                "fingerprint": "f" * 64,
+                "aliases": [{"name": name}],
+                "properties": self.properties,
+                "size": 1,
+                "created_at": "2026-11-25T00:00:00Z",
+                "architecture": "x86_64",
+            }
+            for name in self.names
+        ]
+
+
+def images(
+    *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
+) -> Images:
+    return Images(
+        Lxd(*names, properties=properties), Settings(Config(images=Offer(offer=(offer,))))
+    )
+
+
+def test_no_image_at_all() -> None:
+    hint = asyncio.run(images().hint())
+    assert "podyd image build" in hint
+    assert "lxc image copy" in hint
+    assert hint.isascii(), "it is an HTTP header"
+    with pytest.raises(
+        NotFound, match=r"no image .debian12.; LXD has no image: .*podyd image build"
+    ):
+        asyncio.run(images().offered(MEMBER, "debian12"))
+
+
+def test_none_is_offered() -> None:
+    found = images("debian12", offer="lab-*")
+    assert "images.offer" in asyncio.run(found.hint())
+    with pytest.raises(Forbidden, match=r"images\.offer"):
+        asyncio.run(found.offered(MEMBER, "debian12"))
+
+
+def test_another_name_is_offered() -> None:
+    found = images("debian12")
+    assert asyncio.run(found.hint()) == ""
+    with pytest.raises(NotFound, match="see /host/images"):
+        asyncio.run(found.offered(MEMBER, "debian13"))
+
+
+def test_an_image_of_an_earlier_account_of_the_name() -> None:
+    found = images("alice-x", properties=owner_keys(MEMBER))
+    new = replace(MEMBER, uid=1001)
+    assert asyncio.run(found.names(MEMBER)) == ["alice-x"]
+    assert asyncio.run(found.names(new)) == []
+    for refused in (found.offered(new, "alice-x"), found.delete(new, "alice-x")):
+        with pytest.raises(NotFound):
+            asyncio.run(refused)

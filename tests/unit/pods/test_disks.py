@@ -1,0 +1,139 @@
+"""How large a pod's disk may become."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from podyd.base.errors import Forbidden
+from podyd.config.schema import Quota
+from podyd.people.login import Member
+from podyd.pods import disks
+
+MIB, GIB = 1024**2, 1024**3
+ROOT = {"type": "disk", "path": "/", "pool": "default"}
+
+
+def member(**quota: int) -> Member:
+    return Member(
+        name="alice", is_admin=False, quota=Quota(**quota), profiles=(), uid=1000, gid=1000
+    )
+
+
+def given(size: str = "") -> Mapping[str, Mapping[str, str]]:
+    return {"root": {**ROOT, **({"size": size} if size else {})}}
+
+
+def size_of(
+    quota: Mapping[str, int],
+    size: str = "",
+    asked: int | None = None,
+    others: Mapping[str, int] | None = None,
+) -> int:
+    return disks._size(member(**quota), given(size), asked, others or {})
+
+
+@pytest.mark.parametrize(
+    ("quota", "size", "others", "expected"),
+    [
+        ({}, "", {}, -1),
+        ({}, "20GiB", {}, 20 * GIB),
+        ({"disk_limit": 5 * GIB}, "", {}, 5 * GIB),
+        ({"disk_limit": 5 * GIB}, "20GiB", {}, 5 * GIB),
+        ({"disk_limit": 5 * GIB}, "2GiB", {}, 2 * GIB),
+        ({"disk_total": 10 * GIB, "max_pods": 4}, "", {}, 10 * GIB // 4),
+        ({"disk_total": 10 * GIB, "max_pods": 4}, "", {"a": 8 * GIB}, 2 * GIB),
+        ({"disk_total": 10 * GIB, "max_pods": 4}, "6GiB", {"a": 2 * GIB}, 6 * GIB),
+        ({"disk_total": 10 * GIB, "max_pods": -1}, "", {"a": 2 * GIB}, 8 * GIB),
+        ({"disk_total": 10 * GIB, "disk_limit": GIB, "max_pods": 2}, "", {}, GIB),
+    ],
+)
+def test_a_new_pod(
+    quota: Mapping[str, int], size: str, others: Mapping[str, int], expected: int
+) -> None:
+    assert size_of(quota, size, None, others) == expected
+    assert size_of(quota, size, -1, others) == expected
+
+
+def test_what_is_asked_for_counts_within_the_quota() -> None:
+    quota = {"disk_limit": 5 * GIB, "disk_total": 6 * GIB}
+    assert size_of(quota, "20GiB", 5 * GIB) == 5 * GIB
+    assert size_of(quota, "", 2 * GIB, {"a": 4 * GIB}) == 2 * GIB
+    for asked, others in ((6 * GIB, {}), (3 * GIB, {"a": 4 * GIB}), (GIB, {"a": -1})):
+        with pytest.raises(Forbidden) as refused:
+            size_of(quota, "", asked, others)
+        assert refused.value.code == "quota_exceeded"
+
+
+def test_a_pod_needs_some_room() -> None:
+    with pytest.raises(Forbidden, match="they leave 1048576;"):
+        size_of({"disk_total": GIB}, "", None, {"a": GIB - MIB})
+    for quota in ({"disk_limit": 0}, {"disk_total": 0}, {"disk_limit": MIB}):
+        with pytest.raises(Forbidden):
+            size_of(quota)
+
+
+@pytest.mark.parametrize(
+    ("own", "size", "expected"),
+    [
+        ({}, 20 * GIB, {}),
+        ({}, 5 * GIB, {"root": {**ROOT, "size": str(5 * GIB)}}),
+        ({"root": {**ROOT, "size": "1GiB"}, "eth1": {}}, 20 * GIB, {"eth1": {}}),
+        (
+            {"root": {**ROOT, "size": "1GiB", "limits.read": "9"}},
+            20 * GIB,
+            {"root": {**ROOT, "size": str(20 * GIB), "limits.read": "9"}},
+        ),
+        ({}, -1, {"root": ROOT}),
+    ],
+)
+def test_the_device_is_that_of_the_profiles_with_another_size(
+    own: Any, size: int, expected: Any
+) -> None:
+    assert disks._resized(own, given("20GiB"), size) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "used"),
+    [
+        (None, None),
+        ({"disk": {}}, None),
+        ({"disk": None}, None),
+        ({"disk": {"root": {"usage": -1}}}, None),
+        ({"disk": {"root": {"usage": 0}}}, None),
+        ({"disk": {"root": {"usage": 4096}, "data": {"usage": 1}}}, 4096),
+    ],
+)
+def test_what_lxd_says_is_used(state: Mapping[str, Any] | None, used: int | None) -> None:
+    assert disks.used_bytes(given(), state) == used
+    assert disks._held(given()) == -1
+    assert disks._held(given("0")) == -1
+
+
+@pytest.mark.parametrize(
+    ("size", "used", "expected"),
+    [
+        ("17825792", 17825792, True),
+        ("17825792", 9306112, False),
+        ("17825792", 0, False),
+        ("", 17825792, False),
+    ],
+)
+def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bool) -> None:
+    found = SimpleNamespace(name="a", devices=given(size))
+
+    class Lxd:
+        async def all(self) -> tuple[Any, ...]:
+            return (found,)
+
+        async def get(self, path: str) -> Any:
+            return {"disk": {"root": {"usage": used}}}
+
+    lxd = cast(Any, Lxd())
+    of_all = disks.Disks(client=lxd, instances=lxd, executor=lxd)
+    assert asyncio.run(of_all.is_at_limit("a")) is expected
+    assert not asyncio.run(of_all.is_at_limit("b"))

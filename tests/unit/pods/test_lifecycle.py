@@ -1,0 +1,117 @@
+"""What an lxc.log comes to, and what is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from podyd.base.errors import DiskFull, NameTaken, PodydError, Slipped
+from podyd.pods.lifecycle import Foreign, twice_if_lxd_slips, why_not_started
+from tests.unit.engine.test_stopping import pods_on
+
+# Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
+HOOK = """\
+lxc zz 20261125005551.169 WARN     cgfsng - ../src/lxc/cgroups/cgfsng.c:fchowmodat:1619 - No such \
+file or directory - Failed to fchownat(34, memory.reclaim, 10000001, 0)
+lxc zz 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:run_buffer:322 - Script exited with \
+status 1
+lxc zz 20261125005551.244 ERROR    conf - ../src/lxc/conf.c:lxc_setup:4444 - Failed to run mount \
+hooks
+lxc zz 20261125005551.244 ERROR    start - ../src/lxc/start.c:do_start:1272 - Failed to setup \
+container "zz"
+lxc zz 20261125005551.244 ERROR    sync - ../src/lxc/sync.c:sync_wait:34 - An error occurred in \
+another process (expected sequence number 4)
+lxc zz 20261125005551.245 ERROR    lxccontainer - ../src/lxc/lxccontainer.c:\
+wait_on_daemonized_start:878 - Received container state "ABORTING" instead of "RUNNING"
+lxc zz 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - Failed to spawn \
+container "zz"
+lxc 20261125005556.266 ERROR    commands - ../src/lxc/commands.c:lxc_cmd_rsp_recv_fds:128 - Failed \
+to receive file descriptors for command "get_state"
+"""
+
+
+def test_the_cause_and_not_its_consequences() -> None:
+    said = why_not_started(HOOK)
+    assert said.startswith(
+        'Script exited with status 1; Failed to run mount hooks; Failed to setup container "zz"'
+    )
+    assert "podyd doctor" in said
+
+
+def test_consequences_are_better_than_nothing() -> None:
+    consequences = "\n".join(HOOK.splitlines()[-3:])
+    assert 'instead of "RUNNING"' in why_not_started(consequences)
+
+
+def test_a_log_without_errors_says_nothing() -> None:
+    assert why_not_started(HOOK.splitlines()[0]) == ""
+
+
+SLIP = Slipped("readdirent /var/lib/lxd/x: bad file descriptor")
+OTHER = DiskFull("No space left on device")
+
+
+def done(outcomes: Sequence[PodydError | None], *, undone: bool = True) -> list[str]:
+    """What is done where making comes to these outcomes in turn."""
+    left = iter(outcomes)
+    done = []
+
+    async def make() -> None:
+        done.append("make")
+        if outcome := next(left):
+            raise outcome
+
+    async def undo() -> bool:
+        done.append("undo")
+        return undone
+
+    try:
+        asyncio.run(twice_if_lxd_slips(make, undo))
+    except PodydError as error:
+        done.append(error.detail)
+    return done
+
+
+def test_it_is_made_once() -> None:
+    assert done([None]) == ["make"]
+    assert done([OTHER]) == ["make", "undo", OTHER.detail]
+
+
+def test_where_lxd_slips_it_is_made_again() -> None:
+    assert done([SLIP, None]) == ["make", "undo", "make"]
+    assert done([SLIP, SLIP, None]) == ["make", "undo", "make", "undo", SLIP.detail]
+
+
+def test_what_is_not_undone_is_not_made_again() -> None:
+    assert done([SLIP, None], undone=False) == ["make", "undo", SLIP.detail]
+
+
+def test_what_is_anothers_is_not_removed() -> None:
+    class Lxd:
+        def __init__(self) -> None:
+            self.asked: list[str] = []
+
+        async def change(self, method: str, path: str, *_: object, **options: object) -> None:
+            self.asked.append(method)
+            raise NameTaken('This "instances" entry already exists')
+
+        def invalidate(self) -> None: ...
+
+    lxd = Lxd()
+    making = pods_on(lxd)
+    making._disks = cast(Any, SimpleNamespace(device=lambda name: {}))
+    body = {"name": "a", "source": {"type": "image"}, "devices": {}}
+
+    async def make() -> None:
+        await twice_if_lxd_slips(
+            lambda: making._make_whole(body, None), lambda: making._remove_half_made("a")
+        )
+
+    with pytest.raises(Foreign) as raised:
+        asyncio.run(make())
+    assert (raised.value.status, raised.value.code) == (409, "name_taken")
+    assert lxd.asked == ["POST"]

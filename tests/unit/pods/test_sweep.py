@@ -1,0 +1,209 @@
+"""What is half-made, and LXD that does not let go of it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import Awaitable, Callable
+from datetime import datetime, timedelta, timezone
+from typing import Any, cast
+
+import pytest
+
+from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
+from podyd.engine import instances
+from podyd.engine.instances import Instance
+from podyd.engine.rest import bound, uuid_of
+from podyd.model.pod import MADE_AS, OWNER
+from podyd.pods import lifecycle as pods
+from podyd.pods import sweep
+from podyd.pods.sweep import Sweep
+from tests.unit.engine.test_stopping import POD, pods_on
+
+PROTECTED = LxdRefused("Container is protected")
+CREATING = Busy("busy", operation="create")
+OLD = datetime.now(timezone.utc) - timedelta(days=1)
+
+
+def half_made(name: str, created: datetime = OLD) -> Instance:
+    return dataclasses.replace(
+        POD, name=name, config={OWNER: "ann", MADE_AS: name}, created=created, started=None
+    )
+
+
+class Lxd:
+    """Has instances, and refuses to delete them for so long as it has a reason."""
+
+    def __init__(self, *instances: Instance) -> None:
+        self.has = {instance.name: instance for instance in instances}
+        self.refusals: list[Exception] = []
+        self.is_doing: list[set[str]] = []
+        self.deleted = asyncio.Event()
+        # Whom the changes were meant for.
+        self.uuids: set[str] = set()
+
+    async def get(self, path: str, **query: Any) -> Any:
+        assert path == "/1.0/operations"
+        doing = self.is_doing.pop(0) if self.is_doing else set()
+        return {"running": [{"id": one, "class": "task", "resources": None} for one in doing]}
+
+    async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+        name = path.split("/")[3]
+        self.uuids.add(uuid_of(path))
+        if name not in self.has:
+            raise Gone("Instance not found")
+        if method == "DELETE":
+            if self.refusals:
+                raise self.refusals.pop(0)
+            del self.has[name]
+            self.deleted.set()
+
+    async def all(self) -> tuple[Instance, ...]:
+        return tuple(self.has.values())
+
+    def check_free(self, name: str) -> None: ...
+
+    def invalidate(self) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pods, "REMOVE_TIMEOUT", 0.05)
+    monkeypatch.setattr(pods, "REMOVE_SECONDS", 0.001)
+    monkeypatch.setattr(pods, "REMOVE_SECONDS_MAX", 0.002)
+    monkeypatch.setattr(instances, "BUSY_SECONDS", 0.0)
+    monkeypatch.setattr(instances, "FREE_SECONDS", 0.0)
+    monkeypatch.setattr(sweep, "LOOK_SECONDS", 0.001)
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await asyncio.wait_for(work(), 10)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("refusal", [PROTECTED, CREATING, Unavailable("LXD is away")])
+def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
+    refusal: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def work() -> None:
+        lxd = Lxd(half_made("a"))
+        lxd.refusals = [refusal] * 100_000
+        making = pods_on(lxd)
+        assert not await making._remove_half_made("a")
+        lxd.refusals = []
+        monkeypatch.setattr(pods, "REMOVE_TIMEOUT", 10.0)
+        assert await making._remove_half_made("a")
+        assert not lxd.has
+        assert await making._remove_half_made("a"), "what is gone is gone"
+
+    run(work)
+
+
+def test_a_pod_that_has_got_the_name_meanwhile_stays() -> None:
+    class Renaming(Lxd):
+        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+            try:
+                await super().change(method, path, body, **options)
+            except TimedOut:
+                self.has["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
+                raise
+
+    async def work() -> None:
+        lxd = Renaming(dataclasses.replace(half_made("a"), name=bound("a", "old")))
+        lxd.refusals = [TimedOut("LXD has not finished within 120 s and goes on.")]
+        making = pods_on(lxd)
+        await making.remove("a")
+        assert not lxd.refusals
+        assert lxd.uuids == {"old"}
+
+    run(work)
+
+
+def test_what_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING, "podyd.pods")
+
+    async def work() -> None:
+        lxd = Lxd(half_made("a"))
+        lxd.refusals = [CREATING] * 5 + [PROTECTED] * 5
+        await pods_on(lxd).remove("a")
+
+    run(work)
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "half-made pod a is still there" in said
+    assert PROTECTED.reason in said
+
+
+def test_the_pauses_grow_and_end_when_lxd_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pods, "REMOVE_SECONDS", 1000.0)
+    monkeypatch.setattr(pods, "REMOVE_SECONDS_MAX", 1000.0)
+
+    async def work() -> None:
+        lxd = Lxd(half_made("a"))
+        lxd.refusals = [PROTECTED]
+        whole = pods_on(lxd)
+        assert not await whole._remove_half_made("a")
+        await whole.sweep()
+        await lxd.deleted.wait()
+
+    run(work)
+
+
+class NoCommits:
+    """Notes when it was asked to sweep, and what there was then."""
+
+    def __init__(self, lxd: Lxd) -> None:
+        self._lxd = lxd
+        self.sweeps = 0
+
+    async def sweep(self) -> None:
+        self.sweeps += 1
+        if self.sweeps == 2:
+            # Has come to be at the very end of what LXD was doing.
+            self._lxd.has["late"] = half_made("late")
+
+
+def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
+    async def work() -> None:
+        lxd = Lxd(
+            half_made("a"), half_made("young", datetime.now(timezone.utc) + timedelta(hours=1))
+        )
+        lxd.is_doing = [{"1", "2"}, {"2", "3"}, {"3"}]  # 3 is of this podyd's own.
+        commits = NoCommits(lxd)
+        parts = {"client": lxd, "pods": (whole := pods_on(lxd)), "commits": commits}
+        await Sweep(**cast(Any, parts)).sweep()
+        assert commits.sweeps == 3
+        await asyncio.gather(*whole._removing.values())
+        assert set(lxd.has) == {"young"}
+
+    run(work)
+
+
+def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() -> None:
+    class Refusing(Lxd):
+        async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+            if method == "PATCH":
+                raise PROTECTED
+            await super().change(method, path, body, **options)
+
+    async def work() -> None:
+        whole = dataclasses.replace(half_made("a"), started=OLD)
+        lxd = Refusing(whole, half_made("b"))
+        swept = pods_on(lxd)
+        await swept.sweep()
+        await asyncio.gather(*swept._removing.values())
+        assert set(lxd.has) == {"a"}
+
+    run(work)
+
+
+def test_nothing_is_waited_for_where_lxd_does_nothing() -> None:
+    async def work() -> None:
+        lxd = Lxd()
+        commits = NoCommits(lxd)
+        await Sweep(**cast(Any, {"client": lxd, "pods": pods_on(lxd), "commits": commits})).sweep()
+        assert commits.sweeps == 1
+
+    run(work)
