@@ -13,6 +13,7 @@ import pwd
 import subprocess
 import tempfile
 from collections.abc import Callable
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from cryptography import x509
@@ -26,6 +27,7 @@ from podyd.config.schema import Config
 from podyd.engine import profiles
 from podyd.engine.admin import Admin, Openings, find_socket
 from podyd.engine.rest import Credentials
+from podyd.node import netlink
 from podyd.node.directories import fit_directories
 
 PAM_DIRECTORY = Path("/etc/pam.d")
@@ -51,6 +53,10 @@ def prepare(config: Config, user: str, say: Say) -> None:
         ) from error
 
 
+def _free_network() -> IPv4Network:
+    return netlink.free_network(netlink.used_networks())
+
+
 def _prepare_all(config: Config, user: str, say: Say) -> None:
     _prepare_helper(config)
     kernel.raise_limits(say)
@@ -58,7 +64,7 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
-    bridge = admin.prepare_bridge(say)
+    bridge = admin.prepare_bridge(_free_network, say)
     admin.prepare_project(bridge, openings(config), say)
     _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
     _prepare_data(config.data_dir, account, say)

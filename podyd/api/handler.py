@@ -43,8 +43,9 @@ from podyd.base.fair_semaphore import LineFull, Turns
 from podyd.base.longtext import Kept, json_pieces
 from podyd.contract.kinds import decode, json_pairs, parse
 from podyd.contract.spec import GET, Access, Operation, Proof
+from podyd.model.member import Member
 from podyd.model.naming import instance_name
-from podyd.people.login import Login, Member, Users
+from podyd.people.login import Login, Users
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import is_token, refused
 from podyd.store.database import Token

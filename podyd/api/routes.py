@@ -11,6 +11,7 @@ from podyd import VERSION as PODYD_VERSION
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.usage import Usage
 from podyd.api.handler import Bound, Call, Headed
+from podyd.base.clock import iso
 from podyd.base.errors import NotFound
 from podyd.base.longtext import Kept
 from podyd.contract import openapi, spec
@@ -18,8 +19,9 @@ from podyd.contract.frames import Size
 from podyd.contract.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
 from podyd.gpus.report import Host
 from podyd.gpus.scheduler import Allotment
+from podyd.model.member import Member
 from podyd.network.ports import Ports
-from podyd.people.login import Member, Users
+from podyd.people.login import Users
 from podyd.pods.catalogue import Images
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
@@ -374,7 +376,7 @@ class Routes:
             aliases=list(image.aliases),
             description=image.description,
             size=image.size,
-            created=spec.iso(image.created),
+            created=iso(image.created),
             architecture=image.architecture,
             fingerprint=image.fingerprint,
         )
@@ -437,7 +439,7 @@ def _token_info(token: Token) -> spec.TokenInfo:
 
 
 def _time(seconds: float) -> str:
-    return spec.iso(datetime.fromtimestamp(seconds, timezone.utc))
+    return iso(datetime.fromtimestamp(seconds, timezone.utc))
 
 
 def _user_name(member: Member) -> UserName:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import Any, Literal
 
 from podyd.base.longtext import LongText
@@ -58,11 +57,6 @@ MAX_LOG_LINES = 10_000
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
 HOW_LARGE = "how large its disk may become, such as 100GiB; without it, what profiles and quota say"
-
-
-def iso(moment: datetime) -> str:
-    """A time as the API writes it: ISO 8601, in UTC, to the second."""
-    return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Access(enum.Enum):

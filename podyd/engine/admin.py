@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from podyd.base.errors import SetupError
 from podyd.engine.instances import Instance as PodydInstance
 from podyd.engine.instances import is_set
 from podyd.engine.profiles import BRIDGE, POOL, Profile
-from podyd.node import netlink
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
@@ -186,13 +186,13 @@ class Admin:
         size = f" of up to {config['size']}" if "size" in config else ""
         say(f"made storage pool {POOL} ({driver}{size})")
 
-    def prepare_bridge(self, say: Say) -> str:
-        """The bridge for pods; makes one only if LXD manages none."""
+    def prepare_bridge(self, free_network: Callable[[], IPv4Network], say: Say) -> str:
+        """The bridge for pods; makes one, in a network that is free, only if LXD manages none."""
         names = self.bridges()
         with _translated("LXD could not make a bridge"):
             if names:
                 return self._preferred("network", names)
-            network = netlink.free_network(netlink.used_networks())
+            network = free_network()
             address = f"{next(network.hosts())}/{network.prefixlen}"
             config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
             self._client.networks.create(BRIDGE, type="bridge", config=config)

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Conflict, Unavailable
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import iso
 from podyd.engine.instances import Instance
 from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_the_admin
 from podyd.gpus.leases import (

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import shlex
 
+from podyd.base.clock import now
 from podyd.base.errors import PodydError
 from podyd.config.current import Settings
 from podyd.config.schema import Idle
 from podyd.engine.execution import Executor
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.inventory import Card
-from podyd.gpus.leases import Lease, now
+from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Allotment
 
 log = logging.getLogger(__name__)

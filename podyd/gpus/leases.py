@@ -25,11 +25,6 @@ LEASE_PREFIX = "user.podyd.lease."
 WAITING = "user.podyd.waiting"
 
 
-def now() -> datetime:
-    """The time, in UTC."""
-    return datetime.now(timezone.utc)
-
-
 @dataclass(frozen=True)
 class Lease:
     """A card, by its key, that a pod has for itself until then."""

@@ -23,6 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from podyd.base.clock import iso, now
 from podyd.base.errors import (
     BadRequest,
     Busy,
@@ -37,7 +38,7 @@ from podyd.base.tasks import came
 from podyd.config.current import Settings
 from podyd.config.schema import UNLIMITED
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import LeasedCard, Waiting, iso
+from podyd.contract.spec import LeasedCard, Waiting
 from podyd.engine.instances import Devices, Instances
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
@@ -61,13 +62,12 @@ from podyd.gpus.leases import (
     lease_value,
     leases_of,
     line_of,
-    now,
     place_value,
 )
+from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
 from podyd.node.nvml_process import Sample
 from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
-from podyd.people.login import Member
 
 log = logging.getLogger(__name__)
 

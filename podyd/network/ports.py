@@ -16,15 +16,15 @@ from datetime import timedelta
 from typing import Any
 from weakref import WeakValueDictionary
 
+from podyd.base.clock import now
 from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
 from podyd.config.current import Settings
 from podyd.config.schema import UNLIMITED
 from podyd.engine.instances import Instance, Instances, named
-from podyd.gpus.leases import now
+from podyd.model.member import Member
 from podyd.model.pod import PORTS, Pod, pods_of
 from podyd.network.locations import Whereabouts
 from podyd.node.relay_client import Relay, Table, relay_at
-from podyd.people.login import Member
 
 log = logging.getLogger(__name__)
 

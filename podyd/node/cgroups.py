@@ -11,12 +11,25 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterable
 from datetime import datetime
+from typing import Protocol
 
 from podyd.base.errors import PodydError
-from podyd.engine.instances import Instance
 from podyd.node import procs
 
 Payload = procs.Payload
+
+
+class Started(Protocol):
+    """An instance, and when it was started."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def status(self) -> str: ...
+
+    @property
+    def started(self) -> datetime | None: ...
 
 
 class Payloads:
@@ -30,7 +43,7 @@ class Payloads:
         self,
         project: str,
         *,
-        instances: Callable[[], Awaitable[Iterable[Instance]]],
+        instances: Callable[[], Awaitable[Iterable[Started]]],
         first_process: Callable[[str], Awaitable[int]],
         payload_of: Callable[[int], Awaitable[Payload | None]],
     ) -> None:

@@ -18,8 +18,9 @@ from podyd.base.errors import Forbidden, PodydError, TooMany, Unauthorized, Unav
 from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
-from podyd.config.schema import Auth, Config, Quota
+from podyd.config.schema import Auth, Config
 from podyd.contract.spec import TokenScope
+from podyd.model.member import Member
 from podyd.people.account_list import AccountList
 from podyd.people.guesses import Guesses, Try
 from podyd.people.origins import Origins, Source
@@ -32,18 +33,6 @@ REMEMBERED_SECONDS = 60.0
 # Every failure takes at least so long, whatever its cause, so that its time tells nothing.
 FAILURE_SECONDS = 0.5
 MAX_REMEMBERED = 10_000
-
-
-@dataclass(frozen=True)
-class Member:
-    """A user who has logged in, with what podyd.yaml grants them."""
-
-    name: str
-    is_admin: bool
-    quota: Quota
-    profiles: tuple[str, ...]
-    uid: int
-    gid: int
 
 
 # Whose logins are others now, and why all that began with one ends; None if some may go on.

@@ -14,8 +14,8 @@ from podyd.base.errors import Forbidden, Missing, NotFound
 from podyd.config.current import Settings
 from podyd.engine.instances import parse_time
 from podyd.engine.rest import LxdClient
+from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, owns, uid_of
-from podyd.people.login import Member
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ from podyd.contract.spec import Committed, Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.tree import File, Holes, Tree, cut, holes, look
+from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
-from podyd.people.login import Member
 from podyd.pods.catalogue import Image, Images
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, without_limit

@@ -20,8 +20,8 @@ from podyd.base.errors import (
 from podyd.contract.spec import DeleteFile, Log
 from podyd.engine.execution import Executor
 from podyd.engine.rest import LxdClient
+from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.people.login import Member
 from podyd.pods.files import Pipe
 from podyd.pods.lifecycle import Pods
 from podyd.pods.slots import Places

@@ -31,8 +31,8 @@ from podyd.contract.spec import MIN_DISK_BYTES
 from podyd.engine.execution import Executor
 from podyd.engine.instances import Devices, Instance, Instances, named, root_of
 from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod, pods_of
-from podyd.people.login import Member
 
 log = logging.getLogger(__name__)
 

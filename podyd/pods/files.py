@@ -21,16 +21,16 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TypeVar
 
+from podyd.base.clock import iso
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
 from podyd.base.tasks import beside, seen
-from podyd.contract import spec
 from podyd.contract.frames import STDOUT, Wish
 from podyd.contract.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
 from podyd.engine.endings import Ending
 from podyd.engine.execution import Afterwards, Executor
+from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.people.login import Member
 from podyd.pods.disks import full
 from podyd.pods.lifecycle import Pods
 from podyd.pods.slots import Places
@@ -530,7 +530,7 @@ def _about(found: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
     seconds = int(modified)
     # Linux knows times that no calendar has, and ISO 8601 wants four digits for the year.
     is_date = _FIRST_TIME <= seconds <= _LAST_TIME
-    when = spec.iso(datetime.fromtimestamp(seconds, timezone.utc)) if is_date else None
+    when = iso(datetime.fromtimestamp(seconds, timezone.utc)) if is_date else None
     return _TYPES.get(kind, "link"), int(size), mode.decode().rjust(4, "0"), when
 
 

@@ -22,6 +22,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Protocol
 from urllib.parse import quote
 
+from podyd.base.clock import iso
 from podyd.base.errors import (
     Busy,
     Conflict,
@@ -45,13 +46,14 @@ from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
 from podyd.config.schema import UNLIMITED, parse_size
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import ExecResult, PodInfo, PodSummary, iso
+from podyd.contract.spec import ExecResult, PodInfo, PodSummary
 from podyd.engine.execution import Executor, Exit
 from podyd.engine.instances import Devices, Instance, Instances, named, when_free
 from podyd.engine.rest import LxdClient, instance_path, meant_for, uuid_of
 from podyd.engine.tree import end_packing
 from podyd.gpus.inventory import Gpus, cards_in, needs_nvidia
 from podyd.gpus.scheduler import Allotment
+from podyd.model.member import Member
 from podyd.model.naming import instance_name
 from podyd.model.pod import (
     IMAGE,
@@ -65,7 +67,6 @@ from podyd.model.pod import (
     pods_of,
 )
 from podyd.network.ports import Ports
-from podyd.people.login import Member
 from podyd.pods.catalogue import Images
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, full, fullness

@@ -11,8 +11,8 @@ from podyd.config.schema import UNLIMITED
 from podyd.contract.spec import PodInfo
 from podyd.engine.instances import Instances
 from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
-from podyd.people.login import Member
 from podyd.pods.disks import Disks
 from podyd.pods.lifecycle import Pods, config_of, limits, memory_limit
 

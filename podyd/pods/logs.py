@@ -9,8 +9,8 @@ from podyd.base.errors import Conflict, LxdRefused, PodydError
 from podyd.base.longtext import Kept, LongText
 from podyd.contract.spec import LogsOf, PodLog
 from podyd.engine.rest import LxdClient, instance_path
+from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.people.login import Member
 from podyd.pods.lifecycle import Pods, why_not_started
 
 # Whatever is called journalctl in a pod is its root's, and so is tail.

@@ -20,9 +20,9 @@ from podyd.config.current import Settings
 from podyd.config.schema import Mount
 from podyd.engine.instances import Devices, Instances
 from podyd.engine.rest import LxdClient
+from podyd.model.member import Member
 from podyd.model.pod import IDMAP, Pod
 from podyd.node.directories import Directory, to_make, unfit, unsafe
-from podyd.people.login import Member
 
 RAW = "raw.idmap"
 DEVICE = "podyd-mount-"

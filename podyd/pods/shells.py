@@ -10,8 +10,8 @@ from podyd.contract.frames import WINDOW_BYTES, Line, Size
 from podyd.contract.spec import Ended, Start
 from podyd.engine.execution import Executor
 from podyd.engine.talk import Terminal
+from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.people.login import Member
 from podyd.pods.lifecycle import Executed, Pods
 from podyd.pods.slots import Places
 

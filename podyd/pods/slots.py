@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from podyd.base.errors import TooMany
+from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.people.login import Member
 from podyd.pods.lifecycle import Pods, not_running
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
+from podyd.base.clock import iso, now
 from podyd.base.errors import (
     Busy,
     Conflict,
@@ -22,12 +23,11 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import Tasks, came
 from podyd.config.schema import UNLIMITED
-from podyd.contract.spec import SnapshotInfo, iso
+from podyd.contract.spec import SnapshotInfo
 from podyd.engine.instances import Instances, parse_time
 from podyd.engine.rest import LxdClient, instance_path
-from podyd.gpus.leases import now
+from podyd.model.member import Member
 from podyd.model.pod import Pod, no_such_snapshot
-from podyd.people.login import Member
 from podyd.pods.disks import full
 from podyd.pods.lifecycle import Pods
 

@@ -33,7 +33,8 @@ from podyd.contract.spec import (
     Operation,
     Proof,
 )
-from podyd.people.login import Member, Users
+from podyd.model.member import Member
+from podyd.people.login import Users
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens

@@ -7,6 +7,7 @@ import socketserver
 import threading
 from collections.abc import Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,12 @@ def test_no_pool_at_all_is_an_error(lxd: Lxd) -> None:
         Admin(lxd.path, "podyd").prepare_pool(print)
 
 
+def no_network() -> IPv4Network:
+    raise AssertionError("there is a bridge")
+
+
 def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
     admin = Admin(lxd.path, "podyd")
-    assert admin.prepare_bridge(print) == "lxdbr0"
+    assert admin.prepare_bridge(no_network, print) == "lxdbr0"
     lxd.pools["default"] = {"driver": "dir"}
     assert admin.pool_and_bridge() == ("default", "lxdbr0")

@@ -16,8 +16,8 @@ from podyd.base.tasks import Tasks
 from podyd.engine import instances
 from podyd.engine.instances import Instance
 from podyd.engine.refusals import refusal
+from podyd.model.member import Member
 from podyd.model.pod import INS, OWNER, Pod
-from podyd.people.login import Member
 from podyd.pods.lifecycle import Pods, StartFailed
 
 UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")

@@ -22,10 +22,10 @@ from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in
 from podyd.gpus.leases import lease_key, lease_value
 from podyd.gpus.scheduler import LOCK_SECONDS, WRITERS, Allotment
+from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
 from podyd.node.nvml_process import Failure, Gpu, Sample
 from podyd.node.telemetry import Telemetry
-from podyd.people.login import Member
 
 CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(2))
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)

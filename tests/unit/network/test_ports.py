@@ -19,11 +19,11 @@ from podyd.config.schema import Ports as PortsConfig
 from podyd.engine.instances import Instance, Instances
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
+from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
 from podyd.network.locations import Whereabouts
 from podyd.network.ports import Ports, parse, ports_of, written
 from podyd.node.sockdiag import listening_ports
-from podyd.people.login import Member
 from podyd.pods import listening as listeners
 
 BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)

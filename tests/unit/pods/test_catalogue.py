@@ -15,8 +15,8 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.config.schema import Images as Offer
 from podyd.engine.rest import LxdClient
+from podyd.model.member import Member
 from podyd.model.pod import owner_keys
-from podyd.people.login import Member
 from podyd.pods.catalogue import Images
 
 MEMBER = Member("alice", False, Quota(), (), 1000, 1000)

@@ -26,7 +26,7 @@ from podyd.contract.spec import Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.tree import File, Holes
-from podyd.people.login import Member
+from podyd.model.member import Member
 from podyd.pods.catalogue import Image, Images
 from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay
 from podyd.pods.disks import Disks

@@ -11,7 +11,7 @@ import pytest
 
 from podyd.base.errors import Forbidden
 from podyd.config.schema import Quota
-from podyd.people.login import Member
+from podyd.model.member import Member
 from podyd.pods import disks
 
 MIB, GIB = 1024**2, 1024**3

@@ -13,7 +13,7 @@ from podyd.base.longtext import Kept
 from podyd.contract.frames import STDERR, STDOUT
 from podyd.contract.spec import FileInfo, OneFile, PutFile
 from podyd.engine.execution import Executor, Exit
-from podyd.people.login import Member
+from podyd.model.member import Member
 from podyd.pods import files as transfers
 from podyd.pods.files import MAX_ENTRIES, MAX_HEAD_BYTES, Outgoing, Pipe, Transfers
 from podyd.pods.lifecycle import Pods

@@ -11,8 +11,8 @@ from podyd.base.errors import Conflict
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.engine.refusals import refusal
+from podyd.model.member import Member
 from podyd.model.pod import pods_of
-from podyd.people.login import Member
 from podyd.pods.snapshots import Snapshots
 from tests.unit.engine.test_stopping import POD
 
