@@ -16,7 +16,7 @@ from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.scheduler import Allotment
-from podyd.node.nvml_process import Gpu
+from podyd.node.samples import Gpu
 from podyd.node.telemetry import Telemetry
 from podyd.pods.disks import Disks, PoolUse, limit_of
 

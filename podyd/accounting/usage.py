@@ -20,8 +20,8 @@ from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.engine.instances import CpuTime, Instance
 from podyd.model.pod import pods_of
-from podyd.node.nvml_process import Sample
 from podyd.node.procs import Payload
+from podyd.node.samples import Sample
 from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
 
 log = logging.getLogger(__name__)

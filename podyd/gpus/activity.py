@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podyd.node.nvml_process import Gpu, Holder, Sample
 from podyd.node.procs import Payload
+from podyd.node.samples import Gpu, Holder, Sample
 from podyd.node.telemetry import Telemetry
 
 # Samples come every second; between two that are further apart, anything may have happened.

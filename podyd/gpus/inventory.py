@@ -22,7 +22,7 @@ from podyd.base.tasks import came
 from podyd.contract.kinds import CardChoice
 from podyd.engine.instances import Devices, is_set
 from podyd.engine.rest import LxdClient
-from podyd.node.nvml_process import Sample, sysfs_address
+from podyd.node.samples import Sample, sysfs_address
 from podyd.node.telemetry import Telemetry
 from podyd.store.database import RETRY_SECONDS, CardStore
 

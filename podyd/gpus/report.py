@@ -19,8 +19,8 @@ from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Allotment
 from podyd.model.pod import Pod
 from podyd.node.cgroups import Payloads
-from podyd.node.nvml_process import Gpu, Holder, Sample
 from podyd.node.procs import Process, Reader
+from podyd.node.samples import Gpu, Holder, Sample
 from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.node.user_names import UserNames
 

@@ -66,7 +66,7 @@ from podyd.gpus.leases import (
 )
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
-from podyd.node.nvml_process import Sample
+from podyd.node.samples import Sample
 from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 
 log = logging.getLogger(__name__)

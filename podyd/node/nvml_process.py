@@ -1,117 +1,30 @@
-"""NVML: what the cards do, and which process holds which. The only importer of pynvml.
+"""The process that asks NVML, `podyd nvml`: a sample a second. The only importer of pynvml.
 
 NVML may hang for good inside the driver, and after an update of the driver only a new process gets
-the new library. So this runs in a process of its own, `podyd nvml`, which writes one line of JSON a
-second; telemetry.py starts it, reads it and replaces it.
+the new library. So it is a process of its own, which writes one line of JSON a second;
+telemetry.py starts it, reads it and replaces it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import json
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pynvml
 
-from podyd.node.procs import Payload, payload_of
+from podyd.node.procs import payload_of
+from podyd.node.samples import Failure, Gpu, Holder, Sample, sysfs_address
 
 SAMPLE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Holder:
-    """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
-    last sample; None where the driver does not tell. `payload` is its cgroup of LXC's."""
-
-    pid: int
-    memory_used: int | None
-    utilisation: int | None
-    payload: Payload | None = None
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A card at one moment; None where it does not support the figure.
-
-    `pci` as LXD and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
-    percent, `temperature` in degrees Celsius, power in watts. `problem` says why a card does not
-    answer.
-    """
-
-    uuid: str
-    pci: str
-    name: str
-    memory_total: int | None = None
-    memory_used: int | None = None
-    utilisation: int | None = None
-    temperature: int | None = None
-    power: float | None = None
-    power_limit: float | None = None
-    problem: str | None = None
-    holders: tuple[Holder, ...] = ()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """All cards at one moment, in the order of NVML's indices; `taken` on the monotonic clock."""
-
-    taken: float
-    driver: str
-    cuda: str
-    gpus: tuple[Gpu, ...]
-
-    @property
-    def age(self) -> float:
-        """Seconds since the sample was taken."""
-        return time.monotonic() - self.taken
-
-    def to_line(self) -> str:
-        """The sample as one line of JSON."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Sample:
-        """From the JSON of `to_line`."""
-        gpus = tuple(
-            Gpu(**{**gpu, "holders": tuple(_holder(holder) for holder in gpu["holders"])})
-            for gpu in data["gpus"]
-        )
-        return cls(data["taken"], data["driver"], data["cuda"], gpus)
-
-
-def _holder(data: Mapping[str, Any]) -> Holder:
-    payload = data["payload"]
-    return Holder(**{**data, "payload": None if payload is None else (payload[0], payload[1])})
-
-
-@dataclass(frozen=True)
-class Failure:
-    """Why there are no samples; `absent` if this host has no NVIDIA driver at all."""
-
-    problem: str
-    absent: bool
-
-    def to_line(self) -> str:
-        """The failure as one line of JSON."""
-        return json.dumps(asdict(self))
-
-
-def parse_line(line: str | bytes) -> Sample | Failure:
-    """What `podyd nvml` wrote. Raises ValueError, KeyError or TypeError if it is not that."""
-    data = json.loads(line)
-    return Failure(**data) if "problem" in data else Sample.of(data)
-
-
-# --- The process of its own ---------------------------------------------------------------------
 
 
 def run(write: Callable[[str], None], *, once: bool = False) -> int:
@@ -279,11 +192,3 @@ def _supported(ask: Callable[[], T]) -> T | None:
         raise
     except pynvml.NVMLError:
         return None
-
-
-def sysfs_address(address: str) -> str:
-    """A PCI address as sysfs writes it: NVML's has a domain of eight digits, LXD also takes one
-    without a domain, and capitals."""
-    *domain, bus, rest = address.lower().split(":")
-    number = int(domain[0], 16) if domain else 0
-    return f"{number:04x}:{bus}:{rest}"

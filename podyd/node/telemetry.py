@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from podyd.base.tasks import came
-from podyd.node.nvml_process import Failure, Sample, parse_line
+from podyd.node.samples import Failure, Sample, parse_line
 
 log = logging.getLogger(__name__)
 

@@ -106,3 +106,39 @@ def test_imports_lead_downwards() -> None:
         for line, package in against(package_of(path), ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert found == []
+
+
+# --- What stays in one place --------------------------------------------------------------------
+
+# The process that serves, and most tests, do without NVML's binding.
+ONLY_IMPORTERS = {
+    "pynvml": {"node/nvml_process.py"},
+    "podyd.node.nvml_process": {"cli/main.py"},
+}
+
+
+def modules_in(tree: ast.AST) -> Iterator[str]:
+    """The full name of each module that is imported, and of what is taken from it."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=str(module), names=names, level=0):
+                yield from (module, *(f"{module}.{name.name}" for name in names))
+
+
+@pytest.mark.parametrize(("module", "where"), ONLY_IMPORTERS.items())
+def test_a_library_has_one_importer(module: str, where: set[str]) -> None:
+    found = {
+        str(path.relative_to(ROOT))
+        for path in SOURCES
+        if module in modules_in(ast.parse(path.read_text(encoding="utf-8")))
+    }
+    assert found == where
+
+
+def test_who_serves_imports_no_binding_of_nvml() -> None:
+    # An import that stands in a function is made by the command `podyd nvml` alone.
+    tree = ast.parse((ROOT / "cli/main.py").read_text(encoding="utf-8"))
+    outside = ast.Module([item for item in tree.body if not isinstance(item, ast.FunctionDef)], [])
+    assert "podyd.node.nvml_process" not in modules_in(outside)

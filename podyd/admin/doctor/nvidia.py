@@ -15,7 +15,7 @@ from pathlib import Path
 from podyd.admin.doctor.case import Places
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.gpus.inventory import NVIDIA_VENDOR_ID
-from podyd.node.nvml_process import Failure, Sample, parse_line
+from podyd.node.samples import Failure, Sample, parse_line
 
 LIBRARY = "libnvidia-ml.so"
 # NVML's initialisation may take seconds for each card whose driver sleeps.

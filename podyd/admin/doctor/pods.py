@@ -16,7 +16,7 @@ from podyd.admin.doctor.host import lxd_path
 from podyd.engine.admin import Admin, Card
 from podyd.engine.instances import is_set
 from podyd.gpus.inventory import NVIDIA_VENDOR_ID
-from podyd.node.nvml_process import Sample, sysfs_address
+from podyd.node.samples import Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
 # Where libnvidia-container puts the host's library into a pod: a mount of its own, in the fifth

@@ -17,7 +17,7 @@ from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.instances import CpuTime, Instance
-from podyd.node.nvml_process import Gpu, Holder, Sample
+from podyd.node.samples import Gpu, Holder, Sample
 from podyd.store.database import Bucket, Database, UsageStore
 
 # At the beginning of an hour.

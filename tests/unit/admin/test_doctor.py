@@ -29,7 +29,7 @@ from podyd.cli.doctor import show
 from podyd.config.schema import Config
 from podyd.config.schema import parse as parse_config
 from podyd.engine.admin import Admin, Card
-from podyd.node.nvml_process import Failure, Gpu, Sample
+from podyd.node.samples import Failure, Gpu, Sample
 from tests.unit.engine.test_stopping import POD
 from tests.unit.pods.test_sweep import half_made
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from podyd.gpus.activity import GAP_SECONDS, Occupancy
-from podyd.node.nvml_process import Gpu, Holder, Sample
+from podyd.node.samples import Gpu, Holder, Sample
 from podyd.node.telemetry import Telemetry
 
 CARD = Gpu("GPU-1", "0000:41:00.0", "A100", utilisation=50)

@@ -12,7 +12,7 @@ import pytest
 
 from podyd.engine.rest import LxdClient
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
-from podyd.node.nvml_process import Gpu, Sample
+from podyd.node.samples import Gpu, Sample
 from podyd.node.telemetry import Telemetry
 from podyd.store.database import CardStore, Database
 

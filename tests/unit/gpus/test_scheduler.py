@@ -24,7 +24,7 @@ from podyd.gpus.leases import lease_key, lease_value
 from podyd.gpus.scheduler import LOCK_SECONDS, WRITERS, Allotment
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
-from podyd.node.nvml_process import Failure, Gpu, Sample
+from podyd.node.samples import Failure, Gpu, Sample
 from podyd.node.telemetry import Telemetry
 
 CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(2))

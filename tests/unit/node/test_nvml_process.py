@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 
 from podyd.gpus.report import alive
-from podyd.node.nvml_process import Failure, Gpu, Holder, Sample, parse_line
 from podyd.node.procs import Reader
+from podyd.node.samples import Failure, Gpu, Holder, Sample, parse_line
 from podyd.node.telemetry import Telemetry, Timing
 from tests.lab.nvml import DEFAULT_GPUS, GIB, FakeDriver, FakeGpu, FakeNvml, FakeProcess, build
 
