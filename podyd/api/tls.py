@@ -17,7 +17,7 @@ from pathlib import Path
 
 from podyd.base.errors import ConfigError
 from podyd.config.current import Settings
-from podyd.config.schema import Tls
+from podyd.config.schema import TlsConfig
 
 log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ _Stamp = tuple[tuple[int, ...], ...]
 class Certificate:
     """The pair of files that `settings` name; without any, the one of before stays in use."""
 
-    def __init__(self, settings: Settings, files: Tls) -> None:
+    def __init__(self, settings: Settings, files: TlsConfig) -> None:
         """Raises ConfigError if the files cannot be used."""
         self._settings = settings
         self._files = files
@@ -63,7 +63,7 @@ class Certificate:
         log.info("the certificate is read from %s", self._files.cert)
 
 
-def load(files: Tls) -> ssl.SSLContext:
+def load(files: TlsConfig) -> ssl.SSLContext:
     """A server's context with this certificate. Raises ConfigError."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -100,7 +100,7 @@ def _group() -> str:
     return str(os.getegid())
 
 
-def _stamp(files: Tls) -> _Stamp:
+def _stamp(files: TlsConfig) -> _Stamp:
     return tuple(_stamp_of(path) for path in (files.cert, files.key))
 
 

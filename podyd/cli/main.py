@@ -12,7 +12,7 @@ from pathlib import Path
 from podyd import __version__
 from podyd.base.errors import PodydError, SetupError
 from podyd.client.completion import complete
-from podyd.config.schema import DEFAULT_PATH, Auth, Config, load
+from podyd.config.schema import DEFAULT_PATH, AuthConfig, Config, load
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -158,7 +158,9 @@ def _auth(options: argparse.Namespace) -> int:
     from podyd.auth import server as authd
 
     # Begun for a login, it must not depend on a file that somebody is just editing.
-    settings = Auth(options.pam_service) if options.pam_service else _configuration(options).auth
+    settings = (
+        AuthConfig(options.pam_service) if options.pam_service else _configuration(options).auth
+    )
     try:
         account = pwd.getpwnam(options.user)
     except KeyError:

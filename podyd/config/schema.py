@@ -242,7 +242,7 @@ def _key(
 
 
 @dataclass(frozen=True)
-class Tls:
+class TlsConfig:
     cert: str = _key(
         dataclasses.MISSING,
         help="The certificate and those that link it to its authority, in PEM. podyd looks at"
@@ -258,7 +258,7 @@ class Tls:
 
 
 @dataclass(frozen=True)
-class Lxd:
+class LxdConfig:
     endpoint: str = _key(
         "auto", parse_endpoint, help="LXD's address; auto is the one that 'podyd setup' noted."
     )
@@ -266,7 +266,7 @@ class Lxd:
 
 
 @dataclass(frozen=True)
-class Auth:
+class AuthConfig:
     """Who may log in, and how many failures are too many in `failure_window` seconds."""
 
     pam_service: str = _key(
@@ -299,7 +299,7 @@ class Auth:
 
 
 @dataclass(frozen=True)
-class Pods:
+class PodsConfig:
     """Profiles in the order in which LXD applies them; the most specific list counts alone."""
 
     profiles: tuple[str, ...] = _key(
@@ -332,7 +332,7 @@ class Pods:
 
 
 @dataclass(frozen=True)
-class Lease:
+class LeaseConfig:
     """How long, in hours, and how many cards a member may have for themselves; -1 is no limit."""
 
     max_hours: float = _key(168.0, _hours, help="The most hours of one lease.")
@@ -340,7 +340,7 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Idle:
+class IdleConfig:
     """What becomes of a leased card that the pod's processes have not used for `after` seconds.
 
     `report` shows it; `warn` also tells the pod's terminals; `release` also ends the lease, `grace`
@@ -357,7 +357,7 @@ class Idle:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class MetricsConfig:
     """Who may read /metrics without a login: addresses and networks that ask podyd itself."""
 
     allow: tuple[Network, ...] = _key(
@@ -369,14 +369,14 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Images:
+class ImagesConfig:
     offer: tuple[str, ...] = _key(
         ["*"], help="Aliases of the LXD images that pods can be made of, as shell patterns."
     )
 
 
 @dataclass(frozen=True)
-class Ports:
+class PortsConfig:
     range: tuple[int, int] = _key(
         (20000, 21000),
         parse_port_range,
@@ -431,7 +431,7 @@ class QuotaPart:
 
 
 @dataclass(frozen=True)
-class Quotas:
+class QuotasConfig:
     default: Quota = _key(Quota, help="The quota of everybody.")
     groups: dict[str, QuotaPart] = _key(
         {},
@@ -444,7 +444,7 @@ class Quotas:
 
 
 @dataclass(frozen=True)
-class Usage:
+class UsageConfig:
     """LXD is asked for all pods' CPU time every `interval` seconds."""
 
     interval: float = _key(
@@ -461,7 +461,7 @@ class Config:
         parse_listen,
         help="Where to listen; beyond loopback only with tls, or with insecure.",
     )
-    tls: Tls | None = _key(None, help="HTTPS instead of HTTP.")
+    tls: TlsConfig | None = _key(None, help="HTTPS instead of HTTP.")
     proxies: tuple[Network, ...] = _key(
         [],
         parse_networks,
@@ -472,18 +472,18 @@ class Config:
     state_dir: str = _key(
         "/var/lib/podyd", help="The certificate for LXD, the usage history, tokens."
     )
-    lxd: Lxd = _key(Lxd, help="How LXD is reached.")
-    auth: Auth = _key(Auth, help="Who may log in.")
-    pods: Pods = _key(Pods, help="What pods are made of, and commands in them.")
-    lease: Lease = _key(Lease, help="GPUs that one pod has for itself for a time.")
-    idle: Idle = _key(Idle, help="A leased GPU that its pod does not use.")
-    metrics: Metrics = _key(Metrics, help="What Prometheus reads.")
-    images: Images = _key(Images, help="What pods can be made of.")
-    ports: Ports = _key(Ports, help="Ports of the host that lead into pods.")
-    quota: Quotas = _key(
-        Quotas, help="What a user may have; the user's own, else the best group's."
+    lxd: LxdConfig = _key(LxdConfig, help="How LXD is reached.")
+    auth: AuthConfig = _key(AuthConfig, help="Who may log in.")
+    pods: PodsConfig = _key(PodsConfig, help="What pods are made of, and commands in them.")
+    lease: LeaseConfig = _key(LeaseConfig, help="GPUs that one pod has for itself for a time.")
+    idle: IdleConfig = _key(IdleConfig, help="A leased GPU that its pod does not use.")
+    metrics: MetricsConfig = _key(MetricsConfig, help="What Prometheus reads.")
+    images: ImagesConfig = _key(ImagesConfig, help="What pods can be made of.")
+    ports: PortsConfig = _key(PortsConfig, help="Ports of the host that lead into pods.")
+    quota: QuotasConfig = _key(
+        QuotasConfig, help="What a user may have; the user's own, else the best group's."
     )
-    usage: Usage = _key(Usage, help="What is noted of the use of CPUs.")
+    usage: UsageConfig = _key(UsageConfig, help="What is noted of the use of CPUs.")
 
     @property
     def data_dir(self) -> Path:

@@ -9,7 +9,7 @@ import shlex
 from podyd.base.clock import now
 from podyd.base.errors import PodydError
 from podyd.config.current import Settings
-from podyd.config.schema import Idle
+from podyd.config.schema import IdleConfig
 from podyd.engine.execution import Executor
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.inventory import Card
@@ -64,7 +64,7 @@ class IdleLeases:
                 self._problem = problem
             await asyncio.sleep(min(LOOK_SECONDS, policy.after / 4, policy.grace / 4))
 
-    async def _look(self, policy: Idle) -> None:
+    async def _look(self, policy: IdleConfig) -> None:
         view = await self._allotment.view()
         kept = {}
         cards = {card.key: card for card in view.cards}
@@ -88,14 +88,14 @@ class IdleLeases:
     def _idle(self, card: Card, lease: Lease) -> float | None:
         return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
 
-    async def _warn(self, card: Card, lease: Lease, policy: Idle, idle: float) -> None:
+    async def _warn(self, card: Card, lease: Lease, policy: IdleConfig, idle: float) -> None:
         text = f"GPU {card.index} has been idle for {idle:.0f} s"
         if policy.policy == "release":
             text += f"; its lease ends in {policy.grace:.0f} s unless it is used"
         log.info("%s: %s", lease.pod.name, text)
         await self._tell(lease, f"podyd: {text}.")
 
-    async def _release(self, card: Card, lease: Lease, policy: Idle) -> bool:
+    async def _release(self, card: Card, lease: Lease, policy: IdleConfig) -> bool:
         """End the lease, unless the card is used after all; whether it has ended."""
 
         def is_still_idle() -> bool:

@@ -19,7 +19,7 @@ from typing import Protocol
 
 from podyd.base.errors import TooMany
 from podyd.base.throttle import Throttle
-from podyd.config.schema import Auth
+from podyd.config.schema import AuthConfig
 
 # Longer than that nobody waits for an answer; they are told when to come again.
 MAX_DELAY = 30.0
@@ -68,7 +68,7 @@ class Counted:
 class Guesses:
     """Counts failed tries; `auth` is the configuration in force."""
 
-    def __init__(self, auth: Callable[[], Auth], failures: Throttle | None = None) -> None:
+    def __init__(self, auth: Callable[[], AuthConfig], failures: Throttle | None = None) -> None:
         self._auth = auth
         self._failures = failures or Throttle()
         self._waiting: set[Try] = set()

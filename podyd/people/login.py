@@ -18,7 +18,7 @@ from podyd.base.errors import Forbidden, PodydError, TooMany, Unauthorized, Unav
 from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
-from podyd.config.schema import Auth, Config
+from podyd.config.schema import AuthConfig, Config
 from podyd.contract.spec import TokenScope
 from podyd.model.member import Member
 from podyd.people.account_list import AccountList
@@ -380,6 +380,6 @@ def _lasts(proven: _Proven) -> float:
     return min(REMEMBERED_SECONDS, proven.token.expires - time.time())
 
 
-def _is_member(account: Account, auth: Auth) -> bool:
+def _is_member(account: Account, auth: AuthConfig) -> bool:
     allowed = {*auth.member_groups, *auth.admin_groups}
     return not auth.member_groups or not account.groups.isdisjoint(allowed)

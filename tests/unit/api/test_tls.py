@@ -20,11 +20,11 @@ from podyd.api import tls
 from podyd.api.tls import Certificate, load
 from podyd.base.errors import ConfigError
 from podyd.config.current import Settings
-from podyd.config.schema import Config, Tls
+from podyd.config.schema import Config, TlsConfig
 from tests.certificates import Key, self_signed
 
 
-def make(directory: Path, name: str, key: Key | None = None, passphrase: bytes = b"") -> Tls:
+def make(directory: Path, name: str, key: Key | None = None, passphrase: bytes = b"") -> TlsConfig:
     """A certificate for `name` and its key, as two files."""
     directory.mkdir(exist_ok=True)
     key = key or ec.generate_private_key(ec.SECP256R1())
@@ -35,7 +35,7 @@ def make(directory: Path, name: str, key: Key | None = None, passphrase: bytes =
         if passphrase
         else serialization.NoEncryption()
     )
-    files = Tls(str(directory / "cert.pem"), str(directory / "key.pem"))
+    files = TlsConfig(str(directory / "cert.pem"), str(directory / "key.pem"))
     Path(files.cert).write_bytes(certificate.public_bytes(pem))
     Path(files.key).write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, locked))
     return files
@@ -70,7 +70,7 @@ def served(context: ssl.SSLContext, version: ssl.TLSVersion = ssl.TLSVersion.TLS
 class Node:
     """A certificate in use, and how often a new one was handed over."""
 
-    def __init__(self, files: Tls) -> None:
+    def __init__(self, files: TlsConfig) -> None:
         self.settings = Settings(Config(tls=files))
         self.certificate = Certificate(self.settings, files)
         self.used: list[ssl.SSLContext] = []
@@ -116,7 +116,7 @@ def test_a_link_to_another_pair_as_certbot_makes_it(tmp_path: Path) -> None:
         make(tmp_path / name, name)
     live = tmp_path / "live"
     live.symlink_to("old")
-    node = Node(Tls(str(live / "cert.pem"), str(live / "key.pem")))
+    node = Node(TlsConfig(str(live / "cert.pem"), str(live / "key.pem")))
 
     def renew() -> None:
         link = tmp_path / "next"

@@ -14,8 +14,7 @@ import pytest
 
 from podyd.base.errors import Conflict, Forbidden, NotFound
 from podyd.config.current import Settings
-from podyd.config.schema import Config, Quota
-from podyd.config.schema import Ports as PortsConfig
+from podyd.config.schema import Config, PortsConfig, Quota
 from podyd.engine.instances import Instance, Instances
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds

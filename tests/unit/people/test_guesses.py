@@ -10,7 +10,7 @@ import pytest
 
 from podyd.base.errors import TooMany
 from podyd.base.throttle import Throttle
-from podyd.config.schema import Auth
+from podyd.config.schema import AuthConfig
 from podyd.people import guesses
 from podyd.people.guesses import Guesses, Try
 
@@ -35,7 +35,7 @@ def clock() -> Clock:
 @pytest.fixture
 def asked(clock: Clock) -> Guesses:
     return Guesses(
-        lambda: Auth(failures_per_user=LIMIT, failures_per_address=60, failure_window=WINDOW),
+        lambda: AuthConfig(failures_per_user=LIMIT, failures_per_address=60, failure_window=WINDOW),
         Throttle(clock),
     )
 
@@ -92,7 +92,9 @@ def test_many_names_of_one_place_keep_nobody_else_out(asked: Guesses) -> None:
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> Guesses:
     """Two tries in 0.4 s, on the real clock."""
-    return Guesses(lambda: Auth(failures_per_user=2, failures_per_address=9, failure_window=0.4))
+    return Guesses(
+        lambda: AuthConfig(failures_per_user=2, failures_per_address=9, failure_window=0.4)
+    )
 
 
 def test_who_comes_too_late_waits_and_then_gets_in(short: Guesses) -> None:

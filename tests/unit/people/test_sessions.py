@@ -12,7 +12,7 @@ import pytest
 from podyd.auth.client import Account, AuthClient
 from podyd.base.errors import Forbidden, PodydError, Unauthorized, Unavailable
 from podyd.config.current import Settings
-from podyd.config.schema import Auth, Config
+from podyd.config.schema import AuthConfig, Config
 from podyd.people import sessions
 from podyd.people.login import Login, Users
 from podyd.people.origins import Origins
@@ -55,7 +55,7 @@ class Rig:
 
     def __init__(self, directory: Path) -> None:
         self.auth = FakeAuth()
-        self.settings = Settings(Config(auth=Auth(member_groups=("lab",))))
+        self.settings = Settings(Config(auth=AuthConfig(member_groups=("lab",))))
         self.database = Database(directory / "db")
         tokens = Tokens(TokenStore(self.database), self.settings)
         self.origins = Origins(lambda *ends: None)
@@ -209,7 +209,7 @@ def test_tokens_that_are_revoked_keep_nobody_elses_session_alive(
 def test_other_groups_that_are_members(tmp_path: Path) -> None:
     async def use(rig: Rig) -> None:
         session = await rig.begin(await password(rig))
-        rig.settings.current = Config(auth=Auth(member_groups=("staff",)))
+        rig.settings.current = Config(auth=AuthConfig(member_groups=("staff",)))
         assert await session.code() == "not_a_member"
 
     play(tmp_path, use)

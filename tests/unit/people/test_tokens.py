@@ -14,7 +14,7 @@ import pytest
 
 from podyd.api.handler import credentials
 from podyd.base.errors import ConfigError, Unauthorized
-from podyd.config.schema import Auth, Config, parse
+from podyd.config.schema import AuthConfig, Config, parse
 from podyd.contract import spec
 from podyd.contract.spec import OPERATIONS, Operation
 from podyd.people.tokens import is_token
@@ -98,7 +98,7 @@ def test_days_that_cannot_be_meant(days: str) -> None:
 
 
 def test_the_longest_is_a_year() -> None:
-    assert Config().auth.token_days_max == Auth().token_days_max == 365
+    assert Config().auth.token_days_max == AuthConfig().token_days_max == 365
 
 
 # --- How it is kept -----------------------------------------------------------------------------

@@ -12,8 +12,7 @@ import pytest
 
 from podyd.base.errors import Forbidden, NotFound
 from podyd.config.current import Settings
-from podyd.config.schema import Config, Quota
-from podyd.config.schema import Images as Offer
+from podyd.config.schema import Config, ImagesConfig, Quota
 from podyd.engine.rest import LxdClient
 from podyd.model.member import Member
 from podyd.model.pod import owner_keys
@@ -49,7 +48,7 @@ def images(
     *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
 ) -> Images:
     return Images(
-        Lxd(*names, properties=properties), Settings(Config(images=Offer(offer=(offer,))))
+        Lxd(*names, properties=properties), Settings(Config(images=ImagesConfig(offer=(offer,))))
     )
 
 
