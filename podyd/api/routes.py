@@ -15,8 +15,8 @@ from podyd.base.clock import iso
 from podyd.base.errors import NotFound
 from podyd.base.longtext import Kept
 from podyd.contract import openapi, spec
-from podyd.contract.frames import Size
 from podyd.contract.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.engine.streams import Size
 from podyd.gpus.report import Host
 from podyd.gpus.scheduler import Allotment
 from podyd.model.member import Member

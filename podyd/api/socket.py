@@ -14,9 +14,9 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from podyd.api.frames import WINDOW_BYTES, Line
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
-from podyd.contract.frames import WINDOW_BYTES, Line
 from podyd.contract.spec import Ended
 from podyd.pods.shells import Place
 
@@ -137,7 +137,8 @@ class Socket(Endpoint, WebSocketHandler):
     async def _run(self, place: Place) -> dict[str, Any]:
         """Run it to its end; what the caller is told of that."""
         try:
-            return vars(await place.run(self._line))
+            await self._line.control({"window": WINDOW_BYTES})
+            return vars(await place.run(await self._line.start(), self._line))
         except PodydError as error:
             if error.status >= 500:
                 log.warning("%s: %s", self.operation.path, error.detail)

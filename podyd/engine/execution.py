@@ -14,10 +14,10 @@ from tornado.websocket import WebSocketClosedError
 
 from podyd.base.longtext import LongText
 from podyd.base.tasks import Tasks, seen
-from podyd.contract.frames import Streams
 from podyd.engine.endings import Ending, Endings
 from podyd.engine.rest import LxdClient
 from podyd.engine.session import STDERR, STDIN, STDOUT, Session
+from podyd.engine.streams import Streams
 from podyd.engine.talk import AtTerminal, Piped, Terminal
 from podyd.engine.websocket import Websocket
 

@@ -14,15 +14,15 @@ from tornado.websocket import WebSocketClosedError
 
 from podyd.base.errors import PodydError
 from podyd.base.tasks import beside
-from podyd.contract import frames as channels
-from podyd.contract.frames import Signal, Size, Streams
+from podyd.engine import streams
 from podyd.engine.rest import LxdClient
 from podyd.engine.session import STDERR, STDIN, STDOUT, Session
+from podyd.engine.streams import Signal, Size, Streams
 from podyd.engine.websocket import Websocket
 
 log = logging.getLogger(__name__)
 
-CHANNELS = {STDIN: channels.STDOUT, STDOUT: channels.STDOUT, STDERR: channels.STDERR}
+NUMBERS = {STDIN: streams.STDOUT, STDOUT: streams.STDOUT, STDERR: streams.STDERR}
 # LXD says so when a terminal's leading process has ended and all it wrote is sent.
 LEAVE_SECONDS = 5.0
 
@@ -56,7 +56,7 @@ class Piped(Session):
     async def take(self, stream: str, data: bytes) -> None:
         self._taking += 1
         try:
-            await self._line.output(CHANNELS[stream], data)
+            await self._line.output(NUMBERS[stream], data)
         finally:
             self._taking -= 1
 

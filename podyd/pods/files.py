@@ -25,10 +25,10 @@ from podyd.base.clock import iso
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
 from podyd.base.tasks import beside, seen
-from podyd.contract.frames import STDOUT, Wish
 from podyd.contract.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
 from podyd.engine.endings import Ending
 from podyd.engine.execution import Afterwards, Executor
+from podyd.engine.streams import STDOUT, Wish, no_wish
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.disks import full
@@ -272,8 +272,8 @@ class Pipe:
         self.taken_bytes += len(data or b"")
         return data
 
-    async def output(self, channel: int, data: bytes) -> None:
-        if channel != STDOUT:
+    async def output(self, stream: int, data: bytes) -> None:
+        if stream != STDOUT:
             self._complaint += data[: MAX_COMPLAINT_BYTES - len(self._complaint)]
         elif self._send is not None and data:
             await self._turn(self._send(data))
@@ -297,8 +297,7 @@ class Pipe:
         raise _caller_is_silent() if self._waits_for_caller else _silent(POD_SECONDS)
 
     async def wish(self) -> Wish:
-        nothing: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
-        return await nothing
+        return await no_wish()
 
 
 class Outgoing:

@@ -6,9 +6,9 @@ import time
 from collections.abc import Sequence
 
 from podyd.base.errors import BadRequest
-from podyd.contract.frames import WINDOW_BYTES, Line, Size
 from podyd.contract.spec import Ended, Start
 from podyd.engine.execution import Executor
+from podyd.engine.streams import Size, Streams
 from podyd.engine.talk import Terminal
 from podyd.model.member import Member
 from podyd.model.pod import Pod
@@ -45,13 +45,13 @@ class Shells:
         """The place in this pod is free again."""
         self._places.leave(pod)
 
-    async def run(self, pod: Pod, start: Start, size: Size | None, line: Line) -> Ended:
+    async def run(self, pod: Pod, start: Start, size: Size | None, streams: Streams) -> Ended:
         """Run what `start` says, until it has ended."""
         began = time.monotonic()
         end = await self._executor.talk(
             pod.name,
             _words(start, is_shell=size is not None),
-            line,
+            streams,
             terminal=None if size is None else Terminal(size, start.term),
             timeout=start.timeout,
         )
@@ -75,10 +75,9 @@ class Place:
         self._size = size
         self._is_open = True
 
-    async def run(self, line: Line) -> Ended:
-        """Run what the other end of the line asks for, until it has ended."""
-        await line.control({"window": WINDOW_BYTES})
-        return await self._shells.run(self._pod, await line.start(), self._size, line)
+    async def run(self, start: Start, streams: Streams) -> Ended:
+        """Run what `start` says, until it has ended."""
+        return await self._shells.run(self._pod, start, self._size, streams)
 
     def close(self) -> None:
         """Give it back; a second time does nothing."""

@@ -510,7 +510,7 @@ class Node:
     ) -> Server:
         """Start `podyd serve` and wait until it answers and follows LXD.
 
-        `constants` are such of podyd's modules ("podyd.contract.frames.START_SECONDS") as this one
+        `constants` are such of podyd's modules ("podyd.api.frames.START_SECONDS") as this one
         has others, for a test that would wait for long, or that a slow machine would keep waiting.
         """
         environment = {**(environment or {}), **self._with(constants or {})}

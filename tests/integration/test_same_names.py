@@ -8,7 +8,7 @@ from tests.integration.talking import Talk, connect
 
 def test_what_was_opened_in_a_pod_is_refused_in_its_namesake(node: Node) -> None:
     # podyd waits so long for the first message, and a slow machine may need more than the usual.
-    server = node.serve(constants={"podyd.contract.frames.START_SECONDS": 120.0})
+    server = node.serve(constants={"podyd.api.frames.START_SECONDS": 120.0})
     user = node.accounts.user()
     one, other = server.client(user), server.client(node.accounts.user(f"{user}-y"))
     name = one.post("/pod/create", ins="y-main", image=IMAGE).ok["name"]

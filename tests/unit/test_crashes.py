@@ -12,10 +12,11 @@ from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
 from podyd.api.files import Download, Upload
+from podyd.api.frames import END, Line
 from podyd.api.handler import Endpoint
 from podyd.api.socket import Socket
-from podyd.contract.frames import END, Line
 from podyd.contract.spec import Access, Ended, Nothing, Operation, Proof, Start
+from podyd.engine.streams import Streams
 from podyd.pods.files import Incoming, Outgoing
 from tests.unit.api.test_handler import serving
 
@@ -73,13 +74,12 @@ class Slot:
 
 
 class CrashingShell(Slot):
-    async def run(self, line: Line) -> Ended:
-        await line.start()
+    async def run(self, start: Start, streams: Streams) -> Ended:
         return Ended(exit_code=int(SECRET), timed_out=False)
 
 
 class WaitingShell(Slot):
-    async def run(self, line: Line) -> Ended:
+    async def run(self, start: Start, streams: Streams) -> Ended:
         await asyncio.Event().wait()
         raise AssertionError
 

@@ -10,9 +10,9 @@ import pytest
 
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
-from podyd.contract.frames import STDERR, STDOUT
 from podyd.contract.spec import FileInfo, OneFile, PutFile
 from podyd.engine.execution import Executor, Exit
+from podyd.engine.streams import STDERR, STDOUT
 from podyd.model.member import Member
 from podyd.pods import files as transfers
 from podyd.pods.files import MAX_ENTRIES, MAX_HEAD_BYTES, Outgoing, Pipe, Transfers

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from podyd.api.frames import CONTROL, END, WINDOW_BYTES, Line
 from podyd.base.errors import BadRequest
-from podyd.contract.frames import CONTROL, END, STDERR, STDOUT, WINDOW_BYTES, Line, Signal, Size
+from podyd.engine.streams import STDERR, STDOUT, Signal, Size
 
 Talk = Callable[[Line, list[bytes]], Awaitable[None]]
 

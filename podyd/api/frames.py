@@ -12,52 +12,21 @@ import asyncio
 import json
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from podyd.base.errors import BadRequest
 from podyd.contract.kinds import Whole, parse_json
 from podyd.contract.spec import MAX_COLUMNS, MAX_ROWS, SIGNALS, Start
+from podyd.engine.streams import STDIN, Signal, Size, Wish
 
-STDIN, STDOUT, STDERR, END, CONTROL = range(5)
+# The channels beside those of the streams, which have their numbers.
+END, CONTROL = 3, 4
 # How many bytes of input podyd holds for a command that does not read them.
 WINDOW_BYTES = 256 * 1024
 # What the command has read is told a quarter of the window at a time, and not at each key.
 TELL_BYTES = WINDOW_BYTES // 4
 MAX_WISHES = 64
 START_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Size:
-    """A terminal's, in characters."""
-
-    rows: int
-    cols: int
-
-
-@dataclass(frozen=True)
-class Signal:
-    """One for all that the command has started; `name` is one of SIGNALS."""
-
-    name: str
-
-
-Wish = Size | Signal
-
-
-class Streams(Protocol):
-    """What a command is given, and what it gives."""
-
-    async def input(self) -> bytes | None:
-        """The next of the input; None at its end."""
-
-    async def output(self, channel: int, data: bytes) -> None:
-        """Take output; the command waits as long."""
-
-    async def wish(self) -> Wish:
-        """What is wanted beside that, once it is."""
-
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -167,7 +136,7 @@ class Line:
 
     # --- What goes out ---------------------------------------------------------------------------
 
-    async def output(self, channel: int, data: bytes) -> None:
+    async def output(self, stream: int, data: bytes) -> None:
         """Send output; waits while they take none."""
         while data:
             room = len(data)
@@ -176,7 +145,7 @@ class Line:
                     self._room.clear()
                     await self._room.wait()
             self._sent += len(data[:room])
-            await self._send(bytes([channel]) + data[:room])
+            await self._send(bytes([stream]) + data[:room])
             data = data[room:]
 
     async def control(self, message: Mapping[str, Any]) -> None:
