@@ -166,7 +166,7 @@ class Usage:
             except Unavailable:
                 pass  # It is in the log: the database says so itself, and who follows LXD.
             except LxdRefused as error:
-                log.warning("CPU time is not counted this time: %s", error.detail)
+                log.warning("CPU time is not counted this time: %s", error)
             await asyncio.sleep(self._settings.current.usage.interval)
 
     async def sample_cpu(self) -> None:

@@ -59,7 +59,7 @@ class Download(Transfer):
             self._fail(self._refusal or going_down())
         except PodydError as error:
             if self._headers_written:
-                log.warning("%s: %s", self.operation.path, error.detail)
+                log.warning("%s: %s", self.operation.path, error)
             self._fail(error)
         except Exception as error:  # Tornado would end half a file as if it were whole.
             self._fail(self.crash(error))

@@ -282,7 +282,7 @@ class Endpoint(JsonHandler):
             answer = await self._task
         except PodydError as error:
             if error.status >= 500:
-                log.warning("%s: %s", self.operation.path, error.detail)
+                log.warning("%s: %s", self.operation.path, error)
             self.refuse(error)
         except asyncio.CancelledError:
             # The caller has hung up, and the answer reaches nobody, or their login has ended, or

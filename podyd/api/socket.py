@@ -141,7 +141,7 @@ class Socket(Endpoint, WebSocketHandler):
             return vars(await place.run(await self._line.start(), self._line))
         except PodydError as error:
             if error.status >= 500:
-                log.warning("%s: %s", self.operation.path, error.detail)
+                log.warning("%s: %s", self.operation.path, error)
             return _cut_off(error)
         except (asyncio.CancelledError, WebSocketClosedError, StreamClosedError):
             # The caller has gone and does not hear it, sends what is wrong or may do nothing any

@@ -57,7 +57,7 @@ class Certificate:
         try:
             self.context = load(self._files)
         except ConfigError as error:
-            log.warning("the old certificate stays in use: %s", error.detail)
+            log.warning("the old certificate stays in use: %s", error)
             return
         use(self.context)
         log.info("the certificate is read from %s", self._files.cert)

@@ -1,7 +1,8 @@
 """The errors of podyd, and what each one looks like from outside.
 
 An error carries everything that a client is told: the HTTP `status`, a stable `code` in
-snake_case, one sentence in `detail` that a user can act on, and `fields` that help a program.
+snake_case, one sentence in `detail` that says what is the matter, where there is something to do
+another in `advice`, and `fields` that help a program.
 Whatever a lower library raises is turned into one of these where it is met.
 """
 
@@ -22,15 +23,19 @@ class PodydError(Exception):
     # Of the command that it ends.
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, detail: str, *, code: str | None = None, **fields: Any) -> None:
-        super().__init__(detail)
+    def __init__(
+        self, detail: str, *, advice: str = "", code: str | None = None, **fields: Any
+    ) -> None:
+        super().__init__(f"{detail} {advice}".rstrip())
         self.detail = detail
+        self.advice = advice
         self.code = code or self.default_code
         self.fields = fields
 
     def body(self) -> dict[str, Any]:
-        """The JSON object that a client gets."""
-        return {"detail": self.detail, "code": self.code, **self.fields}
+        """The JSON object that a client gets; `advice` only where there is some."""
+        advice = {"advice": self.advice} if self.advice else {}
+        return {"detail": self.detail, **advice, "code": self.code, **self.fields}
 
     def headers(self) -> Mapping[str, str]:
         """The HTTP headers that belong to this error."""
@@ -112,9 +117,11 @@ class TooMany(PodydError):
     status = 429
     default_code = "too_many_requests"
 
-    def __init__(self, detail: str, *, retry_after: float, code: str | None = None) -> None:
+    def __init__(
+        self, detail: str, *, retry_after: float, advice: str = "", code: str | None = None
+    ) -> None:
         self.retry_after = max(1, math.ceil(retry_after))
-        super().__init__(detail, code=code, retry_after=self.retry_after)
+        super().__init__(detail, advice=advice, code=code, retry_after=self.retry_after)
 
     def headers(self) -> Mapping[str, str]:
         return {"Retry-After": str(self.retry_after)}
@@ -143,15 +150,25 @@ class LxdRefused(PodydError):
 
     status = 502
     default_code = "lxd_error"
-    # What a member is told; `{reason}` stands for LXD's own words.
-    sentence: ClassVar[str] = "LXD refused it: {reason}; tell your admin if it stays so."
+    # What a member is told, and what they can do; `{reason}` stands for LXD's own words.
+    sentence: ClassVar[str] = "LXD refused it: {reason}."
+    remedy: ClassVar[str] = "Tell your admin if it stays so."
 
     def __init__(
-        self, reason: str, detail: str = "", *, code: str | None = None, **fields: Any
+        self,
+        reason: str,
+        detail: str = "",
+        *,
+        advice: str = "",
+        code: str | None = None,
+        **fields: Any,
     ) -> None:
         self.reason = reason.rstrip(".")
         super().__init__(
-            detail or self.sentence.format(reason=self.reason, **fields), code=code, **fields
+            detail or self.sentence.format(reason=self.reason, **fields),
+            advice=advice if detail else self.remedy,
+            code=code,
+            **fields,
         )
 
     @property
@@ -168,7 +185,8 @@ class Busy(LxdRefused):
 
     status = 409
     default_code = "pod_busy"
-    sentence = "The pod is being started, stopped or changed already; try again shortly."
+    sentence = "The pod is being started, stopped or changed already."
+    remedy = "Try again shortly."
 
     def __init__(self, reason: str, *, operation: str = "") -> None:
         super().__init__(reason, operation=operation)
@@ -178,7 +196,7 @@ class Busy(LxdRefused):
 class InUse(Busy):
     """LXD counts the instance's disk as mounted: it copies it, reads files, or has miscounted."""
 
-    sentence = "LXD has the pod's disk in use, to copy it or for its files; try again shortly."
+    sentence = "LXD has the pod's disk in use, to copy it or for its files."
 
 
 class NotRunning(LxdRefused):
@@ -186,7 +204,8 @@ class NotRunning(LxdRefused):
 
     status = 409
     default_code = "pod_not_running"
-    sentence = "The pod is {status}; start it with /pod/start."
+    sentence = "The pod is {status}."
+    remedy = "Start it with /pod/start."
 
     def __init__(self, reason: str, *, status: str = "stopped") -> None:
         super().__init__(reason, status=status)
@@ -197,7 +216,8 @@ class Running(LxdRefused):
 
     status = 409
     default_code = "pod_running"
-    sentence = "The pod is running; stop it first with /pod/stop."
+    sentence = "The pod is running."
+    remedy = "Stop it first with /pod/stop."
 
 
 class DidNotShutDown(LxdRefused):
@@ -205,7 +225,8 @@ class DidNotShutDown(LxdRefused):
 
     status = 409
     default_code = "pod_did_not_shut_down"
-    sentence = "The pod did not shut down in time; try again."
+    sentence = "The pod did not shut down in time."
+    remedy = "Try again."
 
 
 class Missing(LxdRefused):
@@ -214,13 +235,15 @@ class Missing(LxdRefused):
     status = 404
     default_code = "not_found"
     sentence = "LXD does not have it: {reason}."
+    remedy = ""
 
 
 class Gone(Missing):
     """LXD does not have the instance itself."""
 
     default_code = "no_such_pod"
-    sentence = "The pod is not there any more; see /pod/list."
+    sentence = "The pod is not there any more."
+    remedy = "See /pod/list."
 
 
 class NameTaken(LxdRefused):
@@ -229,6 +252,7 @@ class NameTaken(LxdRefused):
     status = 409
     default_code = "name_taken"
     sentence = "The name is taken: {reason}."
+    remedy = "Take another one."
 
 
 class Changed(LxdRefused):
@@ -236,7 +260,8 @@ class Changed(LxdRefused):
 
     status = 409
     default_code = "pod_changed"
-    sentence = "The pod has been changed at the same moment; try again."
+    sentence = "The pod has been changed at the same moment."
+    remedy = "Try again."
 
 
 class DiskFull(LxdRefused):
@@ -244,10 +269,11 @@ class DiskFull(LxdRefused):
 
     status = 409
     default_code = "disk_full"
-    sentence = (
-        "The pod's disk is full ({reason}); delete files in it, which /pod/file-delete does also"
-        " while it is stopped, or give it more with 'disk' of /pod/limits. Where it has room, the"
-        " storage of all pods is full: tell your admin."
+    sentence = "The pod's disk is full ({reason})."
+    remedy = (
+        "Delete files in it, which /pod/file-delete does also while it is stopped, or give it more"
+        " with 'disk' of /pod/limits; where it has room, the storage of all pods is full: tell your"
+        " admin."
     )
 
 
@@ -258,9 +284,9 @@ class Unsettled(LxdRefused):
     default_code = "settings_not_back"
     sentence = (
         "The pod has the snapshot's disk, but LXD does not take back the settings that it had"
-        " ({reason}), and it cannot be started before that; tell your admin. podyd tries again"
-        " whenever something changes."
+        " ({reason}), and it cannot be started before that."
     )
+    remedy = "Tell your admin; podyd tries again whenever something changes."
 
 
 class NotNewest(LxdRefused):
@@ -270,8 +296,10 @@ class NotNewest(LxdRefused):
     default_code = "snapshot_not_newest"
     sentence = (
         "On ZFS a pod goes back to its newest snapshot only, and not while there is a copy that was"
-        " made of it after that; delete the later snapshots and copies first, or make a pod of this"
-        " snapshot with /pod/copy."
+        " made of it after that."
+    )
+    remedy = (
+        "Delete the later snapshots and copies first, or make a pod of this one with /pod/copy."
     )
 
 
@@ -285,7 +313,8 @@ class Slipped(LxdRefused):
 
     status = 503
     default_code = "lxd_slipped"
-    sentence = "LXD has slipped ({reason}); try again."
+    sentence = "LXD has slipped ({reason})."
+    remedy = "Try again."
 
 
 class OutputLost(PodydError):

@@ -46,7 +46,7 @@ class Tasks:
         if task.cancelled() or (error := task.exception()) is None:
             return
         if isinstance(error, PodydError):
-            log.warning("%s failed: %s", task.get_name(), error.detail)
+            log.warning("%s failed: %s", task.get_name(), error)
         else:
             log.error("%s died", task.get_name(), exc_info=error)
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return command(options)
     except PodydError as error:
-        print(f"podyd: {error.detail}", file=sys.stderr)
+        print(f"podyd: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
         return 130
@@ -117,7 +117,7 @@ def _serve(options: argparse.Namespace) -> int:
     try:
         serve(options.config)
     except PodydError as error:
-        systemd.failed(error.detail)
+        systemd.failed(str(error))
         raise
     return 0
 
@@ -145,7 +145,7 @@ def _setup(options: argparse.Namespace) -> int:
     try:
         prepare(config, options.user, say)
     except SetupError as error:
-        leave_reason(config.setup_error, error.detail)
+        leave_reason(config.setup_error, str(error))
         raise
     # Where there is none, its directory may be read-only.
     if config.setup_error.exists():

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 
 class Failure(Exception):
     """Its text is the one line that the user sees."""
 
     status: ClassVar[int] = 1
+
+
+def whole_text(said: Mapping[str, Any]) -> str:
+    """What podyd says of an error, and what there is to do; raises KeyError if it says nothing."""
+    return f"{said['detail']} {said.get('advice', '')}".rstrip()
 
 
 class Refused(Failure):

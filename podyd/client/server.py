@@ -17,7 +17,7 @@ from podyd import __version__
 from podyd.client import kept
 from podyd.client.base import DEFAULT, Base
 from podyd.client.body import PIECE_BYTES, AnsweredEarly, Sent
-from podyd.client.failure import Away, Refused, Usage, WrongLogin
+from podyd.client.failure import Away, Refused, Usage, WrongLogin, whole_text
 from podyd.client.login import Login, by_password, log_in, with_password
 
 CONNECT_SECONDS = 10.0
@@ -297,7 +297,7 @@ class Server:
                 raise ValueError
             data = json.loads(body.decode())
             if response.status >= 400:
-                detail = str(data["detail"])
+                detail = whole_text(data)
         except (ValueError, TypeError, KeyError, RecursionError):
             raise self.no_podyd(f"HTTP {response.status}, {media}") from None
         if response.status == 401:

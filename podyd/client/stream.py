@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, Protocol
 
 from podyd.client import output, show, terminal
-from podyd.client.failure import Away, Refused
+from podyd.client.failure import Away, Refused, whole_text
 from podyd.client.server import Pairs, Server
 
 STDIN, STDOUT, STDERR, END, CONTROL = range(5)
@@ -182,7 +182,7 @@ class Stream:
 
     def _status(self, end: Mapping[str, Any]) -> int:
         if end.get("detail"):
-            raise Refused(str(end["detail"]), json.dumps(end).encode())
+            raise Refused(whole_text(end), json.dumps(end).encode())
         if self._interrupts:
             return INTERRUPTED
         return TIMED_OUT if end["timed_out"] else int(end["exit_code"])

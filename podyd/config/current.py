@@ -42,8 +42,8 @@ class Settings:
         try:
             new = load(self._path)
         except ConfigError as error:
-            log.error("not reloaded, the old configuration stays in force: %s", error.detail)
-            return error.detail
+            log.error("not reloaded, the old configuration stays in force: %s", error)
+            return str(error)
         changed = [key for key, value in _FIXED.items() if value(new) != value(self.current)]
         if changed:
             log.warning("takes effect at the next restart only: %s", ", ".join(changed))

@@ -18,7 +18,11 @@ ERROR_SCHEMA = {
     "type": "object",
     "required": ["detail", "code"],
     "properties": {
-        "detail": {"type": "string", "description": "one sentence that a user can act on"},
+        "detail": {"type": "string", "description": "one sentence: what is the matter"},
+        "advice": {
+            "type": "string",
+            "description": "what can be done about it, if anything",
+        },
         "code": {"type": "string", "description": "stable, in snake_case"},
     },
 }

@@ -83,7 +83,7 @@ class Endings:
         try:
             is_done = await self._try(_Due(ending, time.time()))
         except Unavailable as error:
-            log.warning("%s: what is to be ended waits for LXD: %s", ending.instance, error.detail)
+            log.warning("%s: what is to be ended waits for LXD: %s", ending.instance, error)
         finally:  # Also when podyd stops meanwhile.
             if not is_done:
                 self._keep(_Due(ending, time.time()))

@@ -484,7 +484,7 @@ class Instances:
                 )
             except PodydError as error:
                 if failures == 0:
-                    log.warning("LXD is away, trying again: %s", error.detail)
+                    log.warning("LXD is away, trying again: %s", error)
                 failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
             else:
                 failures = 0
@@ -503,7 +503,7 @@ class Instances:
                     self.invalidate()
             log.warning("LXD closed its event stream")
         except PodydError as error:
-            log.warning("LXD went away: %s", error.detail)
+            log.warning("LXD went away: %s", error)
         finally:
             self._following = False
             self.invalidate()

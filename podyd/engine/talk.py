@@ -84,7 +84,7 @@ class Piped(Session):
         try:
             await self.signal(wish.name)
         except PodydError as error:  # The pod has stopped this moment, or LXD is away.
-            log.info("a signal did not reach its command: %s", error.detail)
+            log.info("a signal did not reach its command: %s", error)
 
     async def resize(self, control: Websocket, size: Size) -> None:
         """Without a terminal there is nothing to do."""

@@ -177,7 +177,7 @@ async def end_packing(client: LxdClient, name: str) -> None:
     try:
         await cut(client, name, (await look(client, name)).large)
     except PodydError as error:
-        log.warning("LXD may go on with packing %s: %s", name, error.detail)
+        log.warning("LXD may go on with packing %s: %s", name, error)
 
 
 async def _look(client: LxdClient, name: str) -> Tree:

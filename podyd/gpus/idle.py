@@ -116,4 +116,4 @@ class IdleLeases:
         try:
             await self._executor.run(lease.pod.name, command, timeout=TELL_SECONDS, limit=1024)
         except PodydError as error:
-            log.warning("%s could not be told: %s", lease.pod.name, error.detail)
+            log.warning("%s could not be told: %s", lease.pod.name, error)

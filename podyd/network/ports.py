@@ -178,7 +178,7 @@ class Ports:
             except PodydError as error:
                 if error.code == NO_FREE_PORT:
                     raise
-                log.info("%s: its ports come later: %s", pod.name, error.detail)
+                log.info("%s: its ports come later: %s", pod.name, error)
                 done = False
         return done
 

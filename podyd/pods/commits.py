@@ -343,7 +343,7 @@ class Commits:
             except Slipped as error:
                 if not left:
                     raise
-                log.info("copying once more: %s", error.detail)
+                log.info("copying once more: %s", error)
             finally:
                 under_way.go_on()
 
@@ -401,7 +401,7 @@ class Commits:
         except Slipped as error:
             if under_way.is_again:
                 raise
-            log.info("packing once more: %s", error.detail)
+            log.info("packing once more: %s", error)
             under_way.is_again = True
             await self._pack_once(body, under_way)
 

@@ -278,7 +278,7 @@ class Disks:
                     try:
                         await self.take_back(pod)
                     except PodydError as error:
-                        log.warning("%s keeps what it was lent: %s", pod.name, error.detail)
+                        log.warning("%s keeps what it was lent: %s", pod.name, error)
             await asyncio.sleep(LENT_SECONDS)
 
     async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:

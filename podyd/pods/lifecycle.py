@@ -574,7 +574,7 @@ class Pods:
                 await self._tell_to_stop(pod.name, timeout)
                 return ""
             except (DidNotShutDown, TimedOut) as error:
-                log.info("%s does not shut down: %s", pod.name, error.detail)
+                log.info("%s does not shut down: %s", pod.name, error)
         await self._tell_to_stop(pod.name, STOP_TIMEOUT, force=True)
         return ", by force, as it did not shut down in time" if pod.status == "running" else ""
 
@@ -720,7 +720,7 @@ async def twice_if_lxd_slips(
         is_undone = await undo()
         if not is_undone or not isinstance(error, Slipped):
             raise
-        log.warning("LXD has slipped, so it is asked once more: %s", error.detail)
+        log.warning("LXD has slipped, so it is asked once more: %s", error)
     else:
         return
     try:

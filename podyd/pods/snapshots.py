@@ -164,7 +164,7 @@ class Snapshots:
                 except PodydError as error:
                     problems[name] = error.detail
                     if problems[name] != known.get(name):
-                        log.warning("%s: %s", name, error.detail)
+                        log.warning("%s: %s", name, error)
             await came(self._poke, LOOK_SECONDS if problems else None)
             await asyncio.sleep(SETTLE_SECONDS)
 

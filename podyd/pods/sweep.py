@@ -43,7 +43,7 @@ class Sweep:
                 await self.sweep()
                 timeout = None
             except PodydError as error:
-                log.warning("nobody could look for what is half-made: %s", error.detail)
+                log.warning("nobody could look for what is half-made: %s", error)
                 timeout = AGAIN_SECONDS
 
     async def sweep(self) -> None:

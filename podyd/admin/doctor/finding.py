@@ -83,7 +83,7 @@ def check(function: Callable[P, Iterator[Remark]]) -> Callable[P, list[Finding]]
             where = f" ({problem.filename})" if problem.filename else ""
             remarks.append(note(f"Only root can look at the {what}{where}.", AS_ROOT))
         except PodydError as problem:
-            remarks.append(warning(f"Not looked at: {what}. {problem.detail}", ""))
+            remarks.append(warning(f"Not looked at: {what}. {problem}", ""))
         except Exception as problem:  # Also a mistake of ours: the other checks are worth having.
             remarks.append(warning(f"Not looked at: {what}. {reason(problem)}.", ""))
         alone = all(remark.level is Level.OK for remark in remarks)

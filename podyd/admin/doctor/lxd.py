@@ -39,7 +39,7 @@ def lxd_answers(timeout: float) -> Iterator[Remark]:
     try:
         socket = find_socket()
     except SetupError as problem:
-        yield error(problem.detail, "")
+        yield error(str(problem), "")
         return
     if not os.access(socket, os.W_OK):
         yield note(
@@ -52,7 +52,7 @@ def lxd_answers(timeout: float) -> Iterator[Remark]:
         version = Admin(socket, "default", timeout).server().version
     except SetupError as problem:
         unit = "snap.lxd.daemon" if "snap" in socket.parts else "lxd"
-        yield error(problem.detail, f"systemctl restart {unit}; journalctl -u {unit}")
+        yield error(str(problem), f"systemctl restart {unit}; journalctl -u {unit}")
         return
     yield ok(f"LXD {version} answers at {socket}.")
 
@@ -286,9 +286,7 @@ def certificate_works(case: Case) -> Iterator[Remark]:
     try:
         auth = asyncio.run(_auth(endpoint, case.project, credentials))
     except (Unavailable, LxdRefused) as problem:
-        yield error(
-            f"podyd does not reach LXD at {endpoint}: {problem.detail}", case.podyd("setup")
-        )
+        yield error(f"podyd does not reach LXD at {endpoint}: {problem}", case.podyd("setup"))
         return
     if auth == "trusted":
         yield ok(f"podyd reaches LXD at {endpoint}.")

@@ -47,7 +47,7 @@ def configuration(path: Path) -> Iterator[Remark]:
         load(path)
     except ConfigError as problem:
         yield error(
-            f"podyd cannot start: {problem.detail}",
+            f"podyd cannot start: {problem}",
             f"edit {path}, then: podyd check --config {path}",
         )
         return
