@@ -33,9 +33,9 @@ from podyd.gpus.idle import IdleLeases
 from podyd.gpus.inventory import Gpus, Identities
 from podyd.gpus.report import Host
 from podyd.gpus.scheduler import Allotment
-from podyd.network.locations import Whereabouts
+from podyd.network.locations import Locations
 from podyd.network.ports import Ports
-from podyd.node.cgroups import Payloads
+from podyd.node.cgroups import Cgroups
 from podyd.node.procs import Reader
 from podyd.node.sockdiag import listening_ports
 from podyd.node.telemetry import Telemetry
@@ -70,7 +70,7 @@ class App:
     application: Application
     client: LxdClient
     instances: Instances
-    payloads: Payloads
+    cgroups: Cgroups
     ports: Ports
     mounts: Mounts
     disks: Disks
@@ -93,7 +93,7 @@ class App:
     def start(self) -> None:
         """Begin what goes on in the background; needs a running event loop."""
         self.background.keep(self.sessions.run, "ending what logins no longer allow")
-        self.background.keep(self.payloads.follow, "learning the pods' cgroups")
+        self.background.keep(self.cgroups.follow, "learning the pods' cgroups")
         self.background.keep(self.telemetry.run, "asking NVML")
         self.background.keep(self.identities.run, "remembering cards")
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
@@ -137,24 +137,24 @@ def build(settings: Settings) -> App:
     instances = Instances(client, Holds(config.data_dir / "restoring"))
     reader = Reader()
     client.is_there = instances.has
-    payloads = Payloads(
+    cgroups = Cgroups(
         config.lxd.project,
         instances=instances.all,
         first_process=instances.first_process,
-        payload_of=reader.payload_of,
+        cgroup_of=reader.cgroup_of,
     )
-    instances.listen(payloads.changed)
+    instances.listen(cgroups.changed)
     images = Images(client, settings)
     telemetry = Telemetry()
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
-        pod_of=payloads.pod_of,
+        pod_of=cgroups.pod_of,
         instances=instances.all,
         cpu_times=instances.cpu_times,
         settings=settings,
     )
-    telemetry.listen(usage.sampled)
+    telemetry.subscribe(usage.sampled)
     usernames = UserNames()
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
@@ -163,7 +163,7 @@ def build(settings: Settings) -> App:
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
     gpus = Gpus(client, telemetry, identities)
-    occupancy = Occupancy(telemetry, pod_of=payloads.pod_of)
+    occupancy = Occupancy(telemetry, pod_of=cgroups.pod_of)
     endings = Endings(client, config.data_dir / "endings")
     executor = Executor(client, cleaning, endings)
     allotment = Allotment(
@@ -180,7 +180,7 @@ def build(settings: Settings) -> App:
     disks = Disks(client=client, instances=instances, executor=executor)
     metrics = Metrics(allotment=allotment, disks=disks, telemetry=telemetry, occupancy=occupancy)
     ports = Ports(
-        whereabouts=Whereabouts(client),
+        locations=Locations(client),
         instances=instances,
         listening=listening_ports,
         settings=settings,
@@ -200,7 +200,7 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
-    listeners = Listeners(client=client, ports=ports, payloads=payloads, reader=Reader())
+    listeners = Listeners(client=client, ports=ports, cgroups=cgroups, reader=Reader())
     snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
     commits = Commits(
         client=client, images=images, pods=pods, disks=disks, host=HostRoom(), tasks=cleaning
@@ -213,7 +213,7 @@ def build(settings: Settings) -> App:
         client=client,
         telemetry=telemetry,
         occupancy=occupancy,
-        payloads=payloads,
+        cgroups=cgroups,
         reader=reader,
         allotment=allotment,
         names=usernames,
@@ -263,7 +263,7 @@ def build(settings: Settings) -> App:
         application=application,
         client=client,
         instances=instances,
-        payloads=payloads,
+        cgroups=cgroups,
         ports=ports,
         mounts=mounts,
         disks=disks,

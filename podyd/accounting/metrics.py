@@ -167,10 +167,12 @@ class Metrics:
             )
         }
         for card, gpu in known:
-            holders = {holder.pid: holder for holder in gpu.holders}
+            processes = {process.pid: process for process in gpu.processes}
             for pod in sorted(self._occupancy.pods(card.pci)):
                 on_it = [
-                    holders[pid] for pid in self._occupancy.pids(card.pci, pod) if pid in holders
+                    processes[pid]
+                    for pid in self._occupancy.pids(card.pci, pod)
+                    if pid in processes
                 ]
                 labels = (*_card(card), pod, owners.get(pod, ""))
                 families["processes"].add_metric(labels, len(on_it))

@@ -20,7 +20,7 @@ from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.engine.instances import CpuTime, Instance
 from podyd.model.pod import pods_of
-from podyd.node.procs import Payload
+from podyd.node.procs import InstanceCgroup
 from podyd.node.samples import Sample
 from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
 
@@ -60,14 +60,14 @@ class _Sighting:
 class Usage:
     """Counts, and answers what was counted.
 
-    `pod_of` is as in Payloads, `instances` and `cpu_times` are LXD's.
+    `pod_of` is as in Cgroups, `instances` and `cpu_times` are LXD's.
     """
 
     def __init__(
         self,
         *,
         store: UsageStore,
-        pod_of: Callable[[Payload | None], str],
+        pod_of: Callable[[InstanceCgroup | None], str],
         instances: Callable[[], Awaitable[Sequence[Instance]]],
         cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
         settings: Settings,
@@ -110,7 +110,8 @@ class Usage:
             return
         # Whose the pods are may take LXD a while.
         cards = [
-            frozenset(self._pod_of(holder.payload) for holder in gpu.holders) for gpu in sample.gpus
+            frozenset(self._pod_of(holder.cgroup) for holder in gpu.processes)
+            for gpu in sample.gpus
         ]
         held = tuple(card - {""} for card in cards if card - {""})
         if held:

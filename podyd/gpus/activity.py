@@ -10,8 +10,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podyd.node.procs import Payload
-from podyd.node.samples import Gpu, Holder, Sample
+from podyd.node.procs import InstanceCgroup
+from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import Telemetry
 
 # Samples come every second; between two that are further apart, anything may have happened.
@@ -22,19 +22,19 @@ GAP_SECONDS = 10.0
 class _Use:
     """A process on a card; `used` when it last was seen at work, None where nobody can tell."""
 
-    payload: Payload | None
+    cgroup: InstanceCgroup | None
     used: float | None
     pod: str = ""
 
 
 class Occupancy:
-    """What the samples add up to; `clock` is the monotonic one, `pod_of` as in Payloads."""
+    """What the samples add up to; `clock` is the monotonic one, `pod_of` as in Cgroups."""
 
     def __init__(
         self,
         telemetry: Telemetry,
         *,
-        pod_of: Callable[[Payload | None], str],
+        pod_of: Callable[[InstanceCgroup | None], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pod_of = pod_of
@@ -44,7 +44,7 @@ class Occupancy:
         # Per card (its PCI address): per process on it, and per pod that ever was.
         self._uses: dict[str, dict[int, _Use]] = {}
         self._last: dict[tuple[str, str], float] = {}
-        telemetry.listen(self.sampled)
+        telemetry.subscribe(self.sampled)
 
     def sampled(self, sample: Sample) -> None:
         """Take a sample into account."""
@@ -61,10 +61,10 @@ class Occupancy:
                 continue
             before = self._uses.get(gpu.pci, {})
             uses = {}
-            for holder in gpu.holders:
+            for holder in gpu.processes:
                 # A pid that was there a second ago is the same process.
-                use = before.get(holder.pid) or _Use(holder.payload, now)
-                use.pod = self._pod_of(use.payload)
+                use = before.get(holder.pid) or _Use(holder.cgroup, now)
+                use.pod = self._pod_of(use.cgroup)
                 at_work = _is_at_work(gpu, holder)
                 use.used = None if at_work is None else now if at_work else use.used or now
                 uses[holder.pid] = use
@@ -113,7 +113,7 @@ class Occupancy:
             del self._last[key]
 
 
-def _is_at_work(gpu: Gpu, holder: Holder) -> bool | None:
+def _is_at_work(gpu: Gpu, holder: ProcessSample) -> bool | None:
     """Whether a process has used the card since the last sample.
 
     Where the driver does not tell it of processes (MIG, old cards), the whole card's figure stands

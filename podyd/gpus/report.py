@@ -18,13 +18,13 @@ from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Allotment
 from podyd.model.pod import Pod
-from podyd.node.cgroups import Payloads
+from podyd.node.cgroups import Cgroups
 from podyd.node.procs import Process, Reader
-from podyd.node.samples import Gpu, Holder, Sample
+from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.node.user_names import UserNames
 
-Held = tuple[Holder, Process]
+Held = tuple[ProcessSample, Process]
 
 
 class Host:
@@ -36,14 +36,14 @@ class Host:
         client: LxdClient,
         telemetry: Telemetry,
         occupancy: Occupancy,
-        payloads: Payloads,
+        cgroups: Cgroups,
         reader: Reader,
         allotment: Allotment,
         names: UserNames,
     ) -> None:
         self._client = client
         self._occupancy = occupancy
-        self._payloads = payloads
+        self._cgroups = cgroups
         self._reader = reader
         self._allotment = allotment
         self._names = names
@@ -76,7 +76,7 @@ class Host:
             return {}, 0.0
         indices = range(count) if wanted is None else wanted
         cards = {index: sample.gpus[index] for index in indices}
-        pids = {holder.pid for gpu in cards.values() for holder in gpu.holders}
+        pids = {holder.pid for gpu in cards.values() for holder in gpu.processes}
         known = await self._reader.processes(pids)
         found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
         users = None if sees_all else await self._users(found.values())
@@ -85,7 +85,7 @@ class Host:
                 _row(
                     holder,
                     process,
-                    self._payloads.pod_of(holder.payload),
+                    self._cgroups.pod_of(holder.cgroup),
                     viewer,
                     users,
                     self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
@@ -112,7 +112,7 @@ class Host:
         """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
         for once."""
         processes = [
-            process for on_card in found for holder, process in on_card if not holder.payload
+            process for on_card in found for holder, process in on_card if not holder.cgroup
         ]
         uids = list({process.uid for process in processes if process.uid is not None})
         names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
@@ -180,7 +180,7 @@ def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Held]:
     since the sample was taken."""
     return [
         (holder, process)
-        for holder in gpu.holders
+        for holder in gpu.processes
         if (process := known.get(holder.pid)) is not None
         # A younger one has only the pid in common.
         and (process.uptime is None or process.uptime >= age)
@@ -188,7 +188,7 @@ def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Held]:
 
 
 def _row(
-    holder: Holder,
+    holder: ProcessSample,
     process: Process,
     pod: str,
     viewer: str,

@@ -17,23 +17,23 @@ from typing import Any
 from podyd.base.errors import PodydError
 from podyd.engine.instances import Instance, is_set
 from podyd.engine.rest import LxdClient, instance_path
-from podyd.node.arp import Card, neighbours, probe
+from podyd.node.arp import Nic, neighbours, probe
 
 log = logging.getLogger(__name__)
 
-Heard = Mapping[Card, frozenset[str]]
+Heard = Mapping[Nic, frozenset[str]]
 
 
 @dataclass(frozen=True)
-class Place:
+class Location:
     """Where an instance has been since it was started."""
 
     run: tuple[str, object]
-    card: Card
+    nic: Nic
     address: str
 
 
-class Whereabouts:
+class Locations:
     """Remembers where the pods are; LXD's word of it is only where to ask the kernel."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Whereabouts:
         self._client = client
         self._heard = heard
         self._ask = ask
-        self._places: dict[str, Place] = {}
+        self._locations: dict[str, Location] = {}
         self._unheld: frozenset[str] = frozenset()
 
     async def of(self, running: Collection[Instance]) -> Mapping[str, str]:
@@ -53,31 +53,31 @@ class Whereabouts:
         heard = self._heard()
         found = {}
         for instance in running:
-            place = place_of(instance, heard, self._places.get(instance.name))
-            if place is None:
+            location = location_of(instance, heard, self._locations.get(instance.name))
+            if location is None:
                 await self._ask_for(instance)
                 continue
-            found[instance.name] = place
-            known = heard.get(place.card, frozenset())
+            found[instance.name] = location
+            known = heard.get(location.nic, frozenset())
             if len(known) != 1:
                 # It is forgotten, or has several, of which one is old.
-                self._ask(place.card[0], {place.address, *known})
-        self._places = found
+                self._ask(location.nic.parent, {location.address, *known})
+        self._locations = found
         self._warn(running)
-        return {name: place.address for name, place in found.items()}
+        return {name: location.address for name, location in found.items()}
 
     async def _ask_for(self, instance: Instance) -> None:
-        cards = held_cards(instance)
-        if not cards:
+        nics = held_nics(instance)
+        if not nics:
             return
         with contextlib.suppress(PodydError):  # It has stopped this moment, or LXD is away.
             state = await self._client.get(instance_path(instance.name, "state"))
             claimed = _claimed(state)
-            for interface, _ in cards:
-                self._ask(interface, claimed)
+            for nic in nics:
+                self._ask(nic.parent, claimed)
 
     def _warn(self, running: Iterable[Instance]) -> None:
-        unheld = frozenset(item.name for item in running if not held_cards(item))
+        unheld = frozenset(item.name for item in running if not held_nics(item))
         for name in sorted(unheld - self._unheld):
             log.warning(
                 "%s: no port leads there, as none of its network cards has a parent and"
@@ -87,25 +87,27 @@ class Whereabouts:
         self._unheld = unheld
 
 
-def place_of(instance: Instance, heard: Heard, before: Place | None) -> Place | None:
+def location_of(instance: Instance, heard: Heard, before: Location | None) -> Location | None:
     """Where a running instance is; None while the kernel has not heard of it.
 
     Where it has been since its start it is still, if nobody else has been heard of there.
     """
     run = instance.uuid, instance.started
     known = before if before is not None and before.run == run else None
-    for card in held_cards(instance):
-        addresses = heard.get(card, frozenset())
+    for nic in held_nics(instance):
+        addresses = heard.get(nic, frozenset())
         if known is not None and known.address in addresses:
             return known
         if addresses:
-            return Place(run, card, min(addresses))
-    others = [addresses for card, addresses in heard.items() if known and card[0] == known.card[0]]
+            return Location(run, nic, min(addresses))
+    others = [
+        addresses for nic, addresses in heard.items() if known and nic.parent == known.nic.parent
+    ]
     is_anothers = known is not None and any(known.address in addresses for addresses in others)
     return None if is_anothers else known
 
 
-def held_cards(instance: Instance) -> list[Card]:
+def held_nics(instance: Instance) -> list[Nic]:
     """The network cards that LXD holds to the address that it gave them."""
     found = []
     for name, device in sorted(instance.devices.items()):
@@ -113,7 +115,7 @@ def held_cards(instance: Instance) -> list[Card]:
         is_held = is_set(device, "security.ipv4_filtering")
         parent = device.get("parent")
         if device.get("type") == "nic" and parent and is_held and hardware:
-            found.append((parent, hardware.lower()))
+            found.append(Nic(parent, hardware.lower()))
     return found
 
 

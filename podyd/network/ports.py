@@ -23,8 +23,8 @@ from podyd.config.schema import UNLIMITED
 from podyd.engine.instances import Instance, Instances, named
 from podyd.model.member import Member
 from podyd.model.pod import PORTS, Pod, pods_of
-from podyd.network.locations import Whereabouts
-from podyd.node.relay_client import Relay, Table, relay_at
+from podyd.network.locations import Locations
+from podyd.node.relay_client import RelayClient, Table, relay_at
 
 log = logging.getLogger(__name__)
 
@@ -51,13 +51,13 @@ class Ports:
     def __init__(
         self,
         *,
-        whereabouts: Whereabouts,
+        locations: Locations,
         instances: Instances,
         listening: Callable[[], frozenset[int]],
         settings: Settings,
     ) -> None:
         """`listening` says, perhaps after a wait, on which TCP ports of the host anything does."""
-        self._whereabouts = whereabouts
+        self._locations = locations
         self._instances = instances
         self._listening = listening
         self._settings = settings
@@ -264,7 +264,7 @@ class Ports:
                     self._say(f"{AWAY}: {error.detail}")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _follow(self, relay: Relay, poke: asyncio.Event) -> None:
+    async def _follow(self, relay: RelayClient, poke: asyncio.Event) -> None:
         sent: Table | None = None
         while not relay.gone.done():
             poke.clear()
@@ -302,15 +302,15 @@ class Ports:
         pods = pods_of(instances)
         mapped = ports_of(instances)
         running = [pod.instance for pod in pods if pod.status in ("running", "frozen")]
-        places = await self._whereabouts.of(running)
+        addresses = await self._locations.of(running)
         table = {
-            host: (places[pod.name], inner) if pod.name in places else None
+            host: (addresses[pod.name], inner) if pod.name in addresses else None
             for pod in pods
             for host, inner in mapped.get(pod.name, {}).items()
         }
         soon = now() - SOON_WAIT
         waits = any(
-            instance.name not in places and instance.started and instance.started > soon
+            instance.name not in addresses and instance.started and instance.started > soon
             for instance in running
         )
         return table, SOON_SECONDS if waits else REFRESH_SECONDS

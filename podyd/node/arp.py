@@ -1,6 +1,6 @@
 """Which address a network card answers at, as the kernel has seen it.
 
-Where LXD holds a card to its hardware address and to the one address that its DHCP server gave it
+Where LXD holds one to its hardware address and to the one address that its DHCP server gave it
 (security.mac_filtering and security.ipv4_filtering drop ARP from any other), what the kernel knows
 of its neighbours cannot be made up by a pod.
 """
@@ -11,6 +11,7 @@ import contextlib
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 ARP = Path("/proc/net/arp")
 # Of the flags in <linux/if_arp.h>: the hardware address is known.
@@ -18,18 +19,23 @@ _COMPLETE = 0x2
 # "discard": whoever gets it has nothing to answer.
 _PROBED_PORT = 9
 
-# An interface and a hardware address.
-Card = tuple[str, str]
+
+class Nic(NamedTuple):
+    """A network card of a pod: the bridge (or the host's card) that it is at, and its hardware
+    address in small letters."""
+
+    parent: str
+    hardware: str
 
 
-def neighbours(arp: Path = ARP) -> Mapping[Card, frozenset[str]]:
-    """The IPv4 addresses of each card that the host has heard of lately."""
-    found: dict[Card, set[str]] = {}
+def neighbours(arp: Path = ARP) -> Mapping[Nic, frozenset[str]]:
+    """The IPv4 addresses of each network card that the host has heard of lately."""
+    found: dict[Nic, set[str]] = {}
     for line in arp.read_text().splitlines()[1:]:
         address, _, flags, hardware, _, interface = line.split()
         if int(flags, 16) & _COMPLETE:
-            found.setdefault((interface, hardware.lower()), set()).add(address)
-    return {card: frozenset(addresses) for card, addresses in found.items()}
+            found.setdefault(Nic(interface, hardware.lower()), set()).add(address)
+    return {nic: frozenset(addresses) for nic, addresses in found.items()}
 
 
 def probe(interface: str, addresses: Iterable[str]) -> None:

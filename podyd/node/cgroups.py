@@ -16,7 +16,7 @@ from typing import Protocol
 from podyd.base.errors import PodydError
 from podyd.node import procs
 
-Payload = procs.Payload
+InstanceCgroup = procs.InstanceCgroup
 
 
 class Started(Protocol):
@@ -32,11 +32,11 @@ class Started(Protocol):
     def started(self) -> datetime | None: ...
 
 
-class Payloads:
+class Cgroups:
     """The pods' cgroups, as `follow` has learnt them since `changed` was called.
 
     `instances` are LXD's of the project, `first_process` asks LXD for the pid of one's, and
-    `payload_of` reads the cgroup of a process.
+    `cgroup_of` reads the cgroup of a process.
     """
 
     def __init__(
@@ -45,12 +45,12 @@ class Payloads:
         *,
         instances: Callable[[], Awaitable[Iterable[Started]]],
         first_process: Callable[[str], Awaitable[int]],
-        payload_of: Callable[[int], Awaitable[Payload | None]],
+        cgroup_of: Callable[[int], Awaitable[InstanceCgroup | None]],
     ) -> None:
         self._project = project
         self._instances = instances
         self._first_process = first_process
-        self._payload_of = payload_of
+        self._cgroup_of = cgroup_of
         self._changed = asyncio.Event()
         # Each running pod's cgroup, for as long as it has not been started anew.
         self._known: dict[tuple[str, datetime | None], str] = {}
@@ -60,17 +60,17 @@ class Payloads:
         """A pod may have been started."""
         self._changed.set()
 
-    def pod_of(self, payload: Payload | None) -> str:
+    def pod_of(self, cgroup: InstanceCgroup | None) -> str:
         """LXD's name of the pod whose cgroup that is; "" on the host, `<project>/<name>` for an
         instance of another project."""
-        project, name = self.named(payload) or (self._project, "")
+        project, name = self.named(cgroup) or (self._project, "")
         return name if project == self._project else f"{project}/{name}"
 
-    def named(self, payload: Payload | None) -> Payload | None:
+    def named(self, cgroup: InstanceCgroup | None) -> InstanceCgroup | None:
         """The project and instance whose cgroup that is."""
-        if payload is None or payload[0] != self._project:
-            return payload
-        return self._project, self._names.get(payload[1], payload[1])
+        if cgroup is None or cgroup[0] != self._project:
+            return cgroup
+        return self._project, self._names.get(cgroup[1], cgroup[1])
 
     async def follow(self) -> None:
         """Learn the cgroup of every pod that starts, for good."""
@@ -89,7 +89,7 @@ class Payloads:
         self._known = {key: name for key, name in self._known.items() if key in running}
         for key in running - set(self._known):
             with contextlib.suppress(PodydError):  # It has just ended, which LXD tells too.
-                payload = await self._payload_of(await self._first_process(key[0]))
-                if payload is not None:
-                    self._known[key] = payload[1]
+                cgroup = await self._cgroup_of(await self._first_process(key[0]))
+                if cgroup is not None:
+                    self._known[key] = cgroup[1]
         self._names = {cgroup: name for (name, _), cgroup in self._known.items()}

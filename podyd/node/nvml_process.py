@@ -18,8 +18,8 @@ from typing import Any, TypeVar
 
 import pynvml
 
-from podyd.node.procs import payload_of
-from podyd.node.samples import Failure, Gpu, Holder, Sample, sysfs_address
+from podyd.node.procs import cgroup_of
+from podyd.node.samples import Failure, Gpu, ProcessSample, Sample, sysfs_address
 
 SAMPLE_SECONDS = 1.0
 _PR_SET_PDEATHSIG = 1  # of linux/prctl.h
@@ -35,10 +35,10 @@ def run(write: Callable[[str], None], *, once: bool = False) -> int:
         return 1  # It was killed before that.
     try:
         pynvml.nvmlInit()
-        cards = Cards()
+        sampler = Sampler()
         due = time.monotonic()
         while True:
-            write(cards.sample().to_line())
+            write(sampler.sample().to_line())
             if once:
                 return 0
             # By the clock, so that what a sample takes does not add up.
@@ -78,7 +78,7 @@ def _in_words(error: pynvml.NVMLError) -> str:
     return str(error).rstrip(".")
 
 
-class Cards:
+class Sampler:
     """Takes samples; remembers which card is which, so that a lost one can be named, and up to
     when it knows what each process has used."""
 
@@ -126,10 +126,10 @@ class Cards:
             ),
             power=None if power is None else power / 1000,
             power_limit=None if limit is None else limit / 1000,
-            holders=self._holders(index, card),
+            processes=self._processes(index, card),
         )
 
-    def _holders(self, index: int, card: object) -> tuple[Holder, ...]:
+    def _processes(self, index: int, card: object) -> tuple[ProcessSample, ...]:
         memory: dict[int, int | None] = {}
         for ask in _PROCESS_LISTS:
             for process in _first_supported(ask, card):
@@ -137,12 +137,12 @@ class Cards:
                 memory[int(process.pid)] = None if used is None else int(used)
         used_by = _supported(lambda: self._utilisation(index, card)) if memory else None
         return tuple(
-            Holder(
+            ProcessSample(
                 pid,
                 memory[pid],
                 None if used_by is None else used_by.get(pid, 0),
                 # Here, while it is there, and where nobody else waits if that hangs.
-                payload_of(pid),
+                cgroup_of(pid),
             )
             for pid in sorted(memory)
         )

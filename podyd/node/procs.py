@@ -22,7 +22,7 @@ from typing import Generic, TypeVar
 # project names cannot hold '_'. A nested container has a second one further down.
 _PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
 # The project, and the name that is an instance's unless liblxc had to number it (see cgroups.py).
-Payload = tuple[str, str]
+InstanceCgroup = tuple[str, str]
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A command line may have megabytes, and belongs to whoever runs it; other files are shorter.
@@ -48,16 +48,16 @@ class Process:
     memory_used: int | None
 
 
-def payload_of(pid: int, proc: Path = Path("/proc")) -> Payload | None:
+def cgroup_of(pid: int, proc: Path = Path("/proc")) -> InstanceCgroup | None:
     """The cgroup of LXC's that a process is in; None for one of the host, or that ended."""
     try:
         # A pod's root gives its own cgroups whatever names they like, such as what is no UTF-8.
-        return payload_in((proc / str(pid) / "cgroup").read_text(errors="replace"))
+        return cgroup_in((proc / str(pid) / "cgroup").read_text(errors="replace"))
     except OSError:
         return None
 
 
-def payload_in(text: str) -> Payload | None:
+def cgroup_in(text: str) -> InstanceCgroup | None:
     """The cgroup of LXC's, the outermost, that /proc/PID/cgroup names."""
     match = _PAYLOAD.search(text)
     return (match[1] or "default", match[2]) if match else None
@@ -143,9 +143,9 @@ class Reader:
             for pid, process in alive.items()
         }
 
-    async def payload_of(self, pid: int) -> Payload | None:
+    async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
         """The cgroup of LXC's that a process is in; None also if that cannot be read."""
-        found = await self.ask("cgroup", lambda pid: payload_of(pid, self._proc), [pid])
+        found = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])
         return found.get(pid)
 
     async def ask(

@@ -19,7 +19,7 @@ Table = Mapping[int, tuple[str, int] | None]
 
 
 @dataclass(frozen=True)
-class Answer:
+class RelayAnswer:
     """What the relay could not do, by host port, and which podyd it was begun with."""
 
     refused: Mapping[int, str]
@@ -31,7 +31,7 @@ class Answer:
         return self.version != __version__
 
 
-class Relay:
+class RelayClient:
     """A connection to the relay, which it ends only by ending itself."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,7 +40,7 @@ class Relay:
         # At rest this ends when the relay does.
         self.gone = asyncio.ensure_future(reader.readline())
 
-    async def put(self, table: Table) -> Answer:
+    async def put(self, table: Table) -> RelayAnswer:
         """Have the ports led so, all others given up. Raises Unavailable."""
         sent = {str(port): target and list(target) for port, target in table.items()}
         try:
@@ -48,7 +48,7 @@ class Relay:
             answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
             self.gone = asyncio.ensure_future(self._reader.readline())
             refused = {int(port): str(why) for port, why in answer["refused"].items()}
-            return Answer(refused, answer["version"])
+            return RelayAnswer(refused, answer["version"])
         except (OSError, ValueError, LookupError, AttributeError, asyncio.TimeoutError) as error:
             raise _away(error) from error
 
@@ -60,7 +60,7 @@ class Relay:
 
 
 @contextlib.asynccontextmanager
-async def relay_at(path: str) -> AsyncIterator[Relay]:
+async def relay_at(path: str) -> AsyncIterator[RelayClient]:
     """The relay behind the unix socket at `path`. Raises Unavailable."""
     try:
         reader, writer = await asyncio.wait_for(
@@ -68,7 +68,7 @@ async def relay_at(path: str) -> AsyncIterator[Relay]:
         )
     except (OSError, asyncio.TimeoutError) as error:
         raise _away(error) from error
-    relay = Relay(reader, writer)
+    relay = RelayClient(reader, writer)
     try:
         yield relay
     finally:

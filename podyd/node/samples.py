@@ -12,18 +12,18 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from podyd.node.procs import Payload
+from podyd.node.procs import InstanceCgroup
 
 
 @dataclass(frozen=True)
-class Holder:
+class ProcessSample:
     """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
-    last sample; None where the driver does not tell. `payload` is its cgroup of LXC's."""
+    last sample; None where the driver does not tell. `cgroup` is the one of LXC's that it is in."""
 
     pid: int
     memory_used: int | None
     utilisation: int | None
-    payload: Payload | None = None
+    cgroup: InstanceCgroup | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Gpu:
     power: float | None = None
     power_limit: float | None = None
     problem: str | None = None
-    holders: tuple[Holder, ...] = ()
+    processes: tuple[ProcessSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,15 @@ class Sample:
     def of(cls, data: Mapping[str, Any]) -> Sample:
         """From the JSON of `to_line`."""
         gpus = tuple(
-            Gpu(**{**gpu, "holders": tuple(_holder(holder) for holder in gpu["holders"])})
+            Gpu(**{**gpu, "processes": tuple(map(_process, gpu["processes"]))})
             for gpu in data["gpus"]
         )
         return cls(data["taken"], data["driver"], data["cuda"], gpus)
 
 
-def _holder(data: Mapping[str, Any]) -> Holder:
-    payload = data["payload"]
-    return Holder(**{**data, "payload": None if payload is None else (payload[0], payload[1])})
+def _process(data: Mapping[str, Any]) -> ProcessSample:
+    cgroup = data["cgroup"]
+    return ProcessSample(**{**data, "cgroup": None if cgroup is None else (cgroup[0], cgroup[1])})
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ STALE_SECONDS = 30.0
 FIRST_SAMPLE_SECONDS = 2.0
 MAX_LINE_BYTES = 4 * 1024**2
 
-Listener = Callable[[Sample], None]
+Subscriber = Callable[[Sample], None]
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Telemetry:
         self.absent = False
         self._timing = timing
         self._first = asyncio.Event()
-        self._listeners: list[Listener] = []
+        self._subscribers: list[Subscriber] = []
 
-    def listen(self, listener: Listener) -> None:
-        """Call `listener` with every sample from now on."""
-        self._listeners.append(listener)
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Call `subscriber` with every sample from now on."""
+        self._subscribers.append(subscriber)
 
     @property
     def current(self) -> Sample | None:
@@ -124,8 +124,8 @@ class Telemetry:
             log.info("NVML answers again, driver %s", sample.driver)
         self.latest, self.problem, self.absent = sample, None, False
         self._first.set()
-        for listener in self._listeners:
-            listener(sample)
+        for subscriber in self._subscribers:
+            subscriber(sample)
 
     def _failed(self, failure: Failure) -> None:
         if failure.problem != self.problem:

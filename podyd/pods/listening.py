@@ -16,8 +16,8 @@ from podyd.contract.spec import ListeningPort
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.model.pod import Pod
 from podyd.network.ports import Ports
-from podyd.node.cgroups import Payloads
-from podyd.node.procs import Payload, Reader, payload_of
+from podyd.node.cgroups import Cgroups
+from podyd.node.procs import InstanceCgroup, Reader, cgroup_of
 from podyd.pods.lifecycle import not_running
 
 # The kernel lists what listens first; a pod can have any number of connections after that.
@@ -33,10 +33,10 @@ class Listeners:
     """
 
     def __init__(
-        self, *, client: LxdClient, ports: Ports, payloads: Payloads, reader: Reader
+        self, *, client: LxdClient, ports: Ports, cgroups: Cgroups, reader: Reader
     ) -> None:
         self._client = client
-        self._payloads = payloads
+        self._cgroups = cgroups
         self._ports = ports
         self._reader = reader
 
@@ -53,10 +53,10 @@ class Listeners:
             for port, address in sorted(found)
         ]
 
-    async def _read(self, pid: int, whose: Payload) -> set[tuple[int, str]]:
+    async def _read(self, pid: int, whose: InstanceCgroup) -> set[tuple[int, str]]:
         def read(pid: int) -> set[tuple[int, str]] | OSError:
             try:
-                return listening(pid, whose, self._payloads.named)
+                return listening(pid, whose, self._cgroups.named)
             except OSError as error:
                 return error
 
@@ -74,7 +74,7 @@ class Listeners:
 def listening(
     pid: int,
     whose: tuple[str, str],
-    named: Callable[[Payload | None], Payload | None] = lambda payload: payload,
+    named: Callable[[InstanceCgroup | None], InstanceCgroup | None] = lambda cgroup: cgroup,
     proc: Path = Path("/proc"),
 ) -> set[tuple[int, str]]:
     """Port and address of what listens where this process is.
@@ -83,7 +83,7 @@ def listening(
     """
     texts = [_head(proc / str(pid) / "net" / name) for name in ("tcp", "tcp6")]
     # Its number may be another's by now.
-    if named(payload_of(pid, proc)) != whose:
+    if named(cgroup_of(pid, proc)) != whose:
         raise ProcessLookupError(f"process {pid} has ended")
     return {found for text in texts for found in parse(text)}
 

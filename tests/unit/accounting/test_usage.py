@@ -17,7 +17,7 @@ from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.instances import CpuTime, Instance
-from podyd.node.samples import Gpu, Holder, Sample
+from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.store.database import Bucket, Database, UsageStore
 
 # At the beginning of an hour.
@@ -35,14 +35,14 @@ def instance(name: str, owner: str, *, started: float = START) -> Instance:
 PLACES = {11: "a-1", 12: "a-1", 13: "a-2", 21: "b", 31: "gone", 99: "default/a-1"}
 
 
-def holder(pid: int) -> Holder:
-    return Holder(pid, None, None, ("podyd", PLACES[pid]) if pid in PLACES else None)
+def holder(pid: int) -> ProcessSample:
+    return ProcessSample(pid, None, None, ("podyd", PLACES[pid]) if pid in PLACES else None)
 
 
 def sample(taken: float, cards: Iterable[Sequence[int]]) -> Sample:
     """Who is on which card."""
     gpus = tuple(
-        Gpu(f"GPU-{index}", f"0000:{index}", "", holders=tuple(holder(pid) for pid in pids))
+        Gpu(f"GPU-{index}", f"0000:{index}", "", processes=tuple(holder(pid) for pid in pids))
         for index, pids in enumerate(cards)
     )
     return Sample(taken, "535", "12.2", gpus)
@@ -65,7 +65,7 @@ class Rig:
         self.store = UsageStore(self.database)
         self.usage = Usage(
             store=self.store,
-            pod_of=lambda payload: payload[1] if payload else "",
+            pod_of=lambda cgroup: cgroup[1] if cgroup else "",
             instances=self._list,
             cpu_times=self._cpu_times,
             settings=Settings(Config()),

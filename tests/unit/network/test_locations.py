@@ -14,8 +14,8 @@ import pytest
 from podyd.base.errors import Gone
 from podyd.engine.instances import Instance
 from podyd.engine.rest import LxdClient
-from podyd.network.locations import Whereabouts, held_cards, place_of
-from podyd.node.arp import neighbours, probe
+from podyd.network.locations import Locations, held_nics, location_of
+from podyd.node.arp import Nic, neighbours, probe
 
 BORN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 HELD = {
@@ -24,7 +24,7 @@ HELD = {
     "parent": "lxdbr0",
     "security.ipv4_filtering": "true",
 }
-OWN, OTHER = ("lxdbr0", "00:16:3e:00:00:01"), ("lxdbr0", "00:16:3e:00:00:02")
+OWN, OTHER = Nic("lxdbr0", "00:16:3e:00:00:01"), Nic("lxdbr0", "00:16:3e:00:00:02")
 
 
 def instance(
@@ -36,34 +36,34 @@ def instance(
 
 
 def test_only_a_card_that_lxd_holds_to_its_address_counts() -> None:
-    assert held_cards(instance()) == [OWN]
+    assert held_nics(instance()) == [OWN]
     for changes in (
         {"security.ipv4_filtering": "false"},
         {"security.ipv4_filtering": ""},
         {"parent": ""},
         {"type": "proxy"},
     ):
-        assert not held_cards(instance({"eth0": {**HELD, **changes}})), changes
-    assert not held_cards(instance({"eth1": HELD})), "its address is not known"
-    assert held_cards(instance({"eth1": {**HELD, "hwaddr": OTHER[1]}})) == [OTHER]
+        assert not held_nics(instance({"eth0": {**HELD, **changes}})), changes
+    assert not held_nics(instance({"eth1": HELD})), "its address is not known"
+    assert held_nics(instance({"eth1": {**HELD, "hwaddr": OTHER.hardware}})) == [OTHER]
 
 
 def test_the_kernels_word_counts_and_is_remembered_until_the_next_start() -> None:
     heard = {OWN: frozenset({"10.0.0.2"}), OTHER: frozenset({"10.0.0.3"})}
-    before = place_of(instance(), heard, None)
+    before = location_of(instance(), heard, None)
     assert before is not None
     assert before.address == "10.0.0.2"
-    assert place_of(instance(), {}, before) == before
-    assert place_of(instance(started=BORN + timedelta(seconds=1)), {}, before) is None
-    assert place_of(instance(), {}, None) is None
+    assert location_of(instance(), {}, before) == before
+    assert location_of(instance(started=BORN + timedelta(seconds=1)), {}, before) is None
+    assert location_of(instance(), {}, None) is None
 
 
 def test_an_address_that_is_another_pods_by_now() -> None:
-    before = place_of(instance(), {OWN: frozenset({"10.0.0.2"})}, None)
-    assert place_of(instance(), {OTHER: frozenset({"10.0.0.2"})}, before) is None
+    before = location_of(instance(), {OWN: frozenset({"10.0.0.2"})}, None)
+    assert location_of(instance(), {OTHER: frozenset({"10.0.0.2"})}, before) is None
     # On another bridge it may be anybody's.
-    elsewhere = {("virbr0", OTHER[1]): frozenset({"10.0.0.2"})}
-    assert place_of(instance(), elsewhere, before) == before
+    elsewhere = {Nic("virbr0", OTHER.hardware): frozenset({"10.0.0.2"})}
+    assert location_of(instance(), elsewhere, before) == before
 
 
 class Lxd(LxdClient):
@@ -97,7 +97,7 @@ class Lxd(LxdClient):
     ],
 )
 def test_what_is_asked_for(
-    heard: Mapping[tuple[str, str], frozenset[str]],
+    heard: Mapping[Nic, frozenset[str]],
     claimed: tuple[str, ...],
     found: Mapping[str, str],
     asked: set[str],
@@ -108,8 +108,8 @@ def test_what_is_asked_for(
         assert interface == "lxdbr0"
         seen.update(addresses)
 
-    whereabouts = Whereabouts(Lxd(*claimed), lambda: heard, ask)
-    assert asyncio.run(whereabouts.of([instance()])) == found
+    locations = Locations(Lxd(*claimed), lambda: heard, ask)
+    assert asyncio.run(locations.of([instance()])) == found
     assert seen == asked
 
 

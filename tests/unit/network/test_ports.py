@@ -20,7 +20,7 @@ from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
-from podyd.network.locations import Whereabouts
+from podyd.network.locations import Locations
 from podyd.network.ports import Ports, parse, ports_of, written
 from podyd.node.sockdiag import listening_ports
 from podyd.pods import listening as listeners
@@ -87,7 +87,7 @@ def make(tmp_path: Path) -> Make:
         listening: Callable[[], frozenset[int]] = nobody,
     ) -> Ports:
         return Ports(
-            whereabouts=Whereabouts(lxd),
+            locations=Locations(lxd),
             instances=Instances(lxd, Holds(tmp_path / "holds")),
             listening=listening,
             settings=Settings(Config(ports=PortsConfig(range=ports, expose=expose))),

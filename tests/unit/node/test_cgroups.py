@@ -10,7 +10,7 @@ import pytest
 
 from podyd.base.errors import Gone
 from podyd.engine.instances import Instance
-from podyd.node.cgroups import Payload, Payloads
+from podyd.node.cgroups import Cgroups, InstanceCgroup
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
@@ -27,17 +27,17 @@ class Rig:
         self.first: dict[str, int] = {}
         self.cgroups: dict[int, str] = {}
         self.asked: list[str] = []
-        self.payloads = Payloads(
+        self.names = Cgroups(
             "podyd",
             instances=self._all,
             first_process=self._first_process,
-            payload_of=self._payload_of,
+            cgroup_of=self._cgroup_of,
         )
 
     async def _all(self) -> list[Instance]:
         return self.instances
 
-    async def _payload_of(self, pid: int) -> Payload | None:
+    async def _cgroup_of(self, pid: int) -> InstanceCgroup | None:
         return ("podyd", self.cgroups[pid]) if pid in self.cgroups else None
 
     async def _first_process(self, name: str) -> int:
@@ -55,14 +55,14 @@ class Rig:
         asyncio.run(self._follow())
 
     async def _follow(self) -> None:
-        self.payloads.changed()
-        task = asyncio.ensure_future(self.payloads.follow())
+        self.names.changed()
+        task = asyncio.ensure_future(self.names.follow())
         for _ in range(10):
             await asyncio.sleep(0)
         task.cancel()
 
     def pod(self, cgroup: str) -> str:
-        named = self.payloads.named(("podyd", cgroup))
+        named = self.names.named(("podyd", cgroup))
         assert named is not None
         assert named[0] == "podyd"
         return named[1]
@@ -77,11 +77,11 @@ def test_a_numbered_cgroup_is_not_the_pod_of_that_name(rig: Rig) -> None:
     rig.instances = [instance("a"), instance("a-1")]
     rig.run({"a": "a-1", "a-1": "a-1-1"})
     assert (rig.pod("a-1"), rig.pod("a-1-1"), rig.pod("other")) == ("a", "a-1", "other")
-    assert rig.payloads.named(("default", "a-1")) == ("default", "a-1")
-    assert rig.payloads.named(None) is None
+    assert rig.names.named(("default", "a-1")) == ("default", "a-1")
+    assert rig.names.named(None) is None
     # One rule for all who ask whose a process is; another project may have an instance of the name.
     places = [("podyd", "a-1"), ("default", "a-1"), None]
-    assert [rig.payloads.pod_of(place) for place in places] == ["a", "default/a-1", ""]
+    assert [rig.names.pod_of(place) for place in places] == ["a", "default/a-1", ""]
 
 
 def test_each_start_is_looked_at_once(rig: Rig) -> None:

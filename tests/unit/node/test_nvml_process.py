@@ -18,7 +18,7 @@ import pytest
 
 from podyd.gpus.report import alive
 from podyd.node.procs import Reader
-from podyd.node.samples import Failure, Gpu, Holder, Sample, parse_line
+from podyd.node.samples import Failure, Gpu, ProcessSample, Sample, parse_line
 from podyd.node.telemetry import Telemetry, Timing
 from tests.lab.nvml import DEFAULT_GPUS, GIB, FakeDriver, FakeGpu, FakeNvml, FakeProcess, build
 
@@ -109,12 +109,12 @@ def test_who_is_on_a_card(driver: FakeDriver) -> None:
         )
     )
     first, second = sample().gpus
-    assert first.holders == ()
-    assert second.holders == (
-        Holder(10, 2 * GIB, 0),
-        Holder(20, None, 0),
-        Holder(30, GIB, 5),
-        Holder(40, 3 * GIB, 90),
+    assert first.processes == ()
+    assert second.processes == (
+        ProcessSample(10, 2 * GIB, 0),
+        ProcessSample(20, None, 0),
+        ProcessSample(30, GIB, 5),
+        ProcessSample(40, 3 * GIB, 90),
     )
 
 
@@ -123,7 +123,7 @@ def test_what_a_card_does_not_support_is_none(driver: FakeDriver) -> None:
     driver.write(state.holding(0, FakeProcess(7)))
     gpu = sample().gpus[0]
     assert {name: getattr(gpu, name) for name in NOT_SUPPORTED} == NOT_SUPPORTED
-    assert gpu.holders == (Holder(7, 2 * GIB, None),)
+    assert gpu.processes == (ProcessSample(7, 2 * GIB, None),)
     assert gpu.problem is None
 
 
@@ -152,7 +152,7 @@ def test_what_a_process_has_used_is_since_the_last_sample(driver: FakeDriver) ->
     with sampler() as said:
         next(said)
         driver.write(FakeNvml().holding(0, FakeProcess(7, utilisation=5)))
-        used = [found.gpus[0].holders[0].utilisation for found in take(said, 2)]
+        used = [found.gpus[0].processes[0].utilisation for found in take(said, 2)]
         assert used[-1] == 5
 
 
@@ -171,7 +171,7 @@ def test_many_cards_and_processes(driver: FakeDriver) -> None:
     ]
     driver.write(FakeNvml(gpus=tuple(held)))
     found = sample()
-    assert [len(gpu.holders) for gpu in found.gpus] == [200] * 8
+    assert [len(gpu.processes) for gpu in found.gpus] == [200] * 8
 
 
 @pytest.mark.parametrize(
@@ -244,7 +244,7 @@ def test_the_first_answer_and_the_next_ones(driver: FakeDriver) -> None:
     async def play() -> None:
         async with running() as telemetry:
             seen: list[Sample] = []
-            telemetry.listen(seen.append)
+            telemetry.subscribe(seen.append)
             await telemetry.first(10)
             assert telemetry.current is telemetry.latest is seen[0]
             await until(lambda: len(seen) == 3, "two more")
@@ -334,8 +334,8 @@ def test_the_end_is_at_once_while_nvml_hangs(driver: FakeDriver) -> None:
 
 def test_what_came_after_the_sample_is_not_what_was_on_the_card() -> None:
     with subprocess.Popen(["sleep", "60"]) as process:
-        held = [Holder(pid, GIB, None) for pid in (1, process.pid)]
-        gpu = Gpu("", "", "", holders=tuple(held))
+        held = [ProcessSample(pid, GIB, None) for pid in (1, process.pid)]
+        gpu = Gpu("", "", "", processes=tuple(held))
         try:
             known = asyncio.run(Reader().processes([1, process.pid]))
             assert [holder for holder, _ in alive(gpu, known, 0.0)] == held

@@ -17,9 +17,9 @@ from podyd.node.procs import (
     MAX_STUCK,
     Process,
     Reader,
+    cgroup_in,
+    cgroup_of,
     look_up,
-    payload_in,
-    payload_of,
 )
 
 
@@ -43,8 +43,8 @@ from podyd.node.procs import (
     ],
 )
 def test_pod_of_cgroup(text: str, pod: str) -> None:
-    payload = payload_in(text)
-    assert (payload[1] if payload else "") == pod
+    cgroup = cgroup_in(text)
+    assert (cgroup[1] if cgroup else "") == pod
 
 
 @pytest.mark.parametrize(
@@ -60,8 +60,8 @@ def test_pod_of_cgroup(text: str, pod: str) -> None:
 def test_project_and_instance(text: bytes, place: tuple[str, str] | None, tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7/cgroup").write_bytes(text)
-    assert payload_of(7, tmp_path) == place
-    assert payload_of(8, tmp_path) is None, "it has ended"
+    assert cgroup_of(7, tmp_path) == place
+    assert cgroup_of(8, tmp_path) is None, "it has ended"
 
 
 def known(pid: int) -> Process | None:
@@ -72,7 +72,7 @@ def known(pid: int) -> Process | None:
 def test_ourselves() -> None:
     process = known(os.getpid())
     assert process is not None
-    assert (process.uid, payload_of(os.getpid())) == (os.geteuid(), None)
+    assert (process.uid, cgroup_of(os.getpid())) == (os.geteuid(), None)
     words = Path("/proc/self/cmdline").read_bytes()[:MAX_HEAD_BYTES]
     assert process.cmd == words.replace(b"\0", b" ").decode().strip()
     assert process.uptime is not None
