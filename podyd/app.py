@@ -21,7 +21,7 @@ from podyd.base.errors import NotSetUp
 from podyd.base.tasks import Tasks
 from podyd.config.current import Settings
 from podyd.config.schema import Config
-from podyd.contract.spec import Operation
+from podyd.contract.operation import Operation
 from podyd.engine.endings import Endings
 from podyd.engine.execution import Executor
 from podyd.engine.instances import Instances

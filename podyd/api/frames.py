@@ -16,7 +16,7 @@ from typing import Any
 
 from podyd.base.errors import BadRequest
 from podyd.contract.kinds import Whole, parse_json
-from podyd.contract.spec import MAX_COLUMNS, MAX_ROWS, SIGNALS, Start
+from podyd.contract.pods import MAX_COLUMNS, MAX_ROWS, SIGNALS, Start
 from podyd.engine.streams import STDIN, Signal, Size, Wish
 
 # The channels beside those of the streams, which have their numbers.

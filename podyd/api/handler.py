@@ -42,7 +42,7 @@ from podyd.base.errors import (
 from podyd.base.fair_semaphore import LineFull, Turns
 from podyd.base.longtext import Kept, json_pieces
 from podyd.contract.kinds import decode, json_pairs, parse
-from podyd.contract.spec import GET, Access, Operation, Proof
+from podyd.contract.operation import GET, Access, Operation, Proof
 from podyd.model.member import Member
 from podyd.model.naming import instance_name
 from podyd.people.login import Login, Users

@@ -14,8 +14,86 @@ from podyd.api.handler import Bound, Call, Headed
 from podyd.base.clock import iso
 from podyd.base.errors import NotFound
 from podyd.base.longtext import Kept
-from podyd.contract import openapi, spec
-from podyd.contract.spec import OPERATIONS, HelpEntry, HelpParam, Log, Operation, UserName
+from podyd.contract import openapi
+from podyd.contract.gpus import (
+    GPU_LEASE,
+    GPU_LINE,
+    GPU_QUEUE,
+    GPU_RELEASE,
+    POD_GPUS,
+    ChangeGpus,
+    LeaseCards,
+    LeaseResult,
+    ReleaseCards,
+    Waiting,
+)
+from podyd.contract.host import HOST_GPU_PS, HOST_GPUS, HOST_SPEC, GpuInfo, GpuProcess, HostSpec
+from podyd.contract.images import HOST_IMAGES, IMAGE_DELETE, IMAGE_INSPECT, IMAGE_LIST, ImageInfo
+from podyd.contract.meta import HELP, METRICS, OPENAPI, VERSION, HelpEntry, HelpParam
+from podyd.contract.operation import Log, Operation
+from podyd.contract.pods import (
+    POD_COMMIT,
+    POD_COMMIT_CANCEL,
+    POD_COPY,
+    POD_CREATE,
+    POD_DELETE,
+    POD_EXEC,
+    POD_EXEC_STREAM,
+    POD_FILE,
+    POD_FILE_DELETE,
+    POD_FILE_PUT,
+    POD_INFO,
+    POD_INSPECT,
+    POD_LIMITS,
+    POD_LIST,
+    POD_LISTALL,
+    POD_LOGS,
+    POD_PORT,
+    POD_PORT_DELETE,
+    POD_PORTS,
+    POD_PROGRESS,
+    POD_RESTART,
+    POD_RESTORE,
+    POD_SHELL,
+    POD_SNAPSHOT,
+    POD_SNAPSHOT_DELETE,
+    POD_SNAPSHOTS,
+    POD_START,
+    POD_STOP,
+    ChangeLimits,
+    Commit,
+    Committed,
+    Copy,
+    Create,
+    Exec,
+    ExecResult,
+    FileInfo,
+    ListeningPort,
+    OnePort,
+    PodInfo,
+    PodLog,
+    PodSummary,
+    Progress,
+    Shell,
+    SnapshotInfo,
+)
+from podyd.contract.stats import STAT_CPUTIME, STAT_GPUTIME
+from podyd.contract.table import OPERATIONS
+from podyd.contract.users import (
+    USER_CH_PASSWD,
+    USER_INFO,
+    USER_LIST,
+    USER_TOKEN,
+    USER_TOKEN_REVOKE,
+    USER_TOKENS,
+    CreatedToken,
+    NewToken,
+    QuotaInfo,
+    RevokeToken,
+    TokenInfo,
+    UserInfo,
+    UserName,
+)
 from podyd.engine.streams import Size
 from podyd.gpus.report import Host
 from podyd.gpus.scheduler import Allotment
@@ -104,7 +182,7 @@ class Routes:
 
     # --- About the API itself --------------------------------------------------------------------
 
-    @serves(spec.HELP)
+    @serves(HELP)
     async def help(self, call: Call) -> list[HelpEntry]:
         path = "/" + (call.request.path or "/").lstrip("/")
         if path.endswith("/"):
@@ -117,22 +195,22 @@ class Routes:
             )
         return [_help_entry(item) for item in found]
 
-    @serves(spec.VERSION)
+    @serves(VERSION)
     async def version(self, call: Call) -> list[int]:
         return list(PODYD_VERSION)
 
-    @serves(spec.OPENAPI)
+    @serves(OPENAPI)
     async def openapi_document(self, call: Call) -> dict[str, Any]:
         return self._openapi
 
     # --- Users -----------------------------------------------------------------------------------
 
-    @serves(spec.USER_INFO)
-    async def user_info(self, call: Call) -> spec.UserInfo:
+    @serves(USER_INFO)
+    async def user_info(self, call: Call) -> UserInfo:
         quota = call.caller.quota
-        return spec.UserInfo(
+        return UserInfo(
             user=_user_name(call.caller),
-            quota=spec.QuotaInfo(
+            quota=QuotaInfo(
                 max_pods=quota.max_pods,
                 gpu_count=quota.gpu_count,
                 memory_limit=quota.memory_limit,
@@ -146,23 +224,23 @@ class Routes:
             ),
         )
 
-    @serves(spec.USER_LIST)
+    @serves(USER_LIST)
     async def user_list(self, call: Call) -> list[UserName]:
         return [_user_name(member) for member in await self._users.all()]
 
-    @serves(spec.USER_CH_PASSWD)
+    @serves(USER_CH_PASSWD)
     async def change_password(self, call: Call) -> Log:
         count = await self._users.change_password(call.caller, call.password, call.request.passwd)
         done = "The password is changed; the old one no longer works."
         return Log(f"{done} Tokens that are revoked: {count}." if count else done)
 
-    @serves(spec.USER_TOKEN)
-    async def create_token(self, call: Call) -> spec.CreatedToken:
-        request: spec.NewToken = call.request
+    @serves(USER_TOKEN)
+    async def create_token(self, call: Call) -> CreatedToken:
+        request: NewToken = call.request
         secret, token = await self._users.create_token(
             call.proven, request.name, request.days, request.scope
         )
-        return spec.CreatedToken(
+        return CreatedToken(
             token=secret,
             id=token.id,
             name=token.name,
@@ -171,165 +249,165 @@ class Routes:
             expires=_time(token.expires),
         )
 
-    @serves(spec.USER_TOKENS)
-    async def tokens(self, call: Call) -> list[spec.TokenInfo]:
+    @serves(USER_TOKENS)
+    async def tokens(self, call: Call) -> list[TokenInfo]:
         return [_token_info(token) for token in await self._users.tokens(call.proven)]
 
-    @serves(spec.USER_TOKEN_REVOKE)
+    @serves(USER_TOKEN_REVOKE)
     async def revoke_token(self, call: Call) -> Log:
-        request: spec.RevokeToken = call.request
+        request: RevokeToken = call.request
         return Log(await self._users.revoke_token(call.proven, request.id, request.user))
 
     # --- Pods ------------------------------------------------------------------------------------
 
-    @serves(spec.POD_CREATE)
-    async def pod_create(self, call: Call) -> spec.PodInfo:
-        request: spec.Create = call.request
+    @serves(POD_CREATE)
+    async def pod_create(self, call: Call) -> PodInfo:
+        request: Create = call.request
         return await self._pods.create(
             call.caller, request.ins, request.image, request.gpus, request.disk
         )
 
-    @serves(spec.POD_DELETE)
+    @serves(POD_DELETE)
     async def pod_delete(self, call: Call) -> Log:
         return Log(await self._pods.delete(call.caller, call.request.ins))
 
-    @serves(spec.POD_INFO, spec.POD_INSPECT)
-    async def pod_info(self, call: Call) -> spec.PodInfo:
+    @serves(POD_INFO, POD_INSPECT)
+    async def pod_info(self, call: Call) -> PodInfo:
         return await self._pods.info(call.caller, call.request.ins)
 
-    @serves(spec.POD_LIST)
+    @serves(POD_LIST)
     async def pod_list(self, call: Call) -> list[str]:
         return await self._pods.names(call.caller)
 
-    @serves(spec.POD_LISTALL)
-    async def pod_listall(self, call: Call) -> list[spec.PodSummary]:
+    @serves(POD_LISTALL)
+    async def pod_listall(self, call: Call) -> list[PodSummary]:
         return await self._pods.summaries()
 
-    @serves(spec.POD_START)
+    @serves(POD_START)
     async def pod_start(self, call: Call) -> Log:
         return Log(await self._pods.start(call.caller, call.request.ins))
 
-    @serves(spec.POD_STOP)
+    @serves(POD_STOP)
     async def pod_stop(self, call: Call) -> Log:
         return Log(await self._pods.stop(call.caller, call.request.ins))
 
-    @serves(spec.POD_RESTART)
+    @serves(POD_RESTART)
     async def pod_restart(self, call: Call) -> Log:
         return Log(await self._pods.restart(call.caller, call.request.ins))
 
-    @serves(spec.POD_COPY)
-    async def pod_copy(self, call: Call) -> spec.PodInfo:
-        request: spec.Copy = call.request
+    @serves(POD_COPY)
+    async def pod_copy(self, call: Call) -> PodInfo:
+        request: Copy = call.request
         return await self._pods.copy(
             call.caller, request.ins, request.to, request.snapshot, request.gpus, request.disk
         )
 
-    @serves(spec.POD_COMMIT)
-    async def pod_commit(self, call: Call) -> spec.Committed:
-        request: spec.Commit = call.request
+    @serves(POD_COMMIT)
+    async def pod_commit(self, call: Call) -> Committed:
+        request: Commit = call.request
         return await self._commits.commit(
             call.caller, request.ins, request.tag or request.ins, request.msg
         )
 
-    @serves(spec.POD_COMMIT_CANCEL)
+    @serves(POD_COMMIT_CANCEL)
     async def pod_commit_cancel(self, call: Call) -> Log:
         return Log(await self._commits.cancel(call.caller, call.request.ins))
 
-    @serves(spec.POD_PROGRESS)
-    async def pod_progress(self, call: Call) -> spec.Progress:
+    @serves(POD_PROGRESS)
+    async def pod_progress(self, call: Call) -> Progress:
         return await self._commits.progress(call.caller, call.request.ins)
 
-    @serves(spec.POD_SNAPSHOT)
-    async def pod_snapshot(self, call: Call) -> spec.SnapshotInfo:
+    @serves(POD_SNAPSHOT)
+    async def pod_snapshot(self, call: Call) -> SnapshotInfo:
         return await self._snapshots.take(call.caller, call.request.ins, call.request.name)
 
-    @serves(spec.POD_SNAPSHOTS)
-    async def pod_snapshots(self, call: Call) -> list[spec.SnapshotInfo]:
+    @serves(POD_SNAPSHOTS)
+    async def pod_snapshots(self, call: Call) -> list[SnapshotInfo]:
         return await self._snapshots.all(call.caller, call.request.ins)
 
-    @serves(spec.POD_RESTORE)
+    @serves(POD_RESTORE)
     async def pod_restore(self, call: Call) -> Log:
         return Log(await self._snapshots.restore(call.caller, call.request.ins, call.request.name))
 
-    @serves(spec.POD_SNAPSHOT_DELETE)
+    @serves(POD_SNAPSHOT_DELETE)
     async def pod_snapshot_delete(self, call: Call) -> Log:
         return Log(await self._snapshots.delete(call.caller, call.request.ins, call.request.name))
 
-    @serves(spec.POD_PORT)
-    async def pod_port(self, call: Call) -> spec.PodInfo:
-        request: spec.OnePort = call.request
+    @serves(POD_PORT)
+    async def pod_port(self, call: Call) -> PodInfo:
+        request: OnePort = call.request
         pod = await self._pods.find(call.caller, request.ins)
         await self._ports.add(call.caller, pod, request.port)
         return await self._pods.info(call.caller, request.ins)
 
-    @serves(spec.POD_PORT_DELETE)
+    @serves(POD_PORT_DELETE)
     async def pod_port_delete(self, call: Call) -> Log:
-        request: spec.OnePort = call.request
+        request: OnePort = call.request
         pod = await self._pods.find(call.caller, request.ins)
         return Log(await self._ports.delete(pod, request.port))
 
-    @serves(spec.POD_PORTS)
-    async def pod_ports(self, call: Call) -> list[spec.ListeningPort]:
+    @serves(POD_PORTS)
+    async def pod_ports(self, call: Call) -> list[ListeningPort]:
         pod = await self._pods.find(call.caller, call.request.ins)
         return await self._listeners.of(pod)
 
-    @serves(spec.POD_EXEC)
-    async def pod_exec(self, call: Call) -> Kept[spec.ExecResult]:
-        request: spec.Exec = call.request
+    @serves(POD_EXEC)
+    async def pod_exec(self, call: Call) -> Kept[ExecResult]:
+        request: Exec = call.request
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 
-    @serves(spec.POD_EXEC_STREAM)
+    @serves(POD_EXEC_STREAM)
     async def pod_exec_stream(self, call: Call) -> Place:
         return await self._shells.place(call.caller, call.request.ins, None)
 
-    @serves(spec.POD_SHELL)
+    @serves(POD_SHELL)
     async def pod_shell(self, call: Call) -> Place:
-        request: spec.Shell = call.request
+        request: Shell = call.request
         size = Size(request.rows, request.cols)
         return await self._shells.place(call.caller, request.ins, size)
 
-    @serves(spec.POD_FILE)
-    async def pod_file(self, call: Call) -> Kept[spec.FileInfo] | Outgoing:
+    @serves(POD_FILE)
+    async def pod_file(self, call: Call) -> Kept[FileInfo] | Outgoing:
         return await self._transfers.fetch(call.caller, call.request)
 
-    @serves(spec.POD_FILE_PUT)
+    @serves(POD_FILE_PUT)
     async def pod_file_put(self, call: Call) -> Incoming:
         return await self._transfers.put(call.caller, call.request)
 
-    @serves(spec.POD_FILE_DELETE)
+    @serves(POD_FILE_DELETE)
     async def pod_file_delete(self, call: Call) -> Log:
         return await self._deletions.delete(call.caller, call.request)
 
-    @serves(spec.POD_LOGS)
-    async def pod_logs(self, call: Call) -> Kept[spec.PodLog]:
+    @serves(POD_LOGS)
+    async def pod_logs(self, call: Call) -> Kept[PodLog]:
         return await self._podlogs.last(call.caller, call.request)
 
-    @serves(spec.POD_LIMITS)
-    async def pod_limits(self, call: Call) -> spec.PodInfo:
-        request: spec.ChangeLimits = call.request
+    @serves(POD_LIMITS)
+    async def pod_limits(self, call: Call) -> PodInfo:
+        request: ChangeLimits = call.request
         return await self._limits.change(
             call.caller, request.ins, request.memory, request.cpu, request.disk
         )
 
     # --- GPUs ------------------------------------------------------------------------------------
 
-    @serves(spec.POD_GPUS)
-    async def pod_gpus(self, call: Call) -> spec.PodInfo:
-        request: spec.ChangeGpus = call.request
+    @serves(POD_GPUS)
+    async def pod_gpus(self, call: Call) -> PodInfo:
+        request: ChangeGpus = call.request
         pod = await self._pods.find(call.caller, request.ins)
         await self._allotment.change(call.caller, pod, request.gpus, force=request.force)
         return await self._pods.info(call.caller, request.ins)
 
-    @serves(spec.GPU_LEASE)
-    async def gpu_lease(self, call: Call) -> spec.LeaseResult:
+    @serves(GPU_LEASE)
+    async def gpu_lease(self, call: Call) -> LeaseResult:
         return await self._lease(call, wait=False)
 
-    @serves(spec.GPU_QUEUE)
-    async def gpu_queue(self, call: Call) -> spec.LeaseResult:
+    @serves(GPU_QUEUE)
+    async def gpu_queue(self, call: Call) -> LeaseResult:
         return await self._lease(call, wait=True)
 
-    async def _lease(self, call: Call, *, wait: bool) -> spec.LeaseResult:
-        request: spec.LeaseCards = call.request
+    async def _lease(self, call: Call, *, wait: bool) -> LeaseResult:
+        request: LeaseCards = call.request
         pod = await self._pods.find(call.caller, request.ins)
         place = await self._allotment.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
@@ -339,39 +417,39 @@ class Routes:
             if place
             else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
         )
-        return spec.LeaseResult(said, place, await self._allotment.leases(pod))
+        return LeaseResult(said, place, await self._allotment.leases(pod))
 
-    @serves(spec.GPU_LINE)
-    async def gpu_line(self, call: Call) -> list[spec.Waiting]:
+    @serves(GPU_LINE)
+    async def gpu_line(self, call: Call) -> list[Waiting]:
         return await self._allotment.line()
 
-    @serves(spec.GPU_RELEASE)
-    async def gpu_release(self, call: Call) -> spec.LeaseResult:
-        request: spec.ReleaseCards = call.request
+    @serves(GPU_RELEASE)
+    async def gpu_release(self, call: Call) -> LeaseResult:
+        request: ReleaseCards = call.request
         pod = await self._pods.find(call.caller, request.ins)
         cards, left = await self._allotment.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)
         done = [f"GPU {numbers} is given back."] if cards else []
         done += [f"Pod {request.ins} has left the line."] if left else []
         said = " ".join(done) or "There was no lease to give back, and no place in line."
-        return spec.LeaseResult(said, 0, await self._allotment.leases(pod))
+        return LeaseResult(said, 0, await self._allotment.leases(pod))
 
-    @serves(spec.METRICS)
+    @serves(METRICS)
     async def metrics_text(self, call: Call) -> str:
         return await self._metrics.text()
 
     # --- Host and images -------------------------------------------------------------------------
 
-    @serves(spec.HOST_IMAGES, spec.IMAGE_LIST)
+    @serves(HOST_IMAGES, IMAGE_LIST)
     async def images(self, call: Call) -> Headed[list[str]]:
         names = await self._images.names(call.caller)
         # The body is a list of names, and stays one.
         return Headed(names, {} if names else {"X-Podyd-Hint": await self._images.hint()})
 
-    @serves(spec.IMAGE_INSPECT)
-    async def image_inspect(self, call: Call) -> spec.ImageInfo:
+    @serves(IMAGE_INSPECT)
+    async def image_inspect(self, call: Call) -> ImageInfo:
         alias, image = await self._images.offered(call.caller, call.request.image)
-        return spec.ImageInfo(
+        return ImageInfo(
             name=alias,
             aliases=list(image.aliases),
             description=image.description,
@@ -381,32 +459,32 @@ class Routes:
             fingerprint=image.fingerprint,
         )
 
-    @serves(spec.IMAGE_DELETE)
+    @serves(IMAGE_DELETE)
     async def image_delete(self, call: Call) -> Log:
         return Log(await self._images.delete(call.caller, call.request.image))
 
-    @serves(spec.HOST_GPU_PS)
-    async def gpu_ps(self, call: Call) -> Headed[dict[str, list[spec.GpuProcess]]]:
+    @serves(HOST_GPU_PS)
+    async def gpu_ps(self, call: Call) -> Headed[dict[str, list[GpuProcess]]]:
         rows, age = await self._host.gpu_processes(
             call.request.id, viewer=call.caller.name, sees_all=call.caller.is_admin
         )
         return Headed(rows, {"Age": f"{age:.0f}"})
 
-    @serves(spec.HOST_GPUS)
-    async def host_gpus(self, call: Call) -> list[spec.GpuInfo]:
+    @serves(HOST_GPUS)
+    async def host_gpus(self, call: Call) -> list[GpuInfo]:
         return await self._host.gpus()
 
-    @serves(spec.HOST_SPEC)
-    async def host_spec(self, call: Call) -> spec.HostSpec:
+    @serves(HOST_SPEC)
+    async def host_spec(self, call: Call) -> HostSpec:
         return await self._host.spec()
 
     # --- Usage -----------------------------------------------------------------------------------
 
-    @serves(spec.STAT_CPUTIME)
+    @serves(STAT_CPUTIME)
     async def cpu_time(self, call: Call) -> dict[str, float]:
         return await self._usage.seconds("cpu", call.request.user, call.request.t)
 
-    @serves(spec.STAT_GPUTIME)
+    @serves(STAT_GPUTIME)
     async def gpu_time(self, call: Call) -> dict[str, float]:
         return await self._usage.seconds("gpu", call.request.user, call.request.t)
 
@@ -427,8 +505,8 @@ def _help_entry(operation: Operation) -> HelpEntry:
     )
 
 
-def _token_info(token: Token) -> spec.TokenInfo:
-    return spec.TokenInfo(
+def _token_info(token: Token) -> TokenInfo:
+    return TokenInfo(
         id=token.id,
         name=token.name,
         scope=token.scope,

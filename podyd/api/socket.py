@@ -17,7 +17,7 @@ from tornado.websocket import WebSocketClosedError, WebSocketHandler
 from podyd.api.frames import WINDOW_BYTES, Line
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
-from podyd.contract.spec import Ended
+from podyd.contract.pods import Ended
 from podyd.pods.shells import Place
 
 log = logging.getLogger(__name__)

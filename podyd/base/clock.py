@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
+# A century: times beyond the year 9999 cannot be written.
+MAX_HOURS = 876_600.0
+
 
 def now() -> datetime:
     """The time, in UTC."""

@@ -321,6 +321,9 @@ class CardChoice:
         return ",".join(self.named) + ("," if len(self.named) == 1 else "")
 
 
+WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
+
+
 @dataclass(frozen=True)
 class Cards(Kind):
     """`all`, `none`, how many (`2`), or which: indices with a comma (`0,1`; the first alone is

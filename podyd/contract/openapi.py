@@ -11,7 +11,9 @@ from typing import Any
 from podyd import __version__
 from podyd.base.longtext import LongText
 from podyd.contract.kinds import Param, params_of
-from podyd.contract.spec import FRAMES, OPERATIONS, Access, Operation, TokenScope
+from podyd.contract.operation import Access, Operation, TokenScope
+from podyd.contract.pods import FRAMES
+from podyd.contract.table import OPERATIONS
 
 FILES = ("application/octet-stream", "application/x-tar")
 ERROR_SCHEMA = {

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
 
+from podyd.base.clock import MAX_HOURS
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import MAX_HOURS
 from podyd.gpus.inventory import Card, key_of, lasting
 from podyd.model.pod import Pod
 

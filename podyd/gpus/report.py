@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from podyd import __version__
 from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Unavailable
-from podyd.contract.spec import CardHolder, GpuInfo, GpuProcess, HostSpec
+from podyd.contract.host import CardHolder, GpuInfo, GpuProcess, HostSpec
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import View

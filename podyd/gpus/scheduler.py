@@ -37,8 +37,8 @@ from podyd.base.errors import (
 from podyd.base.tasks import came
 from podyd.config.current import Settings
 from podyd.config.schema import UNLIMITED
+from podyd.contract.gpus import LeasedCard, Waiting
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import LeasedCard, Waiting
 from podyd.engine.instances import Devices, Instances
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from podyd.base.errors import NotFound
-from podyd.contract.spec import PodStatus
+from podyd.contract.pods import PodStatus
 from podyd.engine.instances import Instance
 
 OWNER = "user.podyd.owner"

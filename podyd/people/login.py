@@ -19,7 +19,7 @@ from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
 from podyd.config.schema import AuthConfig, Config
-from podyd.contract.spec import TokenScope
+from podyd.contract.operation import TokenScope
 from podyd.model.member import Member
 from podyd.people.account_list import AccountList
 from podyd.people.guesses import Guesses, Try

@@ -10,7 +10,7 @@ import time
 from podyd.auth.client import Account
 from podyd.base.errors import Forbidden, NotFound, Unauthorized
 from podyd.config.current import Settings
-from podyd.contract.spec import TokenScope
+from podyd.contract.operation import TokenScope
 from podyd.store.database import Token, TokenStore
 
 # So that people, and programs that look for leaked secrets, know one when they see it.

@@ -30,7 +30,7 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import Tasks, seen
 from podyd.config.schema import UNLIMITED
-from podyd.contract.spec import Committed, Progress
+from podyd.contract.pods import Committed, Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.tree import File, Holes, Tree, cut, holes, look

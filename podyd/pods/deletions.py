@@ -17,7 +17,8 @@ from podyd.base.errors import (
     PodydError,
     TimedOut,
 )
-from podyd.contract.spec import DeleteFile, Log
+from podyd.contract.operation import Log
+from podyd.contract.pods import DeleteFile
 from podyd.engine.execution import Executor
 from podyd.engine.rest import LxdClient
 from podyd.model.member import Member

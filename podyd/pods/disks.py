@@ -27,7 +27,7 @@ from weakref import WeakValueDictionary
 
 from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.config.schema import UNLIMITED, parse_size
-from podyd.contract.spec import MIN_DISK_BYTES
+from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.execution import Executor
 from podyd.engine.instances import Devices, Instance, Instances, named, root_of
 from podyd.engine.rest import LxdClient, instance_path

@@ -25,7 +25,8 @@ from podyd.base.clock import iso
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
 from podyd.base.tasks import beside, seen
-from podyd.contract.spec import Entry, FileInfo, FileType, Log, OneFile, PutFile
+from podyd.contract.operation import Log
+from podyd.contract.pods import Entry, FileInfo, FileType, OneFile, PutFile
 from podyd.engine.endings import Ending
 from podyd.engine.execution import Afterwards, Executor
 from podyd.engine.streams import STDOUT, Wish, no_wish

@@ -46,7 +46,7 @@ from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
 from podyd.config.schema import UNLIMITED, parse_size
 from podyd.contract.kinds import CardChoice
-from podyd.contract.spec import ExecResult, PodInfo, PodSummary
+from podyd.contract.pods import ExecResult, PodInfo, PodSummary
 from podyd.engine.execution import Executor, Exit
 from podyd.engine.instances import Devices, Instance, Instances, named, when_free
 from podyd.engine.rest import LxdClient, instance_path, meant_for, uuid_of

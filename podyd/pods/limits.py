@@ -8,7 +8,7 @@ from typing import Any
 
 from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.config.schema import UNLIMITED
-from podyd.contract.spec import PodInfo
+from podyd.contract.pods import PodInfo
 from podyd.engine.instances import Instances
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.model.member import Member

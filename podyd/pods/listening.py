@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from podyd.base.errors import Unavailable
-from podyd.contract.spec import ListeningPort
+from podyd.contract.pods import ListeningPort
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.model.pod import Pod
 from podyd.network.ports import Ports

@@ -7,7 +7,7 @@ from typing import Literal
 
 from podyd.base.errors import Conflict, LxdRefused, PodydError
 from podyd.base.longtext import Kept, LongText
-from podyd.contract.spec import LogsOf, PodLog
+from podyd.contract.pods import LogsOf, PodLog
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.model.member import Member
 from podyd.model.pod import Pod

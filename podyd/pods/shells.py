@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from podyd.base.errors import BadRequest
-from podyd.contract.spec import Ended, Start
+from podyd.contract.pods import Ended, Start
 from podyd.engine.execution import Executor
 from podyd.engine.streams import Size, Streams
 from podyd.engine.talk import Terminal

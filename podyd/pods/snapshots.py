@@ -23,7 +23,7 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import Tasks, came
 from podyd.config.schema import UNLIMITED
-from podyd.contract.spec import SnapshotInfo
+from podyd.contract.pods import SnapshotInfo
 from podyd.engine.instances import Instances, parse_time
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.model.member import Member

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from podyd.base.errors import Unavailable
-from podyd.contract.spec import TokenScope
+from podyd.contract.operation import TokenScope
 
 log = logging.getLogger(__name__)
 

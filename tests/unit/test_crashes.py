@@ -15,7 +15,8 @@ from podyd.api.files import Download, Upload
 from podyd.api.frames import END, Line
 from podyd.api.handler import Endpoint
 from podyd.api.socket import Socket
-from podyd.contract.spec import Access, Ended, Nothing, Operation, Proof, Start
+from podyd.contract.operation import Access, Nothing, Operation, Proof
+from podyd.contract.pods import Ended, Start
 from podyd.engine.streams import Streams
 from podyd.pods.files import Incoming, Outgoing
 from tests.unit.api.test_handler import serving

@@ -23,16 +23,11 @@ from podyd.base.errors import TooMany
 from podyd.base.longtext import Kept, LongText
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
-from podyd.contract.spec import (
-    POD_EXEC,
-    POD_GPUS,
-    POD_INFO,
-    USER_INFO,
-    Access,
-    HelpOf,
-    Operation,
-    Proof,
-)
+from podyd.contract.gpus import POD_GPUS
+from podyd.contract.meta import HelpOf
+from podyd.contract.operation import Access, Operation, Proof
+from podyd.contract.pods import POD_EXEC, POD_INFO
+from podyd.contract.users import USER_INFO
 from podyd.model.member import Member
 from podyd.people.login import Users
 from podyd.people.origins import Origins

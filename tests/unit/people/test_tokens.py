@@ -15,8 +15,9 @@ import pytest
 from podyd.api.handler import credentials
 from podyd.base.errors import ConfigError, Unauthorized
 from podyd.config.schema import AuthConfig, Config, parse
-from podyd.contract import spec
-from podyd.contract.spec import OPERATIONS, Operation
+from podyd.contract.operation import Nothing, Operation
+from podyd.contract.table import OPERATIONS
+from podyd.contract.users import USER_CH_PASSWD, USER_TOKEN
 from podyd.people.tokens import is_token
 from podyd.store.database import SCHEMA, Database, Token, TokenStore
 
@@ -81,13 +82,13 @@ def test_what_a_token_that_reads_may_call() -> None:
 
 def test_an_operation_that_does_not_say_what_proof_it_needs_is_none() -> None:
     with pytest.raises(TypeError, match="proof"):
-        Operation("/x", ("GET",), spec.Nothing, str, "X.")  # type: ignore[call-arg]
+        Operation("/x", ("GET",), Nothing, str, "X.")  # type: ignore[call-arg]
 
 
 def test_what_needs_the_password_itself() -> None:
     assert {item for item in OPERATIONS if not item.accepts("all")} == {
-        spec.USER_CH_PASSWD,
-        spec.USER_TOKEN,
+        USER_CH_PASSWD,
+        USER_TOKEN,
     }
 
 

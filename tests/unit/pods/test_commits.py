@@ -22,7 +22,7 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import Tasks
 from podyd.config.schema import UNLIMITED, Quota
-from podyd.contract.spec import Progress
+from podyd.contract.pods import Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.tree import File, Holes

@@ -10,7 +10,7 @@ import pytest
 
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
-from podyd.contract.spec import FileInfo, OneFile, PutFile
+from podyd.contract.pods import FileInfo, OneFile, PutFile
 from podyd.engine.execution import Executor, Exit
 from podyd.engine.streams import STDERR, STDOUT
 from podyd.model.member import Member

@@ -1,0 +1,48 @@
+"""Calls about the images that pods are made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from podyd.contract.kinds import Text, param
+from podyd.contract.operation import GET, POST, Log, Nothing, Operation, Proof
+
+
+@dataclass(frozen=True)
+class OneImage:
+    image: str = param(Text(200), "an image of /host/images")
+
+
+@dataclass(frozen=True)
+class ImageInfo:
+    name: str
+    aliases: list[str]
+    description: str
+    size: int
+    created: str
+    architecture: str
+    fingerprint: str
+
+
+HOST_IMAGES = Operation(
+    "/host/images",
+    GET,
+    Nothing,
+    list[str],
+    "The images that a pod can be made from; if none, header X-Podyd-Hint says how to get one.",
+    proof=Proof.READS,
+)
+IMAGE_LIST = Operation(
+    "/image/list", GET, Nothing, list[str], "The same as /host/images.", proof=Proof.READS
+)
+IMAGE_INSPECT = Operation(
+    "/image/inspect", GET, OneImage, ImageInfo, "All about an image.", proof=Proof.READS
+)
+IMAGE_DELETE = Operation(
+    "/image/delete",
+    POST,
+    OneImage,
+    Log,
+    "Delete an image that the caller has committed.",
+    proof=Proof.CHANGES,
+)
