@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from podyd.config.schema import Key
+    from podyd.config.loader import Key
 
 # The sections of a page that no parser knows: a text, or terms with what they are.
 PODYD: dict[str, str | dict[str, str]] = {
@@ -132,7 +132,8 @@ def command_page(
 
 def settings_page() -> str:
     """The page of podyd.yaml."""
-    from podyd.config.schema import DEFAULT_PATH, keys
+    from podyd.config.loader import keys
+    from podyd.config.schema import DEFAULT_PATH
 
     lines = [
         *_head("podyd.yaml", 5),
@@ -160,7 +161,7 @@ def settings_page() -> str:
 
 def example() -> str:
     """A podyd.yaml that says nothing: each key with its default, behind a #."""
-    from podyd.config.schema import keys
+    from podyd.config.loader import keys
 
     lines = [
         "# All keys of /etc/podyd/podyd.yaml with their defaults; see podyd.yaml(5). Copy what",

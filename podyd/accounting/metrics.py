@@ -11,7 +11,7 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 
 from podyd import __version__
 from podyd.base.errors import PodydError
-from podyd.config.schema import UNLIMITED
+from podyd.base.quantities import UNLIMITED
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in

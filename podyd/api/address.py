@@ -8,7 +8,7 @@ from typing import Any
 from tornado.httputil import HTTPServerRequest
 
 from podyd.config.addresses import Address, is_among, parse_address
-from podyd.config.schema import Network
+from podyd.config.values import Network
 from podyd.node.sockdiag import End
 from podyd.people.origins import Source
 

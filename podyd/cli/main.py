@@ -12,7 +12,8 @@ from pathlib import Path
 from podyd import __version__
 from podyd.base.errors import PodydError, SetupError
 from podyd.client.completion import complete
-from podyd.config.schema import DEFAULT_PATH, AuthConfig, Config, load
+from podyd.config.loader import load
+from podyd.config.schema import DEFAULT_PATH, AuthConfig, Config
 
 Command = Callable[[argparse.Namespace], int]
 

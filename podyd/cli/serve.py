@@ -26,7 +26,8 @@ from podyd.base.errors import ConfigError, NotSetUp, StartError
 from podyd.base.logs import log_to, stderr_is_journal
 from podyd.base.tasks import died
 from podyd.config.current import Settings
-from podyd.config.schema import Config, load
+from podyd.config.loader import load
+from podyd.config.schema import Config
 
 log = logging.getLogger(__name__)
 

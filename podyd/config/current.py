@@ -8,7 +8,8 @@ from operator import attrgetter
 from pathlib import Path
 
 from podyd.base.errors import ConfigError
-from podyd.config.schema import Config, load
+from podyd.config.loader import load
+from podyd.config.schema import Config
 
 log = logging.getLogger(__name__)
 

@@ -34,9 +34,9 @@ from podyd.base.errors import (
     Unavailable,
     lxd_could_not,
 )
+from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import came
 from podyd.config.current import Settings
-from podyd.config.schema import UNLIMITED
 from podyd.contract.gpus import LeasedCard, Waiting
 from podyd.contract.kinds import CardChoice
 from podyd.engine.instances import Devices, Instances

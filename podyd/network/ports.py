@@ -18,8 +18,8 @@ from weakref import WeakValueDictionary
 
 from podyd.base.clock import now
 from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
+from podyd.base.quantities import UNLIMITED
 from podyd.config.current import Settings
-from podyd.config.schema import UNLIMITED
 from podyd.engine.instances import Instance, Instances, named
 from podyd.model.member import Member
 from podyd.model.pod import PORTS, Pod, pods_of

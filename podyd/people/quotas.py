@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from podyd.auth.client import Account
-from podyd.config.schema import UNLIMITED, Config, Quota, QuotaPart
+from podyd.base.quantities import UNLIMITED
+from podyd.config.schema import Config, Quota, QuotaPart
 
 
 def quota_of(account: Account, config: Config) -> Quota:

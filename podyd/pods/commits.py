@@ -28,8 +28,8 @@ from podyd.base.errors import (
     TimedOut,
     lxd_could_not,
 )
+from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, seen
-from podyd.config.schema import UNLIMITED
 from podyd.contract.pods import Committed, Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom

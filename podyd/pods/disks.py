@@ -26,7 +26,7 @@ from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
-from podyd.config.schema import UNLIMITED, parse_size
+from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.execution import Executor
 from podyd.engine.instances import Devices, Instance, Instances, named, root_of

@@ -42,9 +42,9 @@ from podyd.base.errors import (
     lxd_could_not,
 )
 from podyd.base.longtext import Kept
+from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
-from podyd.config.schema import UNLIMITED, parse_size
 from podyd.contract.kinds import CardChoice
 from podyd.contract.pods import ExecResult, PodInfo, PodSummary
 from podyd.engine.execution import Executor, Exit

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
-from podyd.config.schema import UNLIMITED
+from podyd.base.quantities import UNLIMITED
 from podyd.contract.pods import PodInfo
 from podyd.engine.instances import Instances
 from podyd.engine.rest import LxdClient, instance_path

@@ -17,7 +17,7 @@ from typing import Any
 
 from podyd.base.errors import Conflict, Unavailable, lxd_could_not
 from podyd.config.current import Settings
-from podyd.config.schema import Mount
+from podyd.config.values import Mount
 from podyd.engine.instances import Devices, Instances
 from podyd.engine.rest import LxdClient
 from podyd.model.member import Member

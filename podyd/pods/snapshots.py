@@ -21,8 +21,8 @@ from podyd.base.errors import (
     PodydError,
     lxd_could_not,
 )
+from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, came
-from podyd.config.schema import UNLIMITED
 from podyd.contract.pods import SnapshotInfo
 from podyd.engine.instances import Instances, parse_time
 from podyd.engine.rest import LxdClient, instance_path

@@ -20,7 +20,8 @@ from docs import manual
 from podyd import __version__
 from podyd.base.errors import PodydError
 from podyd.cli.main import parser
-from podyd.config.schema import Config, Key, keys, parse
+from podyd.config.loader import Key, keys, parse
+from podyd.config.schema import Config
 
 ROOT = Path(__file__).parents[2]
 DEBIAN = ROOT / "debian"

@@ -9,7 +9,8 @@ from podyd.admin.doctor import lxd as on_lxd
 from podyd.admin.doctor.case import HOST, Case, Places
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.base.errors import ConfigError, SetupError
-from podyd.config.schema import Config, load
+from podyd.config.loader import load
+from podyd.config.schema import Config
 from podyd.engine.admin import Admin, find_socket
 
 # LXD's answer to one question; setup, which makes things, waits longer.

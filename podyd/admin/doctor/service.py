@@ -17,7 +17,8 @@ from podyd import VERSION, __version__
 from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, reason, warning
 from podyd.base.errors import ConfigError
-from podyd.config.schema import DEFAULT_PATH, Config, load
+from podyd.config.loader import load
+from podyd.config.schema import DEFAULT_PATH, Config
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024

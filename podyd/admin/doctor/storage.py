@@ -9,7 +9,8 @@ from pathlib import Path
 
 from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
-from podyd.config.schema import UNLIMITED, Config
+from podyd.base.quantities import UNLIMITED
+from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
 from podyd.engine.instances import root_of
 from podyd.pods.disks import BTRFS, DIR, ZFS

@@ -26,8 +26,8 @@ from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
 from podyd.base.errors import SetupError
 from podyd.cli.doctor import show
+from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
-from podyd.config.schema import parse as parse_config
 from podyd.engine.admin import Admin, Card
 from podyd.node.samples import Failure, Gpu, Sample
 from tests.unit.engine.test_stopping import POD

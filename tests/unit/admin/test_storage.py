@@ -12,7 +12,7 @@ import pytest
 from podyd.admin.doctor import storage
 from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Finding, Level
-from podyd.config.schema import parse
+from podyd.config.loader import parse
 from podyd.engine.admin import Admin, Pool
 
 GIB = 1024**3

@@ -6,7 +6,7 @@ import pytest
 from tornado.httputil import HTTPHeaders, HTTPServerRequest
 
 from podyd.api.address import client_address
-from podyd.config.schema import parse_networks
+from podyd.config.values import parse_networks
 
 PROXIES = parse_networks(["127.0.0.1", "::1", "10.0.0.0/24"])
 

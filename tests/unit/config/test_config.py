@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from podyd.base.errors import ConfigError
-from podyd.config.schema import parse
+from podyd.config.loader import parse
 
 
 @pytest.mark.parametrize("size", ["-1", "0", "999", "16385KiB", "true", "much"])

@@ -10,8 +10,8 @@ import pytest
 from podyd.admin.doctor import mounts
 from podyd.admin.doctor.finding import Level
 from podyd.base.errors import ConfigError
-from podyd.config.schema import Mount
-from podyd.config.schema import parse as parse_config
+from podyd.config.loader import parse as parse_config
+from podyd.config.values import Mount
 from podyd.engine.admin import Openings
 from podyd.node.directories import Directory, is_mappable, to_make, unfit, unsafe
 

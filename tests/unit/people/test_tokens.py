@@ -14,7 +14,8 @@ import pytest
 
 from podyd.api.handler import credentials
 from podyd.base.errors import ConfigError, Unauthorized
-from podyd.config.schema import AuthConfig, Config, parse
+from podyd.config.loader import parse
+from podyd.config.schema import AuthConfig, Config
 from podyd.contract.operation import Nothing, Operation
 from podyd.contract.table import OPERATIONS
 from podyd.contract.users import USER_CH_PASSWD, USER_TOKEN

@@ -20,8 +20,9 @@ from podyd.base.errors import (
     TimedOut,
     Unavailable,
 )
+from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks
-from podyd.config.schema import UNLIMITED, Quota
+from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
