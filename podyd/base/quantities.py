@@ -1,4 +1,8 @@
-"""Sizes and counts, as podyd.yaml and LXD write them."""
+"""Sizes, counts and durations: the units, and how they are written.
+
+LXD takes a size in its own words alone, and podyd.yaml as LXD does; a member may type one as they
+are used to (`typed_size`).
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,13 @@ UNITS: dict[str, int] = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGTPE", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGTPE", 1)},
 }
+# In capitals; a letter alone as Slurm, systemd and docker mean it.
+_TYPED_UNITS: dict[str, int] = {
+    **{name.upper(): factor for name, factor in UNITS.items()},
+    **{letter: 1024**power for power, letter in enumerate("KMGT", 1)},
+}
+# A month has no one length.
+SECONDS = {"y": 365 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "s": 1}
 
 
 def parse_size(value: Any) -> int:
@@ -25,6 +36,16 @@ def parse_size(value: Any) -> int:
     if match[2] not in UNITS:
         raise ValueError(f"a size in one of {', '.join(filter(None, UNITS))}")
     return int(match[1]) * UNITS[match[2]]
+
+
+def typed_size(text: str) -> int | None:
+    """Bytes of `8GiB`, `8g` (the same), `1.5 GB` or a number, up to units of T, in any case; or
+    None."""
+    match = re.fullmatch(r"(\d{1,16})(\.\d{1,6})? ?([KMGT]?i?B?)", text, re.ASCII | re.IGNORECASE)
+    factor = _TYPED_UNITS.get(match[3].upper()) if match else None
+    if match is None or factor is None:
+        return None
+    return int(match[1]) * factor + int(float(match[2] or 0) * factor)
 
 
 def parse_count(value: Any) -> int:

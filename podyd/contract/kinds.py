@@ -18,6 +18,7 @@ from dataclasses import MISSING, dataclass, field
 from typing import Any, TypeVar
 
 from podyd.base.errors import BadRequest
+from podyd.base.quantities import SECONDS, typed_size
 
 R = TypeVar("R")
 
@@ -184,14 +185,6 @@ class Whole(Kind):
         return {"type": "integer", "minimum": self.minimum, "maximum": self.maximum}
 
 
-_BYTES = {
-    "": 1,
-    "B": 1,
-    **{f"{letter}B": 1000**power for power, letter in enumerate("KMGT", 1)},
-    **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
-    # As Slurm, systemd and docker mean it.
-    **{letter: 1024**power for power, letter in enumerate("KMGT", 1)},
-}
 UNSET = -1
 
 
@@ -202,18 +195,11 @@ class Size(Kind):
     minimum: int
     maximum: int = 1024**5
 
-    _PATTERN = r"(\d{1,16})(\.\d{1,6})? ?([KMGT]?i?B?)"
-
     def parse(self, text: str) -> int:
         if text == "none":
             return UNSET
-        found = re.fullmatch(self._PATTERN, text, re.ASCII | re.IGNORECASE)
-        units = {name.upper(): factor for name, factor in _BYTES.items()}
-        factor = units.get(found[3].upper()) if found else None
-        value = 0
-        if found and factor:
-            value = int(found[1]) * factor + int(float(found[2] or 0) * factor)
-        if not self.minimum <= value <= self.maximum:
+        value = typed_size(text)
+        if value is None or not self.minimum <= value <= self.maximum:
             raise ValueError(
                 "must be none, or a size such as 8GiB, 512MiB or a number of bytes, at least"
                 f" {self.minimum // 1024**2}MiB"
@@ -277,12 +263,9 @@ class Names(Kind):
         return {"type": "string", "pattern": f"^{self._PATTERN}$"}
 
 
-_UNIT_SECONDS = {"y": 365 * 86400, "w": 7 * 86400, "d": 86400, "h": 3600, "s": 1}
-
-
 @dataclass(frozen=True)
 class Window(Kind):
-    """A time that has passed, in seconds or as `1y 1w 1d 1h 1s`; a month has no one length."""
+    """A time that has passed, in seconds or as `1y 1w 1d 1h 1s`."""
 
     _PATTERN = r"\d{1,9}(\.\d{1,9})?| *(\d{1,9} *[ywdhs] *)+"
 
@@ -290,7 +273,7 @@ class Window(Kind):
         value = 0.0
         if re.fullmatch(self._PATTERN, text, re.ASCII):
             parts = re.findall(r"(\d+) *([ywdhs])", text, re.ASCII)
-            value = sum(int(n) * _UNIT_SECONDS[unit] for n, unit in parts) if parts else float(text)
+            value = sum(int(n) * SECONDS[unit] for n, unit in parts) if parts else float(text)
         if not value > 0:
             raise ValueError(
                 "must be seconds above 0, or made of years, weeks, days, hours and seconds, such as"
