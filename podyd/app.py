@@ -29,6 +29,7 @@ from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.room import HostRoom
 from podyd.gpus.activity import Occupancy
+from podyd.gpus.attribution import Attribution
 from podyd.gpus.idle import IdleLeases
 from podyd.gpus.inventory import Gpus, Identities
 from podyd.gpus.report import Host
@@ -149,12 +150,14 @@ def build(settings: Settings) -> App:
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
-        pod_of=cgroups.pod_of,
         instances=instances.all,
         cpu_times=instances.cpu_times,
         settings=settings,
     )
-    telemetry.subscribe(usage.sampled)
+    attribution = Attribution(
+        telemetry, project=config.lxd.project, instance_of=cgroups.instance_of
+    )
+    attribution.subscribe(usage.sampled)
     usernames = UserNames()
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
@@ -163,7 +166,7 @@ def build(settings: Settings) -> App:
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
     gpus = Gpus(client, telemetry, identities)
-    occupancy = Occupancy(telemetry, pod_of=cgroups.pod_of)
+    occupancy = Occupancy(attribution)
     endings = Endings(client, config.data_dir / "endings")
     executor = Executor(client, cleaning, endings)
     allotment = Allotment(
@@ -213,7 +216,7 @@ def build(settings: Settings) -> App:
         client=client,
         telemetry=telemetry,
         occupancy=occupancy,
-        cgroups=cgroups,
+        attribution=attribution,
         reader=reader,
         allotment=allotment,
         names=usernames,

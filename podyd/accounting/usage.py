@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.engine.instances import CpuTime, Instance
+from podyd.gpus.attribution import Attributed
 from podyd.model.pod import pods_of
-from podyd.node.procs import InstanceCgroup
-from podyd.node.samples import Sample
 from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
 
 log = logging.getLogger(__name__)
@@ -50,7 +49,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class _Sighting:
-    """For each card that was held, the instances on it, for `seconds` up to `end` (since 1970)."""
+    """For each card that was held, the pods on it, for `seconds` up to `end` (since 1970)."""
 
     end: float
     seconds: float
@@ -60,21 +59,19 @@ class _Sighting:
 class Usage:
     """Counts, and answers what was counted.
 
-    `pod_of` is as in Cgroups, `instances` and `cpu_times` are LXD's.
+    `instances` and `cpu_times` are LXD's.
     """
 
     def __init__(
         self,
         *,
         store: UsageStore,
-        pod_of: Callable[[InstanceCgroup | None], str],
         instances: Callable[[], Awaitable[Sequence[Instance]]],
         cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
         settings: Settings,
         clock: Clock = Clock(),
     ) -> None:
         self._store = store
-        self._pod_of = pod_of
         self._instances = instances
         self._cpu_times = cpu_times
         self._settings = settings
@@ -103,17 +100,22 @@ class Usage:
 
     # --- GPUs ------------------------------------------------------------------------------------
 
-    def sampled(self, sample: Sample) -> None:
+    def sampled(self, attributed: Attributed) -> None:
         """Hear who holds which card, for the time since the sample before."""
+        sample, whose = attributed.sample, attributed.whose
         before, self._sampled_at = self._sampled_at, sample.taken
         if before is None:
             return
         # Whose the pods are may take LXD a while.
-        cards = [
-            frozenset(self._pod_of(holder.cgroup) for holder in gpu.processes)
+        cards = (
+            frozenset(
+                whose[process.pid].instance
+                for process in gpu.processes
+                if whose[process.pid].is_pod
+            )
             for gpu in sample.gpus
-        ]
-        held = tuple(card - {""} for card in cards if card - {""})
+        )
+        held = tuple(filter(None, cards))
         if held:
             age = self._clock.monotonic() - sample.taken
             seconds = min(sample.taken - before, GAP_SECONDS)

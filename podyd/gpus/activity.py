@@ -10,50 +10,46 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from podyd.node.procs import InstanceCgroup
-from podyd.node.samples import Gpu, ProcessSample, Sample
-from podyd.node.telemetry import Telemetry
-
-# Samples come every second; between two that are further apart, anything may have happened.
-GAP_SECONDS = 10.0
+from podyd.gpus.attribution import GAP_SECONDS, Attributed, Attribution
+from podyd.node.samples import Gpu, ProcessSample
 
 
 @dataclass
 class _Use:
     """A process on a card; `used` when it last was seen at work, None where nobody can tell."""
 
-    cgroup: InstanceCgroup | None
     used: float | None
     pod: str = ""
 
 
 class Occupancy:
-    """What the samples add up to; `clock` is the monotonic one, `pod_of` as in Cgroups."""
+    """What the samples add up to; `clock` is the monotonic one.
+
+    Pods go by their names as in Whose, and so do instances of other projects and the host.
+    """
 
     def __init__(
         self,
-        telemetry: Telemetry,
+        attribution: Attribution,
         *,
-        pod_of: Callable[[InstanceCgroup | None], str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._pod_of = pod_of
         self._clock = clock
         self._began = clock()
         self._sampled: float | None = None
         # Per card (its PCI address): per process on it, and per pod that ever was.
         self._uses: dict[str, dict[int, _Use]] = {}
         self._last: dict[tuple[str, str], float] = {}
-        telemetry.subscribe(self.sampled)
+        attribution.subscribe(self.sampled)
 
-    def sampled(self, sample: Sample) -> None:
+    def sampled(self, attributed: Attributed) -> None:
         """Take a sample into account."""
         now = self._clock()
         if self._sampled is None or now - self._sampled > GAP_SECONDS:
             # Nobody saw who worked meanwhile, and a pid may be another process by now.
             self._uses, self._last, self._began = {}, {}, now
         self._sampled = now
-        for gpu in sample.gpus:
+        for gpu in attributed.sample.gpus:
             if gpu.problem is not None:
                 # Who was on it is on it still, for all that is known.
                 for use in self._uses.get(gpu.pci, {}).values():
@@ -61,13 +57,13 @@ class Occupancy:
                 continue
             before = self._uses.get(gpu.pci, {})
             uses = {}
-            for holder in gpu.processes:
+            for process in gpu.processes:
                 # A pid that was there a second ago is the same process.
-                use = before.get(holder.pid) or _Use(holder.cgroup, now)
-                use.pod = self._pod_of(use.cgroup)
-                at_work = _is_at_work(gpu, holder)
+                use = before.get(process.pid) or _Use(now)
+                use.pod = attributed.whose[process.pid].name
+                at_work = _is_at_work(gpu, process)
                 use.used = None if at_work is None else now if at_work else use.used or now
-                uses[holder.pid] = use
+                uses[process.pid] = use
                 if use.used is not None:
                     key = gpu.pci, use.pod
                     self._last[key] = max(self._last.get(key, 0.0), use.used)
@@ -113,11 +109,11 @@ class Occupancy:
             del self._last[key]
 
 
-def _is_at_work(gpu: Gpu, holder: ProcessSample) -> bool | None:
+def _is_at_work(gpu: Gpu, process: ProcessSample) -> bool | None:
     """Whether a process has used the card since the last sample.
 
     Where the driver does not tell it of processes (MIG, old cards), the whole card's figure stands
     for each of them: one is then rather taken for busy than for idle.
     """
-    figure = gpu.utilisation if holder.utilisation is None else holder.utilisation
+    figure = gpu.utilisation if process.utilisation is None else process.utilisation
     return None if figure is None else figure > 0

@@ -12,19 +12,19 @@ from podyd.base.errors import BadRequest, Unavailable
 from podyd.contract.host import CardHolder, GpuInfo, GpuProcess, HostSpec
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
+from podyd.gpus.attribution import Attributed, Attribution, Whose
 from podyd.gpus.decisions import View
 from podyd.gpus.idle import held_for
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Allotment
 from podyd.model.pod import Pod
-from podyd.node.cgroups import Cgroups
 from podyd.node.procs import Process, Reader
-from podyd.node.samples import Gpu, ProcessSample, Sample
+from podyd.node.samples import Gpu, ProcessSample
 from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 from podyd.node.user_names import UserNames
 
-Held = tuple[ProcessSample, Process]
+Found = tuple[ProcessSample, Process]
 
 
 class Host:
@@ -36,14 +36,14 @@ class Host:
         client: LxdClient,
         telemetry: Telemetry,
         occupancy: Occupancy,
-        cgroups: Cgroups,
+        attribution: Attribution,
         reader: Reader,
         allotment: Allotment,
         names: UserNames,
     ) -> None:
         self._client = client
         self._occupancy = occupancy
-        self._cgroups = cgroups
+        self._attribution = attribution
         self._reader = reader
         self._allotment = allotment
         self._names = names
@@ -69,51 +69,57 @@ class Host:
         No cards at all where there is no NVIDIA driver. What other people run on the host itself
         is shown to who `sees_all`; the others see whose it is.
         """
-        sample = await self.sample()
-        count = len(sample.gpus) if sample else 0
+        attributed = await self._attributed()
+        count = len(attributed.sample.gpus) if attributed else 0
         _check_indices(wanted, count)
-        if sample is None:
+        if attributed is None:
             return {}, 0.0
+        sample, whose = attributed.sample, attributed.whose
         indices = range(count) if wanted is None else wanted
         cards = {index: sample.gpus[index] for index in indices}
-        pids = {holder.pid for gpu in cards.values() for holder in gpu.processes}
+        pids = {on_it.pid for gpu in cards.values() for on_it in gpu.processes}
         known = await self._reader.processes(pids)
         found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
-        users = None if sees_all else await self._users(found.values())
+        of_host = [
+            process
+            for on_card in found.values()
+            for on_it, process in on_card
+            if not whose[on_it.pid].instance
+        ]
+        users = None if sees_all else await self._users(of_host)
         rows = {
             str(index): [
                 _row(
-                    holder,
+                    on_it,
                     process,
-                    self._cgroups.pod_of(holder.cgroup),
+                    whose[on_it.pid],
                     viewer,
                     users,
-                    self._occupancy.process_idle(sample.gpus[index].pci, holder.pid),
+                    self._occupancy.process_idle(sample.gpus[index].pci, on_it.pid),
                 )
-                for holder, process in on_card
+                for on_it, process in on_card
             ]
             for index, on_card in found.items()
         }
         return rows, sample.age
 
-    async def sample(self) -> Sample | None:
-        """The last sample; None where there is no NVIDIA driver. Raises Unavailable, with the
-        cause, if NVML has not answered for too long."""
+    async def _attributed(self) -> Attributed | None:
+        """The last sample, and whose the processes are; None where there is no NVIDIA driver.
+
+        Raises Unavailable, with the cause, if NVML has not answered for too long.
+        """
         await self._telemetry.first(FIRST_SAMPLE_SECONDS)
-        sample = self._telemetry.current
-        if sample is None and not self._telemetry.absent:
+        attributed = self._attribution.current
+        if attributed is None and not self._telemetry.absent:
             raise Unavailable(
                 f"NVML gives no data: {self._telemetry.problem or 'it has not answered yet'}.",
                 code="nvml_failed",
             )
-        return sample
+        return attributed
 
-    async def _users(self, found: Iterable[Sequence[Held]]) -> dict[int, str]:
-        """Whose the host's own processes are; asked together, so that an LDAP that hangs is waited
-        for once."""
-        processes = [
-            process for on_card in found for holder, process in on_card if not holder.cgroup
-        ]
+    async def _users(self, processes: Iterable[Process]) -> dict[int, str]:
+        """The users that these run as; asked together, so that an LDAP that hangs is waited for
+        once."""
         uids = list({process.uid for process in processes if process.uid is not None})
         names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
         return dict(zip(uids, names, strict=True))
@@ -175,38 +181,38 @@ def _holder(pod: Pod, lease: Lease | None) -> CardHolder:
     )
 
 
-def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Held]:
+def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Found]:
     """What is on a card, of the processes that are there, less what has come in the `age` seconds
     since the sample was taken."""
     return [
-        (holder, process)
-        for holder in gpu.processes
-        if (process := known.get(holder.pid)) is not None
+        (on_it, process)
+        for on_it in gpu.processes
+        if (process := known.get(on_it.pid)) is not None
         # A younger one has only the pid in common.
         and (process.uptime is None or process.uptime >= age)
     ]
 
 
 def _row(
-    holder: ProcessSample,
+    on_it: ProcessSample,
     process: Process,
-    pod: str,
+    whose: Whose,
     viewer: str,
     users: Mapping[int, str] | None,
     idle: float | None,
 ) -> GpuProcess:
     """`users` is None for who sees what all of them run on the host."""
     cmd = process.cmd
-    if users is not None and not pod and process.uid is not None:
+    if users is not None and not whose.instance and process.uid is not None:
         user = users[process.uid]
         cmd = cmd if user == viewer else user
     return GpuProcess(
-        pid=holder.pid,
-        pod=pod,
+        pid=on_it.pid,
+        pod=whose.name,
         cmd=cmd,
         uptime=process.uptime,
         memory_used=process.memory_used,
-        gpu_memory_used=holder.memory_used,
+        gpu_memory_used=on_it.memory_used,
         idle=_rounded(idle),
     )
 

@@ -60,14 +60,8 @@ class Cgroups:
         """A pod may have been started."""
         self._changed.set()
 
-    def pod_of(self, cgroup: InstanceCgroup | None) -> str:
-        """LXD's name of the pod whose cgroup that is; "" on the host, `<project>/<name>` for an
-        instance of another project."""
-        project, name = self.named(cgroup) or (self._project, "")
-        return name if project == self._project else f"{project}/{name}"
-
-    def named(self, cgroup: InstanceCgroup | None) -> InstanceCgroup | None:
-        """The project and instance whose cgroup that is."""
+    def instance_of(self, cgroup: InstanceCgroup | None) -> tuple[str, str] | None:
+        """The project and the name of the instance whose cgroup that is; None on the host."""
         if cgroup is None or cgroup[0] != self._project:
             return cgroup
         return self._project, self._names.get(cgroup[1], cgroup[1])

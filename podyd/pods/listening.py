@@ -56,7 +56,7 @@ class Listeners:
     async def _read(self, pid: int, whose: InstanceCgroup) -> set[tuple[int, str]]:
         def read(pid: int) -> set[tuple[int, str]] | OSError:
             try:
-                return listening(pid, whose, self._cgroups.named)
+                return listening(pid, whose, self._cgroups.instance_of)
             except OSError as error:
                 return error
 

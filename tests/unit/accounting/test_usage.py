@@ -17,7 +17,9 @@ from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.instances import CpuTime, Instance
+from podyd.gpus.attribution import Attribution
 from podyd.node.samples import Gpu, ProcessSample, Sample
+from podyd.node.telemetry import Telemetry
 from podyd.store.database import Bucket, Database, UsageStore
 
 # At the beginning of an hour.
@@ -32,17 +34,22 @@ def instance(name: str, owner: str, *, started: float = START) -> Instance:
     return Instance(name, "Running", when, when, config, {}, {}, {}, ())
 
 
-PLACES = {11: "a-1", 12: "a-1", 13: "a-2", 21: "b", 31: "gone", 99: "default/a-1"}
+CGROUPS = {
+    **{pid: ("podyd", name) for pid, name in {11: "a-1", 12: "a-1", 13: "a-2", 21: "b"}.items()},
+    31: ("podyd", "gone"),
+    # As an admin may call his own.
+    99: ("default", "a-1"),
+}
 
 
-def holder(pid: int) -> ProcessSample:
-    return ProcessSample(pid, None, None, ("podyd", PLACES[pid]) if pid in PLACES else None)
+def process(pid: int) -> ProcessSample:
+    return ProcessSample(pid, None, None, CGROUPS.get(pid))
 
 
 def sample(taken: float, cards: Iterable[Sequence[int]]) -> Sample:
     """Who is on which card."""
     gpus = tuple(
-        Gpu(f"GPU-{index}", f"0000:{index}", "", processes=tuple(holder(pid) for pid in pids))
+        Gpu(f"GPU-{index}", f"0000:{index}", "", processes=tuple(process(pid) for pid in pids))
         for index, pids in enumerate(cards)
     )
     return Sample(taken, "535", "12.2", gpus)
@@ -65,12 +72,15 @@ class Rig:
         self.store = UsageStore(self.database)
         self.usage = Usage(
             store=self.store,
-            pod_of=lambda cgroup: cgroup[1] if cgroup else "",
             instances=self._list,
             cpu_times=self._cpu_times,
             settings=Settings(Config()),
             clock=Clock(lambda: self.wall, lambda: self.monotonic),
         )
+        self.attribution = Attribution(
+            Telemetry(), project="podyd", instance_of=lambda cgroup: cgroup
+        )
+        self.attribution.subscribe(self.usage.sampled)
 
     async def _list(self) -> Sequence[Instance]:
         if self.away:
@@ -94,7 +104,7 @@ class Rig:
         """Processes on cards for so long, with a sample each `step` seconds."""
         for _ in range(round(seconds / step)):
             self.pass_by(step)
-            self.usage.sampled(sample(self.monotonic, cards))
+            self.attribution.sampled(sample(self.monotonic, cards))
             if write:
                 await self.usage.write()
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from podyd.gpus.activity import GAP_SECONDS, Occupancy
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.attribution import GAP_SECONDS, Attribution
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import Telemetry
 
@@ -16,15 +17,17 @@ class Rig:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        names = {None: "", ("podyd", "a"): "a", ("default", "a"): "default/a"}
-        self.occupancy = Occupancy(Telemetry(), pod_of=names.__getitem__, clock=lambda: self.now)
+        self.attribution = Attribution(
+            Telemetry(), project="podyd", instance_of=lambda cgroup: cgroup
+        )
+        self.occupancy = Occupancy(self.attribution, clock=lambda: self.now)
 
     def sample(self, *holders: ProcessSample, gpu: Gpu = CARD) -> None:
         self.now += 1
         places = {7: ("podyd", "a"), 9: ("default", "a")}
         held = [replace(item, cgroup=places.get(item.pid)) for item in holders]
         found = replace(gpu, processes=tuple(held))
-        self.occupancy.sampled(Sample(self.now, "535", "12.2", (found,)))
+        self.attribution.sampled(Sample(self.now, "535", "12.2", (found,)))
 
     def idle(self, held_for: float = 1e6) -> float | None:
         return self.occupancy.pod_idle(CARD.pci, "a", held_for)

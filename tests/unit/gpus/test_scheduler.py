@@ -18,6 +18,7 @@ from podyd.contract.kinds import CardChoice, Cards
 from podyd.engine.instances import UPDATE_SECONDS, Devices, Instance, Instances
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
+from podyd.gpus.attribution import Attribution
 from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in
 from podyd.gpus.leases import lease_key, lease_value
@@ -177,7 +178,9 @@ def allotment(lxd: Lxd, *, told: bool = True) -> Allotment:
         instances=lxd,
         gpus=Gpus(client, telemetry, Remembering()),
         telemetry=telemetry,
-        occupancy=Occupancy(telemetry, pod_of=lambda payload: ""),
+        occupancy=Occupancy(
+            Attribution(telemetry, project="podyd", instance_of=lambda cgroup: cgroup)
+        ),
         settings=Settings(Config()),
     )
 

@@ -62,7 +62,7 @@ class Rig:
         task.cancel()
 
     def pod(self, cgroup: str) -> str:
-        named = self.names.named(("podyd", cgroup))
+        named = self.names.instance_of(("podyd", cgroup))
         assert named is not None
         assert named[0] == "podyd"
         return named[1]
@@ -77,11 +77,8 @@ def test_a_numbered_cgroup_is_not_the_pod_of_that_name(rig: Rig) -> None:
     rig.instances = [instance("a"), instance("a-1")]
     rig.run({"a": "a-1", "a-1": "a-1-1"})
     assert (rig.pod("a-1"), rig.pod("a-1-1"), rig.pod("other")) == ("a", "a-1", "other")
-    assert rig.names.named(("default", "a-1")) == ("default", "a-1")
-    assert rig.names.named(None) is None
-    # One rule for all who ask whose a process is; another project may have an instance of the name.
-    places = [("podyd", "a-1"), ("default", "a-1"), None]
-    assert [rig.names.pod_of(place) for place in places] == ["a", "default/a-1", ""]
+    assert rig.names.instance_of(("default", "a-1")) == ("default", "a-1")
+    assert rig.names.instance_of(None) is None
 
 
 def test_each_start_is_looked_at_once(rig: Rig) -> None:

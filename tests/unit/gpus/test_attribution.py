@@ -1,0 +1,130 @@
+"""Whose a process on a card is: one rule, whoever asks."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from podyd.accounting.usage import Usage
+from podyd.config.current import Settings
+from podyd.config.schema import Config
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.attribution import GAP_SECONDS, HOST, Attributed, Attribution, Whose
+from podyd.gpus.report import Host
+from podyd.node.procs import InstanceCgroup, Process, Reader
+from podyd.node.samples import Gpu, ProcessSample, Sample
+from podyd.node.telemetry import Telemetry
+from podyd.store.database import Database, UsageStore
+from tests.unit.accounting.test_usage import instance
+
+PCI = "0000:41:00.0"
+POD, NUMBERED, NAMESAKE, OF_HOST = 7, 8, 9, 10
+CGROUPS: dict[int, InstanceCgroup | None] = {
+    POD: ("podyd", "alice-main"),
+    NUMBERED: ("podyd", "alice-main-1"),
+    NAMESAKE: ("default", "alice-main"),
+    OF_HOST: None,
+}
+
+
+def instance_of(cgroup: InstanceCgroup | None) -> InstanceCgroup | None:
+    """As Cgroups has learnt it: liblxc had to number one."""
+    return ("podyd", "bob-main") if cgroup == CGROUPS[NUMBERED] else cgroup
+
+
+def sample(*pids: int, taken: float = 0.0, cgroups: Any = CGROUPS) -> Sample:
+    processes = tuple(ProcessSample(pid, None, 0, cgroups.get(pid)) for pid in pids)
+    return Sample(taken, "535", "12.2", (Gpu("GPU-1", PCI, "A100", processes=processes),))
+
+
+def attribution() -> Attribution:
+    return Attribution(Telemetry(), project="podyd", instance_of=instance_of)
+
+
+def whose(found: Attribution, sampled: Sample) -> dict[int, Whose]:
+    seen: list[Attributed] = []
+    found.subscribe(seen.append)
+    found.sampled(sampled)
+    return dict(seen[-1].whose)
+
+
+def test_a_pod_the_host_and_another_projects_instance_of_the_same_name() -> None:
+    found = whose(attribution(), sample(*CGROUPS))
+    assert found == {
+        POD: Whose("podyd", "alice-main", is_pod=True),
+        NUMBERED: Whose("podyd", "bob-main", is_pod=True),
+        NAMESAKE: Whose("default", "alice-main", is_pod=False),
+        OF_HOST: HOST,
+    }
+    names = [found[pid].name for pid in CGROUPS]
+    assert names == ["alice-main", "bob-main", "default/alice-main", ""]
+
+
+def test_of_one_that_ends_the_cgroup_is_known_and_of_another_with_its_pid_it_is_not() -> None:
+    found = attribution()
+    whose(found, sample(POD, taken=1.0))
+    assert whose(found, sample(POD, taken=2.0, cgroups={}))[POD].name == "alice-main"
+    assert whose(found, sample(POD, taken=3.0 + GAP_SECONDS, cgroups={}))[POD] == HOST
+    whose(found, sample(POD, taken=14.0))
+    whose(found, sample(taken=15.0))
+    assert whose(found, sample(POD, taken=16.0, cgroups={}))[POD] == HOST
+
+
+class Processes(Reader):
+    """All are there, and have been for long."""
+
+    async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
+        return {pid: Process(0, "python", 1000.0, 1) for pid in pids}
+
+
+def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
+    tmp_path: Path,
+) -> None:
+    async def whole() -> None:
+        telemetry, database = Telemetry(), Database(tmp_path / "db")
+        found = Attribution(telemetry, project="podyd", instance_of=instance_of)
+
+        async def instances() -> list[Any]:
+            return [instance("alice-main", "alice")]
+
+        async def cpu_times() -> list[Any]:
+            raise AssertionError
+
+        usage = Usage(
+            store=UsageStore(database),
+            instances=instances,
+            cpu_times=cpu_times,
+            settings=Settings(Config()),
+        )
+        found.subscribe(usage.sampled)
+        occupancy = Occupancy(found)
+        for _ in range(2):
+            telemetry._sampled(sample(NAMESAKE, taken=time.monotonic()))
+        await usage.write()
+        assert await usage.seconds("gpu", None, None) == {}
+        assert occupancy.pods(PCI) == {"default/alice-main"}
+        assert occupancy.pids(PCI, "alice-main") == []
+        none: Any = None
+        host = Host(
+            client=none,
+            telemetry=telemetry,
+            occupancy=occupancy,
+            attribution=found,
+            reader=Processes(),
+            allotment=none,
+            names=none,
+        )
+        rows, _ = await host.gpu_processes(None, viewer="alice", sees_all=False)
+        assert [row.pod for row in rows["0"]] == ["default/alice-main"]
+        # And the pod itself is counted, and shown.
+        for _ in range(2):
+            telemetry._sampled(sample(POD, taken=time.monotonic()))
+        await usage.write()
+        assert list(await usage.seconds("gpu", None, None)) == ["alice"]
+        assert occupancy.pids(PCI, "alice-main") == [POD]
+        await database.close()
+
+    asyncio.run(whole())
