@@ -45,10 +45,10 @@ from podyd.contract.kinds import decode, json_pairs, parse
 from podyd.contract.operation import GET, Access, Operation, Proof
 from podyd.model.member import Member
 from podyd.model.naming import instance_name
+from podyd.model.token import Token
 from podyd.people.login import Login, Users
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import is_token, refused
-from podyd.store.database import Token
 
 log = logging.getLogger(__name__)
 

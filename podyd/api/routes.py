@@ -98,6 +98,7 @@ from podyd.engine.streams import Size
 from podyd.gpus.report import Host
 from podyd.gpus.scheduler import Allotment
 from podyd.model.member import Member
+from podyd.model.token import Token
 from podyd.network.ports import Ports
 from podyd.people.login import Users
 from podyd.pods.catalogue import Images
@@ -110,7 +111,6 @@ from podyd.pods.listening import Listeners
 from podyd.pods.logs import PodLogs
 from podyd.pods.shells import Place, Shells
 from podyd.pods.snapshots import Snapshots
-from podyd.store.database import Token
 
 M = TypeVar("M", bound=Callable[..., Any])
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podyd.base.clock import MAX_HOURS
-from podyd.contract.kinds import WHICH_CARDS, CardChoice, Cards, Duration, Flag, PodName, param
+from podyd.contract.kinds import WHICH_CARDS, Cards, Duration, Flag, PodName, param
 from podyd.contract.operation import GET, POST, Nothing, Operation, Proof
 from podyd.contract.pods import PodInfo
+from podyd.model.gpu import CardChoice
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from podyd.base.errors import BadRequest
 from podyd.base.quantities import SECONDS, typed_size
+from podyd.model.gpu import CardChoice
 
 R = TypeVar("R")
 
@@ -283,25 +284,6 @@ class Window(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": f"^({self._PATTERN})$"}
-
-
-@dataclass(frozen=True)
-class CardChoice:
-    """Which cards a pod shall have: all, a `count` of the least used, or those `named`.
-
-    A name is an index, a UUID or a PCI address. `str` gives what `Cards` parses.
-    """
-
-    everything: bool = False
-    count: int | None = None
-    named: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        if self.everything:
-            return "all"
-        if self.count is not None:
-            return str(self.count) if self.count else "none"
-        return ",".join(self.named) + ("," if len(self.named) == 1 else "")
 
 
 WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"

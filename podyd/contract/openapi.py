@@ -11,9 +11,10 @@ from typing import Any
 from podyd import __version__
 from podyd.base.longtext import LongText
 from podyd.contract.kinds import Param, params_of
-from podyd.contract.operation import Access, Operation, TokenScope
+from podyd.contract.operation import Access, Operation
 from podyd.contract.pods import FRAMES
 from podyd.contract.table import OPERATIONS
+from podyd.model.token import TokenScope
 
 FILES = ("application/octet-stream", "application/x-tar")
 ERROR_SCHEMA = {

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from podyd.contract.kinds import Param, params_of
+from podyd.model.token import TokenScope
 
 
 class Access(enum.Enum):
@@ -45,7 +46,6 @@ class Log:
     log: str
 
 
-TokenScope = Literal["all", "read"]
 GET = ("GET",)
 POST = ("POST",)
 # What asks LXD or the database.

@@ -8,7 +8,6 @@ from typing import Literal
 from podyd.base.longtext import LongText
 from podyd.contract.kinds import (
     WHICH_CARDS,
-    CardChoice,
     Cards,
     Duration,
     Flag,
@@ -27,6 +26,8 @@ from podyd.contract.kinds import (
     param,
 )
 from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
+from podyd.model.gpu import CardChoice
+from podyd.model.pod import PodStatus
 
 # What Linux takes as one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
@@ -219,9 +220,6 @@ class LogsOf:
         " keeps",
         default=None,
     )
-
-
-PodStatus = Literal["running", "stopped", "frozen", "error"]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from podyd.base.clock import MAX_HOURS
 from podyd.contract.kinds import Duration, Password, Text, TokenId, UserLogin, Word, param
-from podyd.contract.operation import GET, POST, Log, Nothing, Operation, Proof, TokenScope
+from podyd.contract.operation import GET, POST, Log, Nothing, Operation, Proof
+from podyd.model.token import TokenScope
 
 MAX_DAYS = MAX_HOURS / 24
 

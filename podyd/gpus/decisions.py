@@ -18,7 +18,6 @@ from typing import Any
 
 from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Conflict, Unavailable
-from podyd.contract.kinds import CardChoice
 from podyd.engine.instances import Instance
 from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_the_admin
 from podyd.gpus.leases import (
@@ -30,6 +29,7 @@ from podyd.gpus.leases import (
     place_value,
     written_leases,
 )
+from podyd.model.gpu import CardChoice
 from podyd.model.pod import Owner, Pod
 
 # What a pod's owner asked for: `all`, `none`, or UUIDs; absent: what its profiles give.

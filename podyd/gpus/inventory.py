@@ -19,9 +19,9 @@ from typing import Any
 
 from podyd.base.errors import Unavailable
 from podyd.base.tasks import came
-from podyd.contract.kinds import CardChoice
 from podyd.engine.instances import Devices, is_set
 from podyd.engine.rest import LxdClient
+from podyd.model.gpu import CardChoice
 from podyd.node.samples import Sample, sysfs_address
 from podyd.node.telemetry import Telemetry
 from podyd.store.database import RETRY_SECONDS, CardStore

@@ -15,8 +15,8 @@ from datetime import datetime, timezone
 from typing import Any
 
 from podyd.base.clock import MAX_HOURS
-from podyd.contract.kinds import CardChoice
 from podyd.gpus.inventory import Card, key_of, lasting
+from podyd.model.gpu import CardChoice
 from podyd.model.pod import Pod
 
 log = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def place_value(place: Place) -> str:
             # An admin's copy of the instance has another name, and does not wait.
             "pod": place.pod.name,
             "since": _text(place.since),
-            "gpus": _choice_text(place.choice),
+            "gpus": place.choice.stored(),
             "hours": place.hours,
             "more": place.more,
         }
@@ -113,7 +113,7 @@ def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
             if not 0 < hours <= MAX_HOURS:
                 raise ValueError(hours)
             # Older entries have indices.
-            choice = lasting(_choice(data["gpus"]), cards)
+            choice = lasting(CardChoice.of_stored(data["gpus"]), cards)
             place = Place(pod, since, choice, hours, int(data["more"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             log.warning("%s: %s is not a place in line: %r", pod.name, WAITING, text)
@@ -121,27 +121,6 @@ def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
         if data.get("pod") == pod.name:
             found.append(place)
     return sorted(found, key=lambda place: (place.since, place.pod.name))
-
-
-def _choice_text(choice: CardChoice) -> str:
-    """`all`, a number, or keys of cards with a comma after each."""
-    if choice.everything:
-        return "all"
-    if choice.count is not None:
-        return str(choice.count)
-    return "".join(f"{name}," for name in choice.named)
-
-
-def _choice(text: str) -> CardChoice:
-    """What `_choice_text` wrote. Raises ValueError."""
-    if text == "all":
-        return CardChoice(everything=True)
-    if text.isdigit():
-        return CardChoice(count=int(text))
-    named = tuple(text.removesuffix(",").split(","))
-    if "," not in text or "" in named:
-        raise ValueError(text)
-    return CardChoice(named=named)
 
 
 def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:

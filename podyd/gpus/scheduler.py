@@ -38,7 +38,6 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import came
 from podyd.config.current import Settings
 from podyd.contract.gpus import LeasedCard, Waiting
-from podyd.contract.kinds import CardChoice
 from podyd.engine.instances import Devices, Instances
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
@@ -64,6 +63,7 @@ from podyd.gpus.leases import (
     line_of,
     place_value,
 )
+from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
 from podyd.node.samples import Sample

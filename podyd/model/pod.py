@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from podyd.base.errors import NotFound
-from podyd.contract.pods import PodStatus
 from podyd.engine.instances import Instance
 
 OWNER = "user.podyd.owner"
@@ -35,6 +34,8 @@ MADE_AS = "user.podyd.made_as"
 PROJECT = "user.podyd.project"
 # How the names of those begin that an image is made of, and that never run.
 TEMPLATE = "podyd-commit-"
+
+PodStatus = Literal["running", "stopped", "frozen", "error"]
 
 _STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
 

@@ -19,14 +19,13 @@ from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
 from podyd.config.schema import AuthConfig, Config
-from podyd.contract.operation import TokenScope
 from podyd.model.member import Member
+from podyd.model.token import Token, TokenScope
 from podyd.people.account_list import AccountList
 from podyd.people.guesses import Guesses, Try
 from podyd.people.origins import Origins, Source
 from podyd.people.quotas import profiles_of, quota_of
 from podyd.people.tokens import Tokens, is_token, refused
-from podyd.store.database import Token
 
 # A login is remembered for so long before PAM is asked again.
 REMEMBERED_SECONDS = 60.0

@@ -10,8 +10,8 @@ import time
 from podyd.auth.client import Account
 from podyd.base.errors import Forbidden, NotFound, Unauthorized
 from podyd.config.current import Settings
-from podyd.contract.operation import TokenScope
-from podyd.store.database import Token, TokenStore
+from podyd.model.token import Token, TokenScope
+from podyd.store.database import TokenStore
 
 # So that people, and programs that look for leaked secrets, know one when they see it.
 PREFIX = "podyd_"

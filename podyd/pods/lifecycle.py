@@ -45,7 +45,6 @@ from podyd.base.longtext import Kept
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
-from podyd.contract.kinds import CardChoice
 from podyd.contract.pods import ExecResult, PodInfo, PodSummary
 from podyd.engine.execution import Executor, Exit
 from podyd.engine.instances import Devices, Instance, Instances, named, when_free
@@ -53,6 +52,7 @@ from podyd.engine.rest import LxdClient, instance_path, meant_for, uuid_of
 from podyd.engine.tree import end_packing
 from podyd.gpus.inventory import Gpus, cards_in, needs_nvidia
 from podyd.gpus.scheduler import Allotment
+from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.naming import instance_name
 from podyd.model.pod import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 from podyd.base.errors import Unavailable
-from podyd.contract.operation import TokenScope
+from podyd.model.token import Token
 
 log = logging.getLogger(__name__)
 
@@ -339,24 +339,6 @@ class UsageStore:
 
 
 # --- Tokens -------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Token:
-    """What is known of a token; times in seconds since 1970.
-
-    Its owner is an account, and no other one of this name: `uid` and `mark` are as of Account.
-    """
-
-    id: str
-    owner: str
-    uid: int
-    mark: str
-    name: str
-    scope: TokenScope
-    created: float
-    expires: float
-    last_used: float | None = None
 
 
 # In the order of Token's fields.

@@ -15,9 +15,10 @@ ROOT = Path(podyd.__file__).parent
 # From the ground up. What stands in one line knows nothing of its neighbours there.
 FLOORS = (
     ("base", "client"),
-    ("contract", "config"),
-    ("store", "auth", "engine", "node"),
+    ("config",),
+    ("auth", "engine", "node"),
     ("model",),
+    ("contract", "store"),
     ("people", "gpus", "network"),
     ("pods",),
     ("accounting",),

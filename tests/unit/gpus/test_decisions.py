@@ -12,7 +12,7 @@ import pytest
 
 from podyd.auth.client import Account
 from podyd.base.errors import BadRequest, Conflict, Unavailable
-from podyd.contract.kinds import CardChoice, Cards
+from podyd.contract.kinds import Cards
 from podyd.engine.instances import Instance
 from podyd.gpus.decisions import WISH, Making, View
 from podyd.gpus.inventory import Card, by_index
@@ -26,6 +26,7 @@ from podyd.gpus.leases import (
     line_of,
     place_value,
 )
+from podyd.model.gpu import CardChoice
 from podyd.model.pod import Pod
 
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)

@@ -14,7 +14,7 @@ import pytest
 from podyd.base.errors import Busy, Conflict, Gone, LxdRefused
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
-from podyd.contract.kinds import CardChoice, Cards
+from podyd.contract.kinds import Cards
 from podyd.engine.instances import UPDATE_SECONDS, Devices, Instance, Instances
 from podyd.engine.rest import LxdClient
 from podyd.gpus.activity import Occupancy
@@ -23,6 +23,7 @@ from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in
 from podyd.gpus.leases import lease_key, lease_value
 from podyd.gpus.scheduler import LOCK_SECONDS, WRITERS, Allotment
+from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
 from podyd.node.samples import Failure, Gpu, Sample

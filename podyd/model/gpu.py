@@ -1,0 +1,47 @@
+"""What is said of cards, whoever says it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class CardChoice:
+    """Which cards a pod shall have: all, a `count` of the least used, or those `named`.
+
+    A name is an index, a UUID or a PCI address. `str` is as members write it.
+    """
+
+    everything: bool = False
+    count: int | None = None
+    named: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        if self.everything:
+            return "all"
+        if self.count is not None:
+            return str(self.count) if self.count else "none"
+        return ",".join(self.named) + ("," if len(self.named) == 1 else "")
+
+    def stored(self) -> str:
+        """As it stands on an instance: `all`, a number, or names with a comma after each.
+
+        What podyd keeps is read by later ones, whatever they take from members.
+        """
+        if self.everything:
+            return "all"
+        if self.count is not None:
+            return str(self.count)
+        return "".join(f"{name}," for name in self.named)
+
+    @classmethod
+    def of_stored(cls, text: str) -> CardChoice:
+        """What `stored` gave, also an older podyd's. Raises ValueError."""
+        if text == "all":
+            return cls(everything=True)
+        if text.isdigit():
+            return cls(count=int(text))
+        named = tuple(text.removesuffix(",").split(","))
+        if "," not in text or "" in named:
+            raise ValueError(text)
+        return cls(named=named)
