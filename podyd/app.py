@@ -308,5 +308,6 @@ def _endpoint(config: Config) -> str:
         return path.read_text().strip()
     except OSError as error:
         raise NotSetUp(
-            f"LXD's address is not in {path} ({error.strerror}); run 'podyd setup' as root."
+            f"LXD's address is not in {path} ({error.strerror}).",
+            advice="Run 'podyd setup' as root.",
         ) from error

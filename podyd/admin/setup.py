@@ -43,7 +43,10 @@ def prepare(config: Config, user: str, say: Say) -> None:
     Raises SetupError.
     """
     if os.geteuid() != 0:
-        raise SetupError("Setting up needs root; type 'sudo podyd setup'.")
+        raise SetupError(
+            "Setting up needs root.",
+            advice="Type 'sudo podyd setup'.",
+        )
     try:
         _prepare_all(config, user, say)
     except OSError as error:

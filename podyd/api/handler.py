@@ -137,7 +137,8 @@ class Requests:
                 yield
         except LineFull:
             raise TooMany(
-                "Too many requests of yours are under way; wait until some are answered.",
+                "Too many requests of yours are under way.",
+                advice="Wait until some are answered.",
                 retry_after=1,
                 code="too_many_requests",
             ) from None
@@ -415,7 +416,8 @@ class Endpoint(JsonHandler):
             )
         does = "reaches into a pod" if self.operation.proof is Proof.INSIDE else "changes something"
         raise Forbidden(
-            f"This token only reads, and {self.operation.path} {does}; it takes one of scope all.",
+            f"This token only reads, and {self.operation.path} {does}.",
+            advice="Use one of scope all.",
             code="token_only_reads",
         )
 
@@ -429,7 +431,8 @@ class Endpoint(JsonHandler):
         if both:
             name = min(both)
             raise BadRequest(
-                f"Parameter {name[:64]!r} stands in the query and in the body; give it once.",
+                f"Parameter {name[:64]!r} stands in the query and in the body.",
+                advice="Give it once.",
                 code="repeated_parameter",
                 parameter=name[:64],
             )

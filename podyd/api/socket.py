@@ -46,8 +46,8 @@ class Socket(Endpoint, WebSocketHandler):
             or not headers.get("Sec-WebSocket-Key")
         ):
             raise UpgradeRequired(
-                f"{self.operation.path} is a WebSocket; use 'pody exec' or 'pody shell', or any"
-                " client for WebSockets."
+                f"{self.operation.path} is a WebSocket.",
+                advice="Use 'pody exec' or 'pody shell', or any client for WebSockets.",
             )
         if self.requests.ending:
             raise going_down()

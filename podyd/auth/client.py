@@ -101,16 +101,23 @@ class AuthClient:
         # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
         except (LineFull, BlockingIOError):
             raise Unavailable(
-                "Too many logins are under way; try again shortly.", code="pam_busy"
+                "Too many logins are under way.",
+                advice="Try again shortly.",
+                code="pam_busy",
             ) from None
         except asyncio.TimeoutError:
             raise Unavailable(
-                "The login service did not answer in time; try again shortly.", code="pam_timeout"
+                "The login service did not answer in time.",
+                advice="Try again shortly.",
+                code="pam_timeout",
             ) from None
         except (OSError, ValueError) as error:
             raise Unavailable(
-                "The login service cannot be reached; tell your admin that 'podyd auth' does not"
-                f" answer at {self._path} ({type(error).__name__}).",
+                "The login service cannot be reached.",
+                advice=(
+                    f"Tell your admin that 'podyd auth' does not answer at {self._path}"
+                    f" ({type(error).__name__})."
+                ),
                 code="pam_unreachable",
             ) from error
 

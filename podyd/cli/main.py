@@ -166,7 +166,8 @@ def _auth(options: argparse.Namespace) -> int:
         account = pwd.getpwnam(options.user)
     except KeyError:
         raise SetupError(
-            f"There is no account {options.user!r} to ask; run 'podyd setup' first."
+            f"There is no account {options.user!r} to ask.",
+            advice="Run 'podyd setup' first.",
         ) from None
     try:
         authd.serve(

@@ -16,7 +16,10 @@ def run(action: str, names: Sequence[str], project: str) -> int:
     Returns 1 if `diff` found a difference, as diff(1) does, else 0.
     """
     if os.geteuid() != 0:
-        raise SetupError("LXD's profiles are root's; type 'sudo podyd profiles'.")
+        raise SetupError(
+            "LXD's profiles are root's.",
+            advice="Type 'sudo podyd profiles'.",
+        )
     admin = Admin(find_socket(), project)
     pool, bridge = admin.pool_and_bridge()
     differ = False
@@ -52,5 +55,8 @@ def _wanted(action: str, names: Sequence[str]) -> list[profiles.Profile]:
         files |= profiles.read(profiles.ADMIN_DIRECTORY)
     unknown = [name for name in names if name not in files]
     if unknown:
-        raise SetupError(f"There is no file for profile {unknown[0]!r}; known: {', '.join(files)}.")
+        raise SetupError(
+            f"There is no file for profile {unknown[0]!r}.",
+            advice=f"Known: {', '.join(files)}.",
+        )
     return [files[name] for name in names or files]

@@ -181,15 +181,16 @@ def _bind(config: Config, path: Path) -> list[socket.socket]:
     except OSError as error:
         if error.errno == errno.EACCES:
             raise ConfigError(
-                f"{config.listen} may not be used by podyd's account, as ports below 1024 may not;"
-                f" change 'listen' in {path}, or see README.Debian for the capability."
+                f"{config.listen} may not be used by podyd's account, as ports below 1024 may not.",
+                advice=f"Change 'listen' in {path}, or see README.Debian for the capability.",
             ) from error
         why = {
             errno.EADDRINUSE: "is taken by another program",
             errno.EADDRNOTAVAIL: "is no address of this machine",
         }.get(error.errno or 0, f"cannot be used ({error.strerror})")
         raise StartError(
-            f"{config.listen} {why}; change 'listen' in {path}, or free it."
+            f"{config.listen} {why}.",
+            advice=f"Change 'listen' in {path}, or free it.",
         ) from error
 
 

@@ -142,8 +142,11 @@ def find_socket() -> Path:
         if path.is_socket():
             return path
     raise SetupError(
-        "LXD is not running here; install it ('apt install lxd' on Debian, 'snap install lxd' on"
-        " Ubuntu) or start it ('systemctl start lxd', 'snap start lxd')."
+        "LXD is not running here.",
+        advice=(
+            "Install it ('apt install lxd' on Debian, 'snap install lxd' on Ubuntu) or start it"
+            " ('systemctl start lxd', 'snap start lxd')."
+        ),
     )
 
 
@@ -291,7 +294,10 @@ class Admin:
             pools = [pool.name for pool in self._client.storage_pools.all()]
         bridges = self.bridges()
         if not pools or not bridges:
-            raise SetupError("LXD has no storage pool or no bridge; run 'podyd setup' first.")
+            raise SetupError(
+                "LXD has no storage pool or no bridge.",
+                advice="Run 'podyd setup' first.",
+            )
         return self._preferred("pool", pools), self._preferred("network", bridges)
 
     # --- What doctor asks; nothing of it changes anything. ---------------------------------------

@@ -76,7 +76,8 @@ def shipped() -> dict[str, Profile]:
             return found
     raise SetupError(
         "podyd's own profiles are in none of"
-        f" {', '.join(str(directory) for directory in SHIPPED_DIRECTORIES)}; install podyd again."
+        f" {', '.join(str(directory) for directory in SHIPPED_DIRECTORIES)}.",
+        advice="Install podyd again.",
     )
 
 
@@ -99,7 +100,10 @@ def _read_file(path: Path) -> Profile:
     if unknown:
         raise ConfigError(f"{expected}, without {', '.join(sorted(map(str, unknown)))}.")
     if data.get("name", path.stem) != path.stem:
-        raise ConfigError(f"{path} holds a profile named {data['name']!r}; name the file after it.")
+        raise ConfigError(
+            f"{path} holds a profile named {data['name']!r}.",
+            advice="Name the file after it.",
+        )
     config, devices = data.get("config") or {}, data.get("devices") or {}
     if not _is_flat(config) or not isinstance(devices, dict):
         raise ConfigError(f"{expected}: 'config' and 'devices' are mappings of text.")

@@ -127,5 +127,7 @@ def is_half_made(instance: Instance) -> bool:
 def no_such_snapshot(pod: Pod, name: str) -> NotFound:
     """What is raised for a snapshot that a pod does not have."""
     return NotFound(
-        f"Pod {pod.ins!r} has no snapshot {name!r}; see /pod/snapshots.", code="no_such_snapshot"
+        f"Pod {pod.ins!r} has no snapshot {name!r}.",
+        advice="See /pod/snapshots.",
+        code="no_such_snapshot",
     )

@@ -109,16 +109,16 @@ class Ports:
             mapped = [*own.values(), *missing]
             if inner in mapped:
                 raise Conflict(
-                    f"A port of the host leads to port {inner} of pod {pod.ins!r} already; see"
-                    " /pod/info.",
+                    f"A port of the host leads to port {inner} of pod {pod.ins!r} already.",
+                    advice="See /pod/info.",
                     code="port_taken",
                     port=inner,
                 )
             limit = member.quota.max_ports
             if limit != UNLIMITED and len(mapped) >= limit:
                 raise Forbidden(
-                    f"Your quota is {limit} ports of a pod, and this one has {len(mapped)};"
-                    " /pod/port-delete one first.",
+                    f"Your quota is {limit} ports of a pod, and this one has {len(mapped)}.",
+                    advice="Delete one first, with /pod/port-delete.",
                     code="quota_exceeded",
                     limit=limit,
                     used=len(mapped),
@@ -132,7 +132,8 @@ class Ports:
             own, missing = await self._own(pod)
             if inner not in [*own.values(), *missing]:
                 raise NotFound(
-                    f"No port of the host leads to port {inner} of pod {pod.ins!r}; see /pod/info.",
+                    f"No port of the host leads to port {inner} of pod {pod.ins!r}.",
+                    advice="See /pod/info.",
                     code="no_such_port",
                 )
             left = {host: port for host, port in own.items() if port != inner}
@@ -228,8 +229,11 @@ class Ports:
             host = next((number for number in numbers if number not in taken), None)
             if host is None:
                 raise Conflict(
-                    f"All ports of the host from {first} to {last} are in use; delete one of yours"
-                    " with /pod/port-delete, or ask your admin for more (ports.range).",
+                    f"All ports of the host from {first} to {last} are in use.",
+                    advice=(
+                        "Delete one of yours with /pod/port-delete, or ask your admin for more"
+                        " (ports.range)."
+                    ),
                     code=NO_FREE_PORT,
                 )
             found[host] = port

@@ -39,6 +39,8 @@ def free_network(used: list[Network]) -> Network:
         if not any(candidate.overlaps(network) for network in used):
             return candidate
     raise SetupError(
-        "No /24 of 10.0.0.0/8 is free for a bridge; make one yourself: lxc network create lxdbr0"
-        " ipv4.address=ADDRESS/24 ipv4.nat=true."
+        "No /24 of 10.0.0.0/8 is free for a bridge.",
+        advice=(
+            "Make one yourself: lxc network create lxdbr0 ipv4.address=ADDRESS/24 ipv4.nat=true."
+        ),
     )

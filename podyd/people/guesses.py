@@ -161,7 +161,8 @@ def _too_many(wait: float) -> TooMany:
     # Sooner than a try is free, so that who comes then can wait in line for it.
     after = max(1.0, wait - MAX_DELAY / 2)
     return TooMany(
-        f"Too many failed logins; wait {after:.0f} s.",
+        "Too many failed logins.",
+        advice=f"Wait {after:.0f} s.",
         retry_after=after,
         code="too_many_failed_logins",
     )

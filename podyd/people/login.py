@@ -194,7 +194,8 @@ class Users:
         owner = user or login.member.name
         if login.token is not None and (owner, id) != (login.token.owner, login.token.id):
             raise Forbidden(
-                "A token can revoke itself alone; for others, log in with the password.",
+                "A token can revoke itself alone.",
+                advice="Log in with the password for others.",
                 code="password_needed",
             )
         if owner != login.member.name and not login.member.is_admin:
@@ -362,14 +363,18 @@ def _shorten(table: OrderedDict[Any, Any]) -> None:
 
 def _expired() -> Forbidden:
     return Forbidden(
-        "Your password has expired; choose a new one with 'pody passwd', or with POST"
-        " /user/ch-passwd and the old one.",
+        "Your password has expired.",
+        advice="Choose a new one with 'pody passwd', or with POST /user/ch-passwd and the old one.",
         code="password_expired",
     )
 
 
 def _changed() -> Unauthorized:
-    return Unauthorized("The password has been changed; log in again.", code="password_changed")
+    return Unauthorized(
+        "The password has been changed.",
+        advice="Log in again.",
+        code="password_changed",
+    )
 
 
 def _lasts(proven: _Proven) -> float:

@@ -61,7 +61,8 @@ class Tokens:
         secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
         if not await self._store.add(_digest(secret), token, most=MAX_PER_USER):
             raise Forbidden(
-                f"You have {MAX_PER_USER} tokens already; revoke one first.",
+                f"You have {MAX_PER_USER} tokens already.",
+                advice="Revoke one first.",
                 code="quota_exceeded",
                 limit=MAX_PER_USER,
                 used=MAX_PER_USER,

@@ -78,7 +78,7 @@ def test_an_expired_password_can_be_changed_and_nothing_else(
         fresh.get("/pod/list"),
         fresh.post("/user/token", name="x"),
     ):
-        assert "pody passwd" in refused.refused(403, "password_expired")["detail"]
+        assert "pody passwd" in refused.refused(403, "password_expired")["advice"]
     bearer.get("/user/info").refused(403, "password_expired")
     bearer.post("/user/ch-passwd", passwd="Next-Horse-8").refused(403, "password_needed")
     wrong = server.client(user, "wrong")

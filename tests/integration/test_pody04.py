@@ -151,7 +151,7 @@ def test_what_is_refused(old: Old, pod: str) -> None:
         assert said in error["message"], error
     plain = old("fetch", "pod/shell", f"ins:{pod}")
     assert (plain.status, plain.err) == (1, "")
-    assert plain.out.startswith("Error - /pod/shell is a WebSocket;")
+    assert plain.out.startswith("Error - /pod/shell is a WebSocket.")
 
 
 # --- ssh ----------------------------------------------------------------------------------------

@@ -263,7 +263,7 @@ def test_a_full_range_and_a_port_that_is_in_use(
     assert sorted(answer.status for answer in answers) == [200, 200, 200, 409, 409]
     for answer in answers:
         if answer.status != 200:
-            assert "ports.range" in answer.refused(409, "no_free_port")["detail"]
+            assert "ports.range" in answer.refused(409, "no_free_port")["advice"]
     new = {port: host for port, host in ports_in(client, "two").items() if port in range(100, 105)}
     assert set(new.values()) == {first, first + 2, first + 3}
     before = set(node.instances())

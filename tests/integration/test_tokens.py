@@ -184,7 +184,7 @@ def test_a_token_that_reads_gets_nothing_out_of_a_pod(alice: Client, pod: str) -
         ("/pod/logs", {}),
     ):
         body = reader.get(path, ins=pod, **params).refused(403, "token_only_reads")
-        assert "scope all" in body["detail"]
+        assert "scope all" in body["advice"]
 
 
 @pytest.mark.parametrize("scope", ["read", "all"])
