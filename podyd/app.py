@@ -12,9 +12,16 @@ from tornado.web import Application
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.usage import Usage
 from podyd.api.address import client_address
+from podyd.api.binding import bound
 from podyd.api.files import Download, Upload
 from podyd.api.handler import Endpoint, NoRoute, Requests, request_log
-from podyd.api.routes import Routes, suggestion
+from podyd.api.routes.gpus import GpuRoutes
+from podyd.api.routes.host import HostRoutes
+from podyd.api.routes.images import ImageRoutes
+from podyd.api.routes.meta import MetaRoutes, suggestion
+from podyd.api.routes.pods import PodRoutes
+from podyd.api.routes.stats import StatRoutes
+from podyd.api.routes.users import UserRoutes
 from podyd.api.socket import Socket
 from podyd.auth.client import AuthClient
 from podyd.base.errors import NotSetUp
@@ -221,23 +228,25 @@ def build(settings: Settings) -> App:
         allotment=allotment,
         names=usernames,
     )
-    routes = Routes(
-        users=users,
-        pods=pods,
-        snapshots=snapshots,
-        commits=commits,
-        limits=limits,
-        shells=shells,
-        ports=ports,
-        listeners=listeners,
-        transfers=transfers,
-        deletions=Deletions(client=client, pods=pods, executor=executor),
-        podlogs=podlogs,
-        allotment=allotment,
-        images=images,
-        host=host,
-        metrics=metrics,
-        usage=usage,
+    calls = bound(
+        MetaRoutes(metrics=metrics),
+        UserRoutes(users=users),
+        PodRoutes(
+            pods=pods,
+            snapshots=snapshots,
+            commits=commits,
+            limits=limits,
+            shells=shells,
+            ports=ports,
+            listeners=listeners,
+            transfers=transfers,
+            deletions=Deletions(client=client, pods=pods, executor=executor),
+            podlogs=podlogs,
+        ),
+        GpuRoutes(pods=pods, allotment=allotment),
+        ImageRoutes(images=images),
+        HostRoutes(host=host),
+        StatRoutes(usage=usage),
     )
 
     def address_of(request: HTTPServerRequest) -> str:
@@ -254,9 +263,9 @@ def build(settings: Settings) -> App:
             (
                 operation.path.replace(".", r"\."),
                 _handler(operation),
-                {"operation": operation, "bound": bound, **shared},
+                {"operation": operation, "bound": call, **shared},
             )
-            for operation, bound in routes.bound().items()
+            for operation, call in calls.items()
         ],
         default_handler_class=NoRoute,
         default_handler_args={"suggest": suggestion, "address_of": address_of},

@@ -16,10 +16,9 @@ import logging
 import time
 import traceback
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
-from typing import Any, Generic, TypeVar
+from typing import Any
 from urllib.parse import parse_qsl
 
 from tornado.httputil import HTTPServerRequest
@@ -28,6 +27,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from podyd.accounting.metrics import Metrics
 from podyd.api.address import source_of
+from podyd.api.binding import Bound, Call, Headed
 from podyd.base.errors import (
     BadRequest,
     Forbidden,
@@ -64,37 +64,7 @@ CHUNK_PIECES = 2000
 TAKE_SECONDS = 300.0
 
 
-@dataclass(frozen=True)
-class Call:
-    """What an operation is called with; `password` is the caller's, if they logged in with it."""
-
-    request: Any
-    login: Login | None = None
-    password: str = ""
-
-    @property
-    def proven(self) -> Login:
-        """The caller's login; an operation that is open to everybody has none."""
-        assert self.login is not None
-        return self.login
-
-    @property
-    def caller(self) -> Member:
-        """The member who calls."""
-        return self.proven.member
-
-
-Bound = Callable[[Call], Awaitable[Any]]
 AddressOf = Callable[[HTTPServerRequest], str]
-A = TypeVar("A")
-
-
-@dataclass(frozen=True)
-class Headed(Generic[A]):
-    """An answer with headers of its own."""
-
-    body: A
-    headers: Mapping[str, str]
 
 
 # Questions of one member, and as many changes; what is above that waits in line.

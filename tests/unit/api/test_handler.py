@@ -17,7 +17,8 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application
 
 from podyd.api import handler as endpoint
-from podyd.api.handler import MAX_OF_ONE, Bound, Call, Endpoint, Requests
+from podyd.api.binding import Bound, Call
+from podyd.api.handler import MAX_OF_ONE, Endpoint, Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
 from podyd.base.longtext import Kept, LongText

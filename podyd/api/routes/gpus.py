@@ -1,0 +1,69 @@
+"""About who has which GPU."""
+
+from __future__ import annotations
+
+from podyd.api.binding import Call, serves
+from podyd.contract.gpus import (
+    GPU_LEASE,
+    GPU_LINE,
+    GPU_QUEUE,
+    GPU_RELEASE,
+    POD_GPUS,
+    ChangeGpus,
+    LeaseCards,
+    LeaseResult,
+    ReleaseCards,
+    Waiting,
+)
+from podyd.contract.pods import PodInfo
+from podyd.gpus.scheduler import Allotment
+from podyd.pods.lifecycle import Pods
+
+
+class GpuRoutes:
+    def __init__(self, *, pods: Pods, allotment: Allotment) -> None:
+        self._pods = pods
+        self._allotment = allotment
+
+    @serves(POD_GPUS)
+    async def pod_gpus(self, call: Call) -> PodInfo:
+        request: ChangeGpus = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        await self._allotment.change(call.caller, pod, request.gpus, force=request.force)
+        return await self._pods.info(call.caller, request.ins)
+
+    @serves(GPU_LEASE)
+    async def gpu_lease(self, call: Call) -> LeaseResult:
+        return await self._lease(call, wait=False)
+
+    @serves(GPU_QUEUE)
+    async def gpu_queue(self, call: Call) -> LeaseResult:
+        return await self._lease(call, wait=True)
+
+    async def _lease(self, call: Call, *, wait: bool) -> LeaseResult:
+        request: LeaseCards = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        place = await self._allotment.lease(
+            call.caller, pod, request.gpus, request.hours, wait=wait
+        )
+        said = (
+            f"Pod {request.ins} is number {place} in line; it gets the GPUs by itself."
+            if place
+            else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
+        )
+        return LeaseResult(said, place, await self._allotment.leases(pod))
+
+    @serves(GPU_LINE)
+    async def gpu_line(self, call: Call) -> list[Waiting]:
+        return await self._allotment.line()
+
+    @serves(GPU_RELEASE)
+    async def gpu_release(self, call: Call) -> LeaseResult:
+        request: ReleaseCards = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        cards, left = await self._allotment.release(pod, request.gpus, force=request.force)
+        numbers = ", ".join(str(card.index) for card in cards)
+        done = [f"GPU {numbers} is given back."] if cards else []
+        done += [f"Pod {request.ins} has left the line."] if left else []
+        said = " ".join(done) or "There was no lease to give back, and no place in line."
+        return LeaseResult(said, 0, await self._allotment.leases(pod))

@@ -1,0 +1,37 @@
+"""About images."""
+
+from __future__ import annotations
+
+from podyd.api.binding import Call, Headed, serves
+from podyd.base.clock import iso
+from podyd.contract.images import HOST_IMAGES, IMAGE_DELETE, IMAGE_INSPECT, IMAGE_LIST, ImageInfo
+from podyd.contract.operation import Log
+from podyd.pods.catalogue import Images
+
+
+class ImageRoutes:
+    def __init__(self, *, images: Images) -> None:
+        self._images = images
+
+    @serves(HOST_IMAGES, IMAGE_LIST)
+    async def images(self, call: Call) -> Headed[list[str]]:
+        names = await self._images.names(call.caller)
+        # The body is a list of names, and stays one.
+        return Headed(names, {} if names else {"X-Podyd-Hint": await self._images.hint()})
+
+    @serves(IMAGE_INSPECT)
+    async def image_inspect(self, call: Call) -> ImageInfo:
+        alias, image = await self._images.offered(call.caller, call.request.image)
+        return ImageInfo(
+            name=alias,
+            aliases=list(image.aliases),
+            description=image.description,
+            size=image.size,
+            created=iso(image.created),
+            architecture=image.architecture,
+            fingerprint=image.fingerprint,
+        )
+
+    @serves(IMAGE_DELETE)
+    async def image_delete(self, call: Call) -> Log:
+        return Log(await self._images.delete(call.caller, call.request.image))

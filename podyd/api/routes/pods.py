@@ -1,0 +1,220 @@
+"""About pods, and what runs in them."""
+
+from __future__ import annotations
+
+from podyd.api.binding import Call, serves
+from podyd.base.longtext import Kept
+from podyd.contract.operation import Log
+from podyd.contract.pods import (
+    POD_COMMIT,
+    POD_COMMIT_CANCEL,
+    POD_COPY,
+    POD_CREATE,
+    POD_DELETE,
+    POD_EXEC,
+    POD_EXEC_STREAM,
+    POD_FILE,
+    POD_FILE_DELETE,
+    POD_FILE_PUT,
+    POD_INFO,
+    POD_INSPECT,
+    POD_LIMITS,
+    POD_LIST,
+    POD_LISTALL,
+    POD_LOGS,
+    POD_PORT,
+    POD_PORT_DELETE,
+    POD_PORTS,
+    POD_PROGRESS,
+    POD_RESTART,
+    POD_RESTORE,
+    POD_SHELL,
+    POD_SNAPSHOT,
+    POD_SNAPSHOT_DELETE,
+    POD_SNAPSHOTS,
+    POD_START,
+    POD_STOP,
+    ChangeLimits,
+    Commit,
+    Committed,
+    Copy,
+    Create,
+    Exec,
+    ExecResult,
+    FileInfo,
+    ListeningPort,
+    OnePort,
+    PodInfo,
+    PodLog,
+    PodSummary,
+    Progress,
+    Shell,
+    SnapshotInfo,
+)
+from podyd.engine.streams import Size
+from podyd.network.ports import Ports
+from podyd.pods.commits import Commits
+from podyd.pods.deletions import Deletions
+from podyd.pods.files import Incoming, Outgoing, Transfers
+from podyd.pods.lifecycle import Pods
+from podyd.pods.limits import Limits
+from podyd.pods.listening import Listeners
+from podyd.pods.logs import PodLogs
+from podyd.pods.shells import Place, Shells
+from podyd.pods.snapshots import Snapshots
+
+
+class PodRoutes:
+    def __init__(
+        self,
+        *,
+        pods: Pods,
+        snapshots: Snapshots,
+        commits: Commits,
+        limits: Limits,
+        shells: Shells,
+        ports: Ports,
+        listeners: Listeners,
+        transfers: Transfers,
+        deletions: Deletions,
+        podlogs: PodLogs,
+    ) -> None:
+        self._pods = pods
+        self._snapshots = snapshots
+        self._commits = commits
+        self._limits = limits
+        self._shells = shells
+        self._ports = ports
+        self._listeners = listeners
+        self._transfers = transfers
+        self._deletions = deletions
+        self._podlogs = podlogs
+
+    @serves(POD_CREATE)
+    async def pod_create(self, call: Call) -> PodInfo:
+        request: Create = call.request
+        return await self._pods.create(
+            call.caller, request.ins, request.image, request.gpus, request.disk
+        )
+
+    @serves(POD_DELETE)
+    async def pod_delete(self, call: Call) -> Log:
+        return Log(await self._pods.delete(call.caller, call.request.ins))
+
+    @serves(POD_INFO, POD_INSPECT)
+    async def pod_info(self, call: Call) -> PodInfo:
+        return await self._pods.info(call.caller, call.request.ins)
+
+    @serves(POD_LIST)
+    async def pod_list(self, call: Call) -> list[str]:
+        return await self._pods.names(call.caller)
+
+    @serves(POD_LISTALL)
+    async def pod_listall(self, call: Call) -> list[PodSummary]:
+        return await self._pods.summaries()
+
+    @serves(POD_START)
+    async def pod_start(self, call: Call) -> Log:
+        return Log(await self._pods.start(call.caller, call.request.ins))
+
+    @serves(POD_STOP)
+    async def pod_stop(self, call: Call) -> Log:
+        return Log(await self._pods.stop(call.caller, call.request.ins))
+
+    @serves(POD_RESTART)
+    async def pod_restart(self, call: Call) -> Log:
+        return Log(await self._pods.restart(call.caller, call.request.ins))
+
+    @serves(POD_COPY)
+    async def pod_copy(self, call: Call) -> PodInfo:
+        request: Copy = call.request
+        return await self._pods.copy(
+            call.caller, request.ins, request.to, request.snapshot, request.gpus, request.disk
+        )
+
+    @serves(POD_COMMIT)
+    async def pod_commit(self, call: Call) -> Committed:
+        request: Commit = call.request
+        return await self._commits.commit(
+            call.caller, request.ins, request.tag or request.ins, request.msg
+        )
+
+    @serves(POD_COMMIT_CANCEL)
+    async def pod_commit_cancel(self, call: Call) -> Log:
+        return Log(await self._commits.cancel(call.caller, call.request.ins))
+
+    @serves(POD_PROGRESS)
+    async def pod_progress(self, call: Call) -> Progress:
+        return await self._commits.progress(call.caller, call.request.ins)
+
+    @serves(POD_SNAPSHOT)
+    async def pod_snapshot(self, call: Call) -> SnapshotInfo:
+        return await self._snapshots.take(call.caller, call.request.ins, call.request.name)
+
+    @serves(POD_SNAPSHOTS)
+    async def pod_snapshots(self, call: Call) -> list[SnapshotInfo]:
+        return await self._snapshots.all(call.caller, call.request.ins)
+
+    @serves(POD_RESTORE)
+    async def pod_restore(self, call: Call) -> Log:
+        return Log(await self._snapshots.restore(call.caller, call.request.ins, call.request.name))
+
+    @serves(POD_SNAPSHOT_DELETE)
+    async def pod_snapshot_delete(self, call: Call) -> Log:
+        return Log(await self._snapshots.delete(call.caller, call.request.ins, call.request.name))
+
+    @serves(POD_PORT)
+    async def pod_port(self, call: Call) -> PodInfo:
+        request: OnePort = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        await self._ports.add(call.caller, pod, request.port)
+        return await self._pods.info(call.caller, request.ins)
+
+    @serves(POD_PORT_DELETE)
+    async def pod_port_delete(self, call: Call) -> Log:
+        request: OnePort = call.request
+        pod = await self._pods.find(call.caller, request.ins)
+        return Log(await self._ports.delete(pod, request.port))
+
+    @serves(POD_PORTS)
+    async def pod_ports(self, call: Call) -> list[ListeningPort]:
+        pod = await self._pods.find(call.caller, call.request.ins)
+        return await self._listeners.of(pod)
+
+    @serves(POD_EXEC)
+    async def pod_exec(self, call: Call) -> Kept[ExecResult]:
+        request: Exec = call.request
+        return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
+
+    @serves(POD_EXEC_STREAM)
+    async def pod_exec_stream(self, call: Call) -> Place:
+        return await self._shells.place(call.caller, call.request.ins, None)
+
+    @serves(POD_SHELL)
+    async def pod_shell(self, call: Call) -> Place:
+        request: Shell = call.request
+        size = Size(request.rows, request.cols)
+        return await self._shells.place(call.caller, request.ins, size)
+
+    @serves(POD_FILE)
+    async def pod_file(self, call: Call) -> Kept[FileInfo] | Outgoing:
+        return await self._transfers.fetch(call.caller, call.request)
+
+    @serves(POD_FILE_PUT)
+    async def pod_file_put(self, call: Call) -> Incoming:
+        return await self._transfers.put(call.caller, call.request)
+
+    @serves(POD_FILE_DELETE)
+    async def pod_file_delete(self, call: Call) -> Log:
+        return await self._deletions.delete(call.caller, call.request)
+
+    @serves(POD_LOGS)
+    async def pod_logs(self, call: Call) -> Kept[PodLog]:
+        return await self._podlogs.last(call.caller, call.request)
+
+    @serves(POD_LIMITS)
+    async def pod_limits(self, call: Call) -> PodInfo:
+        request: ChangeLimits = call.request
+        return await self._limits.change(
+            call.caller, request.ins, request.memory, request.cpu, request.disk
+        )

@@ -1,0 +1,104 @@
+"""About accounts, passwords and tokens."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from podyd.api.binding import Call, serves
+from podyd.base.clock import iso
+from podyd.contract.operation import Log
+from podyd.contract.users import (
+    USER_CH_PASSWD,
+    USER_INFO,
+    USER_LIST,
+    USER_TOKEN,
+    USER_TOKEN_REVOKE,
+    USER_TOKENS,
+    CreatedToken,
+    NewToken,
+    QuotaInfo,
+    RevokeToken,
+    TokenInfo,
+    UserInfo,
+    UserName,
+)
+from podyd.model.member import Member
+from podyd.model.token import Token
+from podyd.people.login import Users
+
+
+class UserRoutes:
+    def __init__(self, *, users: Users) -> None:
+        self._users = users
+
+    @serves(USER_INFO)
+    async def user_info(self, call: Call) -> UserInfo:
+        quota = call.caller.quota
+        return UserInfo(
+            user=_user_name(call.caller),
+            quota=QuotaInfo(
+                max_pods=quota.max_pods,
+                gpu_count=quota.gpu_count,
+                memory_limit=quota.memory_limit,
+                cpu_limit=quota.cpu_limit,
+                disk_limit=quota.disk_limit,
+                disk_total=quota.disk_total,
+                max_snapshots=quota.max_snapshots,
+                max_ports=quota.max_ports,
+                max_images=quota.max_images,
+                image_size=quota.image_size,
+            ),
+        )
+
+    @serves(USER_LIST)
+    async def user_list(self, call: Call) -> list[UserName]:
+        return [_user_name(member) for member in await self._users.all()]
+
+    @serves(USER_CH_PASSWD)
+    async def change_password(self, call: Call) -> Log:
+        count = await self._users.change_password(call.caller, call.password, call.request.passwd)
+        done = "The password is changed; the old one no longer works."
+        return Log(f"{done} Tokens that are revoked: {count}." if count else done)
+
+    @serves(USER_TOKEN)
+    async def create_token(self, call: Call) -> CreatedToken:
+        request: NewToken = call.request
+        secret, token = await self._users.create_token(
+            call.proven, request.name, request.days, request.scope
+        )
+        return CreatedToken(
+            token=secret,
+            id=token.id,
+            name=token.name,
+            scope=token.scope,
+            created=_time(token.created),
+            expires=_time(token.expires),
+        )
+
+    @serves(USER_TOKENS)
+    async def tokens(self, call: Call) -> list[TokenInfo]:
+        return [_token_info(token) for token in await self._users.tokens(call.proven)]
+
+    @serves(USER_TOKEN_REVOKE)
+    async def revoke_token(self, call: Call) -> Log:
+        request: RevokeToken = call.request
+        return Log(await self._users.revoke_token(call.proven, request.id, request.user))
+
+
+def _token_info(token: Token) -> TokenInfo:
+    return TokenInfo(
+        id=token.id,
+        name=token.name,
+        scope=token.scope,
+        created=_time(token.created),
+        expires=_time(token.expires),
+        last_used=None if token.last_used is None else _time(token.last_used),
+    )
+
+
+def _time(seconds: float) -> str:
+    return iso(datetime.fromtimestamp(seconds, timezone.utc))
+
+
+def _user_name(member: Member) -> UserName:
+    return UserName(member.name, int(member.is_admin))
