@@ -33,6 +33,7 @@ from urllib.parse import urlencode
 import yaml
 
 from podyd.pods.disks import BTRFS
+from tests import slips
 from tests.integration import small
 from tests.lab import lab
 
@@ -347,6 +348,7 @@ class Node:
         self._helper: subprocess.Popen[bytes] | None = None
         self._relay: subprocess.Popen[bytes] | None = None
         self._install()
+        slips.claim(self.project)
         self._prepare()
         self.lxd = lab.Lxd(Path(self.lab_state.socket))
 
@@ -368,6 +370,7 @@ class Node:
         state = lab.read_state()
         assert state is not None, "no lab: type 'sudo make lab-up'"
         self.lab_state = state
+        self._held.enter_context(slips.listening(lambda: Path(state.socket)))
         config = lab.Lxd(Path(state.socket)).get("/1.0")["config"]
         if not state.ours and not config.get("core.https_address"):
             lab.write_state(dataclasses.replace(state, https_address_set=True))
@@ -642,6 +645,7 @@ class Pool:
         self.driver = driver
         self._options = options
         self.name = f"podyd-test-{secrets.token_hex(3)}"
+        slips.claim(self.name)
 
     @property
     def profiles(self) -> list[str]:

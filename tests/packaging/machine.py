@@ -28,6 +28,7 @@ from pathlib import Path
 from pyroute2 import netns
 
 from podyd.node import netlink
+from tests import slips
 from tests.integration.harness import ROOT, Client, run, wait_until
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver
@@ -114,6 +115,7 @@ class Machine:
         self.environment: dict[str, str] = {}
         self._process: subprocess.Popen[bytes] | None = None
         self.init = 0
+        self._held = contextlib.ExitStack()
 
     # --- Life ------------------------------------------------------------------------------------
 
@@ -126,6 +128,7 @@ class Machine:
         # As in any container: the devices in /sys are this host's.
         self.path("/etc/systemd/system/systemd-udevd.service").symlink_to("/dev/null")
         self._connect()
+        self._held.enter_context(slips.listening(lambda: self._seen("/var/lib/lxd/unix.socket")))
         self.boot()
 
     def boot(self) -> None:
@@ -188,6 +191,7 @@ class Machine:
 
     def close(self) -> None:
         """Take all of it away."""
+        self._held.close()
         self.shut_down()
         for command in (
             ["ip", "netns", "delete", self.name],
@@ -286,9 +290,13 @@ class Machine:
 
     def make_device(self, inside: str, kind: int, number: int) -> None:
         """A node in its /dev, which is not this host's."""
-        path = Path(f"/proc/{self.init}/root{inside}")
+        path = self._seen(inside)
         os.mknod(path, 0o666 | kind, number)
         path.chmod(0o666)
+
+    def _seen(self, inside: str) -> Path:
+        """What it sees there itself, while it runs; mounts have it hide what `path` shows."""
+        return Path(f"/proc/{self.init}/root{inside}")
 
     # --- What there is ---------------------------------------------------------------------------
 
