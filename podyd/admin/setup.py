@@ -24,7 +24,7 @@ from podyd.admin import kernel
 from podyd.base.errors import SetupError
 from podyd.base.files import make_directory
 from podyd.config.schema import Config
-from podyd.engine import profiles
+from podyd.engine import profile_files as profiles
 from podyd.engine.admin import Admin, Openings, find_socket
 from podyd.engine.rest import Credentials
 from podyd.node import netlink

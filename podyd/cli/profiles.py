@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from podyd.base.errors import SetupError
-from podyd.engine import profiles
+from podyd.engine import profile_files as profiles
 from podyd.engine.admin import Admin, find_socket
 
 

@@ -21,7 +21,7 @@ import requests
 from podyd.base.errors import SetupError
 from podyd.engine.instances import Instance as PodydInstance
 from podyd.engine.instances import is_set
-from podyd.engine.profiles import BRIDGE, POOL, Profile
+from podyd.engine.profile_files import BRIDGE, POOL, Profile
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443

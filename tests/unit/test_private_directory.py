@@ -13,7 +13,7 @@ from tests.integration.harness import install
 PROGRAM = """
 import asyncio, contextlib, sys
 sys.path[:0] = sys.argv[1:]
-from podyd.engine import profiles
+from podyd.engine import profile_files as profiles
 from podyd.node.telemetry import Telemetry
 
 async def ask():

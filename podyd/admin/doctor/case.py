@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.config.schema import DEFAULT_PATH, Config
-from podyd.engine.profiles import ADMIN_DIRECTORY
+from podyd.engine.profile_files import ADMIN_DIRECTORY
 
 
 @dataclass(frozen=True)

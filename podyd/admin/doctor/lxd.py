@@ -14,7 +14,7 @@ from podyd.admin.doctor.finding import AS_ROOT, Remark, check, error, note, ok, 
 from podyd.admin.setup import fingerprint, openings
 from podyd.base.errors import LxdRefused, SetupError, Unavailable
 from podyd.config.schema import Config
-from podyd.engine import profiles
+from podyd.engine import profile_files as profiles
 from podyd.engine.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.model.pod import OWNER, is_half_made
