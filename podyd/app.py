@@ -31,10 +31,14 @@ from podyd.config.schema import Config
 from podyd.contract.operation import Operation
 from podyd.engine.endings import Endings
 from podyd.engine.execution import Executor
-from podyd.engine.instances import Instances
+from podyd.engine.files import LxdFiles
+from podyd.engine.instances import LxdInstances
+from podyd.engine.profiles import LxdProfiles
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.room import HostRoom
+from podyd.engine.server import LxdServer
+from podyd.engine.snapshots import LxdSnapshots
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import Attribution
 from podyd.gpus.idle import IdleLeases
@@ -77,7 +81,7 @@ class App:
 
     application: Application
     client: LxdClient
-    instances: Instances
+    instances: LxdInstances
     cgroups: Cgroups
     ports: Ports
     mounts: Mounts
@@ -142,7 +146,9 @@ def build(settings: Settings) -> App:
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
-    instances = Instances(client, Holds(config.data_dir / "restoring"))
+    instances = LxdInstances(client, Holds(config.data_dir / "restoring"))
+    profiles, files, server = LxdProfiles(client), LxdFiles(client), LxdServer(client)
+    taken = LxdSnapshots(client)
     reader = Reader()
     client.is_there = instances.has
     cgroups = Cgroups(
@@ -172,13 +178,13 @@ def build(settings: Settings) -> App:
     users = Users(AuthClient(config.auth.socket), origins, tokens, settings)
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
-    gpus = Gpus(client, telemetry, identities)
+    gpus = Gpus(server, telemetry, identities)
     occupancy = Occupancy(attribution)
     endings = Endings(client, config.data_dir / "endings")
     executor = Executor(client, cleaning, endings)
     allotment = Allotment(
-        client=client,
         instances=instances,
+        profiles=profiles,
         gpus=gpus,
         telemetry=telemetry,
         occupancy=occupancy,
@@ -187,18 +193,20 @@ def build(settings: Settings) -> App:
     idle = IdleLeases(
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
-    disks = Disks(client=client, instances=instances, executor=executor)
+    disks = Disks(client=client, instances=instances, profiles=profiles, executor=executor)
     metrics = Metrics(allotment=allotment, disks=disks, telemetry=telemetry, occupancy=occupancy)
     ports = Ports(
-        locations=Locations(client),
+        locations=Locations(instances),
         instances=instances,
         listening=listening_ports,
         settings=settings,
     )
-    mounts = Mounts(client=client, instances=instances, settings=settings)
+    mounts = Mounts(server=server, instances=instances, settings=settings)
     pods = Pods(
-        client=client,
         instances=instances,
+        profiles=profiles,
+        snapshots=taken,
+        files=files,
         executor=executor,
         images=images,
         gpus=gpus,
@@ -210,17 +218,29 @@ def build(settings: Settings) -> App:
         settings=settings,
         tasks=cleaning,
     )
-    listeners = Listeners(client=client, ports=ports, cgroups=cgroups, reader=Reader())
-    snapshots = Snapshots(client=client, instances=instances, pods=pods, tasks=cleaning)
-    commits = Commits(
-        client=client, images=images, pods=pods, disks=disks, host=HostRoom(), tasks=cleaning
+    listeners = Listeners(
+        project=server.project,
+        instances=instances,
+        ports=ports,
+        cgroups=cgroups,
+        reader=Reader(),
     )
-    limits = Limits(client=client, instances=instances, pods=pods, disks=disks)
+    snapshots = Snapshots(instances=instances, snapshots=taken, pods=pods, tasks=cleaning)
+    commits = Commits(
+        client=client,
+        files=files,
+        images=images,
+        pods=pods,
+        disks=disks,
+        host=HostRoom(),
+        tasks=cleaning,
+    )
+    limits = Limits(instances=instances, profiles=profiles, pods=pods, disks=disks)
     shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
     transfers = Transfers(pods=pods, executor=executor)
-    podlogs = PodLogs(client=client, pods=pods)
+    podlogs = PodLogs(instances=instances, pods=pods)
     host = Host(
-        client=client,
+        server=server,
         telemetry=telemetry,
         occupancy=occupancy,
         attribution=attribution,
@@ -240,7 +260,7 @@ def build(settings: Settings) -> App:
             ports=ports,
             listeners=listeners,
             transfers=transfers,
-            deletions=Deletions(client=client, pods=pods, executor=executor),
+            deletions=Deletions(files=files, pods=pods, executor=executor),
             podlogs=podlogs,
         ),
         GpuRoutes(pods=pods, allotment=allotment),

@@ -80,7 +80,7 @@ class Metrics:
     async def _pools(self, view: View | None) -> list[PoolUse]:
         if view is not None:
             of_pods = [pod.instance.devices for pod in view.pods]
-            of_profiles = [profile["devices"] for profile in view.profiles.values()]
+            of_profiles = [profile.devices for profile in view.profiles.values()]
             with contextlib.suppress(PodydError):
                 return await self._disks.pools([*of_pods, *of_profiles])
         return []

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
-from podyd.engine.instances import CpuTime, Instance
+from podyd.engine.types import CpuTime, Instance
 from podyd.gpus.attribution import Attributed
 from podyd.model.pod import pods_of
 from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore

@@ -73,7 +73,7 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     _prepare_data(config.data_dir, account, say)
     for profile in profiles.shipped().values():
         if admin.profile(profile.name) is None:
-            admin.put_profile(profile.on(pool, bridge))
+            admin.put_profile(profiles.on_host(profile, pool, bridge))
             say(f"put profile {profile.name} into LXD")
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from podyd.base.errors import SetupError
 from podyd.engine import profile_files as profiles
 from podyd.engine.admin import Admin, find_socket
+from podyd.engine.types import Profile
 
 
 def run(action: str, names: Sequence[str], project: str) -> int:
@@ -24,7 +25,7 @@ def run(action: str, names: Sequence[str], project: str) -> int:
     pool, bridge = admin.pool_and_bridge()
     differ = False
     for profile in _wanted(action, names):
-        ours = profile.on(pool, bridge)
+        ours = profiles.on_host(profile, pool, bridge)
         theirs = admin.profile(ours.name)
         if action == "diff":
             # As a change of the file: what the admin has edited in LXD shows as '+'.
@@ -44,12 +45,12 @@ def run(action: str, names: Sequence[str], project: str) -> int:
     return int(differ and action == "diff")
 
 
-def _diff(ours: profiles.Profile, theirs: profiles.Profile | None) -> str:
+def _diff(ours: Profile, theirs: Profile | None) -> str:
     assert theirs is not None
     return profiles.difference(ours, theirs, before="file", after="LXD")
 
 
-def _wanted(action: str, names: Sequence[str]) -> list[profiles.Profile]:
+def _wanted(action: str, names: Sequence[str]) -> list[Profile]:
     files = profiles.shipped()
     if action != "reset":
         files |= profiles.read(profiles.ADMIN_DIRECTORY)

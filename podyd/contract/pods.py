@@ -26,8 +26,8 @@ from podyd.contract.kinds import (
     param,
 )
 from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
+from podyd.engine.types import Status
 from podyd.model.gpu import CardChoice
-from podyd.model.pod import PodStatus
 
 # What Linux takes as one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
@@ -231,7 +231,7 @@ class PodInfo:
     name: str
     ins: str
     owner: str
-    status: PodStatus
+    status: Status
     image: str
     created: str
     addresses: list[str]
@@ -250,7 +250,7 @@ class PodSummary:
     name: str
     ins: str
     owner: str
-    status: PodStatus
+    status: Status
     image: str
     created: str
 

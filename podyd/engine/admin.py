@@ -19,9 +19,11 @@ import pylxd.exceptions
 import requests
 
 from podyd.base.errors import SetupError
-from podyd.engine.instances import Instance as PodydInstance
-from podyd.engine.instances import is_set
-from podyd.engine.profile_files import BRIDGE, POOL, Profile
+from podyd.engine.instances import instance_of
+from podyd.engine.profile_files import BRIDGE, POOL, body_of
+from podyd.engine.profiles import profile_of
+from podyd.engine.types import Instance as PodydInstance
+from podyd.engine.types import Profile, is_set
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
@@ -284,9 +286,9 @@ class Admin:
         """Make a profile, or overwrite it."""
         with _translated(f"LXD did not take profile {profile.name}"):
             if self.profile(profile.name) is None:
-                self._in_project.api.profiles.post(json={"name": profile.name} | profile.body())
+                self._in_project.api.profiles.post(json={"name": profile.name} | body_of(profile))
             else:
-                self._in_project.api.profiles[profile.name].put(json=profile.body())
+                self._in_project.api.profiles[profile.name].put(json=body_of(profile))
 
     def pool_and_bridge(self) -> tuple[str, str]:
         """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
@@ -350,10 +352,7 @@ class Admin:
         """The project's profiles."""
         with _translated("LXD could not be asked for its profiles"):
             found = self._get(self._in_project.api.profiles)
-        return [
-            Profile(item["name"], item["description"], item["config"], item["devices"])
-            for item in found
-        ]
+        return [profile_of(item) for item in found]
 
     def image_aliases(self, *, without: str) -> list[str]:
         """The names of the images without this property that a container can be made of."""
@@ -384,7 +383,7 @@ class Admin:
         """The project's instances, with all that podyd knows of each."""
         with _translated("LXD could not be asked for its instances"):
             found = self._get(self._in_project.api.instances)
-        return [PodydInstance.of(item) for item in found]
+        return [instance_of(item) for item in found]
 
     def openings_in_use(self, paths: Collection[str]) -> Openings:
         """What instances have of the host, but for what is below `paths`.

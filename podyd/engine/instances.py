@@ -12,9 +12,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
-from datetime import datetime, timezone
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,9 +28,24 @@ from podyd.base.errors import (
     Unsettled,
 )
 from podyd.base.tasks import seen
+from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import under_way
-from podyd.engine.rest import LxdClient, bound, instance_path
+from podyd.engine.rest import LxdClient, bound, instance_path, meant_for
 from podyd.engine.restore_guard import Holds
+from podyd.engine.times import parse_time
+from podyd.engine.types import (
+    Action,
+    Address,
+    CpuTime,
+    Devices,
+    FromImage,
+    Instance,
+    NewInstance,
+    Source,
+    State,
+    Status,
+    root_of,
+)
 from podyd.engine.websocket import Websocket
 
 log = logging.getLogger(__name__)
@@ -46,87 +59,64 @@ _HARMLESS = frozenset(
 )
 
 
-Devices = Mapping[str, Mapping[str, str]]
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
 _CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
 # How long LXD may be at something else with an instance before that is a refusal. It changes
 # settings in a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
-BUSY_SECONDS, UPDATE_SECONDS = 5.0, 35.0
+BUSY_SECONDS = 5.0
 FREE_SECONDS = 0.2
 # For a change of settings itself, once LXD is at it.
 CHANGE_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Instance:
-    """An LXD instance; `config` and `own_devices` are without its profiles, the rest with them.
-
-    Its name is bound: what is asked of LXD under it, this instance is asked, or none.
-    """
-
-    name: str
-    status: str
-    created: datetime
-    started: datetime | None
-    config: Mapping[str, str]
-    expanded_config: Mapping[str, str]
-    own_devices: Devices
-    devices: Devices
-    profiles: tuple[str, ...]
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Instance:
-        """From the JSON of `/1.0/instances/NAME`."""
-        started = parse_time(data["last_used_at"])
-        return cls(
-            name=bound(data["name"], data["config"].get("volatile.uuid", "")),
-            status=data["status"],
-            created=parse_time(data["created_at"]),
-            # LXD writes the zero time, of 1970 or of the year 1, for "never".
-            started=started if started.year > 1970 else None,
-            config=data["config"],
-            expanded_config=data["expanded_config"],
-            own_devices=data["devices"],
-            devices=data["expanded_devices"],
-            profiles=tuple(data["profiles"]),
-        )
-
-    @property
-    def uuid(self) -> str:
-        """What stays when it is renamed; "" while LXD is making it."""
-        return self.config.get("volatile.uuid", "")
+# LXD's words; whatever else it says of an instance is an error.
+_STATUSES: Mapping[str, Status] = {
+    "Running": "running",
+    "Stopped": "stopped",
+    "Frozen": "frozen",
+}
 
 
-@dataclass(frozen=True)
-class CpuTime:
-    """An instance and its CPU time since it started; None where LXD cannot tell."""
-
-    instance: Instance
-    nanoseconds: int | None
-
-    @classmethod
-    def of(cls, data: Mapping[str, Any]) -> CpuTime:
-        """From the JSON of an instance with its state."""
-        usage = data["state"]["cpu"]["usage"] if data["state"] else -1
-        return cls(Instance.of(data), usage if usage >= 0 else None)
-
-
-def named(instances: Iterable[Instance], name: str) -> Instance | None:
-    """The instance of this name among these, if there is one."""
-    return next((item for item in instances if item.name == name), None)
+def instance_of(data: Mapping[str, Any]) -> Instance:
+    """From LXD's JSON of an instance."""
+    started = parse_time(data["last_used_at"])
+    return Instance(
+        name=bound(data["name"], data["config"].get("volatile.uuid", "")),
+        status=_STATUSES.get(data["status"], "error"),
+        created=parse_time(data["created_at"]),
+        # LXD writes the zero time, of 1970 or of the year 1, for "never".
+        started=started if started.year > 1970 else None,
+        config=data["config"],
+        expanded_config=data["expanded_config"],
+        own_devices=data["devices"],
+        devices=data["expanded_devices"],
+        profiles=tuple(data["profiles"]),
+    )
 
 
-def is_set(keys: Mapping[str, str], key: str) -> bool:
-    """Whether a key of LXD's says yes, for which it takes several words."""
-    return keys.get(key, "").lower() in ("true", "1", "yes", "on")
+def state_of(data: Mapping[str, Any]) -> State:
+    """From LXD's JSON of an instance's state, most of which it leaves out where it is not run."""
+    return State(
+        pid=data.get("pid", 0),
+        addresses=tuple(
+            Address(interface, address["family"], address["address"])
+            for interface, network in (data.get("network") or {}).items()
+            for address in network["addresses"]
+            if address["scope"] == "global"
+        ),
+        memory_bytes=max(0, (data.get("memory") or {}).get("usage", 0)),
+        disk_bytes={
+            # -1, and of an instance that does not run 0, is what some pools say for "unknown".
+            name: max(0, disk.get("usage", 0))
+            for name, disk in (data.get("disk") or {}).items()
+        },
+    )
 
 
-def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
-    """The name and the keys of the disk that an instance runs on."""
-    for name, device in devices.items():
-        if device.get("type") == "disk" and device.get("path") == "/":
-            return name, device
-    return "root", {}
+def _cpu_time_of(data: Mapping[str, Any]) -> CpuTime:
+    """From LXD's JSON of an instance with its state."""
+    usage = data["state"]["cpu"]["usage"] if data["state"] else -1
+    return CpuTime(instance_of(data), usage if usage >= 0 else None)
 
 
 def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,12 +145,6 @@ def _but_volatile(data: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in data["config"].items() if not key.startswith("volatile.")}
 
 
-def parse_time(text: str) -> datetime:
-    """LXD's RFC 3339 time, with up to nine digits of a second, in UTC."""
-    whole, _, rest = text.rstrip("Z").partition(".")
-    return datetime.fromisoformat(f"{whole}.{rest[:6]:0<6}").replace(tzinfo=timezone.utc)
-
-
 async def when_free(
     change: Callable[[], Awaitable[object]], patience: float = UPDATE_SECONDS
 ) -> None:
@@ -183,14 +167,22 @@ async def when_free(
         await asyncio.sleep(FREE_SECONDS)
 
 
-class Instances:
+def _source(source: Source) -> Mapping[str, Any]:
+    """What LXD makes an instance of, for that one alone if its name is bound."""
+    if isinstance(source, FromImage):
+        return {"type": "image", "fingerprint": source.fingerprint}
+    whole = source.instance if source.snapshot is None else f"{source.instance}/{source.snapshot}"
+    return {"type": "copy", "source": meant_for(source.instance, whole), "instance_only": True}
+
+
+class LxdInstances:
     """The project's instances, read through the event stream that `watch` follows."""
 
     def __init__(self, client: LxdClient, holds: Holds) -> None:
         self._client = client
         self._holds = holds
-        # As of the last look at the CPU times; None of an instance that has none.
-        self.last_states: Mapping[str, Mapping[str, Any] | None] = {}
+        # As of the last look at the CPU times.
+        self.last_states: Mapping[str, State] = {}
         self._following = False
         self._version = 0
         self._listeners: list[Callable[[], None]] = []
@@ -235,19 +227,13 @@ class Instances:
 
     async def _read(self) -> tuple[Instance, ...]:
         data = await self._client.get("/1.0/instances", recursion=1)
-        return tuple(Instance.of(self._holds.over(item)) for item in data)
+        return tuple(instance_of(self._holds.over(item)) for item in data)
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
         data = await self._client.get("/1.0/instances", recursion=2)
-        self.last_states = {item["name"]: item["state"] for item in data}
-        return tuple(CpuTime.of(self._holds.over(item)) for item in data)
-
-    async def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
-        """An instance's profiles, in the order in which LXD applies them."""
-        found = await self._client.get("/1.0/profiles", recursion=1)
-        known = {profile["name"]: profile for profile in found}
-        return [known[name] for name in instance.profiles if name in known]
+        self.last_states = {item["name"]: state_of(item["state"]) for item in data if item["state"]}
+        return tuple(_cpu_time_of(self._holds.over(item)) for item in data)
 
     async def has(self, name: str, uuid: str) -> bool:
         """Whether an instance has this name and this uuid."""
@@ -255,8 +241,77 @@ class Instances:
 
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""
-        state = await self._client.get(instance_path(name, "state"))
-        return int(state["pid"])
+        return (await self.state(name)).pid
+
+    async def state(self, name: str) -> State:
+        """What an instance is at now, which costs LXD some 15 ms if it runs."""
+        return state_of(await self._client.get(instance_path(name, "state")))
+
+    async def console(self, name: str) -> str:
+        """What an instance has written to its console. Raises LxdRefused if it has none."""
+        return await self._client.text(instance_path(name, "console"))
+
+    async def start_log(self, name: str) -> str:
+        """LXC's own log of an instance's last start. Raises LxdRefused if there is none."""
+        return await self._client.text(instance_path(name, "logs", "lxc.log"))
+
+    # --- Making, changing, deleting --------------------------------------------------------------
+
+    async def create(self, new: NewInstance, *, timeout: float) -> None:
+        """Make an instance, which is stopped then. Raises NameTaken, DiskFull, Slipped, TimedOut.
+
+        One that is a copy has the configuration and devices of its source besides its own.
+        """
+        body = {
+            "name": new.name,
+            "source": _source(new.source),
+            "profiles": list(new.profiles),
+            "config": new.config,
+            "devices": new.devices,
+        }
+        try:
+            await self._client.change("POST", "/1.0/instances", body, timeout=timeout)
+        except BaseException:
+            self.invalidate()
+            raise
+
+    async def delete(self, name: str, *, timeout: float) -> None:
+        """Delete an instance that is stopped. Raises Gone, Busy, TimedOut."""
+        path = instance_path(name)
+        try:
+            await when_free(lambda: self._client.change("DELETE", path, timeout=timeout))
+        finally:
+            self.invalidate()
+
+    async def set_status(
+        self, name: str, action: Action, *, timeout: float, force: bool = False
+    ) -> None:
+        """Start, stop or unfreeze an instance; LXD gives that up itself after `timeout` seconds.
+
+        Raises Busy, Running, NotRunning, DidNotShutDown, DiskFull, Slipped, TimedOut.
+        """
+        body = {"action": action, "timeout": int(timeout), "force": force}
+        self.check_free(name)
+        if action != "stop":
+            await self.settle(name)
+        try:
+            # podyd waits a little longer to hear that LXD has given up.
+            await when_free(
+                lambda: self._client.change(
+                    "PUT", instance_path(name, "state"), body, timeout=timeout + 5
+                )
+            )
+        finally:
+            self.invalidate()
+
+    async def remove_key(self, name: str, key: str) -> None:
+        """Take a key of an instance away, and change nothing else. Raises Busy."""
+        # To LXD, a key without a value is none.
+        change = {"config": {key: ""}}
+        try:
+            await when_free(lambda: self._client.change("PATCH", instance_path(name), change))
+        finally:
+            self.invalidate()
 
     async def edit(
         self,

@@ -9,13 +9,14 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from podyd.base.errors import ConfigError, SetupError
+from podyd.engine.types import Profile
 
 ADMIN_DIRECTORY = Path("/etc/podyd/profiles")
 # A checkout, a virtual environment, the Debian package.
@@ -29,36 +30,27 @@ POOL = "default"
 BRIDGE = "lxdbr0"
 
 
-@dataclass(frozen=True)
-class Profile:
-    """An LXD profile: what `lxc profile edit` shows."""
+def on_host(profile: Profile, pool: str, bridge: str) -> Profile:
+    """The same with this host's pool and bridge."""
+    return replace(
+        profile,
+        devices={name: _device_on(item, pool, bridge) for name, item in profile.devices.items()},
+    )
 
-    name: str
-    description: str = ""
-    config: Mapping[str, str] = field(default_factory=dict)
-    devices: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
-    def on(self, pool: str, bridge: str) -> Profile:
-        """The same with this host's pool and bridge."""
-        return Profile(
-            self.name,
-            self.description,
-            self.config,
-            {name: _device_on(device, pool, bridge) for name, device in self.devices.items()},
-        )
+def body_of(profile: Profile) -> dict[str, Any]:
+    """What LXD's API takes."""
+    return {
+        "description": profile.description,
+        "config": dict(profile.config),
+        "devices": {name: dict(device) for name, device in profile.devices.items()},
+    }
 
-    def body(self) -> dict[str, Any]:
-        """What LXD's API takes."""
-        return {
-            "description": self.description,
-            "config": dict(self.config),
-            "devices": {name: dict(device) for name, device in self.devices.items()},
-        }
 
-    def as_yaml(self) -> str:
-        """The profile as `lxc profile show` writes it."""
-        body = {"name": self.name, **self.body()}
-        return yaml.safe_dump(body, sort_keys=True, allow_unicode=True, default_flow_style=False)
+def as_yaml(profile: Profile) -> str:
+    """The profile as `lxc profile show` writes it."""
+    body = {"name": profile.name, **body_of(profile)}
+    return yaml.safe_dump(body, sort_keys=True, allow_unicode=True, default_flow_style=False)
 
 
 def _device_on(device: Mapping[str, str], pool: str, bridge: str) -> dict[str, str]:
@@ -119,8 +111,8 @@ def _is_flat(data: object) -> bool:
 def difference(old: Profile | None, new: Profile, *, before: str, after: str) -> str:
     """A unified diff from `old` to `new`; empty if they are the same."""
     lines = difflib.unified_diff(
-        old.as_yaml().splitlines(keepends=True) if old else [],
-        new.as_yaml().splitlines(keepends=True),
+        as_yaml(old).splitlines(keepends=True) if old else [],
+        as_yaml(new).splitlines(keepends=True),
         f"{new.name} ({before})",
         f"{new.name} ({after})",
     )

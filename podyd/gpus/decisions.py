@@ -18,7 +18,7 @@ from typing import Any
 
 from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Conflict, Unavailable
-from podyd.engine.instances import Instance
+from podyd.engine.types import Instance, Profile, profiles_of
 from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_the_admin
 from podyd.gpus.leases import (
     WAITING,
@@ -85,7 +85,7 @@ class View:
 
     cards: tuple[Card, ...]
     pods: tuple[Pod, ...]
-    profiles: Mapping[str, Mapping[str, Any]]
+    profiles: Mapping[str, Profile]
     leases: Mapping[str, Lease]
     line: tuple[Place, ...]
     making: Mapping[str, Making]
@@ -161,9 +161,9 @@ class View:
 
     # --- What pods have --------------------------------------------------------------------------
 
-    def profiles_of(self, instance: Instance) -> list[Mapping[str, Any]]:
+    def profiles_of(self, instance: Instance) -> list[Profile]:
         """An instance's profiles, in the order in which LXD applies them."""
-        return [self.profiles[name] for name in instance.profiles if name in self.profiles]
+        return profiles_of(instance, self.profiles)
 
     def given(self, instance: Instance) -> Cards:
         """The cards that an instance has by its profiles and by the admin."""

@@ -15,12 +15,11 @@ import contextlib
 import time
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from podyd.base.errors import Unavailable
 from podyd.base.tasks import came
-from podyd.engine.instances import Devices, is_set
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Server
+from podyd.engine.types import Devices, PciCard, Profile, is_set
 from podyd.model.gpu import CardChoice
 from podyd.node.samples import Sample, sysfs_address
 from podyd.node.telemetry import Telemetry
@@ -136,8 +135,8 @@ def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, 
 class Gpus:
     """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
-    def __init__(self, client: LxdClient, telemetry: Telemetry, identities: Identities) -> None:
-        self._client = client
+    def __init__(self, server: Server, telemetry: Telemetry, identities: Identities) -> None:
+        self._server = server
         self._telemetry = telemetry
         self._identities = identities
         self._kept: tuple[float, tuple[Card, ...]] | None = None
@@ -146,26 +145,17 @@ class Gpus:
         """The host's NVIDIA cards, by index."""
         now = time.monotonic()
         if self._kept is None or self._kept[0] <= now:
-            resources = await self._client.get("/1.0/resources")
-            found = _by_address(resources["gpu"]["cards"] or [])
+            found = _by_address(await self._server.cards())
             self._kept = now + KEPT_SECONDS, found
         cards = _in_order(self._kept[1], self._telemetry.latest)
         known = await self._identities.of({card.pci: card.uuid for card in cards if card.uuid})
         return tuple(replace(card, uuid=card.uuid or known.get(card.pci, "")) for card in cards)
 
 
-def _by_address(found: Sequence[Mapping[str, Any]]) -> tuple[Card, ...]:
-    nvidia = [card for card in found if card.get("vendor_id") == NVIDIA_VENDOR_ID]
-    nvidia.sort(key=lambda card: str(card["pci_address"]))
-    return tuple(
-        Card(
-            index,
-            card["pci_address"],
-            (card.get("nvidia") or {}).get("uuid", ""),
-            (card.get("nvidia") or {}).get("model", card.get("product", "")),
-        )
-        for index, card in enumerate(nvidia)
-    )
+def _by_address(found: Sequence[PciCard]) -> tuple[Card, ...]:
+    nvidia = [card for card in found if card.vendor == NVIDIA_VENDOR_ID]
+    nvidia.sort(key=lambda card: card.pci)
+    return tuple(Card(index, card.pci, card.uuid, card.name) for index, card in enumerate(nvidia))
 
 
 def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
@@ -203,7 +193,7 @@ def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
 
 
 def natural(
-    profiles: Sequence[Mapping[str, Any]], own: Devices, covers: Container[str]
+    profiles: Sequence[Profile], own: Devices, covers: Container[str]
 ) -> dict[str, Mapping[str, str]]:
     """The devices of an instance without what podyd has put over them, profiles in their order.
 
@@ -211,12 +201,12 @@ def natural(
     """
     merged: dict[str, Mapping[str, str]] = {}
     for profile in profiles:
-        merged |= profile["devices"]
+        merged |= profile.devices
     return merged | of_the_admin(own, covers)
 
 
 def with_cards(
-    profiles: Sequence[Mapping[str, Any]],
+    profiles: Sequence[Profile],
     own: Devices,
     covers: Container[str],
     wanted: Iterable[Card] | None,
@@ -255,8 +245,7 @@ def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str,
     }
 
 
-def needs_nvidia(profile: Mapping[str, Any]) -> bool:
+def needs_nvidia(profile: Profile) -> bool:
     """Whether an LXD profile is about NVIDIA cards, and of no use on a host without one."""
-    devices: Devices = profile["devices"]
-    has_gpu = any(device.get("type") == "gpu" for device in devices.values())
-    return has_gpu or is_set(profile["config"], "nvidia.runtime")
+    has_gpu = any(device.get("type") == "gpu" for device in profile.devices.values())
+    return has_gpu or is_set(profile.config, "nvidia.runtime")

@@ -10,7 +10,7 @@ from podyd import __version__
 from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Unavailable
 from podyd.contract.host import CardHolder, GpuInfo, GpuProcess, HostSpec
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Server
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import Attributed, Attribution, Whose
 from podyd.gpus.decisions import View
@@ -33,7 +33,7 @@ class Host:
     def __init__(
         self,
         *,
-        client: LxdClient,
+        server: Server,
         telemetry: Telemetry,
         occupancy: Occupancy,
         attribution: Attribution,
@@ -41,7 +41,7 @@ class Host:
         allotment: Allotment,
         names: UserNames,
     ) -> None:
-        self._client = client
+        self._server = server
         self._occupancy = occupancy
         self._attribution = attribution
         self._reader = reader
@@ -55,7 +55,7 @@ class Host:
         sample = self._telemetry.latest
         return HostSpec(
             podyd=__version__,
-            lxd=(await self._client.get("/1.0"))["environment"].get("server_version"),
+            lxd=await self._server.version(),
             kernel=os.uname().release,
             nvidia_driver=sample.driver if sample else None,
             cuda=sample.cuda if sample else None,

@@ -38,8 +38,8 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import came
 from podyd.config.current import Settings
 from podyd.contract.gpus import LeasedCard, Waiting
-from podyd.engine.instances import Devices, Instances
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Instances, Profiles
+from podyd.engine.types import Devices, Profile
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import (
     COVERS,
@@ -97,15 +97,15 @@ class Allotment:
     def __init__(
         self,
         *,
-        client: LxdClient,
         instances: Instances,
+        profiles: Profiles,
         gpus: Gpus,
         telemetry: Telemetry,
         occupancy: Occupancy,
         settings: Settings,
     ) -> None:
-        self._client = client
         self._instances = instances
+        self._profiles = profiles
         self._gpus = gpus
         self._telemetry = telemetry
         self._occupancy = occupancy
@@ -125,13 +125,13 @@ class Allotment:
         # Before LXD's list is read: a pod is in one of the two, if not in both.
         making = dict(self._making)
         cards = await self._gpus.cards()
-        profiles = await self._client.get("/1.0/profiles", recursion=1)
+        profiles = await self._profiles.all()
         pods = tuple(pods_of(await self._instances.all()))
         sample, absent = self._telemetry.current, self._telemetry.absent
         return View(
             cards=cards,
             pods=pods,
-            profiles={profile["name"]: profile for profile in profiles},
+            profiles=profiles,
             leases=leases_of(pods, cards),
             line=tuple(line_of(pods, cards)),
             making=making,
@@ -190,7 +190,7 @@ class Allotment:
         self,
         member: Member,
         name: str,
-        profiles: Sequence[Mapping[str, Any]],
+        profiles: Sequence[Profile],
         choice: CardChoice | None,
     ) -> AsyncIterator[Plan]:
         """Hold the cards of a pod that is being made as the instance `name`.
@@ -211,7 +211,7 @@ class Allotment:
         self,
         view: View,
         member: Member,
-        profiles: Sequence[Mapping[str, Any]],
+        profiles: Sequence[Profile],
         choice: CardChoice | None,
     ) -> tuple[Plan, frozenset[Card], int]:
         """The plan, its cards, and how many count towards the quota."""

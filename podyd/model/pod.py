@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Protocol
 
 from podyd.base.errors import NotFound
-from podyd.engine.instances import Instance
+from podyd.engine.types import Instance, Status
 
 OWNER = "user.podyd.owner"
 # Which account of that name podyd has meant, "alice:1001": another one may have the name some day.
@@ -34,10 +34,6 @@ MADE_AS = "user.podyd.made_as"
 PROJECT = "user.podyd.project"
 # How the names of those begin that an image is made of, and that never run.
 TEMPLATE = "podyd-commit-"
-
-PodStatus = Literal["running", "stopped", "frozen", "error"]
-
-_STATUS: dict[str, PodStatus] = {"Running": "running", "Stopped": "stopped", "Frozen": "frozen"}
 
 
 class Owner(Protocol):
@@ -67,8 +63,8 @@ class Pod:
         return owns(owner, self.owner, uid_of(self.instance.config))
 
     @property
-    def status(self) -> PodStatus:
-        return _STATUS.get(self.instance.status, "error")
+    def status(self) -> Status:
+        return self.instance.status
 
     @property
     def image(self) -> str:

@@ -12,11 +12,10 @@ import contextlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from podyd.base.errors import PodydError
-from podyd.engine.instances import Instance, is_set
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.interface import Instances
+from podyd.engine.types import Instance, State, is_set
 from podyd.node.arp import Nic, neighbours, probe
 
 log = logging.getLogger(__name__)
@@ -38,11 +37,11 @@ class Locations:
 
     def __init__(
         self,
-        client: LxdClient,
+        instances: Instances,
         heard: Callable[[], Heard] = neighbours,
         ask: Callable[[str, Iterable[str]], None] = probe,
     ) -> None:
-        self._client = client
+        self._instances = instances
         self._heard = heard
         self._ask = ask
         self._locations: dict[str, Location] = {}
@@ -71,7 +70,7 @@ class Locations:
         if not nics:
             return
         with contextlib.suppress(PodydError):  # It has stopped this moment, or LXD is away.
-            state = await self._client.get(instance_path(instance.name, "state"))
+            state = await self._instances.state(instance.name)
             claimed = _claimed(state)
             for nic in nics:
                 self._ask(nic.parent, claimed)
@@ -119,11 +118,6 @@ def held_nics(instance: Instance) -> list[Nic]:
     return found
 
 
-def _claimed(state: Mapping[str, Any]) -> set[str]:
+def _claimed(state: State) -> set[str]:
     """The addresses that an instance says it has."""
-    return {
-        address["address"]
-        for device in (state["network"] or {}).values()
-        for address in device["addresses"]
-        if address["family"] == "inet" and address["scope"] == "global"
-    }
+    return {item.address for item in state.addresses if item.family == "inet"}

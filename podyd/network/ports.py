@@ -20,7 +20,8 @@ from podyd.base.clock import now
 from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
 from podyd.base.quantities import UNLIMITED
 from podyd.config.current import Settings
-from podyd.engine.instances import Instance, Instances, named
+from podyd.engine.interface import Instances
+from podyd.engine.types import Instance, named
 from podyd.model.member import Member
 from podyd.model.pod import PORTS, Pod, pods_of
 from podyd.network.locations import Locations

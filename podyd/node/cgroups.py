@@ -78,7 +78,7 @@ class Cgroups:
         running = {
             (instance.name, instance.started)
             for instance in await self._instances()
-            if instance.status == "Running"
+            if instance.status == "running"
         }
         self._known = {key: name for key, name in self._known.items() if key in running}
         for key in running - set(self._known):

@@ -12,8 +12,8 @@ from typing import Any
 
 from podyd.base.errors import Forbidden, Missing, NotFound
 from podyd.config.current import Settings
-from podyd.engine.instances import parse_time
 from podyd.engine.rest import LxdClient
+from podyd.engine.times import parse_time
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, owns, uid_of
 

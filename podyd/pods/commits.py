@@ -31,9 +31,10 @@ from podyd.base.errors import (
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, seen
 from podyd.contract.pods import Committed, Progress
+from podyd.engine.interface import Files
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
-from podyd.engine.tree import File, Holes, Tree, cut, holes, look
+from podyd.engine.tree import File, Holes, Tree
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods.catalogue import Image, Images
@@ -134,6 +135,7 @@ class Commits:
         self,
         *,
         client: LxdClient,
+        files: Files,
         images: Images,
         pods: Pods,
         disks: Disks,
@@ -141,6 +143,7 @@ class Commits:
         tasks: Tasks,
     ) -> None:
         self._client = client
+        self._files = files
         self._host = host
         self._images = images
         self._pods = pods
@@ -164,10 +167,10 @@ class Commits:
             # Which may leave out what the pod shares with its own image.
             room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
             async with self._template(pod, under_way) as template:
-                tree: Tree = await self._seen(look(self._client, template), under_way)
+                tree: Tree = await self._seen(self._files.look(template), under_way)
                 under_way.large = tree.large
                 room.check(tree.size_bytes, tree.large)
-                found: Holes = await self._seen(holes(self._client, template, tree), under_way)
+                found: Holes = await self._seen(self._files.holes(template, tree), under_way)
                 room.check(tree.size_bytes, tree.large, found.dense_bytes)
                 keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._client.project}
                 properties = {**keys, "description": description}
@@ -327,7 +330,7 @@ class Commits:
         try:
             with lxd_could_not("make the image", code="commit_failed"):
                 await self._copy(body, under_way)
-                await forget_identity(self._client, name)
+                await forget_identity(self._files, name)
                 yield name
         finally:
             timeout = END_TIMEOUT if under_way.is_packing else REMOVE_TIMEOUT
@@ -351,7 +354,7 @@ class Commits:
         """Delete what was published from, and what LXD has finished although podyd gave up."""
         if under_way.is_packing:
             with contextlib.suppress(PodydError):
-                await cut(self._client, template, under_way.large)
+                await self._files.cut(template, under_way.large)
         await self._pods.remove(template)
         if under_way.packing is not None:
             await asyncio.wait({under_way.packing})

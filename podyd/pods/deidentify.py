@@ -21,8 +21,7 @@ from podyd.base.errors import (
     TimedOut,
     Unavailable,
 )
-from podyd.engine.rest import LxdClient
-from podyd.engine.tree import remove
+from podyd.engine.interface import Files
 
 SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
 # LXD's template, or systemd from the kernel's name, makes the host name anew.
@@ -32,18 +31,17 @@ MACHINE_ID = "/etc/machine-id"
 HOSTS = "/etc/hosts"
 
 
-async def forget_identity(client: LxdClient, name: str) -> None:
+async def forget_identity(files: Files, name: str) -> None:
     """Take its identity from an instance that is stopped. Raises Conflict if that cannot be."""
     try:
-        if await _kind(client, name, SSH) == "directory":
-            await remove(client, name, SSH, "ssh_host_")
+        if await _kind(files, name, SSH) == "directory":
+            await files.delete_all(name, SSH, "ssh_host_")
         for path in OTHERS:
-            await _delete(client, name, path)
-        headers = {"X-LXD-type": "file", "X-LXD-mode": "0444", "X-LXD-uid": "0", "X-LXD-gid": "0"}
-        await client.file("POST", name, MACHINE_ID, headers=headers)
+            await _delete(files, name, path)
+        await files.make_empty(name, MACHINE_ID, 0o444)
         # LXD's template starts nothing where this leads out of the pod.
-        if await _kind(client, name, HOSTS) not in ("file", ""):
-            await _delete(client, name, HOSTS)
+        if await _kind(files, name, HOSTS) not in ("file", ""):
+            await _delete(files, name, HOSTS)
     except (Busy, DiskFull, Gone, Slipped):
         raise
     except (LxdRefused, Conflict, TimedOut, Unavailable) as error:
@@ -55,14 +53,14 @@ async def forget_identity(client: LxdClient, name: str) -> None:
         ) from error
 
 
-async def _kind(client: LxdClient, name: str, path: str) -> str:
+async def _kind(files: Files, name: str, path: str) -> str:
     """What LXD calls it: file, directory, symlink; "" if it is not there."""
     try:
-        return str((await client.file("HEAD", name, path)).headers.get("X-LXD-type", ""))
+        return await files.kind(name, path)
     except Missing:
         return ""
 
 
-async def _delete(client: LxdClient, name: str, path: str) -> None:
+async def _delete(files: Files, name: str, path: str) -> None:
     with contextlib.suppress(Missing):
-        await client.file("DELETE", name, path)
+        await files.delete(name, path)

@@ -20,7 +20,7 @@ from podyd.base.errors import (
 from podyd.contract.operation import Log
 from podyd.contract.pods import DeleteFile
 from podyd.engine.execution import Executor
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Files
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.files import Pipe
@@ -54,8 +54,8 @@ exec rm -f -- "$1"
 class Deletions:
     """Deletes what members name."""
 
-    def __init__(self, *, client: LxdClient, pods: Pods, executor: Executor) -> None:
-        self._client = client
+    def __init__(self, *, files: Files, pods: Pods, executor: Executor) -> None:
+        self._files = files
         self._executor = executor
         self._places = Places(
             pods,
@@ -115,7 +115,7 @@ class Deletions:
         if not kind:
             raise _no_such_file(pod, path)
         try:
-            await self._client.file("DELETE", pod.name, path)
+            await self._files.delete(pod.name, path)
         except LxdRefused as error:
             if kind != "directory" or isinstance(error, Missing):
                 raise _not_deleted(path, error.reason) from error
@@ -128,13 +128,12 @@ class Deletions:
     async def _kind(self, pod: Pod, path: str) -> str:
         """What LXD calls it: file, directory or symlink, also a pipe is a file; "" for nothing."""
         try:
-            response = await self._client.file("HEAD", pod.name, path)
+            return await self._files.kind(pod.name, path)
         except LxdRefused as error:
             # Where a part of the path is no directory, LXD says no more than that it failed.
             if isinstance(error, Missing) or type(error) is LxdRefused:
                 return ""
             raise
-        return str(response.headers.get("X-LXD-type", ""))
 
 
 def _no_such_file(pod: Pod, path: str) -> NotFound:

@@ -21,7 +21,6 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote
 from weakref import WeakValueDictionary
 
@@ -29,8 +28,9 @@ from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.execution import Executor
-from podyd.engine.instances import Devices, Instance, Instances, named, root_of
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.interface import Instances, Profiles
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import Devices, Instance, Profile, State, named, root_of
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod, pods_of
 
@@ -82,9 +82,12 @@ class PoolUse:
 class Disks:
     """Gives new pods their disks, changes them, and says what of them is used."""
 
-    def __init__(self, *, client: LxdClient, instances: Instances, executor: Executor) -> None:
+    def __init__(
+        self, *, client: LxdClient, instances: Instances, profiles: Profiles, executor: Executor
+    ) -> None:
         self._client = client
         self._instances = instances
+        self._profiles = profiles
         self._executor = executor
         # Two pods of a member's at once could both see the last free bytes of the quota.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -96,7 +99,7 @@ class Disks:
         self,
         member: Member,
         name: str,
-        profiles: Sequence[Mapping[str, Any]],
+        profiles: Sequence[Profile],
         asked_bytes: int | None,
     ) -> AsyncIterator[Devices]:
         """Hold the disk of a pod that is being made; gives the device that its instance needs.
@@ -122,7 +125,7 @@ class Disks:
         self,
         member: Member,
         pod: Pod,
-        profiles: Sequence[Mapping[str, Any]],
+        profiles: Sequence[Profile],
         asked_bytes: int | None,
     ) -> AsyncIterator[Callable[[Devices], Devices]]:
         """Hold a new limit for a pod; gives how its own devices change. None changes nothing.
@@ -146,7 +149,7 @@ class Disks:
                 await self._check_use(pod, size)
             yield lambda devices: _resized(devices, given, size)
 
-    async def of(self, pod: Pod, state: Mapping[str, Any] | None) -> Disk:
+    async def of(self, pod: Pod, state: State | None) -> Disk:
         """What a pod's disk has, by LXD's state of it."""
         used = used_bytes(pod.instance.devices, state)
         holds = used is not None or await self._driver(pod.instance.devices) != DIR
@@ -177,7 +180,7 @@ class Disks:
 
     async def used(self, name: str, devices: Devices) -> int | None:
         """What LXD says now is used of an instance's disk; None where it does not."""
-        return used_bytes(devices, await self._client.get(instance_path(name, "state")))
+        return used_bytes(devices, await self._instances.state(name))
 
     async def is_at_limit(self, name: str) -> bool:
         """Whether LXD says that an instance uses all that its disk may have."""
@@ -282,7 +285,7 @@ class Disks:
             await asyncio.sleep(LENT_SECONDS)
 
     async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:
-        given = devices_of(await self._instances.profiles_of(instance))
+        given = devices_of(await self._profiles.of(instance))
         await self._instances.edit(
             instance.name, config=config, devices=lambda own: _resized(own, given, size)
         )
@@ -341,11 +344,11 @@ def _pool_path(name: str, *parts: str) -> str:
     return "/".join(["/1.0/storage-pools", quote(name, safe=""), *parts])
 
 
-def devices_of(profiles: Iterable[Mapping[str, Any]]) -> Devices:
+def devices_of(profiles: Iterable[Profile]) -> Devices:
     """The devices of several profiles, of which the last one counts."""
     devices: dict[str, Mapping[str, str]] = {}
     for profile in profiles:
-        devices |= profile["devices"]
+        devices |= profile.devices
     return devices
 
 
@@ -382,11 +385,9 @@ def _held(devices: Devices) -> int:
     return parse_size(root_of(devices)[1].get("size") or UNLIMITED) or UNLIMITED
 
 
-def used_bytes(devices: Devices, state: Mapping[str, Any] | None) -> int | None:
+def used_bytes(devices: Devices, state: State | None) -> int | None:
     """What LXD's state of an instance says of its root disk; None where it does not."""
-    usage = ((state or {}).get("disk") or {}).get(root_of(devices)[0], {}).get("usage", 0)
-    # On an instance that does not run, 0 is what some pools say for "unknown".
-    return usage if usage > 0 else None
+    return (state and state.disk_bytes.get(root_of(devices)[0])) or None
 
 
 def _is_below(size: int, other: int) -> bool:

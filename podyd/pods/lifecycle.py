@@ -18,9 +18,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any, Protocol
-from urllib.parse import quote
+from typing import Literal, Protocol
 
 from podyd.base.clock import iso
 from podyd.base.errors import (
@@ -47,9 +47,19 @@ from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
 from podyd.contract.pods import ExecResult, PodInfo, PodSummary
 from podyd.engine.execution import Executor, Exit
-from podyd.engine.instances import Devices, Instance, Instances, named, when_free
-from podyd.engine.rest import LxdClient, instance_path, meant_for, uuid_of
-from podyd.engine.tree import end_packing
+from podyd.engine.interface import Files, Instances, Profiles, Snapshots
+from podyd.engine.rest import uuid_of
+from podyd.engine.types import (
+    CopyOf,
+    Devices,
+    FromImage,
+    Instance,
+    NewInstance,
+    Profile,
+    Source,
+    State,
+    named,
+)
 from podyd.gpus.inventory import Gpus, cards_in, needs_nvidia
 from podyd.gpus.scheduler import Allotment
 from podyd.model.gpu import CardChoice
@@ -126,8 +136,10 @@ class Pods:
     def __init__(
         self,
         *,
-        client: LxdClient,
         instances: Instances,
+        profiles: Profiles,
+        snapshots: Snapshots,
+        files: Files,
         executor: Executor,
         images: Images,
         gpus: Gpus,
@@ -139,8 +151,10 @@ class Pods:
         settings: Settings,
         tasks: Tasks,
     ) -> None:
-        self._client = client
         self._instances = instances
+        self._profiles = profiles
+        self._snapshots = snapshots
+        self._files = files
         self._executor = executor
         self._images = images
         self._gpus = gpus
@@ -225,12 +239,11 @@ class Pods:
                 return pod
         raise NotFound(f"You have no pod {ins!r}; see /pod/list.", code="no_such_pod")
 
-    async def _state(self, pod: Pod) -> Mapping[str, Any] | None:
+    async def _state(self, pod: Pod) -> State | None:
         try:
-            state: Mapping[str, Any] = await self._client.get(instance_path(pod.name, "state"))
+            return await self._instances.state(pod.name)
         except LxdRefused:
             return None  # It stopped or went away this moment.
-        return state
 
     # --- Making and deleting ---------------------------------------------------------------------
 
@@ -251,7 +264,7 @@ class Pods:
         left.
         """
         alias, image = await self._images.offered(member, image_name)
-        source = {"type": "image", "fingerprint": image.fingerprint}
+        source = FromImage(image.fingerprint)
         return await self._make(member, ins, gpus, disk_bytes, source, {IMAGE: alias})
 
     async def copy(
@@ -271,19 +284,13 @@ class Pods:
         pod = await self.find(member, ins)
         if snapshot is not None:
             await self._check_snapshot(pod, snapshot)
-        source = {
-            "type": "copy",
-            "source": meant_for(
-                pod.name, pod.name if snapshot is None else f"{pod.name}/{snapshot}"
-            ),
-            "instance_only": True,
-        }
+        source = CopyOf(pod.name, snapshot)
         self._instances.check_free(pod.name)
         return await self._make(member, to, gpus, disk_bytes, source, {IMAGE: pod.image})
 
     async def _check_snapshot(self, pod: Pod, name: str) -> None:
         try:
-            await self._client.get(instance_path(pod.name, "snapshots", quote(name, safe="")))
+            await self._snapshots.one(pod.name, name)
         except Missing as error:
             raise no_such_snapshot(pod, name) from error
 
@@ -293,17 +300,15 @@ class Pods:
         ins: str,
         gpus: CardChoice | None,
         disk_bytes: int | None,
-        source: Mapping[str, Any],
+        source: Source,
         config: Mapping[str, str],
     ) -> PodInfo:
-        async with self._reserved(member, ins, gpus, disk_bytes) as body:
-            name = body["name"]
-            body["source"] = source
-            body["config"] |= config
+        async with self._reserved(member, ins, gpus, disk_bytes, source, config) as new:
+            name = new.name
             with lxd_could_not("make the pod", code="pod_create_failed"):
                 try:
                     await twice_if_lxd_slips(
-                        lambda: self._make_whole(body, disk_bytes),
+                        lambda: self._make_whole(new, disk_bytes),
                         lambda: self._remove_half_made(name),
                     )
                 except DiskFull as error:
@@ -311,30 +316,26 @@ class Pods:
             log.info("%s made pod %s", member.name, name)
             return await self.info(member, ins)
 
-    async def _make_whole(self, body: Mapping[str, Any], disk_bytes: int | None) -> None:
-        name = body["name"]
-        try:
-            is_copy = body["source"]["type"] == "copy"
-            disk = self._disks.device(name)
-            made = {**body, "devices": {**disk, **body["devices"]}} if is_copy else body
-            await self._begin_pod(made)
-            if is_copy:
-                await self._instances.reset(name, body["config"], body["devices"])
-                await forget_identity(self._client, name)
-            if disk_bytes not in (None, UNLIMITED):
-                await self._disks.check_held(name, disk)
-            await self._start(name)
-            await self._is_whole(name)
-        finally:
-            self._instances.invalidate()
+    async def _make_whole(self, new: NewInstance, disk_bytes: int | None) -> None:
+        disk = self._disks.device(new.name)
+        if isinstance(new.source, CopyOf):
+            await self._begin_pod(replace(new, devices={**disk, **new.devices}))
+            await self._instances.reset(new.name, new.config, new.devices)
+            await forget_identity(self._files, new.name)
+        else:
+            await self._begin_pod(new)
+        if disk_bytes not in (None, UNLIMITED):
+            await self._disks.check_held(new.name, disk)
+        await self._start(new.name)
+        await self._instances.remove_key(new.name, MADE_AS)
 
-    async def _begin_pod(self, body: Mapping[str, Any]) -> None:
+    async def _begin_pod(self, new: NewInstance) -> None:
         try:
-            await self._client.change("POST", "/1.0/instances", body, timeout=CREATE_TIMEOUT)
+            await self._instances.create(new, timeout=CREATE_TIMEOUT)
         except NameTaken as error:
             # Since the look at what there is: an admin has typed `lxc launch`, or LXD was slow.
             raise Foreign(
-                f"Something in LXD has got the name {body['name']} at this moment; try again."
+                f"Something in LXD has got the name {new.name} at this moment; try again."
             ) from error
 
     async def _remove_half_made(self, name: str) -> bool:
@@ -343,19 +344,19 @@ class Pods:
         gone, _ = await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
         return bool(gone) and not removing.cancelled() and removing.exception() is None
 
-    async def _is_whole(self, name: str) -> None:
-        """Take away the mark of a pod that is being made."""
-        # To LXD, a key without a value is none.
-        change = {"config": {MADE_AS: ""}}
-        await when_free(lambda: self._client.change("PATCH", instance_path(name), change))
-
     @contextlib.asynccontextmanager
     async def _reserved(
-        self, member: Member, ins: str, gpus: CardChoice | None, disk_bytes: int | None
-    ) -> AsyncIterator[dict[str, Any]]:
+        self,
+        member: Member,
+        ins: str,
+        gpus: CardChoice | None,
+        disk_bytes: int | None,
+        source: Source,
+        config: Mapping[str, str],
+    ) -> AsyncIterator[NewInstance]:
         """Hold a place for a pod within its owner's quota; gives what LXD needs to make it."""
         cards = await self._gpus.cards()
-        profiles = await self._profiles(member)
+        profiles = await self._profiles_of(member)
         if not cards:
             profiles = [profile for profile in profiles if not needs_nvidia(profile)]
         mounted = await self._mounts.new(member, profiles)
@@ -368,20 +369,21 @@ class Pods:
             taken = {instance.name for instance in instances} | set(self._making.values())
             name = instance_name(member.name, ins, {other.lower() for other in taken})
             self._making[key] = name
-        config = {**owner_keys(member), INS: ins, MADE_AS: name, **limits(member, profiles)}
-        config |= {key: value for key, value in mounted.config.items() if value is not None}
+        keys = {**owner_keys(member), INS: ins, MADE_AS: name, **limits(member, profiles)}
+        keys |= {key: value for key, value in mounted.config.items() if value is not None}
         try:
             async with (
                 self._disks.new(member, name, profiles, disk_bytes) as disk,
                 self._allotment.new(member, name, profiles, gpus) as plan,
                 self._ports.new(member, ins) as ports,
             ):
-                yield {
-                    "name": name,
-                    "profiles": [profile["name"] for profile in profiles],
-                    "config": {**config, **plan.config, **ports},
-                    "devices": {**plan.devices, **mounted.devices, **disk},
-                }
+                yield NewInstance(
+                    name,
+                    source,
+                    tuple(profile.name for profile in profiles),
+                    {**keys, **plan.config, **ports, **config},
+                    {**plan.devices, **mounted.devices, **disk},
+                )
         finally:
             # Under the lock: nobody may have read LXD's list before the pod was in it and look
             # here after it is gone.
@@ -401,11 +403,8 @@ class Pods:
                 used=len(used),
             )
 
-    async def _profiles(self, member: Member) -> list[Mapping[str, Any]]:
-        known = {
-            profile["name"]: profile
-            for profile in await self._client.get("/1.0/profiles", recursion=1)
-        }
+    async def _profiles_of(self, member: Member) -> list[Profile]:
+        known = await self._profiles.all()
         missing = [name for name in member.profiles if name not in known]
         if missing:
             raise PodydError(
@@ -423,15 +422,11 @@ class Pods:
         return f"Pod {ins} and everything in it is deleted."
 
     async def _delete(self, name: str) -> None:
-        path = instance_path(name)
-        try:
-            # Stopping what has stopped is an error that does not matter here.
-            with contextlib.suppress(LxdRefused):
-                await self._set_state(name, "stop", timeout=STOP_TIMEOUT, force=True)
-            with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
-                await when_free(lambda: self._client.change("DELETE", path, timeout=DELETE_TIMEOUT))
-        finally:
-            self._instances.invalidate()
+        # Stopping what has stopped is an error that does not matter here.
+        with contextlib.suppress(LxdRefused):
+            await self._instances.set_status(name, "stop", timeout=STOP_TIMEOUT, force=True)
+        with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
+            await self._instances.delete(name, timeout=DELETE_TIMEOUT)
 
     def remove(self, name: str) -> asyncio.Task[None]:
         """Delete what is half-made, in the background, however long LXD does not let go of it."""
@@ -484,11 +479,11 @@ class Pods:
 
     async def _sweep_one(self, instance: Instance) -> None:
         if not is_half_made(instance):
-            await self._is_whole(instance.name)
+            await self._instances.remove_key(instance.name, MADE_AS)
             return
         log.warning("removing half-made pod %s", instance.name)
         if instance.name.startswith(TEMPLATE):
-            await end_packing(self._client, instance.name)
+            await self._files.end_packing(instance.name)
         self.remove(instance.name)
 
     # --- Starting and stopping -------------------------------------------------------------------
@@ -541,9 +536,9 @@ class Pods:
             raise full(pod) from error
         return f"; {fullness(pod)}"
 
-    async def _start(self, name: str, action: str = "start") -> None:
+    async def _start(self, name: str, action: Literal["start", "unfreeze"] = "start") -> None:
         try:
-            await self._set_state(name, action, timeout=START_TIMEOUT)
+            await self._instances.set_status(name, action, timeout=START_TIMEOUT)
         except Running:
             return
         except Slipped as error:
@@ -562,7 +557,7 @@ class Pods:
     async def _why_not_started(self, name: str) -> str:
         """The last errors of LXC's log; LXD itself says only that forkstart failed."""
         try:
-            text = await self._client.text(instance_path(name, "logs", "lxc.log"))
+            text = await self._instances.start_log(name)
         except PodydError:
             return ""
         return why_not_started(text)
@@ -585,7 +580,7 @@ class Pods:
         """
         try:
             with lxd_could_not("stop the pod"):
-                await self._set_state(name, "stop", timeout=timeout, force=force)
+                await self._instances.set_status(name, "stop", timeout=timeout, force=force)
         except LxdRefused as error:
             if not await self._has_stopped(name):
                 raise
@@ -593,24 +588,7 @@ class Pods:
 
     async def _has_stopped(self, name: str) -> bool:
         instance = named(await self._instances.all(), name)
-        return instance is not None and instance.status == "Stopped"
-
-    async def _set_state(
-        self, name: str, action: str, *, timeout: float, force: bool = False
-    ) -> None:
-        body = {"action": action, "timeout": int(timeout), "force": force}
-        self._instances.check_free(name)
-        if action != "stop":
-            await self._instances.settle(name)
-        try:
-            # LXD itself gives up after `timeout`; podyd waits a little longer to hear so.
-            await when_free(
-                lambda: self._client.change(
-                    "PUT", instance_path(name, "state"), body, timeout=timeout + 5
-                )
-            )
-        finally:
-            self._instances.invalidate()
+        return instance is not None and instance.status == "stopped"
 
     # --- Commands --------------------------------------------------------------------------------
 
@@ -685,13 +663,11 @@ class Pods:
                 del self._execs[member.name]
 
 
-def _addresses(state: Mapping[str, Any] | None) -> list[str]:
+def _addresses(state: State | None) -> list[str]:
     found = [
-        (address["family"], address["address"])
-        for device, network in ((state or {}).get("network") or {}).items()
-        if device != "lo"
-        for address in network["addresses"]
-        if address["scope"] == "global"
+        (item.family, item.address)
+        for item in (state.addresses if state else ())
+        if item.interface != "lo"
     ]
     return [address for _, address in sorted(found)]
 
@@ -744,15 +720,15 @@ def why_not_started(log_text: str) -> str:
     return said
 
 
-def config_of(profiles: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
     """The LXD keys of several profiles, of which the last one counts."""
     config: dict[str, str] = {}
     for profile in profiles:
-        config |= profile["config"]
+        config |= profile.config
     return config
 
 
-def limits(member: Member, profiles: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
     """The LXD keys that hold a pod within its owner's quota, where its profiles allow more."""
     config = config_of(profiles)
     found = {}

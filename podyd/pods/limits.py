@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any
 
 from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.base.quantities import UNLIMITED
 from podyd.contract.pods import PodInfo
-from podyd.engine.instances import Instances
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.interface import Instances, Profiles
+from podyd.engine.types import Profile
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
 from podyd.pods.disks import Disks
@@ -25,10 +23,10 @@ class Limits:
     """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
 
     def __init__(
-        self, *, client: LxdClient, instances: Instances, pods: Pods, disks: Disks
+        self, *, instances: Instances, profiles: Profiles, pods: Pods, disks: Disks
     ) -> None:
-        self._client = client
         self._instances = instances
+        self._profiles = profiles
         self._pods = pods
         self._disks = disks
 
@@ -54,7 +52,7 @@ class Limits:
         quota = member.quota
         _check(memory_bytes, quota.memory_limit, "bytes of memory")
         _check(cpus, quota.cpu_limit, "CPUs")
-        profiles = await self._instances.profiles_of(pod.instance)
+        profiles = await self._profiles.of(pod.instance)
         capped = limits(member, profiles)
         changes: dict[str, str | None] = {}
         for key, asked in ((MEMORY, memory_bytes), (CPU, cpus)):
@@ -73,8 +71,7 @@ class Limits:
     async def _check_use(self, pod: Pod, asked: int) -> None:
         if asked == UNLIMITED or pod.status not in ("running", "frozen"):
             return
-        state = await self._client.get(instance_path(pod.name, "state"))
-        used = max(0, state["memory"]["usage"])
+        used = (await self._instances.state(pod.name)).memory_bytes
         if asked < used:
             raise Conflict(
                 f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read included,"
@@ -95,5 +92,5 @@ def _check(asked: int | None, limit: int, what: str) -> None:
         )
 
 
-def _memory(profiles: list[Mapping[str, Any]], own: str | None) -> int:
+def _memory(profiles: list[Profile], own: str | None) -> int:
     return memory_limit(config_of(profiles) if own is None else {MEMORY: own})

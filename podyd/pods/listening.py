@@ -13,7 +13,7 @@ from pathlib import Path
 
 from podyd.base.errors import Unavailable
 from podyd.contract.pods import ListeningPort
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.interface import Instances
 from podyd.model.pod import Pod
 from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
@@ -33,9 +33,16 @@ class Listeners:
     """
 
     def __init__(
-        self, *, client: LxdClient, ports: Ports, cgroups: Cgroups, reader: Reader
+        self,
+        *,
+        project: str,
+        instances: Instances,
+        ports: Ports,
+        cgroups: Cgroups,
+        reader: Reader,
     ) -> None:
-        self._client = client
+        self._project = project
+        self._instances = instances
         self._cgroups = cgroups
         self._ports = ports
         self._reader = reader
@@ -44,9 +51,8 @@ class Listeners:
         """What listens in a running pod, by port. Raises Conflict if it does not run."""
         if pod.status not in ("running", "frozen"):
             raise not_running(pod.ins, pod.status)
-        state = await self._client.get(instance_path(pod.name, "state"))
-        whose = self._client.project, pod.name
-        found = await self._read(state["pid"], whose)
+        pid = await self._instances.first_process(pod.name)
+        found = await self._read(pid, (self._project, pod.name))
         outside = {inner: host for host, inner in (await self._ports.of(pod)).items()}
         return [
             ListeningPort(port, address, "tcp", outside.get(port))

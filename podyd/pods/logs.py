@@ -8,7 +8,7 @@ from typing import Literal
 from podyd.base.errors import Conflict, LxdRefused, PodydError
 from podyd.base.longtext import Kept, LongText
 from podyd.contract.pods import LogsOf, PodLog
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.interface import Instances
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.lifecycle import Pods, why_not_started
@@ -25,8 +25,8 @@ _CUT = "124|137|143"
 class PodLogs:
     """Looks where something is to be found."""
 
-    def __init__(self, *, client: LxdClient, pods: Pods) -> None:
-        self._client = client
+    def __init__(self, *, instances: Instances, pods: Pods) -> None:
+        self._instances = instances
         self._pods = pods
 
     async def last(self, member: Member, request: LogsOf) -> Kept[PodLog]:
@@ -73,15 +73,13 @@ class PodLogs:
 
     async def _console(self, pod: Pod) -> str:
         try:
-            return await self._client.text(instance_path(pod.name, "console"))
+            return await self._instances.console(pod.name)
         except LxdRefused:
             return ""  # It has none, or none any more.
 
     async def _why_not_started(self, pod: Pod) -> str:
         try:
-            return why_not_started(
-                await self._client.text(instance_path(pod.name, "logs", "lxc.log"))
-            )
+            return why_not_started(await self._instances.start_log(pod.name))
         except PodydError:
             return ""
 

@@ -13,13 +13,12 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from podyd.base.errors import Conflict, Unavailable, lxd_could_not
 from podyd.config.current import Settings
 from podyd.config.values import Mount
-from podyd.engine.instances import Devices, Instances
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Instances, Server
+from podyd.engine.types import Devices, Profile
 from podyd.model.member import Member
 from podyd.model.pod import IDMAP, Pod
 from podyd.node.directories import Directory, to_make, unfit, unsafe
@@ -43,8 +42,8 @@ NOTHING = Mounted({RAW: None, IDMAP: None}, {})
 class Mounts:
     """Says what a pod has mounted, and sees to it before the pod starts."""
 
-    def __init__(self, *, client: LxdClient, instances: Instances, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, *, server: Server, instances: Instances, settings: Settings) -> None:
+        self._server = server
         self._instances = instances
         self._settings = settings
         # A directory may be on a server that does not answer.
@@ -53,12 +52,12 @@ class Mounts:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def new(self, member: Member, profiles: Sequence[Mapping[str, Any]]) -> Mounted:
+    async def new(self, member: Member, profiles: Sequence[Profile]) -> Mounted:
         """What a new pod of these profiles needs; nothing if they map ids themselves.
 
         Raises Conflict, which says what the admin has to do, and Unavailable.
         """
-        if any(profile["config"].get(RAW) for profile in profiles):
+        if any(profile.config.get(RAW) for profile in profiles):
             return NOTHING
         return await self._of(member)
 
@@ -123,12 +122,11 @@ class Mounts:
 
     async def _check_project(self, member: Member, mounts: Sequence[Mount]) -> None:
         """LXD itself would refuse too, with words for admins alone."""
-        config = (await self._client.get(f"/1.0/projects/{self._client.project}"))["config"]
-        paths = config.get("restricted.devices.disk.paths", "").split(",")
+        allowed = await self._server.allowed()
         is_known = (
-            {mount.prefix for mount in mounts} <= set(paths)
-            and str(member.uid) in config.get("restricted.idmap.uid", "").split(",")
-            and str(member.gid) in config.get("restricted.idmap.gid", "").split(",")
+            {mount.prefix for mount in mounts} <= allowed.paths
+            and str(member.uid) in allowed.uids
+            and str(member.gid) in allowed.gids
         )
         if not is_known:
             raise Conflict(

@@ -6,9 +6,6 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.base.clock import iso, now
@@ -24,8 +21,8 @@ from podyd.base.errors import (
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, came
 from podyd.contract.pods import SnapshotInfo
-from podyd.engine.instances import Instances, parse_time
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine import interface as engine
+from podyd.engine.types import Snapshot
 from podyd.model.member import Member
 from podyd.model.pod import Pod, no_such_snapshot
 from podyd.pods.disks import full
@@ -45,10 +42,15 @@ class Snapshots:
     """Takes, lists, restores and deletes them."""
 
     def __init__(
-        self, *, client: LxdClient, instances: Instances, pods: Pods, tasks: Tasks
+        self,
+        *,
+        instances: engine.Instances,
+        snapshots: engine.Snapshots,
+        pods: Pods,
+        tasks: Tasks,
     ) -> None:
-        self._client = client
         self._instances = instances
+        self._snapshots = snapshots
         self._pods = pods
         self._tasks = tasks
         self._poke = asyncio.Event()
@@ -65,16 +67,12 @@ class Snapshots:
         # Two at once could both see the last free place.
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
-            path = instance_path(pod.name, "snapshots")
             # Where LXD finds no room half way, it leaves what nobody can delete, nor the pod then.
             if not await self._instances.has_room(pod.name):
                 raise full(pod)
             try:
                 with lxd_could_not("take the snapshot"):
-                    # Nothing is left of one that LXD has slipped over.
-                    await self._client.change(
-                        "POST", path, {"name": name}, timeout=DISK_TIMEOUT, is_repeatable=True
-                    )
+                    await self._snapshots.take(pod.name, name, timeout=DISK_TIMEOUT)
             except DiskFull as error:
                 raise full(pod) from error
             return await self._one(pod, name)
@@ -85,7 +83,7 @@ class Snapshots:
         await self._one(pod, name)
         try:
             with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
-                await self._client.change("DELETE", _path(pod, name), timeout=DISK_TIMEOUT)
+                await self._snapshots.delete(pod.name, name, timeout=DISK_TIMEOUT)
         except DiskFull as error:
             # LXD deletes it, and then finds no room for its own list of them.
             if name in [item.name for item in await self._of(pod)]:
@@ -169,9 +167,7 @@ class Snapshots:
             await asyncio.sleep(SETTLE_SECONDS)
 
     async def _of(self, pod: Pod) -> list[SnapshotInfo]:
-        data = await self._client.get(instance_path(pod.name, "snapshots"), recursion=1)
-        found = sorted(data or [], key=lambda item: (parse_time(item["created_at"]), item["name"]))
-        return [_info(item) for item in found]
+        return [_info(item) for item in await self._snapshots.all(pod.name)]
 
     async def _one(self, pod: Pod, name: str) -> SnapshotInfo:
         for item in await self._of(pod):
@@ -194,14 +190,5 @@ def _check_room(member: Member, name: str, existing: list[str]) -> None:
         )
 
 
-def _path(pod: Pod, name: str) -> str:
-    return instance_path(pod.name, "snapshots", quote(name, safe=""))
-
-
-def _info(data: Mapping[str, Any]) -> SnapshotInfo:
-    size = data.get("size", -1)
-    return SnapshotInfo(
-        name=data["name"].rpartition("/")[2],
-        created=iso(parse_time(data["created_at"])),
-        size=size if size >= 0 else None,
-    )
+def _info(found: Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(name=found.name, created=iso(found.created), size=found.size)

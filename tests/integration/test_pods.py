@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from podyd.engine.instances import Instance
+from podyd.engine.instances import instance_of
 from podyd.model.pod import is_half_made
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, run, wait_until
 
@@ -294,7 +294,7 @@ def test_a_pod_that_an_admin_has_copied_is_not_taken_for_half_made(
     node.lxc("copy", name, f"{name}-new", "--stateless")
     alice.post("/pod/delete", ins=ins).ok
     node.lxc("rename", f"{name}-new", name)
-    copied = Instance.of(node.instance_of(alice.user, ins))
+    copied = instance_of(node.instance_of(alice.user, ins))
     assert copied.started is None, "LXD does not say that it ever ran"
     assert not is_half_made(copied)
     alice.post("/pod/start", ins=ins).ok

@@ -120,7 +120,7 @@ def test_a_podyd_that_is_killed_in_the_middle_finishes_it(node: Node, own: Clien
     assert held.exists()
     node.lxc("profile", "create", "since-gone")
     wait_until(lambda: not held.exists(), "the settings of now")
-    assert server.log_text().count("WARNING podyd.snapshots") == 1
+    assert server.log_text().count("WARNING podyd.pods.snapshots") == 1
     assert node.instance_of(own.user, "main")["config"]["limits.memory"] == "300MiB"
     assert client.get("/pod/info", ins="main").ok["memory_limit"] == 300 * 1024**2
     client.post("/pod/start", ins="main").ok

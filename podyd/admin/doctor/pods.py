@@ -14,7 +14,7 @@ from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.admin.doctor.host import lxd_path
 from podyd.engine.admin import Admin, Card
-from podyd.engine.instances import is_set
+from podyd.engine.types import is_set
 from podyd.gpus.inventory import NVIDIA_VENDOR_ID
 from podyd.node.samples import Sample, sysfs_address
 

@@ -12,7 +12,7 @@ from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.base.quantities import UNLIMITED
 from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
-from podyd.engine.instances import root_of
+from podyd.engine.types import root_of
 from podyd.pods.disks import BTRFS, DIR, ZFS
 
 NEARLY_FULL, FULL = 0.85, 0.95

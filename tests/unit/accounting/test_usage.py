@@ -16,7 +16,7 @@ from podyd.accounting.usage import GAP_SECONDS, STEADY_SECONDS, Clock, Usage, sp
 from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
-from podyd.engine.instances import CpuTime, Instance
+from podyd.engine.types import CpuTime, Instance
 from podyd.gpus.attribution import Attribution
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import Telemetry
@@ -31,7 +31,7 @@ def instance(name: str, owner: str, *, started: float = START) -> Instance:
     """A running instance, as LXD would show it; an empty owner is none."""
     when = datetime.fromtimestamp(started, timezone.utc)
     config = {"volatile.uuid": f"uuid-{name}"} | ({"user.podyd.owner": owner} if owner else {})
-    return Instance(name, "Running", when, when, config, {}, {}, {}, ())
+    return Instance(name, "running", when, when, config, {}, {}, {}, ())
 
 
 CGROUPS = {

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from podyd.auth.client import Account
-from podyd.engine.instances import Instance
+from podyd.engine.types import Instance
 from podyd.model.pod import ACCOUNT, INS, OWNER, owner_keys, pods_of
 
 CREATED = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -19,7 +19,7 @@ BOB = Account("bob", 1003, 100, frozenset())
 
 def instance(name: str, config: dict[str, str], *, age: int = 0) -> Instance:
     created = CREATED - timedelta(days=age)
-    return Instance(name, "Running", created, created, config, config, {}, {}, ())
+    return Instance(name, "running", created, created, config, config, {}, {}, ())
 
 
 def seen_by(account: Account, *instances: Instance) -> dict[str, str]:

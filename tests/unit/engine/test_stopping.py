@@ -14,8 +14,10 @@ import pytest
 from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
 from podyd.base.tasks import Tasks
 from podyd.engine import instances
-from podyd.engine.instances import Instance
+from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import Instance
 from podyd.model.member import Member
 from podyd.model.pod import INS, OWNER, Pod
 from podyd.pods.lifecycle import Pods, StartFailed
@@ -27,7 +29,7 @@ LATE = TimedOut("LXD has not finished")
 MEMBER = cast(Member, type("Member", (), {"name": "ann", "uid": 1000})())
 POD = Instance(
     name="ann-main",
-    status="Running",
+    status="running",
     created=datetime(2020, 1, 1, tzinfo=timezone.utc),
     started=datetime(2020, 1, 1, tzinfo=timezone.utc),
     config={OWNER: "ann", INS: "main"},
@@ -45,10 +47,11 @@ lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - 
 """
 
 
-class Lxd:
+class Lxd(LxdInstances):
     """Answers each request with what comes next; the last one for good."""
 
     def __init__(self, outcomes: Sequence[PodydError | None], *, stops: bool = False) -> None:
+        self._client = cast(LxdClient, self)
         self._outcomes = list(outcomes)
         # Whatever it says of that.
         self._stops = stops
@@ -60,7 +63,7 @@ class Lxd:
         self.asked.append(words[body["action"]])
         outcome = self._outcomes.pop(0) if len(self._outcomes) > 1 else self._outcomes[0]
         if outcome is None or self._stops:
-            self._pod = replace(POD, status="Stopped")
+            self._pod = replace(POD, status="stopped")
         if outcome:
             raise outcome
 
@@ -83,7 +86,7 @@ class Lxd:
 def pods_on(lxd: object, **parts: object) -> Pods:
     """Pods that need nothing but LXD, and these parts."""
     needed = inspect.signature(Pods).parameters
-    given = {"client": lxd, "instances": lxd, "tasks": Tasks(), **parts}
+    given = {"instances": lxd, "tasks": Tasks(), **parts}
     return Pods(**cast(Any, {name: given.get(name) for name in needed}))
 
 
@@ -182,7 +185,7 @@ class Full(Lxd):
 
     def __init__(self) -> None:
         super().__init__([None])
-        self._pod = replace(POD, status="Stopped")
+        self._pod = replace(POD, status="stopped")
 
     async def has_room(self, name: str) -> bool:
         return "lend" in self.asked

@@ -109,7 +109,7 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
         assert occupancy.pids(PCI, "alice-main") == []
         none: Any = None
         host = Host(
-            client=none,
+            server=none,
             telemetry=telemetry,
             occupancy=occupancy,
             attribution=found,

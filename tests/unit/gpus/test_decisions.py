@@ -13,7 +13,7 @@ import pytest
 from podyd.auth.client import Account
 from podyd.base.errors import BadRequest, Conflict, Unavailable
 from podyd.contract.kinds import Cards
-from podyd.engine.instances import Instance
+from podyd.engine.types import Instance, Profile
 from podyd.gpus.decisions import WISH, Making, View
 from podyd.gpus.inventory import Card, by_index
 from podyd.gpus.leases import (
@@ -32,13 +32,13 @@ from podyd.model.pod import Pod
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
 ALICE = Account("alice", 1000, 1000, frozenset())
 CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(3))
-PROFILE = {"devices": {"gpus": {"type": "gpu"}}}
+PROFILE = Profile("podyd-gpu", devices={"gpus": {"type": "gpu"}})
 
 
 def pod(name: str, owner: str = "", **config: str) -> Pod:
     owner = owner or f"owner-{name}"
     keys = {"user.podyd.owner": owner, **config}
-    instance = Instance(name, "Running", START, START, keys, keys, {}, {}, ("podyd-gpu",))
+    instance = Instance(name, "running", START, START, keys, keys, {}, {}, ("podyd-gpu",))
     return Pod(owner, name, instance)
 
 

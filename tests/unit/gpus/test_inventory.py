@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 
 from podyd.engine.rest import LxdClient
+from podyd.engine.server import LxdServer
+from podyd.engine.types import Profile
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
 from podyd.node.samples import Gpu, Sample
 from podyd.node.telemetry import Telemetry
@@ -21,7 +23,7 @@ CARDS = (
     Card(1, "0000:4a:00.0", "GPU-b"),
     Card(2, "0001:01:00.0", ""),
 )
-PROFILES = [{"devices": {"root": {"type": "disk"}, "gpus": {"type": "gpu"}}}]
+PROFILES = [Profile("p", devices={"root": {"type": "disk"}, "gpus": {"type": "gpu"}})]
 NONE = {"type": "none"}
 
 
@@ -130,7 +132,7 @@ def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
     async def whole() -> None:
         async with identities(tmp_path / "db") as known:
             telemetry = Telemetry()
-            gpus = Gpus(Untold(), telemetry, known)
+            gpus = Gpus(LxdServer(Untold()), telemetry, known)
             assert [card.key for card in await gpus.cards()] == ["0000:01:00.0"]
             before = await gpus.cards()
             telemetry.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))

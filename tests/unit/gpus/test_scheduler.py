@@ -7,7 +7,7 @@ import contextlib
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -15,8 +15,9 @@ from podyd.base.errors import Busy, Conflict, Gone, LxdRefused
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.contract.kinds import Cards
-from podyd.engine.instances import UPDATE_SECONDS, Devices, Instance, Instances
-from podyd.engine.rest import LxdClient
+from podyd.engine.instances import LxdInstances
+from podyd.engine.interface import UPDATE_SECONDS, Profiles, Server
+from podyd.engine.types import Devices, Instance, PciCard, Profile, profiles_of
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import Attribution
 from podyd.gpus.decisions import COVERS, WISH
@@ -34,11 +35,11 @@ START = datetime(2026, 11, 24, tzinfo=timezone.utc)
 HOURS = lease_value(
     datetime.now(timezone.utc) - timedelta(hours=1), datetime.now(timezone.utc) + timedelta(hours=9)
 )
-PROFILE = {"name": "podyd-gpu", "devices": {"gpus": {"type": "gpu"}}, "config": {}}
+PROFILE = Profile("podyd-gpu", devices={"gpus": {"type": "gpu"}})
 NONE: Devices = {"gpus": {"type": "none"}}
 
 
-class Lxd(Instances):
+class Lxd(LxdInstances):
     """Instances in memory. An edit takes a turn of the event loop, or until `gate` is open; after
     each, no card that somebody has leased may be in two pods."""
 
@@ -81,7 +82,7 @@ class Lxd(Instances):
                 item,
                 config={key: value for key, value in merged.items() if value is not None},
                 own_devices=own,
-                devices={**PROFILE["devices"], **own},  # type: ignore[dict-item]
+                devices={**PROFILE.devices, **own},
             )
             self.edited.append(name)
             self.check()
@@ -103,23 +104,24 @@ class Lxd(Instances):
         return next(pod for pod in pods_of(self.found.values()) if pod.name == name)
 
 
-class Asked(LxdClient):
-    """What LXD says of profiles and of its hardware; `told` if it knows the UUIDs."""
+class OneProfile(Profiles):
+    """There is no other."""
+
+    async def all(self) -> Mapping[str, Profile]:
+        return {PROFILE.name: PROFILE}
+
+    async def of(self, instance: Instance) -> list[Profile]:
+        return profiles_of(instance, await self.all())
+
+
+class Hardware:
+    """The cards, with their UUIDs if these are `told`."""
 
     def __init__(self, *, told: bool) -> None:
         self._told = told
 
-    async def get(self, path: str, **query: Any) -> Any:
-        if path == "/1.0/profiles":
-            return [PROFILE]
-        assert path == "/1.0/resources"
-        cards = [
-            {"vendor_id": "10de", "pci_address": card.pci, "nvidia": {"uuid": card.uuid}}
-            for card in CARDS
-        ]
-        return {
-            "gpu": {"cards": cards if self._told else [{**card, "nvidia": None} for card in cards]}
-        }
+    async def cards(self) -> tuple[PciCard, ...]:
+        return tuple(PciCard(card.pci, "10de", card.uuid if self._told else "") for card in CARDS)
 
 
 class Remembering(Identities):
@@ -150,8 +152,8 @@ def instance(name: str, own: Devices | None = None, **config: str) -> Instance:
     own = {} if own is None else own
     if own:
         keys.setdefault(COVERS, "gpus")
-    devices = {**PROFILE["devices"], **own}  # type: ignore[dict-item]
-    return Instance(name, "Running", START, START, keys, keys, own, devices, ("podyd-gpu",))
+    devices = {**PROFILE.devices, **own}
+    return Instance(name, "running", START, START, keys, keys, own, devices, ("podyd-gpu",))
 
 
 def having(*cards: Card) -> Devices:
@@ -173,11 +175,11 @@ def member(name: str) -> Member:
 
 
 def allotment(lxd: Lxd, *, told: bool = True) -> Allotment:
-    client, telemetry = Asked(told=told), Sampled(fails=not told)
+    telemetry = Sampled(fails=not told)
     return Allotment(
-        client=client,
         instances=lxd,
-        gpus=Gpus(client, telemetry, Remembering()),
+        profiles=OneProfile(),
+        gpus=Gpus(cast(Server, Hardware(told=told)), telemetry, Remembering()),
         telemetry=telemetry,
         occupancy=Occupancy(
             Attribution(telemetry, project="podyd", instance_of=lambda cgroup: cgroup)

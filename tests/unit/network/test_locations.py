@@ -12,8 +12,10 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import Gone
-from podyd.engine.instances import Instance
+from podyd.engine.instances import LxdInstances
 from podyd.engine.rest import LxdClient
+from podyd.engine.restore_guard import Holds
+from podyd.engine.types import Instance
 from podyd.network.locations import Locations, held_nics, location_of
 from podyd.node.arp import Nic, neighbours, probe
 
@@ -32,7 +34,7 @@ def instance(
 ) -> Instance:
     config = {"volatile.eth0.hwaddr": "00:16:3E:00:00:01", "volatile.uuid": "u"}
     devices = {"eth0": HELD} if devices is None else devices
-    return Instance("a", "Running", BORN, started, config, config, {}, devices, ())
+    return Instance("a", "running", BORN, started, config, config, {}, devices, ())
 
 
 def test_only_a_card_that_lxd_holds_to_its_address_counts() -> None:
@@ -108,9 +110,11 @@ def test_what_is_asked_for(
         assert interface == "lxdbr0"
         seen.update(addresses)
 
-    locations = Locations(Lxd(*claimed), lambda: heard, ask)
+    instances = LxdInstances(Lxd(*claimed), Holds(Path("/nowhere")))
+    locations = Locations(instances, lambda: heard, ask)
     assert asyncio.run(locations.of([instance()])) == found
     assert seen == asked
+    instances.close()
 
 
 def test_what_the_kernel_lists(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pytest
 from podyd.base.errors import Conflict, Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, PortsConfig, Quota
-from podyd.engine.instances import Instance, Instances
+from podyd.engine.instances import LxdInstances, instance_of
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.model.member import Member
@@ -86,9 +86,10 @@ def make(tmp_path: Path) -> Make:
         expose: tuple[int, ...] = (22,),
         listening: Callable[[], frozenset[int]] = nobody,
     ) -> Ports:
+        instances = LxdInstances(lxd, Holds(tmp_path / "holds"))
         return Ports(
-            locations=Locations(lxd),
-            instances=Instances(lxd, Holds(tmp_path / "holds")),
+            locations=Locations(instances),
+            instances=instances,
             listening=listening,
             settings=Settings(Config(ports=PortsConfig(range=ports, expose=expose))),
         )
@@ -97,7 +98,7 @@ def make(tmp_path: Path) -> Make:
 
 
 async def pod_of(lxd: Lxd, name: str) -> Pod:
-    found = [Instance.of(item) for item in await lxd.get("/1.0/instances")]
+    found = [instance_of(item) for item in await lxd.get("/1.0/instances")]
     return next(pod for pod in pods_of(found) if pod.name == name)
 
 
@@ -118,7 +119,7 @@ def test_the_older_of_two_keeps_a_port(make: Make) -> None:
     ports = make(lxd)
 
     async def run() -> None:
-        found = [Instance.of(item) for item in await lxd.get("/1.0/instances")]
+        found = [instance_of(item) for item in await lxd.get("/1.0/instances")]
         expected = {"old": {20001: 22, 20002: 80}, "new": {20003: 81}}
         assert ports_of(found) == ports_of(reversed(found)) == expected
         settling = asyncio.create_task(ports.settle())

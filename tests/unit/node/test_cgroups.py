@@ -9,13 +9,13 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 from podyd.base.errors import Gone
-from podyd.engine.instances import Instance
+from podyd.engine.types import Instance, Status
 from podyd.node.cgroups import Cgroups, InstanceCgroup
 
 BEGAN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 
 
-def instance(name: str, started: datetime = BEGAN, status: str = "Running") -> Instance:
+def instance(name: str, started: datetime = BEGAN, status: Status = "running") -> Instance:
     return Instance(name, status, BEGAN, started, {}, {}, {}, {}, ())
 
 
@@ -82,7 +82,7 @@ def test_a_numbered_cgroup_is_not_the_pod_of_that_name(rig: Rig) -> None:
 
 
 def test_each_start_is_looked_at_once(rig: Rig) -> None:
-    rig.instances = [instance("a"), instance("off", status="Stopped")]
+    rig.instances = [instance("a"), instance("off", status="stopped")]
     rig.run({"a": "a-1"})
     rig.run({})
     assert rig.asked == ["a"]

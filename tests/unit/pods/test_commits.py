@@ -24,6 +24,7 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
+from podyd.engine.files import LxdFiles
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.tree import File, Holes
@@ -75,6 +76,7 @@ class Wide(HostRoom):
 def commits_of(client: LxdClient, host: HostRoom | None = None) -> Commits:
     return Commits(
         client=client,
+        files=LxdFiles(client),
         images=cast(Images, SimpleNamespace()),
         pods=Found(),
         disks=cast(Disks, SimpleNamespace()),
@@ -322,6 +324,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
     pods.templates = {"under-way"}
     made = Commits(
         client=client,
+        files=LxdFiles(client),
         images=images,
         pods=pods,
         disks=cast(Disks, SimpleNamespace()),

@@ -11,6 +11,7 @@ import pytest
 
 from podyd.base.errors import Forbidden
 from podyd.config.schema import Quota
+from podyd.engine.types import State
 from podyd.model.member import Member
 from podyd.pods import disks
 
@@ -101,14 +102,12 @@ def test_the_device_is_that_of_the_profiles_with_another_size(
     ("state", "used"),
     [
         (None, None),
-        ({"disk": {}}, None),
-        ({"disk": None}, None),
-        ({"disk": {"root": {"usage": -1}}}, None),
-        ({"disk": {"root": {"usage": 0}}}, None),
-        ({"disk": {"root": {"usage": 4096}, "data": {"usage": 1}}}, 4096),
+        (State(), None),
+        (State(disk_bytes={"root": 0}), None),
+        (State(disk_bytes={"root": 4096, "data": 1}), 4096),
     ],
 )
-def test_what_lxd_says_is_used(state: Mapping[str, Any] | None, used: int | None) -> None:
+def test_what_lxd_says_is_used(state: State | None, used: int | None) -> None:
     assert disks.used_bytes(given(), state) == used
     assert disks._held(given()) == -1
     assert disks._held(given("0")) == -1
@@ -130,10 +129,10 @@ def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bo
         async def all(self) -> tuple[Any, ...]:
             return (found,)
 
-        async def get(self, path: str) -> Any:
-            return {"disk": {"root": {"usage": used}}}
+        async def state(self, name: str) -> State:
+            return State(disk_bytes={"root": used})
 
     lxd = cast(Any, Lxd())
-    of_all = disks.Disks(client=lxd, instances=lxd, executor=lxd)
+    of_all = disks.Disks(client=lxd, instances=lxd, profiles=lxd, executor=lxd)
     assert asyncio.run(of_all.is_at_limit("a")) is expected
     assert not asyncio.run(of_all.is_at_limit("b"))

@@ -10,6 +10,9 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import DiskFull, NameTaken, PodydError, Slipped
+from podyd.engine.instances import LxdInstances
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import FromImage, NewInstance
 from podyd.pods.lifecycle import Foreign, twice_if_lxd_slips, why_not_started
 from tests.unit.engine.test_stopping import pods_on
 
@@ -91,8 +94,9 @@ def test_what_is_not_undone_is_not_made_again() -> None:
 
 
 def test_what_is_anothers_is_not_removed() -> None:
-    class Lxd:
+    class Lxd(LxdInstances):
         def __init__(self) -> None:
+            self._client = cast(LxdClient, self)
             self.asked: list[str] = []
 
         async def change(self, method: str, path: str, *_: object, **options: object) -> None:
@@ -104,11 +108,11 @@ def test_what_is_anothers_is_not_removed() -> None:
     lxd = Lxd()
     making = pods_on(lxd)
     making._disks = cast(Any, SimpleNamespace(device=lambda name: {}))
-    body = {"name": "a", "source": {"type": "image"}, "devices": {}}
+    new = NewInstance("a", FromImage("f"), (), {}, {})
 
     async def make() -> None:
         await twice_if_lxd_slips(
-            lambda: making._make_whole(body, None), lambda: making._remove_half_made("a")
+            lambda: making._make_whole(new, None), lambda: making._remove_half_made("a")
         )
 
     with pytest.raises(Foreign) as raised:

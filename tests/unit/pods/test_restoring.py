@@ -23,10 +23,11 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import Tasks
 from podyd.engine import instances as lxd_instances
-from podyd.engine.instances import Instances
+from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
+from podyd.engine.snapshots import LxdSnapshots
 from podyd.pods import snapshots
 from podyd.pods.snapshots import Snapshots
 
@@ -99,13 +100,13 @@ class Restored:
     def __init__(self, directory: Path) -> None:
         self.lxd = Lxd()
         self.directory = directory
-        self._podyds: list[Instances] = []
+        self._podyds: list[LxdInstances] = []
         self.instances = self.begin()
 
-    def begin(self) -> Instances:
+    def begin(self) -> LxdInstances:
         """A podyd that begins."""
         (self.directory / "a.json").write_text(json.dumps(instance(NOW)))
-        self._podyds.append(Instances(cast(LxdClient, self.lxd), Holds(self.directory)))
+        self._podyds.append(LxdInstances(cast(LxdClient, self.lxd), Holds(self.directory)))
         return self._podyds[-1]
 
     def close(self) -> None:
@@ -241,7 +242,7 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
     async def work() -> None:
         lxd = Lxd()
         lxd.data = instance(NOW)
-        instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+        instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
         await instances.begin_restore("a")
         assert json.loads((tmp_path / "a.json").read_text())["config"] == NOW
         with pytest.raises(Busy) as busy:
@@ -261,16 +262,16 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
 # --- Changes beside those of others -------------------------------------------------------------
 
 
-async def limit(instances: Instances, patience: float = 5.0) -> None:
+async def limit(instances: LxdInstances, patience: float = 5.0) -> None:
     config = {"limits.memory": "2GiB"}
     await instances.edit("a", config=config, devices=dict, patience=patience)
 
 
 @pytest.fixture
-def free(tmp_path: Path) -> Iterator[tuple[Lxd, Instances]]:
+def free(tmp_path: Path) -> Iterator[tuple[Lxd, LxdInstances]]:
     """Nothing is restored."""
     lxd = Lxd()
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
     yield lxd, instances
     instances.close()
 
@@ -283,7 +284,7 @@ STARTING = refusal('Instance is busy running a "start" operation')
 CHANGED = refusal("ETag doesn't match: a vs b")
 
 
-def test_a_change_waits_for_others_changes(free: tuple[Lxd, Instances]) -> None:
+def test_a_change_waits_for_others_changes(free: tuple[Lxd, LxdInstances]) -> None:
     lxd, instances = free
     lxd.refusals = [UPDATE, CHANGED, UPDATE, STARTING]
     run(lambda: limit(instances))
@@ -295,7 +296,7 @@ def test_a_change_waits_for_others_changes(free: tuple[Lxd, Instances]) -> None:
     ("refusal", "patience"), [(STARTING, 35.0), (UPDATE, 0.05), (CHANGED, 0.05)]
 )
 def test_a_change_waits_as_long_as_its_caller_and_less_for_what_may_take_long(
-    free: tuple[Lxd, Instances],
+    free: tuple[Lxd, LxdInstances],
     monkeypatch: pytest.MonkeyPatch,
     refusal: PodydError,
     patience: float,
@@ -354,7 +355,7 @@ def test_mounts_that_lxd_counts_too_many_are_taken_away(
 ) -> None:
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.001)
     lxd = Mounted(mounts)
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == asked
     assert lxd.data is not None
@@ -367,7 +368,7 @@ def test_a_size_that_lxd_has_yet_to_set_is_set(tmp_path: Path) -> None:
     lxd = Mounted(1)
     assert lxd.data is not None
     lxd.data["config"] = {**THEN, "volatile.disk.apply_quota": "true"}
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == ["restore", "start", "restore"]
     assert lxd.data["config"]["volatile.disk.apply_quota"] == "true"
@@ -381,7 +382,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
     lxd = Mounted(1)
     lxd.is_at = ["a"]
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
     with pytest.raises(Busy, match="to copy it or for its files"):
         run(lambda: instances.restore("a", "s", timeout=1))
     assert set(lxd.asked) == {"restore"}
@@ -390,7 +391,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
 
 def test_one_that_starts_after_all_is_stopped(tmp_path: Path) -> None:
     lxd = Mounted(0)
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
     run(lambda: instances._unmount("a"))
     assert lxd.asked == ["start", "stop"]
     instances.close()
@@ -405,10 +406,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "SETTLE_TIMEOUT", 0.05)
 
 
-def looked_after(instances: Instances) -> Snapshots:
-    return Snapshots(
-        client=cast(Any, None), instances=instances, pods=cast(Any, None), tasks=Tasks()
-    )
+def looked_after(instances: LxdInstances) -> Snapshots:
+    parts = {"snapshots": None, "instances": instances, "pods": None, "tasks": Tasks()}
+    return Snapshots(**cast(Any, parts))
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -501,8 +501,9 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
 ) -> None:
     pods = Told(status.lower())
     lxd = Refusing()
-    instances = Instances(cast(LxdClient, lxd), Holds(tmp_path))
-    parts = {"client": lxd, "instances": instances, "pods": pods, "tasks": Tasks()}
+    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    taken = LxdSnapshots(cast(LxdClient, lxd))
+    parts = {"snapshots": taken, "instances": instances, "pods": pods, "tasks": Tasks()}
     restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
 
     async def work() -> None:

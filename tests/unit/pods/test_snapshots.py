@@ -11,6 +11,8 @@ from podyd.base.errors import Conflict
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.engine.refusals import refusal
+from podyd.engine.rest import LxdClient
+from podyd.engine.snapshots import LxdSnapshots
 from podyd.model.member import Member
 from podyd.model.pod import pods_of
 from podyd.pods.snapshots import Snapshots
@@ -49,7 +51,12 @@ class Lxd:
 
 
 def snapshots(lxd: Lxd) -> Snapshots:
-    parts = {"client": lxd, "instances": lxd, "pods": lxd, "tasks": Tasks()}
+    parts = {
+        "snapshots": LxdSnapshots(cast(LxdClient, lxd)),
+        "instances": lxd,
+        "pods": lxd,
+        "tasks": Tasks(),
+    }
     return Snapshots(**cast(Any, parts))
 
 

@@ -13,8 +13,9 @@ import pytest
 
 from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
 from podyd.engine import instances
-from podyd.engine.instances import Instance
-from podyd.engine.rest import bound, uuid_of
+from podyd.engine.instances import LxdInstances
+from podyd.engine.rest import LxdClient, bound, uuid_of
+from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.pods import lifecycle as pods
 from podyd.pods import sweep
@@ -32,11 +33,12 @@ def half_made(name: str, created: datetime = OLD) -> Instance:
     )
 
 
-class Lxd:
+class Lxd(LxdInstances):
     """Has instances, and refuses to delete them for so long as it has a reason."""
 
     def __init__(self, *instances: Instance) -> None:
-        self.has = {instance.name: instance for instance in instances}
+        self._client = cast(LxdClient, self)
+        self.found = {instance.name: instance for instance in instances}
         self.refusals: list[Exception] = []
         self.is_doing: list[set[str]] = []
         self.deleted = asyncio.Event()
@@ -51,16 +53,16 @@ class Lxd:
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
         name = path.split("/")[3]
         self.uuids.add(uuid_of(path))
-        if name not in self.has:
+        if name not in self.found:
             raise Gone("Instance not found")
         if method == "DELETE":
             if self.refusals:
                 raise self.refusals.pop(0)
-            del self.has[name]
+            del self.found[name]
             self.deleted.set()
 
     async def all(self) -> tuple[Instance, ...]:
-        return tuple(self.has.values())
+        return tuple(self.found.values())
 
     def check_free(self, name: str) -> None: ...
 
@@ -96,7 +98,7 @@ def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
         lxd.refusals = []
         monkeypatch.setattr(pods, "REMOVE_TIMEOUT", 10.0)
         assert await making._remove_half_made("a")
-        assert not lxd.has
+        assert not lxd.found
         assert await making._remove_half_made("a"), "what is gone is gone"
 
     run(work)
@@ -108,7 +110,7 @@ def test_a_pod_that_has_got_the_name_meanwhile_stays() -> None:
             try:
                 await super().change(method, path, body, **options)
             except TimedOut:
-                self.has["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
+                self.found["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
                 raise
 
     async def work() -> None:
@@ -162,7 +164,7 @@ class NoCommits:
         self.sweeps += 1
         if self.sweeps == 2:
             # Has come to be at the very end of what LXD was doing.
-            self._lxd.has["late"] = half_made("late")
+            self._lxd.found["late"] = half_made("late")
 
 
 def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
@@ -176,7 +178,7 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
         await Sweep(**cast(Any, parts)).sweep()
         assert commits.sweeps == 3
         await asyncio.gather(*whole._removing.values())
-        assert set(lxd.has) == {"young"}
+        assert set(lxd.found) == {"young"}
 
     run(work)
 
@@ -194,7 +196,7 @@ def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() ->
         swept = pods_on(lxd)
         await swept.sweep()
         await asyncio.gather(*swept._removing.values())
-        assert set(lxd.has) == {"a"}
+        assert set(lxd.found) == {"a"}
 
     run(work)
 

@@ -1,0 +1,30 @@
+"""The project's profiles."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import Instance, Profile, profiles_of
+
+
+class LxdProfiles:
+    """Asks LXD each time: an admin may have edited one."""
+
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+
+    async def all(self) -> Mapping[str, Profile]:
+        """The profiles by name."""
+        found = await self._client.get("/1.0/profiles", recursion=1)
+        return {item["name"]: profile_of(item) for item in found}
+
+    async def of(self, instance: Instance) -> list[Profile]:
+        """An instance's profiles, in the order in which LXD applies them."""
+        return profiles_of(instance, await self.all())
+
+
+def profile_of(data: Mapping[str, Any]) -> Profile:
+    """From LXD's JSON of one."""
+    return Profile(data["name"], data["description"], data["config"], data["devices"])

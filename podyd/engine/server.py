@@ -1,0 +1,55 @@
+"""LXD itself, the host that it is on, and what it lets podyd's project have of that."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import Allowed, PciCard
+
+# Of a restricted project.
+PATHS = "restricted.devices.disk.paths"
+UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
+
+
+class LxdServer:
+    """Asks LXD each time, which takes a millisecond, and 28 for the cards."""
+
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+
+    @property
+    def project(self) -> str:
+        """Where podyd's instances are."""
+        return self._client.project
+
+    async def version(self) -> str | None:
+        """LXD's own version; None where it does not say."""
+        version: str | None = (await self._client.get("/1.0"))["environment"].get("server_version")
+        return version
+
+    async def cards(self) -> tuple[PciCard, ...]:
+        """The host's graphics cards, whoever's make."""
+        found = (await self._client.get("/1.0/resources"))["gpu"]["cards"] or []
+        return tuple(card_of(item) for item in found)
+
+    async def allowed(self) -> Allowed:
+        """What of the host the project's instances may have."""
+        path = f"/1.0/projects/{quote(self.project, safe='')}"
+        config = (await self._client.get(path))["config"]
+        return Allowed(
+            *(frozenset(config.get(key, "").split(",")) - {""} for key in (PATHS, UIDS, GIDS))
+        )
+
+
+def card_of(data: Mapping[str, Any]) -> PciCard:
+    """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs."""
+    nvidia = data.get("nvidia") or {}
+    return PciCard(
+        data["pci_address"],
+        data.get("vendor_id", ""),
+        nvidia.get("uuid", ""),
+        nvidia.get("model", data.get("product", "")),
+    )

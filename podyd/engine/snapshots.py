@@ -1,0 +1,57 @@
+"""Snapshots of instances."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.times import parse_time
+from podyd.engine.types import Snapshot
+
+
+class LxdSnapshots:
+    """Asks LXD each time."""
+
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+
+    async def all(self, instance: str) -> list[Snapshot]:
+        """An instance's snapshots, the oldest first."""
+        found = await self._client.get(instance_path(instance, "snapshots"), recursion=1)
+        return sorted(map(_snapshot_of, found or []), key=lambda item: (item.created, item.name))
+
+    async def one(self, instance: str, name: str) -> Snapshot:
+        """A snapshot of an instance. Raises Missing."""
+        return _snapshot_of(await self._client.get(_path(instance, name)))
+
+    async def take(self, instance: str, name: str, *, timeout: float) -> None:
+        """Keep an instance's disk. Raises NameTaken, DiskFull, Busy, TimedOut."""
+        # Nothing is left of one that LXD has slipped over.
+        await self._client.change(
+            "POST",
+            instance_path(instance, "snapshots"),
+            {"name": name},
+            timeout=timeout,
+            is_repeatable=True,
+        )
+
+    async def delete(self, instance: str, name: str, *, timeout: float) -> None:
+        """Delete a snapshot. Raises Missing; DiskFull also where it is deleted, and LXD finds no
+        room for its own list of them."""
+        await self._client.change("DELETE", _path(instance, name), timeout=timeout)
+
+
+def _path(instance: str, name: str) -> str:
+    return instance_path(instance, "snapshots", quote(name, safe=""))
+
+
+def _snapshot_of(data: Mapping[str, Any]) -> Snapshot:
+    """From LXD's JSON of one; its name there is the instance's, too."""
+    size = data.get("size", -1)
+    return Snapshot(
+        data["name"].rpartition("/")[2],
+        parse_time(data["created_at"]),
+        size if size >= 0 else None,
+    )

@@ -1,0 +1,158 @@
+"""What an engine is told and tells, as typed data; nothing here knows how one is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
+
+# Whether an instance runs; "error" is whatever else the engine says of it.
+Status = Literal["running", "stopped", "frozen", "error"]
+# What an instance can be told to do.
+Action = Literal["start", "stop", "unfreeze"]
+Devices = Mapping[str, Mapping[str, str]]
+
+
+@dataclass(frozen=True)
+class Instance:
+    """An instance; `config` and `own_devices` are without its profiles, the rest with them.
+
+    Its name is bound: what is asked of the engine under it, this instance is asked, or none.
+    """
+
+    name: str
+    status: Status
+    created: datetime
+    started: datetime | None
+    config: Mapping[str, str]
+    expanded_config: Mapping[str, str]
+    own_devices: Devices
+    devices: Devices
+    profiles: tuple[str, ...]
+
+    @property
+    def uuid(self) -> str:
+        """What stays when it is renamed; "" while it is being made."""
+        return self.config.get("volatile.uuid", "")
+
+
+@dataclass(frozen=True)
+class Address:
+    """An address that an instance says it has, and that others can reach; `family` as ip(8)."""
+
+    interface: str
+    family: str
+    address: str
+
+
+@dataclass(frozen=True)
+class State:
+    """What an instance is at now.
+
+    `pid` is that of its first process, on the host; 0 or less where there is none. Of a disk device
+    that is missing in `disk_bytes`, or that has 0 there, nobody knows what is used.
+    """
+
+    pid: int = 0
+    addresses: tuple[Address, ...] = ()
+    memory_bytes: int = 0
+    disk_bytes: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CpuTime:
+    """An instance and its CPU time since it started; None where the engine cannot tell."""
+
+    instance: Instance
+    nanoseconds: int | None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile: what `lxc profile edit` shows."""
+
+    name: str
+    description: str = ""
+    config: Mapping[str, str] = field(default_factory=dict)
+    devices: Devices = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A snapshot of an instance; `size` in bytes, None where the pool does not tell."""
+
+    name: str
+    created: datetime
+    size: int | None
+
+
+@dataclass(frozen=True)
+class FromImage:
+    """A new instance's disk is as this image."""
+
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class CopyOf:
+    """A new instance's disk is as this instance's, or as a snapshot of it."""
+
+    instance: str
+    snapshot: str | None = None
+
+
+Source = FromImage | CopyOf
+
+
+@dataclass(frozen=True)
+class NewInstance:
+    """An instance that is to be made."""
+
+    name: str
+    source: Source
+    profiles: tuple[str, ...]
+    config: Mapping[str, str]
+    devices: Devices
+
+
+@dataclass(frozen=True)
+class PciCard:
+    """A graphics card of the host; `vendor` is PCI's number of it. "" is what nobody tells."""
+
+    pci: str
+    vendor: str
+    uuid: str = ""
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """What of the host instances may have: what is below these paths, and who they may be there."""
+
+    paths: frozenset[str] = frozenset()
+    uids: frozenset[str] = frozenset()
+    gids: frozenset[str] = frozenset()
+
+
+def named(instances: Iterable[Instance], name: str) -> Instance | None:
+    """The instance of this name among these, if there is one."""
+    return next((item for item in instances if item.name == name), None)
+
+
+def profiles_of(instance: Instance, known: Mapping[str, Profile]) -> list[Profile]:
+    """An instance's profiles among these, in the order in which they are applied."""
+    return [known[name] for name in instance.profiles if name in known]
+
+
+def is_set(keys: Mapping[str, str], key: str) -> bool:
+    """Whether a key says yes, for which the engine takes several words."""
+    return keys.get(key, "").lower() in ("true", "1", "yes", "on")
+
+
+def root_of(devices: Devices) -> tuple[str, Mapping[str, str]]:
+    """The name and the keys of the disk that an instance runs on."""
+    for name, device in devices.items():
+        if device.get("type") == "disk" and device.get("path") == "/":
+            return name, device
+    return "root", {}
