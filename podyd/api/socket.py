@@ -18,7 +18,7 @@ from podyd.api.frames import WINDOW_BYTES, Line
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
 from podyd.contract.pods import Ended
-from podyd.pods.shells import Place
+from podyd.pods.shells import OpenShell
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Socket(Endpoint, WebSocketHandler):
     """Serves one operation over a WebSocket."""
 
     is_over = False
-    _place: Place | None = None
+    _shell: OpenShell | None = None
     _pinging: asyncio.Future[None] | None = None
 
     def _need_upgrade(self) -> None:
@@ -53,7 +53,7 @@ class Socket(Endpoint, WebSocketHandler):
             raise going_down()
 
     async def _give(self, answer: Any) -> None:
-        self._place = answer
+        self._shell = answer
         try:
             self._need_upgrade()
             # It returns when the connection is closed.
@@ -124,21 +124,21 @@ class Socket(Endpoint, WebSocketHandler):
     # --- What runs -------------------------------------------------------------------------------
 
     async def _talk(self) -> None:
-        assert self._place is not None
+        assert self._shell is not None
         try:
-            end = await self._run(self._place)
-            self._place.close()
+            end = await self._run(self._shell)
+            self._shell.close()
             with contextlib.suppress(WebSocketClosedError, StreamClosedError):
                 await self._line.end(end)
         finally:
-            self._place.close()
+            self._shell.close()
             self.close(1000)
 
-    async def _run(self, place: Place) -> dict[str, Any]:
+    async def _run(self, shell: OpenShell) -> dict[str, Any]:
         """Run it to its end; what the caller is told of that."""
         try:
             await self._line.control({"window": WINDOW_BYTES})
-            return vars(await place.run(await self._line.start(), self._line))
+            return vars(await shell.run(await self._line.start(), self._line))
         except PodydError as error:
             if error.status >= 500:
                 log.warning("%s: %s", self.operation.path, error)

@@ -24,8 +24,8 @@ from podyd.engine.interface import Files
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.files import Pipe
-from podyd.pods.lifecycle import Pods
-from podyd.pods.slots import Places
+from podyd.pods.lifecycle import Pods, not_running
+from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 4
 MAX_ALL = 32
@@ -57,8 +57,8 @@ class Deletions:
     def __init__(self, *, files: Files, pods: Pods, executor: Executor) -> None:
         self._files = files
         self._executor = executor
-        self._places = Places(
-            pods,
+        self._pods = pods
+        self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
             what="deletions of yours are going on; wait until one has ended",
@@ -78,14 +78,14 @@ class Deletions:
                 code="malformed_parameter",
                 parameter="path",
             )
-        pod = await self._places.enter(member, request.ins, also_stopped=True)
-        try:
+        pod = await self._pods.find(member, request.ins)
+        if pod.status not in ("running", "stopped"):
+            raise not_running(pod.ins, pod.status)
+        with self._slots.take(member):
             if pod.status == "running":
                 await self._inside(pod, path, recursive=request.recursive)
             else:
                 await self._beside(pod, path)
-        finally:
-            self._places.leave(pod)
         return Log(f"{request.path} is deleted in pod {pod.ins}.")
 
     async def _inside(self, pod: Pod, path: str, *, recursive: bool) -> None:

@@ -13,6 +13,7 @@ before anything is made of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import secrets
 import time
@@ -34,7 +35,7 @@ from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.disks import full
 from podyd.pods.lifecycle import Pods
-from podyd.pods.slots import Places
+from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 8
 MAX_ALL = 64
@@ -44,7 +45,7 @@ MAX_LIST_BYTES = 2 * 1024**2
 MAX_HEAD_BYTES = 128
 # For what it is, and for a directory's list, the pod has so many seconds.
 ANSWER_SECONDS = 60.0
-# A pod that gives or takes nothing for so long has no place any more, nor has such a caller.
+# A pod that gives or takes nothing for so long has no slot any more, nor has such a caller.
 POD_SECONDS = 300.0
 CALLER_SECONDS = 3600.0
 WATCH_SECONDS = 10.0
@@ -192,12 +193,12 @@ _LISTED = re.compile(_ABOUT + rb" \./([^/]{1,255})")
 
 
 class Transfers:
-    """Gives places; who has one can move a file."""
+    """Gives slots; who has one can move a file."""
 
     def __init__(self, *, pods: Pods, executor: Executor) -> None:
         self._executor = executor
-        self._places = Places(
-            pods,
+        self._pods = pods
+        self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
             what="files of yours are on their way; wait until one is there",
@@ -209,8 +210,8 @@ class Transfers:
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
         """
-        pod = await self._places.enter(member, request.ins)
-        outgoing = Outgoing(self, pod, request)
+        pod = await self._pods.find_running(member, request.ins)
+        outgoing = Outgoing(self, pod, request, self._slots.take(member))
         try:
             about = await outgoing.begin()
         except BaseException:
@@ -219,12 +220,9 @@ class Transfers:
         return outgoing if about is None else Kept(about, outgoing.close)
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
-        """A place for a file that comes. Raises what `fetch` does."""
-        return Incoming(self, await self._places.enter(member, request.ins), request)
-
-    def leave(self, pod: Pod) -> None:
-        """The place in this pod is free again."""
-        self._places.leave(pod)
+        """A slot for a file that comes. Raises what `fetch` does."""
+        pod = await self._pods.find_running(member, request.ins)
+        return Incoming(self, pod, request, self._slots.take(member))
 
     async def run(
         self, pod: Pod, script: str, words: Sequence[str], pipe: Pipe, then: Afterwards | None
@@ -304,7 +302,9 @@ class Pipe:
 class Outgoing:
     """A file on its way out of a pod."""
 
-    def __init__(self, transfers: Transfers, pod: Pod, request: OneFile) -> None:
+    def __init__(
+        self, transfers: Transfers, pod: Pod, request: OneFile, slot: contextlib.ExitStack
+    ) -> None:
         self._transfers = transfers
         self._pod = pod
         self._request = request
@@ -314,7 +314,7 @@ class Outgoing:
         self._work: asyncio.Task[int] | None = None
         self._rest = b""
         self._size = 0
-        self._is_open = True
+        self._slot = slot
         self._deadline = time.monotonic() + ANSWER_SECONDS
         self.headers: dict[str, str] = {}
 
@@ -324,6 +324,7 @@ class Outgoing:
         run = self._transfers.run(self._pod, _GIVE, words, self._pipe, None)
         self._work = asyncio.ensure_future(run)
         self._work.add_done_callback(seen)
+        self._slot.callback(self._work.cancel)
         about = await self._head()
         match self._request.format, about.type:
             case "stat", _:
@@ -422,23 +423,21 @@ class Outgoing:
             )
 
     def close(self) -> None:
-        """Give the place back, and end what is not ended; a second time does nothing."""
-        if self._is_open:
-            self._is_open = False
-            if self._work is not None:
-                self._work.cancel()
-            self._transfers.leave(self._pod)
+        """Give the slot back, and end what is not ended; a second time does nothing."""
+        self._slot.close()
 
 
 class Incoming:
     """A file on its way into a pod; nothing is at its place before all of it is there."""
 
-    def __init__(self, transfers: Transfers, pod: Pod, request: PutFile) -> None:
+    def __init__(
+        self, transfers: Transfers, pod: Pod, request: PutFile, slot: contextlib.ExitStack
+    ) -> None:
         self._transfers = transfers
         self._pod = pod
         self._request = request
         self._words = (request.path, secrets.token_hex(8))
-        self._is_open = True
+        self._slot = slot
 
     async def run(self, receive: Receive) -> Log:
         """Take all that `receive` gives, None at its end. Raises Conflict if the pod cannot."""
@@ -492,10 +491,8 @@ class Incoming:
         )
 
     def close(self) -> None:
-        """Give the place back; a second time does nothing."""
-        if self._is_open:
-            self._is_open = False
-            self._transfers.leave(self._pod)
+        """Give the slot back; a second time does nothing."""
+        self._slot.close()
 
 
 def _silent(seconds: float) -> TimedOut:

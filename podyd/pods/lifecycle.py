@@ -8,13 +8,11 @@ import logging
 import os
 import re
 import time
-from collections import Counter
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
     Iterable,
-    Iterator,
     Mapping,
     Sequence,
 )
@@ -38,7 +36,6 @@ from podyd.base.errors import (
     Running,
     Slipped,
     TimedOut,
-    TooMany,
     lxd_could_not,
 )
 from podyd.base.longtext import Kept
@@ -81,6 +78,7 @@ from podyd.pods.catalogue import Images
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, full, fullness
 from podyd.pods.mounts import Mounts
+from podyd.pods.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +172,12 @@ class Pods:
         self._making: dict[tuple[str, str], str] = {}
         # What images are being made of.
         self.templates: set[str] = set()
-        self._execs: Counter[str] = Counter()
+        self._execs = Slots(
+            own=MAX_EXECS_PER_MEMBER,
+            all=MAX_EXECS,
+            what="of your commands are running; wait until one has ended",
+            code="too_many_execs",
+        )
 
     # --- Looking ---------------------------------------------------------------------------------
 
@@ -238,6 +241,13 @@ class Pods:
             if pod.ins == ins and pod.is_of(member):
                 return pod
         raise NotFound(f"You have no pod {ins!r}; see /pod/list.", code="no_such_pod")
+
+    async def find_running(self, member: Member, ins: str) -> Pod:
+        """A member's pod that runs. Raises NotFound, or Conflict (it does not run)."""
+        pod = await self.find(member, ins)
+        if pod.status != "running":
+            raise not_running(ins, pod.status)
+        return pod
 
     async def _state(self, pod: Pod) -> State | None:
         try:
@@ -613,11 +623,8 @@ class Pods:
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
     ) -> Kept[ExecResult]:
         """`exec` without its bounds; `limit` in bytes, as of Executor.run."""
-        pod = await self.find(member, ins)
-        if pod.status != "running":
-            raise not_running(ins, pod.status)
-        with contextlib.ExitStack() as held:
-            held.enter_context(self._one_exec(member))
+        pod = await self.find_running(member, ins)
+        with self._execs.take(member) as slot:
             started = time.monotonic()
             done = await self._executor.run(pod.name, command, timeout=timeout, limit=limit)
             seconds = time.monotonic() - started
@@ -634,7 +641,7 @@ class Pods:
                 oom_killed=done.exit.oom_killed,
                 memory_limit=await self.limit_reached(pod, done.exit),
             )
-            return Kept(result, held.pop_all().close)
+            return Kept(result, slot.pop_all().close)
 
     async def limit_reached(self, pod: Pod, end: Exit) -> int | None:
         """The pod's memory limit now, in bytes or -1, for a command that was killed for memory."""
@@ -644,23 +651,6 @@ class Pods:
             if instance := named(await self._instances.all(), pod.name):
                 return memory_limit(instance.expanded_config)
         return None
-
-    @contextlib.contextmanager
-    def _one_exec(self, member: Member) -> Iterator[None]:
-        own = self._execs[member.name]
-        if own >= MAX_EXECS_PER_MEMBER or self._execs.total() >= MAX_EXECS:
-            raise TooMany(
-                f"{own} of your commands are running; wait until one has ended.",
-                retry_after=1,
-                code="too_many_execs",
-            )
-        self._execs[member.name] += 1
-        try:
-            yield
-        finally:
-            self._execs[member.name] -= 1
-            if not self._execs[member.name]:
-                del self._execs[member.name]
 
 
 def _addresses(state: State | None) -> list[str]:

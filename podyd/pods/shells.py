@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
@@ -13,37 +14,33 @@ from podyd.engine.talk import Terminal
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.lifecycle import Executed, Pods
-from podyd.pods.slots import Places
+from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 20
 MAX_ALL = 256
 
 
 class Shells:
-    """Gives places; who has one can have something run."""
+    """Gives slots; who has one can have something run."""
 
     def __init__(self, *, pods: Pods, executor: Executor, executed: Executed) -> None:
         self._pods = pods
         self._executor = executor
         self._executed = executed
-        self._places = Places(
-            pods,
+        self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
             what="shells and commands of yours are open; end one first",
             code="too_many_shells",
         )
 
-    async def place(self, member: Member, ins: str, size: Size | None) -> Place:
-        """A place in a running pod, with a terminal of that size or with none.
+    async def open(self, member: Member, ins: str, size: Size | None) -> OpenShell:
+        """A slot in a running pod, with a terminal of that size or with none.
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
         """
-        return Place(self, await self._places.enter(member, ins), size)
-
-    def leave(self, pod: Pod) -> None:
-        """The place in this pod is free again."""
-        self._places.leave(pod)
+        pod = await self._pods.find_running(member, ins)
+        return OpenShell(self, pod, size, self._slots.take(member))
 
     async def run(self, pod: Pod, start: Start, size: Size | None, streams: Streams) -> Ended:
         """Run what `start` says, until it has ended."""
@@ -66,14 +63,16 @@ class Shells:
         )
 
 
-class Place:
-    """One member's, until it is closed."""
+class OpenShell:
+    """One member's slot, until it is closed."""
 
-    def __init__(self, shells: Shells, pod: Pod, size: Size | None) -> None:
+    def __init__(
+        self, shells: Shells, pod: Pod, size: Size | None, slot: contextlib.ExitStack
+    ) -> None:
         self._shells = shells
         self._pod = pod
         self._size = size
-        self._is_open = True
+        self._slot = slot
 
     async def run(self, start: Start, streams: Streams) -> Ended:
         """Run what `start` says, until it has ended."""
@@ -81,9 +80,7 @@ class Place:
 
     def close(self) -> None:
         """Give it back; a second time does nothing."""
-        if self._is_open:
-            self._is_open = False
-            self._shells.leave(self._pod)
+        self._slot.close()
 
 
 def _words(start: Start, *, is_shell: bool) -> Sequence[str]:

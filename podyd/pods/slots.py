@@ -1,39 +1,38 @@
-"""Places for what goes on for long in a pod: so many for each member, and so many in all."""
+"""Slots for what goes on for long: so many for each member, and so many in all."""
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 
 from podyd.base.errors import TooMany
 from podyd.model.member import Member
-from podyd.model.pod import Pod
-from podyd.pods.lifecycle import Pods, not_running
 
 
-class Places:
-    """Gives them to members, in pods of theirs; `what` says what they are for."""
+class Slots:
+    """Counts them; `what` says what they are for, after their number."""
 
-    def __init__(self, pods: Pods, *, own: int, all: int, what: str, code: str) -> None:
-        self._pods = pods
+    def __init__(self, *, own: int, all: int, what: str, code: str) -> None:
         self._own = own
         self._all = all
         self._what = what
         self._code = code
         self._taken: Counter[str] = Counter()
 
-    async def enter(self, member: Member, ins: str, *, also_stopped: bool = False) -> Pod:
-        """Take one. Raises NotFound, Conflict (the pod does not run) or TooMany."""
-        pod = await self._pods.find(member, ins)
-        if pod.status != "running" and not (also_stopped and pod.status == "stopped"):
-            raise not_running(ins, pod.status)
+    def take(self, member: Member) -> contextlib.ExitStack:
+        """Take one, and give it back by closing what is returned; a second time does nothing.
+
+        Raises TooMany.
+        """
         own = self._taken[member.name]
         if own >= self._own or self._taken.total() >= self._all:
             raise TooMany(f"{own} {self._what}.", retry_after=1, code=self._code)
         self._taken[member.name] += 1
-        return pod
+        slot = contextlib.ExitStack()
+        slot.callback(self._give_back, member.name)
+        return slot
 
-    def leave(self, pod: Pod) -> None:
-        """The place in this pod is free again."""
-        self._taken[pod.owner] -= 1
-        if not self._taken[pod.owner]:
-            del self._taken[pod.owner]
+    def _give_back(self, name: str) -> None:
+        self._taken[name] -= 1
+        if not self._taken[name]:
+            del self._taken[name]

@@ -60,7 +60,7 @@ from podyd.pods.lifecycle import Pods
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listeners
 from podyd.pods.logs import PodLogs
-from podyd.pods.shells import Place, Shells
+from podyd.pods.shells import OpenShell, Shells
 from podyd.pods.snapshots import Snapshots
 
 
@@ -187,14 +187,14 @@ class PodRoutes:
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 
     @serves(POD_EXEC_STREAM)
-    async def pod_exec_stream(self, call: Call) -> Place:
-        return await self._shells.place(call.caller, call.request.ins, None)
+    async def pod_exec_stream(self, call: Call) -> OpenShell:
+        return await self._shells.open(call.caller, call.request.ins, None)
 
     @serves(POD_SHELL)
-    async def pod_shell(self, call: Call) -> Place:
+    async def pod_shell(self, call: Call) -> OpenShell:
         request: Shell = call.request
         size = Size(request.rows, request.cols)
-        return await self._shells.place(call.caller, request.ins, size)
+        return await self._shells.open(call.caller, request.ins, size)
 
     @serves(POD_FILE)
     async def pod_file(self, call: Call) -> Kept[FileInfo] | Outgoing:

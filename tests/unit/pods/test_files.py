@@ -44,7 +44,7 @@ class Lxd:
     def end(self, ending: Any) -> None:
         self.dropped += 1
 
-    async def find(self, member: Member, ins: str) -> Any:
+    async def find_running(self, member: Member, ins: str) -> Any:
         return POD
 
 

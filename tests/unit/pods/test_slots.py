@@ -1,0 +1,52 @@
+"""So many at once for each, and so many for all."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import pytest
+
+from podyd.base.errors import TooMany
+from podyd.model.member import Member
+from podyd.pods.slots import Slots
+
+
+def named(name: str) -> Member:
+    return cast(Member, type("Named", (), {"name": name}))
+
+
+ANN, BOB, CAT = map(named, ("ann", "bob", "cat"))
+
+
+def slots() -> Slots:
+    return Slots(own=2, all=3, what="of yours are open; end one first", code="too_many_x")
+
+
+def test_each_has_so_many_and_no_more() -> None:
+    found = slots()
+    first, _ = found.take(ANN), found.take(ANN)
+    with pytest.raises(TooMany, match=r"^2 of yours are open; end one first\.$") as refused:
+        found.take(ANN)
+    assert (refused.value.code, refused.value.retry_after) == ("too_many_x", 1)
+    found.take(BOB)
+    with pytest.raises(TooMany, match=r"^0 of yours"):
+        found.take(CAT)
+    first.close()
+    found.take(CAT)
+
+
+def test_one_is_given_back_once() -> None:
+    found = slots()
+    first, _ = found.take(ANN), found.take(ANN)
+    first.close()
+    first.close()
+    found.take(ANN)
+    with pytest.raises(TooMany):
+        found.take(ANN)
+
+
+def test_nothing_is_kept_of_who_has_none() -> None:
+    found = slots()
+    with found.take(ANN), found.take(BOB):
+        assert set(found._taken) == {"ann", "bob"}
+    assert not found._taken
