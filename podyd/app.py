@@ -30,7 +30,7 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.contract.operation import Operation
 from podyd.engine.endings import Endings
-from podyd.engine.execution import Executor
+from podyd.engine.execution import LxdExecutor
 from podyd.engine.files import LxdFiles
 from podyd.engine.instances import LxdInstances
 from podyd.engine.profiles import LxdProfiles
@@ -181,7 +181,7 @@ def build(settings: Settings) -> App:
     gpus = Gpus(server, telemetry, identities)
     occupancy = Occupancy(attribution)
     endings = Endings(client, config.data_dir / "endings")
-    executor = Executor(client, cleaning, endings)
+    executor = LxdExecutor(client, cleaning, endings)
     allotment = Allotment(
         instances=instances,
         profiles=profiles,

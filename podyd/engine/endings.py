@@ -21,6 +21,7 @@ from pathlib import Path
 from podyd.base.errors import Missing, NotRunning, PodydError, Unavailable
 from podyd.base.tasks import came, together
 from podyd.engine.rest import LxdClient, bound, instance_path, uuid_of
+from podyd.engine.streams import Ending
 
 log = logging.getLogger(__name__)
 
@@ -34,18 +35,6 @@ MAX_DUE = 1000
 WIDTH = 8
 # In one instance, before others have their turn: its root can have each of them take RUN_SECONDS.
 ROUND_SECONDS = 60.0
-
-
-@dataclass(frozen=True)
-class Ending:
-    """A command that ends something; exit status 0 says that it is done.
-
-    `outlives_stop` if what it ends is still there after the instance was stopped.
-    """
-
-    instance: str
-    words: tuple[str, ...]
-    outlives_stop: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,148 +1,59 @@
-"""Running commands in instances: to their end, within a time, and with nothing left of them."""
+"""Running commands in LXD's instances: to their end, within a time, with nothing left of them.
+
+All commands take this one road, whoever is at the other end of their streams: it reads from the top
+of this file to its bottom. What runs in the instance is in wrapper.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import codecs
 import contextlib
-from array import array
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+import json
+import logging
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tornado.websocket import WebSocketClosedError
 
-from podyd.base.longtext import LongText
-from podyd.base.tasks import Tasks, seen
-from podyd.engine.endings import Ending, Endings
-from podyd.engine.rest import LxdClient
-from podyd.engine.session import STDERR, STDIN, STDOUT, Session
-from podyd.engine.streams import Streams
-from podyd.engine.talk import AtTerminal, Piped, Terminal
+from podyd.base.errors import Conflict, Missing, OutputLost, PodydError
+from podyd.base.tasks import Tasks, beside, seen, together
+from podyd.engine import wrapper
+from podyd.engine.endings import Endings, quietly
+from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.streams import (
+    STDERR,
+    STDIN,
+    STDOUT,
+    Afterwards,
+    Ending,
+    Exit,
+    Signal,
+    Size,
+    Streams,
+    Terminal,
+)
 from podyd.engine.websocket import Websocket
+from podyd.engine.wrapper import OOM_KILLED, MarkedStream
+
+log = logging.getLogger(__name__)
 
 # After the deadline: killing may take this long, and what the dying wrote may still arrive.
 KILL_TIMEOUT = 0.6
 DRAIN_TIMEOUT = 0.2
-# Eight bytes each; who changes from stdout to stderr more often than that has it not in order.
-MAX_TURNS = 16_384
-PIECE_BYTES = 16 * 1024
-
-Afterwards = Callable[[], Awaitable[None]]
-
-
-class Output:
-    """What came on both streams, in the order of arrival, up to `limit` bytes each.
-
-    The order is kept up to MAX_TURNS changes from one stream to the other; behind that comes the
-    rest of stdout, and then that of stderr.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        # One growing block each: thousands of small pieces would leave the heap full of holes.
-        self._bytes = {STDOUT: bytearray(), STDERR: bytearray()}
-        # Where each turn of a stream ends in its block; the streams take turns.
-        self._ends = array("Q")
-        self._first = self._last = ""
-        self.truncated = False
-
-    def add(self, stream: str, data: bytes) -> None:
-        block = self._bytes[stream]
-        kept = data[: max(0, self._limit - len(block))]
-        self.truncated = self.truncated or len(kept) < len(data)
-        if not kept or len(self._ends) > MAX_TURNS:
-            block += kept
-            return
-        block += kept
-        if stream == self._last:
-            self._ends[-1] = len(block)
-            return
-        self._first = self._first or stream
-        self._last = stream
-        self._ends.append(len(block))
-
-    @property
-    def stdout(self) -> LongText:
-        """Bytes that are not UTF-8 are replaced, here and below."""
-        return LongText(partial(self._text, STDOUT))
-
-    @property
-    def stderr(self) -> LongText:
-        return LongText(partial(self._text, STDERR))
-
-    @property
-    def log(self) -> LongText:
-        """Both interleaved."""
-        return LongText(self._interleaved)
-
-    def _text(self, stream: str) -> Iterator[str]:
-        decoder = _decoder()
-        yield from self._decoded(stream, decoder, 0, len(self._bytes[stream]))
-        yield decoder.decode(b"", final=True)
-
-    def _interleaved(self) -> Iterator[str]:
-        # A character may be cut by the other stream; it stands where it is complete.
-        decoders = {STDOUT: _decoder(), STDERR: _decoder()}
-        starts = {STDOUT: 0, STDERR: 0}
-        stream, other = (STDOUT, STDERR) if self._first == STDOUT else (STDERR, STDOUT)
-        # The last turn may not be its stream's last where there were too many.
-        for end in self._ends[:MAX_TURNS]:
-            yield from self._decoded(stream, decoders[stream], starts[stream], end)
-            starts[stream] = end
-            stream, other = other, stream
-        for stream, decoder in decoders.items():
-            end = len(self._bytes[stream])
-            yield from self._decoded(stream, decoder, starts[stream], end)
-            yield decoder.decode(b"", final=True)
-
-    def _decoded(
-        self, stream: str, decoder: codecs.IncrementalDecoder, start: int, end: int
-    ) -> Iterator[str]:
-        for begin in range(start, end, PIECE_BYTES):
-            yield decoder.decode(bytes(self._bytes[stream][begin : min(end, begin + PIECE_BYTES)]))
+# The leading `sh` was killed and wrote no mark: its last output may still be on its way.
+UNMARKED_GRACE = 0.5
+# LXD has read all that there is, and has to send it yet.
+SEND_SECONDS = 15.0
+# A mark is written at once; what has begun like one and does not go on so soon is output.
+HELD_SECONDS = 0.02
+# LXD says so when a terminal's leading process has ended and all it wrote is sent.
+LEAVE_SECONDS = 5.0
+# The exit code of one that a signal has killed is above this.
+SIGNALLED = 128
 
 
-def _decoder() -> codecs.IncrementalDecoder:
-    return codecs.getincrementaldecoder("utf-8")("replace")
-
-
-@dataclass(frozen=True)
-class Exit:
-    """How a command ended; `code` is None if time was up.
-
-    `oom_killed` if the kernel has killed something for memory meanwhile; see session.py.
-    """
-
-    code: int | None
-    oom_killed: bool
-
-
-@dataclass(frozen=True)
-class Finished:
-    """How a command ended, and what it wrote."""
-
-    exit: Exit
-    output: Output
-
-
-class _Collected(Session):
-    """A command whose output is kept until it ends."""
-
-    def __init__(self, client: LxdClient, instance: str, command: str, limit: int) -> None:
-        super().__init__(client, instance, ("/bin/bash", "-c", command))
-        self.output = Output(limit)
-
-    async def attend(self, control: Websocket, streams: Mapping[str, Websocket]) -> int | None:
-        with contextlib.suppress(WebSocketClosedError):  # The command may be over already.
-            await streams[STDIN].write_message("")  # LXD's sign for the end of stdin
-        return await self.read(control, {name: streams[name] for name in (STDOUT, STDERR)})
-
-    async def take(self, stream: str, data: bytes) -> None:
-        self.output.add(stream, data)
-
-
-class Executor:
+class LxdExecutor:
     """Runs commands; what has to be killed later is killed in `tasks`, or by `endings`."""
 
     def __init__(self, client: LxdClient, tasks: Tasks, endings: Endings) -> None:
@@ -150,57 +61,28 @@ class Executor:
         self._tasks = tasks
         self._endings = endings
 
-    async def run(self, instance: str, command: str, *, timeout: float, limit: int) -> Finished:
-        """Run `command` with `/bin/bash -c` as root, for `timeout` seconds at most; with `/bin/sh`
-        in a pod without bash.
-
-        `limit` is in bytes for stdout and for stderr; what is above is read and dropped. When
-        time is up, or when the caller is cancelled, all that the command started is killed; also
-        when LXD is lost meanwhile, then as soon as it answers again.
-        """
-        session = _Collected(self._client, instance, command, limit)
-        return Finished(await self._finish(session, timeout), session.output)
-
-    async def talk(
+    async def run(
         self,
         instance: str,
         words: Sequence[str],
-        line: Streams,
+        streams: Streams,
         *,
-        terminal: Terminal | None,
         timeout: float | None,
+        terminal: Terminal | None = None,
         then: Afterwards | None = None,
     ) -> Exit:
-        """Run a command as root with its streams on a line, with a terminal or without.
-
-        The end of time, or of the caller, is as in `run`; `then` is called once all of a command is
-        dead whose caller was cancelled.
-        """
-        talked: Session = (
-            Piped(self._client, instance, words, line)
-            if terminal is None
-            else AtTerminal(self._client, instance, words, line, terminal)
-        )
-        return await self._finish(talked, timeout, then)
-
-    def end(self, ending: Ending) -> None:
-        """End something in the background, now or when LXD answers again."""
-        self._tasks.spawn(self._endings.do(ending), "ending something")
-
-    async def _finish(
-        self, session: Session, timeout: float | None, then: Afterwards | None = None
-    ) -> Exit:
-        """Run a session to its end."""
-        work = asyncio.ensure_future(session.run())
+        """See Executor."""
+        command = Exec(self._client, instance, words, streams, terminal)
+        work = asyncio.ensure_future(command.run())
         work.add_done_callback(seen)
         is_cut_off = False
         killing: asyncio.Task[None] | None = None
         try:
             done, _ = await asyncio.wait({work}, timeout=timeout)
             if done:
-                return Exit(work.result(), session.oom_killed)
-            if session.may_run:  # Without its websockets LXD never starts the command.
-                killing = self._kill(session)
+                return work.result()
+            if command.may_run:  # Without its websockets LXD never starts the command.
+                killing = self._kill(command)
                 await asyncio.wait({killing}, timeout=KILL_TIMEOUT)
                 await asyncio.wait({work}, timeout=DRAIN_TIMEOUT)
             return Exit(None, oom_killed=False)
@@ -209,20 +91,285 @@ class Executor:
             raise
         finally:
             work.cancel()
-            if session.may_run and killing is None:
-                killing = self._kill(session)
-            parting = _part(session, killing, then if is_cut_off else None)
+            if command.may_run and killing is None:
+                killing = self._kill(command)
+            parting = _part(command, killing, then if is_cut_off else None)
             self._tasks.spawn(parting, "parting from a command")
 
-    def _kill(self, session: Session) -> asyncio.Task[None]:
-        return self._tasks.spawn(self._endings.do(session.killing), "killing a command")
+    def _kill(self, command: Exec) -> asyncio.Task[None]:
+        return self._tasks.spawn(self._endings.do(command.killing), "killing a command")
+
+    def end(self, ending: Ending) -> None:
+        """See Executor."""
+        self._tasks.spawn(self._endings.do(ending), "ending something")
 
 
-async def _part(
-    session: Session, killing: asyncio.Task[None] | None, then: Afterwards | None
-) -> None:
+async def _part(command: Exec, killing: asyncio.Task[None] | None, then: Afterwards | None) -> None:
     if killing is not None:
         await asyncio.wait({killing})
-    await session.leave()
+    await command.leave()
     if killing is not None and then is not None:
         await then()
+
+
+class Exec:
+    """One exec operation of LXD and its websockets."""
+
+    def __init__(
+        self,
+        client: LxdClient,
+        instance: str,
+        words: Sequence[str],
+        streams: Streams,
+        terminal: Terminal | None,
+    ) -> None:
+        self._client = client
+        self._instance = instance
+        self._words = words
+        self._streams = streams
+        self._terminal = terminal
+        self._nonce = secrets.token_hex(8)
+        self._sockets: list[Websocket] = []
+        self._has_begun = False
+        self._has_ended = False
+        # Whether output has come since it was last asked, and how much of it is not taken yet.
+        self._moved = False
+        self._taking = 0
+        self._path = ""
+        # As LXD says it, once it has read all output.
+        self._returned: int | None = None
+
+    @property
+    def may_run(self) -> bool:
+        """Whether the command may have begun, and its end is not known."""
+        return self._has_begun and not self._has_ended
+
+    @property
+    def killing(self) -> Ending:
+        """What kills all that the command has started."""
+        return Ending(self._instance, wrapper.killing(self._nonce))
+
+    async def run(self) -> Exit:
+        """Run the command to its end."""
+        control, sockets = await self._begin()
+        outputs = {STDOUT: sockets[STDIN]}  # A terminal has one, in both directions.
+        if self._terminal is None:
+            outputs = {stream: sockets[stream] for stream in (STDOUT, STDERR)}
+        code = await beside(
+            self._read(control, outputs), self._feed(sockets[STDIN]), self._obey(control)
+        )
+        if code is None:
+            return Exit(await self._unmarked_code(), oom_killed=False)
+        self._has_ended = True
+        return Exit(code % OOM_KILLED, oom_killed=bool(code & OOM_KILLED))
+
+    # --- Its beginning ---------------------------------------------------------------------------
+
+    async def _begin(self) -> tuple[Websocket, Mapping[int, Websocket]]:
+        """Have LXD start the command; its `control`, and a websocket for each stream."""
+        operation = await self._client.start(
+            instance_path(self._instance, "exec"),
+            {
+                "command": wrapper.wrapped(self._nonce, self._words),
+                "wait-for-websocket": True,
+                **_options(self._terminal),
+            },
+        )
+        # Nothing runs before the sockets are there: this is whom LXD has asked, or nobody.
+        await self._client.check(self._instance)
+        self._path = f"/1.0/operations/{operation['id']}"
+        secret = operation["metadata"]["fds"]
+        # Control comes first: the command starts as soon as all others are there, and LXD
+        # refuses a control that comes after the end of a short one.
+        control = await self._connect(secret["control"])
+        self._has_begun = True
+        streams = (STDIN, STDOUT, STDERR) if self._terminal is None else (STDIN,)
+        found = await together(
+            *(
+                self._connect(secret[str(stream)], answers_pings=stream == STDIN)
+                for stream in streams
+            )
+        )
+        return control, dict(zip(streams, found, strict=True))
+
+    async def _connect(self, secret: str, *, answers_pings: bool = True) -> Websocket:
+        socket = await self._client.websocket(
+            f"{self._path}/websocket", secret=secret, answers_pings=answers_pings
+        )
+        self._sockets.append(socket)
+        return socket
+
+    # --- What it is given ------------------------------------------------------------------------
+
+    async def _feed(self, stdin: Websocket) -> None:
+        # A command that is over, or has closed its stdin, reads no more.
+        with contextlib.suppress(WebSocketClosedError):
+            while (data := await self._streams.input()) is not None:
+                await stdin.write_message(data, binary=True)
+            if self._terminal is None:
+                await stdin.write_message("")  # LXD's sign for the end.
+            else:
+                await stdin.write_message(b"\4", binary=True)  # The key for it.
+
+    async def _obey(self, control: Websocket) -> None:
+        with contextlib.suppress(WebSocketClosedError):
+            while True:
+                wish = await self._streams.wish()
+                if isinstance(wish, Signal):
+                    await self._signal(wish)
+                elif self._terminal is not None:
+                    await control.write_message(_resized(wish))
+
+    async def _signal(self, wish: Signal) -> None:
+        try:
+            words = wrapper.signalling(self._nonce, wish.name)
+            await quietly(self._client, self._instance, words)
+        except PodydError as error:  # The pod has stopped this moment, or LXD is away.
+            log.info("a signal did not reach its command: %s", error)
+
+    # --- What it gives ---------------------------------------------------------------------------
+
+    async def _read(self, control: Websocket, outputs: Mapping[int, Websocket]) -> int | None:
+        """Take all output; the exit code, if there was a mark."""
+        ended = asyncio.ensure_future(_until_closed(control))
+        collected = asyncio.ensure_future(self._collect_all(outputs))
+        for task in (ended, collected):
+            task.add_done_callback(seen)
+        try:
+            either: set[asyncio.Future[Any]] = {collected, ended}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            await self._until_silent(collected, UNMARKED_GRACE)
+            if not collected.done():
+                # While LXD does not answer this either, it is only slow.
+                await self._ask_code()
+                has_read_all = self._returned is not None
+                grace = SEND_SECONDS if has_read_all else UNMARKED_GRACE
+                await self._until_silent(collected, grace)
+            return collected.result() if collected.done() else None
+        finally:
+            ended.cancel()
+            collected.cancel()
+
+    async def _until_silent(self, collected: asyncio.Future[Any], grace: float) -> None:
+        """Wait for the end of all output, or until none has come for so many seconds."""
+        self._moved = True
+        while not collected.done() and self._moved:
+            self._moved = self._taking > 0
+            await asyncio.wait({collected}, timeout=grace)
+
+    async def _collect_all(self, outputs: Mapping[int, Websocket]) -> int | None:
+        codes = await together(*(self._collect(*item) for item in outputs.items()))
+        marked = [code for code in codes if code is not None]
+        if 0 < len(marked) < len(codes):
+            raise self._lost(marked[0] % OOM_KILLED)
+        return marked[0] if marked else None
+
+    async def _collect(self, stream: int, socket: Websocket) -> int | None:
+        marked = MarkedStream(self._nonce)
+        while marked.exit_code is None:
+            message = await self._next(stream, socket, marked)
+            if message is None:
+                await self._give(stream, marked.rest())
+                break
+            if isinstance(message, bytes):  # An empty text message is LXD's sign of EOF.
+                self._moved = True
+                await self._give(stream, marked.feed(message))
+        return marked.exit_code
+
+    async def _next(
+        self, stream: int, socket: Websocket, marked: MarkedStream
+    ) -> str | bytes | None:
+        """The next message; what is held back does not wait for it long."""
+        if not marked.is_holding:
+            return await socket.read_message()
+        reading = asyncio.ensure_future(socket.read_message())
+        try:
+            if not (await asyncio.wait({reading}, timeout=HELD_SECONDS))[0]:
+                await self._give(stream, marked.rest())
+            return await reading
+        finally:
+            reading.cancel()
+
+    async def _give(self, stream: int, data: bytes) -> None:
+        self._taking += 1
+        try:
+            await self._streams.output(stream, data)
+        finally:
+            self._taking -= 1
+
+    # --- Its end ---------------------------------------------------------------------------------
+
+    async def _unmarked_code(self) -> int:
+        """The exit code where the mark is missing: the leading process was killed."""
+        if self._returned is None:
+            await self._ask_code()
+        code = self._returned
+        if code in (126, 127):
+            self._has_ended = True
+            raise Conflict(
+                "The pod has no /bin/sh that can be run, which all commands and files need.",
+                code="no_shell",
+            )
+        if code is None or code < 0:
+            raise Conflict(
+                "The command was cut off: the pod stopped, the shell that ran it was killed, or the"
+                " connection to LXD broke.",
+                code="exec_cut_off",
+            )
+        # At a terminal LXD may lose the mark alone, and who sits there sees what has come.
+        if code <= SIGNALLED and self._terminal is None:
+            raise self._lost(code)
+        return int(code)
+
+    async def _ask_code(self) -> None:
+        with contextlib.suppress(Missing):  # LXD forgets what is over after some seconds.
+            metadata = await self._client.get(self._path)
+            self._returned = (metadata["metadata"] or {}).get("return")
+
+    def _lost(self, code: int) -> OutputLost:
+        self._has_ended = True
+        return OutputLost(
+            f"The command has ended (exit code {code}), and LXD has lost some of what it wrote; run"
+            " it again if doing so twice does no harm.",
+            exit_code=code,
+        )
+
+    async def leave(self) -> None:
+        """Let go of a command that has ended."""
+        # If a terminal's socket is closed before LXD has read all, it now and then never ends its
+        # operation; and LXD does not close it first.
+        if self._terminal is not None and self._sockets:
+            with contextlib.suppress(asyncio.TimeoutError, WebSocketClosedError):
+                await self._sockets[-1].write_message(b"\n", binary=True)
+                await asyncio.wait_for(_until_read(self._sockets[-1]), LEAVE_SECONDS)
+        for socket in self._sockets:
+            socket.close()
+
+
+def _options(terminal: Terminal | None) -> Mapping[str, Any]:
+    """What LXD is told beside the command."""
+    if terminal is None:
+        return {"interactive": False}
+    return {
+        "interactive": True,
+        "width": terminal.size.cols,
+        "height": terminal.size.rows,
+        "environment": {"TERM": terminal.name},
+    }
+
+
+def _resized(size: Size) -> str:
+    arguments = {"width": str(size.cols), "height": str(size.rows)}
+    return json.dumps({"command": "window-resize", "args": arguments})
+
+
+async def _until_closed(socket: Websocket) -> None:
+    """Read and drop what comes."""
+    while await socket.read_message() is not None:
+        pass
+
+
+async def _until_read(terminal: Websocket) -> None:
+    """Drop what comes, up to LXD's sign that there is no more: an empty text."""
+    while await terminal.read_message() not in (None, ""):
+        pass

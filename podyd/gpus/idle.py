@@ -10,7 +10,8 @@ from podyd.base.clock import now
 from podyd.base.errors import PodydError
 from podyd.config.current import Settings
 from podyd.config.schema import IdleConfig
-from podyd.engine.execution import Executor
+from podyd.engine.collected import Collected
+from podyd.engine.streams import Executor, bash
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.inventory import Card
 from podyd.gpus.leases import Lease
@@ -114,6 +115,8 @@ class IdleLeases:
             return
         command = _TELL.format(text=shlex.quote(text))
         try:
-            await self._executor.run(lease.pod.name, command, timeout=TELL_SECONDS, limit=1024)
+            await self._executor.run(
+                lease.pod.name, bash(command), Collected(1024), timeout=TELL_SECONDS
+            )
         except PodydError as error:
             log.warning("%s could not be told: %s", lease.pod.name, error)

@@ -19,8 +19,8 @@ from podyd.base.errors import (
 )
 from podyd.contract.operation import Log
 from podyd.contract.pods import DeleteFile
-from podyd.engine.execution import Executor
 from podyd.engine.interface import Files
+from podyd.engine.streams import Executor
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.files import Pipe
@@ -91,7 +91,7 @@ class Deletions:
     async def _inside(self, pod: Pod, path: str, *, recursive: bool) -> None:
         pipe = Pipe()
         words = ("/bin/sh", "-c", _DELETE, "podyd", path, "1" if recursive else "")
-        done = await self._executor.talk(pod.name, words, pipe, terminal=None, timeout=SECONDS)
+        done = await self._executor.run(pod.name, words, pipe, timeout=SECONDS)
         code = done.code
         if code is None:
             raise _unfinished()

@@ -27,9 +27,10 @@ from weakref import WeakValueDictionary
 from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
-from podyd.engine.execution import Executor
+from podyd.engine.collected import Collected
 from podyd.engine.interface import Instances, Profiles
 from podyd.engine.rest import LxdClient
+from podyd.engine.streams import Executor, bash
 from podyd.engine.types import Devices, Instance, Profile, State, named, root_of
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod, pods_of
@@ -293,8 +294,8 @@ class Disks:
     async def _has_room(self, name: str, count: int) -> bool:
         """Whether so many bytes more fit onto a running pod's disk."""
         command = _PROBE.format(nonce=secrets.token_hex(8), count=count)
-        done = await self._executor.run(name, command, timeout=PROBE_SECONDS, limit=1024)
-        return done.exit.code == 0
+        done = await self._executor.run(name, bash(command), Collected(1024), timeout=PROBE_SECONDS)
+        return done.code == 0
 
     # --- What is used -----------------------------------------------------------------------------
 
@@ -328,8 +329,9 @@ class Disks:
                 code="pod_not_running",
                 status=pod.status,
             )
-        done = await self._executor.run(pod.name, "du -skx /", timeout=LOOK_SECONDS, limit=1024)
-        kib = str(done.output.stdout).partition("\t")[0]
+        output = Collected(1024)
+        await self._executor.run(pod.name, bash("du -skx /"), output, timeout=LOOK_SECONDS)
+        kib = str(output.stdout).partition("\t")[0]
         # Its own errors are of files that went away meanwhile.
         if not (kib.isascii() and kib.isdecimal()):
             raise Conflict(

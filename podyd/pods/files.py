@@ -28,9 +28,7 @@ from podyd.base.longtext import Kept
 from podyd.base.tasks import beside, seen
 from podyd.contract.operation import Log
 from podyd.contract.pods import Entry, FileInfo, FileType, OneFile, PutFile
-from podyd.engine.endings import Ending
-from podyd.engine.execution import Afterwards, Executor
-from podyd.engine.streams import STDOUT, Wish, no_wish
+from podyd.engine.streams import STDOUT, Afterwards, Ending, Executor, Wish, no_wish
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.disks import full
@@ -229,8 +227,8 @@ class Transfers:
     ) -> int:
         """Run a script in a pod; its exit status. Raises TimedOut if nothing goes on for long."""
         command = ("/bin/sh", "-c", script, "podyd", *words)
-        talk = self._executor.talk(pod.name, command, pipe, terminal=None, timeout=None, then=then)
-        end = await beside(talk, pipe.watch())
+        running = self._executor.run(pod.name, command, pipe, timeout=None, then=then)
+        end = await beside(running, pipe.watch())
         assert end.code is not None
         if end.code == _MISSING:
             program = pipe.complaint if re.fullmatch("[a-z]{1,20}", pipe.complaint) else "a program"

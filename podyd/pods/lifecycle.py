@@ -43,9 +43,10 @@ from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
 from podyd.contract.pods import ExecResult, PodInfo, PodSummary
-from podyd.engine.execution import Executor, Exit
+from podyd.engine.collected import Collected
 from podyd.engine.interface import Files, Instances, Profiles, Snapshots
 from podyd.engine.rest import uuid_of
+from podyd.engine.streams import Executor, Exit, bash
 from podyd.engine.types import (
     CopyOf,
     Devices,
@@ -622,24 +623,25 @@ class Pods:
     async def run(
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
     ) -> Kept[ExecResult]:
-        """`exec` without its bounds; `limit` in bytes, as of Executor.run."""
+        """`exec` without its bounds; `limit` in bytes for each of stdout and stderr."""
         pod = await self.find_running(member, ins)
         with self._execs.take(member) as slot:
             started = time.monotonic()
-            done = await self._executor.run(pod.name, command, timeout=timeout, limit=limit)
+            output = Collected(limit)
+            end = await self._executor.run(pod.name, bash(command), output, timeout=timeout)
             seconds = time.monotonic() - started
-            code = done.exit.code
-            self._executed(seconds, timed_out=code is None)
+            timed_out = end.code is None
+            self._executed(seconds, timed_out=timed_out)
             result = ExecResult(
-                exit_code=-1 if code is None else code,
-                log=done.output.log,
-                stdout=done.output.stdout,
-                stderr=done.output.stderr,
-                timed_out=code is None,
-                truncated=done.output.truncated,
+                exit_code=-1 if end.code is None else end.code,
+                log=output.log,
+                stdout=output.stdout,
+                stderr=output.stderr,
+                timed_out=timed_out,
+                truncated=output.truncated,
                 seconds=round(seconds, 3),
-                oom_killed=done.exit.oom_killed,
-                memory_limit=await self.limit_reached(pod, done.exit),
+                oom_killed=end.oom_killed,
+                memory_limit=await self.limit_reached(pod, end),
             )
             return Kept(result, slot.pop_all().close)
 

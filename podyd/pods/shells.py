@@ -8,9 +8,7 @@ from collections.abc import Sequence
 
 from podyd.base.errors import BadRequest
 from podyd.contract.pods import Ended, Start
-from podyd.engine.execution import Executor
-from podyd.engine.streams import Size, Streams
-from podyd.engine.talk import Terminal
+from podyd.engine.streams import Executor, Size, Streams, Terminal
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.lifecycle import Executed, Pods
@@ -45,7 +43,7 @@ class Shells:
     async def run(self, pod: Pod, start: Start, size: Size | None, streams: Streams) -> Ended:
         """Run what `start` says, until it has ended."""
         began = time.monotonic()
-        end = await self._executor.talk(
+        end = await self._executor.run(
             pod.name,
             _words(start, is_shell=size is not None),
             streams,

@@ -14,10 +14,11 @@ import pytest
 from podyd.base.errors import Gone, NotRunning, PodydError, TimedOut, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.engine import endings
-from podyd.engine.endings import Ending, Endings
-from podyd.engine.execution import Executor
+from podyd.engine.collected import Collected
+from podyd.engine.endings import Endings
+from podyd.engine.execution import LxdExecutor
 from podyd.engine.rest import LxdClient, bound, uuid_of
-from podyd.engine.session import STDOUT
+from podyd.engine.streams import STDERR, STDOUT, Ending, bash
 
 KILL = Ending("ann-main", ("kill", "n"))
 DROP = Ending("ann-main", ("drop", "f"), outlives_stop=True)
@@ -227,10 +228,10 @@ def execute(lxd: Lxd, directory: Path, timeout: float) -> list[str]:
 
     async def play() -> None:
         tasks, found = Tasks(), made(lxd, directory)
-        executor = Executor(cast(LxdClient, lxd), tasks, found)
+        executor = LxdExecutor(cast(LxdClient, lxd), tasks, found)
         async with running(found):
             with contextlib.suppress(Unavailable):
-                await executor.run("ann-main", "true", timeout=timeout, limit=9)
+                await executor.run("ann-main", bash("true"), Collected(9), timeout=timeout)
             await tasks.finish(5)
             await until(lambda: not left(directory))
 
@@ -253,7 +254,7 @@ def test_a_command_that_has_ended_is_not_killed(tmp_path: Path) -> None:
     class Ending(Lxd):
         async def websocket(self, path: str, *, secret: str, answers_pings: bool = True) -> Socket:
             mark = f"\0podyd-{self.nonce}:0;".encode()
-            given: Sequence[bytes] = [mark] if secret >= STDOUT and secret != "control" else []
+            given: Sequence[bytes] = [mark] if secret in (str(STDOUT), str(STDERR)) else []
             return Socket(*given, ends=secret == "control")
 
     assert execute(Ending(0), tmp_path, timeout=60) == []

@@ -10,13 +10,16 @@ import pytest
 
 from podyd.base.errors import Conflict, Missing, OutputLost, PodydError
 from podyd.base.tasks import Tasks
-from podyd.engine import session
+from podyd.engine import execution
+from podyd.engine.collected import Collected
 from podyd.engine.endings import Endings
-from podyd.engine.execution import Executor, Finished
+from podyd.engine.execution import LxdExecutor
 from podyd.engine.rest import LxdClient
-from podyd.engine.session import STDERR, STDIN, STDOUT
+from podyd.engine.streams import Exit, bash
 
 OUTPUT = b"kept\n"
+# As LXD calls them.
+STDIN, STDOUT, STDERR = "0", "1", "2"
 MARK, CUT = "mark", "cut"
 
 
@@ -83,22 +86,24 @@ class Lxd:
 def ran(tmp_path: Path, lxd: Lxd) -> tuple[int | None, str]:
     """What is answered of a command; the code of the error, if that is what it comes to."""
 
-    async def run() -> Finished:
+    output = Collected(1000)
+
+    async def run() -> Exit:
         tasks = Tasks()
         client = cast(LxdClient, lxd)
-        executor = Executor(client, tasks, Endings(client, tmp_path / "endings"))
+        executor = LxdExecutor(client, tasks, Endings(client, tmp_path / "endings"))
         try:
-            return await executor.run("a", "cat kept", timeout=20, limit=1000)
+            return await executor.run("a", bash("cat kept"), output, timeout=20)
         finally:
             await tasks.finish(5)
 
     done = asyncio.run(run())
-    return done.exit.code, str(done.output.stdout)
+    return done.code, str(output.stdout)
 
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "UNMARKED_GRACE", 0.01)
+    monkeypatch.setattr(execution, "UNMARKED_GRACE", 0.01)
 
 
 @pytest.mark.parametrize("code", [0, 3, 137])

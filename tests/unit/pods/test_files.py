@@ -11,8 +11,7 @@ import pytest
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import Kept
 from podyd.contract.pods import FileInfo, OneFile, PutFile
-from podyd.engine.execution import Executor, Exit
-from podyd.engine.streams import STDERR, STDOUT
+from podyd.engine.streams import STDERR, STDOUT, Executor, Exit
 from podyd.model.member import Member
 from podyd.pods import files as transfers
 from podyd.pods.files import MAX_ENTRIES, MAX_HEAD_BYTES, Outgoing, Pipe, Transfers
@@ -34,7 +33,7 @@ class Lxd:
         self.running = 0
         self.dropped = 0
 
-    async def talk(self, name: str, words: Any, pipe: Pipe, **options: Any) -> Exit:
+    async def run(self, name: str, words: Any, pipe: Pipe, **options: Any) -> Exit:
         self.running += 1
         try:
             return Exit(await self._script(pipe), oom_killed=False)

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 import pytest
 
 from podyd.base.longtext import LongText, json_pieces
-from podyd.engine.execution import MAX_TURNS, Output
-from podyd.engine.session import STDERR, STDOUT
+from podyd.engine.collected import MAX_TURNS, Collected
+from podyd.engine.streams import STDERR, STDOUT
 
 
-def kept(limit: int, *pieces: tuple[str, bytes]) -> Output:
-    output = Output(limit)
+def kept(limit: int, *pieces: tuple[int, bytes]) -> Collected:
+    output = Collected(limit)
     for stream, data in pieces:
         output.add(stream, data)
     return output
 
 
-def texts(output: Output) -> tuple[str, str, str]:
+def texts(output: Collected) -> tuple[str, str, str]:
     return str(output.stdout), str(output.stderr), str(output.log)
 
 
@@ -45,7 +45,7 @@ def test_no_limit_spoils_what_is_kept(limit: int) -> None:
 def test_streams_that_change_all_the_time_cost_little_more_than_their_bytes() -> None:
     count = 10 * MAX_TURNS
     tracemalloc.start()
-    output = Output(count)
+    output = Collected(count)
     for _ in range(count):
         output.add(STDOUT, b"o")
         output.add(STDERR, b"e")

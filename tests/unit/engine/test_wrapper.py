@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from podyd.engine import session
-from podyd.engine.session import MarkedStream
+from podyd.engine import wrapper
+from podyd.engine.wrapper import MarkedStream
 
 
 def test_what_is_held_is_given_once() -> None:
@@ -90,7 +90,7 @@ def pod(tmp_path: Path) -> Path:
 
 
 def script_in(pod: Path) -> str:
-    script = session._RUN.replace("/sys/fs/cgroup", f"{pod}/cgroup")
+    script = wrapper._RUN.replace("/sys/fs/cgroup", f"{pod}/cgroup")
     return script.replace("/proc/self/cgroup", f"{pod}/self")
 
 
@@ -121,7 +121,7 @@ def test_what_the_kernel_has_killed_for_memory_is_counted(pod: Path, counter: st
     assert run(pod, write.format(before)) == 5
     # The box is another one for each command.
     subprocess.run(["rm", "-rf", str(pod / "cgroup/podyd-n")], check=True)
-    assert run(pod, write.format(before + 1)) == 5 + session.OOM_KILLED
+    assert run(pod, write.format(before + 1)) == 5 + wrapper.OOM_KILLED
 
 
 def test_where_nothing_is_counted_nothing_is_said(pod: Path) -> None:
