@@ -69,7 +69,10 @@ from podyd.pods.mounts import Mounts
 from podyd.pods.shells import Shells
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
-from podyd.store.database import CardStore, Database, TokenStore, UsageStore
+from podyd.store.cards import CardStore
+from podyd.store.database import Database
+from podyd.store.tokens import TokenStore
+from podyd.store.usage import UsageStore
 
 # At the end, what cleaning commands, removes half-made pods and writes may take so long.
 KILL_SECONDS = 3.0

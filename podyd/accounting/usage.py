@@ -21,7 +21,7 @@ from podyd.config.current import Settings
 from podyd.engine.types import CpuTime, Instance
 from podyd.gpus.attribution import Attributed
 from podyd.model.pod import pods_of
-from podyd.store.database import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
+from podyd.store.usage import COARSE_SECONDS, FINE_SECONDS, Bucket, Counter, Kind, UsageStore
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,8 @@ from podyd.engine.types import Devices, PciCard, Profile, is_set
 from podyd.model.gpu import CardChoice
 from podyd.node.samples import Sample, sysfs_address
 from podyd.node.telemetry import Telemetry
-from podyd.store.database import RETRY_SECONDS, CardStore
+from podyd.store.cards import CardStore
+from podyd.store.database import RETRY_SECONDS
 
 NVIDIA_VENDOR_ID = "10de"
 # Cards do not come and go; LXD takes 28 ms to look.

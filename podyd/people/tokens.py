@@ -11,7 +11,7 @@ from podyd.auth.client import Account
 from podyd.base.errors import Forbidden, NotFound, Unauthorized
 from podyd.config.current import Settings
 from podyd.model.token import Token, TokenScope
-from podyd.store.database import TokenStore
+from podyd.store.tokens import TokenStore
 
 # So that people, and programs that look for leaked secrets, know one when they see it.
 PREFIX = "podyd_"

@@ -1,1 +1,1 @@
-"""podyd's own database."""
+"""podyd's own database; the only importer of sqlite3."""

@@ -20,7 +20,8 @@ from podyd.engine.types import CpuTime, Instance
 from podyd.gpus.attribution import Attribution
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import Telemetry
-from podyd.store.database import Bucket, Database, UsageStore
+from podyd.store.database import Database
+from podyd.store.usage import Bucket, UsageStore
 
 # At the beginning of an hour.
 START = 1_800_000_000.0

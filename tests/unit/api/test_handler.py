@@ -34,7 +34,8 @@ from podyd.people.login import Users
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
-from podyd.store.database import Database, TokenStore
+from podyd.store.database import Database
+from podyd.store.tokens import TokenStore
 
 CRASHING = Operation(
     "/crash", ("GET",), HelpOf, str, "Crashes.", proof=Proof.READS, access=Access.OPEN

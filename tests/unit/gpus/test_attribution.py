@@ -17,7 +17,8 @@ from podyd.gpus.report import Host
 from podyd.node.procs import InstanceCgroup, Process, Reader
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.node.telemetry import Telemetry
-from podyd.store.database import Database, UsageStore
+from podyd.store.database import Database
+from podyd.store.usage import UsageStore
 from tests.unit.accounting.test_usage import instance
 
 PCI = "0000:41:00.0"

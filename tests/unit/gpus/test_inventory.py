@@ -16,7 +16,8 @@ from podyd.engine.types import Profile
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
 from podyd.node.samples import Gpu, Sample
 from podyd.node.telemetry import Telemetry
-from podyd.store.database import CardStore, Database
+from podyd.store.cards import CardStore
+from podyd.store.database import Database
 
 CARDS = (
     Card(0, "0000:41:00.0", "GPU-a"),

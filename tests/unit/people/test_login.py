@@ -18,7 +18,8 @@ from podyd.node.sockdiag import End
 from podyd.people.login import Login, Users
 from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
-from podyd.store.database import Database, TokenStore
+from podyd.store.database import Database
+from podyd.store.tokens import TokenStore
 
 ALICE = Account("alice", 1000, 1000, frozenset(), "mark")
 PASSWORD = "password"

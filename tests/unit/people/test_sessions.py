@@ -18,7 +18,8 @@ from podyd.people.login import Login, Users
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
-from podyd.store.database import Database, TokenStore
+from podyd.store.database import Database
+from podyd.store.tokens import TokenStore
 from tests.unit.people.test_login import HERE
 
 ALICE = Account("alice", 1000, 1000, frozenset({"lab"}), "mark")

@@ -21,7 +21,8 @@ from podyd.contract.table import OPERATIONS
 from podyd.contract.users import USER_CH_PASSWD, USER_TOKEN
 from podyd.model.token import Token
 from podyd.people.tokens import is_token
-from podyd.store.database import SCHEMA, Database, TokenStore
+from podyd.store.database import SCHEMA, Database
+from podyd.store.tokens import TokenStore
 
 SECRET = "podyd_" + "aB3-_" * 8 + "xyz"
 TOKEN = Token("0" * 16, "alice", 1000, "mark", "laptop", "all", 100.0, 200.0)

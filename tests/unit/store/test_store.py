@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import Unavailable
-from podyd.store.database import MAX_WAITING, SCHEMA, Bucket, Database, UsageStore
+from podyd.store.database import MAX_WAITING, SCHEMA, Database
+from podyd.store.usage import Bucket, UsageStore
 
 BUCKET = Bucket("gpu", 10, 1_000_000, "alice")
 Play = Callable[[Database], Coroutine[Any, Any, None]]
