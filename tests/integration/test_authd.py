@@ -24,8 +24,9 @@ from typing import Any
 import pytest
 
 from podyd.auth import client as authclient
-from podyd.auth import pam
+from podyd.auth import pam, policy, protocol
 from podyd.auth import server as authd
+from podyd.auth.accounts import NOBODY_UID, find
 from tests.integration.harness import PASSWORD, ROOT, Accounts, run, wait_until
 
 PAM_FILE = ROOT / "podyd/data/pam.d-podyd"
@@ -246,13 +247,13 @@ def test_system_accounts_are_denied_with_the_right_password(
 
 def test_system_accounts_are_not_shown_to_pam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pam, "authenticate", lambda *_: pytest.fail("PAM was asked about root"))
-    settings = authd.Settings(SERVICE, frozenset(), 1, 1.0, 1000)
-    assert authd._judge(authd.Login("root", "x"), settings).error is authd.Error.DENIED
+    settings = policy.Settings(SERVICE, frozenset(), 1, 1.0, 1000)
+    assert policy.judge(protocol.Login("root", "x"), settings).error is protocol.Error.DENIED
 
 
 def test_root_is_nobody_even_where_system_accounts_may_log_in() -> None:
-    assert authd._find("daemon", min_uid=0) is not None
-    assert authd._find("root", min_uid=0) is None
+    assert find("daemon", min_uid=0) is not None
+    assert find("root", min_uid=0) is None
 
 
 @pytest.mark.alone
@@ -540,7 +541,7 @@ def test_weak_new_password_is_refused_with_the_reason(auth: Running, member: str
         b'{"op": "login", "user": "x"}\n',
         b'{"op": "login", "user": "x", "password": 1}\n',
         b'{"op": "ping"}\n{"op": "ping"}\n',
-        b'{"op": "account", "user": "' + b"x" * authd.REQUEST_MAX_BYTES + b'"}\n',
+        b'{"op": "account", "user": "' + b"x" * protocol.REQUEST_MAX_BYTES + b'"}\n',
     ],
 )
 def test_unreadable_requests_are_invalid(auth: Running, line: bytes) -> None:
@@ -579,8 +580,8 @@ def test_log_has_users_and_outcomes_and_no_passwords(auth: Running, member: str)
 
 
 def test_passwords_are_not_in_a_repr() -> None:
-    assert "secret" not in repr(authd.Login("u", "secret"))
-    assert "secret" not in repr(authd.Passwd("u", "secret", "secret"))
+    assert "secret" not in repr(protocol.Login("u", "secret"))
+    assert "secret" not in repr(protocol.Passwd("u", "secret", "secret"))
 
 
 def test_missing_service_file_is_unavailable(directory: Path, member: str) -> None:
@@ -611,12 +612,12 @@ def ping_as(uid: int, path: Path) -> Reply:
 
 def test_only_allowed_peers_may_ask(directory: Path) -> None:
     with helper(directory, socket_mode=0o666) as running:
-        assert ping_as(authd.NOBODY_UID, running.path) == {"error": "forbidden"}
+        assert ping_as(NOBODY_UID, running.path) == {"error": "forbidden"}
         assert running.ask("ping") == {"ok": True}
 
 
 def test_socket_belongs_to_the_peer_alone(directory: Path) -> None:
-    uid = authd.NOBODY_UID
+    uid = NOBODY_UID
     with helper(directory, socket_owner=uid, allowed_uids=frozenset({uid})) as running:
         status = running.path.stat()
         assert (status.st_uid, stat.S_IMODE(status.st_mode)) == (uid, 0o600)

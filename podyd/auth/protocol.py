@@ -1,0 +1,169 @@
+"""What `podyd auth` is asked and answers: one JSON line in, one JSON line out.
+
+Requests and their answers (`ACCOUNT` is {name, uid, gid, groups, home, shell}):
+
+    {"op": "ping"}                                    {"ok": true}
+    {"op": "login", "user", "password", "remote"}     {"ok": true, "account": ACCOUNT, "mark"}
+    {"op": "passwd", "user", "old", "new"}            {"ok": true}
+    {"op": "account", "user", "remote"}               {"ok": true, "account": ACCOUNT, "mark"}
+    {"op": "accounts"}                                {"ok": true, "accounts": [ACCOUNT, ...]}
+
+or {"error": WORD}, with a sentence in `reason` where the user may read one; the words are in Error.
+"expired" lets nobody in, but comes with `account` and `mark`: whom a `passwd` would be for. `mark`
+is another one with each new password, and absent where this host does not keep the password.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import socket
+import time
+from dataclasses import MISSING, asdict, dataclass, field, fields
+
+REQUEST_MAX_BYTES = 16 * 1024
+REQUEST_TIMEOUT_S = 5.0
+
+
+class Error(enum.Enum):
+    """Why a request was not done."""
+
+    DENIED = "denied"  # wrong password, unknown user, system account
+    REFUSED = "refused"  # the password is right, but the account may not
+    EXPIRED = "expired"  # the same until `passwd` has changed it
+    WEAK = "weak"  # the new password breaks a rule; nothing was changed
+    INVALID = "invalid"  # the request itself is wrong; nothing was done
+    UNAVAILABLE = "unavailable"  # PAM could not be asked, or took too long
+    BUSY = "busy"  # as many children as allowed are at work
+    FORBIDDEN = "forbidden"  # this peer may not ask
+
+
+@dataclass(frozen=True)
+class Account:
+    """A Linux account, as NSS has it; `groups` are names, sorted, the primary one included."""
+
+    name: str
+    uid: int
+    gid: int
+    groups: tuple[str, ...]
+    home: str
+    shell: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What goes back; without an error it is a success."""
+
+    error: Error | None = None
+    reason: str = ""
+    account: Account | None = None
+    accounts: tuple[Account, ...] | None = None
+    mark: str = ""
+
+    def to_line(self) -> bytes:
+        """The answer on the wire."""
+        body: dict[str, object] = {"error": self.error.value} if self.error else {"ok": True}
+        if self.reason:
+            body["reason"] = self.reason
+        if self.account is not None:
+            body["account"] = asdict(self.account)
+        if self.accounts is not None:
+            body["accounts"] = [asdict(account) for account in self.accounts]
+        if self.mark:
+            body["mark"] = self.mark
+        return json.dumps(body).encode() + b"\n"
+
+
+@dataclass(frozen=True)
+class Login:
+    """Is this the password, and may this account log in now?"""
+
+    user: str
+    password: str = field(repr=False)
+    remote: str = ""
+
+
+@dataclass(frozen=True)
+class Passwd:
+    """Change a password, proven by the old one."""
+
+    user: str
+    old: str = field(repr=False)
+    new: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class OneAccount:
+    """May this account log in now, whoever asks? It proves nothing."""
+
+    user: str
+    remote: str = ""
+
+
+@dataclass(frozen=True)
+class AllAccounts:
+    """Every account that could log in."""
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Is anybody there?"""
+
+
+Request = Login | Passwd | OneAccount | AllAccounts | Ping
+
+_OPERATIONS: dict[object, type[Request]] = {
+    "login": Login,
+    "passwd": Passwd,
+    "account": OneAccount,
+    "accounts": AllAccounts,
+    "ping": Ping,
+}
+
+
+class RequestError(ValueError):
+    """A request that cannot be read; the text never repeats what was sent."""
+
+
+def read_line(connection: socket.socket) -> bytes:
+    """A request, within REQUEST_TIMEOUT_S. Raises RequestError."""
+    end = time.monotonic() + REQUEST_TIMEOUT_S
+    received = b""
+    while b"\n" not in received:
+        if len(received) > REQUEST_MAX_BYTES:
+            raise RequestError(f"A request has at most {REQUEST_MAX_BYTES} bytes.")
+        connection.settimeout(max(0.001, end - time.monotonic()))
+        try:
+            part = connection.recv(REQUEST_MAX_BYTES + 1)
+        except TimeoutError as error:
+            raise RequestError(f"No request within {REQUEST_TIMEOUT_S:g} seconds.") from error
+        except ConnectionError as error:
+            raise RequestError("The connection broke.") from error
+        if not part:
+            raise RequestError("A request is one line.")
+        received += part
+    line, rest = received.split(b"\n", 1)
+    if rest or len(line) > REQUEST_MAX_BYTES:
+        raise RequestError(f"A request is one line of at most {REQUEST_MAX_BYTES} bytes.")
+    return line
+
+
+def parse(line: bytes) -> Request:
+    """Raises RequestError."""
+    try:
+        body = json.loads(line)
+    except (ValueError, RecursionError):
+        # Without `from`: the JSON error holds the request.
+        raise RequestError("The request is not JSON.") from None
+    if not isinstance(body, dict):
+        raise RequestError("The request is not an object.")
+    op = body.pop("op", None)
+    kind = _OPERATIONS.get(op) if isinstance(op, str) else None
+    if kind is None:
+        raise RequestError(f"`op` is one of {', '.join(map(str, _OPERATIONS))}.")
+    known = {item.name for item in fields(kind)}
+    needed = {item.name for item in fields(kind) if item.default is MISSING}
+    texts = {name: value for name, value in body.items() if isinstance(value, str)}
+    if len(texts) != len(body) or not needed <= set(texts) <= known:
+        raise RequestError(f"`{op}` takes these, all texts: {', '.join(sorted(known)) or '-'}.")
+    return kind(**texts)
