@@ -12,23 +12,21 @@ from tornado.web import Application
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.usage import Usage
 from podyd.api.address import client_address
+from podyd.api.application import application
 from podyd.api.binding import bound
-from podyd.api.files import Download, Upload
-from podyd.api.handler import Endpoint, NoRoute, Requests, request_log
+from podyd.api.handler import Requests
 from podyd.api.routes.gpus import GpuRoutes
 from podyd.api.routes.host import HostRoutes
 from podyd.api.routes.images import ImageRoutes
-from podyd.api.routes.meta import MetaRoutes, suggestion
+from podyd.api.routes.meta import MetaRoutes
 from podyd.api.routes.pods import PodRoutes
 from podyd.api.routes.stats import StatRoutes
 from podyd.api.routes.users import UserRoutes
-from podyd.api.socket import Socket
 from podyd.auth.client import AuthClient
 from podyd.base.errors import NotSetUp
 from podyd.base.tasks import Tasks
 from podyd.config.current import Settings
 from podyd.config.schema import Config
-from podyd.contract.operation import Operation
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
 from podyd.engine.files import LxdFiles
@@ -275,27 +273,15 @@ def build(settings: Settings) -> App:
     def address_of(request: HTTPServerRequest) -> str:
         return client_address(request, settings.current.proxies)
 
-    shared = {
-        "users": users,
-        "requests": requests,
-        "sessions": sessions,
-        "address_of": address_of,
-    }
-    application = Application(
-        [
-            (
-                operation.path.replace(".", r"\."),
-                _handler(operation),
-                {"operation": operation, "bound": call, **shared},
-            )
-            for operation, call in calls.items()
-        ],
-        default_handler_class=NoRoute,
-        default_handler_args={"suggest": suggestion, "address_of": address_of},
-        log_function=request_log(metrics),
-    )
     return App(
-        application=application,
+        application=application(
+            calls,
+            users=users,
+            requests=requests,
+            sessions=sessions,
+            address_of=address_of,
+            metrics=metrics,
+        ),
         client=client,
         instances=instances,
         cgroups=cgroups,
@@ -318,14 +304,6 @@ def build(settings: Settings) -> App:
         requests=requests,
         sessions=sessions,
     )
-
-
-def _handler(operation: Operation) -> type[Endpoint]:
-    if operation.websocket:
-        return Socket
-    if operation.streamed is None:
-        return Endpoint
-    return Download if operation.streamed == "answer" else Upload
 
 
 def _credentials(config: Config) -> Credentials:

@@ -1,25 +1,37 @@
-"""Between an operation of the API table and the one call that it makes."""
+"""Between an operation of the API table and the one call that it makes.
+
+A method says with `serves` which operations call it, and mypy holds it to what they take and give:
+
+    @serves(POD_EXEC)
+    async def pod_exec(self, call: Call[Exec]) -> Kept[ExecResult]: ...
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
-from podyd.contract.operation import Operation
+from podyd.base.longtext import Kept
+from podyd.contract.answers import FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.operation import AnyOperation, Operation
+from podyd.contract.pods import Ended, Start
 from podyd.contract.table import OPERATIONS
+from podyd.engine.streams import Streams
 from podyd.model.member import Member
 from podyd.people.login import Login
 
+R = TypeVar("R")
 A = TypeVar("A")
-M = TypeVar("M", bound=Callable[..., Any])
+S = TypeVar("S")
+A_co = TypeVar("A_co", covariant=True)
 
 
 @dataclass(frozen=True)
-class Call:
+class Call(Generic[R]):
     """What an operation is called with; `password` is the caller's, if they logged in with it."""
 
-    request: Any
+    request: R
     login: Login | None = None
     password: str = ""
 
@@ -35,7 +47,10 @@ class Call:
         return self.proven.member
 
 
-Bound = Callable[[Call], Awaitable[Any]]
+Bound = Callable[[Call[Any]], Awaitable[Any]]
+
+
+# --- What a call gives --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -46,19 +61,72 @@ class Headed(Generic[A]):
     headers: Mapping[str, str]
 
 
-def serves(*operations: Operation) -> Callable[[M], M]:
-    """Mark a method as what these operations call."""
+@runtime_checkable
+class Outgoing(Protocol):
+    """A file on its way to the caller; whoever is given it closes it."""
 
-    def mark(method: M) -> M:
-        method.serves = operations  # type: ignore[attr-defined]
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Those that go before it."""
+
+    async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
+        """Send all of it."""
+
+    def close(self) -> None: ...
+
+
+class Incoming(Protocol[A_co]):
+    """Takes a file that the caller sends; whoever is given it closes it."""
+
+    async def run(self, receive: Callable[[], Awaitable[bytes | None]]) -> A_co:
+        """Take all that `receive` gives, None at its end; what is answered then."""
+
+    def close(self) -> None: ...
+
+
+class Talk(Protocol):
+    """Is talked to over a WebSocket; whoever is given it closes it."""
+
+    async def run(self, start: Start, streams: Streams) -> Ended:
+        """Run what the first message says; how that has ended."""
+
+    def close(self) -> None: ...
+
+
+# --- Who gives it -------------------------------------------------------------------------------
+
+
+class Mark(Generic[R, A]):
+    """Marks a method as what some operations call."""
+
+    def __init__(self, *operations: AnyOperation) -> None:
+        self._operations = operations
+
+    def __call__(
+        self, method: Callable[[S, Call[R]], Awaitable[A]]
+    ) -> Callable[[S, Call[R]], Awaitable[A]]:
+        method.serves = self._operations  # type: ignore[attr-defined]
         return method
 
-    return mark
+
+@overload
+def serves(*operations: Operation[R, Json[A]]) -> Mark[R, A | Headed[A] | Kept[A]]: ...
+@overload
+def serves(*operations: Operation[R, PlainText]) -> Mark[R, str]: ...
+@overload
+def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | Kept[A] | Outgoing]: ...
+@overload
+def serves(*operations: Operation[R, FileIn[A]]) -> Mark[R, Incoming[A]]: ...
+@overload
+def serves(*operations: Operation[R, WebSocket[Start, Ended]]) -> Mark[R, Talk]: ...
+def serves(*operations: AnyOperation) -> Mark[Any, Any]:
+    """Mark a method as what these operations call; its types are theirs."""
+    return Mark(*operations)
 
 
-def bound(*families: object) -> dict[Operation, Bound]:
+def bound(*families: object) -> dict[AnyOperation, Bound]:
     """What each operation of the table calls: one method of these, or podyd does not start."""
-    found: dict[Operation, Bound] = {}
+    found: dict[AnyOperation, Bound] = {}
     for family in families:
         for name in dir(family):
             method = getattr(family, name)
@@ -66,6 +134,9 @@ def bound(*families: object) -> dict[Operation, Bound]:
                 if operation in found:
                     raise TypeError(f"{operation.path} is bound twice")
                 found[operation] = method
+    unknown = [operation.path for operation in found if operation not in OPERATIONS]
+    if unknown:
+        raise TypeError(f"not in the table: {', '.join(unknown)}")
     missing = [operation.path for operation in OPERATIONS if operation not in found]
     if missing:
         raise TypeError(f"bound to nothing: {', '.join(missing)}")

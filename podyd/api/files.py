@@ -14,9 +14,9 @@ from typing import Any
 
 from tornado.iostream import StreamClosedError
 
+from podyd.api.binding import Incoming, Outgoing
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import PodydError
-from podyd.pods.files import Incoming, Outgoing
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Download(Transfer):
 class Upload(Transfer):
     """Serves one operation whose body is a file."""
 
-    _answer_to: Incoming | None = None
+    _answer_to: Incoming[Any] | None = None
     _is_refused = False
 
     async def prepare(self) -> None:
@@ -91,7 +91,7 @@ class Upload(Transfer):
         connection.set_body_timeout(MAX_SECONDS)
         await self._serve()
 
-    async def _give(self, answer: Incoming) -> None:
+    async def _give(self, answer: Incoming[Any]) -> None:
         try:
             self._watch()
         except OSError:  # The caller has gone already.

@@ -41,8 +41,9 @@ from podyd.base.errors import (
 )
 from podyd.base.fair_semaphore import LineFull, Turns
 from podyd.base.longtext import Kept, json_pieces
+from podyd.contract.answers import PlainText
 from podyd.contract.kinds import decode, json_pairs, parse
-from podyd.contract.operation import GET, Access, Operation, Proof
+from podyd.contract.operation import GET, Access, AnyOperation, Ends, Proof
 from podyd.model.member import Member
 from podyd.model.naming import instance_name
 from podyd.model.token import Token
@@ -92,13 +93,13 @@ class Requests:
             task.add_done_callback(tasks.discard)
 
     @contextlib.asynccontextmanager
-    async def turn(self, member: Member, operation: Operation) -> AsyncIterator[None]:
+    async def turn(self, member: Member, operation: AnyOperation) -> AsyncIterator[None]:
         """Wait until the member has not too much under way. Raises TooMany.
 
         LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
         nobody has more than some questions there, however many connections they make.
         """
-        if not operation.holds_others_up:
+        if not operation.takes_turns:
             yield
             return
         turns = self._looks if operation.methods == GET else self._changes
@@ -208,7 +209,7 @@ class Endpoint(JsonHandler):
 
     def initialize(
         self,
-        operation: Operation,
+        operation: AnyOperation,
         bound: Bound,
         users: Users,
         requests: Requests,
@@ -234,7 +235,7 @@ class Endpoint(JsonHandler):
 
     def _bind(self) -> None:
         """What ends when the caller hangs up, ends with their login too."""
-        if self._login is not None and self._task is not None and self.operation.ends_with_caller:
+        if self._login is not None and self._task is not None and self._ends_with_caller:
             self.sessions.add(self._task, self._login, self.address, self._end)
 
     def _end(self, why: PodydError | None = None) -> None:
@@ -267,12 +268,13 @@ class Endpoint(JsonHandler):
             for name, value in answer.headers.items():
                 self.set_header(name, value)
             answer = answer.body
-        self.set_header("Content-Type", self.operation.media)
         if isinstance(answer, Kept):
             await self._give_kept(answer)
-            return
-        is_json = self.operation.media == JSON
-        self.finish(json.dumps(answer, default=vars, ensure_ascii=False) if is_json else answer)
+        elif isinstance(self.operation.answer, PlainText):
+            self.set_header("Content-Type", self.operation.answer.media)
+            self.finish(answer)
+        else:
+            self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
 
     async def _give_kept(self, answer: Kept[Any]) -> None:
         """Send what is made while it is sent; who does not take it in time is cut off."""
@@ -414,8 +416,12 @@ class Endpoint(JsonHandler):
             self.set_header("Connection", "close")
         return super().finish(chunk)
 
+    @property
+    def _ends_with_caller(self) -> bool:
+        return self.operation.ends is not Ends.WHEN_DONE
+
     def on_connection_close(self) -> None:
-        if self.operation.ends_with_caller and self._task is not None:
+        if self._ends_with_caller and self._task is not None:
             self._task.cancel()
 
 

@@ -14,11 +14,12 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
+from podyd.api.binding import Talk
 from podyd.api.frames import WINDOW_BYTES, Line
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
+from podyd.contract.operation import Ends
 from podyd.contract.pods import Ended
-from podyd.pods.shells import OpenShell
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +34,7 @@ class Socket(Endpoint, WebSocketHandler):
     """Serves one operation over a WebSocket."""
 
     is_over = False
-    _shell: OpenShell | None = None
+    _shell: Talk | None = None
     _pinging: asyncio.Future[None] | None = None
 
     def _need_upgrade(self) -> None:
@@ -78,7 +79,7 @@ class Socket(Endpoint, WebSocketHandler):
         self._line = Line(self._send)
         self._heard = asyncio.get_running_loop().time()
         self._pinging = asyncio.ensure_future(self._ping())
-        self._begin(self._talk(), waited_for=not self.operation.ends_with_podyd)
+        self._begin(self._talk(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD)
 
     def on_message(self, message: str | bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -134,7 +135,7 @@ class Socket(Endpoint, WebSocketHandler):
             self._shell.close()
             self.close(1000)
 
-    async def _run(self, shell: OpenShell) -> dict[str, Any]:
+    async def _run(self, shell: Talk) -> dict[str, Any]:
         """Run it to its end; what the caller is told of that."""
         try:
             await self._line.control({"window": WINDOW_BYTES})

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podyd.base.clock import MAX_HOURS
+from podyd.contract.answers import Json
 from podyd.contract.kinds import WHICH_CARDS, Cards, Duration, Flag, PodName, param
-from podyd.contract.operation import GET, POST, Nothing, Operation, Proof
+from podyd.contract.operation import GET, POST, Access, Nothing, Operation, Proof
 from podyd.contract.pods import PodInfo
 from podyd.model.gpu import CardChoice
 
@@ -69,34 +70,44 @@ POD_GPUS = Operation(
     "/pod/gpus",
     POST,
     ChangeGpus,
-    PodInfo,
+    Json(PodInfo),
     "Change a pod's GPUs, also while it runs.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 GPU_LEASE = Operation(
     "/gpu/lease",
     POST,
     LeaseCards,
-    LeaseResult,
+    Json(LeaseResult),
     "Have GPUs for one pod alone, for a time.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 GPU_QUEUE = Operation(
     "/gpu/queue",
     POST,
     LeaseCards,
-    LeaseResult,
+    Json(LeaseResult),
     "The same, in line where none is free now.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 GPU_LINE = Operation(
-    "/gpu/line", GET, Nothing, list[Waiting], "Who is in line for GPUs.", proof=Proof.READS
+    "/gpu/line",
+    GET,
+    Nothing,
+    Json(list[Waiting]),
+    "Who is in line for GPUs.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
 )
 GPU_RELEASE = Operation(
     "/gpu/release",
     POST,
     ReleaseCards,
-    LeaseResult,
+    Json(LeaseResult),
     "Give leased GPUs back, or leave the line.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

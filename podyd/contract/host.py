@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from podyd.contract.answers import Json
 from podyd.contract.kinds import Indices, param
-from podyd.contract.operation import GET, Nothing, Operation, Proof
+from podyd.contract.operation import GET, Access, Nothing, Operation, Proof
 
 
 @dataclass(frozen=True)
@@ -79,23 +80,26 @@ HOST_GPU_PS = Operation(
     "/host/gpu-ps",
     GET,
     GpuIndices,
-    dict[str, list[GpuProcess]],
+    Json(dict[str, list[GpuProcess]]),
     "Per GPU, the processes on it and the pods that they are in.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 HOST_GPUS = Operation(
     "/host/gpus",
     GET,
     Nothing,
-    list[GpuInfo],
+    Json(list[GpuInfo]),
     "The GPUs, what they do and which pods have them.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 HOST_SPEC = Operation(
     "/host/spec",
     GET,
     Nothing,
-    HostSpec,
+    Json(HostSpec),
     "Versions of podyd and of what it stands on.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from podyd.contract.answers import Json
 from podyd.contract.kinds import Text, param
-from podyd.contract.operation import GET, POST, Log, Nothing, Operation, Proof
+from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
 
 
 @dataclass(frozen=True)
@@ -28,21 +29,35 @@ HOST_IMAGES = Operation(
     "/host/images",
     GET,
     Nothing,
-    list[str],
+    Json(list[str]),
     "The images that a pod can be made from; if none, header X-Podyd-Hint says how to get one.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 IMAGE_LIST = Operation(
-    "/image/list", GET, Nothing, list[str], "The same as /host/images.", proof=Proof.READS
+    "/image/list",
+    GET,
+    Nothing,
+    Json(list[str]),
+    "The same as /host/images.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
 )
 IMAGE_INSPECT = Operation(
-    "/image/inspect", GET, OneImage, ImageInfo, "All about an image.", proof=Proof.READS
+    "/image/inspect",
+    GET,
+    OneImage,
+    Json(ImageInfo),
+    "All about an image.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
 )
 IMAGE_DELETE = Operation(
     "/image/delete",
     POST,
     OneImage,
-    Log,
+    Json(Log),
     "Delete an image that the caller has committed.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

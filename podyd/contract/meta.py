@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from podyd.contract.answers import Json, PlainText
 from podyd.contract.kinds import Text, param
 from podyd.contract.operation import GET, Access, Nothing, Operation, Proof
 
@@ -31,21 +32,41 @@ class HelpEntry:
 
 
 HELP = Operation(
-    "/help", GET, HelpOf, list[HelpEntry], "The routes and their parameters.", proof=Proof.READS
+    "/help",
+    GET,
+    HelpOf,
+    Json(list[HelpEntry]),
+    "The routes and their parameters.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 VERSION = Operation(
-    "/version", GET, Nothing, list[int], "podyd's version.", access=Access.OPEN, proof=Proof.READS
+    "/version",
+    GET,
+    Nothing,
+    Json(list[int]),
+    "podyd's version.",
+    access=Access.OPEN,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 OPENAPI = Operation(
-    "/openapi.json", GET, Nothing, dict[str, Any], "This API as OpenAPI 3.1.", proof=Proof.READS
+    "/openapi.json",
+    GET,
+    Nothing,
+    Json(dict[str, Any]),
+    "This API as OpenAPI 3.1.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 METRICS = Operation(
     "/metrics",
     GET,
     Nothing,
-    str,
+    PlainText("text/plain; version=0.0.4; charset=utf-8"),
     "podyd's figures for Prometheus.",
     access=Access.SCRAPER,
-    media="text/plain; version=0.0.4; charset=utf-8",
     proof=Proof.READS,
 )

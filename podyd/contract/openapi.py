@@ -10,9 +10,9 @@ from typing import Any
 
 from podyd import __version__
 from podyd.base.longtext import LongText
+from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.kinds import Param, params_of
-from podyd.contract.operation import Access, Operation
-from podyd.contract.pods import FRAMES
+from podyd.contract.operation import Access, AnyOperation
 from podyd.contract.table import OPERATIONS
 from podyd.model.token import TokenScope
 
@@ -62,52 +62,65 @@ def document() -> dict[str, Any]:
     }
 
 
-def _operation(operation: Operation, method: str, schemas: dict[str, Any]) -> dict[str, Any]:
+def _operation(operation: AnyOperation, method: str, schemas: dict[str, Any]) -> dict[str, Any]:
     name = operation.path.strip("/").replace("/", "_").replace("-", "_").replace(".", "_")
     described: dict[str, Any] = {
         "operationId": f"{name}_{method.lower()}",
         "summary": operation.summary,
         "parameters": [_parameter(item, operation, method) for item in operation.params],
         "security": _security(operation),
-        "responses": {
-            "200": {
-                "description": "done",
-                "content": {operation.media: {"schema": _schema(operation.answer, schemas)}},
-            },
-            "default": {
-                "description": "an error",
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-            },
-        },
+        "responses": _responses(operation.answer, schemas),
     }
-    if operation.first is not None:
+    if isinstance(operation.answer, WebSocket):
         # OpenAPI has no WebSockets; these are as AsyncAPI would have them.
-        described["description"] = FRAMES
+        described["description"] = operation.answer.protocol
         described["x-websocket"] = {
-            "first": _parameters(operation.first),
-            "last": _schema(operation.answer, schemas),
+            "first": _parameters(operation.answer.first),
+            "last": _schema(operation.answer.last, schemas),
         }
-        described["responses"]["101"] = {"description": "the WebSocket is open"}
-        del described["responses"]["200"]
-    if operation.streamed == "answer":
-        described["responses"]["200"]["content"] |= {kind: {} for kind in FILES}
-    if operation.streamed == "body":
+    if isinstance(operation.answer, FileIn):
         described["requestBody"] = {"required": True, "content": {kind: {} for kind in FILES}}
     elif method == "POST" and operation.params:
         described["requestBody"] = _body(operation)
     return described
 
 
-def _security(operation: Operation) -> list[dict[str, list[str]]]:
+def _responses(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
+    error = {
+        "description": "an error",
+        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+    }
+    if isinstance(answer, WebSocket):
+        return {"default": error, "101": {"description": "the WebSocket is open"}}
+    return {
+        "200": {"description": "done", "content": _content(answer, schemas)},
+        "default": error,
+    }
+
+
+def _content(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
+    """What is answered, by its media type."""
+    match answer:
+        case PlainText(media):
+            return {media: {"schema": _schema(str, schemas)}}
+        case Json(body) | FileIn(body):
+            return {"application/json": {"schema": _schema(body, schemas)}}
+        case FileOut(about):
+            described = {"application/json": {"schema": _schema(about, schemas)}}
+            return described | {kind: {} for kind in FILES}
+    raise TypeError(f"no description of {answer!r}")
+
+
+def _security(operation: AnyOperation) -> list[dict[str, list[str]]]:
     if operation.access is Access.OPEN:
         return []
     scopes = [scope for scope in typing.get_args(TokenScope) if operation.accepts(scope)]
     return [{"basic": []}, *({"token": [scope]} for scope in scopes)]
 
 
-def _parameter(item: Param, operation: Operation, method: str) -> dict[str, Any]:
+def _parameter(item: Param, operation: AnyOperation, method: str) -> dict[str, Any]:
     # A POST may carry each parameter in its body instead, so none is required in the query.
-    in_query = method == "GET" or operation.streamed == "body"
+    in_query = method == "GET" or isinstance(operation.answer, FileIn)
     return {
         "name": item.name,
         "in": "query",
@@ -117,7 +130,7 @@ def _parameter(item: Param, operation: Operation, method: str) -> dict[str, Any]
     }
 
 
-def _body(operation: Operation) -> dict[str, Any]:
+def _body(operation: AnyOperation) -> dict[str, Any]:
     schema = _parameters(operation.request)
     schema["description"] = "the parameters that are not in the query"
     kinds = ("application/json", "application/x-www-form-urlencoded")

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Generic, TypeVar
 
+from podyd.contract.answers import Answer, WebSocket
 from podyd.contract.kinds import Param, params_of
 from podyd.model.token import TokenScope
 
@@ -46,47 +47,42 @@ class Log:
     log: str
 
 
+class Ends(enum.Enum):
+    """When the work for a request ends, if it is not done before."""
+
+    WHEN_DONE = "not before: it is carried through, and a podyd that stops waits for it"
+    WITH_CALLER = "when the caller hangs up, or may do nothing any more; podyd waits for it"
+    WITH_CALLER_OR_PODYD = "then, and when podyd stops: nobody needs a shell's end"
+
+
 GET = ("GET",)
 POST = ("POST",)
-# What asks LXD or the database.
-_BEHIND = ("/pod/", "/gpu/", "/host/", "/image/", "/stat/", "/metrics")
+R = TypeVar("R")
+A = TypeVar("A", bound=Answer)
 
 
 @dataclass(frozen=True)
-class Operation:
+class Operation(Generic[R, A]):
     """One route. `methods` are all that it serves; `/help` shows `advised` alone, one per route."""
 
     path: str
     methods: tuple[str, ...]
-    request: type
-    answer: Any
+    request: type[R]
+    answer: A
     summary: str
-    # What it takes is never taken for granted: a GET may well be a shell.
+    # Who may call it, and with what, is never taken for granted: a GET may well be a shell.
+    access: Access = field(kw_only=True)
     proof: Proof = field(kw_only=True)
-    access: Access = Access.MEMBER
-    # What the request does ends when the caller hangs up; everything else is carried through.
-    ends_with_caller: bool = False
-    media: str = "application/json"
-    # The first message of a WebSocket; `answer` is its last one, in between is FRAMES.
-    first: type | None = None
-    # Beside JSON, its answer may be, or its body is, a file or a tar file of any size.
-    streamed: Literal["answer", "body"] | None = None
-    # Nobody needs a shell's end: a podyd that stops does not wait for it.
-    ends_with_podyd: bool = False
+    ends: Ends = field(kw_only=True, default=Ends.WHEN_DONE)
+    # Whether others wait behind it, for LXD, a lock or the database, so that nobody may have more
+    # than some of these under way. What goes on for long has a limit of its own, and so has the
+    # helper that knows the users.
+    takes_turns: bool = field(kw_only=True, default=True)
 
-    @property
-    def websocket(self) -> bool:
-        """Whether it is talked to as long as it lasts."""
-        return self.first is not None
-
-    @property
-    def holds_others_up(self) -> bool:
-        """Whether others wait behind it, for LXD, a lock or the database.
-
-        What goes on for long has a limit of its own, and so has the helper that knows the users.
-        """
-        goes_on = self.first is not None or self.streamed is not None or self.path == "/pod/exec"
-        return not goes_on and self.path.startswith(_BEHIND)
+    def __post_init__(self) -> None:
+        goes_on = self.proof is Proof.INSIDE or isinstance(self.answer, WebSocket)
+        if goes_on and self.ends is Ends.WHEN_DONE:
+            raise TypeError(f"{self.path} reaches into a pod, or lasts; it ends with its caller")
 
     @property
     def advised(self) -> str:
@@ -102,3 +98,6 @@ class Operation:
     @property
     def params(self) -> tuple[Param, ...]:
         return params_of(self.request)
+
+
+AnyOperation = Operation[Any, Any]

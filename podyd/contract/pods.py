@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from podyd.base.longtext import LongText
+from podyd.contract.answers import FileIn, FileOut, Json, WebSocket
 from podyd.contract.kinds import (
     WHICH_CARDS,
     Cards,
@@ -25,7 +26,7 @@ from podyd.contract.kinds import (
     Word,
     param,
 )
-from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
+from podyd.contract.operation import GET, POST, Access, Ends, Log, Nothing, Operation, Proof
 from podyd.engine.types import Status
 from podyd.model.gpu import CardChoice
 
@@ -369,198 +370,268 @@ class PodLog:
 
 
 POD_CREATE = Operation(
-    "/pod/create", POST, Create, PodInfo, "Make a pod and start it.", proof=Proof.CHANGES
+    "/pod/create",
+    POST,
+    Create,
+    Json(PodInfo),
+    "Make a pod and start it.",
+    access=Access.MEMBER,
+    proof=Proof.CHANGES,
 )
 POD_DELETE = Operation(
     "/pod/delete",
     POST,
     OnePod,
-    Log,
+    Json(Log),
     "Delete a pod and all that is in it, for good.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
-POD_INFO = Operation("/pod/info", GET, OnePod, PodInfo, "All about a pod.", proof=Proof.READS)
-POD_INSPECT = Operation(
-    "/pod/inspect", GET, OnePod, PodInfo, "The same as /pod/info.", proof=Proof.READS
+POD_INFO = Operation(
+    "/pod/info",
+    GET,
+    OnePod,
+    Json(PodInfo),
+    "All about a pod.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
 )
-POD_LIST = Operation("/pod/list", GET, Nothing, list[str], "The caller's pods.", proof=Proof.READS)
+POD_INSPECT = Operation(
+    "/pod/inspect",
+    GET,
+    OnePod,
+    Json(PodInfo),
+    "The same as /pod/info.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+)
+POD_LIST = Operation(
+    "/pod/list",
+    GET,
+    Nothing,
+    Json(list[str]),
+    "The caller's pods.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+)
 POD_LISTALL = Operation(
     "/pod/listall",
     GET,
     Nothing,
-    list[PodSummary],
+    Json(list[PodSummary]),
     "Every pod with its owner.",
     access=Access.ADMIN,
     proof=Proof.READS,
 )
-POD_START = Operation("/pod/start", POST, OnePod, Log, "Start a pod.", proof=Proof.CHANGES)
-POD_STOP = Operation("/pod/stop", POST, OnePod, Log, "Stop a pod.", proof=Proof.CHANGES)
+POD_START = Operation(
+    "/pod/start",
+    POST,
+    OnePod,
+    Json(Log),
+    "Start a pod.",
+    access=Access.MEMBER,
+    proof=Proof.CHANGES,
+)
+POD_STOP = Operation(
+    "/pod/stop",
+    POST,
+    OnePod,
+    Json(Log),
+    "Stop a pod.",
+    access=Access.MEMBER,
+    proof=Proof.CHANGES,
+)
 POD_RESTART = Operation(
-    "/pod/restart", POST, OnePod, Log, "Stop a pod and start it again.", proof=Proof.CHANGES
+    "/pod/restart",
+    POST,
+    OnePod,
+    Json(Log),
+    "Stop a pod and start it again.",
+    access=Access.MEMBER,
+    proof=Proof.CHANGES,
 )
 POD_SNAPSHOT = Operation(
     "/pod/snapshot",
     POST,
     NewSnapshot,
-    SnapshotInfo,
+    Json(SnapshotInfo),
     "Keep a pod's disk as it is now.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_SNAPSHOTS = Operation(
     "/pod/snapshots",
     GET,
     OnePod,
-    list[SnapshotInfo],
+    Json(list[SnapshotInfo]),
     "A pod's snapshots, the oldest first.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 POD_RESTORE = Operation(
     "/pod/restore",
     POST,
     OneSnapshot,
-    Log,
+    Json(Log),
     "Make a pod's disk as it was; what came after is lost. A pod that runs is stopped for it.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_SNAPSHOT_DELETE = Operation(
     "/pod/snapshot-delete",
     POST,
     OneSnapshot,
-    Log,
+    Json(Log),
     "Delete a snapshot for good.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_PORT = Operation(
     "/pod/port",
     POST,
     OnePort,
-    PodInfo,
+    Json(PodInfo),
     "Lead a port of the host, which podyd chooses, to a port of a pod.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_PORT_DELETE = Operation(
     "/pod/port-delete",
     POST,
     OnePort,
-    Log,
+    Json(Log),
     "Lead no port of the host to this port any longer.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_PORTS = Operation(
     "/pod/ports",
     GET,
     OnePod,
-    list[ListeningPort],
+    Json(list[ListeningPort]),
     "What listens for TCP in a pod.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 POD_COPY = Operation(
     "/pod/copy",
     POST,
     Copy,
-    PodInfo,
+    Json(PodInfo),
     "Make a new pod from a pod of the caller's, and start it.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_COMMIT = Operation(
     "/pod/commit",
     POST,
     Commit,
-    Committed,
+    Json(Committed),
     "Make an image of the caller's own from a pod, which goes on running.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_COMMIT_CANCEL = Operation(
     "/pod/commit-cancel",
     POST,
     OnePod,
-    Log,
+    Json(Log),
     "End a /pod/commit that goes on; answered when that is over.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
 POD_PROGRESS = Operation(
     "/pod/progress",
     GET,
     OnePod,
-    Progress,
+    Json(Progress),
     "How far /pod/commit is with a pod, while it goes on.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 POD_EXEC = Operation(
     "/pod/exec",
     POST,
     Exec,
-    ExecResult,
+    Json(ExecResult),
     "Run a command in a pod.",
-    ends_with_caller=True,
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
+    takes_turns=False,
 )
 POD_EXEC_STREAM = Operation(
     "/pod/exec-stream",
     GET,
     OnePod,
-    Ended,
+    WebSocket(Start, Ended, FRAMES),
     "Run a command in a pod and talk to it meanwhile; a WebSocket.",
-    ends_with_caller=True,
-    first=Start,
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
+    takes_turns=False,
 )
 POD_SHELL = Operation(
     "/pod/shell",
     GET,
     Shell,
-    Ended,
+    WebSocket(Start, Ended, FRAMES),
     "A terminal in a pod, with a shell or another command; a WebSocket.",
-    ends_with_caller=True,
-    first=Start,
-    ends_with_podyd=True,
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER_OR_PODYD,
+    takes_turns=False,
 )
 POD_FILE = Operation(
     "/pod/file",
     GET,
     OneFile,
-    FileInfo,
+    FileOut(FileInfo),
     "A file of a pod that runs, or what a directory has; headers X-Podyd-Size, -Mode and"
     " -Modified describe a file.",
-    ends_with_caller=True,
-    streamed="answer",
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
+    takes_turns=False,
 )
 POD_FILE_PUT = Operation(
     "/pod/file-put",
     POST,
     PutFile,
-    Log,
+    FileIn(Log),
     "Put a file, or a tar file's content, into a pod that runs: all of it, or nothing. The body is"
     " what it shall be; the parameters stand in the query.",
-    ends_with_caller=True,
-    streamed="body",
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
+    takes_turns=False,
 )
 POD_FILE_DELETE = Operation(
     "/pod/file-delete",
     POST,
     DeleteFile,
-    Log,
+    Json(Log),
     "Delete a file or a directory in a pod, also in one that is stopped, whose disk may be full.",
-    ends_with_caller=True,
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
 )
 POD_LOGS = Operation(
     "/pod/logs",
     GET,
     LogsOf,
-    PodLog,
+    Json(PodLog),
     "A pod's journal while it runs, its console and why it did not start while it is stopped.",
-    ends_with_caller=True,
+    access=Access.MEMBER,
     proof=Proof.INSIDE,
+    ends=Ends.WITH_CALLER,
 )
 POD_LIMITS = Operation(
     "/pod/limits",
     POST,
     ChangeLimits,
-    PodInfo,
+    Json(PodInfo),
     "Change a pod's memory, CPUs and disk while it runs.",
+    access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

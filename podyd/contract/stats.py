@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from podyd.contract.answers import Json
 from podyd.contract.kinds import Names, Window, param
-from podyd.contract.operation import GET, Operation, Proof
+from podyd.contract.operation import GET, Access, Operation, Proof
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,17 @@ STAT_CPUTIME = Operation(
     "/stat/cputime",
     GET,
     UsageOf,
-    dict[str, float],
+    Json(dict[str, float]),
     "Per user, CPU seconds of their pods.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )
 STAT_GPUTIME = Operation(
     "/stat/gputime",
     GET,
     UsageOf,
-    dict[str, float],
+    Json(dict[str, float]),
     "Per user, seconds for which processes of their pods held a GPU, added up over the GPUs.",
+    access=Access.MEMBER,
     proof=Proof.READS,
 )

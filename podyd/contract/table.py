@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from podyd.contract import gpus, host, images, meta, pods, stats, users
-from podyd.contract.operation import Operation
+from podyd.contract.operation import AnyOperation
 
-OPERATIONS: tuple[Operation, ...] = (
+OPERATIONS: tuple[AnyOperation, ...] = (
     meta.HELP,
     meta.VERSION,
     meta.OPENAPI,

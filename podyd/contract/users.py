@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from podyd.base.clock import MAX_HOURS
+from podyd.contract.answers import Json
 from podyd.contract.kinds import Duration, Password, Text, TokenId, UserLogin, Word, param
-from podyd.contract.operation import GET, POST, Log, Nothing, Operation, Proof
+from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
 from podyd.model.token import TokenScope
 
 MAX_DAYS = MAX_HOURS / 24
@@ -87,35 +88,62 @@ class TokenInfo:
 
 
 USER_INFO = Operation(
-    "/user/info", GET, Nothing, UserInfo, "The caller and their quota.", proof=Proof.READS
+    "/user/info",
+    GET,
+    Nothing,
+    Json(UserInfo),
+    "The caller and their quota.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 USER_LIST = Operation(
-    "/user/list", GET, Nothing, list[UserName], "The members of this node.", proof=Proof.READS
+    "/user/list",
+    GET,
+    Nothing,
+    Json(list[UserName]),
+    "The members of this node.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 USER_CH_PASSWD = Operation(
     "/user/ch-passwd",
     GET + POST,
     NewPassword,
-    Log,
+    Json(Log),
     "Change the caller's own Linux password, also one that has expired, and revoke their tokens.",
+    access=Access.MEMBER,
     proof=Proof.OLD_PASSWORD,
+    takes_turns=False,
 )
 USER_TOKEN = Operation(
     "/user/token",
     POST,
     NewToken,
-    CreatedToken,
+    Json(CreatedToken),
     "Make a token, which a program can have instead of the password.",
+    access=Access.MEMBER,
     proof=Proof.PASSWORD,
+    takes_turns=False,
 )
 USER_TOKENS = Operation(
-    "/user/tokens", GET, Nothing, list[TokenInfo], "The caller's tokens.", proof=Proof.READS
+    "/user/tokens",
+    GET,
+    Nothing,
+    Json(list[TokenInfo]),
+    "The caller's tokens.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+    takes_turns=False,
 )
 USER_TOKEN_REVOKE = Operation(
     "/user/token-revoke",
     POST,
     RevokeToken,
-    Log,
+    Json(Log),
     "Revoke a token, or all; with a token none but itself.",
+    access=Access.MEMBER,
     proof=Proof.ANY_TOKEN,
+    takes_turns=False,
 )

@@ -11,40 +11,40 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
-from podyd.api.files import Download, Upload
 from podyd.api.frames import END, Line
-from podyd.api.handler import Endpoint
 from podyd.api.socket import Socket
-from podyd.contract.operation import Access, Nothing, Operation, Proof
+from podyd.contract.answers import Answer, FileIn, FileOut, WebSocket
+from podyd.contract.operation import GET, POST, Access, Ends, Nothing, Operation, Proof
 from podyd.contract.pods import Ended, Start
 from podyd.engine.streams import Streams
 from podyd.pods.files import Incoming, Outgoing
 from tests.unit.api.test_handler import serving
 
-CRASHING = Operation(
-    "/crash",
-    ("GET", "POST"),
-    Nothing,
-    Ended,
-    "Crashes.",
-    proof=Proof.READS,
-    access=Access.OPEN,
-    first=Start,
-)
+SOCKET = WebSocket(Start, Ended, "")
 # Not as it stands in a line of the code, which a traceback may show.
 SECRET = "sEcret-" + str(1)
 TALKING = (b'\x04{"cmd": "true"}',)
 Ask = Callable[[int], Awaitable[None]]
 
 
-def play(kind: type[Endpoint], answer: object, ask: Ask) -> None:
-    """Ask a server, by its port, that has this one operation."""
+def play(kind: Answer, answer: object, ask: Ask) -> None:
+    """Ask a server, by its port, that has one operation, which answers in this way."""
+    crashing = Operation(
+        "/crash",
+        GET + POST,
+        Nothing,
+        kind,
+        "Crashes.",
+        access=Access.OPEN,
+        proof=Proof.READS,
+        ends=Ends.WITH_CALLER,
+    )
 
     async def bound(call: object) -> Any:
         return answer
 
     async def whole() -> None:
-        async with serving(bound, CRASHING, kind) as port:
+        async with serving(bound, crashing) as port:
             await asyncio.wait_for(ask(port), 10)
 
     asyncio.run(whole())
@@ -98,7 +98,7 @@ def test_a_shell_that_crashes_ends_with_a_word(caplog: pytest.LogCaptureFixture)
         assert (ended["exit_code"], ended["code"]) == (-1, "internal_error")
         assert SECRET not in str(ended)
 
-    play(Socket, slot, ask)
+    play(SOCKET, slot, ask)
     assert not slot.is_open
     check_log(caplog.text)
     assert "in run" in caplog.text, "the traceback"
@@ -118,7 +118,7 @@ def test_what_goes_on_beside_a_shell_crashes(
     async def ask(port: int) -> None:
         assert (await end_of(port))["code"] == "internal_error"
 
-    play(Socket, slot, ask)
+    play(SOCKET, slot, ask)
     assert not slot.is_open
     check_log(caplog.text)
 
@@ -133,7 +133,7 @@ def test_a_last_word_that_cannot_be_said_ends_the_socket_too(
         with pytest.raises(AssertionError, match="closed without a word"):
             await end_of(port)
 
-    play(Socket, slot, ask)
+    play(SOCKET, slot, ask)
     assert not slot.is_open
 
 
@@ -171,7 +171,7 @@ def test_half_a_file_is_not_taken_for_a_whole_one(
             assert b" 500 " in await reader.readline()
         writer.close()
 
-    play(Download, outgoing, ask)
+    play(FileOut(Ended), outgoing, ask)
     assert not outgoing.is_open
     check_log(caplog.text)
 
@@ -198,6 +198,6 @@ def test_a_file_that_comes_is_refused(caplog: pytest.LogCaptureFixture) -> None:
         client.close()
         assert (answer.code, json.loads(answer.body)["code"]) == (500, "internal_error")
 
-    play(Upload, incoming, ask)
+    play(FileIn(Ended), incoming, ask)
     assert not incoming.is_open
     check_log(caplog.text)

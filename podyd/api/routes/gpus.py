@@ -15,6 +15,7 @@ from podyd.contract.gpus import (
     ReleaseCards,
     Waiting,
 )
+from podyd.contract.operation import Nothing
 from podyd.contract.pods import PodInfo
 from podyd.gpus.scheduler import Allotment
 from podyd.pods.lifecycle import Pods
@@ -26,22 +27,22 @@ class GpuRoutes:
         self._allotment = allotment
 
     @serves(POD_GPUS)
-    async def pod_gpus(self, call: Call) -> PodInfo:
-        request: ChangeGpus = call.request
+    async def pod_gpus(self, call: Call[ChangeGpus]) -> PodInfo:
+        request = call.request
         pod = await self._pods.find(call.caller, request.ins)
         await self._allotment.change(call.caller, pod, request.gpus, force=request.force)
         return await self._pods.info(call.caller, request.ins)
 
     @serves(GPU_LEASE)
-    async def gpu_lease(self, call: Call) -> LeaseResult:
+    async def gpu_lease(self, call: Call[LeaseCards]) -> LeaseResult:
         return await self._lease(call, wait=False)
 
     @serves(GPU_QUEUE)
-    async def gpu_queue(self, call: Call) -> LeaseResult:
+    async def gpu_queue(self, call: Call[LeaseCards]) -> LeaseResult:
         return await self._lease(call, wait=True)
 
-    async def _lease(self, call: Call, *, wait: bool) -> LeaseResult:
-        request: LeaseCards = call.request
+    async def _lease(self, call: Call[LeaseCards], *, wait: bool) -> LeaseResult:
+        request = call.request
         pod = await self._pods.find(call.caller, request.ins)
         place = await self._allotment.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
@@ -54,12 +55,12 @@ class GpuRoutes:
         return LeaseResult(said, place, await self._allotment.leases(pod))
 
     @serves(GPU_LINE)
-    async def gpu_line(self, call: Call) -> list[Waiting]:
+    async def gpu_line(self, call: Call[Nothing]) -> list[Waiting]:
         return await self._allotment.line()
 
     @serves(GPU_RELEASE)
-    async def gpu_release(self, call: Call) -> LeaseResult:
-        request: ReleaseCards = call.request
+    async def gpu_release(self, call: Call[ReleaseCards]) -> LeaseResult:
+        request = call.request
         pod = await self._pods.find(call.caller, request.ins)
         cards, left = await self._allotment.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from podyd.api.binding import Call, Headed, serves
-from podyd.contract.host import HOST_GPU_PS, HOST_GPUS, HOST_SPEC, GpuInfo, GpuProcess, HostSpec
+from podyd.contract.host import (
+    HOST_GPU_PS,
+    HOST_GPUS,
+    HOST_SPEC,
+    GpuIndices,
+    GpuInfo,
+    GpuProcess,
+    HostSpec,
+)
+from podyd.contract.operation import Nothing
 from podyd.gpus.report import Host
 
 
@@ -12,16 +21,16 @@ class HostRoutes:
         self._host = host
 
     @serves(HOST_GPU_PS)
-    async def gpu_ps(self, call: Call) -> Headed[dict[str, list[GpuProcess]]]:
+    async def gpu_ps(self, call: Call[GpuIndices]) -> Headed[dict[str, list[GpuProcess]]]:
         rows, age = await self._host.gpu_processes(
             call.request.id, viewer=call.caller.name, sees_all=call.caller.is_admin
         )
         return Headed(rows, {"Age": f"{age:.0f}"})
 
     @serves(HOST_GPUS)
-    async def host_gpus(self, call: Call) -> list[GpuInfo]:
+    async def host_gpus(self, call: Call[Nothing]) -> list[GpuInfo]:
         return await self._host.gpus()
 
     @serves(HOST_SPEC)
-    async def host_spec(self, call: Call) -> HostSpec:
+    async def host_spec(self, call: Call[Nothing]) -> HostSpec:
         return await self._host.spec()

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from podyd.api.binding import Call, Headed, serves
 from podyd.base.clock import iso
-from podyd.contract.images import HOST_IMAGES, IMAGE_DELETE, IMAGE_INSPECT, IMAGE_LIST, ImageInfo
-from podyd.contract.operation import Log
+from podyd.contract.images import (
+    HOST_IMAGES,
+    IMAGE_DELETE,
+    IMAGE_INSPECT,
+    IMAGE_LIST,
+    ImageInfo,
+    OneImage,
+)
+from podyd.contract.operation import Log, Nothing
 from podyd.pods.catalogue import Images
 
 
@@ -14,13 +21,13 @@ class ImageRoutes:
         self._images = images
 
     @serves(HOST_IMAGES, IMAGE_LIST)
-    async def images(self, call: Call) -> Headed[list[str]]:
+    async def images(self, call: Call[Nothing]) -> Headed[list[str]]:
         names = await self._images.names(call.caller)
         # The body is a list of names, and stays one.
         return Headed(names, {} if names else {"X-Podyd-Hint": await self._images.hint()})
 
     @serves(IMAGE_INSPECT)
-    async def image_inspect(self, call: Call) -> ImageInfo:
+    async def image_inspect(self, call: Call[OneImage]) -> ImageInfo:
         alias, image = await self._images.offered(call.caller, call.request.image)
         return ImageInfo(
             name=alias,
@@ -33,5 +40,5 @@ class ImageRoutes:
         )
 
     @serves(IMAGE_DELETE)
-    async def image_delete(self, call: Call) -> Log:
+    async def image_delete(self, call: Call[OneImage]) -> Log:
         return Log(await self._images.delete(call.caller, call.request.image))

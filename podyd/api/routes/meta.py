@@ -10,8 +10,9 @@ from podyd.accounting.metrics import Metrics
 from podyd.api.binding import Call, serves
 from podyd.base.errors import NotFound
 from podyd.contract import openapi
-from podyd.contract.meta import HELP, METRICS, OPENAPI, VERSION, HelpEntry, HelpParam
-from podyd.contract.operation import Operation
+from podyd.contract.answers import WebSocket
+from podyd.contract.meta import HELP, METRICS, OPENAPI, VERSION, HelpEntry, HelpOf, HelpParam
+from podyd.contract.operation import AnyOperation, Nothing
 from podyd.contract.table import OPERATIONS
 
 
@@ -21,7 +22,7 @@ class MetaRoutes:
         self._openapi = openapi.document()
 
     @serves(HELP)
-    async def help(self, call: Call) -> list[HelpEntry]:
+    async def help(self, call: Call[HelpOf]) -> list[HelpEntry]:
         path = "/" + (call.request.path or "/").lstrip("/")
         if path.endswith("/"):
             found = [item for item in OPERATIONS if item.path.startswith(path)]
@@ -34,15 +35,15 @@ class MetaRoutes:
         return [_help_entry(item) for item in found]
 
     @serves(VERSION)
-    async def version(self, call: Call) -> list[int]:
+    async def version(self, call: Call[Nothing]) -> list[int]:
         return list(PODYD_VERSION)
 
     @serves(OPENAPI)
-    async def openapi_document(self, call: Call) -> dict[str, Any]:
+    async def openapi_document(self, call: Call[Nothing]) -> dict[str, Any]:
         return self._openapi
 
     @serves(METRICS)
-    async def metrics_text(self, call: Call) -> str:
+    async def metrics_text(self, call: Call[Nothing]) -> str:
         return await self._metrics.text()
 
 
@@ -52,11 +53,11 @@ def suggestion(path: str) -> str:
     return f"; did you mean {near[0]}?" if near else "; see /help."
 
 
-def _help_entry(operation: Operation) -> HelpEntry:
+def _help_entry(operation: AnyOperation) -> HelpEntry:
     return HelpEntry(
         path=operation.path,
         methods=[operation.advised],
         params=[HelpParam(item.name, item.optional, item.help) for item in operation.params],
         help=operation.summary,
-        websocket=operation.websocket,
+        websocket=isinstance(operation.answer, WebSocket),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from podyd.api.binding import Call, serves
 from podyd.base.longtext import Kept
-from podyd.contract.operation import Log
+from podyd.contract.operation import Log, Nothing
 from podyd.contract.pods import (
     POD_COMMIT,
     POD_COMMIT_CANCEL,
@@ -39,15 +39,22 @@ from podyd.contract.pods import (
     Committed,
     Copy,
     Create,
+    DeleteFile,
     Exec,
     ExecResult,
     FileInfo,
     ListeningPort,
+    LogsOf,
+    NewSnapshot,
+    OneFile,
+    OnePod,
     OnePort,
+    OneSnapshot,
     PodInfo,
     PodLog,
     PodSummary,
     Progress,
+    PutFile,
     Shell,
     SnapshotInfo,
 )
@@ -91,130 +98,130 @@ class PodRoutes:
         self._podlogs = podlogs
 
     @serves(POD_CREATE)
-    async def pod_create(self, call: Call) -> PodInfo:
-        request: Create = call.request
+    async def pod_create(self, call: Call[Create]) -> PodInfo:
+        request = call.request
         return await self._pods.create(
             call.caller, request.ins, request.image, request.gpus, request.disk
         )
 
     @serves(POD_DELETE)
-    async def pod_delete(self, call: Call) -> Log:
+    async def pod_delete(self, call: Call[OnePod]) -> Log:
         return Log(await self._pods.delete(call.caller, call.request.ins))
 
     @serves(POD_INFO, POD_INSPECT)
-    async def pod_info(self, call: Call) -> PodInfo:
+    async def pod_info(self, call: Call[OnePod]) -> PodInfo:
         return await self._pods.info(call.caller, call.request.ins)
 
     @serves(POD_LIST)
-    async def pod_list(self, call: Call) -> list[str]:
+    async def pod_list(self, call: Call[Nothing]) -> list[str]:
         return await self._pods.names(call.caller)
 
     @serves(POD_LISTALL)
-    async def pod_listall(self, call: Call) -> list[PodSummary]:
+    async def pod_listall(self, call: Call[Nothing]) -> list[PodSummary]:
         return await self._pods.summaries()
 
     @serves(POD_START)
-    async def pod_start(self, call: Call) -> Log:
+    async def pod_start(self, call: Call[OnePod]) -> Log:
         return Log(await self._pods.start(call.caller, call.request.ins))
 
     @serves(POD_STOP)
-    async def pod_stop(self, call: Call) -> Log:
+    async def pod_stop(self, call: Call[OnePod]) -> Log:
         return Log(await self._pods.stop(call.caller, call.request.ins))
 
     @serves(POD_RESTART)
-    async def pod_restart(self, call: Call) -> Log:
+    async def pod_restart(self, call: Call[OnePod]) -> Log:
         return Log(await self._pods.restart(call.caller, call.request.ins))
 
     @serves(POD_COPY)
-    async def pod_copy(self, call: Call) -> PodInfo:
-        request: Copy = call.request
+    async def pod_copy(self, call: Call[Copy]) -> PodInfo:
+        request = call.request
         return await self._pods.copy(
             call.caller, request.ins, request.to, request.snapshot, request.gpus, request.disk
         )
 
     @serves(POD_COMMIT)
-    async def pod_commit(self, call: Call) -> Committed:
-        request: Commit = call.request
+    async def pod_commit(self, call: Call[Commit]) -> Committed:
+        request = call.request
         return await self._commits.commit(
             call.caller, request.ins, request.tag or request.ins, request.msg
         )
 
     @serves(POD_COMMIT_CANCEL)
-    async def pod_commit_cancel(self, call: Call) -> Log:
+    async def pod_commit_cancel(self, call: Call[OnePod]) -> Log:
         return Log(await self._commits.cancel(call.caller, call.request.ins))
 
     @serves(POD_PROGRESS)
-    async def pod_progress(self, call: Call) -> Progress:
+    async def pod_progress(self, call: Call[OnePod]) -> Progress:
         return await self._commits.progress(call.caller, call.request.ins)
 
     @serves(POD_SNAPSHOT)
-    async def pod_snapshot(self, call: Call) -> SnapshotInfo:
+    async def pod_snapshot(self, call: Call[NewSnapshot]) -> SnapshotInfo:
         return await self._snapshots.take(call.caller, call.request.ins, call.request.name)
 
     @serves(POD_SNAPSHOTS)
-    async def pod_snapshots(self, call: Call) -> list[SnapshotInfo]:
+    async def pod_snapshots(self, call: Call[OnePod]) -> list[SnapshotInfo]:
         return await self._snapshots.all(call.caller, call.request.ins)
 
     @serves(POD_RESTORE)
-    async def pod_restore(self, call: Call) -> Log:
+    async def pod_restore(self, call: Call[OneSnapshot]) -> Log:
         return Log(await self._snapshots.restore(call.caller, call.request.ins, call.request.name))
 
     @serves(POD_SNAPSHOT_DELETE)
-    async def pod_snapshot_delete(self, call: Call) -> Log:
+    async def pod_snapshot_delete(self, call: Call[OneSnapshot]) -> Log:
         return Log(await self._snapshots.delete(call.caller, call.request.ins, call.request.name))
 
     @serves(POD_PORT)
-    async def pod_port(self, call: Call) -> PodInfo:
-        request: OnePort = call.request
+    async def pod_port(self, call: Call[OnePort]) -> PodInfo:
+        request = call.request
         pod = await self._pods.find(call.caller, request.ins)
         await self._ports.add(call.caller, pod, request.port)
         return await self._pods.info(call.caller, request.ins)
 
     @serves(POD_PORT_DELETE)
-    async def pod_port_delete(self, call: Call) -> Log:
-        request: OnePort = call.request
+    async def pod_port_delete(self, call: Call[OnePort]) -> Log:
+        request = call.request
         pod = await self._pods.find(call.caller, request.ins)
         return Log(await self._ports.delete(pod, request.port))
 
     @serves(POD_PORTS)
-    async def pod_ports(self, call: Call) -> list[ListeningPort]:
+    async def pod_ports(self, call: Call[OnePod]) -> list[ListeningPort]:
         pod = await self._pods.find(call.caller, call.request.ins)
         return await self._listeners.of(pod)
 
     @serves(POD_EXEC)
-    async def pod_exec(self, call: Call) -> Kept[ExecResult]:
-        request: Exec = call.request
+    async def pod_exec(self, call: Call[Exec]) -> Kept[ExecResult]:
+        request = call.request
         return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
 
     @serves(POD_EXEC_STREAM)
-    async def pod_exec_stream(self, call: Call) -> OpenShell:
+    async def pod_exec_stream(self, call: Call[OnePod]) -> OpenShell:
         return await self._shells.open(call.caller, call.request.ins, None)
 
     @serves(POD_SHELL)
-    async def pod_shell(self, call: Call) -> OpenShell:
-        request: Shell = call.request
+    async def pod_shell(self, call: Call[Shell]) -> OpenShell:
+        request = call.request
         size = Size(request.rows, request.cols)
         return await self._shells.open(call.caller, request.ins, size)
 
     @serves(POD_FILE)
-    async def pod_file(self, call: Call) -> Kept[FileInfo] | Outgoing:
+    async def pod_file(self, call: Call[OneFile]) -> Kept[FileInfo] | Outgoing:
         return await self._transfers.fetch(call.caller, call.request)
 
     @serves(POD_FILE_PUT)
-    async def pod_file_put(self, call: Call) -> Incoming:
+    async def pod_file_put(self, call: Call[PutFile]) -> Incoming:
         return await self._transfers.put(call.caller, call.request)
 
     @serves(POD_FILE_DELETE)
-    async def pod_file_delete(self, call: Call) -> Log:
+    async def pod_file_delete(self, call: Call[DeleteFile]) -> Log:
         return await self._deletions.delete(call.caller, call.request)
 
     @serves(POD_LOGS)
-    async def pod_logs(self, call: Call) -> Kept[PodLog]:
+    async def pod_logs(self, call: Call[LogsOf]) -> Kept[PodLog]:
         return await self._podlogs.last(call.caller, call.request)
 
     @serves(POD_LIMITS)
-    async def pod_limits(self, call: Call) -> PodInfo:
-        request: ChangeLimits = call.request
+    async def pod_limits(self, call: Call[ChangeLimits]) -> PodInfo:
+        request = call.request
         return await self._limits.change(
             call.caller, request.ins, request.memory, request.cpu, request.disk
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from podyd.accounting.usage import Usage
 from podyd.api.binding import Call, serves
-from podyd.contract.stats import STAT_CPUTIME, STAT_GPUTIME
+from podyd.contract.stats import STAT_CPUTIME, STAT_GPUTIME, UsageOf
 
 
 class StatRoutes:
@@ -12,9 +12,9 @@ class StatRoutes:
         self._usage = usage
 
     @serves(STAT_CPUTIME)
-    async def cpu_time(self, call: Call) -> dict[str, float]:
+    async def cpu_time(self, call: Call[UsageOf]) -> dict[str, float]:
         return await self._usage.seconds("cpu", call.request.user, call.request.t)
 
     @serves(STAT_GPUTIME)
-    async def gpu_time(self, call: Call) -> dict[str, float]:
+    async def gpu_time(self, call: Call[UsageOf]) -> dict[str, float]:
         return await self._usage.seconds("gpu", call.request.user, call.request.t)

@@ -6,7 +6,7 @@ from datetime import datetime, timezone
 
 from podyd.api.binding import Call, serves
 from podyd.base.clock import iso
-from podyd.contract.operation import Log
+from podyd.contract.operation import Log, Nothing
 from podyd.contract.users import (
     USER_CH_PASSWD,
     USER_INFO,
@@ -15,6 +15,7 @@ from podyd.contract.users import (
     USER_TOKEN_REVOKE,
     USER_TOKENS,
     CreatedToken,
+    NewPassword,
     NewToken,
     QuotaInfo,
     RevokeToken,
@@ -32,7 +33,7 @@ class UserRoutes:
         self._users = users
 
     @serves(USER_INFO)
-    async def user_info(self, call: Call) -> UserInfo:
+    async def user_info(self, call: Call[Nothing]) -> UserInfo:
         quota = call.caller.quota
         return UserInfo(
             user=_user_name(call.caller),
@@ -51,18 +52,18 @@ class UserRoutes:
         )
 
     @serves(USER_LIST)
-    async def user_list(self, call: Call) -> list[UserName]:
+    async def user_list(self, call: Call[Nothing]) -> list[UserName]:
         return [_user_name(member) for member in await self._users.all()]
 
     @serves(USER_CH_PASSWD)
-    async def change_password(self, call: Call) -> Log:
+    async def change_password(self, call: Call[NewPassword]) -> Log:
         count = await self._users.change_password(call.caller, call.password, call.request.passwd)
         done = "The password is changed; the old one no longer works."
         return Log(f"{done} Tokens that are revoked: {count}." if count else done)
 
     @serves(USER_TOKEN)
-    async def create_token(self, call: Call) -> CreatedToken:
-        request: NewToken = call.request
+    async def create_token(self, call: Call[NewToken]) -> CreatedToken:
+        request = call.request
         secret, token = await self._users.create_token(
             call.proven, request.name, request.days, request.scope
         )
@@ -76,12 +77,12 @@ class UserRoutes:
         )
 
     @serves(USER_TOKENS)
-    async def tokens(self, call: Call) -> list[TokenInfo]:
+    async def tokens(self, call: Call[Nothing]) -> list[TokenInfo]:
         return [_token_info(token) for token in await self._users.tokens(call.proven)]
 
     @serves(USER_TOKEN_REVOKE)
-    async def revoke_token(self, call: Call) -> Log:
-        request: RevokeToken = call.request
+    async def revoke_token(self, call: Call[RevokeToken]) -> Log:
+        request = call.request
         return Log(await self._users.revoke_token(call.proven, request.id, request.user))
 
 

@@ -17,16 +17,18 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application
 
 from podyd.api import handler as endpoint
+from podyd.api.application import HANDLERS
 from podyd.api.binding import Bound, Call
-from podyd.api.handler import MAX_OF_ONE, Endpoint, Requests
+from podyd.api.handler import MAX_OF_ONE, Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
 from podyd.base.longtext import Kept, LongText
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
+from podyd.contract.answers import Json
 from podyd.contract.gpus import POD_GPUS
 from podyd.contract.meta import HelpOf
-from podyd.contract.operation import Access, Operation, Proof
+from podyd.contract.operation import GET, Access, AnyOperation, Operation, Proof
 from podyd.contract.pods import POD_EXEC, POD_INFO
 from podyd.contract.users import USER_INFO
 from podyd.model.member import Member
@@ -38,14 +40,12 @@ from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
 
 CRASHING = Operation(
-    "/crash", ("GET",), HelpOf, str, "Crashes.", proof=Proof.READS, access=Access.OPEN
+    "/crash", GET, HelpOf, Json(str), "Crashes.", access=Access.OPEN, proof=Proof.READS
 )
 
 
 @contextlib.asynccontextmanager
-async def serving(
-    bound: Bound, operation: Operation = CRASHING, kind: type[Endpoint] = Endpoint
-) -> AsyncIterator[int]:
+async def serving(bound: Bound, operation: AnyOperation = CRASHING) -> AsyncIterator[int]:
     """The port of a server that has this one operation."""
     settings = Settings(Config())
     database = Database(Path("/nonexistent"))
@@ -59,7 +59,8 @@ async def serving(
         "sessions": Sessions(users),
         "address_of": lambda request: request.remote_ip,
     }
-    server = HTTPServer(Application([(operation.path, kind, parts)], log_function=lambda _: None))
+    route = (operation.path, HANDLERS[type(operation.answer)], parts)
+    server = HTTPServer(Application([route], log_function=lambda _: None))
     sock, port = bind_unused_port()
     server.add_socket(sock)
     try:
@@ -84,8 +85,9 @@ async def fetch(bound: Bound, query: str) -> HTTPResponse:
 def test_a_crash_says_where_and_shows_nothing_that_was_sent(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    async def crash(call: Call) -> str:
-        return {}[call.request.path]
+    async def crash(call: Call[HelpOf]) -> str:
+        nothing: dict[str | None, str] = {}
+        return nothing[call.request.path]
 
     with caplog.at_level(logging.DEBUG):
         response = asyncio.run(fetch(crash, "path=sEcret-1"))
@@ -108,7 +110,7 @@ class Long:
 def test_a_long_answer_is_sent_in_pieces_and_then_closed(count: int) -> None:
     closed: list[bool] = []
 
-    async def answer(call: Call) -> Kept[Long]:
+    async def answer(call: Call[HelpOf]) -> Kept[Long]:
         text = LongText(lambda: iter(['"\x01€' * 5000] * count))
         return Kept(Long(text), lambda: closed.append(True))
 
@@ -134,7 +136,7 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
                 made += 1
                 yield "x" * 60_000
 
-        async def answer(call: Call) -> Kept[Long]:
+        async def answer(call: Call[HelpOf]) -> Kept[Long]:
             return Kept(Long(LongText(endless)), closed.set)
 
         async with serving(answer) as port:
@@ -161,7 +163,7 @@ def test_what_one_member_has_under_way_holds_up_nobody_else() -> None:
     async def play() -> None:
         requests, go, begun = Requests(), asyncio.Event(), list[str]()
 
-        async def call(name: str, operation: Operation) -> None:
+        async def call(name: str, operation: AnyOperation) -> None:
             async with requests.turn(member(name), operation):
                 begun.append(name)
                 await go.wait()

@@ -16,7 +16,6 @@ from podyd.api.handler import credentials
 from podyd.base.errors import ConfigError, Unauthorized
 from podyd.config.loader import parse
 from podyd.config.schema import AuthConfig, Config
-from podyd.contract.operation import Nothing, Operation
 from podyd.contract.table import OPERATIONS
 from podyd.contract.users import USER_CH_PASSWD, USER_TOKEN
 from podyd.model.token import Token
@@ -81,11 +80,6 @@ def test_what_a_token_that_reads_may_call() -> None:
         "/user/tokens",
         "/version",
     ]
-
-
-def test_an_operation_that_does_not_say_what_proof_it_needs_is_none() -> None:
-    with pytest.raises(TypeError, match="proof"):
-        Operation("/x", ("GET",), Nothing, str, "X.")  # type: ignore[call-arg]
 
 
 def test_what_needs_the_password_itself() -> None:

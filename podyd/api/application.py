@@ -1,0 +1,57 @@
+"""Which handler serves which operation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tornado.web import Application
+
+from podyd.accounting.metrics import Metrics
+from podyd.api.binding import Bound
+from podyd.api.files import Download, Upload
+from podyd.api.handler import AddressOf, Endpoint, NoRoute, Requests, request_log
+from podyd.api.routes.meta import suggestion
+from podyd.api.socket import Socket
+from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.operation import AnyOperation
+from podyd.people.login import Users
+from podyd.people.sessions import Sessions
+
+HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
+    Json: Endpoint,
+    PlainText: Endpoint,
+    FileOut: Download,
+    FileIn: Upload,
+    WebSocket: Socket,
+}
+
+
+def application(
+    calls: Mapping[AnyOperation, Bound],
+    *,
+    users: Users,
+    requests: Requests,
+    sessions: Sessions,
+    address_of: AddressOf,
+    metrics: Metrics,
+) -> Application:
+    """Tornado's, which serves these operations."""
+    shared = {
+        "users": users,
+        "requests": requests,
+        "sessions": sessions,
+        "address_of": address_of,
+    }
+    return Application(
+        [
+            (
+                operation.path.replace(".", r"\."),
+                HANDLERS[type(operation.answer)],
+                {"operation": operation, "bound": call, **shared},
+            )
+            for operation, call in calls.items()
+        ],
+        default_handler_class=NoRoute,
+        default_handler_args={"suggest": suggestion, "address_of": address_of},
+        log_function=request_log(metrics),
+    )
