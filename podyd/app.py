@@ -46,10 +46,7 @@ from podyd.gpus.scheduler import Allotment
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
-from podyd.node.procs import Reader
-from podyd.node.sockdiag import listening_ports
-from podyd.node.telemetry import Telemetry
-from podyd.node.user_names import UserNames
+from podyd.node.local import LocalNode
 from podyd.people.login import Users
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
@@ -87,8 +84,7 @@ class App:
     ports: Ports
     mounts: Mounts
     disks: Disks
-    origins: Origins
-    telemetry: Telemetry
+    node: LocalNode
     identities: Identities
     usage: Usage
     database: Database
@@ -97,7 +93,6 @@ class App:
     endings: Endings
     sweep: Sweep
     idle: IdleLeases
-    usernames: UserNames
     background: Tasks
     cleaning: Tasks
     requests: Requests
@@ -107,7 +102,7 @@ class App:
         """Begin what goes on in the background; needs a running event loop."""
         self.background.keep(self.sessions.run, "ending what logins no longer allow")
         self.background.keep(self.cgroups.follow, "learning the pods' cgroups")
-        self.background.keep(self.telemetry.run, "asking NVML")
+        self.background.keep(self.node.samples.run, "asking NVML")
         self.background.keep(self.identities.run, "remembering cards")
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
         self.background.keep(self.usage.follow_cpu, "counting CPU time")
@@ -134,11 +129,8 @@ class App:
         self.cleaning.spawn(self.usage.flush(), "writing the last usage")
         await self.cleaning.finish(KILL_SECONDS)
         await self.database.close()
-        self.usernames.close()
-        self.ports.close()
-        self.mounts.close()
+        self.node.close()
         self.instances.close()
-        self.origins.close()
         self.client.close()
 
 
@@ -150,17 +142,16 @@ def build(settings: Settings) -> App:
     instances = LxdInstances(client, Holds(config.data_dir / "restoring"))
     profiles, files, server = LxdProfiles(client), LxdFiles(client), LxdServer(client)
     taken = LxdSnapshots(client)
-    reader = Reader()
+    node = LocalNode(ports_socket=lambda: settings.current.ports.socket)
     client.is_there = instances.has
     cgroups = Cgroups(
         config.lxd.project,
         instances=instances.all,
         first_process=instances.first_process,
-        cgroup_of=reader.cgroup_of,
+        cgroup_of=node.processes.cgroup_of,
     )
     instances.listen(cgroups.changed)
     images = Images(client, settings)
-    telemetry = Telemetry()
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
@@ -169,17 +160,15 @@ def build(settings: Settings) -> App:
         settings=settings,
     )
     attribution = Attribution(
-        telemetry, project=config.lxd.project, instance_of=cgroups.instance_of
+        node.samples, project=config.lxd.project, instance_of=cgroups.instance_of
     )
     attribution.subscribe(usage.sampled)
-    usernames = UserNames()
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
-    origins = Origins()
-    users = Users(AuthClient(config.auth.socket), origins, tokens, settings)
+    users = Users(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
-    gpus = Gpus(server, telemetry, identities)
+    gpus = Gpus(server, node.samples, identities)
     occupancy = Occupancy(attribution)
     endings = Endings(client, config.data_dir / "endings")
     executor = LxdExecutor(client, cleaning, endings)
@@ -187,7 +176,7 @@ def build(settings: Settings) -> App:
         instances=instances,
         profiles=profiles,
         gpus=gpus,
-        telemetry=telemetry,
+        samples=node.samples,
         occupancy=occupancy,
         settings=settings,
     )
@@ -195,14 +184,17 @@ def build(settings: Settings) -> App:
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
     disks = Disks(client=client, instances=instances, profiles=profiles, executor=executor)
-    metrics = Metrics(allotment=allotment, disks=disks, telemetry=telemetry, occupancy=occupancy)
+    metrics = Metrics(allotment=allotment, disks=disks, samples=node.samples, occupancy=occupancy)
     ports = Ports(
-        locations=Locations(instances),
+        locations=Locations(instances, node.neighbours),
         instances=instances,
-        listening=listening_ports,
+        sockets=node.sockets,
+        relays=node.relays,
         settings=settings,
     )
-    mounts = Mounts(server=server, instances=instances, settings=settings)
+    mounts = Mounts(
+        server=server, instances=instances, directories=node.directories, settings=settings
+    )
     pods = Pods(
         instances=instances,
         profiles=profiles,
@@ -224,7 +216,7 @@ def build(settings: Settings) -> App:
         instances=instances,
         ports=ports,
         cgroups=cgroups,
-        reader=Reader(),
+        sockets=node.sockets,
     )
     snapshots = Snapshots(instances=instances, snapshots=taken, pods=pods, tasks=cleaning)
     commits = Commits(
@@ -242,12 +234,10 @@ def build(settings: Settings) -> App:
     podlogs = PodLogs(instances=instances, pods=pods)
     host = Host(
         server=server,
-        telemetry=telemetry,
+        node=node,
         occupancy=occupancy,
         attribution=attribution,
-        reader=reader,
         allotment=allotment,
-        names=usernames,
     )
     calls = bound(
         MetaRoutes(metrics=metrics),
@@ -288,8 +278,7 @@ def build(settings: Settings) -> App:
         ports=ports,
         mounts=mounts,
         disks=disks,
-        origins=origins,
-        telemetry=telemetry,
+        node=node,
         identities=identities,
         usage=usage,
         database=database,
@@ -298,7 +287,6 @@ def build(settings: Settings) -> App:
         endings=endings,
         sweep=Sweep(client=client, pods=pods, commits=commits),
         idle=idle,
-        usernames=usernames,
         background=Tasks(),
         cleaning=cleaning,
         requests=requests,

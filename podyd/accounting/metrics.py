@@ -16,8 +16,8 @@ from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.scheduler import Allotment
+from podyd.node.interface import Samples
 from podyd.node.samples import Gpu
-from podyd.node.telemetry import Telemetry
 from podyd.pods.disks import Disks, PoolUse, limit_of
 
 EXEC_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
@@ -29,11 +29,11 @@ class Metrics:
     """All of podyd's figures; `text` is what /metrics answers."""
 
     def __init__(
-        self, *, allotment: Allotment, disks: Disks, telemetry: Telemetry, occupancy: Occupancy
+        self, *, allotment: Allotment, disks: Disks, samples: Samples, occupancy: Occupancy
     ) -> None:
         self._allotment = allotment
         self._disks = disks
-        self._telemetry = telemetry
+        self._samples = samples
         self._occupancy = occupancy
         self._registry = CollectorRegistry()
         self._requests = Counter(
@@ -90,8 +90,8 @@ class Metrics:
         info.add_metric((__version__,), 1)
         yield info
         yield GaugeMetricFamily("podyd_lxd_up", "Whether LXD answers.", value=view is not None)
-        sample = self._telemetry.current
-        up = sample is not None and self._telemetry.problem is None
+        sample = self._samples.current
+        up = sample is not None and self._samples.problem is None
         yield GaugeMetricFamily("podyd_nvml_up", "Whether NVML answers.", value=up)
         if sample is not None:
             yield GaugeMetricFamily(
@@ -110,7 +110,7 @@ class Metrics:
         )
         yield from self._of_disks(view)
         yield from self._of_holders(view)
-        sample = self._telemetry.current
+        sample = self._samples.current
         if sample is not None:
             figures = {gpu.pci: gpu for gpu in sample.gpus}
             known = [(card, figures[card.pci]) for card in view.cards if card.pci in figures]

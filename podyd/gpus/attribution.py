@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from podyd.node.interface import Samples
 from podyd.node.procs import InstanceCgroup
 from podyd.node.samples import Sample
-from podyd.node.telemetry import Telemetry
 
 # Samples come every second; between two that are further apart, anything may have happened.
 GAP_SECONDS = 10.0
@@ -49,25 +49,25 @@ Subscriber = Callable[[Attributed], None]
 
 
 class Attribution:
-    """Says of each sample of `telemetry` whose the processes are.
+    """Says of each sample of `samples` whose the processes are.
 
     `project` is podyd's, and `instance_of` as in Cgroups.
     """
 
     def __init__(
         self,
-        telemetry: Telemetry,
+        samples: Samples,
         *,
         project: str,
         instance_of: Callable[[InstanceCgroup | None], tuple[str, str] | None],
     ) -> None:
-        self._telemetry = telemetry
+        self._samples = samples
         self._project = project
         self._instance_of = instance_of
         self._latest: Attributed | None = None
         self._cgroups: dict[int, InstanceCgroup | None] = {}
         self._subscribers: list[Subscriber] = []
-        telemetry.subscribe(self.sampled)
+        samples.subscribe(self.sampled)
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Call `subscriber` with every sample from now on."""
@@ -76,7 +76,7 @@ class Attribution:
     @property
     def current(self) -> Attributed | None:
         """The last one, unless it is too old to say who is on a card now."""
-        latest, sample = self._latest, self._telemetry.current
+        latest, sample = self._latest, self._samples.current
         return latest if latest is not None and latest.sample is sample else None
 
     def sampled(self, sample: Sample) -> None:

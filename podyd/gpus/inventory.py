@@ -21,8 +21,8 @@ from podyd.base.tasks import came
 from podyd.engine.interface import Server
 from podyd.engine.types import Devices, PciCard, Profile, is_set
 from podyd.model.gpu import CardChoice
+from podyd.node.interface import Samples
 from podyd.node.samples import Sample, sysfs_address
-from podyd.node.telemetry import Telemetry
 from podyd.store.cards import CardStore
 from podyd.store.database import RETRY_SECONDS
 
@@ -136,9 +136,9 @@ def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, 
 class Gpus:
     """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
-    def __init__(self, server: Server, telemetry: Telemetry, identities: Identities) -> None:
+    def __init__(self, server: Server, samples: Samples, identities: Identities) -> None:
         self._server = server
-        self._telemetry = telemetry
+        self._samples = samples
         self._identities = identities
         self._kept: tuple[float, tuple[Card, ...]] | None = None
 
@@ -148,7 +148,7 @@ class Gpus:
         if self._kept is None or self._kept[0] <= now:
             found = _by_address(await self._server.cards())
             self._kept = now + KEPT_SECONDS, found
-        cards = _in_order(self._kept[1], self._telemetry.latest)
+        cards = _in_order(self._kept[1], self._samples.latest)
         known = await self._identities.of({card.pci: card.uuid for card in cards if card.uuid})
         return tuple(replace(card, uuid=card.uuid or known.get(card.pci, "")) for card in cards)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import Iterable, Mapping, Sequence
 
 from podyd import __version__
@@ -19,10 +18,9 @@ from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Allotment
 from podyd.model.pod import Pod
-from podyd.node.procs import Process, Reader
+from podyd.node.interface import FIRST_SAMPLE_SECONDS, Node
+from podyd.node.procs import Process
 from podyd.node.samples import Gpu, ProcessSample
-from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
-from podyd.node.user_names import UserNames
 
 Found = tuple[ProcessSample, Process]
 
@@ -34,29 +32,26 @@ class Host:
         self,
         *,
         server: Server,
-        telemetry: Telemetry,
+        node: Node,
         occupancy: Occupancy,
         attribution: Attribution,
-        reader: Reader,
         allotment: Allotment,
-        names: UserNames,
     ) -> None:
         self._server = server
         self._occupancy = occupancy
         self._attribution = attribution
-        self._reader = reader
         self._allotment = allotment
-        self._names = names
-        self._telemetry = telemetry
+        self._node = node
+        self._samples = node.samples
 
     async def spec(self) -> HostSpec:
         """Versions; null for what is not there."""
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
-        sample = self._telemetry.latest
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
+        sample = self._samples.latest
         return HostSpec(
             podyd=__version__,
             lxd=await self._server.version(),
-            kernel=os.uname().release,
+            kernel=self._node.facts.kernel,
             nvidia_driver=sample.driver if sample else None,
             cuda=sample.cuda if sample else None,
         )
@@ -78,7 +73,7 @@ class Host:
         indices = range(count) if wanted is None else wanted
         cards = {index: sample.gpus[index] for index in indices}
         pids = {on_it.pid for gpu in cards.values() for on_it in gpu.processes}
-        known = await self._reader.processes(pids)
+        known = await self._node.processes.processes(pids)
         found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
         of_host = [
             process
@@ -108,11 +103,11 @@ class Host:
 
         Raises Unavailable, with the cause, if NVML has not answered for too long.
         """
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
         attributed = self._attribution.current
-        if attributed is None and not self._telemetry.absent:
+        if attributed is None and not self._samples.absent:
             raise Unavailable(
-                f"NVML gives no data: {self._telemetry.problem or 'it has not answered yet'}.",
+                f"NVML gives no data: {self._samples.problem or 'it has not answered yet'}.",
                 code="nvml_failed",
             )
         return attributed
@@ -121,13 +116,13 @@ class Host:
         """The users that these run as; asked together, so that an LDAP that hangs is waited for
         once."""
         uids = list({process.uid for process in processes if process.uid is not None})
-        names = await asyncio.gather(*(self._names.of(uid) for uid in uids))
+        names = await asyncio.gather(*(self._node.accounts.name_of(uid) for uid in uids))
         return dict(zip(uids, names, strict=True))
 
     async def gpus(self) -> list[GpuInfo]:
         """The cards, also where NVML does not answer: then without what only it knows."""
         view = await self._allotment.view()
-        sample = self._telemetry.current
+        sample = self._samples.current
         figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
         return [
             self._gpu(view, card, figures.get(card.pci), sample.driver if sample else None)
@@ -135,8 +130,8 @@ class Host:
         ]
 
     def _gpu(self, view: View, card: Card, gpu: Gpu | None, driver: str | None) -> GpuInfo:
-        problem = gpu.problem if gpu else self._telemetry.problem or "NVML does not show this card"
-        if self._telemetry.absent:
+        problem = gpu.problem if gpu else self._samples.problem or "NVML does not show this card"
+        if self._samples.absent:
             problem = None
         gpu = gpu or Gpu(card.uuid, card.pci, card.name)
         lease = view.leases.get(card.key)

@@ -66,8 +66,8 @@ from podyd.gpus.leases import (
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
+from podyd.node.interface import FIRST_SAMPLE_SECONDS, Samples
 from podyd.node.samples import Sample
-from podyd.node.telemetry import FIRST_SAMPLE_SECONDS, Telemetry
 
 log = logging.getLogger(__name__)
 
@@ -100,14 +100,14 @@ class Allotment:
         instances: Instances,
         profiles: Profiles,
         gpus: Gpus,
-        telemetry: Telemetry,
+        samples: Samples,
         occupancy: Occupancy,
         settings: Settings,
     ) -> None:
         self._instances = instances
         self._profiles = profiles
         self._gpus = gpus
-        self._telemetry = telemetry
+        self._samples = samples
         self._occupancy = occupancy
         self._settings = settings
         self._lock = asyncio.Lock()
@@ -118,7 +118,7 @@ class Allotment:
 
     async def view(self) -> View:
         """How things stand."""
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
         return await self._look()
 
     async def _look(self) -> View:
@@ -127,7 +127,7 @@ class Allotment:
         cards = await self._gpus.cards()
         profiles = await self._profiles.all()
         pods = tuple(pods_of(await self._instances.all()))
-        sample, absent = self._telemetry.current, self._telemetry.absent
+        sample, absent = self._samples.current, self._samples.absent
         return View(
             cards=cards,
             pods=pods,
@@ -139,13 +139,13 @@ class Allotment:
             if sample or absent
             else None,
             troubled=_troubled(cards, sample) if sample else {},
-            problem=f"NVML does not answer ({self._telemetry.problem or 'it hangs'})",
+            problem=f"NVML does not answer ({self._samples.problem or 'it hangs'})",
         )
 
     @contextlib.asynccontextmanager
     async def _alone(self) -> AsyncIterator[View]:
         """How things stand while nobody else decides. Raises Unavailable if that takes long."""
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
         try:
             await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
         except asyncio.TimeoutError:
@@ -448,7 +448,7 @@ class Allotment:
 
         What fails for one pod goes to `problems`, and must not keep the others from their cards.
         """
-        await self._telemetry.first(FIRST_SAMPLE_SECONDS)
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
         tried: set[tuple[str, str]] = set()
         while True:
             # Between two steps others decide, so each begins with a look.

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from podyd.base.errors import PodydError
 from podyd.engine.interface import Instances
 from podyd.engine.types import Instance, State, is_set
-from podyd.node.arp import Nic, neighbours, probe
+from podyd.node.arp import Nic
+from podyd.node.interface import Neighbours
 
 log = logging.getLogger(__name__)
 
@@ -35,21 +36,15 @@ class Location:
 class Locations:
     """Remembers where the pods are; LXD's word of it is only where to ask the kernel."""
 
-    def __init__(
-        self,
-        instances: Instances,
-        heard: Callable[[], Heard] = neighbours,
-        ask: Callable[[str, Iterable[str]], None] = probe,
-    ) -> None:
+    def __init__(self, instances: Instances, neighbours: Neighbours) -> None:
         self._instances = instances
-        self._heard = heard
-        self._ask = ask
+        self._neighbours = neighbours
         self._locations: dict[str, Location] = {}
         self._unheld: frozenset[str] = frozenset()
 
     async def of(self, running: Collection[Instance]) -> Mapping[str, str]:
         """The addresses of those that are found, by name; the others are asked for meanwhile."""
-        heard = self._heard()
+        heard = await self._neighbours.heard()
         found = {}
         for instance in running:
             location = location_of(instance, heard, self._locations.get(instance.name))
@@ -60,7 +55,7 @@ class Locations:
             known = heard.get(location.nic, frozenset())
             if len(known) != 1:
                 # It is forgotten, or has several, of which one is old.
-                self._ask(location.nic.parent, {location.address, *known})
+                await self._neighbours.probe(location.nic.parent, {location.address, *known})
         self._locations = found
         self._warn(running)
         return {name: location.address for name, location in found.items()}
@@ -73,7 +68,7 @@ class Locations:
             state = await self._instances.state(instance.name)
             claimed = _claimed(state)
             for nic in nics:
-                self._ask(nic.parent, claimed)
+                await self._neighbours.probe(nic.parent, claimed)
 
     def _warn(self, running: Iterable[Instance]) -> None:
         unheld = frozenset(item.name for item in running if not held_nics(item))

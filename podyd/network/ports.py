@@ -11,7 +11,6 @@ import logging
 import re
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any
 from weakref import WeakValueDictionary
@@ -25,13 +24,13 @@ from podyd.engine.types import Instance, named
 from podyd.model.member import Member
 from podyd.model.pod import PORTS, Pod, pods_of
 from podyd.network.locations import Locations
-from podyd.node.relay_client import RelayClient, Table, relay_at
+from podyd.node.interface import Relay, Relays, Sockets
+from podyd.node.relay_client import Table
 
 log = logging.getLogger(__name__)
 
 NONE = "none"
 NO_FREE_PORT = "no_free_port"
-KERNEL_SECONDS = 5.0
 # An admin's `lxc launch` has set out to start the instance by then.
 SETTLE_AFTER = timedelta(seconds=5)
 # Several changes often come together.
@@ -54,15 +53,15 @@ class Ports:
         *,
         locations: Locations,
         instances: Instances,
-        listening: Callable[[], frozenset[int]],
+        sockets: Sockets,
+        relays: Relays,
         settings: Settings,
     ) -> None:
-        """`listening` says, perhaps after a wait, on which TCP ports of the host anything does."""
         self._locations = locations
         self._instances = instances
-        self._listening = listening
+        self._sockets = sockets
+        self._relays = relays
         self._settings = settings
-        self._threads = ThreadPoolExecutor(1, thread_name_prefix="ports")
         self._lock = asyncio.Lock()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # Those of pods that are being made.
@@ -72,9 +71,6 @@ class Ports:
         self._pokes: list[asyncio.Event] = []
         self._tell: Callable[[str], None] = lambda problem: None
         self._problem = ""
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     def poke(self) -> None:
         """Look again: something has changed."""
@@ -242,12 +238,9 @@ class Ports:
         return found
 
     async def _busy(self) -> frozenset[int]:
-        loop = asyncio.get_running_loop()
         try:
-            return await asyncio.wait_for(
-                loop.run_in_executor(self._threads, self._listening), KERNEL_SECONDS
-            )
-        except (OSError, asyncio.TimeoutError) as error:
+            return await self._sockets.listening_ports()
+        except OSError as error:
             # One that is in use will be refused by the relay, which says so.
             log.warning("the kernel does not tell which ports are in use: %s", error)
             return frozenset()
@@ -263,13 +256,13 @@ class Ports:
         with self._poked() as poke:
             while True:
                 try:
-                    async with relay_at(self._settings.current.ports.socket) as relay:
+                    async with self._relays.relay() as relay:
                         await self._follow(relay, poke)
                 except PodydError as error:
                     self._say(f"{AWAY}: {error.detail}")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _follow(self, relay: RelayClient, poke: asyncio.Event) -> None:
+    async def _follow(self, relay: Relay, poke: asyncio.Event) -> None:
         sent: Table | None = None
         while not relay.gone.done():
             poke.clear()

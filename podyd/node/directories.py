@@ -29,6 +29,24 @@ class Directory:
     gid: int
 
 
+@dataclass(frozen=True)
+class Fitness:
+    """Why a directory cannot be its owner's own in a pod, in one clause; both are "" if it can.
+
+    `unsafe` is that others than root could change what it stands below, `unfit` what is wrong with
+    itself.
+    """
+
+    unsafe: str = ""
+    unfit: str = ""
+
+
+def fitness(directory: Directory) -> Fitness:
+    """Whether it can be its owner's own in a pod; may block."""
+    problem = unsafe(directory.path.parent)
+    return Fitness(unsafe=problem) if problem else Fitness(unfit=unfit(directory))
+
+
 def unsafe(prefix: Path) -> str:
     """Why others than root could change what stands below `prefix`, in one clause; "" if not."""
     for path in (*reversed(prefix.parents), prefix):

@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from podyd import __version__
 from podyd.base.errors import Unavailable
@@ -38,7 +39,7 @@ class RelayClient:
         self._reader = reader
         self._writer = writer
         # At rest this ends when the relay does.
-        self.gone = asyncio.ensure_future(reader.readline())
+        self.gone: asyncio.Future[Any] = asyncio.ensure_future(reader.readline())
 
     async def put(self, table: Table) -> RelayAnswer:
         """Have the ports led so, all others given up. Raises Unavailable."""

@@ -23,8 +23,8 @@ ABSENT_RETRY_SECONDS = 30.0
 RETRY_SECONDS = 2.0
 # A sample that is older does not say who is on a card now.
 STALE_SECONDS = 30.0
-# What has just begun is worth waiting for.
-FIRST_SAMPLE_SECONDS = 2.0
+# And at the end of podyd a killed one is waited for so long.
+END_SECONDS = 1.0
 MAX_LINE_BYTES = 4 * 1024**2
 
 Subscriber = Callable[[Sample], None]
@@ -40,10 +40,13 @@ class Timing:
     stale: float = STALE_SECONDS
 
 
+USUAL = Timing()
+
+
 class Telemetry:
     """Keeps `podyd nvml` running. `absent` while the host has no NVIDIA driver."""
 
-    def __init__(self, timing: Timing = Timing()) -> None:
+    def __init__(self, timing: Timing = USUAL) -> None:
         self.latest: Sample | None = None
         self.problem: str | None = None
         self.absent = False
@@ -116,8 +119,14 @@ class Telemetry:
     async def _end(self, process: Process) -> None:
         with contextlib.suppress(ProcessLookupError):
             process.kill()
-        # One that the kernel does not let go is waited for: a second one would hang beside it.
-        await process.wait()
+        over = asyncio.ensure_future(process.wait())
+        try:
+            # One that the kernel does not let go is waited for: a second one would hang beside it.
+            await asyncio.shield(over)
+        except asyncio.CancelledError:
+            await asyncio.wait({over}, timeout=END_SECONDS)
+            over.cancel()
+            raise
 
     def _sampled(self, sample: Sample) -> None:
         if self.problem is not None or self.absent:

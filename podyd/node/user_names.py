@@ -17,7 +17,7 @@ class UserNames:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="usernames")
         self._asked: dict[int, asyncio.Future[str]] = {}
 
-    async def of(self, uid: int) -> str:
+    async def name_of(self, uid: int) -> str:
         """The name, or `uid N` where there is none or none comes in time."""
         if uid not in self._asked:
             if len(self._asked) >= MAX_KEPT:

@@ -6,15 +6,14 @@ which account has the other end of their connection.
 
 from __future__ import annotations
 
-import asyncio
 import ipaddress
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from podyd.base.errors import Unauthorized
 from podyd.config.addresses import parse_address
-from podyd.node.sockdiag import End, owner_of
+from podyd.node.interface import Sockets
+from podyd.node.sockdiag import End
 
 # People's accounts begin there. A proxy runs as root or as an account of the system.
 MIN_UID = 1000
@@ -36,14 +35,10 @@ class Source:
 
 
 class Origins:
-    """Asks the kernel, in threads of its own: another process that asks can make it slow."""
+    """Asks the kernel whose a connection is."""
 
-    def __init__(self, owner: Callable[[End, End], int | None] = owner_of) -> None:
-        self._owner = owner
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="origins")
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def __init__(self, sockets: Sockets) -> None:
+        self._sockets = sockets
 
     async def of(self, source: Source) -> Hashable:
         """The account on this host that asks, or else the address.
@@ -53,9 +48,8 @@ class Origins:
         """
         if source.ends is None:
             raise _gone()
-        loop = asyncio.get_running_loop()
         try:
-            uid = await loop.run_in_executor(self._threads, self._owner, *source.ends)
+            uid = await self._sockets.owner_of(*source.ends)
         except ConnectionError:
             raise _gone() from None
         except OSError:  # This kernel does not tell.

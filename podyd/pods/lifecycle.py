@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import re
 import time
 from collections.abc import (
@@ -75,6 +74,7 @@ from podyd.model.pod import (
     pods_of,
 )
 from podyd.network.ports import Ports
+from podyd.node.facts import Facts
 from podyd.pods.catalogue import Images
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, full, fullness
@@ -736,7 +736,7 @@ def memory_limit(config: Mapping[str, str]) -> int:
     """`limits.memory` in bytes, or -1; a percentage is one of the host's memory."""
     text = config.get("limits.memory", "")
     if text.endswith("%"):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * int(text[:-1]) // 100
+        return Facts.of_this_host().memory_bytes * int(text[:-1]) // 100
     return parse_size(text) if text else UNLIMITED
 
 

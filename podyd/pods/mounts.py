@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +20,8 @@ from podyd.engine.interface import Instances, Server
 from podyd.engine.types import Devices, Profile
 from podyd.model.member import Member
 from podyd.model.pod import IDMAP, Pod
-from podyd.node.directories import Directory, to_make, unfit, unsafe
+from podyd.node.directories import Directory, Fitness, to_make
+from podyd.node.interface import Directories
 
 RAW = "raw.idmap"
 DEVICE = "podyd-mount-"
@@ -42,15 +42,18 @@ NOTHING = Mounted({RAW: None, IDMAP: None}, {})
 class Mounts:
     """Says what a pod has mounted, and sees to it before the pod starts."""
 
-    def __init__(self, *, server: Server, instances: Instances, settings: Settings) -> None:
+    def __init__(
+        self,
+        *,
+        server: Server,
+        instances: Instances,
+        directories: Directories,
+        settings: Settings,
+    ) -> None:
         self._server = server
         self._instances = instances
+        self._directories = directories
         self._settings = settings
-        # A directory may be on a server that does not answer.
-        self._threads = ThreadPoolExecutor(4, thread_name_prefix="mounts")
-
-    def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def new(self, member: Member, profiles: Sequence[Profile]) -> Mounted:
         """What a new pod of these profiles needs; nothing if they map ids themselves.
@@ -109,14 +112,14 @@ class Mounts:
 
     async def _check(self, member: Member, mount: Mount) -> None:
         own = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)
-        looking = asyncio.get_running_loop().run_in_executor(self._threads, _problem, own)
         try:
-            problem = await asyncio.wait_for(looking, LOOK_SECONDS)
+            found = await asyncio.wait_for(self._directories.fitness(own), LOOK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
                 f"Your directory {own.path} is on a disk that does not answer; tell your admin.",
                 code="directory_hangs",
             ) from None
+        problem = _problem(own, found)
         if problem:
             raise Conflict(f"Your pods have {own.path}, but {problem}.", code="directory_unfit")
 
@@ -140,10 +143,10 @@ def _is_own(device: str) -> bool:
     return device.startswith(DEVICE)
 
 
-def _problem(own: Directory) -> str:
+def _problem(own: Directory, found: Fitness) -> str:
     """What is wrong with a member's own directory, and what to do about it; "" if nothing is."""
-    problem = unsafe(own.path.parent)
-    if problem:
-        return f"{problem}; tell your admin that 'podyd doctor' says what to do"
-    problem = unfit(own)
-    return f"{problem}; ask your admin to type: {to_make(own)} && podyd setup" if problem else ""
+    if found.unsafe:
+        return f"{found.unsafe}; tell your admin that 'podyd doctor' says what to do"
+    if found.unfit:
+        return f"{found.unfit}; ask your admin to type: {to_make(own)} && podyd setup"
+    return ""

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.node.telemetry import FIRST_SAMPLE_SECONDS
+from podyd.node.interface import FIRST_SAMPLE_SECONDS
 from tests.integration.harness import (
     IMAGE,
     SMALL,

@@ -17,11 +17,10 @@ from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.types import CpuTime, Instance
-from podyd.gpus.attribution import Attribution
 from podyd.node.samples import Gpu, ProcessSample, Sample
-from podyd.node.telemetry import Telemetry
 from podyd.store.database import Database
 from podyd.store.usage import Bucket, UsageStore
+from tests.unit.gpus.attributing import attribution
 
 # At the beginning of an hour.
 START = 1_800_000_000.0
@@ -78,9 +77,7 @@ class Rig:
             settings=Settings(Config()),
             clock=Clock(lambda: self.wall, lambda: self.monotonic),
         )
-        self.attribution = Attribution(
-            Telemetry(), project="podyd", instance_of=lambda cgroup: cgroup
-        )
+        self.attribution = attribution()
         self.attribution.subscribe(self.usage.sampled)
 
     async def _list(self) -> Sequence[Instance]:

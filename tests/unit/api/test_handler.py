@@ -38,6 +38,7 @@ from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
 from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
+from tests.unit.node.fake import FakeSockets
 
 CRASHING = Operation(
     "/crash", GET, HelpOf, Json(str), "Crashes.", access=Access.OPEN, proof=Proof.READS
@@ -50,7 +51,7 @@ async def serving(bound: Bound, operation: AnyOperation = CRASHING) -> AsyncIter
     settings = Settings(Config())
     database = Database(Path("/nonexistent"))
     tokens = Tokens(TokenStore(database), settings)
-    users = Users(AuthClient("/nonexistent"), Origins(), tokens, settings)
+    users = Users(AuthClient("/nonexistent"), Origins(FakeSockets()), tokens, settings)
     parts = {
         "operation": operation,
         "bound": bound,

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from podyd.gpus.attribution import Attribution
-from podyd.node.telemetry import Telemetry
+from tests.unit.node.fake import FakeSamples
 
 
-def attribution(telemetry: Telemetry | None = None) -> Attribution:
+def attribution(samples: FakeSamples | None = None) -> Attribution:
     """For podyd's project `podyd`."""
-    return Attribution(telemetry or Telemetry(), project="podyd", instance_of=lambda cgroup: cgroup)
+    return Attribution(samples or FakeSamples(), project="podyd", instance_of=lambda cgroup: cgroup)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from podyd.gpus.activity import Occupancy
-from podyd.gpus.attribution import GAP_SECONDS, Attribution
+from podyd.gpus.attribution import GAP_SECONDS
 from podyd.node.samples import Gpu, ProcessSample, Sample
-from podyd.node.telemetry import Telemetry
+from tests.unit.gpus.attributing import attribution
 
 CARD = Gpu("GPU-1", "0000:41:00.0", "A100", utilisation=50)
 
@@ -17,9 +17,7 @@ class Rig:
 
     def __init__(self) -> None:
         self.now = 1000.0
-        self.attribution = Attribution(
-            Telemetry(), project="podyd", instance_of=lambda cgroup: cgroup
-        )
+        self.attribution = attribution()
         self.occupancy = Occupancy(self.attribution, clock=lambda: self.now)
 
     def sample(self, *holders: ProcessSample, gpu: Gpu = CARD) -> None:

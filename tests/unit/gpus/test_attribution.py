@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,12 @@ from podyd.config.schema import Config
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import GAP_SECONDS, HOST, Attributed, Attribution, Whose
 from podyd.gpus.report import Host
-from podyd.node.procs import InstanceCgroup, Process, Reader
+from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.samples import Gpu, ProcessSample, Sample
-from podyd.node.telemetry import Telemetry
 from podyd.store.database import Database
 from podyd.store.usage import UsageStore
 from tests.unit.accounting.test_usage import instance
+from tests.unit.node.fake import FakeNode, FakeSamples
 
 PCI = "0000:41:00.0"
 POD, NUMBERED, NAMESAKE, OF_HOST = 7, 8, 9, 10
@@ -42,7 +41,7 @@ def sample(*pids: int, taken: float = 0.0, cgroups: Any = CGROUPS) -> Sample:
 
 
 def attribution() -> Attribution:
-    return Attribution(Telemetry(), project="podyd", instance_of=instance_of)
+    return Attribution(FakeSamples(), project="podyd", instance_of=instance_of)
 
 
 def whose(found: Attribution, sampled: Sample) -> dict[int, Whose]:
@@ -74,19 +73,13 @@ def test_of_one_that_ends_the_cgroup_is_known_and_of_another_with_its_pid_it_is_
     assert whose(found, sample(POD, taken=16.0, cgroups={}))[POD] == HOST
 
 
-class Processes(Reader):
-    """All are there, and have been for long."""
-
-    async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
-        return {pid: Process(0, "python", 1000.0, 1) for pid in pids}
-
-
 def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
     tmp_path: Path,
 ) -> None:
     async def whole() -> None:
-        telemetry, database = Telemetry(), Database(tmp_path / "db")
-        found = Attribution(telemetry, project="podyd", instance_of=instance_of)
+        node, database = FakeNode(), Database(tmp_path / "db")
+        node.processes.known[NAMESAKE] = Process(0, "python", 1000.0, 1)
+        found = Attribution(node.samples, project="podyd", instance_of=instance_of)
 
         async def instances() -> list[Any]:
             return [instance("alice-main", "alice")]
@@ -103,7 +96,7 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
         found.subscribe(usage.sampled)
         occupancy = Occupancy(found)
         for _ in range(2):
-            telemetry._sampled(sample(NAMESAKE, taken=time.monotonic()))
+            node.samples.sampled(sample(NAMESAKE, taken=time.monotonic()))
         await usage.write()
         assert await usage.seconds("gpu", None, None) == {}
         assert occupancy.pods(PCI) == {"default/alice-main"}
@@ -111,18 +104,16 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
         none: Any = None
         host = Host(
             server=none,
-            telemetry=telemetry,
+            node=node,
             occupancy=occupancy,
             attribution=found,
-            reader=Processes(),
             allotment=none,
-            names=none,
         )
         rows, _ = await host.gpu_processes(None, viewer="alice", sees_all=False)
         assert [row.pod for row in rows["0"]] == ["default/alice-main"]
         # And the pod itself is counted, and shown.
         for _ in range(2):
-            telemetry._sampled(sample(POD, taken=time.monotonic()))
+            node.samples.sampled(sample(POD, taken=time.monotonic()))
         await usage.write()
         assert list(await usage.seconds("gpu", None, None)) == ["alice"]
         assert occupancy.pids(PCI, "alice-main") == [POD]

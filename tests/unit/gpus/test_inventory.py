@@ -15,9 +15,9 @@ from podyd.engine.server import LxdServer
 from podyd.engine.types import Profile
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
 from podyd.node.samples import Gpu, Sample
-from podyd.node.telemetry import Telemetry
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
+from tests.unit.node.fake import FakeSamples
 
 CARDS = (
     Card(0, "0000:41:00.0", "GPU-a"),
@@ -132,13 +132,13 @@ class Untold(LxdClient):
 def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
     async def whole() -> None:
         async with identities(tmp_path / "db") as known:
-            telemetry = Telemetry()
-            gpus = Gpus(LxdServer(Untold()), telemetry, known)
+            samples = FakeSamples()
+            gpus = Gpus(LxdServer(Untold()), samples, known)
             assert [card.key for card in await gpus.cards()] == ["0000:01:00.0"]
             before = await gpus.cards()
-            telemetry.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))
+            samples.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))
             assert [card.key for card in await gpus.cards()] == ["GPU-a"]
-            telemetry.latest = None
+            samples.latest = None
             assert [card.key for card in await gpus.cards()] == ["GPU-a"]
             assert before == await gpus.cards(), "it is the same card all the time"
 

@@ -19,7 +19,6 @@ from podyd.engine.instances import LxdInstances
 from podyd.engine.interface import UPDATE_SECONDS, Profiles, Server
 from podyd.engine.types import Devices, Instance, PciCard, Profile, profiles_of
 from podyd.gpus.activity import Occupancy
-from podyd.gpus.attribution import Attribution
 from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Gpus, Identities, cards_in
 from podyd.gpus.leases import lease_key, lease_value
@@ -27,8 +26,9 @@ from podyd.gpus.scheduler import LOCK_SECONDS, WRITERS, Allotment
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
-from podyd.node.samples import Failure, Gpu, Sample
-from podyd.node.telemetry import Telemetry
+from podyd.node.samples import Gpu, Sample
+from tests.unit.gpus.attributing import attribution
+from tests.unit.node.fake import FakeSamples
 
 CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(2))
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
@@ -134,17 +134,15 @@ class Remembering(Identities):
         return told
 
 
-class Sampled(Telemetry):
+def sampled(*, fails: bool) -> FakeSamples:
     """NVML says that nobody is on the cards; or it fails."""
-
-    def __init__(self, *, fails: bool) -> None:
-        super().__init__()
-        if fails:
-            self._failed(Failure("it is broken", absent=False))
-            return
-        # As if of just now, for as long as a test takes.
+    samples = FakeSamples()
+    if fails:
+        samples.failed("it is broken")
+    else:
         gpus = tuple(Gpu(card.uuid, card.pci, "A100") for card in CARDS)
-        self._sampled(Sample(asyncio.get_running_loop().time() + 3600, "535", "12.2", gpus))
+        samples.sampled(Sample(0.0, "535", "12.2", gpus))
+    return samples
 
 
 def instance(name: str, own: Devices | None = None, **config: str) -> Instance:
@@ -175,15 +173,13 @@ def member(name: str) -> Member:
 
 
 def allotment(lxd: Lxd, *, told: bool = True) -> Allotment:
-    telemetry = Sampled(fails=not told)
+    samples = sampled(fails=not told)
     return Allotment(
         instances=lxd,
         profiles=OneProfile(),
-        gpus=Gpus(cast(Server, Hardware(told=told)), telemetry, Remembering()),
-        telemetry=telemetry,
-        occupancy=Occupancy(
-            Attribution(telemetry, project="podyd", instance_of=lambda cgroup: cgroup)
-        ),
+        gpus=Gpus(cast(Server, Hardware(told=told)), samples, Remembering()),
+        samples=samples,
+        occupancy=Occupancy(attribution(samples)),
         settings=Settings(Config()),
     )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,8 @@ from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.types import Instance
 from podyd.network.locations import Locations, held_nics, location_of
-from podyd.node.arp import Nic, neighbours, probe
+from podyd.node.arp import Nic
+from tests.unit.node.fake import FakeNeighbours
 
 BORN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 HELD = {
@@ -104,37 +104,9 @@ def test_what_is_asked_for(
     found: Mapping[str, str],
     asked: set[str],
 ) -> None:
-    seen: set[str] = set()
-
-    def ask(interface: str, addresses: Iterable[str]) -> None:
-        assert interface == "lxdbr0"
-        seen.update(addresses)
-
+    neighbours = FakeNeighbours(heard)
     instances = LxdInstances(Lxd(*claimed), Holds(Path("/nowhere")))
-    locations = Locations(instances, lambda: heard, ask)
+    locations = Locations(instances, neighbours)
     assert asyncio.run(locations.of([instance()])) == found
-    assert seen == asked
+    assert neighbours.asked == {("lxdbr0", address) for address in asked}
     instances.close()
-
-
-def test_what_the_kernel_lists(tmp_path: Path) -> None:
-    (tmp_path / "arp").write_text(
-        "IP address       HW type     Flags       HW address            Mask     Device\n"
-        "192.0.2.99       0x1         0x0         00:00:00:00:00:00     *        eth0\n"
-        "10.0.0.4         0x1         0x2         00:16:3e:00:00:01     *        lxdbr0\n"
-        "10.0.0.2         0x1         0x6         00:16:3E:00:00:01     *        lxdbr0\n"
-    )
-    assert neighbours(tmp_path / "arp") == {OWN: frozenset({"10.0.0.2", "10.0.0.4"})}
-    assert isinstance(neighbours(), dict), "the kernel's own"
-
-
-def test_asking_never_fails_and_stays_on_its_interface() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as listener:
-        listener.bind(("127.0.0.1", 9))
-        listener.settimeout(5)
-        probe("no-such0", ["127.0.0.1"])
-        probe("lo", ["not an address", "127.0.0.1"])
-        assert listener.recv(10) == b""
-        listener.setblocking(False)
-        with pytest.raises(BlockingIOError):
-            listener.recv(10)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -22,8 +21,7 @@ from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports, parse, ports_of, written
-from podyd.node.sockdiag import listening_ports
-from podyd.pods import listening as listeners
+from tests.unit.node.fake import FakeNode
 
 BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)
 MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
@@ -70,11 +68,6 @@ class Lxd(LxdClient):
         }
 
 
-def nobody() -> frozenset[int]:
-    """Nothing listens."""
-    return frozenset()
-
-
 Make = Callable[..., Ports]
 
 
@@ -84,13 +77,15 @@ def make(tmp_path: Path) -> Make:
         lxd: Lxd,
         ports: tuple[int, int] = (20000, 20009),
         expose: tuple[int, ...] = (22,),
-        listening: Callable[[], frozenset[int]] = nobody,
+        node: FakeNode | None = None,
     ) -> Ports:
+        node = node or FakeNode()
         instances = LxdInstances(lxd, Holds(tmp_path / "holds"))
         return Ports(
-            locations=Locations(instances),
+            locations=Locations(instances, node.neighbours),
             instances=instances,
-            listening=listening,
+            sockets=node.sockets,
+            relays=node.relays,
             settings=Settings(Config(ports=PortsConfig(range=ports, expose=expose))),
         )
 
@@ -127,7 +122,6 @@ def test_the_older_of_two_keeps_a_port(make: Make) -> None:
         settling.cancel()
 
     asyncio.run(asyncio.wait_for(run(), 10))
-    ports.close()
     assert lxd.keys["old"] == "20001:22,20002:80"
     new = parse(lxd.keys["new"])
     assert new is not None
@@ -155,7 +149,6 @@ def test_twenty_pods_at_once_have_twenty_ports(make: Make) -> None:
         await one(20)
 
     asyncio.run(run())
-    ports.close()
     found = [host for text in lxd.keys.values() for host in parse(text) or {}]
     assert sorted(found) == [*range(20000, 20021)]
 
@@ -172,12 +165,13 @@ def test_what_was_reserved_for_a_pod_that_was_not_made_is_free(make: Make) -> No
             assert config == {PORTS: "20000:22"}
 
     asyncio.run(run())
-    ports.close()
 
 
 def test_what_listens_on_the_host_is_not_given_out(make: Make) -> None:
     lxd = Lxd({"a": "none"})
-    ports = make(lxd, listening=lambda: frozenset({*range(20000, 20009)} - {20004}))
+    node = FakeNode()
+    node.sockets.listening = {*range(20000, 20009)} - {20004}
+    ports = make(lxd, node=node)
 
     async def run() -> None:
         pod = await pod_of(lxd, "a")
@@ -188,15 +182,12 @@ def test_what_listens_on_the_host_is_not_given_out(make: Make) -> None:
             await ports.add(MEMBER, pod, 3)
 
     asyncio.run(run())
-    ports.close()
 
 
 def test_a_kernel_that_does_not_tell_stops_nothing(make: Make) -> None:
-    def listening() -> frozenset[int]:
-        raise OSError(2, "sock_diag")
-
-    lxd = Lxd({"a": "none"})
-    ports = make(lxd, listening=listening)
+    lxd, node = Lxd({"a": "none"}), FakeNode()
+    node.sockets.fails = OSError(2, "sock_diag")
+    ports = make(lxd, node=node)
 
     async def run() -> None:
         pod = await pod_of(lxd, "a")
@@ -204,7 +195,6 @@ def test_a_kernel_that_does_not_tell_stops_nothing(make: Make) -> None:
         assert [*(await ports.of(pod)).values()] == [1]
 
     asyncio.run(run())
-    ports.close()
 
 
 def test_another_range_moves_nothing(make: Make) -> None:
@@ -227,7 +217,6 @@ def test_another_range_moves_nothing(make: Make) -> None:
             await ports.add(MEMBER, pod, 80)
 
     asyncio.run(run())
-    ports.close()
 
 
 def test_the_quota(make: Make) -> None:
@@ -242,30 +231,3 @@ def test_the_quota(make: Make) -> None:
             assert config[PORTS].endswith(":22")
 
     asyncio.run(run())
-    ports.close()
-
-
-def test_the_kernels_own_lists() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as four:
-        port = four.getsockname()[1]
-        found = set(listeners.parse(Path("/proc/self/net/tcp").read_text()))
-        assert (port, "127.0.0.1") in found
-        assert port in listening_ports()
-    assert port not in listening_ports()
-    with socket.create_server(("::1", 0), family=socket.AF_INET6) as six:
-        port = six.getsockname()[1]
-        found = set(listeners.parse(Path("/proc/self/net/tcp6").read_text()))
-        assert (port, "::1") in found
-        assert port in listening_ports()
-
-
-def test_a_number_that_is_another_process_by_now(tmp_path: Path) -> None:
-    for name in ("tcp", "tcp6"):
-        path = tmp_path / "7/net" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("sl\n 0: 0100007F:1F90 00000000:0000 0A\n")
-    cgroup = tmp_path / "7/cgroup"
-    cgroup.write_text("0::/lxc.payload.podyd_a\n")
-    assert listeners.listening(7, ("podyd", "a"), proc=tmp_path) == {(8080, "127.0.0.1")}
-    with pytest.raises(ProcessLookupError):
-        listeners.listening(7, ("podyd", "b"), proc=tmp_path)

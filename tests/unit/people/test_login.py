@@ -20,6 +20,7 @@ from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
 from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
+from tests.unit.node.fake import FakeSockets
 
 ALICE = Account("alice", 1000, 1000, frozenset(), "mark")
 PASSWORD = "password"
@@ -75,12 +76,11 @@ def play(tmp_path: Path, what: Play) -> None:
         database = Database(tmp_path / "db")
         auth = FakeAuth()
         # These addresses are other hosts'.
-        origins = Origins(lambda end, other: None)
+        origins = Origins(FakeSockets())
         try:
             tokens = Tokens(TokenStore(database), settings)
             await what(Users(auth, origins, tokens, settings), auth)
         finally:
-            origins.close()
             await database.close()
 
     asyncio.run(whole())

@@ -1,111 +1,36 @@
-"""Whose a connection is, as the real kernel says it, and what counts as one who tries passwords."""
+"""What counts as one who tries passwords."""
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import struct
-import subprocess
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Hashable
 
 import pytest
 
 from podyd.base.errors import Unauthorized
-from podyd.node.sockdiag import End, owner_of
+from podyd.node.sockdiag import End
 from podyd.people.origins import Origins, Source
+from tests.unit.node.fake import FakeSockets
 
 ENDS = End("192.0.2.7", 40000), End("192.0.2.1", 8799)
 
 
-def origin(source: Source, owner: Callable[[End, End], int | None]) -> Hashable:
-    async def ask() -> Hashable:
-        origins = Origins(owner)
-        try:
-            return await origins.of(source)
-        finally:
-            origins.close()
-
-    return asyncio.run(ask())
+def origin(source: Source, sockets: FakeSockets) -> Hashable:
+    return asyncio.run(Origins(sockets).of(source))
 
 
-@contextmanager
-def connected(
-    family: socket.AddressFamily, address: str, *zone: int
-) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """Both ends of a connection: the client's, and the one of who listens."""
-    with socket.socket(family) as listener, socket.socket(family) as client:
-        listener.bind((address, 0, *zone))
-        listener.listen()
-        client.connect(listener.getsockname())
-        accepted, _ = listener.accept()
-        with accepted:
-            yield client, accepted
+def owned(uid: int | None) -> FakeSockets:
+    """Sockets of which the account has the peer's end; None is another host's."""
+    sockets = FakeSockets()
+    if uid is not None:
+        sockets.owners[ENDS] = uid
+    return sockets
 
 
-def ends(accepted: socket.socket) -> tuple[End, End]:
-    return End.of(accepted.getpeername()), End.of(accepted.getsockname())
-
-
-@pytest.mark.parametrize(
-    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
-)
-def test_the_kernel_says_whose_a_connection_is(family: socket.AddressFamily, address: str) -> None:
-    with connected(family, address) as (client, accepted):
-        both = ends(accepted)
-        assert owner_of(*both) == socket_uid(client)
-        # Half of it is closed: the answer can still be read.
-        client.shutdown(socket.SHUT_WR)
-        assert owner_of(*both) == socket_uid(client)
-        client.close()
-        with pytest.raises(ConnectionError):
-            owner_of(*both)
-
-
-def link_local() -> tuple[str, int]:
-    """An address of this host that is one only together with its interface."""
-    lines = Path("/proc/net/if_inet6").read_text().splitlines()
-    for digits, index, _, scope, _, _ in map(str.split, lines):
-        if scope == "20":  # IPV6_ADDR_LINKLOCAL
-            return socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits)), int(index, 16)
-    pytest.skip("no interface here has a link-local address")
-
-
-def test_an_address_that_is_one_at_its_interface_alone() -> None:
-    address, interface = link_local()
-    with connected(socket.AF_INET6, address, 0, interface) as (client, accepted):
-        assert owner_of(*ends(accepted)) == socket_uid(client)
-
-
-def socket_uid(sock: socket.socket) -> int:
-    status = subprocess.run(
-        ["stat", "-L", "-c", "%u", f"/proc/self/fd/{sock.fileno()}"],
-        pass_fds=[sock.fileno()],
-        capture_output=True,
-        check=True,
-        text=True,
-    )
-    return int(status.stdout)
-
-
-def test_one_that_was_reset_is_nobodys() -> None:
-    with connected(socket.AF_INET, "127.0.0.1") as (client, accepted):
-        both = ends(accepted)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        with pytest.raises(ConnectionError):
-            owner_of(*both)
-
-
-def test_who_listens_at_a_port_is_not_who_connects_from_it() -> None:
-    """Another host may choose the port from which it connects."""
-    with connected(socket.AF_INET, "127.0.0.1") as (_, accepted), socket.socket() as everywhere:
-        everywhere.bind(("", 0))
-        everywhere.listen()
-        port = everywhere.getsockname()[1]
-        with pytest.raises(ConnectionError):
-            owner_of(End("192.0.2.7", port), ends(accepted)[1])
+def failing(error: OSError) -> FakeSockets:
+    sockets = FakeSockets()
+    sockets.fails = error
+    return sockets
 
 
 @pytest.mark.parametrize(
@@ -121,7 +46,7 @@ def test_who_listens_at_a_port_is_not_who_connects_from_it() -> None:
     ],
 )
 def test_who_counts(uid: int | None, is_forwarded: bool, expected: Hashable) -> None:
-    assert origin(Source("192.0.2.7", ENDS, is_forwarded), lambda *_: uid) == expected
+    assert origin(Source("192.0.2.7", ENDS, is_forwarded), owned(uid)) == expected
 
 
 @pytest.mark.parametrize(
@@ -129,21 +54,15 @@ def test_who_counts(uid: int | None, is_forwarded: bool, expected: Hashable) -> 
     [("2001:db8::7", "2001:db8::/64"), ("::ffff:192.0.2.7", "192.0.2.7"), ("?", "?")],
 )
 def test_a_network_of_ipv6_is_one(address: str, expected: str) -> None:
-    assert origin(Source(address, ENDS), lambda *_: None) == ("address", expected)
+    assert origin(Source(address, ENDS), owned(None)) == ("address", expected)
 
 
 def test_a_kernel_that_does_not_tell() -> None:
-    def silent(*_: End) -> int:
-        raise PermissionError
-
-    assert origin(Source("127.0.0.1", ENDS), silent) == ("address", "127.0.0.1")
+    assert origin(Source("127.0.0.1", ENDS), failing(PermissionError())) == ("address", "127.0.0.1")
 
 
 def test_who_has_hung_up_is_nobody() -> None:
-    def gone(*_: End) -> int:
-        raise ConnectionResetError
-
     with pytest.raises(Unauthorized):
-        origin(Source("127.0.0.1", ENDS), gone)
+        origin(Source("127.0.0.1", ENDS), failing(ConnectionResetError()))
     with pytest.raises(Unauthorized):
-        origin(Source("127.0.0.1", None), lambda *_: 0)
+        origin(Source("127.0.0.1", None), owned(0))

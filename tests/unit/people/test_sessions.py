@@ -20,6 +20,7 @@ from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
 from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
+from tests.unit.node.fake import FakeSockets
 from tests.unit.people.test_login import HERE
 
 ALICE = Account("alice", 1000, 1000, frozenset({"lab"}), "mark")
@@ -59,8 +60,7 @@ class Rig:
         self.settings = Settings(Config(auth=AuthConfig(member_groups=("lab",))))
         self.database = Database(directory / "db")
         tokens = Tokens(TokenStore(self.database), self.settings)
-        self.origins = Origins(lambda *ends: None)
-        self.users = Users(self.auth, self.origins, tokens, self.settings)
+        self.users = Users(self.auth, Origins(FakeSockets()), tokens, self.settings)
         self.sessions = Sessions(self.users)
 
     async def begin(self, login: Login) -> Session:
@@ -98,7 +98,6 @@ def play(directory: Path, what: Play) -> None:
         finally:
             running.cancel()
             await asyncio.wait({running})
-            rig.origins.close()
             await rig.database.close()
         assert running.cancelled()
 

@@ -1,0 +1,21 @@
+"""What does not change while this host runs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Facts:
+    """The release of the kernel, as uname(2) tells it, and the memory of the host in bytes."""
+
+    kernel: str
+    memory_bytes: int
+
+    @classmethod
+    def of_this_host(cls) -> Facts:
+        return cls(
+            kernel=os.uname().release,
+            memory_bytes=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        )

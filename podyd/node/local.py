@@ -1,0 +1,114 @@
+"""The host that podyd itself runs on."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
+
+from podyd.node import arp, directories, sockdiag
+from podyd.node.arp import Nic
+from podyd.node.directories import Directory, Fitness
+from podyd.node.facts import Facts
+from podyd.node.pod_sockets import PodSockets, pod_sockets
+from podyd.node.procs import Reader
+from podyd.node.relay_client import RelayClient, relay_at
+from podyd.node.sockdiag import End
+from podyd.node.telemetry import USUAL, Telemetry, Timing
+from podyd.node.user_names import UserNames
+
+# Of sock_diag, which answers in milliseconds.
+KERNEL_SECONDS = 5.0
+# For a pod with many connections the kernel takes long.
+POD_SECONDS = 5.0
+
+
+class LocalNode:
+    """All of it; `ports_socket` says at which unix socket `podyd ports` is."""
+
+    def __init__(self, *, ports_socket: Callable[[], str], timing: Timing = USUAL) -> None:
+        self.facts = Facts.of_this_host()
+        self.samples = Telemetry(timing)
+        self.processes = Reader()
+        self.sockets = LocalSockets()
+        self.neighbours = LocalNeighbours()
+        self.relays = LocalRelays(ports_socket)
+        self.directories = LocalDirectories()
+        self.accounts = UserNames()
+
+    def close(self) -> None:
+        """Let go of everything, and wait for nothing that hangs."""
+        self.sockets.close()
+        self.directories.close()
+        self.accounts.close()
+
+
+class LocalSockets:
+    """Asks the kernel, each question in threads of its own: another process that asks can make it
+    slow, and logins, for one, are not to wait for what is asked of pods."""
+
+    def __init__(self) -> None:
+        self._ports = ThreadPoolExecutor(1, thread_name_prefix="ports")
+        self._owners = ThreadPoolExecutor(2, thread_name_prefix="origins")
+        self._pods = Reader()
+
+    def close(self) -> None:
+        for threads in (self._ports, self._owners):
+            threads.shutdown(wait=False, cancel_futures=True)
+
+    async def listening_ports(self) -> frozenset[int]:
+        asking = asyncio.get_running_loop().run_in_executor(self._ports, sockdiag.listening_ports)
+        try:
+            return await asyncio.wait_for(asking, KERNEL_SECONDS)
+        except asyncio.TimeoutError:
+            raise TimeoutError(f"sock_diag takes more than {KERNEL_SECONDS:g} s") from None
+
+    async def pod_sockets(self, pid: int) -> PodSockets:
+        def read(pid: int) -> PodSockets | OSError:
+            try:
+                return pod_sockets(pid)
+            except OSError as error:
+                return error
+
+        asked = await self._pods.ask("sockets", read, [pid], POD_SECONDS)
+        found = asked.get(pid, TimeoutError())
+        if isinstance(found, OSError):
+            raise found
+        return found
+
+    async def owner_of(self, end: End, other: End) -> int | None:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._owners, sockdiag.owner_of, end, other)
+
+
+class LocalNeighbours:
+    """Both take the kernel microseconds."""
+
+    async def heard(self) -> Mapping[Nic, frozenset[str]]:
+        return arp.neighbours()
+
+    async def probe(self, interface: str, addresses: Iterable[str]) -> None:
+        arp.probe(interface, addresses)
+
+
+class LocalRelays:
+    def __init__(self, socket: Callable[[], str]) -> None:
+        self._socket = socket
+
+    def relay(self) -> AbstractAsyncContextManager[RelayClient]:
+        return relay_at(self._socket())
+
+
+class LocalDirectories:
+    """Looks in threads: a directory may be on a server that does not answer."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(4, thread_name_prefix="mounts")
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def fitness(self, directory: Directory) -> Fitness:
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, directories.fitness, directory)

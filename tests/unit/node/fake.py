@@ -1,0 +1,198 @@
+"""A host in memory, of which a test says all that is so; test_contract.py keeps it true."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from typing import Any
+
+from podyd.base.errors import Unavailable
+from podyd.base.tasks import came
+from podyd.node.arp import Nic
+from podyd.node.directories import Directory, Fitness
+from podyd.node.facts import Facts
+from podyd.node.pod_sockets import PodSockets
+from podyd.node.procs import InstanceCgroup, Process
+from podyd.node.relay_client import RelayAnswer, Table
+from podyd.node.samples import Sample
+from podyd.node.sockdiag import End
+
+
+class FakeNode:
+    """Nothing is on it, and it has no NVIDIA driver, until the test says otherwise."""
+
+    def __init__(self) -> None:
+        self.facts = Facts(kernel="6.1.0-9-amd64", memory_bytes=64 * 1024**3)
+        self.samples = FakeSamples()
+        self.processes = FakeProcesses()
+        self.sockets = FakeSockets()
+        self.neighbours = FakeNeighbours()
+        self.relays = FakeRelays()
+        self.directories = FakeDirectories()
+        self.accounts = FakeAccounts()
+
+
+class FakeSamples:
+    """NVML answers when a test calls `sampled` or `failed`; `is_old` makes the last sample so."""
+
+    def __init__(self) -> None:
+        self.latest: Sample | None = None
+        self.problem: str | None = None
+        self.absent = False
+        self.is_old = False
+        self._first = asyncio.Event()
+        self._subscribers: list[Callable[[Sample], None]] = []
+
+    @property
+    def current(self) -> Sample | None:
+        return None if self.is_old else self.latest
+
+    async def first(self, timeout: float) -> None:
+        await came(self._first, timeout)
+
+    def subscribe(self, subscriber: Callable[[Sample], None]) -> None:
+        self._subscribers.append(subscriber)
+
+    def sampled(self, sample: Sample) -> None:
+        self.latest, self.problem, self.absent, self.is_old = sample, None, False, False
+        self._first.set()
+        for subscriber in self._subscribers:
+            subscriber(sample)
+
+    def failed(self, problem: str, *, absent: bool = False) -> None:
+        self.problem, self.absent = problem, absent
+        if absent:
+            self.latest = None
+        self._first.set()
+
+
+class FakeProcesses:
+    """Those in `known`, in no cgroup of LXC's but as `cgroups` says."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Process] = {}
+        self.cgroups: dict[int, InstanceCgroup] = {}
+
+    async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
+        return {pid: self.known[pid] for pid in pids if pid in self.known}
+
+    async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
+        return self.cgroups.get(pid)
+
+
+class FakeSockets:
+    """`listening` are ports of the host, `pods` by the pid of a process in each, and `owners` who
+    has the first of two ends; one that is in `closed` is. `fails` is raised by all, if set."""
+
+    def __init__(self) -> None:
+        self.listening: set[int] = set()
+        self.pods: dict[int, PodSockets] = {}
+        self.owners: dict[tuple[End, End], int] = {}
+        self.closed: set[tuple[End, End]] = set()
+        self.fails: OSError | None = None
+
+    def _check(self) -> None:
+        if self.fails is not None:
+            raise self.fails
+
+    async def listening_ports(self) -> frozenset[int]:
+        self._check()
+        return frozenset(self.listening)
+
+    async def pod_sockets(self, pid: int) -> PodSockets:
+        self._check()
+        if pid not in self.pods:
+            raise FileNotFoundError(pid)
+        return self.pods[pid]
+
+    async def owner_of(self, end: End, other: End) -> int | None:
+        self._check()
+        if (end, other) in self.closed:
+            raise ConnectionResetError("closed")
+        return self.owners.get((end, other))
+
+
+class FakeNeighbours:
+    """`known` is what the kernel has heard, `asked` what it was told to ask: where, and whom."""
+
+    def __init__(self, known: Mapping[Nic, frozenset[str]] | None = None) -> None:
+        self.known = dict(known or {})
+        self.asked: set[tuple[str, str]] = set()
+
+    async def heard(self) -> Mapping[Nic, frozenset[str]]:
+        return dict(self.known)
+
+    async def probe(self, interface: str, addresses: Iterable[str]) -> None:
+        self.asked |= {(interface, address) for address in addresses}
+
+
+class FakeRelays:
+    """A relay that runs once `begin` was called, and until `end`; the ports in `taken` are another
+    process'."""
+
+    def __init__(self) -> None:
+        self.taken: set[int] = set()
+        self.table: dict[int, tuple[str, int] | None] = {}
+        self._version: str | None = None
+        self._gone: list[asyncio.Future[Any]] = []
+
+    def begin(self, version: str) -> None:
+        self._version, self.table = version, {}
+
+    def end(self) -> None:
+        self._version = None
+        for future in self._gone:
+            future.set_result(b"")
+        self._gone = []
+
+    @contextlib.asynccontextmanager
+    async def relay(self) -> AsyncIterator[_FakeRelay]:
+        if self._version is None:
+            raise Unavailable("'podyd ports' does not answer", code="ports_unreachable")
+        relay = _FakeRelay(self, self._version)
+        self._gone.append(relay.gone)
+        try:
+            yield relay
+        finally:
+            if relay.gone in self._gone:
+                self._gone.remove(relay.gone)
+            relay.gone.cancel()
+
+
+class _FakeRelay:
+    def __init__(self, relays: FakeRelays, version: str) -> None:
+        self._relays = relays
+        self._version = version
+        self.gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    async def put(self, table: Table) -> RelayAnswer:
+        if self.gone.done():
+            raise Unavailable("'podyd ports' does not answer", code="ports_unreachable")
+        taken = self._relays.taken
+        self._relays.table = {port: to for port, to in table.items() if port not in taken}
+        refused = dict.fromkeys(sorted(table.keys() & taken), "Address already in use")
+        return RelayAnswer(refused, self._version)
+
+
+class FakeDirectories:
+    """All are fit but as `problems` says; one in `hanging` never answers."""
+
+    def __init__(self) -> None:
+        self.problems: dict[Directory, Fitness] = {}
+        self.hanging: set[Directory] = set()
+
+    async def fitness(self, directory: Directory) -> Fitness:
+        if directory in self.hanging:
+            await asyncio.Event().wait()
+        return self.problems.get(directory, Fitness())
+
+
+class FakeAccounts:
+    """Those of `names`, by uid."""
+
+    def __init__(self) -> None:
+        self.names: dict[int, str] = {}
+
+    async def name_of(self, uid: int) -> str:
+        return self.names.get(uid, f"uid {uid}")
