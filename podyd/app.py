@@ -52,6 +52,7 @@ from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
 from podyd.pods.catalogue import Images
+from podyd.pods.commands import Commands
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
 from podyd.pods.disks import Disks
@@ -61,7 +62,6 @@ from podyd.pods.limits import Limits
 from podyd.pods.listening import Listeners
 from podyd.pods.logs import PodLogs
 from podyd.pods.mounts import Mounts
-from podyd.pods.shells import Shells
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
 from podyd.store.cards import CardStore
@@ -200,15 +200,12 @@ def build(settings: Settings) -> App:
         profiles=profiles,
         snapshots=taken,
         files=files,
-        executor=executor,
         images=images,
         gpus=gpus,
         allotment=allotment,
         ports=ports,
         mounts=mounts,
         disks=disks,
-        executed=metrics.executed,
-        settings=settings,
         tasks=cleaning,
     )
     listeners = Listeners(
@@ -229,9 +226,15 @@ def build(settings: Settings) -> App:
         tasks=cleaning,
     )
     limits = Limits(instances=instances, profiles=profiles, pods=pods, disks=disks)
-    shells = Shells(pods=pods, executor=executor, executed=metrics.executed)
+    commands = Commands(
+        pods=pods,
+        instances=instances,
+        executor=executor,
+        executed=metrics.executed,
+        settings=settings,
+    )
     transfers = Transfers(pods=pods, executor=executor)
-    podlogs = PodLogs(instances=instances, pods=pods)
+    podlogs = PodLogs(instances=instances, pods=pods, commands=commands)
     host = Host(
         server=server,
         node=node,
@@ -247,7 +250,7 @@ def build(settings: Settings) -> App:
             snapshots=snapshots,
             commits=commits,
             limits=limits,
-            shells=shells,
+            commands=commands,
             ports=ports,
             listeners=listeners,
             transfers=transfers,

@@ -17,7 +17,7 @@ from collections.abc import (
 )
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Literal, Protocol
+from typing import Literal
 
 from podyd.base.clock import iso
 from podyd.base.errors import (
@@ -37,15 +37,11 @@ from podyd.base.errors import (
     TimedOut,
     lxd_could_not,
 )
-from podyd.base.longtext import Kept
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
-from podyd.config.current import Settings
-from podyd.contract.pods import ExecResult, PodInfo, PodSummary
-from podyd.engine.collected import Collected
+from podyd.contract.pods import PodInfo, PodSummary
 from podyd.engine.interface import Files, Instances, Profiles, Snapshots
 from podyd.engine.rest import uuid_of
-from podyd.engine.streams import Executor, Exit, bash
 from podyd.engine.types import (
     CopyOf,
     Devices,
@@ -79,7 +75,6 @@ from podyd.pods.catalogue import Images
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, full, fullness
 from podyd.pods.mounts import Mounts
-from podyd.pods.slots import Slots
 
 log = logging.getLogger(__name__)
 
@@ -105,15 +100,7 @@ _CONSEQUENCES = frozenset(
         "lxc_cmd_rsp_recv_fds",
     }
 )
-MAX_EXECS = 256
-MAX_EXECS_PER_MEMBER = 32
 SWEEP_MARGIN = timedelta(seconds=10)
-
-
-class Executed(Protocol):
-    """Is told of every command that is over."""
-
-    def __call__(self, seconds: float, *, timed_out: bool) -> None: ...
 
 
 class StartFailed(PodydError):
@@ -139,46 +126,34 @@ class Pods:
         profiles: Profiles,
         snapshots: Snapshots,
         files: Files,
-        executor: Executor,
         images: Images,
         gpus: Gpus,
         allotment: Allotment,
         ports: Ports,
         mounts: Mounts,
         disks: Disks,
-        executed: Executed,
-        settings: Settings,
         tasks: Tasks,
     ) -> None:
         self._instances = instances
         self._profiles = profiles
         self._snapshots = snapshots
         self._files = files
-        self._executor = executor
         self._images = images
         self._gpus = gpus
         self._allotment = allotment
         self._ports = ports
         self._mounts = mounts
         self._disks = disks
-        self._executed = executed
         self._began = datetime.now(timezone.utc)
         # What is being deleted, and the sign that it may go now.
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._again = asyncio.Event()
-        self._settings = settings
         self._tasks = tasks
         self._locks: dict[str, asyncio.Lock] = {}
         # The pods that are being made: by owner and name, their names in LXD.
         self._making: dict[tuple[str, str], str] = {}
         # What images are being made of.
         self.templates: set[str] = set()
-        self._execs = Slots(
-            own=MAX_EXECS_PER_MEMBER,
-            all=MAX_EXECS,
-            what="of your commands are running; wait until one has ended",
-            code="too_many_execs",
-        )
 
     # --- Looking ---------------------------------------------------------------------------------
 
@@ -600,59 +575,6 @@ class Pods:
     async def _has_stopped(self, name: str) -> bool:
         instance = named(await self._instances.all(), name)
         return instance is not None and instance.status == "stopped"
-
-    # --- Commands --------------------------------------------------------------------------------
-
-    async def exec(
-        self, member: Member, ins: str, command: str, timeout: float | None
-    ) -> Kept[ExecResult]:
-        """Run a command in a running pod; `timeout` in seconds, within podyd.yaml's maximum.
-
-        It counts as one of the member's until the answer is closed: its output is held so long.
-        """
-        config = self._settings.current.pods
-        timeout = config.exec_timeout if timeout is None else timeout
-        if timeout > config.exec_timeout_max:
-            raise Forbidden(
-                f"Parameter 'timeout' may be {config.exec_timeout_max:g} seconds at most.",
-                code="timeout_too_long",
-                limit=config.exec_timeout_max,
-            )
-        return await self.run(member, ins, command, timeout=timeout, limit=config.exec_output_max)
-
-    async def run(
-        self, member: Member, ins: str, command: str, *, timeout: float, limit: int
-    ) -> Kept[ExecResult]:
-        """`exec` without its bounds; `limit` in bytes for each of stdout and stderr."""
-        pod = await self.find_running(member, ins)
-        with self._execs.take(member) as slot:
-            started = time.monotonic()
-            output = Collected(limit)
-            end = await self._executor.run(pod.name, bash(command), output, timeout=timeout)
-            seconds = time.monotonic() - started
-            timed_out = end.code is None
-            self._executed(seconds, timed_out=timed_out)
-            result = ExecResult(
-                exit_code=-1 if end.code is None else end.code,
-                log=output.log,
-                stdout=output.stdout,
-                stderr=output.stderr,
-                timed_out=timed_out,
-                truncated=output.truncated,
-                seconds=round(seconds, 3),
-                oom_killed=end.oom_killed,
-                memory_limit=await self.limit_reached(pod, end),
-            )
-            return Kept(result, slot.pop_all().close)
-
-    async def limit_reached(self, pod: Pod, end: Exit) -> int | None:
-        """The pod's memory limit now, in bytes or -1, for a command that was killed for memory."""
-        if not end.oom_killed:
-            return None
-        with contextlib.suppress(PodydError):  # LXD may be away by now.
-            if instance := named(await self._instances.all(), pod.name):
-                return memory_limit(instance.expanded_config)
-        return None
 
 
 def _addresses(state: State | None) -> list[str]:

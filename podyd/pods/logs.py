@@ -11,6 +11,7 @@ from podyd.contract.pods import LogsOf, PodLog
 from podyd.engine.interface import Instances
 from podyd.model.member import Member
 from podyd.model.pod import Pod
+from podyd.pods.commands import Commands
 from podyd.pods.lifecycle import Pods, why_not_started
 
 # Whatever is called journalctl in a pod is its root's, and so is tail.
@@ -25,9 +26,10 @@ _CUT = "124|137|143"
 class PodLogs:
     """Looks where something is to be found."""
 
-    def __init__(self, *, instances: Instances, pods: Pods) -> None:
+    def __init__(self, *, instances: Instances, pods: Pods, commands: Commands) -> None:
         self._instances = instances
         self._pods = pods
+        self._commands = commands
 
     async def last(self, member: Member, request: LogsOf) -> Kept[PodLog]:
         """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
@@ -55,7 +57,7 @@ class PodLogs:
         since = "" if request.since is None else f" --since=-{request.since:.0f}s"
         command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
         # Of what is too much, the last counts; what is cut off, tail still shows.
-        done = await self._pods.run(
+        done = await self._commands.run(
             member,
             request.ins,
             f"{{ timeout -s KILL {JOURNAL_SECONDS} {command} 2>/dev/null;"

@@ -60,6 +60,7 @@ from podyd.contract.pods import (
 )
 from podyd.engine.streams import Size
 from podyd.network.ports import Ports
+from podyd.pods.commands import Commands, OpenShell
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
 from podyd.pods.files import Incoming, Outgoing, Transfers
@@ -67,7 +68,6 @@ from podyd.pods.lifecycle import Pods
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listeners
 from podyd.pods.logs import PodLogs
-from podyd.pods.shells import OpenShell, Shells
 from podyd.pods.snapshots import Snapshots
 
 
@@ -79,7 +79,7 @@ class PodRoutes:
         snapshots: Snapshots,
         commits: Commits,
         limits: Limits,
-        shells: Shells,
+        commands: Commands,
         ports: Ports,
         listeners: Listeners,
         transfers: Transfers,
@@ -90,7 +90,7 @@ class PodRoutes:
         self._snapshots = snapshots
         self._commits = commits
         self._limits = limits
-        self._shells = shells
+        self._commands = commands
         self._ports = ports
         self._listeners = listeners
         self._transfers = transfers
@@ -191,17 +191,17 @@ class PodRoutes:
     @serves(POD_EXEC)
     async def pod_exec(self, call: Call[Exec]) -> Kept[ExecResult]:
         request = call.request
-        return await self._pods.exec(call.caller, request.ins, request.cmd, request.timeout)
+        return await self._commands.exec(call.caller, request.ins, request.cmd, request.timeout)
 
     @serves(POD_EXEC_STREAM)
     async def pod_exec_stream(self, call: Call[OnePod]) -> OpenShell:
-        return await self._shells.open(call.caller, call.request.ins, None)
+        return await self._commands.open(call.caller, call.request.ins, None)
 
     @serves(POD_SHELL)
     async def pod_shell(self, call: Call[Shell]) -> OpenShell:
         request = call.request
         size = Size(request.rows, request.cols)
-        return await self._shells.open(call.caller, request.ins, size)
+        return await self._commands.open(call.caller, request.ins, size)
 
     @serves(POD_FILE)
     async def pod_file(self, call: Call[OneFile]) -> Kept[FileInfo] | Outgoing:
