@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import socket
-import struct
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,10 +23,10 @@ from types import FrameType
 from typing import NoReturn
 
 from podyd.auth import pam
-from podyd.auth.listener import inherited_listener, own_listener
 from podyd.auth.log import log
 from podyd.auth.policy import Settings, perform
 from podyd.auth.protocol import Answer, Error, RequestError, parse, read_line
+from podyd.base import unix_socket
 
 ANSWER_TIMEOUT_S = 5.0
 STOP_TIMEOUT_S = 5.0
@@ -36,7 +35,6 @@ KILL_AFTER_S = 1.0
 
 DISMISSED_MAX = 64
 
-_PEERCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
 
 
@@ -66,12 +64,12 @@ def serve(
     if ready.outcome is not pam.Outcome.OK:
         log(f"logins will fail: {ready.reason}", LOG_WARNING)
     settings = Settings(service, allowed_uids, max_children, limit_s, min_uid)
-    inherited = inherited_listener()
+    inherited = unix_socket.inherited()
     if inherited is not None:
         with inherited:
             _Server(inherited, settings, idle_s).run()
         return
-    with own_listener(socket_path, socket_owner, socket_group, socket_mode) as listener:
+    with unix_socket.own(socket_path, socket_owner, socket_group, socket_mode) as listener:
         _Server(listener, settings).run()
 
 
@@ -174,8 +172,7 @@ class _Server:
             self._start_child(connection)
 
     def _may_ask(self, connection: socket.socket) -> bool:
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
-        _pid, uid, _gid = _PEERCRED.unpack(raw)
+        uid = unix_socket.peer_uid(connection)
         allowed = uid == 0 or uid in self._settings.allowed_uids
         if not allowed:
             log(f"a process of uid {uid} asked and may not", LOG_WARNING)

@@ -1,10 +1,11 @@
-"""The unix socket of `podyd auth`: systemd's, or one of its own."""
+"""The unix socket of a process that answers one other account: systemd's, or its own."""
 
 from __future__ import annotations
 
 import os
 import socket
 import stat
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,9 +13,10 @@ from pathlib import Path
 from podyd.base.files import make_directory
 
 _INHERITED_FD = 3  # SD_LISTEN_FDS_START of sd_listen_fds(3)
+_PEERCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
 
 
-def inherited_listener() -> socket.socket | None:
+def inherited() -> socket.socket | None:
     """The socket of systemd's socket activation, if this process was meant."""
     pid = os.environ.pop("LISTEN_PID", "")
     count = os.environ.pop("LISTEN_FDS", "")
@@ -27,8 +29,11 @@ def inherited_listener() -> socket.socket | None:
 
 
 @contextmanager
-def own_listener(path: Path, owner: int, group: int, mode: int) -> Iterator[socket.socket]:
-    """A new listening socket at `path`, removed afterwards if it is still ours."""
+def own(path: Path, owner: int, group: int, mode: int) -> Iterator[socket.socket]:
+    """A new listening socket at `path`, removed afterwards if it is still ours.
+
+    Raises OSError if it cannot be made or another process serves it.
+    """
     make_directory(path.parent)
     _refuse_if_taken(path)
     # Bound under another name, so that at `path` it never has the wrong owner or mode.
@@ -66,3 +71,10 @@ def _refuse_if_taken(path: Path) -> None:
             with suppress(BlockingIOError):
                 probe.connect(str(path))
             raise FileExistsError(f"{path} is served by another process")
+
+
+def peer_uid(connection: socket.socket) -> int:
+    """Whose process is at the other end, as the kernel knows it."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
+    _pid, uid, _gid = _PEERCRED.unpack(raw)
+    return int(uid)
