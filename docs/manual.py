@@ -29,6 +29,7 @@ PODYD: dict[str, str | dict[str, str]] = {
         ),
         "/usr/share/podyd/profiles/*.yaml": "The profiles that podyd brings.",
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
+        "/run/podyd": "Where podyd asks 'podyd auth' and 'podyd packing'.",
         "/run/podyd-ports": "Where podyd tells 'podyd ports' which port leads where.",
         "/var/lib/podyd": "podyd's certificate for LXD, the usage history, and tokens.",
     },

@@ -30,6 +30,7 @@ from podyd.config.schema import Config
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
 from podyd.engine.files import LxdFiles
+from podyd.engine.growth import Packing
 from podyd.engine.instances import LxdInstances
 from podyd.engine.profiles import LxdProfiles
 from podyd.engine.rest import Credentials, LxdClient
@@ -223,6 +224,7 @@ def build(settings: Settings) -> App:
         pods=pods,
         disks=disks,
         host=HostRoom(),
+        packing=Packing(str(config.packing_socket)),
         tasks=cleaning,
     )
     limits = Limits(instances=instances, profiles=profiles, pods=pods, disks=disks)

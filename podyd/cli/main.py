@@ -79,6 +79,8 @@ def parser() -> argparse.ArgumentParser:
     auth.add_argument(
         "--pam-service", metavar="NAME", help="ask PAM as this service, and read no configuration"
     )
+    packing = add("packing", _packing, "Tell 'podyd serve' how large LXD's images become; as root.")
+    packing.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
     add("ports", _ports, "Relay TCP into pods for 'podyd serve'; needs no rights.")
     nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
     nvml.add_argument("--once", action="store_true", help="print one line and end")
@@ -162,13 +164,7 @@ def _auth(options: argparse.Namespace) -> int:
     settings = (
         AuthConfig(options.pam_service) if options.pam_service else _configuration(options).auth
     )
-    try:
-        account = pwd.getpwnam(options.user)
-    except KeyError:
-        raise SetupError(
-            f"There is no account {options.user!r} to ask.",
-            advice="Run 'podyd setup' first.",
-        ) from None
+    account = _asking(options)
     try:
         authd.serve(
             Path(settings.socket),
@@ -180,6 +176,31 @@ def _auth(options: argparse.Namespace) -> int:
     except (OSError, RuntimeError) as error:
         raise SetupError(f"'podyd auth' cannot serve {settings.socket}: {error}.") from error
     return 0
+
+
+def _packing(options: argparse.Namespace) -> int:
+    from podyd.engine import packing
+
+    def path_of() -> Path:
+        return _configuration(options).packing_socket
+
+    account = _asking(options)
+    try:
+        packing.serve(path_of, uid=account.pw_uid, gid=account.pw_gid)
+    except OSError as error:
+        raise SetupError(f"'podyd packing' cannot serve its socket: {error}.") from error
+    return 0
+
+
+def _asking(options: argparse.Namespace) -> pwd.struct_passwd:
+    """The account that may ask a helper."""
+    try:
+        return pwd.getpwnam(options.user)
+    except KeyError:
+        raise SetupError(
+            f"There is no account {options.user!r} to ask.",
+            advice="Run 'podyd setup' first.",
+        ) from None
 
 
 def _ports(options: argparse.Namespace) -> int:

@@ -311,6 +311,11 @@ class Config:
         return Path(self.auth.socket).with_name("setup.error")
 
     @property
+    def packing_socket(self) -> Path:
+        """Where 'podyd packing' listens."""
+        return Path(self.auth.socket).with_name("packing.sock")
+
+    @property
     def helper_environment(self) -> Path:
         """Where `podyd setup` writes what 'podyd auth' is begun with."""
         return Path(self.auth.socket).with_name("auth.env")

@@ -3,7 +3,7 @@
 LXD writes an image into `images` of its own directory, and a squashfs into /tmp before. podyd may
 look into neither, and need not: statvfs takes no right on a directory itself. It tells what is free
 for everybody, and not whose the rest is: pods in a loop file beside the images grow there, too. So
-it says when there is room for nobody any more, and not how large one image is by now.
+it says when there is room for nobody any more, and not how large one image is by now: growth.py.
 """
 
 from __future__ import annotations
@@ -16,14 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.base.errors import Conflict
+from podyd.engine.packing import MOUNTED, image_places
 
 # What images leave to LXD's own database, to logs and to everybody else.
 FLOOR_BYTES = 1024**3
 WATCH_SECONDS = 1.0
-# Of the deb and of the snap.
-IMAGES = (Path("/var/lib/lxd/images"), Path("/var/snap/lxd/common/lxd/images"))
-# podyd.service hides LXD's directory, and mounts these of it here.
-MOUNTED = (Path("/run/podyd/images"), Path("/run/podyd/images-snap"))
 # With PrivateTmp=, too, it is on the filesystem that LXD's is on.
 SCRATCH = Path("/tmp")  # noqa: S108 - nothing is written there
 # In a /tmp that is not with the images: it may be in memory.
@@ -59,8 +56,7 @@ class HostRoom:
     """The filesystems that LXD packs images on, as far as podyd can tell which these are."""
 
     def __init__(self, seen: Callable[[Sequence[Path]], list[Filesystem]] = filesystems) -> None:
-        own = os.environ.get("LXD_DIR")
-        self._images = [*([Path(own) / "images"] if own else []), *IMAGES, *MOUNTED]
+        self._images = image_places()
         self._seen = seen
 
     async def left(self) -> int | None:

@@ -12,8 +12,17 @@ import contextlib
 import logging
 import secrets
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import quote
 
@@ -26,15 +35,17 @@ from podyd.base.errors import (
     PodydError,
     Slipped,
     TimedOut,
+    Unavailable,
     lxd_could_not,
 )
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, seen
 from podyd.contract.pods import Committed, Progress
+from podyd.engine.growth import Growth, Packing
 from podyd.engine.interface import Files
 from podyd.engine.rest import LxdClient
-from podyd.engine.room import HostRoom
-from podyd.engine.tree import File, Holes, Tree
+from podyd.engine.room import WATCH_SECONDS, HostRoom
+from podyd.engine.tree import LARGE_BYTES, File, Holes, Tree
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods.catalogue import Image, Images
@@ -83,6 +94,8 @@ class _UnderWay:
     is_again: bool = False
     # What takes LXD long to read.
     large: Sequence[File] = ()
+    # Raises Forbidden if an image of so many bytes is more than its maker may have.
+    check_size: Callable[[int], Awaitable[None]] | None = None
     # From then on it is there.
     is_named: bool = False
     # What it was made of has been deleted, with all else.
@@ -140,11 +153,15 @@ class Commits:
         pods: Pods,
         disks: Disks,
         host: HostRoom,
+        packing: Packing,
         tasks: Tasks,
     ) -> None:
         self._client = client
         self._files = files
         self._host = host
+        self._packing = packing
+        # LXD is asked for one image after the other, so that each is known by when it has come.
+        self._asking = asyncio.Lock()
         self._images = images
         self._pods = pods
         self._disks = disks
@@ -163,6 +180,8 @@ class Commits:
         with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
             await self._check_room(member, old)
+            if member.quota.image_size != UNLIMITED:
+                under_way.check_size = partial(self._check_size, member, old)
             room = await self._room(member, pod, old)
             # Which may leave out what the pod shares with its own image.
             room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
@@ -176,7 +195,7 @@ class Commits:
                 properties = {**keys, "description": description}
                 image, kept = await self._publish(template, found, properties, under_way)
                 try:
-                    await self._check_size(member, image, old)
+                    await self._check_size(member, old, image.size, image.fingerprint)
                     under_way.go_on()
                     under_way.is_named = True
                     await self._name(name, image, old)
@@ -291,15 +310,17 @@ class Commits:
                 used=used,
             )
 
-    async def _check_size(self, member: Member, new: Image, old: Image | None) -> None:
-        """How large an image is, LXD knows when it has made it."""
+    async def _check_size(
+        self, member: Member, old: Image | None, size: int, fingerprint: str = ""
+    ) -> None:
+        """Raises Forbidden if an image of so many bytes, which may be there, is too large."""
         limit = member.quota.image_size
         others = await self._others(member, old)
-        used = sum(image.size for image in others if image.fingerprint != new.fingerprint)
-        if limit != UNLIMITED and used + new.size > limit:
+        used = sum(image.size for image in others if image.fingerprint != fingerprint)
+        if limit != UNLIMITED and used + size > limit:
             raise Forbidden(
-                f"Your quota is {limit} bytes of images; this one has {new.size}, and the others"
-                f" have {used}.",
+                f"Your quota is {limit} bytes of images; this one has {size}, and the others have"
+                f" {used}.",
                 code="quota_exceeded",
                 limit=limit,
                 used=used,
@@ -387,7 +408,9 @@ class Commits:
         has_holes = found.zero_bytes >= HOLES_BYTES
         if has_holes and found.data_bytes <= await self._host.for_squashfs():
             try:
-                await self._pack({**body, **WITH_HOLES}, under_way)
+                await self._pack(
+                    {**body, **WITH_HOLES}, under_way, _written_twice(found, under_way)
+                )
                 return "kept"
             except LxdRefused as error:
                 if isinstance(error, Slipped):
@@ -397,25 +420,32 @@ class Commits:
         await self._pack(body, under_way)
         return "filled" if has_holes else None
 
-    async def _pack(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
-        """Pack the copy, which stays as it is: what LXD spoils is packed once more."""
+    async def _pack(
+        self, body: Mapping[str, Any], under_way: _UnderWay, uncertain: int | None = None
+    ) -> None:
+        """Pack the copy, which stays as it is: what LXD spoils is packed once more.
+
+        So many bytes of it are `uncertain`, as of Growth.
+        """
         try:
-            await self._pack_once(body, under_way)
+            await self._pack_once(body, under_way, uncertain)
         except Slipped as error:
             if under_way.is_again:
                 raise
             log.info("packing once more: %s", error)
             under_way.is_again = True
-            await self._pack_once(body, under_way)
+            await self._pack_once(body, under_way, uncertain)
 
-    async def _pack_once(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
-        packing = self._client.change(
-            "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=under_way.packs
-        )
-        under_way.packing = self._tasks.spawn(packing, "packing an image")
-        watching = self._host.watch(scratch=WITH_HOLES.items() <= body.items())
+    async def _pack_once(
+        self, body: Mapping[str, Any], under_way: _UnderWay, uncertain: int | None
+    ) -> None:
+        growth = await self._seen(self._ask(body, under_way), under_way)
+        assert under_way.packing is not None
+        guards = [self._host.watch(scratch=WITH_HOLES.items() <= body.items())]
+        if under_way.check_size is not None:
+            guards.append(_hold(growth, under_way.check_size, uncertain))
         try:
-            await under_way.first(under_way.packing, watching)
+            await under_way.first(under_way.packing, *guards)
         except DiskFull as error:
             # The copy has no limit, so it is not the pod's disk.
             raise DiskFull(
@@ -424,6 +454,30 @@ class Commits:
                 " this one is left; tell your admin.",
             ) from error
 
+    async def _ask(self, body: Mapping[str, Any], under_way: _UnderWay) -> Growth:
+        """Have LXD begin to pack, or fail at once."""
+        async with self._asking:
+            growth = await self._packing.begin()
+            has_begun = asyncio.Event()
+
+            def began(operation: str) -> None:
+                under_way.packs(operation)
+                has_begun.set()
+
+            packing = self._client.change(
+                "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=began
+            )
+            under_way.packing = self._tasks.spawn(packing, "packing an image")
+            waiting = asyncio.ensure_future(has_begun.wait())
+            try:
+                await asyncio.wait(
+                    {under_way.packing, waiting}, return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                waiting.cancel()
+            await growth.asked()
+            return growth
+
     async def _name(self, name: str, image: Image, old: Image | None) -> None:
         """Let the name mean the new image; from then on it is whole."""
         target = {"target": image.fingerprint}
@@ -431,6 +485,23 @@ class Commits:
             await self._client.change("POST", ALIASES, {"name": name, **target})
         else:
             await self._client.change("PUT", f"{ALIASES}/{quote(name, safe='')}", target)
+
+
+async def _hold(
+    growth: Growth, check: Callable[[int], Awaitable[None]], uncertain: int | None
+) -> None:
+    """Goes on until an image is larger than it may be: raises Forbidden then."""
+    while True:
+        # What LXD does not say now is looked at again.
+        with contextlib.suppress(LxdRefused, Unavailable, TimedOut):
+            await check(await growth.size(uncertain))
+        await asyncio.sleep(WATCH_SECONDS)
+
+
+def _written_twice(found: Holes, under_way: _UnderWay) -> int:
+    """How much tar2sqfs may take back: it writes a file before it sees that it has the same."""
+    largest = max([LARGE_BYTES, *(file.size for file in under_way.large)])
+    return min(largest, found.data_bytes // 2)
 
 
 def _whole(said: Mapping[str, str], key: str) -> int | None:

@@ -50,6 +50,7 @@ def node() -> Iterator[Node]:
     try:
         node.start_helper()
         node.start_relay()
+        node.start_packing()
         yield node
     finally:
         node.close()

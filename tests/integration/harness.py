@@ -347,6 +347,7 @@ class Node:
         self._servers: list[Server] = []
         self._helper: subprocess.Popen[bytes] | None = None
         self._relay: subprocess.Popen[bytes] | None = None
+        self._packing: subprocess.Popen[bytes] | None = None
         self._install()
         slips.claim(self.project)
         self._prepare()
@@ -447,6 +448,20 @@ class Node:
     def helper(self) -> subprocess.Popen[bytes]:
         assert self._helper is not None
         return self._helper
+
+    def start_packing(self) -> subprocess.Popen[bytes]:
+        """`podyd packing`, as root."""
+        config = self.write_config({})
+        with (self.directory / "packing.log").open("ab") as log:
+            self._packing = subprocess.Popen(
+                [PYTHON, "-m", "podyd", "packing", "--config", config, "--user", self.account],
+                env=self.environment,
+                cwd="/",
+                stderr=log,
+            )
+        path = Path(self.base["auth"]["socket"]).with_name("packing.sock")
+        wait_until(path.is_socket, "the socket of 'podyd packing'")
+        return self._packing
 
     def start_relay(self) -> subprocess.Popen[bytes]:
         """`podyd ports`, as podyd's own account, where only that may go."""
@@ -614,9 +629,10 @@ class Node:
             self._helper.send_signal(signal.SIGCONT)
             self._helper.terminate()
             self._helper.wait(10)
-        if self._relay is not None:
-            self._relay.kill()
-            self._relay.wait()
+        for process in (self._relay, self._packing):
+            if process is not None:
+                process.kill()
+                process.wait()
         wipe = lab.Wipe(self.lxd, time.monotonic() + 120)
         wipe.projects(self.project)
         wipe.certificates(self.project)

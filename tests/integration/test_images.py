@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -236,6 +237,24 @@ def test_what_is_too_large_is_not_packed(node: Node, own: Client) -> None:
     assert body["files"] > 30_000_000
     assert tight.stop() == 0
     assert_nothing_left(node, own.user)
+
+
+def test_what_becomes_too_large_is_ended_while_it_is_packed(node: Node, own: Client) -> None:
+    """No file is so large that podyd looks into it, and ten times what is left would do for all."""
+    quota, count = 20 * 1024**2, 160
+    fill = f"for n in $(seq {count}); do head -c {1024**2} /dev/urandom >/root/$n; done; sync"
+    assert own.exec("main", fill, timeout=60)["exit_code"] == 0
+    tight = node.serve(
+        {"quota": {"default": {"image_size": quota}}},
+        constants={"podyd.engine.room.WATCH_SECONDS": 0.05},
+    )
+    body = tight.client(own.user).post("/pod/commit", ins="main").refused(403, "quota_exceeded")
+    assert (body["limit"], body["used"]) == (quota, 0)
+    found = re.search(r"this one has (\d+),", body["detail"])
+    assert found
+    assert quota < int(found[1]) < count * 1024**2, "it was packed to its end"
+    assert_nothing_left(node, own.user)
+    assert tight.stop() == 0
 
 
 def test_a_commit_is_cancelled(node: Node, own: Client, bob: Client) -> None:

@@ -65,10 +65,12 @@ as_podyd() {
 
 "$PODYD" auth &
 auth=$!
+"$PODYD" packing &
+packing=$!
 install -d -m 700 -o podyd -g podyd /run/podyd-ports
 as_podyd ports &
 ports=$!
-trap 'kill $auth $ports 2>/dev/null || true; wait $auth $ports || true' EXIT
+trap 'kill $auth $packing $ports 2>/dev/null || true; wait $auth $packing $ports || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 

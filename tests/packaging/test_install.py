@@ -19,7 +19,13 @@ from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
-UNITS = ("podyd.service", "podyd-setup.service", "podyd-auth.service", "podyd-ports.service")
+UNITS = (
+    "podyd.service",
+    "podyd-setup.service",
+    "podyd-auth.service",
+    "podyd-packing.service",
+    "podyd-ports.service",
+)
 EXPOSURE_MAX = 2.0
 IMAGE = "debian12"
 
@@ -100,7 +106,8 @@ def test_without_an_image_it_says_how_to_get_one(site: Site) -> None:
 def test_units_are_enabled_and_nothing_has_failed(site: Site) -> None:
     machine = site.machine
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == ""
-    for unit in ("podyd.service", "podyd-auth.socket", "podyd-ports.service"):
+    sockets = ("podyd-auth.socket", "podyd-packing.socket")
+    for unit in ("podyd.service", *sockets, "podyd-ports.service"):
         assert machine.show(unit, "UnitFileState") == "enabled"
     assert machine.run("podyd", "check").startswith("/etc/podyd/podyd.yaml can be used")
 
@@ -251,10 +258,41 @@ def test_the_service_cannot_set_a_password_without_the_old_one(
     site.machine.client("alice", PASSWORD).get("/user/info").ok
 
 
-def test_nobody_else_may_ask_the_helper(site: Site) -> None:
-    script = "import socket; socket.socket(socket.AF_UNIX).connect('/run/podyd/auth.sock')"
+@pytest.mark.parametrize("name", ["auth", "packing"])
+def test_nobody_else_may_ask_the_helper(site: Site, name: str) -> None:
+    script = f"import socket; socket.socket(socket.AF_UNIX).connect('/run/podyd/{name}.sock')"
     done = site.machine.attempt("runuser", "-u", "alice", "--", "python3", "-c", script)
     assert "PermissionError" in done.stderr
+
+
+ASK_PACKING = """
+import socket
+with socket.socket(socket.AF_UNIX) as connection:
+    connection.connect("/run/podyd/packing.sock")
+    print(connection.makefile().read())
+"""
+
+
+def test_podyd_is_told_how_large_images_become(site: Site) -> None:
+    """As LXD writes them: it is root's, in what nobody else may enter, and in the host's /tmp."""
+    machine = site.machine
+    places = ("/var/lib/lxd/images/lxd_build_1/lxd_build_image_1", "/tmp/lxd_compress_1")
+    machine.sh(f"mkdir -m 700 {Path(places[0]).parent}; umask 077")
+    for number, path in enumerate(places, 1):
+        machine.sh(f"umask 077; head -c {number}000 /dev/urandom >{path}")
+    try:
+        told = json.loads(machine.run("runuser", "-u", "podyd", "--", "python3", "-c", ASK_PACKING))
+    finally:
+        machine.sh(f"rm -r {Path(places[0]).parent} {places[1]}")
+    assert list(told["images"].values()) == [1000]
+    assert told["scratch"] == {"0/lxd_compress_1": 2000}
+    assert machine.show("podyd-packing.service", "MemoryMax") == str(128 * 1024**2)
+    root = machine.show("podyd-packing.service", "MainPID")
+    inside = ("nsenter", f"--target={root}", "--mount", "--")
+    assert machine.attempt(*inside, "ls", "/var/lib/lxd").stdout == ""
+    assert machine.attempt(*inside, "touch", "/tmp/written").returncode != 0
+    capabilities = machine.sh(f"grep Cap /proc/{root}/status | cut -f 2 | sort -u")
+    assert capabilities == "0000000000000000\n"
 
 
 @pytest.mark.parametrize("unit", UNITS)

@@ -34,6 +34,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
         *findings,
         *service.pam_service(case),
         *service.login_service(case),
+        *service.packing_service(case),
         *service.port_relay(case),
         *service.service_answers(case),
         *host.other_processes(case),

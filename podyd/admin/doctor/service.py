@@ -1,4 +1,4 @@
-"""podyd itself: its configuration, and whether its three processes answer."""
+"""podyd itself: its configuration, and whether its processes answer."""
 
 from __future__ import annotations
 
@@ -19,12 +19,14 @@ from podyd.admin.doctor.finding import Remark, check, error, note, ok, reason, w
 from podyd.base.errors import ConfigError
 from podyd.config.loader import load
 from podyd.config.schema import DEFAULT_PATH, Config
+from podyd.engine.growth import parsed
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
 RESTART_PORTS = "systemctl restart podyd-ports"
 RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
-UNITS = ("podyd.service", "podyd-auth.service", "podyd-ports.service")
+RESTART_PACKING = "systemctl restart podyd-packing.socket podyd-packing.service"
+UNITS = ("podyd.service", "podyd-auth.service", "podyd-packing.service", "podyd-ports.service")
 MIB = 1024**2
 # Of a memory limit.
 NEARLY = 0.8
@@ -89,6 +91,24 @@ def login_service(case: Case) -> Iterator[Remark]:
 
 
 @check
+def packing_service(case: Case) -> Iterator[Remark]:
+    """`podyd packing` tells how large images become."""
+    path = str(case.config.packing_socket)
+    try:
+        parsed(_asked(path))
+    except PermissionError as problem:
+        raise PermissionError(problem.errno, problem.strerror, path) from problem
+    except (OSError, ValueError) as problem:
+        yield warning(
+            "An image can become larger than its maker's 'image_size' before podyd sees it:"
+            f" 'podyd packing' does not answer at {path} ({reason(problem)}).",
+            f"{RESTART_PACKING}; journalctl -u podyd-packing",
+        )
+        return
+    yield ok(f"'podyd packing' answers at {path}.")
+
+
+@check
 def port_relay(case: Case) -> Iterator[Remark]:
     """`podyd ports` answers, and could open all the ports that it was told."""
     path = case.config.ports.socket
@@ -117,11 +137,17 @@ def port_relay(case: Case) -> Iterator[Remark]:
 
 def _ask(path: str, line: bytes) -> Any:
     """What a process answers at its unix socket to one line. Raises OSError, ValueError."""
+    return json.loads(_asked(path, line))
+
+
+def _asked(path: str, line: bytes = b"") -> bytes:
+    """The same as it came; who is asked nothing may have answered and gone."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_SECONDS)
         connection.connect(path)
-        connection.sendall(line)
-        return json.loads(connection.makefile("rb").readline(MAX_ANSWER_BYTES))
+        if line:
+            connection.sendall(line)
+        return connection.makefile("rb").readline(MAX_ANSWER_BYTES)
 
 
 @check

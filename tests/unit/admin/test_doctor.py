@@ -169,8 +169,8 @@ def test_pam_file(places: Places) -> None:
 
 
 @contextlib.contextmanager
-def answering(path: Path, answer: bytes) -> Iterator[None]:
-    """Somebody who answers one question at a unix socket."""
+def answering(path: Path, answer: bytes, *, unasked: bool = False) -> Iterator[None]:
+    """Somebody who answers one question at a unix socket, or says it without one."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
         listener.listen()
@@ -178,7 +178,8 @@ def answering(path: Path, answer: bytes) -> Iterator[None]:
         def serve() -> None:
             connection, _ = listener.accept()
             with connection:
-                connection.recv(100)
+                if not unasked:
+                    connection.recv(100)
                 connection.sendall(answer)
 
         thread = threading.Thread(target=serve)
@@ -204,6 +205,23 @@ def test_login_service(tmp_path: Path, answer: bytes, level: Level) -> None:
         found = only(service.login_service(Case(config)))
     assert found.level is level
     assert str(path) in found.what
+
+
+@pytest.mark.parametrize(
+    ("answer", "level"),
+    [
+        ({"images": {"0/lxd_build_1": 7}, "scratch": None}, Level.OK),
+        ({"images": None, "scratch": {}}, Level.WARNING),
+        ({"error": "forbidden"}, Level.WARNING),
+        ({"sizes": []}, Level.WARNING),
+    ],
+)
+def test_packing_service(tmp_path: Path, answer: object, level: Level) -> None:
+    config = parse_config(f"auth: {{socket: {tmp_path}/auth.sock}}")
+    assert only(service.packing_service(Case(config))).level is Level.WARNING, "nobody listens"
+    with answering(tmp_path / "packing.sock", json.dumps(answer).encode() + b"\n", unasked=True):
+        found = only(service.packing_service(Case(config)))
+    assert found.level is level
 
 
 @pytest.mark.parametrize(
@@ -389,9 +407,9 @@ def test_a_service_that_was_ended_for_its_memory(places: Places) -> None:
     said = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
     program(places, "journalctl", 2 * said)
     found = service.service_killed(places)
-    assert [item.level for item in found] == [Level.WARNING] * 3
+    assert [item.level for item in found] == [Level.WARNING] * len(service.UNITS)
     assert "of podyd.service 2 times" in found[0].what
-    assert found[2].do.startswith("systemctl edit podyd-ports.service")
+    assert found[-1].do.startswith("systemctl edit podyd-ports.service")
     program(places, "journalctl", "")
     assert service.service_killed(places) == []
 

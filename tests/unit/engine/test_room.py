@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from podyd.base.errors import Conflict
-from podyd.engine.room import IMAGES, MOUNTED, SCRATCH, Filesystem, HostRoom, filesystems
+from podyd.engine.packing import IMAGES, MOUNTED
+from podyd.engine.room import SCRATCH, Filesystem, HostRoom, filesystems
 
 GIB = 1024**3
 

@@ -25,12 +25,13 @@ from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
 from podyd.engine.files import LxdFiles
+from podyd.engine.growth import Packing, Unfinished
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
-from podyd.engine.tree import File, Holes
+from podyd.engine.tree import LARGE_BYTES, File, Holes
 from podyd.model.member import Member
 from podyd.pods.catalogue import Image, Images
-from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay
+from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay, _written_twice
 from podyd.pods.disks import Disks
 from podyd.pods.lifecycle import Pods
 
@@ -73,7 +74,19 @@ class Wide(HostRoom):
         return self.free
 
 
-def commits_of(client: LxdClient, host: HostRoom | None = None) -> Commits:
+class Unseen(Packing):
+    """Tells nothing."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+
+    async def look(self) -> Unfinished | None:
+        return None
+
+
+def commits_of(
+    client: LxdClient, host: HostRoom | None = None, packing: Packing | None = None
+) -> Commits:
     return Commits(
         client=client,
         files=LxdFiles(client),
@@ -81,6 +94,7 @@ def commits_of(client: LxdClient, host: HostRoom | None = None) -> Commits:
         pods=Found(),
         disks=cast(Disks, SimpleNamespace()),
         host=host or Wide(),
+        packing=packing or Unseen(),
         tasks=Tasks(),
     )
 
@@ -201,6 +215,58 @@ def test_the_hosts_last_room_ends_an_image() -> None:
         await made._tasks.cancel()
 
     asyncio.run(both())
+
+
+class Grows(Packing):
+    """Each look finds an image, that LXD has been asked for meanwhile, ten bytes larger."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.size = -20
+
+    async def look(self) -> Unfinished | None:
+        self.size += 10
+        return Unfinished({"new": self.size} if self.size >= 0 else {}, {})
+
+
+def test_what_grows_too_large_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("podyd.pods.commits.WATCH_SECONDS", 0.0)
+    seen: list[int] = []
+
+    class Packs(Lxd):
+        async def change(self, *args: Any, **options: Any) -> Any:
+            options["began"]("/1.0/operations/1")
+            await asyncio.Event().wait()
+
+    class Idle(Wide):
+        async def watch(self, *, scratch: bool) -> None:
+            await asyncio.Event().wait()
+
+    async def check(size: int) -> None:
+        seen.append(size)
+        if size == 20:
+            raise Unavailable("LXD does not say what the others have.")
+        if size > 30:
+            raise Forbidden("Too large.", code="quota_exceeded")
+
+    async def both() -> None:
+        made, under_way = commits_of(Packs(None), Idle(), Grows()), _UnderWay("main")
+        under_way.check_size = check
+        with pytest.raises(Forbidden, match="Too large"):
+            await made._pack({"source": "x"}, under_way)
+        assert under_way.is_packing, "LXD is told in another way"
+        await made._tasks.cancel()
+
+    asyncio.run(both())
+    assert seen == [10, 20, 30, 40]
+
+
+def test_what_tar2sqfs_may_take_back() -> None:
+    under_way = _UnderWay("main", large=[File(b"/a", 2**40), File(b"/b", 2**30)])
+    # The largest file, but no more than half of all that is no hole.
+    assert _written_twice(Holes(0, 2**30, 0), under_way) == 2**29
+    assert _written_twice(Holes(0, 2**50, 0), under_way) == 2**40
+    assert _written_twice(Holes(0, 2**50, 0), _UnderWay("main")) == LARGE_BYTES
 
 
 class Slips(Lxd):
@@ -329,6 +395,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
         pods=pods,
         disks=cast(Disks, SimpleNamespace()),
         host=Wide(),
+        packing=Unseen(),
         tasks=Tasks(),
     )
     asyncio.run(made.sweep())
