@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.node.host_files import HostFiles
+
+HOST = HostFiles()
 FILE = Path(__file__).parents[1] / "data/sysctl.conf"
 # Twice what an idle pod was found to use (Debian 12, systemd 252); of watches, what the kernel
 # gives to the smallest machine.
@@ -42,24 +45,20 @@ def wanted() -> dict[str, int]:
     return {name.strip(): int(value) for name, value in pairs}
 
 
-def limits(proc: Path = Path("/proc")) -> Iterator[Limit]:
+def limits(files: HostFiles = HOST) -> Iterator[Limit]:
     """Those that this kernel has, as they are now. Raises OSError, ValueError."""
     for name, value in wanted().items():
         with contextlib.suppress(FileNotFoundError):
-            yield Limit(name, int(_path(proc, name).read_text()), value)
+            yield Limit(name, files.sysctl(name), value)
 
 
-def raise_limits(say: Callable[[str], None], proc: Path = Path("/proc")) -> None:
+def raise_limits(say: Callable[[str], None], files: HostFiles = HOST) -> None:
     """Raise what is lower than wanted, as far as this process may; nothing is lowered.
 
     In its unit it may not, nor in most containers; the doctor says what is still too low.
     """
-    for limit in limits(proc):
+    for limit in limits(files):
         if limit.now < limit.wanted:
             with contextlib.suppress(OSError):
-                _path(proc, limit.name).write_text(f"{limit.wanted}\n")
+                files.set_sysctl(limit.name, limit.wanted)
                 say(f"raised {limit.name} from {limit.now} to {limit.wanted}")
-
-
-def _path(proc: Path, name: str) -> Path:
-    return proc / "sys" / name.replace(".", "/")

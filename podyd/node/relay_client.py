@@ -13,6 +13,9 @@ from podyd import __version__
 from podyd.base.errors import Unavailable
 
 TIMEOUT = 10.0
+# The line that asks for no more than an answer.
+QUESTION = b"null\n"
+NOT_ITS_ANSWER = (LookupError, TypeError, ValueError, AttributeError)
 MAX_ANSWER_BYTES = 1024**2
 
 # Host ports with the address and port that they lead to; None keeps a port that leads nowhere.
@@ -25,6 +28,13 @@ class RelayAnswer:
 
     refused: Mapping[int, str]
     version: str
+
+    @classmethod
+    def of(cls, said: Any) -> RelayAnswer:
+        """From its line of JSON. Raises LookupError, TypeError, ValueError or AttributeError if it
+        is none of the relay's."""
+        refused = {int(port): str(why) for port, why in said["refused"].items()}
+        return cls(refused, str(said["version"]))
 
     @property
     def is_old(self) -> bool:
@@ -48,9 +58,8 @@ class RelayClient:
             self._writer.write(json.dumps(sent).encode() + b"\n")
             answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
             self.gone = asyncio.ensure_future(self._reader.readline())
-            refused = {int(port): str(why) for port, why in answer["refused"].items()}
-            return RelayAnswer(refused, answer["version"])
-        except (OSError, ValueError, LookupError, AttributeError, asyncio.TimeoutError) as error:
+            return RelayAnswer.of(answer)
+        except (*NOT_ITS_ANSWER, OSError, asyncio.TimeoutError) as error:
             raise _away(error) from error
 
     async def close(self) -> None:

@@ -15,6 +15,7 @@ import pytest
 from podyd.admin.doctor.case import Places
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import Finding, Level
+from podyd.node.host_files import HostFiles
 from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
 
 MISSING_CARD = "0000:99:00.0"
@@ -277,7 +278,9 @@ def test_a_pod_of_an_older_driver(
         version.parent.mkdir(parents=True)
         version.write_text("535.216.01\n")
         places = dataclasses.replace(
-            Places(), proc=tmp_path / "proc", sysfs=tmp_path / "sys", nvml=("/bin/true",)
+            Places(),
+            files=HostFiles(proc=tmp_path / "proc", sysfs=tmp_path / "sys"),
+            nvml=("/bin/true",),
         )
         (found,) = of("pods_driver", diagnose(server.config, places))
         assert found.level is Level.WARNING

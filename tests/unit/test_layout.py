@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,11 @@ FLOORS = (
 # The members' client is installed without the rest, and tells `podyd` how to complete a line.
 CLIENT_FOR = ("cli",)
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+
+
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
 def package_of(path: Path) -> str:
@@ -104,7 +111,7 @@ def test_imports_lead_downwards() -> None:
     found = [
         f"{path.relative_to(ROOT)}:{line}: {package}"
         for path in SOURCES
-        for line, package in against(package_of(path), ast.parse(path.read_text(encoding="utf-8")))
+        for line, package in against(package_of(path), tree_of(path))
     ]
     assert found == []
 
@@ -115,6 +122,18 @@ def test_imports_lead_downwards() -> None:
 ONLY_IMPORTERS = {
     "pynvml": {"node/nvml_process.py"},
     "podyd.node.nvml_process": {"cli/main.py"},
+    "pyroute2": {"node/netlink.py"},
+    # Whoever needs something of a host is given it as podyd.node.interface says.
+    "podyd.node.local": {"app.py"},
+    "podyd.node.netlink": {"admin/setup.py"},
+    "podyd.node.telemetry": {"node/local.py"},
+    "podyd.node.user_names": {"node/local.py"},
+    "podyd.node.procs.Reader": {"node/local.py"},
+    "podyd.node.relay_client.relay_at": {"node/local.py"},
+    "podyd.node.arp.neighbours": set(),
+    "podyd.node.arp.probe": set(),
+    "podyd.node.sockdiag.listening_ports": set(),
+    "podyd.node.sockdiag.owner_of": set(),
     "sqlite3": {f"store/{name}.py" for name in ("cards", "database", "tokens", "usage")},
 }
 
@@ -131,16 +150,80 @@ def modules_in(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize(("module", "where"), ONLY_IMPORTERS.items())
 def test_a_library_has_one_importer(module: str, where: set[str]) -> None:
-    found = {
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if module in modules_in(ast.parse(path.read_text(encoding="utf-8")))
-    }
+    found = {str(path.relative_to(ROOT)) for path in SOURCES if module in modules_in(tree_of(path))}
     assert found == where
 
 
 def test_who_serves_imports_no_binding_of_nvml() -> None:
     # An import that stands in a function is made by the command `podyd nvml` alone.
-    tree = ast.parse((ROOT / "cli/main.py").read_text(encoding="utf-8"))
+    tree = tree_of(ROOT / "cli/main.py")
     outside = ast.Module([item for item in tree.body if not isinstance(item, ast.FunctionDef)], [])
     assert "podyd.node.nvml_process" not in modules_in(outside)
+
+
+# --- What only the node looks at ----------------------------------------------------------------
+
+OF_THE_KERNEL = re.compile(r"/(?:proc|sys)(?![\w-])")
+# Where else one of these is named, by file and the name that stands in it, and why that is no look
+# at this host.
+IN_A_POD = "a script that runs in the pod"
+NAMED_ELSEWHERE = {
+    ("engine/wrapper.py", "_BOX"): IN_A_POD,
+    ("engine/wrapper.py", "_RUN"): IN_A_POD,
+    ("pods/deletions.py", "_DELETE"): IN_A_POD,
+    ("config/values.py", "_NOT_BELOW"): "where members' own directories may not be",
+    ("admin/doctor/host.py", "other_processes"): "what an admin is told, and what to type",
+}
+
+
+def kernel_files_in(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    """Each string that names a file of /proc or /sys, with the name that it stands in at the top of
+    the module; docstrings are not looked at."""
+    for item in tree.body:
+        match item:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                pass
+            case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name), *_]):
+                pass
+            case ast.AnnAssign(target=ast.Name(id=name)):
+                pass
+            case _:
+                name = ""
+        said = [node.value for node in ast.walk(item) if isinstance(node, ast.Expr)]
+        for node in ast.walk(item):
+            match node:
+                case ast.Constant(value=str(text)) if node not in said:
+                    if OF_THE_KERNEL.search(text):
+                        yield name, text
+                case ast.Attribute(attr="AF_NETLINK"):
+                    yield name, "AF_NETLINK"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "FILE = Path('/proc/meminfo')",
+        "def look(pid):\n    return open(f'/proc/{pid}/stat')",
+        "class Look:\n    def at(self, root='/sys'):\n        pass",
+        "run(['cat', '/sys/fs/cgroup/memory.max'])",
+        "def ask():\n    return socket.socket(socket.AF_NETLINK)",
+    ],
+)
+def test_a_look_at_the_kernels_files_is_seen(text: str) -> None:
+    assert len([*kernel_files_in(ast.parse(text))]) == 1
+
+
+def test_what_is_none_is_not() -> None:
+    text = '"""Of /proc."""\nX = "/system"\nY = "/sys-x"\ndef f():\n    """/sys."""\n'
+    assert not [*kernel_files_in(ast.parse(text))]
+
+
+def test_the_kernels_files_are_the_nodes() -> None:
+    found = {
+        (str(path.relative_to(ROOT)), name)
+        for path in SOURCES
+        # The members' client is a program of its own, on any machine.
+        if package_of(path) not in ("node", "client")
+        for name, _ in kernel_files_in(tree_of(path))
+    }
+    assert found == NAMED_ELSEWHERE.keys()

@@ -9,6 +9,9 @@ from pathlib import Path
 
 from podyd.config.schema import DEFAULT_PATH, Config
 from podyd.engine.profile_files import ADMIN_DIRECTORY
+from podyd.node.host_files import HostFiles
+
+HOST_FILES = HostFiles()
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,7 @@ class Places:
     """
 
     pam: Path = Path("/etc/pam.d")
-    proc: Path = Path("/proc")
-    sysfs: Path = Path("/sys")
-    dev: Path = Path("/dev")
+    files: HostFiles = HOST_FILES
     admin_profiles: Path = ADMIN_DIRECTORY
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     nvml: tuple[str, ...] = (sys.executable, "-m", "podyd", "nvml", "--once")

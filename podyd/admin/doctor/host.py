@@ -13,6 +13,7 @@ from podyd.admin import kernel
 from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.engine.admin import Admin
+from podyd.node.host_files import ProcessFiles
 
 # LXD takes no smaller range: a pod needs the ids from root to nobody.
 MIN_IDS = 65536
@@ -25,14 +26,13 @@ SPARE_PODS = 10
 @check
 def cgroup2(places: Places) -> Iterator[Remark]:
     """The kernel can end a whole tree of processes."""
-    root = places.sysfs / "fs/cgroup"
-    for path in (root / "cgroup.controllers", root / "unified/cgroup.controllers"):
-        if path.exists():
-            yield ok(f"cgroup2 is mounted at {path.parent}.")
-            return
+    where = places.files.cgroup2()
+    if where is not None:
+        yield ok(f"cgroup2 is mounted at {where}.")
+        return
     yield warning(
-        f"cgroup2 is not mounted below {root}: when a command's time is up, what it started in the"
-        " background may live on.",
+        f"cgroup2 is not mounted below {places.files.cgroups}: when a command's time is up, what it"
+        " started in the background may live on.",
         "boot with systemd.unified_cgroup_hierarchy=1 on the kernel's command line",
     )
 
@@ -40,7 +40,7 @@ def cgroup2(places: Places) -> Iterator[Remark]:
 @check
 def other_processes(case: Case) -> Iterator[Remark]:
     """The service can see whose processes hold a GPU."""
-    options = _proc_options(case.places.proc)
+    options = case.places.files.proc_options()
     if options.get("hidepid", "0") in ("0", "off"):
         yield ok("The service sees other accounts' processes.")
         return
@@ -59,19 +59,6 @@ def other_processes(case: Case) -> Iterator[Remark]:
     )
 
 
-def _proc_options(proc: Path) -> dict[str, str]:
-    """With which options /proc is mounted."""
-    found: dict[str, str] = {}
-    for line in (proc / "self/mounts").read_text().splitlines():
-        _, where, kind, options = line.split()[:4]
-        if (where, kind) == ("/proc", "proc"):
-            found = {
-                name: value
-                for name, _, value in (item.partition("=") for item in options.split(","))
-            }
-    return found
-
-
 @check
 def kernel_limits(admin: Admin, places: Places) -> Iterator[Remark]:
     """What the kernel counts for all pods together is enough for them and some more."""
@@ -80,7 +67,7 @@ def kernel_limits(admin: Admin, places: Places) -> Iterator[Remark]:
 
 def about_limits(pods: int, places: Places) -> Iterator[Remark]:
     """The same for so many pods."""
-    for limit in kernel.limits(places.proc):
+    for limit in kernel.limits(places.files):
         if limit.pods < pods + SPARE_PODS:
             yield warning(
                 f"{limit.name} is {limit.now}, which all pods share, and that is enough for"
@@ -95,11 +82,11 @@ def about_limits(pods: int, places: Places) -> Iterator[Remark]:
 @check
 def id_ranges(admin: Admin, places: Places) -> Iterator[Remark]:
     """Root has a range of user ids and of group ids that LXD can give to pods."""
-    yield from about_ids(places.proc / str(admin.server().pid))
+    yield from about_ids(places.files.process(admin.server().pid))
 
 
-def about_ids(process: Path) -> Iterator[Remark]:
-    """The same for an LXD of which `process` is the directory in /proc.
+def about_ids(process: ProcessFiles) -> Iterator[Remark]:
+    """The same for an LXD that is this process.
 
     As LXD 5 and 6 read it (shared/idmap, DefaultIdmapSet): the first big enough range of root's in
     its own /etc/subuid; without any, ids from 1000000 on. liblxc then leaves the mapping to
@@ -108,10 +95,10 @@ def about_ids(process: Path) -> Iterator[Remark]:
     shadow = has_newuidmap(process)
     for kind in ("uid", "gid"):
         file = f"/etc/sub{kind}"
-        lines = lines_of(process / "root" / file[1:])
+        lines = lines_of(process.root / file[1:])
         ranges = ranges_of_root(lines)
         usable = [(first, count) for first, count in ranges if count >= MIN_IDS]
-        kernel = _kernel_ranges((process / f"{kind}_map").read_text())
+        kernel = process.ids(kind)
         do = _how_to_have(kernel, file)
         malformed = [line for line in lines if line.count(":") < 2]
         if malformed:
@@ -166,33 +153,18 @@ def ranges_of_root(lines: Sequence[str]) -> list[tuple[int, int]]:
     return found
 
 
-def _kernel_ranges(text: str) -> list[tuple[int, int]]:
-    """The ids that exist, of /proc/PID/uid_map: inside, outside, count."""
-    lines = [line.split() for line in text.splitlines()]
-    return [(int(inside), int(count)) for inside, _, count in lines]
-
-
 def _within(wanted: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> bool:
     first, count = wanted
     return any(low <= first and first + count <= low + size for low, size in ranges)
 
 
-def has_newuidmap(process: Path) -> bool:
+def has_newuidmap(process: ProcessFiles) -> bool:
     """Whether LXD finds a newuidmap that has the right to map ids."""
-    for directory in lxd_path(process):
-        path = process / "root" / directory.lstrip("/") / "newuidmap"
+    for directory in process.search_path():
+        path = process.root / directory.lstrip("/") / "newuidmap"
         if path.is_file():
             if path.stat().st_mode & stat.S_ISUID:
                 return True
             with contextlib.suppress(OSError):  # Not every file system has them.
                 return "security.capability" in os.listxattr(path)
     return False
-
-
-def lxd_path(process: Path) -> list[str]:
-    """The PATH of a process, of which `process` is the directory in /proc."""
-    for entry in (process / "environ").read_bytes().split(b"\0"):
-        name, _, value = entry.partition(b"=")
-        if name == b"PATH":
-            return [part for part in os.fsdecode(value).split(":") if part]
-    return []

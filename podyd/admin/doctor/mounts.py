@@ -12,6 +12,7 @@ from podyd.admin.doctor.host import has_newuidmap, lines_of, ranges_of_root
 from podyd.admin.setup import openings
 from podyd.engine.admin import Admin
 from podyd.node.directories import Directory, directories, is_mappable, to_make, unfit, unsafe
+from podyd.node.host_files import ProcessFiles
 
 SHOWN = 5
 # Where Debian has the ids of people.
@@ -63,17 +64,19 @@ def _accounts(prefix: Path) -> list[Directory]:
 def own_ids(admin: Admin, case: Case) -> Iterator[Remark]:
     """LXD can give members' own ids to the root of their pods."""
     opened = openings(case.config)
-    process = case.places.proc / str(admin.server().pid)
+    process = case.places.files.process(admin.server().pid)
     yield from about_own_ids(process, sorted(map(int, opened.uids)), sorted(map(int, opened.gids)))
 
 
-def about_own_ids(process: Path, uids: Sequence[int], gids: Sequence[int]) -> Iterator[Remark]:
-    """The same for an LXD of which `process` is the directory in /proc.
+def about_own_ids(
+    process: ProcessFiles, uids: Sequence[int], gids: Sequence[int]
+) -> Iterator[Remark]:
+    """The same for an LXD that is this process.
 
     newuidmap, which liblxc uses where it is installed, gives even root only what /etc/subuid says.
     """
     for kind, ids in (("uid", uids), ("gid", gids)) if has_newuidmap(process) else ():
-        ranges = ranges_of_root(lines_of(process / f"root/etc/sub{kind}"))
+        ranges = ranges_of_root(lines_of(process.root / f"etc/sub{kind}"))
         missing = [
             item for item in ids if not any(low <= item < low + size for low, size in ranges)
         ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +13,6 @@ from pathlib import Path
 
 from podyd.admin.doctor.case import Places
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
-from podyd.gpus.inventory import NVIDIA_VENDOR_ID
 from podyd.node.samples import Failure, Sample, parse_line
 
 LIBRARY = "libnvidia-ml.so"
@@ -29,32 +27,7 @@ RELOAD = (
 
 def is_there(places: Places) -> bool:
     """Whether the host has an NVIDIA card or its driver."""
-    return bool(host_cards(places)) or (places.sysfs / "module/nvidia").exists()
-
-
-def host_cards(places: Places) -> list[str]:
-    """The PCI addresses of the NVIDIA cards that are the host's to use."""
-    found = []
-    for path in sorted((places.sysfs / "bus/pci/devices").glob("*")):
-        with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
-            is_display = (path / "class").read_text().startswith("0x03")
-            is_nvidia = (path / "vendor").read_text().strip() == f"0x{NVIDIA_VENDOR_ID}"
-            driver = path / "driver"
-            is_lent = driver.is_symlink() and driver.readlink().name == "vfio-pci"
-            if is_display and is_nvidia and not is_lent:
-                found.append(path.name)
-    return found
-
-
-def driver_version(places: Places) -> str | None:
-    """The version of the driver in the kernel; None if none is loaded."""
-    with contextlib.suppress(FileNotFoundError):
-        return (places.sysfs / "module/nvidia/version").read_text().strip()
-    with contextlib.suppress(FileNotFoundError):
-        text = (places.proc / "driver/nvidia/version").read_text()
-        match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", text)
-        return match[1] if match else None
-    return None
+    return bool(places.files.nvidia_cards()) or places.files.has_module("nvidia")
 
 
 @check
@@ -66,12 +39,12 @@ def nvidia_card() -> Iterator[Remark]:
 @check
 def nvidia_driver(places: Places) -> Iterator[Remark]:
     """The driver is loaded."""
-    version = driver_version(places)
+    version = places.files.nvidia_driver()
     if version is not None:
         yield ok(f"The NVIDIA driver {version} is loaded.")
         return
-    cards = f"The host has NVIDIA cards ({', '.join(host_cards(places))})"
-    if (places.sysfs / "module/nouveau").exists():
+    cards = f"The host has NVIDIA cards ({', '.join(places.files.nvidia_cards())})"
+    if places.files.has_module("nouveau"):
         yield error(
             f"{cards} that nouveau drives, with which there is no CUDA.",
             "apt install nvidia-driver, then reboot",
@@ -87,7 +60,7 @@ def nvidia_driver(places: Places) -> Iterator[Remark]:
 @check
 def nvidia_versions(places: Places) -> Iterator[Remark]:
     """The driver in the kernel and the libraries on disk are of the same version."""
-    driver = driver_version(places)
+    driver = places.files.nvidia_driver()
     library = _library(places)
     if library is None:
         yield error(
@@ -123,15 +96,16 @@ def _library(places: Places) -> Path | None:
 @check
 def nvidia_nodes(places: Places) -> Iterator[Remark]:
     """The files that CUDA opens; the second is there from its first use on only."""
-    if driver_version(places) is None:
+    if places.files.nvidia_driver() is None:
         return
     for name, do in (
         ("nvidiactl", "nvidia-modprobe"),
         ("nvidia-uvm", "nvidia-modprobe -u -c 0"),
     ):
-        if not (places.dev / name).exists():
+        path = places.files.dev / name
+        if not path.exists():
             yield warning(
-                f"There is no {places.dev / name}, so CUDA does not work in pods that start now.",
+                f"There is no {path}, so CUDA does not work in pods that start now.",
                 do,
             )
     yield ok("The NVIDIA driver's device files are there.")
@@ -140,7 +114,7 @@ def nvidia_nodes(places: Places) -> Iterator[Remark]:
 @check
 def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Remark]:
     """NVML answers, and every card through it."""
-    if driver_version(places) is None:
+    if places.files.nvidia_driver() is None:
         return
     do = "nvidia-smi; dmesg | grep -e NVRM -e Xid"
     try:
@@ -169,7 +143,7 @@ def asked(places: Places, seconds: float) -> Sample | Failure:
 def nvidia_persistence(places: Places) -> Iterator[Remark]:
     """The driver stays awake while nobody uses a card."""
     program = shutil.which("nvidia-smi", path=places.path)
-    if program is None or driver_version(places) is None:
+    if program is None or places.files.nvidia_driver() is None:
         return
     query = [program, "--query-gpu=pci.bus_id,persistence_mode", "--format=csv,noheader"]
     rows = [line.split(", ") for line in _output(query, COMMAND_SECONDS).splitlines()]

@@ -7,15 +7,14 @@ import re
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from podyd.admin.doctor import nvidia
 from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
-from podyd.admin.doctor.host import lxd_path
 from podyd.engine.admin import Admin, Card
 from podyd.engine.types import is_set
 from podyd.gpus.inventory import NVIDIA_VENDOR_ID
+from podyd.node.host_files import ProcessFiles
 from podyd.node.samples import Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
@@ -110,10 +109,10 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
     ]
     if not users:
         return
-    process = case.places.proc / str(admin.server().pid)
-    path = lxd_path(process)
+    process = case.places.files.process(admin.server().pid)
+    path = process.search_path()
     for directory in path:
-        program = process / "root" / directory.lstrip("/") / RUNTIME_PROGRAM
+        program = process.root / directory.lstrip("/") / RUNTIME_PROGRAM
         # A link is LXD's to follow, in its own mount namespace.
         if program.is_symlink() or program.is_file():
             yield ok(f"LXD finds {directory}/{RUNTIME_PROGRAM}.")
@@ -132,13 +131,13 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     A pod keeps those that it was started with. The mounts of its init show them, and cannot be
     older or newer than they say, as times can.
     """
-    driver = nvidia.driver_version(case.places)
+    driver = case.places.files.nvidia_driver()
     if driver is None:
         return
     for pod in admin.instances():
         if not pod.is_running or not is_set(pod.config, "nvidia.runtime"):
             continue
-        versions = mounted_versions(case.places.proc / str(admin.init_pid(pod.name)))
+        versions = mounted_versions(case.places.files.process(admin.init_pid(pod.name)))
         if versions and driver not in versions:
             yield warning(
                 f"Pod {pod.name} has the NVIDIA libraries {', '.join(sorted(versions))}, and the"
@@ -148,11 +147,11 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     yield ok(f"Every running pod has the libraries of driver {driver}.")
 
 
-def mounted_versions(process: Path) -> set[str]:
-    """The driver's versions that a process sees, of which `process` is the directory in /proc."""
+def mounted_versions(process: ProcessFiles) -> set[str]:
+    """The driver's versions that a process sees."""
     try:
-        lines = (process / "mountinfo").read_text(errors="replace").splitlines()
+        mounts = process.mounts()
     except (FileNotFoundError, ProcessLookupError):
         return set()  # It has stopped since.
-    matches = (_MOUNTED_LIBRARY.search(line.split()[4]) for line in lines)
+    matches = (_MOUNTED_LIBRARY.search(str(item.path)) for item in mounts)
     return {match[1] for match in matches if match}

@@ -20,6 +20,7 @@ from podyd.base.errors import ConfigError
 from podyd.config.loader import load
 from podyd.config.schema import DEFAULT_PATH, Config
 from podyd.engine.growth import parsed
+from podyd.node.relay_client import NOT_ITS_ANSWER, QUESTION, RelayAnswer
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
@@ -113,23 +114,22 @@ def port_relay(case: Case) -> Iterator[Remark]:
     """`podyd ports` answers, and could open all the ports that it was told."""
     path = case.config.ports.socket
     try:
-        answer = _ask(path, b"null\n")
-        refused: dict[str, str] = answer["refused"]
-        version: str = answer["version"]
+        answer = RelayAnswer.of(_ask(path, QUESTION))
     except PermissionError as problem:
         raise PermissionError(problem.errno, problem.strerror, path) from problem
-    except (OSError, ValueError, LookupError, TypeError) as problem:
+    except (OSError, *NOT_ITS_ANSWER) as problem:
         yield warning(
             f"Ports of pods cannot be reached: 'podyd ports' does not answer at {path}"
             f" ({reason(problem)}).",
             f"{RESTART_PORTS}; journalctl -u podyd-ports",
         )
         return
-    for port, why in refused.items():
+    for port, why in answer.refused.items():
         yield warning(f"Port {port} of a pod cannot be opened: {why}.", f"ss -ltnp sport = :{port}")
-    if version != __version__:
+    if answer.is_old:
         yield note(
-            f"'podyd ports' is of podyd {version}; restarting it ends the connections to pods.",
+            f"'podyd ports' is of podyd {answer.version}; restarting it ends the connections to"
+            " pods.",
             RESTART_PORTS,
         )
     yield ok(f"'podyd ports' answers at {path}.")
@@ -154,21 +154,13 @@ def _asked(path: str, line: bytes = b"") -> bytes:
 def service_memory(places: Places) -> Iterator[Remark]:
     """No process of podyd's is near the memory limit of its unit (MemoryMax=)."""
     for unit in UNITS:
-        cgroup = places.sysfs / "fs/cgroup/system.slice" / unit
-        try:
-            limit = (cgroup / "memory.max").read_text().strip()
-            used = int((cgroup / "memory.current").read_text())
-            counted = _counts(cgroup / "memory.stat")
-        except FileNotFoundError:
-            continue  # It does not run, or not under systemd with cgroup2.
-        if limit == "max":
+        memory = places.files.unit_memory(unit)
+        if memory is None or memory.limit is None:
             continue
         # What the kernel keeps of files goes when it is needed.
-        used = max(0, used - counted["file"])
-        words = (
-            f"{unit} has {used // MIB} MiB of memory, of {int(limit) // MIB} MiB that it may have"
-        )
-        if used > NEARLY * int(limit):
+        used, limit = max(0, memory.used - memory.counted["file"]), memory.limit
+        words = f"{unit} has {used // MIB} MiB of memory, of {limit // MIB} MiB that it may have"
+        if used > NEARLY * limit:
             yield warning(
                 f"{words}; beyond that the kernel ends it, and systemd begins it anew.",
                 _more_memory(unit),
@@ -201,12 +193,6 @@ def service_killed(places: Places) -> Iterator[Remark]:
 
 def _more_memory(unit: str) -> str:
     return f"systemctl edit {unit}: [Service], MemoryMax=4G; then systemctl restart {unit}"
-
-
-def _counts(path: Path) -> dict[str, int]:
-    """A file of cgroup2's that has a name and a number on each line."""
-    pairs = (line.split() for line in path.read_text().splitlines())
-    return {name: int(value) for name, value in pairs}
 
 
 @check

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.base.quantities import UNLIMITED
 from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
 from podyd.engine.types import root_of
+from podyd.node.host_files import HostFiles, Mounted
 from podyd.pods.disks import BTRFS, DIR, ZFS
 
 NEARLY_FULL, FULL = 0.85, 0.95
@@ -58,9 +58,10 @@ def disk_limits(admin: Admin, case: Case) -> Iterator[Remark]:
     everywhere = has_quota(case.config)
     limited = {root.get("pool") for root in roots if root.get("size") or everywhere}
     pid = admin.server().pid
+    process = case.places.files.process(pid)
     for pool in admin.pools():
         if pool.name in limited:
-            yield from about_limits(pool, mounts(case.places, pid), case.places, pid)
+            yield from about_limits(pool, process.mounts(), case.places.files, pid)
     yield ok("What limits the disks of pods holds.")
 
 
@@ -73,30 +74,8 @@ def has_quota(config: Config) -> bool:
     return not limits <= {None, UNLIMITED}
 
 
-@dataclass(frozen=True)
-class Mounted:
-    """A line of /proc/PID/mountinfo; options are those of the mount and of the filesystem."""
-
-    path: Path
-    kind: str
-    source: str
-    options: frozenset[str]
-
-
-def mounts(places: Places, pid: int) -> list[Mounted]:
-    """What a process has mounted. Raises OSError."""
-    found = []
-    for line in (places.proc / str(pid) / "mountinfo").read_text().splitlines():
-        about, _, filesystem = line.partition(" - ")
-        fields, (kind, source, options) = about.split(), filesystem.split(None, 2)
-        found.append(
-            Mounted(Path(fields[4]), kind, source, frozenset(f"{fields[5]},{options}".split(",")))
-        )
-    return found
-
-
 def about_limits(
-    pool: Pool, mounted: Sequence[Mounted], places: Places, pid: int
+    pool: Pool, mounted: Sequence[Mounted], files: HostFiles, pid: int
 ) -> Iterator[Remark]:
     """Why a pool holds no limit, if that is so."""
     if pool.driver == DIR:
@@ -121,19 +100,10 @@ def about_limits(
     if pool.driver == BTRFS:
         for item in mounted:
             is_it = item.kind == BTRFS and item.path.parts[-2:] == ("storage-pools", pool.name)
-            if is_it and _has_lost_count(item.source, places):
+            if is_it and files.btrfs_has_lost_count(item.source):
                 yield warning(
                     f"btrfs has lost count of what is used in storage pool {pool.name}, which"
                     " happens when pods are deleted: no limit of a pod's disk holds there until it"
                     " counts anew.",
                     f"nsenter -t {pid} -m btrfs quota rescan -w {item.path}",
                 )
-
-
-def _has_lost_count(device: str, places: Places) -> bool:
-    name = (places.dev / device.removeprefix("/dev/")).resolve().name
-    for path in (places.sysfs / "fs/btrfs").glob(f"*/devices/{name}"):
-        flag = path.parent.parent / "qgroups/inconsistent"
-        if flag.exists() and flag.read_text().strip() == "1":
-            return True
-    return False

@@ -29,6 +29,7 @@ from podyd.cli.doctor import show
 from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin, Card
+from podyd.node.host_files import HostFiles, ProcessFiles
 from podyd.node.samples import Failure, Gpu, Sample
 from tests.unit.engine.test_stopping import POD
 from tests.unit.pods.test_sweep import half_made
@@ -44,9 +45,7 @@ def places(tmp_path: Path) -> Places:
         (tmp_path / name).mkdir(parents=True)
     return Places(
         pam=tmp_path / "pam",
-        proc=tmp_path / "proc",
-        sysfs=tmp_path / "sys",
-        dev=tmp_path / "dev",
+        files=HostFiles(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev"),
         admin_profiles=tmp_path / "profiles",
         path=str(tmp_path / "bin"),
         nvml=(str(tmp_path / "bin/nvml"),),
@@ -66,14 +65,14 @@ def program(places: Places, name: str, output: str) -> None:
 
 
 def add_card(places: Places, address: str = ADDRESS, driver: str = "nvidia") -> None:
-    directory = places.sysfs / "bus/pci/devices" / address
+    directory = places.files.sysfs / "bus/pci/devices" / address
     put(directory / "class", "0x030200\n")
     put(directory / "vendor", "0x10de\n")
     (directory / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
 
 
 def load_driver(places: Places, version: str = DRIVER) -> None:
-    put(places.sysfs / "module/nvidia/version", f"{version}\n")
+    put(places.files.sysfs / "module/nvidia/version", f"{version}\n")
 
 
 def install_library(places: Places, version: str = DRIVER) -> Path:
@@ -263,7 +262,7 @@ def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("name", ["cgroup.controllers", "unified/cgroup.controllers"])
 def test_cgroup2(places: Places, name: str) -> None:
     assert only(host.cgroup2(places)).level is Level.WARNING
-    put(places.sysfs / "fs/cgroup" / name)
+    put(places.files.sysfs / "fs/cgroup" / name)
     assert only(host.cgroup2(places)).level is Level.OK
 
 
@@ -284,7 +283,10 @@ def test_other_processes(
     (tmp_path / "data").mkdir()
     account = pwd.getpwnam("bin")
     os.chown(tmp_path / "data", account.pw_uid, account.pw_gid)
-    put(places.proc / "self/mounts", f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n")
+    put(
+        places.files.proc / "self/mounts",
+        f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n",
+    )
     found = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
     assert found.level is level
     assert do in found.do
@@ -324,7 +326,7 @@ def test_id_ranges(
             put(tmp_path / f"root/etc/sub{kind}", subuid)
     if newuidmap:
         put(tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
-    found = list(host.about_ids(tmp_path))
+    found = list(host.about_ids(ProcessFiles(tmp_path)))
     problems = [item for item in found if item.level is Level.ERROR]
     assert len(problems) == (2 if wrong else 0), found
     for kind, item in zip(("uid", "gid"), problems, strict=False):
@@ -337,7 +339,7 @@ def set_limits(places: Places, **values: int) -> None:
     """The kernel's limits as podyd sets them, but for these: their last words."""
     for name, value in kernel.wanted().items():
         now = values.get(name.rpartition(".")[2], value)
-        put(places.proc / "sys" / name.replace(".", "/"), f"{now}\n")
+        put(places.files.proc / "sys" / name.replace(".", "/"), f"{now}\n")
 
 
 # Debian's kernel, and that with the file of Debian's LXD.
@@ -356,7 +358,7 @@ def test_too_few_inotify_instances(places: Places, instances: int, pods: int) ->
 def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
     set_limits(places)
     if missing:  # A kernel without keyrings.
-        (places.proc / "sys/kernel/keys/maxkeys").unlink()
+        (places.files.proc / "sys/kernel/keys/maxkeys").unlink()
     (found,) = host.about_limits(100, places)
     assert found.level is Level.OK
 
@@ -364,21 +366,21 @@ def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
 def test_limits_are_raised_and_never_lowered(places: Places) -> None:
     set_limits(places, max_user_instances=128, max_user_watches=2**31, maxkeys=200)
     said: list[str] = []
-    kernel.raise_limits(said.append, places.proc)
+    kernel.raise_limits(said.append, places.files)
     assert said == [
         "raised fs.inotify.max_user_instances from 128 to 1048576",
         "raised kernel.keys.maxkeys from 200 to 10000",
     ]
-    now = {limit.name: limit.now for limit in kernel.limits(places.proc)}
+    now = {limit.name: limit.now for limit in kernel.limits(places.files)}
     assert now == {**kernel.wanted(), "fs.inotify.max_user_watches": 2**31}
-    kernel.raise_limits(said.append, places.proc)
+    kernel.raise_limits(said.append, places.files)
     assert len(said) == 2
 
 
 def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values: int) -> None:
     """A unit's cgroup, as cgroup2 shows it: 100 MiB, of which 20 are files'."""
     now = {"current": 100 * 2**20, "file": 20 * 2**20, **values}
-    directory = places.sysfs / "fs/cgroup/system.slice" / unit
+    directory = places.files.sysfs / "fs/cgroup/system.slice" / unit
     put(directory / "memory.max", f"{limit}\n")
     put(directory / "memory.current", f"{now['current']}\n")
     put(directory / "memory.stat", f"anon 1\nfile {now['file']}\n")
@@ -424,14 +426,14 @@ def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -
 
 def test_a_host_without_cards(places: Places) -> None:
     assert not nvidia.is_there(places)
-    directory = places.sysfs / "bus/pci/devices/0000:00:01.0"
+    directory = places.files.sysfs / "bus/pci/devices/0000:00:01.0"
     put(directory / "class", "0x030000\n")
     put(directory / "vendor", "0x1234\n")
     add_card(places, driver="vfio-pci")
     assert not nvidia.is_there(places), "another maker's card, and one that a VM has"
     add_card(places, "0000:61:00.0")
     assert nvidia.is_there(places)
-    assert nvidia.host_cards(places) == ["0000:61:00.0"]
+    assert places.files.nvidia_cards() == ["0000:61:00.0"]
 
 
 def test_driver(places: Places) -> None:
@@ -440,7 +442,7 @@ def test_driver(places: Places) -> None:
     assert found.level is Level.ERROR
     assert ADDRESS in found.what
     assert found.do.startswith("modprobe nvidia")
-    (places.sysfs / "module/nouveau").mkdir(parents=True)
+    (places.files.sysfs / "module/nouveau").mkdir(parents=True)
     assert "nouveau" in only(nvidia.nvidia_driver(places)).what
     load_driver(places)
     assert only(nvidia.nvidia_driver(places)).what == f"The NVIDIA driver {DRIVER} is loaded."
@@ -461,9 +463,9 @@ def test_driver(places: Places) -> None:
     ],
 )
 def test_driver_version(places: Places, line: str, version: str) -> None:
-    assert nvidia.driver_version(places) is None
-    put(places.proc / "driver/nvidia/version", f"{line}\nGCC version:  gcc version 12.2.0\n")
-    assert nvidia.driver_version(places) == version
+    assert places.files.nvidia_driver() is None
+    put(places.files.proc / "driver/nvidia/version", f"{line}\nGCC version:  gcc version 12.2.0\n")
+    assert places.files.nvidia_driver() == version
 
 
 def test_versions(places: Places) -> None:
@@ -485,11 +487,11 @@ def test_versions(places: Places) -> None:
 
 def test_nodes(places: Places) -> None:
     load_driver(places)
-    put(places.dev / "nvidiactl")
+    put(places.files.dev / "nvidiactl")
     found = only(nvidia.nvidia_nodes(places))
     assert (found.level, found.do) == (Level.WARNING, "nvidia-modprobe -u -c 0")
     assert "nvidia-uvm" in found.what
-    put(places.dev / "nvidia-uvm")
+    put(places.files.dev / "nvidia-uvm")
     assert only(nvidia.nvidia_nodes(places)).level is Level.OK
 
 
@@ -585,13 +587,15 @@ def test_cards_of_which_nobody_tells_which_is_which(places: Places) -> None:
 
 
 def test_versions_in_a_pod(tmp_path: Path) -> None:
-    assert pods.mounted_versions(tmp_path) == set()
+    assert pods.mounted_versions(ProcessFiles(tmp_path)) == set()
     line = "911 884 0:25 {root} {point} ro,nosuid,nodev master:1 - ext4 /dev/sda1 rw\n"
     library = "/usr/lib/x86_64-linux-gnu/libnvidia-ml.so.535.183.01"
     text = line.format(root="/", point="/") + line.format(root=f"{library}//deleted", point=library)
     text += line.format(root="/x/libnvidia-ml.so.1.2", point="/mnt")
+    # As root of a pod may have mounted it.
+    text += "912 884 0:26 / /x rw - tmpfs  rw\n"
     put(tmp_path / "mountinfo", text)
-    assert pods.mounted_versions(tmp_path) == {DRIVER}
+    assert pods.mounted_versions(ProcessFiles(tmp_path)) == {DRIVER}
 
 
 # --- What is left half-made ---------------------------------------------------------------------

@@ -14,6 +14,7 @@ from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.config.loader import parse
 from podyd.engine.admin import Admin, Pool
+from podyd.node.host_files import HostFiles
 
 GIB = 1024**3
 LIMITED = "quota: {groups: {students: {disk_limit: 50GiB}}}"
@@ -35,10 +36,10 @@ def findings(
     lost: str = "0",
     quotas: str = "",
 ) -> list[Finding]:
-    places = Places(proc=tmp_path / "proc", sysfs=tmp_path / "sys", dev=tmp_path / "dev")
-    info = places.proc / "7/mountinfo"
-    flag = places.sysfs / "fs/btrfs/uuid/qgroups/inconsistent"
-    device = places.sysfs / "fs/btrfs/uuid/devices/sdb"
+    places = Places(files=HostFiles(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev"))
+    info = places.files.proc / "7/mountinfo"
+    flag = places.files.sysfs / "fs/btrfs/uuid/qgroups/inconsistent"
+    device = places.files.sysfs / "fs/btrfs/uuid/devices/sdb"
     for path, content in ((info, LINES.format(quotas=quotas)), (flag, lost), (device, "")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)

@@ -14,6 +14,7 @@ from podyd.config.loader import parse as parse_config
 from podyd.config.values import Mount
 from podyd.engine.admin import Openings
 from podyd.node.directories import Directory, is_mappable, to_make, unfit, unsafe
+from podyd.node.host_files import ProcessFiles
 
 
 @pytest.mark.parametrize(
@@ -124,5 +125,5 @@ def test_ids_that_root_may_map(tmp_path: Path, subuid: str, newuidmap: bool, do:
         (tmp_path / "root/usr/bin").mkdir(parents=True)
         (tmp_path / "root/usr/bin/newuidmap").touch()
         (tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
-    found = list(mounts.about_own_ids(tmp_path, [1000, 1001, 200000], []))
+    found = list(mounts.about_own_ids(ProcessFiles(tmp_path), [1000, 1001, 200000], []))
     assert [item.do for item in found if item.level is Level.ERROR] == ([do] if do else [])

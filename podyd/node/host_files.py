@@ -1,0 +1,172 @@
+"""What the kernel shows of itself in /proc, /sys and /dev to who sets podyd up or looks what is
+wrong. All of it may block, so the service asks nothing here."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+NVIDIA_VENDOR = "0x10de"
+
+
+@dataclass(frozen=True)
+class Mounted:
+    """A line of /proc/PID/mountinfo; options are those of the mount and of the filesystem."""
+
+    path: Path
+    kind: str
+    source: str
+    options: frozenset[str]
+
+
+@dataclass(frozen=True)
+class UnitMemory:
+    """What the cgroup of a systemd unit has, in bytes, and what it may have at most; `counted` by
+    kinds, as in memory.stat."""
+
+    limit: int | None
+    used: int
+    counted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class ProcessFiles:
+    """One process; `directory` is its own in /proc."""
+
+    directory: Path
+
+    @property
+    def root(self) -> Path:
+        """The filesystem as the process sees it."""
+        return self.directory / "root"
+
+    def search_path(self) -> list[str]:
+        """Its PATH. Raises OSError."""
+        for entry in (self.directory / "environ").read_bytes().split(b"\0"):
+            name, _, value = entry.partition(b"=")
+            if name == b"PATH":
+                return [part for part in os.fsdecode(value).split(":") if part]
+        return []
+
+    def ids(self, kind: str) -> list[tuple[int, int]]:
+        """The ids that exist, of kind `uid` or `gid`: the first of each range, and how many.
+
+        Raises OSError.
+        """
+        text = (self.directory / f"{kind}_map").read_text()
+        lines = [line.split() for line in text.splitlines()]
+        return [(int(inside), int(count)) for inside, _, count in lines]
+
+    def mounts(self) -> list[Mounted]:
+        """What it has mounted. Raises OSError."""
+        found = []
+        for line in (self.directory / "mountinfo").read_text(errors="replace").splitlines():
+            about, _, filesystem = line.partition(" - ")
+            # Whoever mounts it may give an empty source.
+            fields, (kind, source, options) = about.split(), filesystem.split(" ", 2)
+            both = frozenset(f"{fields[5]},{options}".split(","))
+            found.append(Mounted(Path(fields[4]), kind, source, both))
+        return found
+
+
+@dataclass(frozen=True)
+class HostFiles:
+    """Where these are; elsewhere in tests only."""
+
+    proc: Path = Path("/proc")
+    sysfs: Path = Path("/sys")
+    dev: Path = Path("/dev")
+
+    def process(self, pid: int) -> ProcessFiles:
+        return ProcessFiles(self.proc / str(pid))
+
+    # --- The kernel ------------------------------------------------------------------------------
+
+    def sysctl(self, name: str) -> int:
+        """A number of sysctl(8)'s. Raises FileNotFoundError if this kernel has none such."""
+        return int(self._sysctl(name).read_text())
+
+    def set_sysctl(self, name: str, value: int) -> None:
+        """Raises OSError where this process may not."""
+        self._sysctl(name).write_text(f"{value}\n")
+
+    def _sysctl(self, name: str) -> Path:
+        return self.proc / "sys" / name.replace(".", "/")
+
+    def proc_options(self) -> dict[str, str]:
+        """With which options /proc is mounted."""
+        found: dict[str, str] = {}
+        for line in (self.proc / "self/mounts").read_text().splitlines():
+            _, where, kind, options = line.split()[:4]
+            if (where, kind) == ("/proc", "proc"):
+                found = {
+                    name: value
+                    for name, _, value in (item.partition("=") for item in options.split(","))
+                }
+        return found
+
+    @property
+    def cgroups(self) -> Path:
+        """Where cgroups are mounted."""
+        return self.sysfs / "fs/cgroup"
+
+    def cgroup2(self) -> Path | None:
+        """Where cgroup2 is mounted; None if it is not."""
+        for path in (self.cgroups, self.cgroups / "unified"):
+            if (path / "cgroup.controllers").exists():
+                return path
+        return None
+
+    def unit_memory(self, unit: str) -> UnitMemory | None:
+        """None if it does not run, or not under systemd with cgroup2."""
+        cgroup = self.cgroups / "system.slice" / unit
+        try:
+            limit = (cgroup / "memory.max").read_text().strip()
+            used = int((cgroup / "memory.current").read_text())
+            pairs = (line.split() for line in (cgroup / "memory.stat").read_text().splitlines())
+            counted = {name: int(value) for name, value in pairs}
+        except FileNotFoundError:
+            return None
+        return UnitMemory(None if limit == "max" else int(limit), used, counted)
+
+    def btrfs_has_lost_count(self, device: str) -> bool:
+        """Whether the btrfs on a device no longer knows how much of it is whose."""
+        name = (self.dev / device.removeprefix("/dev/")).resolve().name
+        for path in (self.sysfs / "fs/btrfs").glob(f"*/devices/{name}"):
+            flag = path.parent.parent / "qgroups/inconsistent"
+            if flag.exists() and flag.read_text().strip() == "1":
+                return True
+        return False
+
+    # --- NVIDIA ----------------------------------------------------------------------------------
+
+    def has_module(self, name: str) -> bool:
+        """Whether the kernel has this module."""
+        return (self.sysfs / "module" / name).exists()
+
+    def nvidia_cards(self) -> list[str]:
+        """The PCI addresses of the NVIDIA cards that are the host's to use."""
+        found = []
+        for path in sorted((self.sysfs / "bus/pci/devices").glob("*")):
+            with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
+                is_display = (path / "class").read_text().startswith("0x03")
+                is_nvidia = (path / "vendor").read_text().strip() == NVIDIA_VENDOR
+                driver = path / "driver"
+                is_lent = driver.is_symlink() and driver.readlink().name == "vfio-pci"
+                if is_display and is_nvidia and not is_lent:
+                    found.append(path.name)
+        return found
+
+    def nvidia_driver(self) -> str | None:
+        """The version of the NVIDIA driver in the kernel; None if none is loaded."""
+        with contextlib.suppress(FileNotFoundError):
+            return (self.sysfs / "module/nvidia/version").read_text().strip()
+        with contextlib.suppress(FileNotFoundError):
+            text = (self.proc / "driver/nvidia/version").read_text()
+            match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", text)
+            return match[1] if match else None
+        return None
