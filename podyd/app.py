@@ -31,13 +31,16 @@ from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
 from podyd.engine.files import LxdFiles
 from podyd.engine.growth import Packing
+from podyd.engine.images import LxdImageStore
 from podyd.engine.instances import LxdInstances
+from podyd.engine.operations import LxdOperations
+from podyd.engine.pools import LxdPools
 from podyd.engine.profiles import LxdProfiles
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.room import HostRoom
 from podyd.engine.server import LxdServer
-from podyd.engine.snapshots import LxdSnapshots
+from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import Attribution
 from podyd.gpus.idle import IdleLeases
@@ -142,7 +145,7 @@ def build(settings: Settings) -> App:
     cleaning = Tasks()
     instances = LxdInstances(client, Holds(config.data_dir / "restoring"))
     profiles, files, server = LxdProfiles(client), LxdFiles(client), LxdServer(client)
-    taken = LxdSnapshots(client)
+    snapshot_store, image_store = LxdSnapshotStore(client), LxdImageStore(client)
     node = LocalNode(ports_socket=lambda: settings.current.ports.socket)
     client.is_there = instances.has
     cgroups = Cgroups(
@@ -152,7 +155,7 @@ def build(settings: Settings) -> App:
         cgroup_of=node.processes.cgroup_of,
     )
     instances.listen(cgroups.changed)
-    images = Images(client, settings)
+    images = Images(image_store, settings)
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
@@ -184,7 +187,7 @@ def build(settings: Settings) -> App:
     idle = IdleLeases(
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
-    disks = Disks(client=client, instances=instances, profiles=profiles, executor=executor)
+    disks = Disks(instances=instances, profiles=profiles, pools=LxdPools(client), executor=executor)
     metrics = Metrics(allotment=allotment, disks=disks, samples=node.samples, occupancy=occupancy)
     ports = Ports(
         locations=Locations(instances, node.neighbours),
@@ -199,7 +202,7 @@ def build(settings: Settings) -> App:
     pods = Pods(
         instances=instances,
         profiles=profiles,
-        snapshots=taken,
+        snapshots=snapshot_store,
         files=files,
         images=images,
         gpus=gpus,
@@ -216,9 +219,11 @@ def build(settings: Settings) -> App:
         cgroups=cgroups,
         sockets=node.sockets,
     )
-    snapshots = Snapshots(instances=instances, snapshots=taken, pods=pods, tasks=cleaning)
+    snapshots = Snapshots(instances=instances, snapshots=snapshot_store, pods=pods, tasks=cleaning)
     commits = Commits(
-        client=client,
+        project=server.project,
+        instances=instances,
+        store=image_store,
         files=files,
         images=images,
         pods=pods,
@@ -290,7 +295,7 @@ def build(settings: Settings) -> App:
         allotment=allotment,
         snapshots=snapshots,
         endings=endings,
-        sweep=Sweep(client=client, pods=pods, commits=commits),
+        sweep=Sweep(operations=LxdOperations(client), pods=pods, commits=commits),
         idle=idle,
         background=Tasks(),
         cleaning=cleaning,

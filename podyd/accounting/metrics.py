@@ -12,13 +12,14 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from podyd import __version__
 from podyd.base.errors import PodydError
 from podyd.base.quantities import UNLIMITED
+from podyd.engine.types import PoolUse
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.scheduler import Allotment
 from podyd.node.interface import Samples
 from podyd.node.samples import Gpu
-from podyd.pods.disks import Disks, PoolUse, limit_of
+from podyd.pods.disks import Disks, limit_of
 
 EXEC_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 3600)
 CARD_LABELS = ("gpu", "uuid")

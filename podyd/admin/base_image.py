@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.base.errors import SetupError
+from podyd.engine import lxc
 
 PACKAGES = (
     "systemd",
@@ -217,9 +218,8 @@ def _check(alias: str, release: Release, socket: Path | None) -> None:
 
 def aliases(socket: Path | None = None) -> set[str]:
     """The aliases of the images in LXD's default project. Raises BuildError."""
-    argv = ["lxc", "query", "/1.0/images/aliases?recursion=1&project=default"]
-    listed = json.loads(_run("Asking LXD for its images", argv, _environment(socket))) or []
-    return {str(item["name"]) for item in listed}
+    answer = _run("Asking LXD for its images", lxc.LIST_ALIASES, _environment(socket))
+    return lxc.aliases_in(answer)
 
 
 def _bootstrap(
@@ -295,11 +295,9 @@ def _write_metadata(path: Path, release: Release) -> None:
 
 
 def _import(meta: Path, squashfs: Path, alias: str, environment: Mapping[str, str]) -> str:
-    argv = ["lxc", "-q", "image", "import", str(meta), str(squashfs)]
-    _run("Importing the image", [*argv, f"--alias={alias}", "--project=default"], environment)
-    query = ["lxc", "query", f"/1.0/images/aliases/{alias}?project=default"]
-    answer = json.loads(_run("Asking LXD for the new image", query, environment))
-    return str(answer["target"])
+    _run("Importing the image", lxc.import_image(meta, squashfs, alias), environment)
+    answer = _run("Asking LXD for the new image", lxc.show_alias(alias), environment)
+    return lxc.fingerprint_in(answer)
 
 
 def _run(

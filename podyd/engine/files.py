@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from podyd.engine import tree
 from podyd.engine.rest import LxdClient
-from podyd.engine.tree import File, Holes, Tree
+from podyd.engine.types import File, Holes, Tree
 
 
 class LxdFiles:

@@ -29,9 +29,10 @@ from podyd.base.errors import (
 )
 from podyd.base.tasks import seen
 from podyd.engine.interface import UPDATE_SECONDS
-from podyd.engine.operations import under_way
+from podyd.engine.operations import LxdOperations
 from podyd.engine.rest import LxdClient, bound, instance_path, meant_for
 from podyd.engine.restore_guard import Holds
+from podyd.engine.start_log import why_not_started
 from podyd.engine.times import parse_time
 from podyd.engine.types import (
     Action,
@@ -251,9 +252,9 @@ class LxdInstances:
         """What an instance has written to its console. Raises LxdRefused if it has none."""
         return await self._client.text(instance_path(name, "console"))
 
-    async def start_log(self, name: str) -> str:
-        """LXC's own log of an instance's last start. Raises LxdRefused if there is none."""
-        return await self._client.text(instance_path(name, "logs", "lxc.log"))
+    async def why_not_started(self, name: str) -> str:
+        """What an instance's last start failed for. Raises LxdRefused if there is no log."""
+        return why_not_started(await self._client.text(instance_path(name, "logs", "lxc.log")))
 
     # --- Making, changing, deleting --------------------------------------------------------------
 
@@ -475,7 +476,8 @@ class LxdInstances:
 
     async def _worked_on(self) -> set[str]:
         """The instances that LXD is doing something with."""
-        return {name for names in (await under_way(self._client)).values() for name in names}
+        at = await LxdOperations(self._client).under_way()
+        return {name for item in at for name in item.instances}
 
     def end_restore(self, name: str) -> None:
         """Let others change an instance again."""

@@ -9,18 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from podyd.engine.tree import File, Holes, Tree
 from podyd.engine.types import (
     Action,
     Allowed,
     CpuTime,
     Devices,
+    File,
+    Holes,
     Instance,
+    NewImage,
     NewInstance,
+    Operation,
+    PackProgress,
     PciCard,
+    PoolUse,
     Profile,
     Snapshot,
     State,
+    StoredImage,
+    Tree,
 )
 
 # How long an engine may change an instance's settings, in seconds.
@@ -53,8 +60,8 @@ class Instances(Protocol):
     async def console(self, name: str) -> str:
         """What an instance has written to its console. Raises LxdRefused if it has none."""
 
-    async def start_log(self, name: str) -> str:
-        """The log of an instance's last start. Raises LxdRefused if there is none."""
+    async def why_not_started(self, name: str) -> str:
+        """What an instance's last start failed for. Raises LxdRefused if nobody can tell."""
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever something has changed, or may have."""
@@ -140,7 +147,7 @@ class Profiles(Protocol):
         """An instance's profiles, in the order in which they are applied."""
 
 
-class Snapshots(Protocol):
+class SnapshotStore(Protocol):
     """Instances' disks as they were."""
 
     async def all(self, instance: str) -> list[Snapshot]:
@@ -154,6 +161,50 @@ class Snapshots(Protocol):
 
     async def delete(self, instance: str, name: str, *, timeout: float) -> None:
         """Delete a snapshot. Raises Missing; DiskFull also where it is deleted all the same."""
+
+
+class ImageStore(Protocol):
+    """What instances are made of."""
+
+    async def all(self) -> list[StoredImage]:
+        """Every image, whoever's it is."""
+
+    async def delete(self, fingerprint: str, *, timeout: float) -> None:
+        """Delete an image. Raises Missing."""
+
+    async def pack(
+        self, new: NewImage, *, timeout: float, began: Callable[[str], None] = ...
+    ) -> None:
+        """Make an image of an instance that does not run; `began` is told what `progress` takes.
+
+        It goes on if this is cancelled. Raises DiskFull, Slipped, Lacks (no holes can be kept).
+        """
+
+    async def progress(self, packing: str) -> PackProgress:
+        """How far that is. Raises Missing where it has ended."""
+
+    async def name(self, alias: str, fingerprint: str) -> None:
+        """Give an image a name that no other one has. Raises NameTaken."""
+
+    async def rename(self, alias: str, fingerprint: str) -> None:
+        """Let a name that another image has mean this one. Raises Missing."""
+
+
+class Pools(Protocol):
+    """Where the disks of instances are."""
+
+    async def driver(self, name: str) -> str:
+        """A pool's kind, such as btrfs, zfs or dir. Raises Missing."""
+
+    async def use(self, name: str) -> PoolUse:
+        """How large a pool is and what of it is used. Raises Missing."""
+
+
+class Operations(Protocol):
+    """What the engine is at."""
+
+    async def under_way(self) -> list[Operation]:
+        """What has not ended in the project, but for commands that somebody talks to."""
 
 
 class Server(Protocol):

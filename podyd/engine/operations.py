@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 from podyd.engine.rest import LxdClient
+from podyd.engine.types import Operation
 
 # As LXD sorts them; the others have ended, and are forgotten some seconds later.
 _UNDER_WAY = ("pending", "running", "cancelling")
 
 
-async def under_way(client: LxdClient) -> Mapping[str, frozenset[str]]:
-    """The project's tasks that have not ended, by id: the instances that LXD names for each.
+class LxdOperations:
+    """Asks LXD each time."""
 
-    Commands that somebody talks to are none. LXD names no instance for an image that it makes.
-    """
-    found = await client.get("/1.0/operations", recursion=1)
-    return {
-        item["id"]: frozenset(
-            urlsplit(path).path.split("/")[3]
-            for path in (item["resources"] or {}).get("instances", ())
-        )
-        for status in _UNDER_WAY
-        for item in found.get(status, ())
-        if item["class"] == "task"
-    }
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+
+    async def under_way(self) -> list[Operation]:
+        """The project's tasks that have not ended; commands that somebody talks to are none."""
+        found = await self._client.get("/1.0/operations", recursion=1)
+        return [
+            Operation(
+                item["id"],
+                frozenset(
+                    urlsplit(path).path.split("/")[3]
+                    for path in (item["resources"] or {}).get("instances", ())
+                ),
+            )
+            for status in _UNDER_WAY
+            for item in found.get(status, ())
+            if item["class"] == "task"
+        ]

@@ -30,6 +30,10 @@ class LxdServer:
         version: str | None = (await self._client.get("/1.0"))["environment"].get("server_version")
         return version
 
+    async def trusts_podyd(self) -> bool:
+        """Whether podyd's certificate is one that LXD knows."""
+        return bool((await self._client.get("/1.0"))["auth"] == "trusted")
+
     async def cards(self) -> tuple[PciCard, ...]:
         """The host's graphics cards, whoever's make."""
         found = (await self._client.get("/1.0/resources"))["gpu"]["cards"] or []

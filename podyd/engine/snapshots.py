@@ -11,7 +11,7 @@ from podyd.engine.times import parse_time
 from podyd.engine.types import Snapshot
 
 
-class LxdSnapshots:
+class LxdSnapshotStore:
     """Asks LXD each time."""
 
     def __init__(self, client: LxdClient) -> None:

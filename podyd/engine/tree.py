@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 from podyd.base.errors import Conflict, PodydError, TimedOut
 from podyd.engine.rest import LxdClient, instance_path, unreachable
+from podyd.engine.types import LARGE_BYTES, File, Holes, Tree
 
 log = logging.getLogger(__name__)
 
@@ -37,8 +38,6 @@ _READ_THERE = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group", b"/etc/loca
 # Of those that `remove` removes at once.
 MAX_REMOVED = 1000
 AT_ONCE = 16
-# One that is smaller is read in a moment.
-LARGE_BYTES = 64 * 1024**2
 # Of the names of directories still to be looked at, and of large files.
 MAX_HELD_BYTES = 64 * 1024**2
 MAX_PACKET_BYTES = 1024**2
@@ -56,39 +55,6 @@ _TO_READ = 1
 _OK, _EOF, _MISSING = 0, 1, 2
 _HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
 _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
-
-
-@dataclass(frozen=True)
-class File:
-    """A file and how large it says it is; what is no UTF-8 in its path is replaced in `text`."""
-
-    path: bytes
-    size: int
-
-    @property
-    def text(self) -> str:
-        return self.path.decode(errors="replace")
-
-
-@dataclass(frozen=True)
-class Tree:
-    """What LXD would pack: all files' sizes together, and the LARGE_BYTES ones, largest first."""
-
-    size_bytes: int
-    large: tuple[File, ...]
-
-
-@dataclass(frozen=True)
-class Holes:
-    """About how many bytes of all files are zeros, as holes are, and how many others at most.
-
-    At least `dense_bytes` of them do not compress; of files of one size, which may be the same one
-    twice, the first alone counts.
-    """
-
-    zero_bytes: int
-    data_bytes: int
-    dense_bytes: int
 
 
 async def look(client: LxdClient, name: str) -> Tree:

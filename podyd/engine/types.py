@@ -12,6 +12,8 @@ Status = Literal["running", "stopped", "frozen", "error"]
 # What an instance can be told to do.
 Action = Literal["start", "stop", "unfreeze"]
 Devices = Mapping[str, Mapping[str, str]]
+# A file that is smaller is read in a moment.
+LARGE_BYTES = 64 * 1024**2
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,89 @@ class NewInstance:
     profiles: tuple[str, ...]
     config: Mapping[str, str]
     devices: Devices
+
+
+@dataclass(frozen=True)
+class StoredImage:
+    """An image that instances can be made of."""
+
+    fingerprint: str
+    aliases: tuple[str, ...]
+    properties: Mapping[str, str]
+    size_bytes: int
+    created: datetime
+    architecture: str
+
+
+@dataclass(frozen=True)
+class NewImage:
+    """An image that is to be made of an instance.
+
+    With `keeps_holes`, those of its files are holes in the image too, where the engine can do that;
+    else they are zeros.
+    """
+
+    instance: str
+    properties: Mapping[str, str]
+    keeps_holes: bool = False
+
+
+@dataclass(frozen=True)
+class PackProgress:
+    """How far the making of an image is, and how many bytes in a second; None: nobody knows."""
+
+    percent: int | None = None
+    speed: int | None = None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file and how large it says it is; what is no UTF-8 in its path is replaced in `text`."""
+
+    path: bytes
+    size: int
+
+    @property
+    def text(self) -> str:
+        return self.path.decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files of an instance: all sizes together, and the LARGE_BYTES ones, largest first."""
+
+    size_bytes: int
+    large: tuple[File, ...]
+
+
+@dataclass(frozen=True)
+class Holes:
+    """About how many bytes of all files are zeros, as holes are, and how many others at most.
+
+    At least `dense_bytes` of them do not compress; of files of one size, which may be the same one
+    twice, the first alone counts.
+    """
+
+    zero_bytes: int
+    data_bytes: int
+    dense_bytes: int
+
+
+@dataclass(frozen=True)
+class PoolUse:
+    """A storage pool, with how much there is and how much of that is used, in bytes."""
+
+    name: str
+    total: int
+    used: int
+
+
+@dataclass(frozen=True)
+class Operation:
+    """Something that the engine is at, and with which instances; none for an image's making."""
+
+    id: str
+    instances: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import fnmatch
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from podyd.base.errors import Forbidden, Missing, NotFound
 from podyd.config.current import Settings
-from podyd.engine.rest import LxdClient
-from podyd.engine.times import parse_time
+from podyd.engine.interface import ImageStore
+from podyd.engine.types import StoredImage
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, owns, uid_of
 
@@ -24,7 +23,7 @@ DELETE_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Image:
-    """An LXD image; `size` in bytes."""
+    """An image, and whose it is; `size` in bytes."""
 
     fingerprint: str
     aliases: tuple[str, ...]
@@ -41,18 +40,18 @@ class Image:
     project: str = ""
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Image:
+    def of(cls, stored: StoredImage) -> Image:
         return cls(
-            fingerprint=data["fingerprint"],
-            aliases=tuple(sorted(alias["name"] for alias in data["aliases"])),
-            description=data["properties"].get("description", ""),
-            size=data["size"],
-            created=parse_time(data["created_at"]),
-            architecture=data["architecture"],
-            owner=data["properties"].get(OWNER, ""),
-            uid=uid_of(data["properties"]),
-            made_as=data["properties"].get(MADE_AS, ""),
-            project=data["properties"].get(PROJECT, ""),
+            fingerprint=stored.fingerprint,
+            aliases=stored.aliases,
+            description=stored.properties.get("description", ""),
+            size=stored.size_bytes,
+            created=stored.created,
+            architecture=stored.architecture,
+            owner=stored.properties.get(OWNER, ""),
+            uid=uid_of(stored.properties),
+            made_as=stored.properties.get(MADE_AS, ""),
+            project=stored.properties.get(PROJECT, ""),
         )
 
     def is_of(self, member: Member) -> bool:
@@ -63,8 +62,8 @@ class Image:
 class Images:
     """What LXD has and `images.offer` lets through."""
 
-    def __init__(self, client: LxdClient, settings: Settings) -> None:
-        self._client = client
+    def __init__(self, store: ImageStore, settings: Settings) -> None:
+        self._store = store
         self._settings = settings
 
     async def names(self, member: Member) -> list[str]:
@@ -114,13 +113,11 @@ class Images:
     async def remove(self, image: Image) -> None:
         """Delete an image; that it has gone already is no error."""
         with contextlib.suppress(Missing):
-            path = f"/1.0/images/{image.fingerprint}"
-            await self._client.change("DELETE", path, timeout=DELETE_TIMEOUT)
+            await self._store.delete(image.fingerprint, timeout=DELETE_TIMEOUT)
 
     async def all(self) -> list[Image]:
         """Every image, whoever's it is."""
-        data = await self._client.get("/1.0/images", recursion=1)
-        return [Image.of(item) for item in data if item["type"] == "container"]
+        return [Image.of(item) for item in await self._store.all()]
 
     def _offered(self, images: Sequence[Image], member: Member | None = None) -> list[str]:
         return sorted(

@@ -21,10 +21,9 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
-from urllib.parse import quote
 
 from podyd.base.errors import (
     Conflict,
@@ -42,10 +41,9 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, seen
 from podyd.contract.pods import Committed, Progress
 from podyd.engine.growth import Growth, Packing
-from podyd.engine.interface import Files
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Files, ImageStore, Instances
 from podyd.engine.room import WATCH_SECONDS, HostRoom
-from podyd.engine.tree import LARGE_BYTES, File, Holes, Tree
+from podyd.engine.types import LARGE_BYTES, CopyOf, File, Holes, NewImage, NewInstance, Tree
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods.catalogue import Image, Images
@@ -66,10 +64,6 @@ LATE_TIMEOUT = 24 * 3600.0
 # does not compress by itself (it may be there more than once).
 MOST_PACKED, DENSE_PACKED = 10, 2
 LARGEST_NAMED = 3
-ALIASES = "/1.0/images/aliases"
-# LXD packs with tar2sqfs then, which makes holes of zeros. It has it use xz, which takes as long as
-# gzip at this level, and six times as long at its own.
-WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
 # From so many zeros on.
 HOLES_BYTES = 64 * 1024**2
 FILLED = " The holes of its sparse files are zeros in the image."
@@ -147,7 +141,9 @@ class Commits:
     def __init__(
         self,
         *,
-        client: LxdClient,
+        project: str,
+        instances: Instances,
+        store: ImageStore,
         files: Files,
         images: Images,
         pods: Pods,
@@ -156,7 +152,9 @@ class Commits:
         packing: Packing,
         tasks: Tasks,
     ) -> None:
-        self._client = client
+        self._project = project
+        self._instances = instances
+        self._store = store
         self._files = files
         self._host = host
         self._packing = packing
@@ -191,7 +189,7 @@ class Commits:
                 room.check(tree.size_bytes, tree.large)
                 found: Holes = await self._seen(self._files.holes(template, tree), under_way)
                 room.check(tree.size_bytes, tree.large, found.dense_bytes)
-                keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._client.project}
+                keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._project}
                 properties = {**keys, "description": description}
                 image, kept = await self._publish(template, found, properties, under_way)
                 try:
@@ -247,11 +245,10 @@ class Commits:
             "packing again" if under_way.is_again else "packing"
         )
         try:
-            operation = await self._client.get(under_way.operation)
+            said = await self._store.progress(under_way.operation)
         except LxdRefused:  # It has ended.
             return Progress(doing, None, None)
-        said = (operation["metadata"] or {}).get("progress", {})
-        return Progress(doing, _whole(said, "percent"), _whole(said, "speed"))
+        return Progress(doing, said.percent, said.speed)
 
     async def sweep(self) -> None:
         """Delete the images that a podyd which was killed has left without a name.
@@ -259,7 +256,7 @@ class Commits:
         Those of another project are another podyd's, which may be about to name them.
         """
         for image in await self._images.all():
-            is_ours = image.made_as and image.project in ("", self._client.project)
+            is_ours = image.made_as and image.project in ("", self._project)
             if is_ours and not image.aliases and image.made_as not in self._pods.templates:
                 log.warning("removing half-made image %s", image.fingerprint)
                 await self._images.remove(image)
@@ -339,18 +336,18 @@ class Commits:
     async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:
         """A copy of a pod without its identity, that is nobody's and never runs."""
         name = f"{TEMPLATE}{secrets.token_hex(8)}"
-        body = {
-            "name": name,
-            "profiles": list(pod.instance.profiles),
-            "config": {MADE_AS: name, OWNER: ""},
+        copy = NewInstance(
+            name,
+            CopyOf(pod.name),
+            pod.instance.profiles,
+            {MADE_AS: name, OWNER: ""},
             # A full disk has no room for what LXD itself writes there.
-            "devices": without_limit(pod.instance.devices),
-            "source": {"type": "copy", "source": pod.name, "instance_only": True},
-        }
+            without_limit(pod.instance.devices),
+        )
         self._pods.templates.add(name)
         try:
             with lxd_could_not("make the image", code="commit_failed"):
-                await self._copy(body, under_way)
+                await self._copy(copy, under_way)
                 await forget_identity(self._files, name)
                 yield name
         finally:
@@ -358,11 +355,11 @@ class Commits:
             removing = self._tasks.spawn(self._remove(name, under_way), f"removing {name}")
             await asyncio.wait({removing}, timeout=timeout)
 
-    async def _copy(self, body: Mapping[str, Any], under_way: _UnderWay) -> None:
+    async def _copy(self, copy: NewInstance, under_way: _UnderWay) -> None:
         """LXD copies; it cannot be told to stop, and stumbles where files go while the pod runs."""
         for left in reversed(range(COPY_TRIES)):
             try:
-                await self._client.change("POST", "/1.0/instances", body, timeout=TIMEOUT)
+                await self._instances.create(copy, timeout=TIMEOUT)
                 return
             except Slipped as error:
                 if not left:
@@ -394,22 +391,20 @@ class Commits:
     async def _publish(
         self, template: str, found: Holes, properties: Mapping[str, str], under_way: _UnderWay
     ) -> tuple[Image, Kept]:
-        body = {"source": {"type": "instance", "name": template}, "properties": properties}
-        kept = await self._pack_holes(body, found, under_way)
+        new = NewImage(template, properties)
+        kept = await self._pack_holes(new, found, under_way)
         for image in await self._images.all():
             if image.made_as == template:
                 return image, kept
         raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
 
-    async def _pack_holes(
-        self, body: Mapping[str, Any], found: Holes, under_way: _UnderWay
-    ) -> Kept:
+    async def _pack_holes(self, new: NewImage, found: Holes, under_way: _UnderWay) -> Kept:
         """Pack what has holes with them, if that can be; what has become of them."""
         has_holes = found.zero_bytes >= HOLES_BYTES
         if has_holes and found.data_bytes <= await self._host.for_squashfs():
             try:
                 await self._pack(
-                    {**body, **WITH_HOLES}, under_way, _written_twice(found, under_way)
+                    replace(new, keeps_holes=True), under_way, _written_twice(found, under_way)
                 )
                 return "kept"
             except LxdRefused as error:
@@ -417,31 +412,29 @@ class Commits:
                     raise
                 # There is no tar2sqfs, or it has failed, of which LXD does not say why.
                 log.warning("files have no holes in an image without squashfs: %s", error.reason)
-        await self._pack(body, under_way)
+        await self._pack(new, under_way)
         return "filled" if has_holes else None
 
     async def _pack(
-        self, body: Mapping[str, Any], under_way: _UnderWay, uncertain: int | None = None
+        self, new: NewImage, under_way: _UnderWay, uncertain: int | None = None
     ) -> None:
         """Pack the copy, which stays as it is: what LXD spoils is packed once more.
 
         So many bytes of it are `uncertain`, as of Growth.
         """
         try:
-            await self._pack_once(body, under_way, uncertain)
+            await self._pack_once(new, under_way, uncertain)
         except Slipped as error:
             if under_way.is_again:
                 raise
             log.info("packing once more: %s", error)
             under_way.is_again = True
-            await self._pack_once(body, under_way, uncertain)
+            await self._pack_once(new, under_way, uncertain)
 
-    async def _pack_once(
-        self, body: Mapping[str, Any], under_way: _UnderWay, uncertain: int | None
-    ) -> None:
-        growth = await self._seen(self._ask(body, under_way), under_way)
+    async def _pack_once(self, new: NewImage, under_way: _UnderWay, uncertain: int | None) -> None:
+        growth = await self._seen(self._ask(new, under_way), under_way)
         assert under_way.packing is not None
-        guards = [self._host.watch(scratch=WITH_HOLES.items() <= body.items())]
+        guards = [self._host.watch(scratch=new.keeps_holes)]
         if under_way.check_size is not None:
             guards.append(_hold(growth, under_way.check_size, uncertain))
         try:
@@ -454,7 +447,7 @@ class Commits:
                 " this one is left; tell your admin.",
             ) from error
 
-    async def _ask(self, body: Mapping[str, Any], under_way: _UnderWay) -> Growth:
+    async def _ask(self, new: NewImage, under_way: _UnderWay) -> Growth:
         """Have LXD begin to pack, or fail at once."""
         async with self._asking:
             growth = await self._packing.begin()
@@ -464,9 +457,7 @@ class Commits:
                 under_way.packs(operation)
                 has_begun.set()
 
-            packing = self._client.change(
-                "POST", "/1.0/images", body, timeout=LATE_TIMEOUT, began=began
-            )
+            packing = self._store.pack(new, timeout=LATE_TIMEOUT, began=began)
             under_way.packing = self._tasks.spawn(packing, "packing an image")
             waiting = asyncio.ensure_future(has_begun.wait())
             try:
@@ -480,11 +471,10 @@ class Commits:
 
     async def _name(self, name: str, image: Image, old: Image | None) -> None:
         """Let the name mean the new image; from then on it is whole."""
-        target = {"target": image.fingerprint}
         if old is None:
-            await self._client.change("POST", ALIASES, {"name": name, **target})
+            await self._store.name(name, image.fingerprint)
         else:
-            await self._client.change("PUT", f"{ALIASES}/{quote(name, safe='')}", target)
+            await self._store.rename(name, image.fingerprint)
 
 
 async def _hold(
@@ -502,12 +492,6 @@ def _written_twice(found: Holes, under_way: _UnderWay) -> int:
     """How much tar2sqfs may take back: it writes a file before it sees that it has the same."""
     largest = max([LARGE_BYTES, *(file.size for file in under_way.large)])
     return min(largest, found.data_bytes // 2)
-
-
-def _whole(said: Mapping[str, str], key: str) -> int | None:
-    """A number as LXD writes it, which it leaves out where it does not know it."""
-    text = said.get(key, "")
-    return int(text) if text.isdecimal() else None
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,15 @@ import logging
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote
 from weakref import WeakValueDictionary
 
 from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
-from podyd.engine.interface import Instances, Profiles
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Instances, Pools, Profiles
 from podyd.engine.streams import Executor, bash
-from podyd.engine.types import Devices, Instance, Profile, State, named, root_of
+from podyd.engine.types import Devices, Instance, PoolUse, Profile, State, named, root_of
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod, pods_of
 
@@ -71,24 +69,20 @@ class _Making:
     device: Devices
 
 
-@dataclass(frozen=True)
-class PoolUse:
-    """A storage pool, with how much there is and how much of that is used, in bytes."""
-
-    name: str
-    total: int
-    used: int
-
-
 class Disks:
     """Gives new pods their disks, changes them, and says what of them is used."""
 
     def __init__(
-        self, *, client: LxdClient, instances: Instances, profiles: Profiles, executor: Executor
+        self,
+        *,
+        instances: Instances,
+        profiles: Profiles,
+        pools: Pools,
+        executor: Executor,
     ) -> None:
-        self._client = client
         self._instances = instances
         self._profiles = profiles
+        self._pools = pools
         self._executor = executor
         # Two pods of a member's at once could both see the last free bytes of the quota.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -193,11 +187,7 @@ class Disks:
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
         """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
         names = {root_of(devices)[1].get("pool") for devices in holders}
-        found = []
-        for name in sorted(filter(None, names)):
-            space = (await self._client.get(_pool_path(name, "resources")))["space"]
-            found.append(PoolUse(name, space.get("total", 0), space.get("used", 0)))
-        return found
+        return [await self._pools.use(name) for name in sorted(filter(None, names))]
 
     async def check_held(self, name: str, devices: Devices) -> None:
         """Raises Conflict if the pool of an instance, that is there, holds no limit."""
@@ -302,7 +292,7 @@ class Disks:
     async def _driver(self, devices: Devices) -> str:
         pool = root_of(devices)[1].get("pool", "")
         try:
-            return str((await self._client.get(_pool_path(pool)))["driver"])
+            return await self._pools.driver(pool)
         except LxdRefused:
             return ""
 
@@ -340,10 +330,6 @@ class Disks:
                 code="disk_in_use",
             )
         return int(kib) * 1024
-
-
-def _pool_path(name: str, *parts: str) -> str:
-    return "/".join(["/1.0/storage-pools", quote(name, safe=""), *parts])
 
 
 def devices_of(profiles: Iterable[Profile]) -> Devices:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import re
 import time
 from collections.abc import (
     AsyncIterator,
@@ -40,7 +39,7 @@ from podyd.base.errors import (
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
 from podyd.contract.pods import PodInfo, PodSummary
-from podyd.engine.interface import Files, Instances, Profiles, Snapshots
+from podyd.engine.interface import Files, Instances, Profiles, SnapshotStore
 from podyd.engine.rest import uuid_of
 from podyd.engine.types import (
     CopyOf,
@@ -89,17 +88,6 @@ DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 # What LXD does not let go of is tried again after so many seconds at first, and at last.
 REMOVE_SECONDS, REMOVE_SECONDS_MAX = 0.5, 60.0
-LOG_LINES = 3
-# What LXC's functions say, once a start has failed for whatever reason.
-_CONSEQUENCES = frozenset(
-    {
-        "sync_wait",
-        "wait_on_daemonized_start",
-        "__lxc_start",
-        "lxc_abstract_unix_recv_fds_iov",
-        "lxc_cmd_rsp_recv_fds",
-    }
-)
 SWEEP_MARGIN = timedelta(seconds=10)
 
 
@@ -124,7 +112,7 @@ class Pods:
         *,
         instances: Instances,
         profiles: Profiles,
-        snapshots: Snapshots,
+        snapshots: SnapshotStore,
         files: Files,
         images: Images,
         gpus: Gpus,
@@ -537,16 +525,14 @@ class Pods:
         except LxdRefused as error:
             if error.is_telling:
                 raise
-            reason = await self._why_not_started(name) or error.reason
+            reason = await self.why_not_started(name) or error.reason
             raise StartFailed(f"The pod could not be started: {reason}.") from error
 
-    async def _why_not_started(self, name: str) -> str:
-        """The last errors of LXC's log; LXD itself says only that forkstart failed."""
-        try:
-            text = await self._instances.start_log(name)
-        except PodydError:
-            return ""
-        return why_not_started(text)
+    async def why_not_started(self, name: str) -> str:
+        """What the last start of a pod failed for, in LXC's own words; "" if nobody can tell."""
+        with contextlib.suppress(PodydError):
+            return await self._instances.why_not_started(name)
+        return ""
 
     async def _stop(self, pod: Pod) -> str:
         """Stop a pod; returns how, if not in the ordinary way."""
@@ -620,18 +606,6 @@ async def twice_if_lxd_slips(
     except PodydError:
         await undo()
         raise
-
-
-def why_not_started(log_text: str) -> str:
-    """The last errors of an lxc.log that say something, and what to do about the usual one."""
-    errors = re.findall(r" ERROR +\S+ - \S+?:(\w+):\d+ - (.*)", log_text)
-    telling = [message for function, message in errors if function not in _CONSEQUENCES]
-    said = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
-    if "mount hooks" in said:
-        said += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
-    if re.search("new[ug]idmap", said):
-        said += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
-    return said
 
 
 def config_of(profiles: Iterable[Profile]) -> dict[str, str]:

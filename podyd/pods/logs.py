@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from podyd.base.errors import Conflict, LxdRefused, PodydError
+from podyd.base.errors import Conflict, LxdRefused
 from podyd.base.longtext import Kept, LongText
 from podyd.contract.pods import LogsOf, PodLog
 from podyd.engine.interface import Instances
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.commands import Commands
-from podyd.pods.lifecycle import Pods, why_not_started
+from podyd.pods.lifecycle import Pods
 
 # Whatever is called journalctl in a pod is its root's, and so is tail.
 MAX_JOURNAL_BYTES = 1_000_000
@@ -47,7 +47,7 @@ class PodLogs:
             if journal is not None:
                 return journal
         said = _tail(await self._console(pod), request.lines)
-        why = "" if pod.status == "running" else await self._why_not_started(pod)
+        why = "" if pod.status == "running" else await self._pods.why_not_started(pod.name)
         if why:
             return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
         return _whole(said, "console")
@@ -78,12 +78,6 @@ class PodLogs:
             return await self._instances.console(pod.name)
         except LxdRefused:
             return ""  # It has none, or none any more.
-
-    async def _why_not_started(self, pod: Pod) -> str:
-        try:
-            return why_not_started(await self._instances.start_log(pod.name))
-        except PodydError:
-            return ""
 
 
 def _whole(text: str, source: Literal["console", "lxc"]) -> Kept[PodLog]:

@@ -21,7 +21,7 @@ from podyd.base.errors import (
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, came
 from podyd.contract.pods import SnapshotInfo
-from podyd.engine import interface as engine
+from podyd.engine.interface import Instances, SnapshotStore
 from podyd.engine.types import Snapshot
 from podyd.model.member import Member
 from podyd.model.pod import Pod, no_such_snapshot
@@ -44,8 +44,8 @@ class Snapshots:
     def __init__(
         self,
         *,
-        instances: engine.Instances,
-        snapshots: engine.Snapshots,
+        instances: Instances,
+        snapshots: SnapshotStore,
         pods: Pods,
         tasks: Tasks,
     ) -> None:

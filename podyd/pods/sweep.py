@@ -7,8 +7,7 @@ import logging
 
 from podyd.base.errors import PodydError
 from podyd.base.tasks import came
-from podyd.engine.operations import under_way
-from podyd.engine.rest import LxdClient
+from podyd.engine.interface import Operations
 from podyd.pods.commits import Commits
 from podyd.pods.lifecycle import Pods
 
@@ -23,8 +22,8 @@ AGAIN_SECONDS = 60.0
 class Sweep:
     """Looks whenever LXD is there (again), which may have been what ended the podyd before."""
 
-    def __init__(self, *, client: LxdClient, pods: Pods, commits: Commits) -> None:
-        self._client = client
+    def __init__(self, *, operations: Operations, pods: Pods, commits: Commits) -> None:
+        self._operations = operations
         self._pods = pods
         self._commits = commits
         self._there = asyncio.Event()
@@ -51,7 +50,7 @@ class Sweep:
 
         A pod that LXD is still making, or an image, is not listed yet. Raises PodydError.
         """
-        left = set(await under_way(self._client))
+        left = await self._under_way()
         pause = LOOK_SECONDS
         while True:
             await self._pods.sweep()
@@ -61,4 +60,7 @@ class Sweep:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LOOK_SECONDS_MAX)
-            left &= set(await under_way(self._client))
+            left &= await self._under_way()
+
+    async def _under_way(self) -> set[str]:
+        return {item.id for item in await self._operations.under_way()}

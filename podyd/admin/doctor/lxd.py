@@ -17,6 +17,7 @@ from podyd.config.schema import Config
 from podyd.engine import profile_files as profiles
 from podyd.engine.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.engine.rest import Credentials, LxdClient
+from podyd.engine.server import LxdServer
 from podyd.model.pod import OWNER, is_half_made
 
 # Each of these lets a pod out to the host, and blocks it where it is not set.
@@ -284,21 +285,19 @@ def certificate_works(case: Case) -> Iterator[Remark]:
             return
         endpoint = credentials.endpoint.read_text(encoding="ascii").strip()
     try:
-        auth = asyncio.run(_auth(endpoint, case.project, credentials))
+        is_trusted = asyncio.run(_is_trusted(endpoint, case.project, credentials))
     except (Unavailable, LxdRefused) as problem:
         yield error(f"podyd does not reach LXD at {endpoint}: {problem}", case.podyd("setup"))
         return
-    if auth == "trusted":
+    if is_trusted:
         yield ok(f"podyd reaches LXD at {endpoint}.")
     else:
         yield error(f"LXD at {endpoint} does not let podyd in.", case.podyd("setup"))
 
 
-async def _auth(endpoint: str, project: str, credentials: Credentials) -> object:
+async def _is_trusted(endpoint: str, project: str, credentials: Credentials) -> bool:
     client = LxdClient(endpoint, project, credentials)
     try:
-        answer = await client.get("/1.0")
+        return await LxdServer(client).trusts_podyd()
     finally:
         client.close()
-    auth: object = answer["auth"]
-    return auth

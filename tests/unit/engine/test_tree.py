@@ -12,7 +12,8 @@ import pytest
 from podyd.base.errors import Conflict, PodydError, Unavailable
 from podyd.engine import tree
 from podyd.engine.rest import LxdClient
-from podyd.engine.tree import File, Holes, Tree, holes, look
+from podyd.engine.tree import holes, look
+from podyd.engine.types import LARGE_BYTES, File, Holes, Tree
 
 FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
 VERSION = struct.pack(">BI", 2, 3)
@@ -95,7 +96,7 @@ def server(directories: Mapping[bytes, list[Entry]]) -> Callable[[bytes], bytes]
 
 
 def test_all_files_of_all_directories_count() -> None:
-    large = tree.LARGE_BYTES
+    large = LARGE_BYTES
     found = asyncio.run(
         look(
             Lxd(

@@ -13,6 +13,7 @@ import pytest
 from podyd.base.errors import Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
+from podyd.engine.images import LxdImageStore
 from podyd.engine.rest import LxdClient
 from podyd.model.member import Member
 from podyd.model.pod import owner_keys
@@ -48,7 +49,8 @@ def images(
     *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
 ) -> Images:
     return Images(
-        Lxd(*names, properties=properties), Settings(Config(images=ImagesConfig(offer=(offer,))))
+        LxdImageStore(Lxd(*names, properties=properties)),
+        Settings(Config(images=ImagesConfig(offer=(offer,)))),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -26,9 +27,11 @@ from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
 from podyd.engine.files import LxdFiles
 from podyd.engine.growth import Packing, Unfinished
+from podyd.engine.images import LxdImageStore
+from podyd.engine.instances import LxdInstances
 from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
-from podyd.engine.tree import LARGE_BYTES, File, Holes
+from podyd.engine.types import LARGE_BYTES, File, Holes, NewImage, StoredImage
 from podyd.model.member import Member
 from podyd.pods.catalogue import Image, Images
 from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay, _written_twice
@@ -37,6 +40,7 @@ from podyd.pods.lifecycle import Pods
 
 MEMBER, OTHER = (Member(name, False, Quota(), (), 1000, 1000) for name in ("alice", "bob"))
 NOTHING = Progress(None, None, None)
+NEW = NewImage("x", {"a": "b"})
 
 
 class Lxd(LxdClient):
@@ -85,13 +89,19 @@ class Unseen(Packing):
 
 
 def commits_of(
-    client: LxdClient, host: HostRoom | None = None, packing: Packing | None = None
+    client: LxdClient,
+    host: HostRoom | None = None,
+    packing: Packing | None = None,
+    images: Images | None = None,
+    pods: Pods | None = None,
 ) -> Commits:
     return Commits(
-        client=client,
+        project="ours",
+        instances=cast(LxdInstances, SimpleNamespace()),
+        store=LxdImageStore(client),
         files=LxdFiles(client),
-        images=cast(Images, SimpleNamespace()),
-        pods=Found(),
+        images=images or cast(Images, SimpleNamespace()),
+        pods=pods or Found(),
         disks=cast(Disks, SimpleNamespace()),
         host=host or Wide(),
         packing=packing or Unseen(),
@@ -193,7 +203,7 @@ def test_holes_stay_where_there_is_room_for_a_squashfs(
 ) -> None:
     made = commits_of(client, Wide(free))
     found = Holes(zeros, 100, 0)
-    assert asyncio.run(made._pack_holes({"source": "x"}, found, _UnderWay("main"))) == kept
+    assert asyncio.run(made._pack_holes(NEW, found, _UnderWay("main"))) == kept
     assert client.asked == asked
 
 
@@ -210,7 +220,7 @@ def test_the_hosts_last_room_ends_an_image() -> None:
     async def both() -> None:
         made, under_way = commits_of(Slow(None), Full()), _UnderWay("main")
         with pytest.raises(Conflict, match="The host is full"):
-            await made._pack({"source": "x"}, under_way)
+            await made._pack(NEW, under_way)
         assert under_way.is_packing, "LXD is told in another way"
         await made._tasks.cancel()
 
@@ -253,7 +263,7 @@ def test_what_grows_too_large_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
         made, under_way = commits_of(Packs(None), Idle(), Grows()), _UnderWay("main")
         under_way.check_size = check
         with pytest.raises(Forbidden, match="Too large"):
-            await made._pack({"source": "x"}, under_way)
+            await made._pack(NEW, under_way)
         assert under_way.is_packing, "LXD is told in another way"
         await made._tasks.cancel()
 
@@ -281,7 +291,9 @@ class Slips(Lxd):
         return {"metadata": {"progress": {"percent": "7"}}}
 
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> Any:
-        assert (method, path, body) == ("POST", "/1.0/images", {"source": "x"})
+        source = {"type": "instance", "name": "x"}
+        assert (method, path) == ("POST", "/1.0/images")
+        assert body == {"source": source, "properties": {"a": "b"}}
         options["began"]("/1.0/operations/1")
         self.seen.append((await self.commits.progress(MEMBER, "main")).doing)
         if self.errors:
@@ -289,7 +301,7 @@ class Slips(Lxd):
 
     def pack(self) -> None:
         with self.commits._alone(MEMBER, "main") as under_way:
-            asyncio.run(self.commits._pack({"source": "x"}, under_way))
+            asyncio.run(self.commits._pack(NEW, under_way))
 
 
 SLIP = Slipped("Failed to copy file content /etc/passwd: bad file descriptor")
@@ -327,7 +339,7 @@ def test_a_slip_is_no_second_chance_for_what_is_cancelled() -> None:
     with client.commits._alone(MEMBER, "main") as under_way:
         under_way.cancelled.set()
         with pytest.raises(Cancelled):
-            asyncio.run(client.commits._pack({"source": "x"}, under_way))
+            asyncio.run(client.commits._pack(NEW, under_way))
     assert client.seen in ([], ["packing"])
 
 
@@ -357,16 +369,10 @@ def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) ->
 def test_what_another_podyd_is_about_to_name_stays() -> None:
     def image(made_as: str, project: str | None, *aliases: str) -> Image:
         mark = {} if project is None else {"user.podyd.project": project}
-        return Image.of(
-            {
-                "fingerprint": f"{made_as}-{project}",
-                "aliases": [{"name": name} for name in aliases],
-                "properties": {"user.podyd.made_as": made_as, **mark} if made_as else {},
-                "size": 1,
-                "created_at": "2026-01-01T00:00:00Z",
-                "architecture": "x86_64",
-            }
-        )
+        properties = {"user.podyd.made_as": made_as, **mark} if made_as else {}
+        created = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        fingerprint = f"{made_as}-{project}"
+        return Image.of(StoredImage(fingerprint, aliases, properties, 1, created, "x86_64"))
 
     class Listed(Images):
         def __init__(self) -> None:
@@ -385,18 +391,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
         async def remove(self, image: Image) -> None:
             self.removed.append(image.fingerprint)
 
-    client, images, pods = Lxd(None), Listed(), Found()
-    client.project = "ours"
+    images, pods = Listed(), Found()
     pods.templates = {"under-way"}
-    made = Commits(
-        client=client,
-        files=LxdFiles(client),
-        images=images,
-        pods=pods,
-        disks=cast(Disks, SimpleNamespace()),
-        host=Wide(),
-        packing=Unseen(),
-        tasks=Tasks(),
-    )
-    asyncio.run(made.sweep())
+    asyncio.run(commits_of(Lxd(None), images=images, pods=pods).sweep())
     assert images.removed == ["left-ours", "left-None"]

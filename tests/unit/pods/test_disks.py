@@ -133,6 +133,6 @@ def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bo
             return State(disk_bytes={"root": used})
 
     lxd = cast(Any, Lxd())
-    of_all = disks.Disks(client=lxd, instances=lxd, profiles=lxd, executor=lxd)
+    of_all = disks.Disks(instances=lxd, pools=lxd, profiles=lxd, executor=lxd)
     assert asyncio.run(of_all.is_at_limit("a")) is expected
     assert not asyncio.run(of_all.is_at_limit("b"))

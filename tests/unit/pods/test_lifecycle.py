@@ -12,8 +12,9 @@ import pytest
 from podyd.base.errors import DiskFull, NameTaken, PodydError, Slipped
 from podyd.engine.instances import LxdInstances
 from podyd.engine.rest import LxdClient
+from podyd.engine.start_log import why_not_started
 from podyd.engine.types import FromImage, NewInstance
-from podyd.pods.lifecycle import Foreign, twice_if_lxd_slips, why_not_started
+from podyd.pods.lifecycle import Foreign, twice_if_lxd_slips
 from tests.unit.engine.test_stopping import pods_on
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.

@@ -27,7 +27,7 @@ from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import Holds
-from podyd.engine.snapshots import LxdSnapshots
+from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.pods import snapshots
 from podyd.pods.snapshots import Snapshots
 
@@ -502,7 +502,7 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
     pods = Told(status.lower())
     lxd = Refusing()
     instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
-    taken = LxdSnapshots(cast(LxdClient, lxd))
+    taken = LxdSnapshotStore(cast(LxdClient, lxd))
     parts = {"snapshots": taken, "instances": instances, "pods": pods, "tasks": Tasks()}
     restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
 

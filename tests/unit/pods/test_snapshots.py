@@ -12,7 +12,7 @@ from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
-from podyd.engine.snapshots import LxdSnapshots
+from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.model.member import Member
 from podyd.model.pod import pods_of
 from podyd.pods.snapshots import Snapshots
@@ -52,7 +52,7 @@ class Lxd:
 
 def snapshots(lxd: Lxd) -> Snapshots:
     parts = {
-        "snapshots": LxdSnapshots(cast(LxdClient, lxd)),
+        "snapshots": LxdSnapshotStore(cast(LxdClient, lxd)),
         "instances": lxd,
         "pods": lxd,
         "tasks": Tasks(),

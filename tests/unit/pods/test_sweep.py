@@ -14,6 +14,7 @@ import pytest
 from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
 from podyd.engine import instances
 from podyd.engine.instances import LxdInstances
+from podyd.engine.operations import LxdOperations
 from podyd.engine.rest import LxdClient, bound, uuid_of
 from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
@@ -174,7 +175,11 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
         )
         lxd.is_doing = [{"1", "2"}, {"2", "3"}, {"3"}]  # 3 is of this podyd's own.
         commits = NoCommits(lxd)
-        parts = {"client": lxd, "pods": (whole := pods_on(lxd)), "commits": commits}
+        parts = {
+            "operations": LxdOperations(lxd._client),
+            "pods": (whole := pods_on(lxd)),
+            "commits": commits,
+        }
         await Sweep(**cast(Any, parts)).sweep()
         assert commits.sweeps == 3
         await asyncio.gather(*whole._removing.values())
@@ -205,7 +210,8 @@ def test_nothing_is_waited_for_where_lxd_does_nothing() -> None:
     async def work() -> None:
         lxd = Lxd()
         commits = NoCommits(lxd)
-        await Sweep(**cast(Any, {"client": lxd, "pods": pods_on(lxd), "commits": commits})).sweep()
+        parts = {"operations": LxdOperations(lxd._client), "pods": pods_on(lxd), "commits": commits}
+        await Sweep(**cast(Any, parts)).sweep()
         assert commits.sweeps == 1
 
     run(work)

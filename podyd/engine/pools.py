@@ -1,0 +1,28 @@
+"""LXD's storage pools."""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from podyd.engine.rest import LxdClient
+from podyd.engine.types import PoolUse
+
+
+class LxdPools:
+    """Asks LXD each time."""
+
+    def __init__(self, client: LxdClient) -> None:
+        self._client = client
+
+    async def driver(self, name: str) -> str:
+        """A pool's kind, such as btrfs, zfs or dir. Raises Missing."""
+        return str((await self._client.get(_path(name)))["driver"])
+
+    async def use(self, name: str) -> PoolUse:
+        """How large a pool is and what of it is used. Raises Missing."""
+        space = (await self._client.get(_path(name, "resources")))["space"]
+        return PoolUse(name, space.get("total", 0), space.get("used", 0))
+
+
+def _path(name: str, *parts: str) -> str:
+    return "/".join(["/1.0/storage-pools", quote(name, safe=""), *parts])

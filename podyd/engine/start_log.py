@@ -1,0 +1,29 @@
+"""LXC's own log of an instance's start; LXD itself says only that forkstart failed."""
+
+from __future__ import annotations
+
+import re
+
+LOG_LINES = 3
+# What LXC's functions say, once a start has failed for whatever reason.
+_CONSEQUENCES = frozenset(
+    {
+        "sync_wait",
+        "wait_on_daemonized_start",
+        "__lxc_start",
+        "lxc_abstract_unix_recv_fds_iov",
+        "lxc_cmd_rsp_recv_fds",
+    }
+)
+
+
+def why_not_started(log_text: str) -> str:
+    """The last errors of an lxc.log that say something, and what to do about the usual one."""
+    errors = re.findall(r" ERROR +\S+ - \S+?:(\w+):\d+ - (.*)", log_text)
+    telling = [message for function, message in errors if function not in _CONSEQUENCES]
+    said = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
+    if "mount hooks" in said:
+        said += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
+    if re.search("new[ug]idmap", said):
+        said += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
+    return said
