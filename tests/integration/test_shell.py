@@ -319,7 +319,7 @@ def test_refusals_are_those_of_every_call(
     assert refused(alice, path) == 400
     assert refused(alice, path, ins=pod, no=1) == 400
     body = alice.get(path, ins=pod).refused(426, "upgrade_required")
-    assert "pody shell" in body["detail"]
+    assert "pody shell" in body["advice"]
     alice.post(path, ins=pod).refused(405)
     with pytest.raises(websocket.WebSocketBadStatusException) as caught:
         websocket.create_connection(
