@@ -14,7 +14,6 @@ from podyd.accounting.usage import Usage
 from podyd.api.address import client_address
 from podyd.api.application import application
 from podyd.api.binding import bound
-from podyd.api.handler import Requests
 from podyd.api.routes.gpus import GpuRoutes
 from podyd.api.routes.host import HostRoutes
 from podyd.api.routes.images import ImageRoutes
@@ -22,6 +21,7 @@ from podyd.api.routes.meta import MetaRoutes
 from podyd.api.routes.pods import PodRoutes
 from podyd.api.routes.stats import StatRoutes
 from podyd.api.routes.users import UserRoutes
+from podyd.api.under_way import Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import NotSetUp
 from podyd.base.tasks import Tasks

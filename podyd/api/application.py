@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from tornado.web import Application
 
 from podyd.accounting.metrics import Metrics
+from podyd.api.access_log import request_log
 from podyd.api.binding import Bound
 from podyd.api.files import Download, Upload
-from podyd.api.handler import AddressOf, Endpoint, NoRoute, Requests, request_log
+from podyd.api.handler import AddressOf, Endpoint, NoRoute
 from podyd.api.routes.meta import suggestion
 from podyd.api.socket import Socket
+from podyd.api.under_way import Requests
 from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation
 from podyd.people.login import Users

@@ -8,48 +8,39 @@ cannot be written.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
-import contextlib
 import json
 import logging
-import time
 import traceback
 from asyncio import Future
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any
-from urllib.parse import parse_qsl
 
 from tornado.httputil import HTTPServerRequest
 from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
-from podyd.accounting.metrics import Metrics
 from podyd.api.address import source_of
 from podyd.api.binding import Bound, Call, Headed
+from podyd.api.credentials import credentials
+from podyd.api.parameters import parameters
+from podyd.api.under_way import Requests
 from podyd.base.errors import (
-    BadRequest,
     Forbidden,
     MethodNotAllowed,
     NotFound,
     PodydError,
     TooLarge,
-    TooMany,
-    Unauthorized,
     Unavailable,
 )
-from podyd.base.fair_semaphore import LineFull, Turns
 from podyd.base.longtext import Kept, json_pieces
-from podyd.contract.answers import PlainText
-from podyd.contract.kinds import decode, json_pairs, parse
-from podyd.contract.operation import GET, Access, AnyOperation, Ends, Proof
-from podyd.model.member import Member
+from podyd.contract.answers import JSON, PlainText
+from podyd.contract.kinds import parse
+from podyd.contract.operation import Access, AnyOperation, Ends, Proof
 from podyd.model.naming import instance_name
 from podyd.model.token import Token
 from podyd.people.login import Login, Users
 from podyd.people.sessions import Sessions
-from podyd.people.tokens import is_token, refused
 
 log = logging.getLogger(__name__)
 
@@ -57,76 +48,12 @@ MAX_BODY_BYTES = 1024**2
 # What is above that is read and dropped up to here, so that the client sees the answer; a client
 # that sends still more is cut off.
 MAX_DROPPED_BYTES = 64 * 1024**2
-MAX_PARAMETERS = 50
-JSON = "application/json"
 # A long answer is written so much at a time, which takes a few ms, and must be taken within a time.
 CHUNK_CHARACTERS = 64 * 1024
 CHUNK_PIECES = 2000
 TAKE_SECONDS = 300.0
 
-
 AddressOf = Callable[[HTTPServerRequest], str]
-
-
-# Questions of one member, and as many changes; what is above that waits in line.
-MAX_OF_ONE = 16
-# Of all members together, and how many of those may wait.
-MAX_UNDER_WAY = 1024
-MAX_WAITING = 1024
-
-
-class Requests:
-    """The requests under way, so that a shutdown can wait for them, and how many there may be."""
-
-    def __init__(self) -> None:
-        self._looks = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
-        self._changes = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
-        self.under_way: set[asyncio.Task[Any]] = set()
-        self._not_waited_for: set[asyncio.Task[Any]] = set()
-        self.ending = False
-        self.ended = False
-
-    def add(self, task: asyncio.Task[Any], *, waited_for: bool = True) -> None:
-        """Know of a task until it is done."""
-        for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
-
-    @contextlib.asynccontextmanager
-    async def turn(self, member: Member, operation: AnyOperation) -> AsyncIterator[None]:
-        """Wait until the member has not too much under way. Raises TooMany.
-
-        LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
-        nobody has more than some questions there, however many connections they make.
-        """
-        if not operation.takes_turns:
-            yield
-            return
-        turns = self._looks if operation.methods == GET else self._changes
-        try:
-            async with turns.turn(member.name, share=MAX_OF_ONE):
-                yield
-        except LineFull:
-            raise TooMany(
-                "Too many requests of yours are under way.",
-                advice="Wait until some are answered.",
-                retry_after=1,
-                code="too_many_requests",
-            ) from None
-
-    async def finish(self, timeout: float) -> None:
-        """Wait `timeout` seconds at most for what is under way, then cancel it."""
-        deadline = time.monotonic() + timeout
-        for task in self._not_waited_for:
-            task.cancel()
-        # Others may come meanwhile, on connections that there are.
-        while self.under_way and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(self.under_way, timeout=left)
-        self.ended = True
-        for task in self.under_way:
-            task.cancel()
-        if self.under_way:
-            await asyncio.wait(self.under_way, timeout=2)
 
 
 @stream_request_body
@@ -189,7 +116,7 @@ class JsonHandler(RequestHandler):
         """
         if not isinstance(value, HTTPError):
             frames = "".join(traceback.format_tb(tb))
-            log.error("%s crashed: %s\n%s", _path(self.request), type(value).__name__, frames)
+            log.error("%s crashed: %s\n%s", shown_path(self.request), type(value).__name__, frames)
 
     def crash(self, error: Exception) -> PodydError:
         """Log what nobody has foreseen; what the caller is told."""
@@ -334,7 +261,14 @@ class Endpoint(JsonHandler):
             login, password = await self._log_in()
             self._login = login
             self._bind()
-        request: Any = parse(self.operation.request, self._pairs())
+        request: Any = parse(
+            self.operation.request,
+            parameters(
+                self.request.query,
+                bytes(self._body),
+                self.request.headers.get("Content-Type", ""),
+            ),
+        )
         if login is not None and hasattr(request, "ins"):
             self.pod_name = instance_name(login.member.name, request.ins, ())
         if login is None:
@@ -393,23 +327,6 @@ class Endpoint(JsonHandler):
             code="token_only_reads",
         )
 
-    def _pairs(self) -> list[tuple[str, str]]:
-        """The parameters, in the query and in a body; one that stands in both is refused."""
-        in_query = _decode_form(self.request.query, "the query string")
-        in_body = _decode_body(
-            bytes(self._body), self.request.headers.get("Content-Type", "").partition(";")[0]
-        )
-        both = {name for name, _ in in_query} & {name for name, _ in in_body}
-        if both:
-            name = min(both)
-            raise BadRequest(
-                f"Parameter {name[:64]!r} stands in the query and in the body.",
-                advice="Give it once.",
-                code="repeated_parameter",
-                parameter=name[:64],
-            )
-        return in_query + in_body
-
     def finish(self, chunk: Any = None) -> Future[None]:
         """As Tornado's; a client that keeps its connection makes a new one for the next podyd."""
         if self.requests.ending:
@@ -443,56 +360,6 @@ class NoRoute(JsonHandler):
     get = post = head = put = patch = delete = options = _serve
 
 
-def credentials(header: str) -> tuple[str, str]:
-    """User and password of an HTTP Basic header (RFC 7617, UTF-8), or "" and a token (RFC 6750).
-
-    Raises Unauthorized.
-    """
-    scheme, _, value = header.partition(" ")
-    if scheme.lower() == "bearer":
-        if not is_token(value.strip()):
-            raise refused()
-        return "", value.strip()
-    if scheme.lower() != "basic":
-        raise Unauthorized(
-            "Log in with your Linux user name and password (HTTP Basic), or with a token (Bearer)."
-        )
-    try:
-        name, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
-    except (binascii.Error, UnicodeDecodeError, ValueError):
-        raise Unauthorized("The Authorization header is not valid HTTP Basic in UTF-8.") from None
-    if not colon or not name or not password or "\0" in name + password:
-        raise Unauthorized("User name or password is wrong.")
-    return name, password
-
-
-def _decode_form(text: str, where: str) -> list[tuple[str, str]]:
-    try:
-        return parse_qsl(
-            text, keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
-        )
-    except UnicodeDecodeError:
-        raise BadRequest(f"A parameter in {where} is not UTF-8.", code="not_utf8") from None
-    except ValueError:
-        raise BadRequest(
-            f"There are more than {MAX_PARAMETERS} parameters in {where}.", code="bad_request"
-        ) from None
-
-
-def _decode_body(body: bytes, content_type: str) -> list[tuple[str, str]]:
-    if not body:
-        return []
-    text = decode(body, "The body")
-    if content_type == "application/x-www-form-urlencoded":
-        return _decode_form(text, "the body")
-    if content_type == JSON:
-        return json_pairs(text, "The body")
-    raise BadRequest(
-        "The body must be application/x-www-form-urlencoded or application/json.",
-        code="bad_content_type",
-    )
-
-
 def _too_large() -> TooLarge:
     return TooLarge(f"The body may have {MAX_BODY_BYTES} bytes at most.", limit=MAX_BODY_BYTES)
 
@@ -506,55 +373,6 @@ def going_down() -> Unavailable:
     return Unavailable("podyd is restarting; the request was ended.", code="shutting_down")
 
 
-def _method(request: HTTPServerRequest) -> str:
-    """The method, one of a few: a client may send any word there, and colours with it."""
-    return request.method if request.method in JsonHandler.SUPPORTED_METHODS else "other"
-
-
-def _path(request: HTTPServerRequest) -> str:
+def shown_path(request: HTTPServerRequest) -> str:
     """The path as a log may show it."""
     return request.path[:200].encode("unicode_escape").decode()
-
-
-def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
-    """What Tornado calls when a request is over."""
-
-    def over(handler: RequestHandler) -> None:
-        assert isinstance(handler, JsonHandler)
-        if not handler.is_over:
-            return  # It was the beginning of a WebSocket.
-        _log_request(handler)
-        path = handler.operation.path if isinstance(handler, Endpoint) else ""
-        seconds = handler.request.request_time()
-        metrics.request(path, _method(handler.request), handler.get_status(), seconds)
-
-    return over
-
-
-def _log_request(handler: JsonHandler) -> None:
-    """One line a request, in the journal with its parts as fields of their own.
-
-    Never its query, which may hold a password or a command.
-    """
-    request, status = handler.request, handler.get_status()
-    milliseconds = f"{request.request_time() * 1000:.1f}"
-    fields = {
-        "PODYD_STATUS": status,
-        "PODYD_METHOD": _method(request),
-        "PODYD_PATH": _path(request),
-        "PODYD_USER": handler.member_name,
-        "PODYD_POD": handler.pod_name,
-        "PODYD_ADDRESS": handler.address,
-        "PODYD_MILLISECONDS": milliseconds,
-    }
-    logging.getLogger("podyd.access").log(
-        logging.WARNING if status >= 500 else logging.INFO,
-        "%s %s %s user=%s from=%s %sms",
-        status,
-        fields["PODYD_METHOD"],
-        fields["PODYD_PATH"],
-        handler.member_name or "-",
-        handler.address,
-        milliseconds,
-        extra={name: value for name, value in fields.items() if value},
-    )

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+JSON = "application/json"
 T = TypeVar("T")
 First = TypeVar("First")
 Last = TypeVar("Last")

@@ -10,7 +10,7 @@ from typing import Any
 
 from podyd import __version__
 from podyd.base.longtext import LongText
-from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import JSON, Answer, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.kinds import Param, params_of
 from podyd.contract.operation import Access, AnyOperation
 from podyd.contract.table import OPERATIONS
@@ -88,7 +88,7 @@ def _operation(operation: AnyOperation, method: str, schemas: dict[str, Any]) ->
 def _responses(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
     error = {
         "description": "an error",
-        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
+        "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
     if isinstance(answer, WebSocket):
         return {"default": error, "101": {"description": "the WebSocket is open"}}
@@ -104,9 +104,9 @@ def _content(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
         case PlainText(media):
             return {media: {"schema": _schema(str, schemas)}}
         case Json(body) | FileIn(body):
-            return {"application/json": {"schema": _schema(body, schemas)}}
+            return {JSON: {"schema": _schema(body, schemas)}}
         case FileOut(about):
-            described = {"application/json": {"schema": _schema(about, schemas)}}
+            described = {JSON: {"schema": _schema(about, schemas)}}
             return described | {kind: {} for kind in FILES}
     raise TypeError(f"no description of {answer!r}")
 
@@ -133,7 +133,7 @@ def _parameter(item: Param, operation: AnyOperation, method: str) -> dict[str, A
 def _body(operation: AnyOperation) -> dict[str, Any]:
     schema = _parameters(operation.request)
     schema["description"] = "the parameters that are not in the query"
-    kinds = ("application/json", "application/x-www-form-urlencoded")
+    kinds = (JSON, "application/x-www-form-urlencoded")
     return {"required": False, "content": {kind: {"schema": schema} for kind in kinds}}
 
 

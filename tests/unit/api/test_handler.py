@@ -19,7 +19,7 @@ from tornado.web import Application
 from podyd.api import handler as endpoint
 from podyd.api.application import HANDLERS
 from podyd.api.binding import Bound, Call
-from podyd.api.handler import MAX_OF_ONE, Requests
+from podyd.api.under_way import MAX_OF_ONE, Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
 from podyd.base.longtext import Kept, LongText
@@ -189,7 +189,7 @@ def test_what_one_member_has_under_way_holds_up_nobody_else() -> None:
 
 
 def test_who_has_too_many_in_line_alone_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("podyd.api.handler.MAX_WAITING", 20)
+    monkeypatch.setattr("podyd.api.under_way.MAX_WAITING", 20)
 
     async def play() -> None:
         requests, go = Requests(), asyncio.Event()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from podyd.api.handler import credentials
+from podyd.api.credentials import credentials
 from podyd.base.errors import ConfigError, Unauthorized
 from podyd.config.loader import parse
 from podyd.config.schema import AuthConfig, Config

@@ -1,0 +1,61 @@
+"""What is told of each request once it is over."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+from tornado.httputil import HTTPServerRequest
+from tornado.web import RequestHandler
+
+from podyd.accounting.metrics import Metrics
+from podyd.api.handler import Endpoint, JsonHandler, shown_path
+
+
+def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
+    """What Tornado calls when a request is over."""
+
+    def over(handler: RequestHandler) -> None:
+        assert isinstance(handler, JsonHandler)
+        if not handler.is_over:
+            return  # It was the beginning of a WebSocket.
+        _log_request(handler)
+        path = handler.operation.path if isinstance(handler, Endpoint) else ""
+        seconds = handler.request.request_time()
+        metrics.request(path, _method(handler.request), handler.get_status(), seconds)
+
+    return over
+
+
+def _log_request(handler: JsonHandler) -> None:
+    """One line a request, in the journal with its parts as fields of their own.
+
+    Never its query, which may hold a password or a command.
+    """
+    request, status = handler.request, handler.get_status()
+    milliseconds = f"{request.request_time() * 1000:.1f}"
+    fields = {
+        "PODYD_STATUS": status,
+        "PODYD_METHOD": _method(request),
+        "PODYD_PATH": shown_path(request),
+        "PODYD_USER": handler.member_name,
+        "PODYD_POD": handler.pod_name,
+        "PODYD_ADDRESS": handler.address,
+        "PODYD_MILLISECONDS": milliseconds,
+    }
+    logging.getLogger("podyd.access").log(
+        logging.WARNING if status >= 500 else logging.INFO,
+        "%s %s %s user=%s from=%s %sms",
+        status,
+        fields["PODYD_METHOD"],
+        fields["PODYD_PATH"],
+        handler.member_name or "-",
+        handler.address,
+        milliseconds,
+        extra={name: value for name, value in fields.items() if value},
+    )
+
+
+def _method(request: HTTPServerRequest) -> str:
+    """The method, one of a few: a client may send any word there, and colours with it."""
+    return request.method if request.method in JsonHandler.SUPPORTED_METHODS else "other"

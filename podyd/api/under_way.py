@@ -1,0 +1,74 @@
+"""The requests under way: how many there may be, and how they end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from podyd.base.errors import TooMany
+from podyd.base.fair_semaphore import LineFull, Turns
+from podyd.contract.operation import GET, AnyOperation
+from podyd.model.member import Member
+
+# Questions of one member, and as many changes; what is above that waits in line.
+MAX_OF_ONE = 16
+# Of all members together, and how many of those may wait.
+MAX_UNDER_WAY = 1024
+MAX_WAITING = 1024
+
+
+class Requests:
+    """The requests under way, so that a shutdown can wait for them, and how many there may be."""
+
+    def __init__(self) -> None:
+        self._looks = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._changes = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self.under_way: set[asyncio.Task[Any]] = set()
+        self._not_waited_for: set[asyncio.Task[Any]] = set()
+        self.ending = False
+        self.ended = False
+
+    def add(self, task: asyncio.Task[Any], *, waited_for: bool = True) -> None:
+        """Know of a task until it is done."""
+        for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
+            tasks.add(task)
+            task.add_done_callback(tasks.discard)
+
+    @contextlib.asynccontextmanager
+    async def turn(self, member: Member, operation: AnyOperation) -> AsyncIterator[None]:
+        """Wait until the member has not too much under way. Raises TooMany.
+
+        LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
+        nobody has more than some questions there, however many connections they make.
+        """
+        if not operation.takes_turns:
+            yield
+            return
+        turns = self._looks if operation.methods == GET else self._changes
+        try:
+            async with turns.turn(member.name, share=MAX_OF_ONE):
+                yield
+        except LineFull:
+            raise TooMany(
+                "Too many requests of yours are under way.",
+                advice="Wait until some are answered.",
+                retry_after=1,
+                code="too_many_requests",
+            ) from None
+
+    async def finish(self, timeout: float) -> None:
+        """Wait `timeout` seconds at most for what is under way, then cancel it."""
+        deadline = time.monotonic() + timeout
+        for task in self._not_waited_for:
+            task.cancel()
+        # Others may come meanwhile, on connections that there are.
+        while self.under_way and (left := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self.under_way, timeout=left)
+        self.ended = True
+        for task in self.under_way:
+            task.cancel()
+        if self.under_way:
+            await asyncio.wait(self.under_way, timeout=2)
