@@ -29,18 +29,12 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
-from podyd.engine.files import LxdFiles
 from podyd.engine.growth import Packing
-from podyd.engine.images import LxdImageStore
-from podyd.engine.instances import LxdInstances
-from podyd.engine.operations import LxdOperations
-from podyd.engine.pools import LxdPools
-from podyd.engine.profiles import LxdProfiles
+from podyd.engine.interface import Instances
+from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.room import HostRoom
-from podyd.engine.server import LxdServer
-from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.gpus.activity import Occupancy
 from podyd.gpus.attribution import Attribution
 from podyd.gpus.idle import IdleLeases
@@ -83,7 +77,7 @@ class App:
 
     application: Application
     client: LxdClient
-    instances: LxdInstances
+    instances: Instances
     cgroups: Cgroups
     ports: Ports
     mounts: Mounts
@@ -143,11 +137,9 @@ def build(settings: Settings) -> App:
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
-    instances = LxdInstances(client, Holds(config.data_dir / "restoring"))
-    profiles, files, server = LxdProfiles(client), LxdFiles(client), LxdServer(client)
-    snapshot_store, image_store = LxdSnapshotStore(client), LxdImageStore(client)
+    engine = lxd_engine(client, Holds(config.data_dir / "restoring"))
+    instances = engine.instances
     node = LocalNode(ports_socket=lambda: settings.current.ports.socket)
-    client.is_there = instances.has
     cgroups = Cgroups(
         config.lxd.project,
         instances=instances.all,
@@ -155,7 +147,7 @@ def build(settings: Settings) -> App:
         cgroup_of=node.processes.cgroup_of,
     )
     instances.listen(cgroups.changed)
-    images = Images(image_store, settings)
+    images = Images(engine.images, settings)
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
@@ -172,13 +164,13 @@ def build(settings: Settings) -> App:
     users = Users(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
-    gpus = Gpus(server, node.samples, identities)
+    gpus = Gpus(engine.server, node.samples, identities)
     occupancy = Occupancy(attribution)
     endings = Endings(client, config.data_dir / "endings")
     executor = LxdExecutor(client, cleaning, endings)
     allotment = Allotment(
         instances=instances,
-        profiles=profiles,
+        profiles=engine.profiles,
         gpus=gpus,
         samples=node.samples,
         occupancy=occupancy,
@@ -187,7 +179,9 @@ def build(settings: Settings) -> App:
     idle = IdleLeases(
         allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
     )
-    disks = Disks(instances=instances, profiles=profiles, pools=LxdPools(client), executor=executor)
+    disks = Disks(
+        instances=instances, profiles=engine.profiles, pools=engine.pools, executor=executor
+    )
     metrics = Metrics(allotment=allotment, disks=disks, samples=node.samples, occupancy=occupancy)
     ports = Ports(
         locations=Locations(instances, node.neighbours),
@@ -197,13 +191,13 @@ def build(settings: Settings) -> App:
         settings=settings,
     )
     mounts = Mounts(
-        server=server, instances=instances, directories=node.directories, settings=settings
+        server=engine.server, instances=instances, directories=node.directories, settings=settings
     )
     pods = Pods(
         instances=instances,
-        profiles=profiles,
-        snapshots=snapshot_store,
-        files=files,
+        profiles=engine.profiles,
+        snapshots=engine.snapshots,
+        files=engine.files,
         images=images,
         gpus=gpus,
         allotment=allotment,
@@ -213,18 +207,20 @@ def build(settings: Settings) -> App:
         tasks=cleaning,
     )
     listeners = Listeners(
-        project=server.project,
+        project=engine.server.project,
         instances=instances,
         ports=ports,
         cgroups=cgroups,
         sockets=node.sockets,
     )
-    snapshots = Snapshots(instances=instances, snapshots=snapshot_store, pods=pods, tasks=cleaning)
+    snapshots = Snapshots(
+        instances=instances, snapshots=engine.snapshots, pods=pods, tasks=cleaning
+    )
     commits = Commits(
-        project=server.project,
+        project=engine.server.project,
         instances=instances,
-        store=image_store,
-        files=files,
+        store=engine.images,
+        files=engine.files,
         images=images,
         pods=pods,
         disks=disks,
@@ -232,7 +228,7 @@ def build(settings: Settings) -> App:
         packing=Packing(str(config.packing_socket)),
         tasks=cleaning,
     )
-    limits = Limits(instances=instances, profiles=profiles, pods=pods, disks=disks)
+    limits = Limits(instances=instances, profiles=engine.profiles, pods=pods, disks=disks)
     commands = Commands(
         pods=pods,
         instances=instances,
@@ -243,7 +239,7 @@ def build(settings: Settings) -> App:
     transfers = Transfers(pods=pods, executor=executor)
     podlogs = PodLogs(instances=instances, pods=pods, commands=commands)
     host = Host(
-        server=server,
+        server=engine.server,
         node=node,
         occupancy=occupancy,
         attribution=attribution,
@@ -261,7 +257,7 @@ def build(settings: Settings) -> App:
             ports=ports,
             listeners=listeners,
             transfers=transfers,
-            deletions=Deletions(files=files, pods=pods, executor=executor),
+            deletions=Deletions(files=engine.files, pods=pods, executor=executor),
             podlogs=podlogs,
         ),
         GpuRoutes(pods=pods, allotment=allotment),
@@ -295,7 +291,7 @@ def build(settings: Settings) -> App:
         allotment=allotment,
         snapshots=snapshots,
         endings=endings,
-        sweep=Sweep(operations=LxdOperations(client), pods=pods, commits=commits),
+        sweep=Sweep(operations=engine.operations, pods=pods, commits=commits),
         idle=idle,
         background=Tasks(),
         cleaning=cleaning,

@@ -20,7 +20,8 @@ from pathlib import Path
 
 from podyd.base.errors import Missing, NotRunning, PodydError, Unavailable
 from podyd.base.tasks import came, together
-from podyd.engine.rest import LxdClient, bound, instance_path, uuid_of
+from podyd.engine.bound import bound, uuid_of
+from podyd.engine.rest import LxdClient, instance_path
 from podyd.engine.streams import Ending
 
 log = logging.getLogger(__name__)

@@ -28,9 +28,10 @@ from podyd.base.errors import (
     Unsettled,
 )
 from podyd.base.tasks import seen
+from podyd.engine.bound import bound, meant_for
 from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import LxdOperations
-from podyd.engine.rest import LxdClient, bound, instance_path, meant_for
+from podyd.engine.rest import LxdClient, instance_path
 from podyd.engine.restore_guard import Holds
 from podyd.engine.start_log import why_not_started
 from podyd.engine.times import parse_time

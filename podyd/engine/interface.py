@@ -6,7 +6,8 @@ be reached is `Unavailable`, and that it goes on for longer than it was given, `
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from podyd.engine.types import (
@@ -65,6 +66,13 @@ class Instances(Protocol):
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever something has changed, or may have."""
+
+    async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
+        """Follow what others change, for good; `connected` is called whenever the engine is there
+        (again)."""
+
+    def close(self) -> None:
+        """Let go of what is open; nothing is asked for any more."""
 
     async def create(self, new: NewInstance, *, timeout: float) -> None:
         """Make an instance, which is stopped then. Raises NameTaken, DiskFull, Slipped.
@@ -251,3 +259,17 @@ class Files(Protocol):
 
     async def end_packing(self, name: str) -> None:
         """Let an image that is still being made of an instance fail soon; its files are lost."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """All of it, of one engine."""
+
+    instances: Instances
+    profiles: Profiles
+    snapshots: SnapshotStore
+    images: ImageStore
+    files: Files
+    pools: Pools
+    operations: Operations
+    server: Server

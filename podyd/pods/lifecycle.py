@@ -39,8 +39,8 @@ from podyd.base.errors import (
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.base.tasks import Tasks, came
 from podyd.contract.pods import PodInfo, PodSummary
+from podyd.engine.bound import uuid_of
 from podyd.engine.interface import Files, Instances, Profiles, SnapshotStore
-from podyd.engine.rest import uuid_of
 from podyd.engine.types import (
     CopyOf,
     Devices,

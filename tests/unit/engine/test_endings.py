@@ -14,10 +14,11 @@ import pytest
 from podyd.base.errors import Gone, NotRunning, PodydError, TimedOut, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.engine import endings
+from podyd.engine.bound import bound, uuid_of
 from podyd.engine.collected import Collected
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
-from podyd.engine.rest import LxdClient, bound, uuid_of
+from podyd.engine.rest import LxdClient
 from podyd.engine.streams import STDERR, STDOUT, Ending, bash
 
 KILL = Ending("ann-main", ("kill", "n"))

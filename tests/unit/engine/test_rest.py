@@ -16,7 +16,8 @@ from tornado.web import Application, RequestHandler
 from podyd.api.tls import load
 from podyd.base.errors import Gone, LxdRefused, Slipped, Unavailable
 from podyd.engine import rest as client
-from podyd.engine.rest import Credentials, LxdClient, bound, instance_path, meant_for
+from podyd.engine.bound import bound, meant_for
+from podyd.engine.rest import Credentials, LxdClient, instance_path
 from tests.unit.api.test_tls import make
 
 Behaviour = Callable[[RequestHandler], Awaitable[None]]

@@ -13,9 +13,10 @@ import pytest
 
 from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
 from podyd.engine import instances
+from podyd.engine.bound import bound, uuid_of
 from podyd.engine.instances import LxdInstances
 from podyd.engine.operations import LxdOperations
-from podyd.engine.rest import LxdClient, bound, uuid_of
+from podyd.engine.rest import LxdClient
 from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.pods import lifecycle as pods

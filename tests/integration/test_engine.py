@@ -1,0 +1,44 @@
+"""LXD answers as the fake of the unit tests does, which the same cases are asked of there."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+
+import pytest
+
+from podyd.base.errors import LxdRefused
+from podyd.engine.lxd import lxd_engine
+from podyd.engine.rest import Credentials, LxdClient
+from podyd.engine.restore_guard import Holds
+from tests.integration.harness import SMALL, Node
+from tests.unit.engine.contract import CASES, SECONDS, Case, World
+
+
+async def play(case: Case, node: Node, holds: Path) -> None:
+    """Ask LXD, as podyd's own certificate may, and leave nothing there."""
+    credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
+    client = LxdClient(credentials.endpoint.read_text().strip(), node.project, credentials)
+    engine = lxd_engine(client, Holds(holds))
+    try:
+        (image,) = [item for item in await engine.images.all() if SMALL in item.aliases]
+        pool = (await engine.profiles.all())["podyd-base"].devices["root"]["pool"]
+        world = World(engine, image.fingerprint, "podyd-base", pool, f"c-{case.__name__[:12]}")
+        world.prefix = world.prefix.replace("_", "-")
+        try:
+            await asyncio.wait_for(case(world), 2 * SECONDS)
+        finally:
+            for name in world.made:
+                with contextlib.suppress(LxdRefused):
+                    await world.stop(name)
+                with contextlib.suppress(LxdRefused):
+                    await world.delete(name)
+    finally:
+        engine.instances.close()
+        client.close()
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
+def test_lxd(case: Case, node: Node, tmp_path: Path) -> None:
+    asyncio.run(play(case, node, tmp_path))
