@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 import podyd
+from podyd.base.errors import LxdRefused
+from podyd.engine.refusals import refusal
 
 ROOT = Path(podyd.__file__).parent
 
@@ -227,3 +229,74 @@ def test_the_kernels_files_are_the_nodes() -> None:
         for name, _ in kernel_files_in(tree_of(path))
     }
     assert found == NAMED_ELSEWHERE.keys()
+
+
+# --- What only the engine says ------------------------------------------------------------------
+
+# LXD's paths, headers and files, and its words for what an instance is at.
+OF_LXD = re.compile(
+    r"/1\.0(?:/|$|\?)|\bX-LXD-|\blxc\.log\b|^(?:Running|Stopped|Frozen|lxd_status|status_code)$"
+)
+
+
+def words_of_lxd_in(tree: ast.AST) -> Iterator[str]:
+    """Each string that LXD alone says, or is told; docstrings are not looked at."""
+    said = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if node not in said:
+                is_sentence = type(refusal(text)) is not LxdRefused
+                if OF_LXD.search(text) or is_sentence:
+                    yield text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'path = f"/1.0/instances/{name}"',
+        'get("/1.0")',
+        'instance.status == "Running"',
+        'headers["X-LXD-type"]',
+        'text(name, "logs", "lxc.log")',
+        'if "instance is already running" in error.reason: pass',
+        'if error.reason.endswith("disk quota exceeded"): pass',
+        'if reason == "Instance not found": pass',
+    ],
+)
+def test_a_word_of_lxds_is_seen(text: str) -> None:
+    assert list(words_of_lxd_in(ast.parse(text))) != []
+
+
+def test_nobody_but_the_engine_speaks_as_lxd() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}: {text!r}"
+        for path in SOURCES
+        if package_of(path) != "engine"
+        for text in words_of_lxd_in(tree_of(path))
+    ]
+    assert found == []
+
+
+def test_services_are_given_an_engine_and_do_not_know_which() -> None:
+    """What asks LXD itself is imported by who puts podyd together, and by the admin's commands."""
+    asks = "podyd.engine.rest"
+    of_lxd = {
+        f"podyd.engine.{path.stem}"
+        for path in SOURCES
+        if package_of(path) == "engine" and asks in modules_in(tree_of(path))
+    } | {asks}
+    assert "podyd.engine.instances" in of_lxd
+    found = [
+        f"{path.relative_to(ROOT)}: {module}"
+        for path in SOURCES
+        if package_of(path) not in ("engine", "app", "admin")
+        for module in of_lxd.intersection(modules_in(tree_of(path)))
+    ]
+    assert found == []
+
+
+def test_what_an_engine_tells_is_typed() -> None:
+    loose = re.compile(r"Mapping\[str, Any\]|dict\[str, Any\]")
+    for name in ("interface", "types"):
+        text = (ROOT / f"engine/{name}.py").read_text(encoding="utf-8")
+        assert not loose.search(text), name
