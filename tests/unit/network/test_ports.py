@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from podyd import __version__
 from podyd.base.errors import Conflict, Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, PortsConfig, Quota
@@ -231,3 +232,31 @@ def test_the_quota(make: Make) -> None:
             assert config[PORTS].endswith(":22")
 
     asyncio.run(run())
+
+
+def test_the_relay_is_told_and_what_it_refuses_and_its_end_are_said(make: Make) -> None:
+    node = FakeNode()
+    ports = make(Lxd({"a": "20000:22,20001:80"}), node=node)
+    said: asyncio.Queue[str] = asyncio.Queue()
+    ports.listen(said.put_nowait)
+
+    async def run() -> None:
+        node.relays.taken = {20001}
+        node.relays.begin(__version__)
+        running = asyncio.create_task(ports.run())
+        try:
+            text = "some ports cannot be opened: 20001 (Address already in use)"
+            assert await said.get() == text
+            # Nobody has heard of the pod's network card, so its ports lead nowhere yet.
+            assert node.relays.table == {20000: None}
+            node.relays.taken = set()
+            ports.poke()
+            assert await said.get() == ""
+            assert node.relays.table == {20000: None, 20001: None}
+            node.relays.end()
+            assert "has ended" in await said.get()
+        finally:
+            running.cancel()
+            await asyncio.wait({running})
+
+    asyncio.run(asyncio.wait_for(run(), 20))
