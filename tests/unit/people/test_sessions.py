@@ -219,7 +219,7 @@ def test_other_groups_that_are_members(tmp_path: Path) -> None:
 def test_a_token_that_expires(tmp_path: Path) -> None:
     async def use(rig: Rig) -> None:
         owner = await password(rig)
-        secret, _ = await rig.users.create_token(owner, "x", 0.2 / 86400, "all")
+        secret, _ = await rig.users.create_token(owner, "x", 1 / 86400, "all")
         session = await rig.begin(await rig.users.log_in("", secret, HERE))
         other = await rig.begin(owner)
         assert await session.code() == "token_refused"
