@@ -1,6 +1,6 @@
 # `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12.
 
-.PHONY: run test test-packaging check bench deb environment lab-up lab-down
+.PHONY: run test test-packaging check bench coverage deb environment lab-up lab-down
 
 run:
 	@tests/lab/run.sh
@@ -19,6 +19,11 @@ check: environment
 
 bench:
 	@tests/bench/bench.sh
+
+# Of the unit tests; arguments of pytest, such as files of tests/integration (as root, with a lab that is
+# up): TESTS=tests/integration/test_exec.py
+coverage: environment
+	@.venv/bin/python -m tests.covered $(TESTS)
 
 deb:
 	@debian/build.sh

@@ -47,6 +47,8 @@ START_SECONDS = 60.0
 # What a podyd needs that has nothing to do: its pools of threads are bounded, and its files are
 # LXD's events, the relay's socket, the database, and the event loop's own.
 FILES_AT_REST, THREADS_AT_REST = 24, 20
+# In the environment where the tests are measured (tests/covered.py): what each Python begins with.
+MEASURED = "PODYD_COVERAGE"
 # Of the accounts that each run of the tests makes.
 LISTS = Path("/run/podyd-test-accounts")
 # Who makes the images has its lock.
@@ -394,11 +396,15 @@ class Node:
     def environment(self) -> dict[str, str]:
         return {
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "PYTHONPATH": str(self.library),
+            "PYTHONPATH": ":".join(filter(None, (str(self.library), os.environ.get(MEASURED)))),
             "PYTHONDONTWRITEBYTECODE": "1",
             "LXD_DIR": str(Path(self.lab_state.socket).parent),
             "LC_ALL": "C.UTF-8",
-            **{key: value for key, value in os.environ.items() if key.lower().endswith("_proxy")},
+            **{
+                key: value
+                for key, value in os.environ.items()
+                if key.lower().endswith("_proxy") or key == "COVERAGE_PROCESS_START"
+            },
         }
 
     def write_config(self, changes: Mapping[str, Any], path: Path | None = None) -> Path:
@@ -549,7 +555,7 @@ class Node:
                 f"import {module}\nassert hasattr({module}, {constant!r})\n{name} = {value}\n"
             )
         (directory / "sitecustomize.py").write_text("".join(lines))
-        return {"PYTHONPATH": f"{directory}:{self.library}"}
+        return {"PYTHONPATH": f"{directory}:{self.environment['PYTHONPATH']}"}
 
     def serve_soon(
         self,
