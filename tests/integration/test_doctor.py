@@ -230,7 +230,7 @@ def test_without_lxd_it_says_so(node: Node, server: Server, tmp_path: Path) -> N
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    assert "error: LXD is not running here; install it" in done.stdout
+    assert "error: LXD is not running here. Install it" in done.stdout
 
 
 def test_a_card_that_is_not_there(node: Node, server: Server, profile: str) -> None:

@@ -164,7 +164,7 @@ def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
     environment = node.environment | {"LXD_DIR": str(tmp_path)}
     done = node.command("setup", "--config", str(config), environment=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("podyd: LXD is not running here; install it")
+    assert done.stderr.startswith("podyd: LXD is not running here. Install it")
     assert done.stderr.count("\n") == 1
     reason = tmp_path / "run/setup.error"
     assert done.stderr == f"podyd: {reason.read_text()}"
@@ -172,7 +172,7 @@ def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
 
     done = node.command("serve", "--config", str(config))
     assert done.returncode == 78
-    assert done.stderr.startswith("podyd: LXD is not running here; install it")
+    assert done.stderr.startswith("podyd: LXD is not running here. Install it")
     assert done.stderr.endswith("Then type 'systemctl restart podyd'.\n")
 
 
