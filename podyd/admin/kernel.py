@@ -10,9 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from podyd.node.host_files import HostFiles
+from podyd.node.host_files import THIS_HOST, HostFiles
 
-HOST = HostFiles()
 FILE = Path(__file__).parents[1] / "data/sysctl.conf"
 # Twice what an idle pod was found to use (Debian 12, systemd 252); of watches, what the kernel
 # gives to the smallest machine.
@@ -45,14 +44,14 @@ def wanted() -> dict[str, int]:
     return {name.strip(): int(value) for name, value in pairs}
 
 
-def limits(files: HostFiles = HOST) -> Iterator[Limit]:
+def limits(files: HostFiles = THIS_HOST) -> Iterator[Limit]:
     """Those that this kernel has, as they are now. Raises OSError, ValueError."""
     for name, value in wanted().items():
         with contextlib.suppress(FileNotFoundError):
             yield Limit(name, files.sysctl(name), value)
 
 
-def raise_limits(say: Callable[[str], None], files: HostFiles = HOST) -> None:
+def raise_limits(say: Callable[[str], None], files: HostFiles = THIS_HOST) -> None:
     """Raise what is lower than wanted, as far as this process may; nothing is lowered.
 
     In its unit it may not, nor in most containers; the doctor says what is still too low.

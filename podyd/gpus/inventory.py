@@ -22,11 +22,10 @@ from podyd.engine.interface import Server
 from podyd.engine.types import Devices, PciCard, Profile, is_set
 from podyd.model.gpu import CardChoice
 from podyd.node.interface import Samples
-from podyd.node.samples import Sample, sysfs_address
+from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 from podyd.store.cards import CardStore
 from podyd.store.database import RETRY_SECONDS
 
-NVIDIA_VENDOR_ID = "10de"
 # Cards do not come and go; LXD takes 28 ms to look.
 KEPT_SECONDS = 30.0
 # What is remembered is there in milliseconds, unless the disk hangs.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-NVIDIA_VENDOR = "0x10de"
+from podyd.node.samples import NVIDIA_VENDOR_ID
 
 
 @dataclass(frozen=True)
@@ -154,7 +154,7 @@ class HostFiles:
         for path in sorted((self.sysfs / "bus/pci/devices").glob("*")):
             with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
                 is_display = (path / "class").read_text().startswith("0x03")
-                is_nvidia = (path / "vendor").read_text().strip() == NVIDIA_VENDOR
+                is_nvidia = (path / "vendor").read_text().strip() == f"0x{NVIDIA_VENDOR_ID}"
                 driver = path / "driver"
                 is_lent = driver.is_symlink() and driver.readlink().name == "vfio-pci"
                 if is_display and is_nvidia and not is_lent:
@@ -170,3 +170,6 @@ class HostFiles:
             match = re.search(r"Kernel Module.*?\s(\d+\.\d+(?:\.\d+)*)\s", text)
             return match[1] if match else None
         return None
+
+
+THIS_HOST = HostFiles()

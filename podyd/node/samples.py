@@ -14,6 +14,9 @@ from typing import Any
 
 from podyd.node.procs import InstanceCgroup
 
+# Of PCI, as sysfs and LXD write it.
+NVIDIA_VENDOR_ID = "10de"
+
 
 @dataclass(frozen=True)
 class ProcessSample:

@@ -9,9 +9,7 @@ from pathlib import Path
 
 from podyd.config.schema import DEFAULT_PATH, Config
 from podyd.engine.profile_files import ADMIN_DIRECTORY
-from podyd.node.host_files import HostFiles
-
-HOST_FILES = HostFiles()
+from podyd.node.host_files import THIS_HOST, HostFiles
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Places:
     """
 
     pam: Path = Path("/etc/pam.d")
-    files: HostFiles = HOST_FILES
+    files: HostFiles = THIS_HOST
     admin_profiles: Path = ADMIN_DIRECTORY
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     nvml: tuple[str, ...] = (sys.executable, "-m", "podyd", "nvml", "--once")

@@ -13,9 +13,8 @@ from podyd.admin.doctor.case import Case, Places
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.engine.admin import Admin, Card
 from podyd.engine.types import is_set
-from podyd.gpus.inventory import NVIDIA_VENDOR_ID
 from podyd.node.host_files import ProcessFiles
-from podyd.node.samples import Sample, sysfs_address
+from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
 # Where libnvidia-container puts the host's library into a pod: a mount of its own, in the fifth
