@@ -283,14 +283,13 @@ class LxdClient:
         **query: Any,
     ) -> Websocket:
         """Connect to one of LXD's websockets."""
-        request = HTTPRequest(
-            self._url(path, query).replace("https:", "wss:", 1),
-            ssl_options=self._tls,
-            connect_timeout=CONNECT_TIMEOUT,
-        )
         try:
             return await websocket.connect(
-                request, ping_interval=ping_interval, answers_pings=answers_pings
+                self._url(path, query).replace("https:", "wss:", 1),
+                tls=self._tls,
+                timeout=CONNECT_TIMEOUT,
+                ping_interval=ping_interval,
+                answers_pings=answers_pings,
             )
         except HTTPClientError as error:
             if error.response is not None:

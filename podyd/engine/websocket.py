@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from typing import Any
 
-from tornado.httpclient import HTTPRequest, _RequestProxy
+from tornado.httpclient import HTTPRequest
 from tornado.queues import QueueEmpty
 from tornado.websocket import WebSocketClientConnection, WebSocketProtocol13
 
 # A frame of command output is small; this bounds what one message may make podyd hold.
 MAX_MESSAGE_BYTES = 16 * 1024**2
+# Up to the answer that it is a websocket from now on.
+HANDSHAKE_TIMEOUT = 20.0
 _PING = 0x9
 
 
@@ -56,20 +59,33 @@ class Websocket(WebSocketClientConnection):
 
 
 async def connect(
-    request: HTTPRequest, *, ping_interval: float | None = None, answers_pings: bool = True
+    url: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    timeout: float = HANDSHAKE_TIMEOUT,
+    ping_interval: float | None = None,
+    answers_pings: bool = True,
 ) -> Websocket:
-    """As Tornado's `websocket_connect`, whose class cannot be chosen.
+    """As Tornado's `websocket_connect`, whose class cannot be chosen; `timeout` is for TCP and TLS.
 
     Where LXD only writes and never reads (a command's stdout and stderr), pings must not be
     answered: closing a connection with a pong in it that nobody has read resets it, and what of the
     output is still on its way is lost.
     """
-    defaults = HTTPRequest._DEFAULTS
-    connection = Websocket(
-        _RequestProxy(request, defaults),  # type: ignore[arg-type]
-        ping_interval=ping_interval,
-        max_message_size=MAX_MESSAGE_BYTES,
+    request = HTTPRequest(
+        url,
+        ssl_options=tls,
+        connect_timeout=timeout,
+        request_timeout=HANDSHAKE_TIMEOUT,
+        # What else Tornado's own functions fill in, and its class takes for granted.
+        follow_redirects=False,
+        max_redirects=0,
+        decompress_response=False,
+        proxy_password="",
+        allow_nonstandard_methods=False,
+        validate_cert=True,
     )
+    connection = Websocket(request, ping_interval=ping_interval, max_message_size=MAX_MESSAGE_BYTES)
     connection.answers_pings = answers_pings
     connected = connection.connect_future
     try:

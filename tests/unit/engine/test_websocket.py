@@ -7,7 +7,7 @@ import base64
 import hashlib
 
 import pytest
-from tornado.httpclient import HTTPClientError, HTTPRequest
+from tornado.httpclient import HTTPClientError
 
 from podyd.engine.websocket import connect
 
@@ -47,7 +47,7 @@ def test_what_came_before_the_end_is_read_though_a_ping_cannot_be_answered() -> 
     async def talk() -> list[object]:
         server = await asyncio.start_server(greet, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        connection = await connect(HTTPRequest(f"ws://127.0.0.1:{port}/"))
+        connection = await connect(f"ws://127.0.0.1:{port}/")
         # As when the end of the connection is seen before the ping is handled: the second message
         # waits for the first one to be taken.
         assert await connection.read_message() == "one"
@@ -75,8 +75,7 @@ def test_who_does_not_read_is_sent_nothing(answers_pings: bool) -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server:
-            request = HTTPRequest(f"ws://127.0.0.1:{port}/")
-            connection = await connect(request, answers_pings=answers_pings)
+            connection = await connect(f"ws://127.0.0.1:{port}/", answers_pings=answers_pings)
             while await connection.read_message() != "three":
                 pass
             stream = connection.protocol.stream
@@ -97,7 +96,7 @@ def test_a_refusal_is_an_error() -> None:
         server = await asyncio.start_server(refuse, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server:
-            await connect(HTTPRequest(f"ws://127.0.0.1:{port}/"))
+            await connect(f"ws://127.0.0.1:{port}/")
 
     with pytest.raises(HTTPClientError, match="404"):
         asyncio.run(talk())
@@ -116,7 +115,7 @@ def test_who_stops_connecting_leaves_no_connection() -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
         async with server:
-            connecting = asyncio.ensure_future(connect(HTTPRequest(f"ws://127.0.0.1:{port}/")))
+            connecting = asyncio.ensure_future(connect(f"ws://127.0.0.1:{port}/"))
             await asked.wait()
             connecting.cancel()
             go_on.set()
