@@ -94,7 +94,8 @@ def _report(settings: Path) -> None:
         command = [sys.executable, "-m", "coverage", *words, f"--rcfile={settings}", "--quiet"]
         # A process that a test has killed leaves half a file, of which coverage warns.
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stdout + done.stderr
+        if done.returncode != 0:
+            sys.exit(f"coverage {words[0]}: {done.stdout}{done.stderr}")
 
     run("combine")
     run("json", "-o", str(found))
