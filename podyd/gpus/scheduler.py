@@ -12,8 +12,8 @@ import contextlib
 import logging
 from collections.abc import (
     AsyncIterator,
+    Awaitable,
     Callable,
-    Coroutine,
     Iterable,
     Iterator,
     Mapping,
@@ -21,7 +21,7 @@ from collections.abc import (
 )
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from functools import partial
 
 from podyd.base.clock import iso, now
 from podyd.base.errors import (
@@ -369,7 +369,7 @@ class Allotment:
         # First the others lose the cards, then the pod has them: never two at once.
         others = [other for other in view.pods if other.name != place.pod.name]
         await _all_of(
-            self._take(after, other, lost)
+            partial(self._take, after, other, lost)
             for other in others
             if (lost := (view.present(other) & cards) - after.due(other))
         )
@@ -484,7 +484,7 @@ class Allotment:
         if behind:
             some = (losing or behind)[:WRITERS]
             tried |= {("write", pod.name) for pod in some}
-            await _all_of(self._catch_up(view, pod, problems) for pod in some)
+            await _all_of(partial(self._catch_up, view, pod, problems) for pod in some)
             return True
         for place in view.line:
             # Who cannot be served yet keeps what they wait for from those behind.
@@ -561,13 +561,13 @@ def _is_behind(view: View, pod: Pod) -> bool:
     return bool(view.brought_up(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
 
 
-async def _all_of(work: Iterable[Coroutine[Any, Any, None]]) -> None:
+async def _all_of(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
     """Do all of it, `WRITERS` at once; raises what one of it raised, when all of it is over."""
     turns = asyncio.Semaphore(WRITERS)
 
-    async def one(item: Coroutine[Any, Any, None]) -> None:
+    async def one(item: Callable[[], Awaitable[None]]) -> None:
         async with turns:
-            await item
+            await item()
 
     ended = await asyncio.gather(*map(one, work), return_exceptions=True)
     for error in ended:

@@ -88,7 +88,11 @@ class _Refusal:
 
 
 class FakeEngine:
-    """What is there, and what goes wrong with it. `asked` is every call, with what it was about."""
+    """What is there, and what goes wrong with it.
+
+    `asked` is every call, with what it was about, `done` each that has changed
+    something, and `refused` each that has failed as asked for.
+    """
 
     def __init__(self, *profiles: Profile, project: str = "podyd") -> None:
         self.project = project
@@ -102,13 +106,15 @@ class FakeEngine:
         self.states: dict[str, State] = {}
         self.full: set[str] = set()
         self.asked: list[tuple[str, str]] = []
+        self.done: list[tuple[str, str]] = []
+        self.refused: list[tuple[str, str]] = []
         # Called after every change, with the engine as it is then.
         self.checks: list[Callable[[], None]] = []
         self.listeners: list[Callable[[], None]] = []
         self.running: dict[str, int] = {}
         # How many calls of a kind there were at once, at most.
         self.most: dict[str, int] = {}
-        self._refusals: list[_Refusal] = []
+        self.refusals: list[_Refusal] = []
         self._gates: dict[tuple[str, str | None], asyncio.Event] = {}
         self._late: list[Callable[[], None]] = []
         self._numbers = itertools.count(1)
@@ -135,7 +141,7 @@ class FakeEngine:
         times: int = 1,
     ) -> None:
         """Let the next calls of this kind fail; `of` is the instance that they are about."""
-        self._refusals.append(_Refusal(call, of, error, when, times))
+        self.refusals.append(_Refusal(call, of, error, when, times))
 
     def hold(self, call: str, of: str | None = None) -> asyncio.Event:
         """Let calls of this kind wait for an event, from now on."""
@@ -161,9 +167,9 @@ class FakeEngine:
             refusal = self._next(call, about)
             if refusal is not None and refusal.when != "after":
                 if refusal.when == "later":
-                    self._late.append(lambda: self._do(work))
+                    self._late.append(lambda: self._do(call, about, work))
                 raise refusal.error
-            self._do(work)
+            self._do(call, about, work)
             if refusal is not None:
                 raise refusal.error
 
@@ -190,17 +196,19 @@ class FakeEngine:
         finally:
             self.running[call] -= 1
 
-    def _do(self, work: Callable[[], None]) -> None:
+    def _do(self, call: str, about: str, work: Callable[[], None]) -> None:
         work()
+        self.done.append((call, str(about)))
         for check in self.checks:
             check()
         for listener in self.listeners:
             listener()
 
     def _next(self, call: str, about: str) -> _Refusal | None:
-        for refusal in self._refusals:
+        for refusal in self.refusals:
             if refusal.call == call and refusal.of in (None, about) and refusal.times:
                 refusal.times -= 1
+                self.refused.append((call, str(about)))
                 return refusal
         return None
 
