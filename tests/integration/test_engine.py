@@ -13,7 +13,7 @@ from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from tests.integration.harness import SMALL, Node
-from tests.unit.engine.contract import CASES, SECONDS, Case, World
+from tests.unit.engine.engine_cases import CASES, SECONDS, Case, World
 
 
 async def play(case: Case, node: Node, holds: Path) -> None:

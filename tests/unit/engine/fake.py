@@ -1,4 +1,4 @@
-"""An engine in memory, which answers as LXD does; contract.py has the cases that both pass.
+"""An engine in memory, which answers as LXD does; engine_cases.py has what both pass.
 
 Whatever goes wrong with an engine can be asked for: `refuse` for a call that fails, before it has
 done anything, after it has, or later on; `hold` for one that takes its time.

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from tests.unit.engine.contract import CASES, Case, World
+from tests.unit.engine.engine_cases import CASES, Case, World
 from tests.unit.engine.fake import IMAGE, PROFILE, FakeEngine
 
 

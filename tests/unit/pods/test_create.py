@@ -1,0 +1,216 @@
+"""A pod is made as a whole or not at all, whatever the engine refuses, and whenever."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from podyd.base.errors import (
+    Busy,
+    Conflict,
+    DiskFull,
+    Forbidden,
+    LxdRefused,
+    NameTaken,
+    PodydError,
+    Slipped,
+    TimedOut,
+    Unavailable,
+)
+from podyd.base.tasks import Tasks
+from podyd.config.current import Settings
+from podyd.config.schema import Config, ImagesConfig, Quota
+from podyd.gpus.activity import Occupancy
+from podyd.gpus.inventory import Gpus
+from podyd.gpus.scheduler import Allotment
+from podyd.model.member import Member
+from podyd.model.pod import MADE_AS, OWNER
+from podyd.network.locations import Locations
+from podyd.network.ports import Ports
+from podyd.pods import lifecycle
+from podyd.pods.catalogue import Images
+from podyd.pods.disks import Disks
+from podyd.pods.lifecycle import Pods
+from podyd.pods.mounts import Mounts
+from tests.unit.engine.fake import PROFILE, FakeEngine, When
+from tests.unit.engine.fake_executor import FakeExecutor
+from tests.unit.gpus.attributing import attribution
+from tests.unit.gpus.test_scheduler import Remembering
+from tests.unit.node.fake import FakeNode
+
+ALICE = Member("alice", False, Quota(max_pods=2), (PROFILE.name,), 1000, 1000)
+SLIP = Slipped("readdirent /var/lib/lxd/x: bad file descriptor")
+ERRORS = (
+    LxdRefused("It rains"),
+    SLIP,
+    TimedOut("LXD has not finished"),
+    Unavailable("LXD cannot be reached"),
+    Busy("busy running a start", operation="start"),
+    DiskFull("no space left on device"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "REMOVE_SECONDS", 0.001)
+    monkeypatch.setattr(lifecycle, "REMOVE_SECONDS_MAX", 0.002)
+
+
+@asynccontextmanager
+async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
+    """Pods of this engine, on a host without cards; in the end nothing goes on."""
+    engine, node, tasks = lxd.engine, FakeNode(), Tasks()
+    node.samples.failed("no driver", absent=True)
+    settings = Settings(Config(images=ImagesConfig(offer=("*",))))
+    gpus = Gpus(engine.server, node.samples, Remembering())
+    ports = Ports(
+        locations=Locations(engine.instances, node.neighbours),
+        instances=engine.instances,
+        sockets=node.sockets,
+        relays=node.relays,
+        settings=settings,
+    )
+    yield Pods(
+        instances=engine.instances,
+        profiles=engine.profiles,
+        snapshots=engine.snapshots,
+        files=engine.files,
+        images=Images(engine.images, settings),
+        gpus=gpus,
+        allotment=Allotment(
+            instances=engine.instances,
+            profiles=engine.profiles,
+            gpus=gpus,
+            samples=node.samples,
+            occupancy=Occupancy(attribution(node.samples)),
+            settings=settings,
+        ),
+        ports=ports,
+        mounts=Mounts(
+            server=engine.server,
+            instances=engine.instances,
+            directories=node.directories,
+            settings=settings,
+        ),
+        disks=Disks(
+            instances=engine.instances,
+            profiles=engine.profiles,
+            pools=engine.pools,
+            executor=FakeExecutor({}),
+        ),
+        tasks=tasks,
+    )
+    await tasks.finish(5)
+
+
+def play(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    asyncio.run(asyncio.wait_for(work(), 20))
+
+
+def whole(lxd: FakeEngine, name: str) -> bool:
+    """Whether a pod runs and is not marked as half-made."""
+    made = lxd.instance(name)
+    assert made.config[OWNER] == "alice"
+    return made.status == "running" and MADE_AS not in made.config
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("call", ["create", "start", "remove_key", "state"])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_is_refused_once_leaves_a_whole_pod_or_none(
+    error: PodydError, call: str, when: When
+) -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        lxd.refuse(call, error, when=when)
+        async with podyd(lxd) as pods:
+            try:
+                made = await pods.create(ALICE, "main", "small", None, None)
+                assert whole(lxd, made.name)
+            except PodydError:
+                # The pod itself is there where only how it is could not be seen.
+                assert call == "state" or lxd.found == {}
+            lxd.found.clear()
+            # And nothing is held for it.
+            again = await pods.create(ALICE, "main", "small", None, None)
+            assert whole(lxd, again.name)
+
+    play(make)
+
+
+def test_what_lxd_slips_over_is_made_once_more() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        lxd.refuse("start", SLIP)
+        async with podyd(lxd) as pods:
+            made = await pods.create(ALICE, "main", "small", None, None)
+        assert [call for call, _ in lxd.done] == [
+            *("create", "delete"),
+            *("create", "start", "remove_key"),
+        ]
+        assert whole(lxd, made.name)
+
+    play(make)
+
+
+def test_what_cannot_be_removed_yet_goes_later() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        lxd.refuse("start", LxdRefused("It rains"))
+        lxd.refuse("delete", Busy("busy running a create", operation="create"), times=5)
+        async with podyd(lxd) as pods:
+            with pytest.raises(PodydError, match="It rains"):
+                await pods.create(ALICE, "main", "small", None, None)
+        assert lxd.found == {}
+        assert lxd.refused.count(("delete", "alice-main")) == 5
+
+    play(make)
+
+
+def test_a_name_that_an_admin_has_just_taken_is_not_removed() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        lxd.refuse("create", NameTaken('This "instances" entry already exists'), when="after")
+        async with podyd(lxd) as pods:
+            with pytest.raises(Conflict, match="at this moment"):
+                await pods.create(ALICE, "main", "small", None, None)
+        assert set(lxd.found) == {"alice-main"}
+
+    play(make)
+
+
+def test_two_at_once_do_not_both_have_the_last_place() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        async with podyd(lxd) as pods:
+            work = (pods.create(ALICE, ins, "small", None, None) for ins in ("a", "b", "c", "a"))
+            found = await asyncio.gather(*work, return_exceptions=True)
+        refused = {type(error) for error in found if isinstance(error, PodydError)}
+        assert refused == {Forbidden, Conflict}
+        assert all(whole(lxd, name) for name in lxd.found)
+        assert len(lxd.found) == 2
+
+    play(make)
+
+
+def test_a_copy_has_none_of_what_makes_its_source_itself() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        async with podyd(lxd) as pods:
+            source = await pods.create(ALICE, "main", "small", None, None)
+            identity = ("/etc/ssh/ssh_host_rsa_key", "/etc/hostname")
+            files = lxd.found[source.name].files
+            files.update({"/etc/ssh": "directory", "/etc/hosts": "file", "/root/mine": "file"})
+            files.update(dict.fromkeys(identity, "file"))
+            copy = await pods.copy(ALICE, "main", "second", None, None, None)
+        made = lxd.found[copy.name]
+        assert whole(lxd, copy.name)
+        assert not set(identity) & set(made.files)
+        assert {"/root/mine", "/etc/hosts", "/etc/machine-id"} <= set(made.files)
+        assert made.config["user.podyd.ins"] == "second"
+
+    play(make)
