@@ -35,12 +35,12 @@ from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import Holds
 from podyd.engine.room import HostRoom
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import Attribution
 from podyd.gpus.idle import IdleLeases
-from podyd.gpus.inventory import Gpus, Identities
-from podyd.gpus.report import Host
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.inventory import Identities, Inventory
+from podyd.gpus.report import Report
+from podyd.gpus.scheduler import Scheduler
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
@@ -86,7 +86,7 @@ class App:
     identities: Identities
     usage: Usage
     database: Database
-    allotment: Allotment
+    scheduler: Scheduler
     snapshots: Snapshots
     endings: Endings
     sweep: Sweep
@@ -105,8 +105,8 @@ class App:
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
         self.background.keep(self.usage.follow_cpu, "counting CPU time")
         self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
-        self.instances.listen(self.allotment.poke)
-        self.background.keep(self.allotment.run, "sharing GPUs out")
+        self.instances.listen(self.scheduler.poke)
+        self.background.keep(self.scheduler.run, "sharing GPUs out")
         self.background.keep(self.endings.run, "ending what was begun")
         self.background.keep(self.idle.run, "looking for idle GPUs")
         self.instances.listen(self.snapshots.poke)
@@ -164,25 +164,23 @@ def build(settings: Settings) -> App:
     users = Users(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
     identities = Identities(CardStore(database))
     sessions = Sessions(users)
-    gpus = Gpus(engine.server, node.samples, identities)
-    occupancy = Occupancy(attribution)
+    inventory = Inventory(engine.server, node.samples, identities)
+    activity = Activity(attribution)
     endings = Endings(client, config.data_dir / "endings")
     executor = LxdExecutor(client, cleaning, endings)
-    allotment = Allotment(
+    scheduler = Scheduler(
         instances=instances,
         profiles=engine.profiles,
-        gpus=gpus,
+        inventory=inventory,
         samples=node.samples,
-        occupancy=occupancy,
+        activity=activity,
         settings=settings,
     )
-    idle = IdleLeases(
-        allotment=allotment, occupancy=occupancy, executor=executor, settings=settings
-    )
+    idle = IdleLeases(scheduler=scheduler, activity=activity, executor=executor, settings=settings)
     disks = Disks(
         instances=instances, profiles=engine.profiles, pools=engine.pools, executor=executor
     )
-    metrics = Metrics(allotment=allotment, disks=disks, samples=node.samples, occupancy=occupancy)
+    metrics = Metrics(scheduler=scheduler, disks=disks, samples=node.samples, activity=activity)
     ports = Ports(
         locations=Locations(instances, node.neighbours),
         instances=instances,
@@ -199,8 +197,8 @@ def build(settings: Settings) -> App:
         snapshots=engine.snapshots,
         files=engine.files,
         images=images,
-        gpus=gpus,
-        allotment=allotment,
+        inventory=inventory,
+        scheduler=scheduler,
         ports=ports,
         mounts=mounts,
         disks=disks,
@@ -238,12 +236,12 @@ def build(settings: Settings) -> App:
     )
     transfers = Transfers(pods=pods, executor=executor)
     podlogs = PodLogs(instances=instances, pods=pods, commands=commands)
-    host = Host(
+    report = Report(
         server=engine.server,
         node=node,
-        occupancy=occupancy,
+        activity=activity,
         attribution=attribution,
-        allotment=allotment,
+        scheduler=scheduler,
     )
     calls = bound(
         MetaRoutes(metrics=metrics),
@@ -260,9 +258,9 @@ def build(settings: Settings) -> App:
             deletions=Deletions(files=engine.files, pods=pods, executor=executor),
             podlogs=podlogs,
         ),
-        GpuRoutes(pods=pods, allotment=allotment),
+        GpuRoutes(pods=pods, scheduler=scheduler),
         ImageRoutes(images=images),
-        HostRoutes(host=host),
+        HostRoutes(report=report),
         StatRoutes(usage=usage),
     )
 
@@ -288,7 +286,7 @@ def build(settings: Settings) -> App:
         identities=identities,
         usage=usage,
         database=database,
-        allotment=allotment,
+        scheduler=scheduler,
         snapshots=snapshots,
         endings=endings,
         sweep=Sweep(operations=engine.operations, pods=pods, commits=commits),

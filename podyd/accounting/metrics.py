@@ -13,10 +13,10 @@ from podyd import __version__
 from podyd.base.errors import PodydError
 from podyd.base.quantities import UNLIMITED
 from podyd.engine.types import PoolUse
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.scheduler import Scheduler
 from podyd.node.interface import Samples
 from podyd.node.samples import Gpu
 from podyd.pods.disks import Disks, limit_of
@@ -30,12 +30,12 @@ class Metrics:
     """All of podyd's figures; `text` is what /metrics answers."""
 
     def __init__(
-        self, *, allotment: Allotment, disks: Disks, samples: Samples, occupancy: Occupancy
+        self, *, scheduler: Scheduler, disks: Disks, samples: Samples, activity: Activity
     ) -> None:
-        self._allotment = allotment
+        self._scheduler = scheduler
         self._disks = disks
         self._samples = samples
-        self._occupancy = occupancy
+        self._activity = activity
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "podyd_requests",
@@ -69,7 +69,7 @@ class Metrics:
     async def text(self) -> str:
         """Everything, in Prometheus' text format; also while LXD or NVML is away."""
         try:
-            view = await self._allotment.view()
+            view = await self._scheduler.view()
         except PodydError:
             view = None
         pools = await self._pools(view)
@@ -169,11 +169,9 @@ class Metrics:
         }
         for card, gpu in known:
             processes = {process.pid: process for process in gpu.processes}
-            for pod in sorted(self._occupancy.pods(card.pci)):
+            for pod in sorted(self._activity.pods(card.pci)):
                 on_it = [
-                    processes[pid]
-                    for pid in self._occupancy.pids(card.pci, pod)
-                    if pid in processes
+                    processes[pid] for pid in self._activity.pids(card.pci, pod) if pid in processes
                 ]
                 labels = (*_card(card), pod, owners.get(pod, ""))
                 families["processes"].add_metric(labels, len(on_it))

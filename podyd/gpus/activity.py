@@ -22,7 +22,7 @@ class _Use:
     pod: str = ""
 
 
-class Occupancy:
+class Activity:
     """What the samples add up to; `clock` is the monotonic one.
 
     Pods go by their names as in Whose, and so do instances of other projects and the host.

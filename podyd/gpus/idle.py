@@ -12,10 +12,10 @@ from podyd.config.current import Settings
 from podyd.config.schema import IdleConfig
 from podyd.engine.collected import Collected
 from podyd.engine.streams import Executor, bash
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.inventory import Card
 from podyd.gpus.leases import Lease
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.scheduler import Scheduler
 
 log = logging.getLogger(__name__)
 
@@ -40,10 +40,10 @@ class IdleLeases:
     """Applies podyd.yaml's `idle` to every lease."""
 
     def __init__(
-        self, *, allotment: Allotment, occupancy: Occupancy, executor: Executor, settings: Settings
+        self, *, scheduler: Scheduler, activity: Activity, executor: Executor, settings: Settings
     ) -> None:
-        self._allotment = allotment
-        self._occupancy = occupancy
+        self._scheduler = scheduler
+        self._activity = activity
         self._executor = executor
         self._settings = settings
         self._problem = ""
@@ -66,7 +66,7 @@ class IdleLeases:
             await asyncio.sleep(min(LOOK_SECONDS, policy.after / 4, policy.grace / 4))
 
     async def _look(self, policy: IdleConfig) -> None:
-        view = await self._allotment.view()
+        view = await self._scheduler.view()
         kept = {}
         cards = {card.key: card for card in view.cards}
         for lease in view.leases.values():
@@ -87,7 +87,7 @@ class IdleLeases:
         self._told = kept
 
     def _idle(self, card: Card, lease: Lease) -> float | None:
-        return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
+        return self._activity.pod_idle(card.pci, lease.pod.name, held_for(lease))
 
     async def _warn(self, card: Card, lease: Lease, policy: IdleConfig, idle: float) -> None:
         text = f"GPU {card.index} has been idle for {idle:.0f} s"
@@ -103,7 +103,7 @@ class IdleLeases:
             idle = self._idle(card, lease)
             return idle is not None and idle >= policy.after
 
-        if not await self._allotment.end(lease, still=is_still_idle):
+        if not await self._scheduler.end(lease, still=is_still_idle):
             return False
         log.info("%s: GPU %d is given back, as it was idle", lease.pod.name, card.index)
         await self._tell(lease, f"podyd: the lease of GPU {card.index} has ended: it was idle.")

@@ -132,7 +132,7 @@ def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, 
     return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(told)
 
 
-class Gpus:
+class Inventory:
     """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
     def __init__(self, server: Server, samples: Samples, identities: Identities) -> None:

@@ -10,13 +10,13 @@ from podyd.base.clock import iso
 from podyd.base.errors import BadRequest, Unavailable
 from podyd.contract.host import CardHolder, GpuInfo, GpuProcess, HostSpec
 from podyd.engine.interface import Server
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import Attributed, Attribution, Whose
 from podyd.gpus.decisions import View
 from podyd.gpus.idle import held_for
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.leases import Lease
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.scheduler import Scheduler
 from podyd.model.pod import Pod
 from podyd.node.interface import FIRST_SAMPLE_SECONDS, Node
 from podyd.node.procs import Process
@@ -25,7 +25,7 @@ from podyd.node.samples import Gpu, ProcessSample
 Found = tuple[ProcessSample, Process]
 
 
-class Host:
+class Report:
     """Answers from the last sample of NVML, from /proc and from LXD."""
 
     def __init__(
@@ -33,14 +33,14 @@ class Host:
         *,
         server: Server,
         node: Node,
-        occupancy: Occupancy,
+        activity: Activity,
         attribution: Attribution,
-        allotment: Allotment,
+        scheduler: Scheduler,
     ) -> None:
         self._server = server
-        self._occupancy = occupancy
+        self._activity = activity
         self._attribution = attribution
-        self._allotment = allotment
+        self._scheduler = scheduler
         self._node = node
         self._samples = node.samples
 
@@ -90,7 +90,7 @@ class Host:
                     whose[on_it.pid],
                     viewer,
                     users,
-                    self._occupancy.process_idle(sample.gpus[index].pci, on_it.pid),
+                    self._activity.process_idle(sample.gpus[index].pci, on_it.pid),
                 )
                 for on_it, process in on_card
             ]
@@ -121,7 +121,7 @@ class Host:
 
     async def gpus(self) -> list[GpuInfo]:
         """The cards, also where NVML does not answer: then without what only it knows."""
-        view = await self._allotment.view()
+        view = await self._scheduler.view()
         sample = self._samples.current
         figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
         return [
@@ -159,9 +159,9 @@ class Host:
     def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
         """Since when nobody of those who hold a card, leased or with a process, has used it."""
         if lease is not None:
-            return self._occupancy.pod_idle(card.pci, lease.pod.name, held_for(lease))
-        on_it = self._occupancy.pids_on(card.pci)
-        idle = [self._occupancy.process_idle(card.pci, pid) for pid in on_it]
+            return self._activity.pod_idle(card.pci, lease.pod.name, held_for(lease))
+        on_it = self._activity.pids_on(card.pci)
+        idle = [self._activity.process_idle(card.pci, pid) for pid in on_it]
         known = [seconds for seconds in idle if seconds is not None]
         return min(known) if known and len(known) == len(idle) else None
 

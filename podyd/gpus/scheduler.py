@@ -40,7 +40,7 @@ from podyd.config.current import Settings
 from podyd.contract.gpus import LeasedCard, Waiting
 from podyd.engine.interface import Instances, Profiles
 from podyd.engine.types import Devices, Profile
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import (
     COVERS,
     WISH,
@@ -52,7 +52,7 @@ from podyd.gpus.decisions import (
     in_order,
     wish_of,
 )
-from podyd.gpus.inventory import Card, Gpus, by_index, cards_in, lasting, natural, with_cards
+from podyd.gpus.inventory import Card, Inventory, by_index, cards_in, lasting, natural, with_cards
 from podyd.gpus.leases import (
     WAITING,
     Lease,
@@ -91,7 +91,7 @@ class Plan:
     devices: Devices
 
 
-class Allotment:
+class Scheduler:
     """Decides on cards, and keeps the instances as decided."""
 
     def __init__(
@@ -99,16 +99,16 @@ class Allotment:
         *,
         instances: Instances,
         profiles: Profiles,
-        gpus: Gpus,
+        inventory: Inventory,
         samples: Samples,
-        occupancy: Occupancy,
+        activity: Activity,
         settings: Settings,
     ) -> None:
         self._instances = instances
         self._profiles = profiles
-        self._gpus = gpus
+        self._inventory = inventory
         self._samples = samples
-        self._occupancy = occupancy
+        self._activity = activity
         self._settings = settings
         self._lock = asyncio.Lock()
         self._poke = asyncio.Event()
@@ -124,7 +124,7 @@ class Allotment:
     async def _look(self) -> View:
         # Before LXD's list is read: a pod is in one of the two, if not in both.
         making = dict(self._making)
-        cards = await self._gpus.cards()
+        cards = await self._inventory.cards()
         profiles = await self._profiles.all()
         pods = tuple(pods_of(await self._instances.all()))
         sample, absent = self._samples.current, self._samples.absent
@@ -135,7 +135,7 @@ class Allotment:
             leases=leases_of(pods, cards),
             line=tuple(line_of(pods, cards)),
             making=making,
-            users={card: frozenset(self._occupancy.pods(card.pci)) for card in cards}
+            users={card: frozenset(self._activity.pods(card.pci)) for card in cards}
             if sample or absent
             else None,
             troubled=_troubled(cards, sample) if sample else {},
@@ -407,7 +407,7 @@ class Allotment:
                     f" {view.troubled.get(card, view.problem)}; force=1 takes it away anyway.",
                     code="nvml_failed",
                 )
-            pids = self._occupancy.pids(card.pci, pod.name)
+            pids = self._activity.pids(card.pci, pod.name)
             if pids:
                 raise Conflict(
                     f"GPU {card.index} is in use by {len(pids)} processes of the pod; end them, or"
@@ -457,7 +457,7 @@ class Allotment:
                 if view.frozen:
                     problems["some cards"] = view.undecided().detail
                 if not await self._step(view, moment, tried, problems):
-                    self._occupancy.forget({pod.name for pod in view.pods})
+                    self._activity.forget({pod.name for pod in view.pods})
                     return _until_next(view, moment)
 
     async def _step(

@@ -52,8 +52,8 @@ from podyd.engine.types import (
     State,
     named,
 )
-from podyd.gpus.inventory import Gpus, cards_in, needs_nvidia
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.inventory import Inventory, cards_in, needs_nvidia
+from podyd.gpus.scheduler import Scheduler
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.naming import instance_name
@@ -115,8 +115,8 @@ class Pods:
         snapshots: SnapshotStore,
         files: Files,
         images: Images,
-        gpus: Gpus,
-        allotment: Allotment,
+        inventory: Inventory,
+        scheduler: Scheduler,
         ports: Ports,
         mounts: Mounts,
         disks: Disks,
@@ -127,8 +127,8 @@ class Pods:
         self._snapshots = snapshots
         self._files = files
         self._images = images
-        self._gpus = gpus
-        self._allotment = allotment
+        self._inventory = inventory
+        self._scheduler = scheduler
         self._ports = ports
         self._mounts = mounts
         self._disks = disks
@@ -186,7 +186,7 @@ class Pods:
                 ]
             ),
             gpu_ids=sorted(
-                card.index for card in cards_in(pod.instance.devices, await self._gpus.cards())
+                card.index for card in cards_in(pod.instance.devices, await self._inventory.cards())
             ),
             memory_limit=memory_limit(config),
             cpu_limit=cpu_limit(config),
@@ -329,7 +329,7 @@ class Pods:
         config: Mapping[str, str],
     ) -> AsyncIterator[NewInstance]:
         """Hold a place for a pod within its owner's quota; gives what LXD needs to make it."""
-        cards = await self._gpus.cards()
+        cards = await self._inventory.cards()
         profiles = await self._profiles_of(member)
         if not cards:
             profiles = [profile for profile in profiles if not needs_nvidia(profile)]
@@ -348,7 +348,7 @@ class Pods:
         try:
             async with (
                 self._disks.new(member, name, profiles, disk_bytes) as disk,
-                self._allotment.new(member, name, profiles, gpus) as plan,
+                self._scheduler.new(member, name, profiles, gpus) as plan,
                 self._ports.new(member, ins) as ports,
             ):
                 yield NewInstance(

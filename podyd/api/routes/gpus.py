@@ -17,20 +17,20 @@ from podyd.contract.gpus import (
 )
 from podyd.contract.operation import Nothing
 from podyd.contract.pods import PodInfo
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.scheduler import Scheduler
 from podyd.pods.lifecycle import Pods
 
 
 class GpuRoutes:
-    def __init__(self, *, pods: Pods, allotment: Allotment) -> None:
+    def __init__(self, *, pods: Pods, scheduler: Scheduler) -> None:
         self._pods = pods
-        self._allotment = allotment
+        self._scheduler = scheduler
 
     @serves(POD_GPUS)
     async def pod_gpus(self, call: Call[ChangeGpus]) -> PodInfo:
         request = call.request
         pod = await self._pods.find(call.caller, request.ins)
-        await self._allotment.change(call.caller, pod, request.gpus, force=request.force)
+        await self._scheduler.change(call.caller, pod, request.gpus, force=request.force)
         return await self._pods.info(call.caller, request.ins)
 
     @serves(GPU_LEASE)
@@ -44,7 +44,7 @@ class GpuRoutes:
     async def _lease(self, call: Call[LeaseCards], *, wait: bool) -> LeaseResult:
         request = call.request
         pod = await self._pods.find(call.caller, request.ins)
-        place = await self._allotment.lease(
+        place = await self._scheduler.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
         )
         said = (
@@ -52,19 +52,19 @@ class GpuRoutes:
             if place
             else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
         )
-        return LeaseResult(said, place, await self._allotment.leases(pod))
+        return LeaseResult(said, place, await self._scheduler.leases(pod))
 
     @serves(GPU_LINE)
     async def gpu_line(self, call: Call[Nothing]) -> list[Waiting]:
-        return await self._allotment.line()
+        return await self._scheduler.line()
 
     @serves(GPU_RELEASE)
     async def gpu_release(self, call: Call[ReleaseCards]) -> LeaseResult:
         request = call.request
         pod = await self._pods.find(call.caller, request.ins)
-        cards, left = await self._allotment.release(pod, request.gpus, force=request.force)
+        cards, left = await self._scheduler.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)
         done = [f"GPU {numbers} is given back."] if cards else []
         done += [f"Pod {request.ins} has left the line."] if left else []
         said = " ".join(done) or "There was no lease to give back, and no place in line."
-        return LeaseResult(said, 0, await self._allotment.leases(pod))
+        return LeaseResult(said, 0, await self._scheduler.leases(pod))

@@ -13,24 +13,24 @@ from podyd.contract.host import (
     HostSpec,
 )
 from podyd.contract.operation import Nothing
-from podyd.gpus.report import Host
+from podyd.gpus.report import Report
 
 
 class HostRoutes:
-    def __init__(self, *, host: Host) -> None:
-        self._host = host
+    def __init__(self, *, report: Report) -> None:
+        self._report = report
 
     @serves(HOST_GPU_PS)
     async def gpu_ps(self, call: Call[GpuIndices]) -> Headed[dict[str, list[GpuProcess]]]:
-        rows, age = await self._host.gpu_processes(
+        rows, age = await self._report.gpu_processes(
             call.request.id, viewer=call.caller.name, sees_all=call.caller.is_admin
         )
         return Headed(rows, {"Age": f"{age:.0f}"})
 
     @serves(HOST_GPUS)
     async def host_gpus(self, call: Call[Nothing]) -> list[GpuInfo]:
-        return await self._host.gpus()
+        return await self._report.gpus()
 
     @serves(HOST_SPEC)
     async def host_spec(self, call: Call[Nothing]) -> HostSpec:
-        return await self._host.spec()
+        return await self._report.spec()

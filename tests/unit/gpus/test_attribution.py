@@ -10,9 +10,9 @@ from typing import Any
 from podyd.accounting.usage import Usage
 from podyd.config.current import Settings
 from podyd.config.schema import Config
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import GAP_SECONDS, HOST, Attributed, Attribution, Whose
-from podyd.gpus.report import Host
+from podyd.gpus.report import Report
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.store.database import Database
@@ -94,29 +94,29 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
             settings=Settings(Config()),
         )
         found.subscribe(usage.sampled)
-        occupancy = Occupancy(found)
+        activity = Activity(found)
         for _ in range(2):
             node.samples.sampled(sample(NAMESAKE, taken=time.monotonic()))
         await usage.write()
         assert await usage.seconds("gpu", None, None) == {}
-        assert occupancy.pods(PCI) == {"default/alice-main"}
-        assert occupancy.pids(PCI, "alice-main") == []
+        assert activity.pods(PCI) == {"default/alice-main"}
+        assert activity.pids(PCI, "alice-main") == []
         none: Any = None
-        host = Host(
+        report = Report(
             server=none,
             node=node,
-            occupancy=occupancy,
+            activity=activity,
             attribution=found,
-            allotment=none,
+            scheduler=none,
         )
-        rows, _ = await host.gpu_processes(None, viewer="alice", sees_all=False)
+        rows, _ = await report.gpu_processes(None, viewer="alice", sees_all=False)
         assert [row.pod for row in rows["0"]] == ["default/alice-main"]
         # And the pod itself is counted, and shown.
         for _ in range(2):
             node.samples.sampled(sample(POD, taken=time.monotonic()))
         await usage.write()
         assert list(await usage.seconds("gpu", None, None)) == ["alice"]
-        assert occupancy.pids(PCI, "alice-main") == [POD]
+        assert activity.pids(PCI, "alice-main") == [POD]
         await database.close()
 
     asyncio.run(whole())

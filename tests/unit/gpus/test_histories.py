@@ -18,19 +18,19 @@ from podyd.gpus import scheduler
 from podyd.gpus.decisions import WISH
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.leases import WAITING, lease_key, leases_of
-from podyd.gpus.scheduler import Allotment, _is_behind
+from podyd.gpus.scheduler import Scheduler, _is_behind
 from podyd.model.pod import pods_of
 from tests.unit.engine.fake import When, until
 from tests.unit.gpus.test_scheduler import (
     CARDS,
     Lxd,
-    allotment,
     choice,
     having,
     instance,
     member,
     play,
     running,
+    scheduler_of,
 )
 
 NAMES = ("a", "b", "c", "d")
@@ -65,7 +65,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return found
 
 
-async def settled(found: Allotment) -> None:
+async def settled(found: Scheduler) -> None:
     """Have everything made so, and see that it is."""
     for _ in range(10):
         problems: dict[str, str] = {}
@@ -92,7 +92,7 @@ class History:
         self.dice = random.Random(seed)
         self.uuids = (f"uuid-{number}" for number in itertools.count())
         self.lxd = Lxd(*(instance(name, None, **self.own()) for name in NAMES))
-        self.found = allotment(self.lxd)
+        self.found = scheduler_of(self.lxd)
         self.held: set[tuple[str, Card]] = set()
         self.lxd.checks[:] = [self.check]
 
@@ -122,14 +122,14 @@ class History:
         left = STEPS
         while left:
             # As one that is killed, and another that begins.
-            self.found = allotment(self.lxd)
+            self.found = scheduler_of(self.lxd)
             async with running(self.found):
                 for _ in range(min(left, self.dice.randint(3, 20))):
                     left -= 1
                     await self.step()
         for refusal in self.lxd.refusals:
             refusal.times = 0
-        await settled(allotment(self.lxd))
+        await settled(scheduler_of(self.lxd))
 
     async def step(self) -> None:
         some = self.dice.sample(NAMES, self.dice.randint(1, 2))
@@ -212,7 +212,7 @@ def test_a_pod_whose_card_is_not_taken_for_sure_keeps_others_from_it(
 ) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         lxd.refuse("edit", TimedOut("LXD has not finished"), of="b", when=when)
         with pytest.raises(PodydError):
             await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
@@ -228,7 +228,7 @@ def test_a_pod_whose_card_is_not_taken_for_sure_keeps_others_from_it(
 def test_a_lease_that_was_written_and_refused_all_the_same_is_a_lease(clock: Clock) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         lxd.refuse("edit", Unavailable("LXD cannot be reached"), of="a", when="after")
         with pytest.raises(Unavailable):
             await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
@@ -248,7 +248,7 @@ def test_a_lease_that_lxd_writes_too_late_yields_to_the_one_before(clock: Clock)
 
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"), instance("c"))
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         lxd.refuse("edit", TimedOut("LXD has not finished"), of="a", when="later")
         with pytest.raises(TimedOut):
             await found.lease(member("a"), lxd.pod("a"), choice("0,"), 9, wait=False)
@@ -270,7 +270,7 @@ def test_a_clock_that_is_set_takes_no_lease_from_the_wrong_pod(clock: Clock, hou
 
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         await found.lease(member("a"), lxd.pod("a"), choice("0,"), 24, wait=False)
         assert await found.lease(member("b"), lxd.pod("b"), choice("0,"), 100, wait=True) == 1
         clock.jump(hours)
@@ -285,8 +285,8 @@ def test_a_clock_that_is_set_takes_no_lease_from_the_wrong_pod(clock: Clock, hou
 def test_a_slow_pod_keeps_only_its_own_cards_from_others(clock: Clock) -> None:
     async def whole() -> None:
         lxd = Lxd(*map(alone, ("a", "b", "slow")))
-        await allotment(lxd).lease(member("slow"), lxd.pod("slow"), choice("1,"), 1, wait=False)
-        found = allotment(lxd)
+        await scheduler_of(lxd).lease(member("slow"), lxd.pod("slow"), choice("1,"), 1, wait=False)
+        found = scheduler_of(lxd)
         gate = lxd.hold("edit", "slow")
         clock.jump(2)
         async with running(found):

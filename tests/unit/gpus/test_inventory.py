@@ -13,7 +13,7 @@ import pytest
 from podyd.engine.rest import LxdClient
 from podyd.engine.server import LxdServer
 from podyd.engine.types import Profile
-from podyd.gpus.inventory import Card, Gpus, Identities, cards_in, natural, with_cards
+from podyd.gpus.inventory import Card, Identities, Inventory, cards_in, natural, with_cards
 from podyd.node.samples import Gpu, Sample
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
@@ -133,13 +133,13 @@ def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
     async def whole() -> None:
         async with identities(tmp_path / "db") as known:
             samples = FakeSamples()
-            gpus = Gpus(LxdServer(Untold()), samples, known)
-            assert [card.key for card in await gpus.cards()] == ["0000:01:00.0"]
-            before = await gpus.cards()
+            inventory = Inventory(LxdServer(Untold()), samples, known)
+            assert [card.key for card in await inventory.cards()] == ["0000:01:00.0"]
+            before = await inventory.cards()
             samples.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))
-            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
+            assert [card.key for card in await inventory.cards()] == ["GPU-a"]
             samples.latest = None
-            assert [card.key for card in await gpus.cards()] == ["GPU-a"]
-            assert before == await gpus.cards(), "it is the same card all the time"
+            assert [card.key for card in await inventory.cards()] == ["GPU-a"]
+            assert before == await inventory.cards(), "it is the same card all the time"
 
     asyncio.run(whole())

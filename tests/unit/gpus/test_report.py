@@ -9,8 +9,8 @@ import pytest
 
 from podyd.base.errors import BadRequest, Unavailable
 from podyd.contract.host import GpuProcess
-from podyd.gpus.activity import Occupancy
-from podyd.gpus.report import Host
+from podyd.gpus.activity import Activity
+from podyd.gpus.report import Report
 from podyd.node.procs import Process
 from podyd.node.samples import Gpu, ProcessSample, Sample
 from tests.unit.gpus.attributing import attribution
@@ -35,18 +35,18 @@ def sample() -> Sample:
     return Sample(0.0, "535", "12.2", (Gpu("GPU-1", "0000:41:00.0", "A", processes=processes),))
 
 
-def host(found: FakeNode) -> Host:
+def report_of(found: FakeNode) -> Report:
     told = attribution(found.samples)
     none: Any = None
-    return Host(
-        server=none, node=found, occupancy=Occupancy(told), attribution=told, allotment=none
+    return Report(
+        server=none, node=found, activity=Activity(told), attribution=told, scheduler=none
     )
 
 
 def rows(*, viewer: str, sees_all: bool) -> dict[int, GpuProcess]:
     async def whole() -> dict[int, GpuProcess]:
         found = node()
-        report = host(found)
+        report = report_of(found)
         found.samples.sampled(sample())
         by_card, _ = await report.gpu_processes(None, viewer=viewer, sees_all=sees_all)
         return {row.pid: row for row in by_card["0"]}
@@ -79,7 +79,7 @@ def test_what_runs_on_the_host_itself_is_its_owners_and_the_admins_to_see(
 def test_a_host_without_a_driver_has_no_cards_and_one_that_fails_says_why() -> None:
     async def whole() -> None:
         found = node()
-        report = host(found)
+        report = report_of(found)
         found.samples.failed("Driver Not Loaded", absent=True)
         assert await report.gpu_processes(None, viewer="alice", sees_all=False) == ({}, 0.0)
         with pytest.raises(BadRequest, match="there is none"):

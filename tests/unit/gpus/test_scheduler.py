@@ -15,11 +15,11 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.contract.kinds import Cards
 from podyd.engine.types import Devices, Instance, PciCard, Profile
-from podyd.gpus.activity import Occupancy
+from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import COVERS, WISH
-from podyd.gpus.inventory import Card, Gpus, Identities, cards_in
+from podyd.gpus.inventory import Card, Identities, Inventory, cards_in
 from podyd.gpus.leases import lease_key, lease_value
-from podyd.gpus.scheduler import WRITERS, Allotment
+from podyd.gpus.scheduler import WRITERS, Scheduler
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
@@ -118,15 +118,15 @@ def member(name: str) -> Member:
     return Member(f"owner-{name}", False, Quota(), (), 1000, 1000)
 
 
-def allotment(lxd: Lxd) -> Allotment:
+def scheduler_of(lxd: Lxd) -> Scheduler:
     samples = sampled(fails=not lxd.told)
     engine = lxd.engine
-    return Allotment(
+    return Scheduler(
         instances=engine.instances,
         profiles=engine.profiles,
-        gpus=Gpus(engine.server, samples, Remembering()),
+        inventory=Inventory(engine.server, samples, Remembering()),
         samples=samples,
-        occupancy=Occupancy(attribution(samples)),
+        activity=Activity(attribution(samples)),
         settings=Settings(Config()),
     )
 
@@ -136,7 +136,7 @@ def choice(text: str) -> CardChoice:
 
 
 @contextlib.asynccontextmanager
-async def running(found: Allotment) -> Any:
+async def running(found: Scheduler) -> Any:
     task = asyncio.ensure_future(found.run())
     try:
         yield
@@ -154,7 +154,7 @@ def test_a_new_pod_has_its_turn_while_those_of_an_edited_profile_are_written() -
         # They had no card of the profile, and now they have.
         lxd = Lxd(*(instance(f"p{number}", having()) for number in range(100)))
         gate = lxd.hold("edit")
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         async with running(found):
             await until(lambda: lxd.running.get("edit", 0) > 0)
             new = found.new(member("x"), "owner-x-new", [PROFILE], None)
@@ -176,9 +176,9 @@ def test_a_lease_takes_its_card_from_many_at_once_and_then_gives_it() -> None:
         lxd = Lxd(
             instance("a", having(), **{WISH: "none"}), *(instance(f"p{n}") for n in range(30))
         )
-        assert (
-            await allotment(lxd).lease(member("a"), lxd.pod("a"), choice("1,"), 1, wait=False) == 0
-        )
+        scheduler = scheduler_of(lxd)
+        place = await scheduler.lease(member("a"), lxd.pod("a"), choice("1,"), 1, wait=False)
+        assert place == 0
         assert lxd.most["edit"] == WRITERS
         assert lxd.edited[-1] == "a"
         assert {name: lxd.of(name) for name in ("a", "p0", "p29")} == {
@@ -196,10 +196,10 @@ def test_who_has_leased_a_card_gets_it_once_the_others_do_not_have_it() -> None:
         keys = {WISH: "none", lease_key(CARDS[0].key): HOURS}
         lxd = Lxd(instance("a", having(), **keys), instance("b"))
         lxd.refuse("edit", Busy("busy running a stop", operation="stop"), of="b")
-        async with running(allotment(lxd)):
+        async with running(scheduler_of(lxd)):
             await until(lambda: ("edit", "b") in lxd.refused)
             assert lxd.of("a") == [], "it is b's still"
-        async with running(allotment(lxd)):
+        async with running(scheduler_of(lxd)):
             await until(lambda: lxd.of("a") == [0])
         assert (lxd.edited, lxd.of("b")) == (["b", "a"], [1])
 
@@ -210,7 +210,7 @@ def test_another_pod_that_has_gone_has_no_card_any_more() -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("c"))
         gate = lxd.hold("edit", "c")
-        asked = allotment(lxd).lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+        asked = scheduler_of(lxd).lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         leasing = asyncio.ensure_future(asked)
         await until(lambda: ("edit", "c") in lxd.asked)
         del lxd.found["c"]
@@ -226,7 +226,7 @@ def test_another_pod_that_stays_busy_is_named(wait: bool) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
         lxd.refuse("edit", Busy("busy running a stop", operation="stop"), of="b")
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         asked = found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=wait)
         if wait:
             assert await asked == 1, "it gets the card by itself"
@@ -247,7 +247,7 @@ def test_nothing_is_moved_while_nobody_tells_which_card_is_which(
         keys = {WISH: "none", lease_key(CARDS[0].key): HOURS}
         pods = instance("a", having(CARDS[0]), **keys), instance("b", having(CARDS[1]))
         lxd = Lxd(*pods, told=False)
-        found = allotment(lxd)
+        found = scheduler_of(lxd)
         async with running(found):
             await until(lambda: "GPUs cannot be shared out now: Neither LXD" in caplog.text)
             async with found.new(member("x"), "owner-x-new", [PROFILE], None) as plan:

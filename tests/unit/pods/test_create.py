@@ -24,9 +24,9 @@ from podyd.base.errors import (
 from podyd.base.tasks import Tasks
 from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
-from podyd.gpus.activity import Occupancy
-from podyd.gpus.inventory import Gpus
-from podyd.gpus.scheduler import Allotment
+from podyd.gpus.activity import Activity
+from podyd.gpus.inventory import Inventory
+from podyd.gpus.scheduler import Scheduler
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.network.locations import Locations
@@ -66,7 +66,7 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
     engine, node, tasks = lxd.engine, FakeNode(), Tasks()
     node.samples.failed("no driver", absent=True)
     settings = Settings(Config(images=ImagesConfig(offer=("*",))))
-    gpus = Gpus(engine.server, node.samples, Remembering())
+    inventory = Inventory(engine.server, node.samples, Remembering())
     ports = Ports(
         locations=Locations(engine.instances, node.neighbours),
         instances=engine.instances,
@@ -80,13 +80,13 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
         snapshots=engine.snapshots,
         files=engine.files,
         images=Images(engine.images, settings),
-        gpus=gpus,
-        allotment=Allotment(
+        inventory=inventory,
+        scheduler=Scheduler(
             instances=engine.instances,
             profiles=engine.profiles,
-            gpus=gpus,
+            inventory=inventory,
             samples=node.samples,
-            occupancy=Occupancy(attribution(node.samples)),
+            activity=Activity(attribution(node.samples)),
             settings=settings,
         ),
         ports=ports,
