@@ -352,7 +352,8 @@ class NoRoute(JsonHandler):
     async def _serve(self) -> None:
         self.refuse(
             NotFound(
-                f"There is no route {self.request.path[:100]!r}{self.suggest(self.request.path)}",
+                f"There is no route {self.request.path[:100]!r}.",
+                advice=self.suggest(self.request.path),
                 code="no_such_route",
             )
         )

@@ -329,8 +329,8 @@ class Exec:
     def _lost(self, code: int) -> OutputLost:
         self._has_ended = True
         return OutputLost(
-            f"The command has ended (exit code {code}), and LXD has lost some of what it wrote; run"
-            " it again if doing so twice does no harm.",
+            f"The command has ended (exit code {code}), and LXD has lost some of what it wrote.",
+            advice="Run it again if doing so twice does no harm.",
             exit_code=code,
         )
 

@@ -260,7 +260,8 @@ class LxdClient:
         metadata = waited["metadata"]
         if metadata["status_code"] < 200:
             raise TimedOut(
-                f"LXD has not finished within {timeout:g} s and goes on; ask /pod/info later.",
+                f"LXD has not finished within {timeout:g} s and goes on.",
+                advice="Ask /pod/info later.",
                 code="lxd_timed_out",
             )
         if metadata["status_code"] >= 400:
@@ -389,8 +390,8 @@ def _answer(response: HTTPResponse) -> Any:
 def unreachable(error: BaseException) -> Unavailable:
     """What a client is told when LXD does not answer."""
     return Unavailable(
-        "LXD cannot be reached at the moment; try again shortly, and tell your admin if it stays"
-        f" so ({error}).",
+        f"LXD cannot be reached at the moment ({error}).",
+        advice="Try again shortly, and tell your admin if it stays so.",
         code="lxd_unreachable",
     )
 
@@ -409,7 +410,7 @@ def _tls_context(credentials: Credentials) -> ssl.SSLContext:
         context.load_verify_locations(credentials.server_certificate)
     except OSError as error:
         raise NotSetUp(
-            f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror});"
-            " run 'podyd setup' as root."
+            f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror}).",
+            advice="Run 'podyd setup' as root.",
         ) from error
     return context

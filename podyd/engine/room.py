@@ -80,8 +80,9 @@ class HostRoom:
             for item in await asyncio.to_thread(self._seen, places):
                 if not item.left_bytes:
                     raise Conflict(
-                        f"The host has less than {FLOOR_BYTES} bytes left where LXD makes images,"
-                        " so this one is ended and deleted; tell your admin.",
+                        f"The host has less than {FLOOR_BYTES} bytes left where LXD makes"
+                        " images, so this one is ended and deleted.",
+                        advice="Tell your admin.",
                         code="disk_full",
                         free=item.free_bytes,
                     )

@@ -67,8 +67,8 @@ async def look(client: LxdClient, name: str) -> Tree:
         return await asyncio.wait_for(_look(client, name), LOOK_SECONDS)
     except asyncio.TimeoutError:
         raise TimedOut(
-            f"There are more files than LXD can show in {LOOK_SECONDS:.0f} s; have fewer and larger"
-            " ones.",
+            f"There are more files than LXD can show in {LOOK_SECONDS:.0f} s.",
+            advice="Have fewer and larger ones.",
             code="too_many_files",
         ) from None
 
@@ -165,7 +165,8 @@ async def _look(client: LxdClient, name: str) -> Tree:
                 large += files
             if held > MAX_HELD_BYTES:
                 raise Conflict(
-                    "There are more directories than LXD can show; have fewer ones.",
+                    "There are more directories than LXD can show.",
+                    advice="Have fewer ones.",
                     code="too_many_files",
                 )
     large.sort(key=lambda file: -file.size)
@@ -355,8 +356,8 @@ def _status(kind: int, data: bytes) -> int:
 
 def _unseen(path: bytes) -> Conflict:
     return Conflict(
-        f"LXD cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it;"
-        " delete it, or make its path shorter.",
+        f"LXD cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it.",
+        advice="Delete it, or make its path shorter.",
         code="directory_unseen",
     )
 

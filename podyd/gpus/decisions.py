@@ -124,7 +124,8 @@ class View:
         return Unavailable(
             f"Neither LXD nor NVML tells the UUID of {cards}, and it may be that of"
             f" {min(self.unknown[pod])}, which {pod} has leased, chosen or waits for; until it is"
-            " told, such a GPU stays where it is. An admin sees with 'podyd doctor' what is wrong.",
+            " told, such a GPU stays where it is.",
+            advice="Tell your admin, who sees with 'podyd doctor' what is wrong.",
             code="gpus_unknown",
         )
 
@@ -431,9 +432,9 @@ class View:
         waiting = len(list(before))
         if waiting:
             said.append(f"{waiting} in line before you, see /gpu/line")
-        advice = " /gpu/queue waits for a turn." if to_lease else ""
+        advice = "/gpu/queue waits for a turn." if to_lease else ""
         detail = "; ".join(said) or "The GPUs that you share are in use by others"
-        return Conflict(f"{detail}.{advice}", code="gpu_held", holders=holders)
+        return Conflict(f"{detail}.", advice=advice, code="gpu_held", holders=holders)
 
 
 def holder(

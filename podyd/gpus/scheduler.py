@@ -150,7 +150,8 @@ class Scheduler:
             await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
-                "GPUs are being moved between pods, and LXD takes long; try again shortly.",
+                "GPUs are being moved between pods, and LXD takes long.",
+                advice="Try again shortly.",
                 code="gpus_busy",
             ) from None
         try:
@@ -248,8 +249,8 @@ class Scheduler:
             view.check_known(pod)
             if leased - wished:
                 raise Conflict(
-                    f"GPU {in_order(leased - wished)[0].index} is leased to this pod; /gpu/release"
-                    " gives it back.",
+                    f"GPU {in_order(leased - wished)[0].index} is leased to this pod.",
+                    advice="/gpu/release gives it back.",
                     code="gpu_leased",
                 )
             _check_quota(view, member, view.size(choice) + _waited_for(view, pod), pod)
@@ -322,7 +323,8 @@ class Scheduler:
         limits = self._settings.current.lease
         if view.size(choice) == 0:
             raise BadRequest(
-                "Parameter 'gpus' must be one GPU or more; /gpu/release gives them back.",
+                "Parameter 'gpus' must be one GPU or more.",
+                advice="/gpu/release gives them back.",
                 code="malformed_parameter",
                 parameter="gpus",
             )
@@ -342,8 +344,9 @@ class Scheduler:
             wanted = max(view.size(choice), len(leased))
         if limits.max_gpus != UNLIMITED and used + wanted > limits.max_gpus:
             raise Forbidden(
-                f"You may lease {limits.max_gpus} GPUs at a time, and your other pods have or wait"
-                f" for {used}; /gpu/release gives them back.",
+                f"You may lease {limits.max_gpus} GPUs at a time, and your other pods have or"
+                f" wait for {used}.",
+                advice="/gpu/release gives them back.",
                 code="quota_exceeded",
                 limit=limits.max_gpus,
                 used=used,
@@ -389,8 +392,8 @@ class Scheduler:
                 return number
             if other.pod.name == place.pod.name:
                 raise Conflict(
-                    f"Pod {place.pod.ins!r} waits for other GPUs already; /gpu/release with"
-                    " gpus=none leaves the line.",
+                    f"Pod {place.pod.ins!r} waits for other GPUs already.",
+                    advice="/gpu/release with gpus=none leaves the line.",
                     code="already_waiting",
                 )
         await self._write(view, place.pod, view.due(place.pod), {WAITING: place_value(place)})
@@ -404,14 +407,15 @@ class Scheduler:
             if view.users is None or card in view.troubled:
                 raise Unavailable(
                     "Nobody can tell at present whether the pod uses the GPU:"
-                    f" {view.troubled.get(card, view.problem)}; force=1 takes it away anyway.",
+                    f" {view.troubled.get(card, view.problem)}.",
+                    advice="With force=1 it is taken away anyway.",
                     code="nvml_failed",
                 )
             pids = self._activity.pids(card.pci, pod.name)
             if pids:
                 raise Conflict(
-                    f"GPU {card.index} is in use by {len(pids)} processes of the pod; end them, or"
-                    " say force=1.",
+                    f"GPU {card.index} is in use by {len(pids)} processes of the pod.",
+                    advice="End them, or say force=1.",
                     code="gpu_in_use",
                     gpu=card.index,
                     pids=sorted(pids),
@@ -578,8 +582,8 @@ async def _all_of(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
 def _cannot_take(cards: Sequence[Card], pod: Pod, why: str) -> Conflict:
     numbers = ", ".join(str(card.index) for card in cards)
     return Conflict(
-        f"GPU {numbers} cannot be taken from {pod.name} of {pod.owner} now: {why}. Try again"
-        " shortly; /gpu/queue waits for a turn.",
+        f"GPU {numbers} cannot be taken from {pod.name} of {pod.owner} now: {why}.",
+        advice="Try again shortly; /gpu/queue waits for a turn.",
         code="gpu_held",
         holders=[holder(card, pod) for card in cards],
     )

@@ -85,11 +85,16 @@ class Images:
                 if alias in image.aliases:
                     if not self._is_offered(alias, image, member):
                         raise Forbidden(
-                            f"Image {alias!r} is not offered; {self._advice(images)}",
+                            f"Image {alias!r} is not offered.",
+                            advice=self._advice(images),
                             code="image_not_offered",
                         )
                     return alias, image
-        raise NotFound(f"There is no image {name!r}; {self._advice(images)}", code="no_such_image")
+        raise NotFound(
+            f"There is no image {name!r}.",
+            advice=self._advice(images),
+            code="no_such_image",
+        )
 
     async def delete(self, member: Member, name: str) -> str:
         """Delete an image that the member has committed. Returns what was done.
@@ -105,10 +110,15 @@ class Images:
                 return f"Image {image.aliases[0]} is deleted; pods made from it stay."
             if not image.owner:
                 raise Forbidden(
-                    f"Image {name!r} is an admin's; you can delete those that you have committed.",
+                    f"Image {name!r} is an admin's.",
+                    advice="You can delete those that you have committed.",
                     code="not_your_image",
                 )
-        raise NotFound(f"You have no image {name!r}; see /host/images.", code="no_such_image")
+        raise NotFound(
+            f"You have no image {name!r}.",
+            advice="See /host/images.",
+            code="no_such_image",
+        )
 
     async def remove(self, image: Image) -> None:
         """Delete an image; that it has gone already is no error."""
@@ -128,13 +138,13 @@ class Images:
         )
 
     def _advice(self, images: Sequence[Image]) -> str:
-        return self._hint(images) or "see /host/images."
+        return self._hint(images) or "See /host/images."
 
     def _hint(self, images: Sequence[Image]) -> str:
         if self._offered(images):
             return ""
         if any(image.aliases and not image.owner for image in images):
-            return "no image is offered: an admin changes 'images.offer' in podyd.yaml."
+            return "No image is offered: an admin changes 'images.offer' in podyd.yaml."
         return (
             "LXD has no image: an admin makes one ('podyd image build') or brings one"
             " ('lxc image copy')."

@@ -128,8 +128,8 @@ class _UnderWay:
                 if task.done():
                     task.result()
             raise TimedOut(
-                f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is given up; have"
-                " less on the pod's disk, or try again when others make no images.",
+                f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is given up.",
+                advice="Have less on the pod's disk, or try again when others make no images.",
                 code="commit_timed_out",
             )
         return work.result()
@@ -221,7 +221,9 @@ class Commits:
             )
         if under_way.is_named:
             raise Conflict(
-                "It is too late: the image is there; /image/delete deletes it.", code="commit_done"
+                "It is too late: the image is there.",
+                advice="/image/delete deletes it.",
+                code="commit_done",
             )
         under_way.cancelled.set()
         await under_way.ended.wait()
@@ -265,7 +267,8 @@ class Commits:
     def _alone(self, member: Member, ins: str) -> Iterator[_UnderWay]:
         if member.name in self._under_way:
             raise Conflict(
-                "An image is being made of a pod of yours already; wait until it is there.",
+                "An image is being made of a pod of yours already.",
+                advice="Wait until it is there.",
                 code="commit_under_way",
             )
         under_way = self._under_way[member.name] = _UnderWay(ins)
@@ -281,7 +284,8 @@ class Commits:
                 if image.is_of(member):
                     return image
                 raise Conflict(
-                    f"The name {name!r} is taken by an image that is not yours; take another tag.",
+                    f"The name {name!r} is taken by an image that is not yours.",
+                    advice="Take another tag.",
                     code="name_taken",
                     image=name,
                 )
@@ -301,7 +305,8 @@ class Commits:
         used = len(await self._others(member, old))
         if limit != UNLIMITED and used >= limit:
             raise Forbidden(
-                f"Your quota is {limit} images, and you have {used}; /image/delete one first.",
+                f"Your quota is {limit} images, and you have {used}.",
+                advice="Delete one first, with /image/delete.",
                 code="quota_exceeded",
                 limit=limit,
                 used=used,
@@ -444,7 +449,8 @@ class Commits:
             raise DiskFull(
                 error.reason,
                 f"The host has no room left where LXD makes images ({error.reason}), and nothing of"
-                " this one is left; tell your admin.",
+                " this one is left.",
+                advice="Tell your admin.",
             ) from error
 
     async def _ask(self, new: NewImage, under_way: _UnderWay) -> Growth:
@@ -526,7 +532,8 @@ class Room:
         if self.quota_bytes != UNLIMITED and counted > left * MOST_PACKED:
             raise Forbidden(
                 f"{files}, and your quota of {self.quota_bytes} bytes of images has {left} left;"
-                f" {taken}.{_largest(large)}",
+                f" {taken}.",
+                advice=_largest(large),
                 code="quota_exceeded",
                 limit=self.quota_bytes,
                 used=self.used_bytes,
@@ -535,15 +542,16 @@ class Room:
         if self.free_bytes is not None and size > self.free_bytes:
             raise Conflict(
                 f"{files}, and the pods' storage has room for {self.free_bytes}: no pod could be"
-                f" made of the image.{_largest(large)}",
+                " made of the image.",
+                advice=_largest(large),
                 code="disk_full",
                 free=self.free_bytes,
                 files=size,
             )
         if self.host_bytes is not None and counted >= self.host_bytes * MOST_PACKED:
             raise Conflict(
-                f"{files}, and the host has {self.host_bytes} to spare for images; {taken}. Tell"
-                f" your admin.{_largest(large)}",
+                f"{files}, and the host has {self.host_bytes} to spare for images; {taken}.",
+                advice=f"Tell your admin. {_largest(large)}".rstrip(),
                 code="disk_full",
                 free=self.host_bytes,
                 files=size,
@@ -553,4 +561,4 @@ class Room:
 def _largest(large: Sequence[File]) -> str:
     """Which files to look at first."""
     named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
-    return f" The largest: {named}; holes count, as LXD reads them all." if named else ""
+    return f"The largest: {named}; holes count, as LXD reads them all." if named else ""

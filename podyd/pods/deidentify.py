@@ -47,8 +47,9 @@ async def forget_identity(files: Files, name: str) -> None:
     except (LxdRefused, Conflict, TimedOut, Unavailable) as error:
         # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
         raise Conflict(
-            "The pod's ssh host keys and machine-id could not be taken out of the copy; is"
-            f" /etc/machine-id a file, as usual? ({error.detail})",
+            "The pod's ssh host keys and machine-id could not be taken out of the copy"
+            f" ({error.detail.rstrip('.')}).",
+            advice="See whether its /etc/machine-id is a file, as usual.",
             code="identity_stays",
         ) from error
 

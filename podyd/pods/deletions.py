@@ -99,8 +99,8 @@ class Deletions:
             raise _no_such_file(pod, path)
         if code == 21:
             raise Conflict(
-                f"Nothing of {path!r} is deleted, as {pipe.complaint} in it is mounted; delete what"
-                " is beside that, or unmount it.",
+                f"Nothing of {path!r} is deleted, as {pipe.complaint} in it is mounted.",
+                advice="Delete what is beside that, or unmount it.",
                 code="not_deleted",
             )
         if code != 0:
@@ -120,8 +120,9 @@ class Deletions:
             if kind != "directory" or isinstance(error, Missing):
                 raise _not_deleted(path, error.reason) from error
             raise Conflict(
-                f"{path!r} is a directory that has something in it, and such are deleted only while"
-                f" pod {pod.ins!r} runs; delete a large file of it by its name, so that it starts.",
+                f"{path!r} is a directory that has something in it, and such are deleted only"
+                f" while pod {pod.ins!r} runs.",
+                advice="Delete a large file of it by its name, so that it starts.",
                 code="directory_not_empty",
             ) from error
 
@@ -142,7 +143,8 @@ def _no_such_file(pod: Pod, path: str) -> NotFound:
 
 def _not_empty(path: str) -> Conflict:
     return Conflict(
-        f"{path!r} is a directory that has something in it; with recursive=1 all of it is deleted.",
+        f"{path!r} is a directory that has something in it.",
+        advice="With recursive=1 all of it is deleted.",
         code="directory_not_empty",
     )
 
@@ -153,6 +155,7 @@ def _not_deleted(path: str, reason: str) -> PodydError:
 
 def _unfinished() -> TimedOut:
     return TimedOut(
-        f"There is so much in it that not all is deleted after {SECONDS:.0f} s; ask again.",
+        f"There is so much in it that not all is deleted after {SECONDS:.0f} s.",
+        advice="Ask again.",
         code="timed_out",
     )

@@ -161,10 +161,14 @@ class Disks:
         """What a member is told whose new pod does not fit, while `new` holds its disk."""
         limit = self._making[name].size
         if limit == UNLIMITED:
-            return Conflict("The storage of all pods is full; tell your admin.", code="disk_full")
+            return Conflict(
+                "The storage of all pods is full.",
+                advice="Tell your admin.",
+                code="disk_full",
+            )
         return Conflict(
-            f"It does not fit on a disk of {limit} bytes; ask for more with 'disk', within your"
-            " quota.",
+            f"It does not fit on a disk of {limit} bytes.",
+            advice="Ask for more with 'disk', within your quota.",
             code="disk_full",
             limit=limit,
         )
@@ -196,7 +200,8 @@ class Disks:
         if await self.used(name, devices) is None:
             raise Conflict(
                 "The storage pool cannot limit a pod's disk (it is of kind dir, on a filesystem"
-                " without project quotas); leave out 'disk', or ask your admin for another pool.",
+                " without project quotas).",
+                advice="Leave out 'disk', or ask your admin for another pool.",
                 code="disk_not_limited",
             )
 
@@ -303,8 +308,8 @@ class Disks:
             used = max(used, await self._look(pod))
         if asked < used:
             raise Conflict(
-                f"On the disk of pod {pod.ins!r} are {used} bytes, so {asked} would be too few;"
-                " delete files in it first, or ask for more.",
+                f"On the disk of pod {pod.ins!r} are {used} bytes, so {asked} would be too few.",
+                advice="Delete files in it first, or ask for more.",
                 code="disk_in_use",
                 used=used,
                 asked=asked,
@@ -314,8 +319,8 @@ class Disks:
         """The bytes of all files of a pod, which no more than a look at each of them tells."""
         if pod.status != "running":
             raise Conflict(
-                f"How much is on the disk of pod {pod.ins!r} is known only while it runs; start it"
-                " with /pod/start before its disk is made smaller.",
+                f"How much is on the disk of pod {pod.ins!r} is known only while it runs.",
+                advice="Start it with /pod/start before its disk is made smaller.",
                 code="pod_not_running",
                 status=pod.status,
             )
@@ -326,7 +331,8 @@ class Disks:
         if not (kib.isascii() and kib.isdecimal()):
             raise Conflict(
                 f"How much is on the disk of pod {pod.ins!r} could not be seen within"
-                f" {LOOK_SECONDS:.0f} s ('du -skx /' in it tells); try again.",
+                f" {LOOK_SECONDS:.0f} s ('du -skx /' in it tells).",
+                advice="Try again.",
                 code="disk_in_use",
             )
         return int(kib) * 1024
@@ -351,20 +357,24 @@ def limit_of(instance: Instance) -> int:
 
 def full(pod: Pod) -> Conflict:
     """What a member is told whose pod has no room left."""
+    is_full, advice = fullness(pod)
     return Conflict(
-        f"Pod {pod.ins!r}: {fullness(pod)}.", code="disk_full", limit=limit_of(pod.instance)
+        f"Pod {pod.ins!r}: {is_full}.",
+        advice=advice,
+        code="disk_full",
+        limit=limit_of(pod.instance),
     )
 
 
-def fullness(pod: Pod) -> str:
-    """That a disk is full, and what to do about it."""
+def fullness(pod: Pod) -> tuple[str, str]:
+    """That a disk is full, and a sentence on what to do about it."""
     limit = limit_of(pod.instance)
     if limit == UNLIMITED:
-        return "the storage of all pods is full; tell your admin"
+        return "the storage of all pods is full", "Tell your admin."
     return (
-        f"its disk is full (its limit is {limit} bytes); delete files in it, which"
-        " /pod/file-delete does also while it is stopped, or give it more with 'disk' of"
-        " /pod/limits; on ZFS, its snapshots may count too"
+        f"its disk is full (its limit is {limit} bytes)",
+        "Delete files in it, which /pod/file-delete does also while it is stopped, or give it more"
+        " with 'disk' of /pod/limits; on ZFS, its snapshots may count too.",
     )
 
 
@@ -406,7 +416,8 @@ def _size(
     if room != UNLIMITED and size < MIN_DISK_BYTES:
         raise Forbidden(
             f"Your quota is {quota.disk_total} bytes of disk for all your pods, and they leave"
-            f" {room}; delete one, or make its disk smaller with /pod/limits.",
+            f" {room}.",
+            advice="Delete one, or make its disk smaller with /pod/limits.",
             code="quota_exceeded",
             limit=quota.disk_total,
             left=room,
@@ -422,8 +433,8 @@ def _room(member: Member, others: Mapping[str, int]) -> int:
     for name, size in others.items():
         if size == UNLIMITED:
             raise Forbidden(
-                f"Your quota is {total} bytes of disk for all your pods, and {name} has no limit;"
-                " give it one first, with 'disk' of /pod/limits.",
+                f"Your quota is {total} bytes of disk for all your pods, and {name} has no limit.",
+                advice="Give it one first, with 'disk' of /pod/limits.",
                 code="quota_exceeded",
                 limit=total,
                 pod=name,

@@ -233,7 +233,8 @@ class Transfers:
         if end.code == _MISSING:
             program = pipe.complaint if re.fullmatch("[a-z]{1,20}", pipe.complaint) else "a program"
             raise Conflict(
-                f"Pod {pod.ins!r} has no {program!r}, which files need; install it there.",
+                f"Pod {pod.ins!r} has no {program!r}, which files need.",
+                advice="Install it there.",
                 code="program_missing",
                 program=program,
             )
@@ -366,8 +367,9 @@ class Outgoing:
 
     def _unusable(self) -> Conflict:
         return Conflict(
-            f"What 'stat' and 'find' say of {self._request.path!r} in pod {self._pod.ins!r} makes"
-            " no sense; see whether they are its system's own.",
+            f"What 'stat' and 'find' say of {self._request.path!r} in pod {self._pod.ins!r}"
+            " makes no sense.",
+            advice="See whether they are its system's own.",
             code="pod_answer_unusable",
         )
 
@@ -473,7 +475,9 @@ class Incoming:
                 )
             case 22:
                 return Conflict(
-                    f"{path!r} is a directory; say which file in it.", code="wrong_file_type"
+                    f"{path!r} is a directory.",
+                    advice="Say which file in it.",
+                    code="wrong_file_type",
                 )
             case 23 | 25:
                 wanted = "file" if code == 23 else "directory"
@@ -495,14 +499,16 @@ class Incoming:
 
 def _silent(seconds: float) -> TimedOut:
     return TimedOut(
-        f"The pod has given, or taken, nothing for {seconds:.0f} s; see what it is busy with.",
+        f"The pod has given, or taken, nothing for {seconds:.0f} s.",
+        advice="See what it is busy with.",
         code="pod_is_silent",
     )
 
 
 def _caller_is_silent() -> TimedOut:
     return TimedOut(
-        f"You have sent, or taken, nothing for {CALLER_SECONDS:.0f} s; begin again.",
+        f"You have sent, or taken, nothing for {CALLER_SECONDS:.0f} s.",
+        advice="Begin again.",
         code="caller_is_silent",
     )
 

@@ -204,7 +204,11 @@ class Pods:
         for pod in await self._all():
             if pod.ins == ins and pod.is_of(member):
                 return pod
-        raise NotFound(f"You have no pod {ins!r}; see /pod/list.", code="no_such_pod")
+        raise NotFound(
+            f"You have no pod {ins!r}.",
+            advice="See /pod/list.",
+            code="no_such_pod",
+        )
 
     async def find_running(self, member: Member, ins: str) -> Pod:
         """A member's pod that runs. Raises NotFound, or Conflict (it does not run)."""
@@ -309,7 +313,8 @@ class Pods:
         except NameTaken as error:
             # Since the look at what there is: an admin has typed `lxc launch`, or LXD was slow.
             raise Foreign(
-                f"Something in LXD has got the name {new.name} at this moment; try again."
+                f"Something in LXD has got the name {new.name} at this moment.",
+                advice="Try again.",
             ) from error
 
     async def _remove_half_made(self, name: str) -> bool:
@@ -371,7 +376,8 @@ class Pods:
         limit = member.quota.max_pods
         if limit != UNLIMITED and len(used) >= limit:
             raise Forbidden(
-                f"Your quota is {limit} pods, and you have {len(used)}; delete one first.",
+                f"Your quota is {limit} pods, and you have {len(used)}.",
+                advice="Delete one first.",
                 code="quota_exceeded",
                 limit=limit,
                 used=len(used),
@@ -382,8 +388,11 @@ class Pods:
         missing = [name for name in member.profiles if name not in known]
         if missing:
             raise PodydError(
-                f"LXD has no profile {missing[0]!r}; your admin can put it there with"
-                " 'podyd profiles apply', or take it out of podyd.yaml.",
+                f"LXD has no profile {missing[0]!r}.",
+                advice=(
+                    "Your admin can put it there with 'podyd profiles apply', or take it out of"
+                    " podyd.yaml."
+                ),
                 code="profile_missing",
             )
         return [known[name] for name in member.profiles]
@@ -471,7 +480,7 @@ class Pods:
             await self._start(pod.name, "unfreeze")
         else:
             await self._mounts.apply(pod, await self._mounts.due(member, pod))
-            return f"Pod {ins} is running{await self._start_in_room(pod)}."
+            return f"Pod {ins} is running{await self._start_in_room(pod)}"
         return f"Pod {ins} is running."
 
     async def stop(self, member: Member, ins: str) -> str:
@@ -481,7 +490,7 @@ class Pods:
             return f"Pod {ins} is stopped already."
         has_room = pod.status != "running" or await self._instances.has_room(pod.name)
         how = await self._stop(pod)
-        return f"Pod {ins} has stopped{how}{'' if has_room else f'; {fullness(pod)}'}."
+        return f"Pod {ins} has stopped{how}{'.' if has_room else _full_now(pod)}"
 
     async def restart(self, member: Member, ins: str) -> str:
         """Stop a pod and start it again. Returns what was done.
@@ -494,21 +503,21 @@ class Pods:
             await self._disks.check_restart(pod)
         how = "" if pod.status == "stopped" else await self._stop(pod)
         await self._mounts.apply(pod, due)
-        return f"Pod {ins} has stopped{how}, and is running again{await self._start_in_room(pod)}."
+        return f"Pod {ins} has stopped{how}, and is running again{await self._start_in_room(pod)}"
 
     async def _start_in_room(self, pod: Pod) -> str:
-        """Start a pod, in a little more room if its disk is full; returns words about that."""
+        """Start a pod, in a little more room if its disk is full; returns the end of a sentence."""
         with contextlib.suppress(DiskFull):
             # Where LXD finds no room, it does not clean up after the start that has failed.
             if await self._instances.has_room(pod.name):
                 await self._start(pod.name)
-                return ""
+                return "."
         await self._disks.lend(pod)
         try:
             await self._start(pod.name)
         except DiskFull as error:
             raise full(pod) from error
-        return f"; {fullness(pod)}"
+        return _full_now(pod)
 
     async def _start(self, name: str, action: Literal["start", "unfreeze"] = "start") -> None:
         try:
@@ -561,6 +570,11 @@ class Pods:
     async def _has_stopped(self, name: str) -> bool:
         instance = named(await self._instances.all(), name)
         return instance is not None and instance.status == "stopped"
+
+
+def _full_now(pod: Pod) -> str:
+    is_full, advice = fullness(pod)
+    return f"; {is_full}. {advice}"
 
 
 def _addresses(state: State | None) -> list[str]:
@@ -660,5 +674,8 @@ def port_mapping(devices: Devices) -> list[str]:
 def not_running(ins: str, status: str) -> Conflict:
     """Why nothing can be run in a pod."""
     return Conflict(
-        f"Pod {ins!r} is {status}; start it with /pod/start.", code="pod_not_running", status=status
+        f"Pod {ins!r} is {status}.",
+        advice="Start it with /pod/start.",
+        code="pod_not_running",
+        status=status,
     )

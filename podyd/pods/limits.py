@@ -74,8 +74,9 @@ class Limits:
         used = (await self._instances.state(pod.name)).memory_bytes
         if asked < used:
             raise Conflict(
-                f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read included,"
-                f" and {asked} would end its processes; ask for more, or stop it first.",
+                f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read"
+                f" included, and {asked} would end its processes.",
+                advice="Ask for more, or stop it first.",
                 code="memory_in_use",
                 used=used,
                 asked=asked,

@@ -53,8 +53,8 @@ class Listeners:
                 raise ProcessLookupError(f"process {pid} has ended")
         except OSError as error:
             raise Unavailable(
-                "The kernel does not show what listens in the pod; tell your admin if it stays so"
-                f" ({type(error).__name__}).",
+                f"The kernel does not show what listens in the pod ({type(error).__name__}).",
+                advice="Tell your admin if it stays so.",
                 code="listeners_unknown",
             ) from error
         return found.listening

@@ -37,8 +37,8 @@ class PodLogs:
         if pod.status == "frozen":
             # Its journal is there and cannot be asked; its console would look like a failure.
             raise Conflict(
-                f"Pod {request.ins!r} is frozen, and what would show its journal is too; let it go"
-                " on with /pod/start.",
+                f"Pod {request.ins!r} is frozen, and what would show its journal is too.",
+                advice="Let it go on with /pod/start.",
                 code="pod_not_running",
                 status=pod.status,
             )

@@ -20,7 +20,7 @@ from podyd.engine.interface import Instances, Server
 from podyd.engine.types import Devices, Profile
 from podyd.model.member import Member
 from podyd.model.pod import IDMAP, Pod
-from podyd.node.directories import Directory, Fitness, to_make
+from podyd.node.directories import Directory, to_make
 from podyd.node.interface import Directories
 
 RAW = "raw.idmap"
@@ -116,12 +116,18 @@ class Mounts:
             found = await asyncio.wait_for(self._directories.fitness(own), LOOK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
-                f"Your directory {own.path} is on a disk that does not answer; tell your admin.",
+                f"Your directory {own.path} is on a disk that does not answer.",
+                advice="Tell your admin.",
                 code="directory_hangs",
             ) from None
-        problem = _problem(own, found)
-        if problem:
-            raise Conflict(f"Your pods have {own.path}, but {problem}.", code="directory_unfit")
+        if problem := found.unsafe or found.unfit:
+            raise Conflict(
+                f"Your pods have {own.path}, but {problem}.",
+                advice="Tell your admin that 'podyd doctor' says what to do."
+                if found.unsafe
+                else f"Ask your admin to type: {to_make(own)} && podyd setup.",
+                code="directory_unfit",
+            )
 
     async def _check_project(self, member: Member, mounts: Sequence[Mount]) -> None:
         """LXD itself would refuse too, with words for admins alone."""
@@ -133,20 +139,11 @@ class Mounts:
         )
         if not is_known:
             raise Conflict(
-                "LXD does not yet let pods have your own directory; tell your admin to type"
-                " 'podyd setup'.",
+                "LXD does not yet let pods have your own directory.",
+                advice="Tell your admin to type 'podyd setup'.",
                 code="directory_not_set_up",
             )
 
 
 def _is_own(device: str) -> bool:
     return device.startswith(DEVICE)
-
-
-def _problem(own: Directory, found: Fitness) -> str:
-    """What is wrong with a member's own directory, and what to do about it; "" if nothing is."""
-    if found.unsafe:
-        return f"{found.unsafe}; tell your admin that 'podyd doctor' says what to do"
-    if found.unfit:
-        return f"{found.unfit}; ask your admin to type: {to_make(own)} && podyd setup"
-    return ""

@@ -182,8 +182,8 @@ def _check_room(member: Member, name: str, existing: list[str]) -> None:
     limit = member.quota.max_snapshots
     if limit != UNLIMITED and len(existing) >= limit:
         raise Forbidden(
-            f"Your quota is {limit} snapshots of a pod, and this one has {len(existing)}; delete"
-            " one first.",
+            f"Your quota is {limit} snapshots of a pod, and this one has {len(existing)}.",
+            advice="Delete one first.",
             code="quota_exceeded",
             limit=limit,
             used=len(existing),

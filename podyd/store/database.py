@@ -96,7 +96,9 @@ class Database:
         """
         if self._waiting >= MAX_WAITING:
             raise Unavailable(
-                "podyd's database has much to do; try again shortly.", code="database_busy"
+                "podyd's database has much to do.",
+                advice="Try again shortly.",
+                code="database_busy",
             )
         loop = asyncio.get_running_loop()
         future = loop.run_in_executor(self._pool, self._transact, work)
@@ -181,5 +183,7 @@ class Database:
 
     def _unavailable(self, problem: str) -> Unavailable:
         return Unavailable(
-            f"podyd's database {self._path} {problem}; tell your admin.", code="database_failed"
+            f"podyd's database {self._path} {problem}.",
+            advice="Tell your admin.",
+            code="database_failed",
         )

@@ -178,7 +178,7 @@ def test_help_of_a_prefix(alice: Client) -> None:
 
 def test_help_of_a_route_that_is_not_there_names_the_nearest(alice: Client) -> None:
     body = alice.get("/help", path="pod/exek").refused(404, "no_such_route")
-    assert "/pod/exec" in body["detail"]
+    assert "/pod/exec" in body["advice"]
 
 
 def test_images(alice: Client) -> None:
@@ -188,7 +188,7 @@ def test_images(alice: Client) -> None:
     assert (image["name"], image["architecture"]) == (IMAGE, "x86_64")
     assert image["size"] > 1_000_000
     body = alice.get("/image/inspect", image="no-such").refused(404, "no_such_image")
-    assert "/host/images" in body["detail"]
+    assert "/host/images" in body["advice"]
 
 
 def test_without_a_driver_gpus_are_empty_and_null(node: Node, alice: Client) -> None:
@@ -215,7 +215,7 @@ def test_listall_is_for_admins(alice: Client, admin: Client, pod: str) -> None:
 
 
 def test_no_such_route(alice: Client) -> None:
-    assert "/pod/list" in alice.get("/pod/lst").refused(404, "no_such_route")["detail"]
+    assert "/pod/list" in alice.get("/pod/lst").refused(404, "no_such_route")["advice"]
     for path in ("/", "//", "/pod", "/pod/list/", "/../etc/passwd", "/%00", "/openapiXjson"):
         alice.get(path).refused(404, "no_such_route")
 

@@ -121,7 +121,7 @@ def test_a_full_pod_starts_again_in_a_little_more_room(
     client.post("/pod/start", ins="full").ok
     fill_and_cut_off(node, client, thin)
     body = client.post("/pod/start", ins="full").refused(409, "disk_full")
-    assert "/pod/file-delete" in body["detail"]
+    assert "/pod/file-delete" in body["advice"]
     assert client.post("/pod/file-delete", ins="full", path="/full/big1").ok
     client.post("/pod/start", ins="full").ok
     fill(client)
@@ -206,8 +206,10 @@ def test_files_are_deleted(client: Client, status: str) -> None:
     delete("/full/none").refused(404, "no_such_file")
     delete("/full/none/1").refused(404, "no_such_file")
     delete("/full/a/1/2").refused(404, "no_such_file")
-    advice = "recursive" if status == "running" else "only while pod 'full' runs"
-    assert advice in delete("/full/a").refused(409, "directory_not_empty")["detail"]
+    field, word = (
+        ("advice", "recursive") if status == "running" else ("detail", "only while pod 'full' runs")
+    )
+    assert word in delete("/full/a").refused(409, "directory_not_empty")[field]
     for path in ("/", "//", "/full/..", "/full/a/."):
         delete(path, recursive="1").refused(400, "malformed_parameter")
     for path in ("/full/a/1", "/full/a/2 x", "/full/a/p", "/full/-rf"):

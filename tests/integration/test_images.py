@@ -227,7 +227,7 @@ def test_what_is_too_large_is_not_packed(node: Node, own: Client) -> None:
     own.exec("main", f"truncate -s {4 << 60} /root/hole; sync")
     body = own.post("/pod/commit", ins="main").refused(409, "disk_full")
     assert body["files"] > 4 << 60
-    assert "'/root/hole' (4611686018427387904)" in body["detail"]
+    assert "'/root/hole' (4611686018427387904)" in body["advice"]
     own.exec("main", "rm /root/hole; sync")
     own.exec("main", "head -c 30000000 /dev/zero >/root/file; sync")
     tight = node.serve({"quota": {"default": {"image_size": 2_000_000}}})

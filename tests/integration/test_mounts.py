@@ -172,7 +172,7 @@ def test_no_link_leads_elsewhere(disk: Disk, ann: Client, ben: Client) -> None:
             assert f"{own} is not a directory itself" in body["detail"]
             own.unlink()
         body = ann.post("/pod/restart", ins="main").refused(409, "directory_unfit")
-        assert f"install -d -m 700 -o {ann.user}" in body["detail"]
+        assert f"install -d -m 700 -o {ann.user}" in body["advice"]
         # It is refused before the pod is stopped.
         assert ann.get("/pod/info", ins="main").ok["status"] == "running"
         # What podyd did not see, LXD sees.
@@ -195,7 +195,7 @@ def test_what_members_could_replace_is_not_mounted(disk: Disk, ann: Client, how:
         place.chmod(0o775)
     try:
         body = ann.post("/pod/restart", ins="main").refused(409, "directory_unfit")
-        assert "podyd doctor" in body["detail"]
+        assert "podyd doctor" in body["advice"]
         done = disk.node.command("doctor", "--config", str(disk.server.config))
         assert f"install -d -m 755 -o root -g root {place}" in done.stdout
     finally:
@@ -221,7 +221,7 @@ def test_a_new_member(disk: Disk, two: tuple[Client, Client]) -> None:
     assert f"{disk.own(user)} is not there" in body["detail"]
     disk.make(user)
     body = client.post("/pod/create", ins="main", image=SMALL).refused(409, "directory_not_set_up")
-    assert "podyd setup" in body["detail"]
+    assert "podyd setup" in body["advice"]
     assert "restricted.idmap.uid" in disk.setup()
     assert disk.setup() == "Nothing to do: all is set up.\n"
     # podyd may map these ids, but LXD may not.

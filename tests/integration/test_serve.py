@@ -121,8 +121,8 @@ def test_no_image_is_an_empty_list_that_says_how_to_get_one(node: Node, alice: C
     answer = client.get("/host/images")
     assert answer.ok == []
     assert "images.offer" in answer.headers["X-Podyd-Hint"]
-    detail = client.post("/pod/create", ins="none", image=IMAGE).refused(403)["detail"]
-    assert "images.offer" in detail
+    advice = client.post("/pod/create", ins="none", image=IMAGE).refused(403)["advice"]
+    assert "images.offer" in advice
     assert "X-Podyd-Hint" not in alice.get("/host/images").headers
     assert server.stop() == 0
 

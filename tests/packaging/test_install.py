@@ -456,7 +456,7 @@ def test_a_members_own_directory(site: Site, config: Path, image: str) -> None:
     machine.run("install", "-d", "-m", "755", "/data")
     machine.run("systemctl", "restart", "podyd")
     said = site.alice.post("/pod/create", ins="own", image=image).refused(409, "directory_unfit")
-    machine.run("sh", "-c", said["detail"].partition("type: ")[2].rstrip("."))
+    machine.run("sh", "-c", said["advice"].partition("type: ")[2].rstrip("."))
     ids = "--add-subuids 1000-59999 --add-subgids 100-100 --add-subgids 1000-59999"
     machine.run("usermod", *ids.split(), "root")
     assert "root has no range" not in machine.attempt("podyd", "doctor").stdout

@@ -30,7 +30,9 @@ class MetaRoutes:
             found = [item for item in OPERATIONS if item.path == path]
         if not found:
             raise NotFound(
-                f"There is no route {path[:100]!r}{suggestion(path)}", code="no_such_route"
+                f"There is no route {path[:100]!r}.",
+                advice=suggestion(path),
+                code="no_such_route",
             )
         return [_help_entry(item) for item in found]
 
@@ -48,9 +50,9 @@ class MetaRoutes:
 
 
 def suggestion(path: str) -> str:
-    """The end of a sentence that says there is no such route."""
+    """What to try instead of a route that is not there."""
     near = difflib.get_close_matches(path, [item.path for item in OPERATIONS], n=1)
-    return f"; did you mean {near[0]}?" if near else "; see /help."
+    return f"Did you mean {near[0]}?" if near else "See /help."
 
 
 def _help_entry(operation: AnyOperation) -> HelpEntry:

@@ -60,7 +60,7 @@ def test_no_image_at_all() -> None:
     assert "lxc image copy" in hint
     assert hint.isascii(), "it is an HTTP header"
     with pytest.raises(
-        NotFound, match=r"no image .debian12.; LXD has no image: .*podyd image build"
+        NotFound, match=r"no image .debian12.. LXD has no image: .*podyd image build"
     ):
         asyncio.run(images().offered(MEMBER, "debian12"))
 
@@ -75,7 +75,7 @@ def test_none_is_offered() -> None:
 def test_another_name_is_offered() -> None:
     found = images("debian12")
     assert asyncio.run(found.hint()) == ""
-    with pytest.raises(NotFound, match="see /host/images"):
+    with pytest.raises(NotFound, match="See /host/images"):
         asyncio.run(found.offered(MEMBER, "debian13"))
 
 

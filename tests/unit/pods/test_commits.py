@@ -148,7 +148,7 @@ def test_what_an_image_has_room_for() -> None:
     with pytest.raises(Forbidden, match="has 30 left") as refused:
         room.check(301, large)
     assert refused.value.fields == {"limit": 100, "used": 70, "files": 301}
-    assert "'/f0' (100), '/f1' (99), '/f2' (98); holes" in refused.value.detail
+    assert "'/f0' (100), '/f1' (99), '/f2' (98); holes" in refused.value.advice
     # What the others have may be more by now than the quota is.
     with pytest.raises(Forbidden, match="has 0 left"):
         Room("main", 100, 170, None).check(1)
@@ -322,7 +322,7 @@ def test_what_lxd_spoils_again_is_an_error() -> None:
 
 def test_a_host_without_room_is_no_full_pod() -> None:
     client = Slips(DiskFull("write /var/lib/lxd/images/lxd_build_1/x: no space left on device"))
-    with pytest.raises(DiskFull, match=r"The host has no room .*; tell your admin\.$"):
+    with pytest.raises(DiskFull, match=r"The host has no room .* Tell your admin\.$"):
         client.pack()
     assert client.seen == ["packing"]
 
