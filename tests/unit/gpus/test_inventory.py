@@ -6,17 +6,15 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from podyd.engine.rest import LxdClient
-from podyd.engine.server import LxdServer
-from podyd.engine.types import Profile
+from podyd.engine.types import PciCard, Profile
 from podyd.gpus.inventory import Card, Identities, Inventory, cards_in, natural, with_cards
 from podyd.node.samples import Gpu, Sample
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
+from tests.unit.engine.fake import FakeEngine
 from tests.unit.node.fake import FakeSamples
 
 CARDS = (
@@ -118,22 +116,13 @@ def test_without_a_database_it_is_remembered_while_podyd_runs(tmp_path: Path) ->
     asyncio.run(whole())
 
 
-class Untold(LxdClient):
-    """LXD with a card and without nvidia-container-cli."""
-
-    def __init__(self) -> None:
-        pass
-
-    async def get(self, path: str, **query: Any) -> Any:
-        assert path == "/1.0/resources"
-        return {"gpu": {"cards": [{"vendor_id": "10de", "pci_address": "0000:01:00.0"}]}}
-
-
 def test_a_driver_that_goes_takes_no_uuid_with_it(tmp_path: Path) -> None:
     async def whole() -> None:
         async with identities(tmp_path / "db") as known:
-            samples = FakeSamples()
-            inventory = Inventory(LxdServer(Untold()), samples, known)
+            samples, lxd = FakeSamples(), FakeEngine()
+            # Without nvidia-container-cli.
+            lxd.cards = (PciCard("0000:01:00.0", "10de"),)
+            inventory = Inventory(lxd.engine.server, samples, known)
             assert [card.key for card in await inventory.cards()] == ["0000:01:00.0"]
             before = await inventory.cards()
             samples.latest = Sample(1.0, "535", "12.2", (Gpu("GPU-a", "0000:01:00.0", "A"),))

@@ -5,18 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from podyd.base.errors import Gone
-from podyd.engine.instances import LxdInstances
-from podyd.engine.rest import LxdClient
-from podyd.engine.restore_guard import Holds
-from podyd.engine.types import Instance
+from podyd.engine.types import Address, Instance, State
 from podyd.network.locations import Locations, held_nics, location_of
 from podyd.node.arp import Nic
+from tests.unit.engine.fake import FakeEngine
 from tests.unit.node.fake import FakeNeighbours
 
 BORN = datetime(2026, 1, 1, tzinfo=timezone.utc)
@@ -68,21 +63,6 @@ def test_an_address_that_is_another_pods_by_now() -> None:
     assert location_of(instance(), elsewhere, before) == before
 
 
-class Lxd(LxdClient):
-    """Says of each instance what it claims."""
-
-    def __init__(self, *claimed: str) -> None:
-        self.claimed = claimed
-
-    async def get(self, path: str, **query: Any) -> Any:
-        if not self.claimed:
-            raise Gone("Instance not found")
-        addresses = [
-            {"family": "inet", "scope": "global", "address": address} for address in self.claimed
-        ]
-        return {"network": {"eth0": {"addresses": addresses}}}
-
-
 @pytest.mark.parametrize(
     ("heard", "claimed", "found", "asked"),
     [
@@ -105,8 +85,11 @@ def test_what_is_asked_for(
     asked: set[str],
 ) -> None:
     neighbours = FakeNeighbours(heard)
-    instances = LxdInstances(Lxd(*claimed), Holds(Path("/nowhere")))
-    locations = Locations(instances, neighbours)
+    lxd = FakeEngine()
+    if claimed:
+        lxd.add(instance())
+        addresses = tuple(Address("eth0", "inet", address) for address in claimed)
+        lxd.states["a"] = State(addresses=addresses)
+    locations = Locations(lxd.engine.instances, neighbours)
     assert asyncio.run(locations.of([instance()])) == found
     assert neighbours.asked == {("lxdbr0", address) for address in asked}
-    instances.close()

@@ -6,52 +6,30 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from types import MappingProxyType
-from typing import Any
 
 import pytest
 
 from podyd.base.errors import Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
-from podyd.engine.images import LxdImageStore
-from podyd.engine.rest import LxdClient
 from podyd.model.member import Member
 from podyd.model.pod import owner_keys
 from podyd.pods.catalogue import Images
+from tests.unit.engine.fake import IMAGE, FakeEngine
 
 MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
-
-
-class Lxd(LxdClient):
-    """Has images of these names."""
-
-    def __init__(self, *names: str, properties: Mapping[str, str]) -> None:
-        self.names = names
-        self.properties = properties
-
-    async def get(self, path: str, **query: Any) -> Any:
-        assert path == "/1.0/images"
-        return [
-            {
-                "type": "container",
-                "fingerprint": "f" * 64,
-                "aliases": [{"name": name}],
-                "properties": self.properties,
-                "size": 1,
-                "created_at": "2026-11-25T00:00:00Z",
-                "architecture": "x86_64",
-            }
-            for name in self.names
-        ]
 
 
 def images(
     *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
 ) -> Images:
-    return Images(
-        LxdImageStore(Lxd(*names, properties=properties)),
-        Settings(Config(images=ImagesConfig(offer=(offer,)))),
-    )
+    """Of these names."""
+    lxd = FakeEngine()
+    lxd.images = {
+        name: replace(IMAGE, fingerprint=name, aliases=(name,), properties=properties)
+        for name in names
+    }
+    return Images(lxd.engine.images, Settings(Config(images=ImagesConfig(offer=(offer,)))))
 
 
 def test_no_image_at_all() -> None:
