@@ -107,7 +107,7 @@ class Metrics:
             pods.add_metric((status,), count)
         yield pods
         yield GaugeMetricFamily(
-            "podyd_gpu_queue_length", "Pods in line for GPUs.", value=len(view.line)
+            "podyd_gpu_queue_length", "Pods in line for GPUs.", value=len(view.queue)
         )
         yield from self._of_disks(view)
         yield from self._of_holders(view)

@@ -2,10 +2,10 @@
 
 Nothing here changes anything: a `View` is how things stand, and all the rest follows from it.
 
-Where a lease, a choice or a place in line names a UUID that is no known card's, and the UUID of
-some card is not known, that card may be the one: it is `frozen`, and stays with the pods that have
-it now. If each card's own is known, the one that is named has gone with the hardware, and holds
-nobody up.
+Where a lease, a choice or a queue entry names a UUID that no known card has, and the UUID of some
+card is not known, that card may be the one: it is `frozen`, and stays with the pods that have it
+now. If the UUIDs of all cards are known, the named card has been removed from the host, and blocks
+nobody.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_th
 from podyd.gpus.leases import (
     WAITING,
     Lease,
-    Place,
+    QueueEntry,
+    entry_value,
     lease_key,
     lease_value,
-    place_value,
     written_leases,
 )
 from podyd.model.gpu import CardChoice
@@ -87,7 +87,7 @@ class View:
     pods: tuple[Pod, ...]
     profiles: Mapping[str, Profile]
     leases: Mapping[str, Lease]
-    line: tuple[Place, ...]
+    queue: tuple[QueueEntry, ...]
     making: Mapping[str, Making]
     users: Mapping[Card, frozenset[str]] | None
     troubled: Mapping[Card, str]
@@ -103,7 +103,7 @@ class View:
         if "" not in known:
             return {}
         named = [(lease.pod, [lease.key]) for lease in self.leases.values()]
-        named += [(place.pod, list(place.choice.named)) for place in self.line]
+        named += [(entry.pod, list(entry.choice.named)) for entry in self.queue]
         named += [(pod, [key_of(key, self.cards) for key in chosen(pod)]) for pod in self.pods]
         found: dict[str, frozenset[str]] = {}
         for pod, keys in named:
@@ -155,9 +155,9 @@ class View:
         wish = ",".join(key_of(key, self.cards) for key in chosen(pod))
         if wish and wish != pod.instance.config[WISH]:
             keys[WISH] = wish
-        for place in self.line:
-            if place.pod.name == pod.name and place_value(place) != pod.instance.config[WAITING]:
-                keys[WAITING] = place_value(place)
+        for entry in self.queue:
+            if entry.pod.name == pod.name and entry_value(entry) != pod.instance.config[WAITING]:
+                keys[WAITING] = entry_value(entry)
         return keys
 
     # --- What pods have --------------------------------------------------------------------------
@@ -230,9 +230,9 @@ class View:
 
     def counted(self, owner: Owner, *, but: str = "") -> int:
         """How many cards count towards an owner's quota, those of pod `but` left out: had,
-        promised to a pod in line, or to one that is being made."""
+        promised to a pod in the queue, or to one that is being made."""
         pods = {pod.name: pod for pod in self.pods if pod.is_of(owner) and pod.name != but}
-        waiting = [place.more for place in self.line if place.pod.name in pods]
+        waiting = [entry.more for entry in self.queue if entry.pod.name in pods]
         making = [
             item.counted
             for name, item in self.making.items()
@@ -332,20 +332,20 @@ class View:
         wanted = max(0, choice.count - len(self.leased(pod)))
         return wanted if room is None else min(wanted, room)
 
-    def grantable(self, place: Place) -> Cards:
+    def grantable(self, entry: QueueEntry) -> Cards:
         """The cards that a pod can have for itself now, with nobody before it passed over.
 
         Raises Conflict, with who holds the cards; Unavailable if nobody can tell who is on them, or
         which card is which.
         """
-        pod, choice = place.pod, place.choice
+        pod, choice = entry.pod, entry.choice
         if pod.name in self.unknown:
             raise self.undecided()
         possible = self._possible(choice)
         before = [
             other
-            for other in self.line
-            if other.since < place.since
+            for other in self.queue
+            if other.since < entry.since
             and other.pod.name != pod.name
             and self._is_servable(other.choice)
             and self._possible(other.choice) & possible
@@ -369,7 +369,7 @@ class View:
         usable = in_order(mine)
         usable += [card for card in self.least_used() if card in free - mine and card in own]
         others = [card for card in self.least_used() if card in free - mine - own]
-        usable += others[: place.more]
+        usable += others[: entry.more]
         if len(usable) < choice.count:
             if self.frozen:
                 raise self.undecided()
@@ -407,7 +407,12 @@ class View:
         ]
 
     def _held(
-        self, cards: Cards, pod_name: str, before: Iterable[Place] = (), *, to_lease: bool = False
+        self,
+        cards: Cards,
+        pod_name: str,
+        before: Iterable[QueueEntry] = (),
+        *,
+        to_lease: bool = False,
     ) -> Conflict:
         """Who holds these cards, since when and until when."""
         holders: list[dict[str, Any]] = []

@@ -1,8 +1,8 @@
-"""Leases of cards and the line for them, as they stand on the instances.
+"""Leases of cards and the queue for them, as stored in the configuration of the instances.
 
-`user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` a place in line: so they
-survive podyd, and an admin reads them with `lxc config show`. A card whose UUID nobody told when it
-was written stands there with its PCI address.
+`user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` an entry of the queue: so they
+outlive the process, and an admin reads them with `lxc config show`. A card whose UUID was not known
+when the key was written is stored with its PCI address.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Lease:
 
 
 @dataclass(frozen=True)
-class Place:
-    """A pod in line: since when, for which cards, and for how many hours it will have them.
+class QueueEntry:
+    """A pod in the queue: since when, for which cards, and for how many hours it will have them.
 
     Cards that it names are named by their keys. `more` is how many cards it may get beyond those
     that it has or shares: what its owner's quota left when it came, which is kept for it.
@@ -60,16 +60,16 @@ def lease_value(since: datetime, until: datetime) -> str:
     return f"{_text(since)}/{_text(until)}"
 
 
-def place_value(place: Place) -> str:
-    """What stands on the instance of a pod that waits."""
+def entry_value(entry: QueueEntry) -> str:
+    """The value of `WAITING` for an entry of the queue."""
     return json.dumps(
         {
             # An admin's copy of the instance has another name, and does not wait.
-            "pod": place.pod.name,
-            "since": _text(place.since),
-            "gpus": place.choice.stored(),
-            "hours": place.hours,
-            "more": place.more,
+            "pod": entry.pod.name,
+            "since": _text(entry.since),
+            "gpus": entry.choice.stored(),
+            "hours": entry.hours,
+            "more": entry.more,
         }
     )
 
@@ -100,8 +100,8 @@ def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
     return found
 
 
-def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
-    """Who waits, the first to be served first."""
+def queue_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[QueueEntry]:
+    """The entries of the queue, the first to be served first."""
     found = []
     for pod in pods:
         text = pod.instance.config.get(WAITING)
@@ -114,13 +114,13 @@ def line_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[Place]:
                 raise ValueError(hours)
             # Older entries have indices.
             choice = lasting(CardChoice.of_stored(data["gpus"]), cards)
-            place = Place(pod, since, choice, hours, int(data["more"]))
+            entry = QueueEntry(pod, since, choice, hours, int(data["more"]))
         except (ValueError, KeyError, TypeError, AttributeError):
-            log.warning("%s: %s is not a place in line: %r", pod.name, WAITING, text)
+            log.warning("%s: %s is not a queue entry: %r", pod.name, WAITING, text)
             continue
         if data.get("pod") == pod.name:
-            found.append(place)
-    return sorted(found, key=lambda place: (place.since, place.pod.name))
+            found.append(entry)
+    return sorted(found, key=lambda entry: (entry.since, entry.pod.name))
 
 
 def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:

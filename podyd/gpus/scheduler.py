@@ -56,12 +56,12 @@ from podyd.gpus.inventory import Card, Inventory, by_index, cards_in, lasting, n
 from podyd.gpus.leases import (
     WAITING,
     Lease,
-    Place,
+    QueueEntry,
+    entry_value,
     lease_key,
     lease_value,
     leases_of,
-    line_of,
-    place_value,
+    queue_of,
 )
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
@@ -71,7 +71,7 @@ from podyd.node.samples import Sample
 
 log = logging.getLogger(__name__)
 
-# Between two looks at whether the line can be served.
+# Between two reconciliations: with pods in the queue, and with none.
 BUSY_SECONDS = 2.0
 QUIET_SECONDS = 60.0
 A_MOMENT = timedelta(microseconds=1)
@@ -133,7 +133,7 @@ class Scheduler:
             pods=pods,
             profiles=profiles,
             leases=leases_of(pods, cards),
-            line=tuple(line_of(pods, cards)),
+            queue=tuple(queue_of(pods, cards)),
             making=making,
             users={card: frozenset(self._activity.pods(card.pci)) for card in cards}
             if sample or absent
@@ -169,19 +169,19 @@ class Scheduler:
             if (lease := view.lease_of(pod, card)) is not None
         ]
 
-    async def line(self) -> list[Waiting]:
-        """Who waits for cards, in order."""
+    async def queue(self) -> list[Waiting]:
+        """The entries of the queue, in order."""
         view = await self.view()
         return [
             Waiting(
                 number,
-                place.pod.name,
-                place.pod.owner,
-                str(by_index(place.choice, view.cards)),
-                place.hours,
-                iso(place.since),
+                entry.pod.name,
+                entry.pod.owner,
+                str(by_index(entry.choice, view.cards)),
+                entry.hours,
+                iso(entry.since),
             )
-            for number, place in enumerate(view.line, 1)
+            for number, entry in enumerate(view.queue, 1)
         ]
 
     # --- A new pod -------------------------------------------------------------------------------
@@ -264,7 +264,7 @@ class Scheduler:
     ) -> int:
         """Give a pod cards for itself alone, for `hours` from now; with `wait` in its turn.
 
-        Returns its place in line, or 0 if it has them. What the pod has leased already it has
+        Returns its place in the queue, or 0 if it has them. What the pod has leased already it has
         longer, never shorter. Raises BadRequest, Forbidden (quota, limits of podyd.yaml), Conflict
         (says who holds the cards), Unavailable (nobody can tell who is on them, or which is which).
         """
@@ -272,22 +272,22 @@ class Scheduler:
             pod, choice = _as_now(view, pod), lasting(choice, view.cards)
             more = self._check_limits(view, member, pod, choice, hours)
             # A clock that was set back must not let anybody overtake.
-            since = max([now(), *(other.since + A_MOMENT for other in view.line)])
-            place = Place(pod, since, choice, hours, more)
+            since = max([now(), *(other.since + A_MOMENT for other in view.queue)])
+            entry = QueueEntry(pod, since, choice, hours, more)
             try:
-                await self._grant(view, place, view.grantable(place))
+                await self._grant(view, entry, view.grantable(entry))
             except Conflict:
                 if not wait:
                     raise
-                return await self._enter(view, place)
+                return await self._enter(view, entry)
             return 0
 
     async def release(
         self, pod: Pod, choice: CardChoice | None, *, force: bool
     ) -> tuple[list[Card], bool]:
-        """Give leased cards back; returns them, and whether the pod has left the line.
+        """Give leased cards back; returns them, and whether the pod has left the queue.
 
-        Without a choice all of them and the place in line, with `none` the place alone. Raises
+        Without a choice all of them and the queue entry, with `none` the entry alone. Raises
         BadRequest, Conflict (in use by the pod), Unavailable (nobody can tell which card is which).
         """
         async with self._alone() as view:
@@ -319,7 +319,7 @@ class Scheduler:
     def _check_limits(
         self, view: View, member: Member, pod: Pod, choice: CardChoice, hours: float
     ) -> int:
-        """Whether a member may lease so much; returns the `more` of its place in line."""
+        """Whether a member may lease so much; returns the `more` of its queue entry."""
         limits = self._settings.current.lease
         if view.size(choice) == 0:
             raise BadRequest(
@@ -336,7 +336,7 @@ class Scheduler:
             )
         names = {item.name for item in view.pods if item.is_of(member)} - {pod.name}
         used = sum(lease.pod.name in names for lease in view.leases.values())
-        used += sum(view.asked(place.choice) for place in view.line if place.pod.name in names)
+        used += sum(view.asked(entry.choice) for entry in view.queue if entry.pod.name in names)
         leased = view.leased(pod)
         if choice.count is None and not choice.everything:
             wanted = len(leased | {view.card(name) for name in choice.named})
@@ -357,48 +357,48 @@ class Scheduler:
         _check_quota(view, member, max(kept + more, wanted), pod)
         return more
 
-    async def _grant(self, view: View, place: Place, cards: frozenset[Card]) -> None:
-        since, until = now(), now() + timedelta(hours=place.hours)
+    async def _grant(self, view: View, entry: QueueEntry, cards: frozenset[Card]) -> None:
+        since, until = now(), now() + timedelta(hours=entry.hours)
         leases = {}
         for card in cards:
             old = view.leases.get(card.key)
             leases[card.key] = Lease(
-                place.pod,
+                entry.pod,
                 card.key,
                 since if old is None else old.since,
                 until if old is None else max(old.until, until),
             )
         after = replace(view, leases={**view.leases, **leases})
         # First the others lose the cards, then the pod has them: never two at once.
-        others = [other for other in view.pods if other.name != place.pod.name]
+        others = [other for other in view.pods if other.name != entry.pod.name]
         await _all_of(
             partial(self._take, after, other, lost)
             for other in others
             if (lost := (view.present(other) & cards) - after.due(other))
         )
-        keys: Keys = dict.fromkeys(view.lease_keys(place.pod, leases))
+        keys: Keys = dict.fromkeys(view.lease_keys(entry.pod, leases))
         for key, lease in leases.items():
             keys[lease_key(key)] = lease_value(lease.since, lease.until)
-        if any(_is_same(place, other) for other in view.line):
+        if any(_is_same(entry, other) for other in view.queue):
             keys[WAITING] = None
-        await self._write(after, place.pod, after.due(place.pod), keys)
+        await self._write(after, entry.pod, after.due(entry.pod), keys)
         numbers = ", ".join(str(card.index) for card in in_order(cards))
-        log.info("leased GPU %s to %s until %s", numbers, place.pod.name, iso(until))
+        log.info("leased GPU %s to %s until %s", numbers, entry.pod.name, iso(until))
 
-    async def _enter(self, view: View, place: Place) -> int:
-        """Stand in line; who asks again for the same keeps their place, which is returned."""
-        for number, other in enumerate(view.line, 1):
-            if _is_same(place, other):
+    async def _enter(self, view: View, entry: QueueEntry) -> int:
+        """Join the queue; who asks again for the same keeps their place, which is returned."""
+        for number, other in enumerate(view.queue, 1):
+            if _is_same(entry, other):
                 return number
-            if other.pod.name == place.pod.name:
+            if other.pod.name == entry.pod.name:
                 raise Conflict(
-                    f"Pod {place.pod.ins!r} waits for other GPUs already.",
+                    f"Pod {entry.pod.ins!r} waits for other GPUs already.",
                     advice="/gpu/release with gpus=none leaves the line.",
                     code="already_waiting",
                 )
-        await self._write(view, place.pod, view.due(place.pod), {WAITING: place_value(place)})
-        log.info("%s waits for GPUs: %s", place.pod.name, by_index(place.choice, view.cards))
-        return len(view.line) + 1
+        await self._write(view, entry.pod, view.due(entry.pod), {WAITING: entry_value(entry)})
+        log.info("%s waits for GPUs: %s", entry.pod.name, by_index(entry.choice, view.cards))
+        return len(view.queue) + 1
 
     # --- Checks ----------------------------------------------------------------------------------
 
@@ -424,7 +424,7 @@ class Scheduler:
     # --- Making it so ----------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Serve the line and end leases, for good."""
+        """Serve the queue and end leases, until cancelled."""
         while True:
             self._poke.clear()
             problems: dict[str, str] = {}
@@ -448,7 +448,7 @@ class Scheduler:
         self._poke.set()
 
     async def _reconcile(self, problems: dict[str, str]) -> float:
-        """Bring leases, line and devices in order; in how many seconds to look again.
+        """Bring leases, queue and devices in order; in how many seconds to look again.
 
         What fails for one pod goes to `problems`, and must not keep the others from their cards.
         """
@@ -490,14 +490,14 @@ class Scheduler:
             tried |= {("write", pod.name) for pod in some}
             await _all_of(partial(self._catch_up, view, pod, problems) for pod in some)
             return True
-        for place in view.line:
+        for entry in view.queue:
             # Who cannot be served yet keeps what they wait for from those behind.
             with contextlib.suppress(Conflict, Unavailable):
-                cards = view.grantable(place)
-                if ("grant", place.pod.name) not in tried:
-                    tried.add(("grant", place.pod.name))
-                    with _noted(place.pod, problems):
-                        await self._grant(view, place, cards)
+                cards = view.grantable(entry)
+                if ("grant", entry.pod.name) not in tried:
+                    tried.add(("grant", entry.pod.name))
+                    with _noted(entry.pod, problems):
+                        await self._grant(view, entry, cards)
                     return True
         return False
 
@@ -625,17 +625,17 @@ def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None
 
 
 def _waited_for(view: View, pod: Pod, but: tuple[CardChoice, float] | None = None) -> int:
-    """How many cards are kept for a pod that is in line, unless it is there for `but`."""
+    """How many cards are kept for a pod in the queue, unless its entry is for `but`."""
     return sum(
-        place.more
-        for place in view.line
-        if place.pod.name == pod.name and (place.choice, place.hours) != but
+        entry.more
+        for entry in view.queue
+        if entry.pod.name == pod.name and (entry.choice, entry.hours) != but
     )
 
 
-def _is_same(place: Place, other: Place) -> bool:
-    """Whether two places are one pod's for the same."""
-    return (place.pod.name, place.choice, place.hours) == (
+def _is_same(entry: QueueEntry, other: QueueEntry) -> bool:
+    """Whether two entries are of one pod and for the same."""
+    return (entry.pod.name, entry.choice, entry.hours) == (
         other.pod.name,
         other.choice,
         other.hours,
@@ -644,7 +644,7 @@ def _is_same(place: Place, other: Place) -> bool:
 
 def _until_next(view: View, moment: datetime) -> float:
     ends = [(lease.until - moment) / timedelta(seconds=1) for lease in view.leases.values()]
-    return max(0.05, min([BUSY_SECONDS if view.line else QUIET_SECONDS, *ends]))
+    return max(0.05, min([BUSY_SECONDS if view.queue else QUIET_SECONDS, *ends]))
 
 
 def _as_now(view: View, pod: Pod) -> Pod:

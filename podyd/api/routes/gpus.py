@@ -56,7 +56,7 @@ class GpuRoutes:
 
     @serves(GPU_LINE)
     async def gpu_line(self, call: Call[Nothing]) -> list[Waiting]:
-        return await self._scheduler.line()
+        return await self._scheduler.queue()
 
     @serves(GPU_RELEASE)
     async def gpu_release(self, call: Call[ReleaseCards]) -> LeaseResult:

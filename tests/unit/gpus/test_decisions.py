@@ -1,4 +1,4 @@
-"""Who may have which card: decisions on pods, leases and a line that a test makes up."""
+"""Who may have which card: decisions on pods, leases and a queue that a test makes up."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from podyd.gpus.inventory import Card, by_index
 from podyd.gpus.leases import (
     WAITING,
     Lease,
-    Place,
+    QueueEntry,
+    entry_value,
     lease_key,
     lease_value,
     leases_of,
-    line_of,
-    place_value,
+    queue_of,
 )
 from podyd.model.gpu import CardChoice
 from podyd.model.pod import Pod
@@ -50,8 +50,8 @@ def lease(of: Pod, card: Card, since: int = 0) -> Lease:
     return Lease(of, card.key, START + timedelta(minutes=since), START + timedelta(hours=9))
 
 
-def place(of: Pod, gpus: str, minute: int, more: int = 9) -> Place:
-    return Place(of, START + timedelta(minutes=minute), choice(gpus), 1.0, more)
+def entry(of: Pod, gpus: str, minute: int, more: int = 9) -> QueueEntry:
+    return QueueEntry(of, START + timedelta(minutes=minute), choice(gpus), 1.0, more)
 
 
 def choice(gpus: str) -> CardChoice:
@@ -64,7 +64,7 @@ def view(*pods: Pod, leases: tuple[Lease, ...] = (), **changes: Any) -> View:
         "pods": pods,
         "profiles": {"podyd-gpu": PROFILE},
         "leases": {item.key: item for item in leases},
-        "line": (),
+        "queue": (),
         "making": {},
         "users": {},
         "troubled": {},
@@ -102,53 +102,53 @@ def test_what_others_have_leased_cannot_be_chosen() -> None:
     found = view(A, B, leases=(lease(A, CARDS[1]),))
     with pytest.raises(Conflict, match="GPU 1 is leased to a of owner-a since") as refused:
         found.choose(choice("0,1"), B)
-    assert "/gpu/queue" not in refused.value.detail, "there is no line for sharing"
+    assert "/gpu/queue" not in refused.value.detail, "there is no queue for sharing"
     assert indices(found.choose(choice("all"), B)) == [0, 2]
     with pytest.raises(BadRequest):
         found.choose(choice("4"), B)
 
 
 def test_those_before_are_not_passed_over() -> None:
-    waiting = place(B, "1", 1)
-    found = view(A, B, C, leases=(lease(A, CARDS[0]),), line=(waiting, place(C, "1", 2)))
+    waiting = entry(B, "1", 1)
+    found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(waiting, entry(C, "1", 2)))
     assert len(found.grantable(waiting)) == 1
     with pytest.raises(Conflict, match="1 in line before you"):
-        found.grantable(place(C, "1", 2))
+        found.grantable(entry(C, "1", 2))
     # Who waits for one card keeps nobody from another.
-    found = view(A, B, C, leases=(lease(A, CARDS[0]),), line=(place(B, "0,", 1),))
-    assert indices(found.grantable(place(C, "1,", 2))) == [1]
+    found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
+    assert indices(found.grantable(entry(C, "1,", 2))) == [1]
 
 
 def test_who_waits_for_more_than_there_is_holds_nobody_up() -> None:
-    found = view(A, B, line=(place(A, "9", 1), place(B, "0,7", 2)))
-    assert indices(found.grantable(place(C, "3", 3))) == [0, 1, 2]
-    for item in found.line:
+    found = view(A, B, queue=(entry(A, "9", 1), entry(B, "0,7", 2)))
+    assert indices(found.grantable(entry(C, "3", 3))) == [0, 1, 2]
+    for item in found.queue:
         with pytest.raises(Conflict):
             found.grantable(item)
 
 
 def test_a_holder_does_not_prolong_past_the_line() -> None:
-    found = view(A, B, leases=(lease(A, CARDS[0]),), line=(place(B, "0,", 1),))
+    found = view(A, B, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
     with pytest.raises(Conflict, match="in line before you"):
-        found.grantable(place(A, "0,", 2))
-    assert indices(view(A, B, leases=(lease(A, CARDS[0]),)).grantable(place(A, "0,", 2))) == [0]
+        found.grantable(entry(A, "0,", 2))
+    assert indices(view(A, B, leases=(lease(A, CARDS[0]),)).grantable(entry(A, "0,", 2))) == [0]
 
 
 def test_a_lease_within_a_quota_takes_first_what_the_pod_shares() -> None:
     one = shares("s", "GPU-1")
     found = view(one)
     assert found.more_of(one, choice("1"), 0) == 0
-    assert indices(found.grantable(place(one, "1", 1, more=0))) == [1]
+    assert indices(found.grantable(entry(one, "1", 1, more=0))) == [1]
     with pytest.raises(Conflict):
-        found.grantable(place(one, "2", 1, more=0))
+        found.grantable(entry(one, "2", 1, more=0))
     assert found.more_of(one, choice("0,"), 0) == 1, "a card that it does not share is one more"
 
 
 def test_everything_counts_once() -> None:
-    waiting = place(shares("w", "GPU-0", "alice"), "2", 1, more=2)
+    waiting = entry(shares("w", "GPU-0", "alice"), "2", 1, more=2)
     made = shares("m", "GPU-1", "alice")
     making = {"m": Making("alice", frozenset({CARDS[1]}), 1), "n": Making("alice", frozenset(), 1)}
-    found = view(waiting.pod, made, B, line=(waiting,), making=making)
+    found = view(waiting.pod, made, B, queue=(waiting,), making=making)
     assert found.counted(ALICE) == 1 + 2 + 1 + 1
     assert found.counted(ALICE, but="w") == 2
     assert found.counted(ALICE, but="m") == 4
@@ -165,36 +165,36 @@ def test_everything_counts_once() -> None:
 def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], said: str) -> None:
     found = view(A, B, **changes)
     with pytest.raises(Conflict, match=said):
-        found.grantable(place(A, "0,", 1))
-    assert indices(found.grantable(place(A, "2", 1))) == [1, 2]
+        found.grantable(entry(A, "0,", 1))
+    assert indices(found.grantable(entry(A, "2", 1))) == [1, 2]
 
 
 def test_the_hosts_own_processes_keep_nobody_out() -> None:
     found = view(A, users={CARDS[0]: frozenset({""})})
-    assert indices(found.grantable(place(A, "0,", 1))) == [0]
+    assert indices(found.grantable(entry(A, "0,", 1))) == [0]
 
 
 def test_without_nvml_nobody_can_tell() -> None:
     with pytest.raises(Unavailable, match="because"):
-        view(A, users=None, problem="because").grantable(place(A, "1", 1))
+        view(A, users=None, problem="because").grantable(entry(A, "1", 1))
     # What a pod has already, it may have longer.
     found = view(A, leases=(lease(A, CARDS[0]),), users=None)
-    assert indices(found.grantable(place(A, "0,", 1))) == [0]
+    assert indices(found.grantable(entry(A, "0,", 1))) == [0]
 
 
 # --- What stands on the instances ---------------------------------------------------------------
 
 
 def test_what_is_written_is_read() -> None:
-    item = place(A, "GPU-0,0000:21:00.0", 5, more=1)
+    item = entry(A, "GPU-0,0000:21:00.0", 5, more=1)
     kept = pod(
         "a",
         **{
-            "user.podyd.waiting": place_value(item),
+            "user.podyd.waiting": entry_value(item),
             lease_key("GPU-1"): lease_value(START, START + timedelta(hours=9)),
         },
     )
-    (read,) = line_of([kept], CARDS)
+    (read,) = queue_of([kept], CARDS)
     assert (read.since, read.hours, read.more) == (item.since, 1.0, 1)
     assert read.choice.named == ("GPU-0", "GPU-2")
     assert leases_of([kept], CARDS) == {
@@ -216,7 +216,7 @@ def test_what_is_written_is_read() -> None:
     ],
 )
 def test_what_is_no_place_in_line_is_none(text: str) -> None:
-    assert line_of([pod("a", **{"user.podyd.waiting": text})], CARDS) == []
+    assert queue_of([pod("a", **{"user.podyd.waiting": text})], CARDS) == []
 
 
 @pytest.mark.parametrize("text", ["", "x", "2026-11-24T00:00:00Z", "a/b", "2026-11-24/2026-11-25"])
@@ -245,17 +245,17 @@ def test_of_two_leases_of_one_card_the_older_counts() -> None:
 )
 def test_a_place_in_line_as_any_podyd_wrote_it(text: str, choice: CardChoice) -> None:
     data = {"pod": "a", "since": "2026-11-24T00:00:00Z", "gpus": text, "hours": 1, "more": 1}
-    (read,) = line_of([pod("a", **{WAITING: json.dumps(data)})], CARDS)
+    (read,) = queue_of([pod("a", **{WAITING: json.dumps(data)})], CARDS)
     assert read.choice == choice
 
 
 def test_who_waits_for_a_card_waits_for_it_in_whatever_order_they_are() -> None:
-    waits = pod("a", **{WAITING: place_value(place(A, "GPU-0,", 1))})
+    waits = pod("a", **{WAITING: entry_value(entry(A, "GPU-0,", 1))})
     others = (replace(CARDS[2], index=0), CARDS[1], replace(CARDS[0], index=2))
-    line = tuple(line_of([waits], others))
-    found = view(waits, cards=others, line=line)
-    assert {card.uuid for card in found.grantable(line[0])} == {"GPU-0"}
-    assert str(by_index(line[0].choice, others)) == "2,", "as it is shown"
+    queue = tuple(queue_of([waits], others))
+    found = view(waits, cards=others, queue=queue)
+    assert {card.uuid for card in found.grantable(queue[0])} == {"GPU-0"}
+    assert str(by_index(queue[0].choice, others)) == "2,", "as it is shown"
 
 
 # --- Where nobody tells which card is which -----------------------------------------------------
@@ -274,8 +274,8 @@ def having(name: str, cards: Iterable[Card], **config: str) -> Pod:
 
 def standing(*pods: Pod, cards: tuple[Card, ...]) -> View:
     """How things stand by what is written on the instances."""
-    line = tuple(line_of(pods, cards))
-    return replace(view(*pods, cards=cards, line=line), leases=leases_of(pods, cards))
+    queue = tuple(queue_of(pods, cards))
+    return replace(view(*pods, cards=cards, queue=queue), leases=leases_of(pods, cards))
 
 
 LEASING = having("a", CARDS[:1], **{WISH: "none", lease_key("GPU-0"): HOURS})
@@ -299,7 +299,7 @@ def test_a_leased_card_stays_where_it_is_while_nobody_tells_which_it_is() -> Non
     [
         {lease_key("GPU-0"): HOURS},
         {WISH: "GPU-0,GPU-1"},
-        {WAITING: place_value(place(A, "GPU-0,", 1))},
+        {WAITING: entry_value(entry(A, "GPU-0,", 1))},
     ],
 )
 def test_only_the_cards_that_may_be_meant_are_frozen(config: Mapping[str, str]) -> None:
@@ -309,12 +309,12 @@ def test_only_the_cards_that_may_be_meant_are_frozen(config: Mapping[str, str]) 
     assert indices(found.frozen) == [0]
     assert indices(found.due(free)) == [1, 2]
     assert indices(found.choose(choice("2"))) == [1, 2]
-    assert indices(found.grantable(place(free, "2", 2))) == [1, 2]
+    assert indices(found.grantable(entry(free, "2", 2))) == [1, 2]
     for asked in ("all", "0,", "3"):
         with pytest.raises(Unavailable, match=r"UUID of GPU 0 \(0000:01:00.0\).* GPU-0, which a "):
             found.choose(choice(asked))
         with pytest.raises(Unavailable, match="UUID of GPU 0"):
-            found.grantable(place(free, asked, 2))
+            found.grantable(entry(free, asked, 2))
     with pytest.raises(Unavailable):
         found.check_known(named)
     found.check_known(free)
@@ -339,8 +339,8 @@ def test_where_no_uuid_was_ever_told_the_address_is_enough() -> None:
 
 
 def test_what_was_written_by_address_is_written_anew_once_the_uuid_is_told() -> None:
-    waiting = replace(place(A, "0000:21:00.0,", 1))
-    keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS, WAITING: place_value(waiting)}
+    waiting = replace(entry(A, "0000:21:00.0,", 1))
+    keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS, WAITING: entry_value(waiting)}
     leasing = having("a", CARDS[:2], **keys)
     found = standing(leasing, SHARING, cards=CARDS)
     assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
@@ -349,7 +349,7 @@ def test_what_was_written_by_address_is_written_anew_once_the_uuid_is_told() -> 
         WISH: "GPU-1",
         lease_key("0000:01:00.0"): None,
         lease_key("GPU-0"): HOURS,
-        WAITING: place_value(lasting),
+        WAITING: entry_value(lasting),
     }
     assert found.lease_keys(leasing, ["GPU-0"]) == [lease_key("0000:01:00.0")]
 
@@ -366,7 +366,7 @@ def test_a_card_that_is_promised_is_so_under_each_of_its_names() -> None:
     before = frozenset({replace(CARDS[0], uuid="", index=2)})
     found = view(A, making={"new": Making("x", before, 1)})
     with pytest.raises(Conflict, match="just being made"):
-        found.grantable(place(A, "0,", 1))
+        found.grantable(entry(A, "0,", 1))
 
 
 def test_what_is_not_known_counts_towards_the_quota() -> None:
