@@ -33,7 +33,7 @@ from podyd.engine.growth import Packing
 from podyd.engine.interface import Instances
 from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.room import HostRoom
 from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import Attribution
@@ -45,11 +45,11 @@ from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
 from podyd.node.local import LocalNode
-from podyd.people.login import Users
+from podyd.people.login import Logins
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
-from podyd.pods.catalogue import Images
+from podyd.pods.catalogue import Catalogue
 from podyd.pods.commands import Commands
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
@@ -57,8 +57,8 @@ from podyd.pods.disks import Disks
 from podyd.pods.files import Transfers
 from podyd.pods.lifecycle import Pods
 from podyd.pods.limits import Limits
-from podyd.pods.listening import Listeners
-from podyd.pods.logs import PodLogs
+from podyd.pods.listening import Listening
+from podyd.pods.logs import Logs
 from podyd.pods.mounts import Mounts
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
@@ -137,7 +137,7 @@ def build(settings: Settings) -> App:
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
-    engine = lxd_engine(client, Holds(config.data_dir / "restoring"))
+    engine = lxd_engine(client, RestoreGuard(config.data_dir / "restoring"))
     instances = engine.instances
     node = LocalNode(ports_socket=lambda: settings.current.ports.socket)
     cgroups = Cgroups(
@@ -147,7 +147,7 @@ def build(settings: Settings) -> App:
         cgroup_of=node.processes.cgroup_of,
     )
     instances.listen(cgroups.changed)
-    images = Images(engine.images, settings)
+    images = Catalogue(engine.images, settings)
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(
         store=UsageStore(database),
@@ -161,9 +161,9 @@ def build(settings: Settings) -> App:
     attribution.subscribe(usage.sampled)
     requests = Requests()
     tokens = Tokens(TokenStore(database), settings)
-    users = Users(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
+    logins = Logins(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
     identities = Identities(CardStore(database))
-    sessions = Sessions(users)
+    sessions = Sessions(logins)
     inventory = Inventory(engine.server, node.samples, identities)
     activity = Activity(attribution)
     endings = Endings(client, config.data_dir / "endings")
@@ -204,7 +204,7 @@ def build(settings: Settings) -> App:
         disks=disks,
         tasks=cleaning,
     )
-    listeners = Listeners(
+    listening = Listening(
         project=engine.server.project,
         instances=instances,
         ports=ports,
@@ -235,7 +235,7 @@ def build(settings: Settings) -> App:
         settings=settings,
     )
     transfers = Transfers(pods=pods, executor=executor)
-    podlogs = PodLogs(instances=instances, pods=pods, commands=commands)
+    logs = Logs(instances=instances, pods=pods, commands=commands)
     report = Report(
         server=engine.server,
         node=node,
@@ -245,7 +245,7 @@ def build(settings: Settings) -> App:
     )
     calls = bound(
         MetaRoutes(metrics=metrics),
-        UserRoutes(users=users),
+        UserRoutes(logins=logins),
         PodRoutes(
             pods=pods,
             snapshots=snapshots,
@@ -253,10 +253,10 @@ def build(settings: Settings) -> App:
             limits=limits,
             commands=commands,
             ports=ports,
-            listeners=listeners,
+            listening=listening,
             transfers=transfers,
             deletions=Deletions(files=engine.files, pods=pods, executor=executor),
-            podlogs=podlogs,
+            logs=logs,
         ),
         GpuRoutes(pods=pods, scheduler=scheduler),
         ImageRoutes(images=images),
@@ -270,7 +270,7 @@ def build(settings: Settings) -> App:
     return App(
         application=application(
             calls,
-            users=users,
+            logins=logins,
             requests=requests,
             sessions=sessions,
             address_of=address_of,

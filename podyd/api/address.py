@@ -9,7 +9,7 @@ from tornado.httputil import HTTPServerRequest
 
 from podyd.config.addresses import Address, is_among, parse_address
 from podyd.config.values import Network
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 from podyd.people.origins import Source
 
 
@@ -36,11 +36,15 @@ def source_of(request: HTTPServerRequest, address: str) -> Source:
     return Source(address, _ends(request), is_forwarded=address != request.remote_ip)
 
 
-def _ends(request: HTTPServerRequest) -> tuple[End, End] | None:
+def _ends(request: HTTPServerRequest) -> tuple[SocketAddress, SocketAddress] | None:
     connection: Any = request.connection
     sock = connection.stream.socket
     try:
-        return (End.of(sock.getpeername()), End.of(sock.getsockname())) if sock else None
+        return (
+            (SocketAddress.of(sock.getpeername()), SocketAddress.of(sock.getsockname()))
+            if sock
+            else None
+        )
     except OSError:  # The caller has hung up.
         return None
 

@@ -16,7 +16,7 @@ from podyd.api.socket import Socket
 from podyd.api.under_way import Requests
 from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation
-from podyd.people.login import Users
+from podyd.people.login import Logins
 from podyd.people.sessions import Sessions
 
 HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
@@ -31,7 +31,7 @@ HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
 def application(
     calls: Mapping[AnyOperation, Bound],
     *,
-    users: Users,
+    logins: Logins,
     requests: Requests,
     sessions: Sessions,
     address_of: AddressOf,
@@ -39,7 +39,7 @@ def application(
 ) -> Application:
     """Tornado's, which serves these operations."""
     shared = {
-        "users": users,
+        "logins": logins,
         "requests": requests,
         "sessions": sessions,
         "address_of": address_of,

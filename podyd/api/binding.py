@@ -3,7 +3,7 @@
 A method says with `serves` which operations call it, and mypy holds it to what they take and give:
 
     @serves(POD_EXEC)
-    async def pod_exec(self, call: Call[Exec]) -> Kept[ExecResult]: ...
+    async def pod_exec(self, call: Call[Exec]) -> HeldAnswer[ExecResult]: ...
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.contract.answers import FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation, Operation
 from podyd.contract.pods import Ended, Start
@@ -110,11 +110,11 @@ class Mark(Generic[R, A]):
 
 
 @overload
-def serves(*operations: Operation[R, Json[A]]) -> Mark[R, A | Headed[A] | Kept[A]]: ...
+def serves(*operations: Operation[R, Json[A]]) -> Mark[R, A | Headed[A] | HeldAnswer[A]]: ...
 @overload
 def serves(*operations: Operation[R, PlainText]) -> Mark[R, str]: ...
 @overload
-def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | Kept[A] | Outgoing]: ...
+def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | HeldAnswer[A] | Outgoing]: ...
 @overload
 def serves(*operations: Operation[R, FileIn[A]]) -> Mark[R, Incoming[A]]: ...
 @overload

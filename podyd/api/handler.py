@@ -33,13 +33,13 @@ from podyd.base.errors import (
     TooLarge,
     Unavailable,
 )
-from podyd.base.longtext import Kept, json_pieces
+from podyd.base.longtext import HeldAnswer, json_pieces
 from podyd.contract.answers import JSON, PlainText
 from podyd.contract.kinds import parse
 from podyd.contract.operation import Access, AnyOperation, Ends, Proof
 from podyd.model.naming import instance_name
 from podyd.model.token import Token
-from podyd.people.login import Login, Users
+from podyd.people.login import Login, Logins
 from podyd.people.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,7 @@ class Endpoint(JsonHandler):
         self,
         operation: AnyOperation,
         bound: Bound,
-        users: Users,
+        logins: Logins,
         requests: Requests,
         sessions: Sessions,
         address_of: AddressOf,
@@ -147,7 +147,7 @@ class Endpoint(JsonHandler):
         self.sessions = sessions
         self.operation = operation
         self.bound = bound
-        self.users = users
+        self.logins = logins
         self.requests = requests
         self._task: asyncio.Task[Any] | None = None
         self._login: Login | None = None
@@ -195,7 +195,7 @@ class Endpoint(JsonHandler):
             for name, value in answer.headers.items():
                 self.set_header(name, value)
             answer = answer.body
-        if isinstance(answer, Kept):
+        if isinstance(answer, HeldAnswer):
             await self._give_kept(answer)
         elif isinstance(self.operation.answer, PlainText):
             self.set_header("Content-Type", self.operation.answer.media)
@@ -203,7 +203,7 @@ class Endpoint(JsonHandler):
         else:
             self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
 
-    async def _give_kept(self, answer: Kept[Any]) -> None:
+    async def _give_kept(self, answer: HeldAnswer[Any]) -> None:
         """Send what is made while it is sent; who does not take it in time is cut off."""
         self._task = asyncio.ensure_future(self._write_pieces(answer.body))
         self.requests.add(self._task)
@@ -292,12 +292,12 @@ class Endpoint(JsonHandler):
         if access is Access.SCRAPER:
             # What a proxy passes on says nothing: any account of this host could say it too.
             forwarded = "X-Forwarded-For" in self.request.headers
-            return forwarded or not self.users.may_scrape(self.request.remote_ip or "")
+            return forwarded or not self.logins.may_scrape(self.request.remote_ip or "")
         return access is not Access.OPEN
 
     async def _log_in(self) -> tuple[Login, str]:
         name, secret = credentials(self.request.headers.get("Authorization", ""))
-        login = await self.users.log_in(
+        login = await self.logins.log_in(
             name,
             secret,
             source_of(self.request, self.address),

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from podyd.base.errors import TooMany
-from podyd.base.fair_semaphore import LineFull, Turns
+from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 from podyd.contract.operation import GET, AnyOperation
 from podyd.model.member import Member
 
@@ -24,8 +24,8 @@ class Requests:
     """The requests under way, so that a shutdown can wait for them, and how many there may be."""
 
     def __init__(self) -> None:
-        self._looks = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
-        self._changes = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._looks = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._changes = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
         self.under_way: set[asyncio.Task[Any]] = set()
         self._not_waited_for: set[asyncio.Task[Any]] = set()
         self.ending = False
@@ -51,7 +51,7 @@ class Requests:
         try:
             async with turns.turn(member.name, share=MAX_OF_ONE):
                 yield
-        except LineFull:
+        except QueueFull:
             raise TooMany(
                 "Too many requests of yours are under way.",
                 advice="Wait until some are answered.",

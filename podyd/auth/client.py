@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from podyd.base.errors import BadRequest, Forbidden, Unauthorized, Unavailable
-from podyd.base.fair_semaphore import LineFull, Turns
+from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 
 # Fewer than the helper takes at once.
 MAX_UNDER_WAY = 16
@@ -53,7 +53,7 @@ class AuthClient:
 
     def __init__(self, path: str) -> None:
         self._path = path
-        self._turns = Turns(width=MAX_UNDER_WAY, length=MAX_WAITING)
+        self._turns = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
 
     async def login(
         self, user: str, password: str, address: str, *, whose: Hashable, known: bool
@@ -99,7 +99,7 @@ class AuthClient:
         try:
             return await asyncio.wait_for(self._in_turn(turn, request), TIMEOUT)
         # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
-        except (LineFull, BlockingIOError):
+        except (QueueFull, BlockingIOError):
             raise Unavailable(
                 "Too many logins are under way.",
                 advice="Try again shortly.",

@@ -10,7 +10,7 @@ from syslog import LOG_INFO, LOG_NOTICE, LOG_WARNING
 from podyd.auth import pam
 from podyd.auth.accounts import account_of, all_accounts, find, has_login_shell
 from podyd.auth.log import log, quoted
-from podyd.auth.protocol import AllAccounts, Answer, Error, Login, OneAccount, Passwd, Ping, Request
+from podyd.auth.protocol import AllAccounts, Error, Login, OneAccount, Passwd, Ping, Reply, Request
 
 # Of what a person could want to see among many logins; else LOG_INFO.
 _LEVELS = {
@@ -22,7 +22,7 @@ _LEVELS = {
 
 
 @dataclass(frozen=True)
-class Settings:
+class Policy:
     """How the helper judges: `limit_s` is the longest that one request may take."""
 
     service: str
@@ -32,18 +32,18 @@ class Settings:
     min_uid: int
 
 
-def perform(request: Request, settings: Settings) -> Answer:
+def perform(request: Request, settings: Policy) -> Reply:
     """Do what was asked; it may block for as long as a PAM or NSS module does."""
     match request:
         case Login() | Passwd() | OneAccount():
             return judge(request, settings)
         case AllAccounts():
-            return Answer(accounts=all_accounts(settings.min_uid))
+            return Reply(accounts=all_accounts(settings.min_uid))
         case Ping():
-            return Answer()
+            return Reply()
 
 
-def judge(request: Login | Passwd | OneAccount, settings: Settings) -> Answer:
+def judge(request: Login | Passwd | OneAccount, settings: Policy) -> Reply:
     """Answer about one account, and log what was said."""
     began = time.monotonic()
     entry = find(request.user, settings.min_uid)
@@ -63,50 +63,50 @@ def judge(request: Login | Passwd | OneAccount, settings: Settings) -> Answer:
     return answer
 
 
-def _login(request: Login, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
+def _login(request: Login, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
     if entry is None:
         pam.spend_time(request.password)
-        return Answer(Error.DENIED)
+        return Reply(Error.DENIED)
     # Before: a password that changes meanwhile must not leave its mark on this login.
     secret = pam.secret_of(entry.pw_name)
     result = pam.authenticate(entry.pw_name, request.password, settings.service, request.remote)
     return _admit(entry, secret, result)
 
 
-def _one(request: OneAccount, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
+def _one(request: OneAccount, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
     if entry is None:
-        return Answer(Error.DENIED)
+        return Reply(Error.DENIED)
     secret = pam.secret_of(entry.pw_name)
     if secret.locked:
-        return Answer(Error.REFUSED, "The account is locked.")
+        return Reply(Error.REFUSED, "The account is locked.")
     result = pam.may_log_in(entry.pw_name, settings.service, request.remote)
     return _admit(entry, secret, result)
 
 
-def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> Answer:
+def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> Reply:
     if result.outcome not in (pam.Outcome.OK, pam.Outcome.EXPIRED):
         return _from_pam(result)
     if not has_login_shell(entry):  # told only to who is let in otherwise
-        return Answer(Error.REFUSED, "The account has no login shell.")
+        return Reply(Error.REFUSED, "The account has no login shell.")
     return replace(_from_pam(result), account=account_of(entry), mark=secret.mark)
 
 
-def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Settings) -> Answer:
+def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
     problem = _unusable(request.new)
     if problem:
-        return Answer(Error.INVALID, problem)
+        return Reply(Error.INVALID, problem)
     if entry is None:
         pam.spend_time(request.old)
-        return Answer(Error.DENIED)
+        return Reply(Error.DENIED)
     return _from_pam(
         pam.change_password(entry.pw_name, entry.pw_uid, request.old, request.new, settings.service)
     )
 
 
-def _from_pam(result: pam.Result) -> Answer:
+def _from_pam(result: pam.Result) -> Reply:
     if result.outcome is pam.Outcome.OK:
-        return Answer()
-    return Answer(Error(result.outcome.value), result.reason)
+        return Reply()
+    return Reply(Error(result.outcome.value), result.reason)
 
 
 def _unusable(password: str) -> str:

@@ -51,7 +51,7 @@ class Account:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Reply:
     """What goes back; without an error it is a success."""
 
     error: Error | None = None

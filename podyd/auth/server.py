@@ -24,8 +24,8 @@ from typing import NoReturn
 
 from podyd.auth import pam
 from podyd.auth.log import log
-from podyd.auth.policy import Settings, perform
-from podyd.auth.protocol import Answer, Error, RequestError, parse, read_line
+from podyd.auth.policy import Policy, perform
+from podyd.auth.protocol import Error, Reply, RequestError, parse, read_line
 from podyd.base import unix_socket
 
 ANSWER_TIMEOUT_S = 5.0
@@ -63,7 +63,7 @@ def serve(
     ready = pam.check(service)
     if ready.outcome is not pam.Outcome.OK:
         log(f"logins will fail: {ready.reason}", LOG_WARNING)
-    settings = Settings(service, allowed_uids, max_children, limit_s, min_uid)
+    settings = Policy(service, allowed_uids, max_children, limit_s, min_uid)
     inherited = unix_socket.inherited()
     if inherited is not None:
         with inherited:
@@ -85,9 +85,7 @@ class _Child:
 class _Server:
     """Accepts, forks, reaps. Single-threaded, since it forks."""
 
-    def __init__(
-        self, listener: socket.socket, settings: Settings, idle_s: float = math.inf
-    ) -> None:
+    def __init__(self, listener: socket.socket, settings: Policy, idle_s: float = math.inf) -> None:
         self._listener = listener
         self._wake, self._waker = socket.socketpair()
         self._settings = settings
@@ -165,9 +163,9 @@ class _Server:
         if _has_hung_up(connection):
             connection.close()  # After we hung ourselves, PAM is not asked for nobody.
         elif not self._may_ask(connection):
-            self._dismiss(connection, Answer(Error.FORBIDDEN))
+            self._dismiss(connection, Reply(Error.FORBIDDEN))
         elif len(self._children) >= self._settings.max_children:
-            self._dismiss(connection, Answer(Error.BUSY))
+            self._dismiss(connection, Reply(Error.BUSY))
         else:
             self._start_child(connection)
 
@@ -187,7 +185,7 @@ class _Server:
                 self._be_child(connection, before)
         except OSError as error:
             log(f"cannot fork: {error.strerror}", LOG_WARNING)
-            self._dismiss(connection, Answer(Error.BUSY))
+            self._dismiss(connection, Reply(Error.BUSY))
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -240,9 +238,9 @@ class _Server:
         else:
             reason = "internal error"
         log(f"a request was ended: {reason} (status {code})", LOG_WARNING)
-        self._dismiss(child.connection, Answer(Error.UNAVAILABLE, reason))
+        self._dismiss(child.connection, Reply(Error.UNAVAILABLE, reason))
 
-    def _dismiss(self, connection: socket.socket, answer: Answer) -> None:
+    def _dismiss(self, connection: socket.socket, answer: Reply) -> None:
         """Answer without waiting for anything.
 
         The connection is closed later: a peer that is still sending its request would otherwise
@@ -277,15 +275,15 @@ def _has_hung_up(connection: socket.socket) -> bool:
 # The child
 
 
-def _answer(connection: socket.socket, settings: Settings) -> None:
+def _answer(connection: socket.socket, settings: Policy) -> None:
     """Read one request, do it, answer."""
     try:
         answer = perform(parse(read_line(connection)), settings)
     except RequestError as error:
-        answer = Answer(Error.INVALID, str(error))
+        answer = Reply(Error.INVALID, str(error))
     except Exception as error:  # its text may hold what was sent
         log(f"internal error: {type(error).__name__}", LOG_WARNING)
-        answer = Answer(Error.UNAVAILABLE, "internal error")
+        answer = Reply(Error.UNAVAILABLE, "internal error")
     connection.settimeout(ANSWER_TIMEOUT_S)
     with suppress(OSError):  # the peer is gone
         connection.sendall(answer.to_line())

@@ -13,11 +13,11 @@ Place = asyncio.Future[None]
 MAX_PASSED_OVER = 3
 
 
-class LineFull(Exception):
+class QueueFull(Exception):
     """As many wait already as may, and nobody has more of them there than this one."""
 
 
-class Turns:
+class FairSemaphore:
     """`width` at a time, `length` in line.
 
     Who waits is served in the order in which they came, but one of each caller in turn; the
@@ -37,7 +37,7 @@ class Turns:
     async def turn(
         self, whose: Hashable, *, share: int, favoured: bool = False
     ) -> AsyncIterator[None]:
-        """Wait for a turn and hold it; `whose` has `share` of them at once. Raises LineFull."""
+        """Wait for a turn and hold it; `whose` has `share` of them at once. Raises QueueFull."""
         line = self._favoured if favoured else self._others
         # While somebody waits who may go, no turn is free, so nobody is overtaken here.
         if self._free and self._under_way[whose] < share:
@@ -93,7 +93,7 @@ class Turns:
         fullest = max((self._favoured, self._others), key=lambda item: item.most[1])
         greedy, count = fullest.most
         if line.count(whose) + 1 >= count:
-            raise LineFull
+            raise QueueFull
         fullest.drop_last(greedy)
 
 
@@ -139,7 +139,7 @@ class _Line:
         place = self._places[whose].pop()
         self._left(whose)
         if not place.done():
-            place.set_exception(LineFull())
+            place.set_exception(QueueFull())
 
     def next(self, under_way: Counter[Hashable]) -> tuple[Hashable, Place] | None:
         """Take the next one out who may go."""

@@ -28,7 +28,7 @@ class LongText:
 
 
 @dataclass(frozen=True)
-class Kept(Generic[A]):
+class HeldAnswer(Generic[A]):
     """An answer; `close` lets go of what it is made of, once it is sent."""
 
     body: A

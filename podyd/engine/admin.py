@@ -22,8 +22,7 @@ from podyd.base.errors import SetupError
 from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import BRIDGE, POOL, body_of
 from podyd.engine.profiles import profile_of
-from podyd.engine.types import Instance as PodydInstance
-from podyd.engine.types import Profile, is_set
+from podyd.engine.types import Instance, PciCard, Profile, is_set
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
@@ -85,7 +84,7 @@ class Openings:
 
 
 @dataclass(frozen=True)
-class Server:
+class ServerInfo:
     """LXD itself: its process, and `core.https_address` or ""."""
 
     version: str
@@ -118,23 +117,13 @@ class Trust:
 
 
 @dataclass(frozen=True)
-class Instance:
+class ExpandedInstance:
     """An instance: its own devices, and its configuration with that of its profiles."""
 
     name: str
     is_running: bool
     devices: Mapping[str, Mapping[str, str]]
     config: Mapping[str, str]
-
-
-@dataclass(frozen=True)
-class Card:
-    """A GPU that LXD can pass on; `pci` such as 0000:41:00.0, `vendor` such as 10de. Without
-    nvidia-container-cli LXD knows no `uuid`."""
-
-    pci: str
-    vendor: str
-    uuid: str
 
 
 def find_socket() -> Path:
@@ -304,13 +293,13 @@ class Admin:
 
     # --- What doctor asks; nothing of it changes anything. ---------------------------------------
 
-    def server(self) -> Server:
+    def server(self) -> ServerInfo:
         """LXD's version, process and address."""
         with _translated("LXD does not answer"):
             data = self._client.api.get().json()["metadata"]
         environment = data["environment"]
         address = data["config"].get("core.https_address", "")
-        return Server(environment["server_version"], environment["server_pid"], address)
+        return ServerInfo(environment["server_version"], environment["server_pid"], address)
 
     def pools(self) -> list[Pool]:
         """The storage pools, and how full they are."""
@@ -365,12 +354,12 @@ class Admin:
         ]
         return sorted(alias["name"] for item in images for alias in item["aliases"])
 
-    def instances(self) -> list[Instance]:
+    def instances(self) -> list[ExpandedInstance]:
         """The project's instances."""
         with _translated("LXD could not be asked for its instances"):
             found = self._get(self._in_project.api.instances)
         return [
-            Instance(
+            ExpandedInstance(
                 item["name"],
                 item["status"] == "Running",
                 item["devices"],
@@ -379,7 +368,7 @@ class Admin:
             for item in found
         ]
 
-    def as_podyd_reads_them(self) -> list[PodydInstance]:
+    def as_podyd_reads_them(self) -> list[Instance]:
         """The project's instances, with all that podyd knows of each."""
         with _translated("LXD could not be asked for its instances"):
             found = self._get(self._in_project.api.instances)
@@ -417,12 +406,12 @@ class Admin:
             state = self._in_project.api.instances[name].state.get().json()["metadata"]
         return int(state["pid"])
 
-    def cards(self) -> list[Card]:
-        """The GPUs that LXD has found."""
+    def cards(self) -> list[PciCard]:
+        """The GPUs that LXD has found; without nvidia-container-cli it knows no `uuid`."""
         with _translated("LXD could not be asked for its GPUs"):
             found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
         return [
-            Card(
+            PciCard(
                 item.get("pci_address", ""),
                 item.get("vendor_id", ""),
                 (item.get("nvidia") or {}).get("uuid", ""),

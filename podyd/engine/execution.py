@@ -72,7 +72,7 @@ class LxdExecutor:
         then: Afterwards | None = None,
     ) -> Exit:
         """See Executor."""
-        command = Exec(self._client, instance, words, streams, terminal)
+        command = Execution(self._client, instance, words, streams, terminal)
         work = asyncio.ensure_future(command.run())
         work.add_done_callback(seen)
         is_cut_off = False
@@ -96,7 +96,7 @@ class LxdExecutor:
             parting = _part(command, killing, then if is_cut_off else None)
             self._tasks.spawn(parting, "parting from a command")
 
-    def _kill(self, command: Exec) -> asyncio.Task[None]:
+    def _kill(self, command: Execution) -> asyncio.Task[None]:
         return self._tasks.spawn(self._endings.do(command.killing), "killing a command")
 
     def end(self, ending: Ending) -> None:
@@ -104,7 +104,9 @@ class LxdExecutor:
         self._tasks.spawn(self._endings.do(ending), "ending something")
 
 
-async def _part(command: Exec, killing: asyncio.Task[None] | None, then: Afterwards | None) -> None:
+async def _part(
+    command: Execution, killing: asyncio.Task[None] | None, then: Afterwards | None
+) -> None:
     if killing is not None:
         await asyncio.wait({killing})
     await command.leave()
@@ -112,7 +114,7 @@ async def _part(command: Exec, killing: asyncio.Task[None] | None, then: Afterwa
         await then()
 
 
-class Exec:
+class Execution:
     """One exec operation of LXD and its websockets."""
 
     def __init__(

@@ -32,7 +32,7 @@ from podyd.engine.bound import bound, meant_for
 from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import LxdOperations
 from podyd.engine.rest import LxdClient, instance_path
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.start_log import why_not_started
 from podyd.engine.times import parse_time
 from podyd.engine.types import (
@@ -180,9 +180,9 @@ def _source(source: Source) -> Mapping[str, Any]:
 class LxdInstances:
     """The project's instances, read through the event stream that `watch` follows."""
 
-    def __init__(self, client: LxdClient, holds: Holds) -> None:
+    def __init__(self, client: LxdClient, guard: RestoreGuard) -> None:
         self._client = client
-        self._holds = holds
+        self._guard = guard
         # As of the last look at the CPU times.
         self.last_states: Mapping[str, State] = {}
         self._following = False
@@ -195,7 +195,7 @@ class LxdInstances:
 
     def close(self) -> None:
         """Let go of what is kept; it stays on the disk."""
-        self._holds.close()
+        self._guard.close()
 
     def listen(self, listener: Callable[[], None]) -> None:
         """Call `listener` whenever something has changed, or may have."""
@@ -229,13 +229,13 @@ class LxdInstances:
 
     async def _read(self) -> tuple[Instance, ...]:
         data = await self._client.get("/1.0/instances", recursion=1)
-        return tuple(instance_of(self._holds.over(item)) for item in data)
+        return tuple(instance_of(self._guard.over(item)) for item in data)
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
         data = await self._client.get("/1.0/instances", recursion=2)
         self.last_states = {item["name"]: state_of(item["state"]) for item in data if item["state"]}
-        return tuple(_cpu_time_of(self._holds.over(item)) for item in data)
+        return tuple(_cpu_time_of(self._guard.over(item)) for item in data)
 
     async def has(self, name: str, uuid: str) -> bool:
         """Whether an instance has this name and this uuid."""
@@ -348,14 +348,14 @@ class LxdInstances:
     ) -> bool:
         """Edit what is kept since a restore, and have LXD take that; whether anything is kept."""
         async with self._settling(name):
-            kept = self._holds.kept(name)
+            kept = self._guard.kept(name)
             if kept is None:
                 return False
-            await self._holds.keep(name, _edited(kept, config, devices))
+            await self._guard.keep(name, _edited(kept, config, devices))
             try:
                 await self._settle(name)
             except BaseException:
-                await self._holds.keep(name, kept)
+                await self._guard.keep(name, kept)
                 raise
             return True
 
@@ -417,7 +417,7 @@ class LxdInstances:
         self._restoring.add(name)
         try:
             await self.settle(name)  # Its last restore may have left something to do.
-            await self._holds.keep(name, await self._client.get(instance_path(name)))
+            await self._guard.keep(name, await self._client.get(instance_path(name)))
         except BaseException:
             self._restoring.discard(name)
             raise
@@ -487,7 +487,7 @@ class LxdInstances:
     @property
     def unsettled(self) -> list[str]:
         """The instances whose settings LXD has not taken back after a restore, which is over."""
-        return [name for name in self._holds.names() if name not in self._restoring]
+        return [name for name in self._guard.names() if name not in self._restoring]
 
     async def settle(self, name: str) -> None:
         """Give an instance its settings of before the restore back, if they are still to come.
@@ -495,12 +495,12 @@ class LxdInstances:
         Raises Busy while LXD is still at it, Unsettled if LXD does not take them, and what passes
         by itself.
         """
-        if self._holds.has(name):
+        if self._guard.has(name):
             async with self._settling(name):
                 await self._settle(name)
 
     async def _settle(self, name: str) -> None:
-        kept = self._holds.kept(name)
+        kept = self._guard.kept(name)
         if kept is None:
             return
         # LXD lets settings be changed during a restore, and then overwrites them.
@@ -512,7 +512,7 @@ class LxdInstances:
             raise
         except LxdRefused as error:
             raise Unsettled(error.reason) from error
-        await self._holds.drop(name)
+        await self._guard.drop(name)
         self.invalidate()
 
     async def _put_back(self, name: str, kept: Mapping[str, Any]) -> None:

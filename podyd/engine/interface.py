@@ -18,9 +18,9 @@ from podyd.engine.types import (
     File,
     Holes,
     Instance,
+    LxdOperation,
     NewImage,
     NewInstance,
-    Operation,
     PackProgress,
     PciCard,
     PoolUse,
@@ -211,7 +211,7 @@ class Pools(Protocol):
 class Operations(Protocol):
     """What the engine is at."""
 
-    async def under_way(self) -> list[Operation]:
+    async def under_way(self) -> list[LxdOperation]:
         """What has not ended in the project, but for commands that somebody talks to."""
 
 

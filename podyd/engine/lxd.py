@@ -10,14 +10,14 @@ from podyd.engine.operations import LxdOperations
 from podyd.engine.pools import LxdPools
 from podyd.engine.profiles import LxdProfiles
 from podyd.engine.rest import LxdClient
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.server import LxdServer
 from podyd.engine.snapshots import LxdSnapshotStore
 
 
-def lxd_engine(client: LxdClient, holds: Holds) -> Engine:
+def lxd_engine(client: LxdClient, guard: RestoreGuard) -> Engine:
     """What podyd asks of an engine, asked of LXD; from then on names bind this client."""
-    instances = LxdInstances(client, holds)
+    instances = LxdInstances(client, guard)
     client.is_there = instances.has
     return Engine(
         instances=instances,

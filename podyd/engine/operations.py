@@ -5,7 +5,7 @@ from __future__ import annotations
 from urllib.parse import urlsplit
 
 from podyd.engine.rest import LxdClient
-from podyd.engine.types import Operation
+from podyd.engine.types import LxdOperation
 
 # As LXD sorts them; the others have ended, and are forgotten some seconds later.
 _UNDER_WAY = ("pending", "running", "cancelling")
@@ -17,11 +17,11 @@ class LxdOperations:
     def __init__(self, client: LxdClient) -> None:
         self._client = client
 
-    async def under_way(self) -> list[Operation]:
+    async def under_way(self) -> list[LxdOperation]:
         """The project's tasks that have not ended; commands that somebody talks to are none."""
         found = await self._client.get("/1.0/operations", recursion=1)
         return [
-            Operation(
+            LxdOperation(
                 item["id"],
                 frozenset(
                     urlsplit(path).path.split("/")[3]

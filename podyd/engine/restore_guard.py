@@ -19,7 +19,7 @@ _SETTINGS = ("config", "devices", "expanded_config", "expanded_devices", "profil
 SUFFIX = ".json"
 
 
-class Holds:
+class RestoreGuard:
     """One small file for each instance, in a directory of podyd's own."""
 
     def __init__(self, directory: Path) -> None:
@@ -30,7 +30,7 @@ class Holds:
         }
         # A disk that is busy with the restore takes its time. One thread, so that a file which is
         # written before it is removed is so on the disk, too.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="holds")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="restore-guard")
 
     def close(self) -> None:
         self._thread.shutdown(wait=False)

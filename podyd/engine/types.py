@@ -194,7 +194,7 @@ class PoolUse:
 
 
 @dataclass(frozen=True)
-class Operation:
+class LxdOperation:
     """Something that the engine is at, and with which instances; none for an image's making."""
 
     id: str

@@ -14,7 +14,7 @@ from podyd.node.samples import NVIDIA_VENDOR_ID
 
 
 @dataclass(frozen=True)
-class Mounted:
+class MountEntry:
     """A line of /proc/PID/mountinfo; options are those of the mount and of the filesystem."""
 
     path: Path
@@ -61,7 +61,7 @@ class ProcessFiles:
         lines = [line.split() for line in text.splitlines()]
         return [(int(inside), int(count)) for inside, _, count in lines]
 
-    def mounts(self) -> list[Mounted]:
+    def mounts(self) -> list[MountEntry]:
         """What it has mounted. Raises OSError."""
         found = []
         for line in (self.directory / "mountinfo").read_text(errors="replace").splitlines():
@@ -69,7 +69,7 @@ class ProcessFiles:
             # Whoever mounts it may give an empty source.
             fields, (kind, source, options) = about.split(), filesystem.split(" ", 2)
             both = frozenset(f"{fields[5]},{options}".split(","))
-            found.append(Mounted(Path(fields[4]), kind, source, both))
+            found.append(MountEntry(Path(fields[4]), kind, source, both))
         return found
 
 

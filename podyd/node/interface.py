@@ -18,7 +18,7 @@ from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
 from podyd.node.samples import Sample
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 
 # The first sample after a start is worth waiting for so long.
 FIRST_SAMPLE_SECONDS = 2.0
@@ -69,7 +69,7 @@ class Sockets(Protocol):
     async def pod_sockets(self, pid: int) -> PodSockets:
         """What listens in the pod that a process is in. Raises OSError."""
 
-    async def owner_of(self, end: End, other: End) -> int | None:
+    async def owner_of(self, end: SocketAddress, other: SocketAddress) -> int | None:
         """The uid that has this end of a connection; None if it is on another host.
 
         Raises ConnectionError if the connection is closed, else OSError.

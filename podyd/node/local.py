@@ -14,7 +14,7 @@ from podyd.node.facts import Facts
 from podyd.node.pod_sockets import PodSockets, pod_sockets
 from podyd.node.procs import Reader
 from podyd.node.relay_client import RelayClient, relay_at
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 from podyd.node.telemetry import USUAL, Telemetry, Timing
 from podyd.node.user_names import UserNames
 
@@ -77,7 +77,7 @@ class LocalSockets:
             raise found
         return found
 
-    async def owner_of(self, end: End, other: End) -> int | None:
+    async def owner_of(self, end: SocketAddress, other: SocketAddress) -> int | None:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._owners, sockdiag.owner_of, end, other)
 

@@ -37,7 +37,7 @@ def listening_ports() -> frozenset[int]:
     )
 
 
-class End(NamedTuple):
+class SocketAddress(NamedTuple):
     """One end of a TCP connection; `interface` is 0 unless the address is one at it alone."""
 
     address: str
@@ -45,13 +45,13 @@ class End(NamedTuple):
     interface: int = 0
 
     @classmethod
-    def of(cls, name: tuple[Any, ...]) -> End:
+    def of(cls, name: tuple[Any, ...]) -> SocketAddress:
         """From what getsockname(2) says: of IPv6 also a flow, which says nothing here, and a
         zone."""
         return cls(name[0], name[1], *name[3:])
 
 
-def owner_of(end: End, other: End) -> int | None:
+def owner_of(end: SocketAddress, other: SocketAddress) -> int | None:
     """The uid of the account that has this end of a connection; None if it is on another host.
 
     Raises ConnectionError if the connection is closed, and OSError where the kernel is silent.
@@ -68,7 +68,7 @@ def owner_of(end: End, other: End) -> int | None:
     return None
 
 
-def _socket(end: End, other: End) -> tuple[int, int] | None:
+def _socket(end: SocketAddress, other: SocketAddress) -> tuple[int, int] | None:
     """Uid and inode of a connection's socket on this host."""
     family = socket.AF_INET6 if ":" in end.address else socket.AF_INET
     near, far = (socket.inet_pton(family, item.address) for item in (end, other))

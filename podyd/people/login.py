@@ -79,7 +79,7 @@ class _Listed:
     members: Sequence[Member]
 
 
-class Users:
+class Logins:
     """Logs users in through PAM, which is asked as seldom as possible and never by an attacker
     who has failed too often."""
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from podyd.base.errors import Unauthorized
 from podyd.config.addresses import parse_address
 from podyd.node.interface import Sockets
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 
 # People's accounts begin there. A proxy runs as root or as an account of the system.
 MIN_UID = 1000
@@ -30,7 +30,7 @@ class Source:
     """
 
     address: str
-    ends: tuple[End, End] | None
+    ends: tuple[SocketAddress, SocketAddress] | None
     is_forwarded: bool = False
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from podyd.base.errors import PodydError
 from podyd.base.tasks import came
-from podyd.people.login import Login, Users
+from podyd.people.login import Login, Logins
 
 log = logging.getLogger(__name__)
 
@@ -37,15 +37,15 @@ class _Proof:
 class Sessions:
     """Shells, commands and files under way, with what each of them was begun with."""
 
-    def __init__(self, users: Users) -> None:
-        self._users = users
+    def __init__(self, logins: Logins) -> None:
+        self._logins = logins
         self._open: defaultdict[_Proof, dict[asyncio.Task[Any], End]] = defaultdict(dict)
         # Whose tokens podyd itself has revoked.
         self._changed: set[str] = set()
         # What ended, as the last look had it, and may yet go on.
         self._doubted: set[_Proof] = set()
         self._poke = asyncio.Event()
-        users.listen(self._hear)
+        logins.listen(self._hear)
 
     def add(self, task: asyncio.Task[Any], login: Login, address: str, end: End) -> None:
         """Call `end` with the reason once this login no longer counts, until the task is done."""
@@ -89,7 +89,7 @@ class Sessions:
             await came(self._poke, max(0.0, due - loop.time()))
 
     async def _check(self, proof: _Proof) -> None:
-        why = await self._users.ended(proof.login, proof.address)
+        why = await self._logins.ended(proof.login, proof.address)
         if why is None:
             self._doubted.discard(proof)
         elif why.code in _PASSING and proof not in self._doubted:

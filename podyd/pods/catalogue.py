@@ -59,7 +59,7 @@ class Image:
         return owns(member, self.owner, self.uid)
 
 
-class Images:
+class Catalogue:
     """What LXD has and `images.offer` lets through."""
 
     def __init__(self, store: ImageStore, settings: Settings) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from podyd.base.errors import BadRequest, Forbidden, PodydError
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.config.current import Settings
 from podyd.contract.pods import Ended, ExecResult, Start
 from podyd.engine.collected import Collected
@@ -66,7 +66,7 @@ class Commands:
 
     async def exec(
         self, member: Member, ins: str, command: str, timeout: float | None
-    ) -> Kept[ExecResult]:
+    ) -> HeldAnswer[ExecResult]:
         """Run a command in a running pod; `timeout` in seconds, within podyd.yaml's maximum.
 
         It counts as one of the member's until the answer is closed: its output is held so long.
@@ -83,7 +83,7 @@ class Commands:
 
     async def run(
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
-    ) -> Kept[ExecResult]:
+    ) -> HeldAnswer[ExecResult]:
         """`exec` without its bounds; `limit` in bytes for each of stdout and stderr."""
         pod = await self._pods.find_running(member, ins)
         with self._execs.take(member) as slot:
@@ -104,7 +104,7 @@ class Commands:
                 oom_killed=end.oom_killed,
                 memory_limit=await self._limit_reached(pod, end),
             )
-            return Kept(result, slot.pop_all().close)
+            return HeldAnswer(result, slot.pop_all().close)
 
     # --- While their caller talks to them --------------------------------------------------------
 

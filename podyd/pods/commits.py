@@ -46,7 +46,7 @@ from podyd.engine.room import WATCH_SECONDS, HostRoom
 from podyd.engine.types import LARGE_BYTES, CopyOf, File, Holes, NewImage, NewInstance, Tree
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
-from podyd.pods.catalogue import Image, Images
+from podyd.pods.catalogue import Catalogue, Image
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, without_limit
 from podyd.pods.lifecycle import Pods
@@ -145,7 +145,7 @@ class Commits:
         instances: Instances,
         store: ImageStore,
         files: Files,
-        images: Images,
+        images: Catalogue,
         pods: Pods,
         disks: Disks,
         host: HostRoom,

@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from podyd.base.clock import iso
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.base.tasks import beside, seen
 from podyd.contract.operation import Log
 from podyd.contract.pods import Entry, FileInfo, FileType, OneFile, PutFile
@@ -203,7 +203,7 @@ class Transfers:
             code="too_many_files",
         )
 
-    async def fetch(self, member: Member, request: OneFile) -> Kept[FileInfo] | Outgoing:
+    async def fetch(self, member: Member, request: OneFile) -> HeldAnswer[FileInfo] | Outgoing:
         """What there is at a path: a file's bytes, a directory as a tar file, or words about it.
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
@@ -215,7 +215,7 @@ class Transfers:
         except BaseException:
             outgoing.close()
             raise
-        return outgoing if about is None else Kept(about, outgoing.close)
+        return outgoing if about is None else HeldAnswer(about, outgoing.close)
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
         """A slot for a file that comes. Raises what `fetch` does."""

@@ -70,7 +70,7 @@ from podyd.model.pod import (
 )
 from podyd.network.ports import Ports
 from podyd.node.facts import Facts
-from podyd.pods.catalogue import Images
+from podyd.pods.catalogue import Catalogue
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, full, fullness
 from podyd.pods.mounts import Mounts
@@ -114,7 +114,7 @@ class Pods:
         profiles: Profiles,
         snapshots: SnapshotStore,
         files: Files,
-        images: Images,
+        images: Catalogue,
         inventory: Inventory,
         scheduler: Scheduler,
         ports: Ports,

@@ -15,7 +15,7 @@ from podyd.node.pod_sockets import ListeningSocket
 from podyd.pods.lifecycle import not_running
 
 
-class Listeners:
+class Listening:
     """Asks the kernel, by the pod's first process."""
 
     def __init__(

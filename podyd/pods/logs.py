@@ -6,7 +6,7 @@ import re
 from typing import Literal
 
 from podyd.base.errors import Conflict, LxdRefused
-from podyd.base.longtext import Kept, LongText
+from podyd.base.longtext import HeldAnswer, LongText
 from podyd.contract.pods import LogsOf, PodLog
 from podyd.engine.interface import Instances
 from podyd.model.member import Member
@@ -23,7 +23,7 @@ RUN_SECONDS = JOURNAL_SECONDS + 3.0
 _CUT = "124|137|143"
 
 
-class PodLogs:
+class Logs:
     """Looks where something is to be found."""
 
     def __init__(self, *, instances: Instances, pods: Pods, commands: Commands) -> None:
@@ -31,7 +31,7 @@ class PodLogs:
         self._pods = pods
         self._commands = commands
 
-    async def last(self, member: Member, request: LogsOf) -> Kept[PodLog]:
+    async def last(self, member: Member, request: LogsOf) -> HeldAnswer[PodLog]:
         """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
         pod = await self._pods.find(member, request.ins)
         if pod.status == "frozen":
@@ -52,7 +52,7 @@ class PodLogs:
             return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
         return _whole(said, "console")
 
-    async def _journal(self, member: Member, request: LogsOf) -> Kept[PodLog] | None:
+    async def _journal(self, member: Member, request: LogsOf) -> HeldAnswer[PodLog] | None:
         """None where the pod has no journal."""
         since = "" if request.since is None else f" --since=-{request.since:.0f}s"
         command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
@@ -71,7 +71,7 @@ class PodLogs:
             done.close()
             return None
         is_full = sum(len(piece.encode()) for piece in said.stdout) >= MAX_JOURNAL_BYTES
-        return Kept(PodLog(said.stdout, "journal", is_cut or is_full), done.close)
+        return HeldAnswer(PodLog(said.stdout, "journal", is_cut or is_full), done.close)
 
     async def _console(self, pod: Pod) -> str:
         try:
@@ -80,8 +80,8 @@ class PodLogs:
             return ""  # It has none, or none any more.
 
 
-def _whole(text: str, source: Literal["console", "lxc"]) -> Kept[PodLog]:
-    return Kept(PodLog(LongText(lambda: iter([text])), source), lambda: None)
+def _whole(text: str, source: Literal["console", "lxc"]) -> HeldAnswer[PodLog]:
+    return HeldAnswer(PodLog(LongText(lambda: iter([text])), source), lambda: None)
 
 
 def _tail(text: str, lines: int) -> str:

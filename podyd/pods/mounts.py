@@ -29,14 +29,14 @@ LOOK_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
-class Mounted:
+class MountConfig:
     """What an instance needs for its owner's directories; keys that are None it has not."""
 
     config: Mapping[str, str | None]
     devices: Devices
 
 
-NOTHING = Mounted({RAW: None, IDMAP: None}, {})
+NOTHING = MountConfig({RAW: None, IDMAP: None}, {})
 
 
 class Mounts:
@@ -55,7 +55,7 @@ class Mounts:
         self._directories = directories
         self._settings = settings
 
-    async def new(self, member: Member, profiles: Sequence[Profile]) -> Mounted:
+    async def new(self, member: Member, profiles: Sequence[Profile]) -> MountConfig:
         """What a new pod of these profiles needs; nothing if they map ids themselves.
 
         Raises Conflict, which says what the admin has to do, and Unavailable.
@@ -64,7 +64,7 @@ class Mounts:
             return NOTHING
         return await self._of(member)
 
-    async def due(self, member: Member, pod: Pod) -> Mounted | None:
+    async def due(self, member: Member, pod: Pod) -> MountConfig | None:
         """What a pod needs that is to be started, None if it has it; raises as `new` does.
 
         Where an admin maps ids, on the instance or in its profiles, all stays as it is.
@@ -77,7 +77,7 @@ class Mounts:
         own = {name: device for name, device in instance.own_devices.items() if _is_own(name)}
         return None if (mapped, own) == (wanted.config[IDMAP], wanted.devices) else wanted
 
-    async def apply(self, pod: Pod, due: Mounted | None) -> None:
+    async def apply(self, pod: Pod, due: MountConfig | None) -> None:
         """Give a pod that has stopped what is due."""
         if due is None:
             return
@@ -91,7 +91,7 @@ class Mounts:
                 },
             )
 
-    async def _of(self, member: Member) -> Mounted:
+    async def _of(self, member: Member) -> MountConfig:
         mounts = self._settings.current.pods.mounts
         if not mounts:
             return NOTHING
@@ -108,7 +108,7 @@ class Mounts:
             }
             for number, mount in enumerate(mounts)
         }
-        return Mounted({RAW: idmap, IDMAP: idmap}, devices)
+        return MountConfig({RAW: idmap, IDMAP: idmap}, devices)
 
     async def _check(self, member: Member, mount: Mount) -> None:
         own = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)

@@ -247,7 +247,7 @@ def test_system_accounts_are_denied_with_the_right_password(
 
 def test_system_accounts_are_not_shown_to_pam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pam, "authenticate", lambda *_: pytest.fail("PAM was asked about root"))
-    settings = policy.Settings(SERVICE, frozenset(), 1, 1.0, 1000)
+    settings = policy.Policy(SERVICE, frozenset(), 1, 1.0, 1000)
     assert policy.judge(protocol.Login("root", "x"), settings).error is protocol.Error.DENIED
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.admin.doctor.case import Places
+from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.node.host_files import HostFiles
@@ -278,7 +278,7 @@ def test_a_pod_of_an_older_driver(
         version.parent.mkdir(parents=True)
         version.write_text("535.216.01\n")
         places = dataclasses.replace(
-            Places(),
+            HostPaths(),
             files=HostFiles(proc=tmp_path / "proc", sysfs=tmp_path / "sys"),
             nvml=("/bin/true",),
         )

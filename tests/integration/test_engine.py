@@ -11,7 +11,7 @@ import pytest
 from podyd.base.errors import LxdRefused
 from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from tests.integration.harness import SMALL, Node
 from tests.unit.engine.engine_cases import CASES, SECONDS, Case, World
 
@@ -20,7 +20,7 @@ async def play(case: Case, node: Node, holds: Path) -> None:
     """Ask LXD, as podyd's own certificate may, and leave nothing there."""
     credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
     client = LxdClient(credentials.endpoint.read_text().strip(), node.project, credentials)
-    engine = lxd_engine(client, Holds(holds))
+    engine = lxd_engine(client, RestoreGuard(holds))
     try:
         (image,) = [item for item in await engine.images.all() if SMALL in item.aliases]
         pool = (await engine.profiles.all())["podyd-base"].devices["root"]["pool"]

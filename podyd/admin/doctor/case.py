@@ -13,7 +13,7 @@ from podyd.node.host_files import THIS_HOST, HostFiles
 
 
 @dataclass(frozen=True)
-class Places:
+class HostPaths:
     """Where things are on this host; elsewhere in tests only.
 
     `path` is where programs are looked for, `nvml` the command that asks NVML once.
@@ -26,7 +26,7 @@ class Places:
     nvml: tuple[str, ...] = (sys.executable, "-m", "podyd", "nvml", "--once")
 
 
-HOST = Places()
+HOST = HostPaths()
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Case:
 
     config: Config
     path: Path = DEFAULT_PATH
-    places: Places = HOST
+    places: HostPaths = HOST
 
     @property
     def project(self) -> str:

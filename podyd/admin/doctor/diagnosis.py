@@ -6,7 +6,7 @@ from pathlib import Path
 
 from podyd.admin.doctor import host, mounts, nvidia, owners, pods, service, storage
 from podyd.admin.doctor import lxd as on_lxd
-from podyd.admin.doctor.case import HOST, Case, Places
+from podyd.admin.doctor.case import HOST, Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.base.errors import ConfigError, SetupError
 from podyd.config.loader import load
@@ -17,7 +17,7 @@ from podyd.engine.admin import Admin, find_socket
 LXD_TIMEOUT = 10.0
 
 
-def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
+def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
     """Look at everything that this process may look at; nothing is waited for without a limit."""
     findings = [
         *service.configuration(path),
@@ -44,7 +44,7 @@ def diagnose(path: Path, places: Places = HOST) -> list[Finding]:
     ]
 
 
-def _of_nvidia(places: Places) -> list[Finding]:
+def _of_nvidia(places: HostPaths) -> list[Finding]:
     if not nvidia.is_there(places):
         return nvidia.nvidia_card()
     return [

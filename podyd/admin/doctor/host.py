@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from podyd.admin import kernel
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.engine.admin import Admin
 from podyd.node.host_files import ProcessFiles
@@ -24,7 +24,7 @@ SPARE_PODS = 10
 
 
 @check
-def cgroup2(places: Places) -> Iterator[Remark]:
+def cgroup2(places: HostPaths) -> Iterator[Remark]:
     """The kernel can end a whole tree of processes."""
     where = places.files.cgroup2()
     if where is not None:
@@ -60,12 +60,12 @@ def other_processes(case: Case) -> Iterator[Remark]:
 
 
 @check
-def kernel_limits(admin: Admin, places: Places) -> Iterator[Remark]:
+def kernel_limits(admin: Admin, places: HostPaths) -> Iterator[Remark]:
     """What the kernel counts for all pods together is enough for them and some more."""
     yield from about_limits(len(admin.instances()), places)
 
 
-def about_limits(pods: int, places: Places) -> Iterator[Remark]:
+def about_limits(pods: int, places: HostPaths) -> Iterator[Remark]:
     """The same for so many pods."""
     for limit in kernel.limits(places.files):
         if limit.pods < pods + SPARE_PODS:
@@ -80,7 +80,7 @@ def about_limits(pods: int, places: Places) -> Iterator[Remark]:
 
 
 @check
-def id_ranges(admin: Admin, places: Places) -> Iterator[Remark]:
+def id_ranges(admin: Admin, places: HostPaths) -> Iterator[Remark]:
     """Root has a range of user ids and of group ids that LXD can give to pods."""
     yield from about_ids(places.files.process(admin.server().pid))
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from podyd.admin.doctor.case import Places
+from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.node.samples import Failure, Sample, parse_line
 
@@ -25,7 +25,7 @@ RELOAD = (
 )
 
 
-def is_there(places: Places) -> bool:
+def is_there(places: HostPaths) -> bool:
     """Whether the host has an NVIDIA card or its driver."""
     return bool(places.files.nvidia_cards()) or places.files.has_module("nvidia")
 
@@ -37,7 +37,7 @@ def nvidia_card() -> Iterator[Remark]:
 
 
 @check
-def nvidia_driver(places: Places) -> Iterator[Remark]:
+def nvidia_driver(places: HostPaths) -> Iterator[Remark]:
     """The driver is loaded."""
     version = places.files.nvidia_driver()
     if version is not None:
@@ -58,7 +58,7 @@ def nvidia_driver(places: Places) -> Iterator[Remark]:
 
 
 @check
-def nvidia_versions(places: Places) -> Iterator[Remark]:
+def nvidia_versions(places: HostPaths) -> Iterator[Remark]:
     """The driver in the kernel and the libraries on disk are of the same version."""
     driver = places.files.nvidia_driver()
     library = _library(places)
@@ -81,7 +81,7 @@ def nvidia_versions(places: Places) -> Iterator[Remark]:
     yield ok(f"The NVIDIA driver and its library are both {driver}.")
 
 
-def _library(places: Places) -> Path | None:
+def _library(places: HostPaths) -> Path | None:
     """The real file of NVML, as the dynamic linker finds it."""
     ldconfig = shutil.which("ldconfig", path=places.path)
     listed = "" if ldconfig is None else _output([ldconfig, "-p"], COMMAND_SECONDS)
@@ -94,7 +94,7 @@ def _library(places: Places) -> Path | None:
 
 
 @check
-def nvidia_nodes(places: Places) -> Iterator[Remark]:
+def nvidia_nodes(places: HostPaths) -> Iterator[Remark]:
     """The files that CUDA opens; the second is there from its first use on only."""
     if places.files.nvidia_driver() is None:
         return
@@ -112,7 +112,7 @@ def nvidia_nodes(places: Places) -> Iterator[Remark]:
 
 
 @check
-def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Remark]:
+def nvml_answers(places: HostPaths, seconds: float = NVML_SECONDS) -> Iterator[Remark]:
     """NVML answers, and every card through it."""
     if places.files.nvidia_driver() is None:
         return
@@ -134,13 +134,13 @@ def nvml_answers(places: Places, seconds: float = NVML_SECONDS) -> Iterator[Rema
     yield ok(f"NVML answers; cards: {', '.join(gpu.pci for gpu in found.gpus)}.")
 
 
-def asked(places: Places, seconds: float) -> Sample | Failure:
+def asked(places: HostPaths, seconds: float) -> Sample | Failure:
     """What NVML says. Raises TimeoutExpired; ValueError, KeyError or TypeError if who asks died."""
     return parse_line(_output(places.nvml, seconds))
 
 
 @check
-def nvidia_persistence(places: Places) -> Iterator[Remark]:
+def nvidia_persistence(places: HostPaths) -> Iterator[Remark]:
     """The driver stays awake while nobody uses a card."""
     program = shutil.which("nvidia-smi", path=places.path)
     if program is None or places.files.nvidia_driver() is None:

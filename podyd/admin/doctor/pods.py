@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from podyd.admin.doctor import nvidia
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
-from podyd.engine.admin import Admin, Card
-from podyd.engine.types import is_set
+from podyd.engine.admin import Admin
+from podyd.engine.types import PciCard, is_set
 from podyd.node.host_files import ProcessFiles
 from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 
@@ -47,7 +47,7 @@ def gpu_devices(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 def about_device(
-    holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[Card], case: Case
+    holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[PciCard], case: Case
 ) -> Iterator[Remark]:
     """What is wrong with a `gpu` device."""
     there = ", ".join(card.pci for card in cards) or "none"
@@ -74,7 +74,7 @@ def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
     yield from about_identities(admin.cards(), case.places)
 
 
-def about_identities(cards: Sequence[Card], places: Places) -> Iterator[Remark]:
+def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Remark]:
     """Whether each card's UUID is told, by LXD or by NVML."""
     untold = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
     if untold:
@@ -90,7 +90,7 @@ def about_identities(cards: Sequence[Card], places: Places) -> Iterator[Remark]:
     )
 
 
-def _told_by_nvml(places: Places) -> set[str]:
+def _told_by_nvml(places: HostPaths) -> set[str]:
     with contextlib.suppress(subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
         found = nvidia.asked(places, nvidia.NVML_SECONDS)
         if isinstance(found, Sample):

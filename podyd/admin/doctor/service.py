@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from podyd import VERSION, __version__
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, reason, warning
 from podyd.base.errors import ConfigError
 from podyd.config.loader import load
@@ -151,7 +151,7 @@ def _asked(path: str, line: bytes = b"") -> bytes:
 
 
 @check
-def service_memory(places: Places) -> Iterator[Remark]:
+def service_memory(places: HostPaths) -> Iterator[Remark]:
     """No process of podyd's is near the memory limit of its unit (MemoryMax=)."""
     for unit in UNITS:
         memory = places.files.unit_memory(unit)
@@ -170,7 +170,7 @@ def service_memory(places: Places) -> Iterator[Remark]:
 
 
 @check
-def service_killed(places: Places) -> Iterator[Remark]:
+def service_killed(places: HostPaths) -> Iterator[Remark]:
     """The kernel has ended no process of podyd's for its memory, within a day."""
     program = shutil.which("journalctl", path=places.path)
     if program is None:

@@ -12,7 +12,7 @@ from podyd.base.quantities import UNLIMITED
 from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
 from podyd.engine.types import root_of
-from podyd.node.host_files import HostFiles, Mounted
+from podyd.node.host_files import HostFiles, MountEntry
 from podyd.pods.disks import BTRFS, DIR, ZFS
 
 NEARLY_FULL, FULL = 0.85, 0.95
@@ -75,7 +75,7 @@ def has_quota(config: Config) -> bool:
 
 
 def about_limits(
-    pool: Pool, mounted: Sequence[Mounted], files: HostFiles, pid: int
+    pool: Pool, mounted: Sequence[MountEntry], files: HostFiles, pid: int
 ) -> Iterator[Remark]:
     """Why a pool holds no limit, if that is so."""
     if pool.driver == DIR:

@@ -13,11 +13,11 @@ from podyd.contract.images import (
     OneImage,
 )
 from podyd.contract.operation import Log, Nothing
-from podyd.pods.catalogue import Images
+from podyd.pods.catalogue import Catalogue
 
 
 class ImageRoutes:
-    def __init__(self, *, images: Images) -> None:
+    def __init__(self, *, images: Catalogue) -> None:
         self._images = images
 
     @serves(HOST_IMAGES, IMAGE_LIST)

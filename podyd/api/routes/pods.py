@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from podyd.api.binding import Call, serves
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.contract.operation import Log, Nothing
 from podyd.contract.pods import (
     POD_COMMIT,
@@ -66,8 +66,8 @@ from podyd.pods.deletions import Deletions
 from podyd.pods.files import Incoming, Outgoing, Transfers
 from podyd.pods.lifecycle import Pods
 from podyd.pods.limits import Limits
-from podyd.pods.listening import Listeners
-from podyd.pods.logs import PodLogs
+from podyd.pods.listening import Listening
+from podyd.pods.logs import Logs
 from podyd.pods.snapshots import Snapshots
 
 
@@ -81,10 +81,10 @@ class PodRoutes:
         limits: Limits,
         commands: Commands,
         ports: Ports,
-        listeners: Listeners,
+        listening: Listening,
         transfers: Transfers,
         deletions: Deletions,
-        podlogs: PodLogs,
+        logs: Logs,
     ) -> None:
         self._pods = pods
         self._snapshots = snapshots
@@ -92,10 +92,10 @@ class PodRoutes:
         self._limits = limits
         self._commands = commands
         self._ports = ports
-        self._listeners = listeners
+        self._listening = listening
         self._transfers = transfers
         self._deletions = deletions
-        self._podlogs = podlogs
+        self._logs = logs
 
     @serves(POD_CREATE)
     async def pod_create(self, call: Call[Create]) -> PodInfo:
@@ -186,10 +186,10 @@ class PodRoutes:
     @serves(POD_PORTS)
     async def pod_ports(self, call: Call[OnePod]) -> list[ListeningPort]:
         pod = await self._pods.find(call.caller, call.request.ins)
-        return await self._listeners.of(pod)
+        return await self._listening.of(pod)
 
     @serves(POD_EXEC)
-    async def pod_exec(self, call: Call[Exec]) -> Kept[ExecResult]:
+    async def pod_exec(self, call: Call[Exec]) -> HeldAnswer[ExecResult]:
         request = call.request
         return await self._commands.exec(call.caller, request.ins, request.cmd, request.timeout)
 
@@ -204,7 +204,7 @@ class PodRoutes:
         return await self._commands.open(call.caller, request.ins, size)
 
     @serves(POD_FILE)
-    async def pod_file(self, call: Call[OneFile]) -> Kept[FileInfo] | Outgoing:
+    async def pod_file(self, call: Call[OneFile]) -> HeldAnswer[FileInfo] | Outgoing:
         return await self._transfers.fetch(call.caller, call.request)
 
     @serves(POD_FILE_PUT)
@@ -216,8 +216,8 @@ class PodRoutes:
         return await self._deletions.delete(call.caller, call.request)
 
     @serves(POD_LOGS)
-    async def pod_logs(self, call: Call[LogsOf]) -> Kept[PodLog]:
-        return await self._podlogs.last(call.caller, call.request)
+    async def pod_logs(self, call: Call[LogsOf]) -> HeldAnswer[PodLog]:
+        return await self._logs.last(call.caller, call.request)
 
     @serves(POD_LIMITS)
     async def pod_limits(self, call: Call[ChangeLimits]) -> PodInfo:

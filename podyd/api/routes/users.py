@@ -25,12 +25,12 @@ from podyd.contract.users import (
 )
 from podyd.model.member import Member
 from podyd.model.token import Token
-from podyd.people.login import Users
+from podyd.people.login import Logins
 
 
 class UserRoutes:
-    def __init__(self, *, users: Users) -> None:
-        self._users = users
+    def __init__(self, *, logins: Logins) -> None:
+        self._logins = logins
 
     @serves(USER_INFO)
     async def user_info(self, call: Call[Nothing]) -> UserInfo:
@@ -53,18 +53,18 @@ class UserRoutes:
 
     @serves(USER_LIST)
     async def user_list(self, call: Call[Nothing]) -> list[UserName]:
-        return [_user_name(member) for member in await self._users.all()]
+        return [_user_name(member) for member in await self._logins.all()]
 
     @serves(USER_CH_PASSWD)
     async def change_password(self, call: Call[NewPassword]) -> Log:
-        count = await self._users.change_password(call.caller, call.password, call.request.passwd)
+        count = await self._logins.change_password(call.caller, call.password, call.request.passwd)
         done = "The password is changed; the old one no longer works."
         return Log(f"{done} Tokens that are revoked: {count}." if count else done)
 
     @serves(USER_TOKEN)
     async def create_token(self, call: Call[NewToken]) -> CreatedToken:
         request = call.request
-        secret, token = await self._users.create_token(
+        secret, token = await self._logins.create_token(
             call.proven, request.name, request.days, request.scope
         )
         return CreatedToken(
@@ -78,12 +78,12 @@ class UserRoutes:
 
     @serves(USER_TOKENS)
     async def tokens(self, call: Call[Nothing]) -> list[TokenInfo]:
-        return [_token_info(token) for token in await self._users.tokens(call.proven)]
+        return [_token_info(token) for token in await self._logins.tokens(call.proven)]
 
     @serves(USER_TOKEN_REVOKE)
     async def revoke_token(self, call: Call[RevokeToken]) -> Log:
         request = call.request
-        return Log(await self._users.revoke_token(call.proven, request.id, request.user))
+        return Log(await self._logins.revoke_token(call.proven, request.id, request.user))
 
 
 def _token_info(token: Token) -> TokenInfo:

@@ -21,14 +21,15 @@ import pytest
 from podyd import __version__
 from podyd.admin import kernel
 from podyd.admin.doctor import host, lxd, nvidia, pods, service
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
 from podyd.base.errors import SetupError
 from podyd.cli.doctor import show
 from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
-from podyd.engine.admin import Admin, Card
+from podyd.engine.admin import Admin
+from podyd.engine.types import PciCard
 from podyd.node.host_files import HostFiles, ProcessFiles
 from podyd.node.samples import Failure, Gpu, Sample
 from tests.unit.engine.test_stopping import POD
@@ -39,11 +40,11 @@ DRIVER = "535.183.01"
 
 
 @pytest.fixture
-def places(tmp_path: Path) -> Places:
+def places(tmp_path: Path) -> HostPaths:
     """A host that has nothing."""
     for name in ("pam", "proc", "sys/bus/pci/devices", "dev", "profiles", "bin"):
         (tmp_path / name).mkdir(parents=True)
-    return Places(
+    return HostPaths(
         pam=tmp_path / "pam",
         files=HostFiles(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev"),
         admin_profiles=tmp_path / "profiles",
@@ -58,24 +59,24 @@ def put(path: Path, text: str = "") -> Path:
     return path
 
 
-def program(places: Places, name: str, output: str) -> None:
+def program(places: HostPaths, name: str, output: str) -> None:
     """A program that writes something."""
     text = put(Path(places.path, f"{name}.out"), output)
     put(Path(places.path, name), f"#!/bin/sh\nexec /bin/cat {text}\n").chmod(0o755)
 
 
-def add_card(places: Places, address: str = ADDRESS, driver: str = "nvidia") -> None:
+def add_card(places: HostPaths, address: str = ADDRESS, driver: str = "nvidia") -> None:
     directory = places.files.sysfs / "bus/pci/devices" / address
     put(directory / "class", "0x030200\n")
     put(directory / "vendor", "0x10de\n")
     (directory / "driver").symlink_to(f"../../../bus/pci/drivers/{driver}")
 
 
-def load_driver(places: Places, version: str = DRIVER) -> None:
+def load_driver(places: HostPaths, version: str = DRIVER) -> None:
     put(places.files.sysfs / "module/nvidia/version", f"{version}\n")
 
 
-def install_library(places: Places, version: str = DRIVER) -> Path:
+def install_library(places: HostPaths, version: str = DRIVER) -> Path:
     """The library as Debian has it: a link, then the file."""
     real = put(Path(places.path, f"libnvidia-ml.so.{version}"))
     link = real.with_name("libnvidia-ml.so.1")
@@ -148,7 +149,9 @@ def test_configuration(tmp_path: Path) -> None:
     assert only(service.configuration(path)).level is Level.ERROR
 
 
-def test_with_a_broken_configuration_the_host_is_looked_at(places: Places, tmp_path: Path) -> None:
+def test_with_a_broken_configuration_the_host_is_looked_at(
+    places: HostPaths, tmp_path: Path
+) -> None:
     found = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
     levels = {item.check: item.level for item in found}
     assert levels == {
@@ -158,7 +161,7 @@ def test_with_a_broken_configuration_the_host_is_looked_at(places: Places, tmp_p
     }
 
 
-def test_pam_file(places: Places) -> None:
+def test_pam_file(places: HostPaths) -> None:
     case = Case(Config(), Path("/somewhere/podyd.yaml"), places)
     found = only(service.pam_service(case))
     assert found.level is Level.ERROR
@@ -260,7 +263,7 @@ def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("name", ["cgroup.controllers", "unified/cgroup.controllers"])
-def test_cgroup2(places: Places, name: str) -> None:
+def test_cgroup2(places: HostPaths, name: str) -> None:
     assert only(host.cgroup2(places)).level is Level.WARNING
     put(places.files.sysfs / "fs/cgroup" / name)
     assert only(host.cgroup2(places)).level is Level.OK
@@ -278,7 +281,7 @@ def test_cgroup2(places: Places, name: str) -> None:
     ],
 )
 def test_other_processes(
-    places: Places, tmp_path: Path, options: str, level: Level, do: str
+    places: HostPaths, tmp_path: Path, options: str, level: Level, do: str
 ) -> None:
     (tmp_path / "data").mkdir()
     account = pwd.getpwnam("bin")
@@ -335,7 +338,7 @@ def test_id_ranges(
         assert do in item.do
 
 
-def set_limits(places: Places, **values: int) -> None:
+def set_limits(places: HostPaths, **values: int) -> None:
     """The kernel's limits as podyd sets them, but for these: their last words."""
     for name, value in kernel.wanted().items():
         now = values.get(name.rpartition(".")[2], value)
@@ -344,7 +347,7 @@ def set_limits(places: Places, **values: int) -> None:
 
 # Debian's kernel, and that with the file of Debian's LXD.
 @pytest.mark.parametrize(("instances", "pods"), [(128, 0), (128, 25), (1024, 60)])
-def test_too_few_inotify_instances(places: Places, instances: int, pods: int) -> None:
+def test_too_few_inotify_instances(places: HostPaths, instances: int, pods: int) -> None:
     set_limits(places, max_user_instances=instances)
     (found,) = list(host.about_limits(pods, places))[:-1]
     assert found.level is Level.WARNING
@@ -355,7 +358,7 @@ def test_too_few_inotify_instances(places: Places, instances: int, pods: int) ->
 
 
 @pytest.mark.parametrize("missing", [False, True])
-def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
+def test_enough_of_the_kernels_limits(places: HostPaths, missing: bool) -> None:
     set_limits(places)
     if missing:  # A kernel without keyrings.
         (places.files.proc / "sys/kernel/keys/maxkeys").unlink()
@@ -363,7 +366,7 @@ def test_enough_of_the_kernels_limits(places: Places, missing: bool) -> None:
     assert found.level is Level.OK
 
 
-def test_limits_are_raised_and_never_lowered(places: Places) -> None:
+def test_limits_are_raised_and_never_lowered(places: HostPaths) -> None:
     set_limits(places, max_user_instances=128, max_user_watches=2**31, maxkeys=200)
     said: list[str] = []
     kernel.raise_limits(said.append, places.files)
@@ -377,7 +380,7 @@ def test_limits_are_raised_and_never_lowered(places: Places) -> None:
     assert len(said) == 2
 
 
-def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values: int) -> None:
+def put_memory(places: HostPaths, unit: str, *, limit: str = "2147483648", **values: int) -> None:
     """A unit's cgroup, as cgroup2 shows it: 100 MiB, of which 20 are files'."""
     now = {"current": 100 * 2**20, "file": 20 * 2**20, **values}
     directory = places.files.sysfs / "fs/cgroup/system.slice" / unit
@@ -386,7 +389,7 @@ def put_memory(places: Places, unit: str, *, limit: str = "2147483648", **values
     put(directory / "memory.stat", f"anon 1\nfile {now['file']}\n")
 
 
-def test_memory_of_the_service(places: Places) -> None:
+def test_memory_of_the_service(places: HostPaths) -> None:
     assert service.service_memory(places) == [], "without systemd, or without cgroup2"
     put_memory(places, "podyd.service")
     put_memory(places, "podyd-auth.service", limit="max")
@@ -395,7 +398,7 @@ def test_memory_of_the_service(places: Places) -> None:
     assert found.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
 
 
-def test_a_service_that_is_at_its_memory_limit(places: Places) -> None:
+def test_a_service_that_is_at_its_memory_limit(places: HostPaths) -> None:
     put_memory(places, "podyd.service")
     put_memory(places, "podyd-ports.service", current=2000 * 2**20)
     found = only(service.service_memory(places))
@@ -404,7 +407,7 @@ def test_a_service_that_is_at_its_memory_limit(places: Places) -> None:
     assert found.do.startswith("systemctl edit podyd-ports.service")
 
 
-def test_a_service_that_was_ended_for_its_memory(places: Places) -> None:
+def test_a_service_that_was_ended_for_its_memory(places: HostPaths) -> None:
     assert service.service_killed(places) == [], "without a journal"
     said = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
     program(places, "journalctl", 2 * said)
@@ -416,7 +419,7 @@ def test_a_service_that_was_ended_for_its_memory(places: Places) -> None:
     assert service.service_killed(places) == []
 
 
-def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -> None:
+def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: HostPaths) -> None:
     put_memory(places, "podyd.service", current=2000 * 2**20, file=1900 * 2**20)
     assert only(service.service_memory(places)).level is Level.OK
 
@@ -424,7 +427,7 @@ def test_files_that_the_kernel_keeps_are_not_a_services_memory(places: Places) -
 # --- NVIDIA -------------------------------------------------------------------------------------
 
 
-def test_a_host_without_cards(places: Places) -> None:
+def test_a_host_without_cards(places: HostPaths) -> None:
     assert not nvidia.is_there(places)
     directory = places.files.sysfs / "bus/pci/devices/0000:00:01.0"
     put(directory / "class", "0x030000\n")
@@ -436,7 +439,7 @@ def test_a_host_without_cards(places: Places) -> None:
     assert places.files.nvidia_cards() == ["0000:61:00.0"]
 
 
-def test_driver(places: Places) -> None:
+def test_driver(places: HostPaths) -> None:
     add_card(places)
     found = only(nvidia.nvidia_driver(places))
     assert found.level is Level.ERROR
@@ -462,13 +465,13 @@ def test_driver(places: Places) -> None:
         ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  390.48  Thu Mar 22 00:42:57", "390.48"),
     ],
 )
-def test_driver_version(places: Places, line: str, version: str) -> None:
+def test_driver_version(places: HostPaths, line: str, version: str) -> None:
     assert places.files.nvidia_driver() is None
     put(places.files.proc / "driver/nvidia/version", f"{line}\nGCC version:  gcc version 12.2.0\n")
     assert places.files.nvidia_driver() == version
 
 
-def test_versions(places: Places) -> None:
+def test_versions(places: HostPaths) -> None:
     add_card(places)
     load_driver(places)
     found = only(nvidia.nvidia_versions(places))
@@ -485,7 +488,7 @@ def test_versions(places: Places) -> None:
     assert found.do.startswith("reboot")
 
 
-def test_nodes(places: Places) -> None:
+def test_nodes(places: HostPaths) -> None:
     load_driver(places)
     put(places.files.dev / "nvidiactl")
     found = only(nvidia.nvidia_nodes(places))
@@ -495,7 +498,7 @@ def test_nodes(places: Places) -> None:
     assert only(nvidia.nvidia_nodes(places)).level is Level.OK
 
 
-def test_nvml(places: Places) -> None:
+def test_nvml(places: HostPaths) -> None:
     load_driver(places)
     gpu = Gpu("GPU-1", ADDRESS, "NVIDIA A100")
     sample = Sample(0.0, DRIVER, "12.2", (gpu,))
@@ -514,15 +517,15 @@ def test_nvml(places: Places) -> None:
     assert found.what == f"Card 1 {ADDRESS} does not answer: GPU is lost."
 
 
-def test_nvml_that_is_really_asked(places: Places) -> None:
+def test_nvml_that_is_really_asked(places: HostPaths) -> None:
     """The command that podyd runs, on a machine that need not have a driver."""
     load_driver(places)
-    found = only(nvidia.nvml_answers(dataclasses.replace(places, nvml=Places().nvml)))
+    found = only(nvidia.nvml_answers(dataclasses.replace(places, nvml=HostPaths().nvml)))
     assert found.check == "nvml_answers"
     assert "has died" not in found.what
 
 
-def test_nvml_that_hangs_is_ended(places: Places, tmp_path: Path) -> None:
+def test_nvml_that_hangs_is_ended(places: HostPaths, tmp_path: Path) -> None:
     load_driver(places)
     pid_file = tmp_path / "pid"
     text = f"#!/bin/sh\necho $$ >{pid_file}\nexec /bin/sleep 1000\n"
@@ -532,7 +535,7 @@ def test_nvml_that_hangs_is_ended(places: Places, tmp_path: Path) -> None:
     assert not Path("/proc", pid_file.read_text().strip()).exists()
 
 
-def test_persistence(places: Places) -> None:
+def test_persistence(places: HostPaths) -> None:
     load_driver(places)
     assert nvidia.nvidia_persistence(places) == [], "without nvidia-smi nobody knows"
     program(places, "nvidia-smi", f"0000{ADDRESS}, Enabled\n00000000:61:00.0, Disabled\n")
@@ -561,7 +564,7 @@ def test_persistence(places: Places) -> None:
     ],
 )
 def test_devices(device: dict[str, str], level: Level | None) -> None:
-    cards = [Card(ADDRESS, "10de", ""), Card("0000:c1:00.0", "10de", "")]
+    cards = [PciCard(ADDRESS, "10de", ""), PciCard("0000:c1:00.0", "10de", "")]
     holder = pods.Holder("Profile", "profile", "podyd-gpu", {"gpu0": device})
     found = list(pods.about_device(holder, "gpu0", device, cards, Case(Config())))
     assert [item.level for item in found] == ([] if level is None else [level])
@@ -571,11 +574,11 @@ def test_devices(device: dict[str, str], level: Level | None) -> None:
         assert item.do.endswith("pci=ADDRESS --project podyd")
 
 
-def test_cards_of_which_nobody_tells_which_is_which(places: Places) -> None:
+def test_cards_of_which_nobody_tells_which_is_which(places: HostPaths) -> None:
     cards = [
-        Card(ADDRESS, "10de", ""),
-        Card("0000:c1:00.0", "10de", "GPU-b"),
-        Card("x", "1002", ""),
+        PciCard(ADDRESS, "10de", ""),
+        PciCard("0000:c1:00.0", "10de", "GPU-b"),
+        PciCard("x", "1002", ""),
     ]
     (found,) = pods.about_identities(cards, places)
     assert found.level is Level.WARNING

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from podyd.admin.doctor import storage
-from podyd.admin.doctor.case import Case, Places
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.config.loader import parse
 from podyd.engine.admin import Admin, Pool
@@ -36,7 +36,7 @@ def findings(
     lost: str = "0",
     quotas: str = "",
 ) -> list[Finding]:
-    places = Places(files=HostFiles(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev"))
+    places = HostPaths(files=HostFiles(tmp_path / "proc", tmp_path / "sys", tmp_path / "dev"))
     info = places.files.proc / "7/mountinfo"
     flag = places.files.sysfs / "fs/btrfs/uuid/qgroups/inconsistent"
     device = places.files.sysfs / "fs/btrfs/uuid/devices/sdb"

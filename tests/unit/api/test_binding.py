@@ -12,7 +12,7 @@ import pytest
 
 from podyd.api.application import HANDLERS
 from podyd.api.binding import Call, Headed, Incoming, Outgoing, Talk, bound, serves
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.contract.answers import Answer, Json
 from podyd.contract.meta import METRICS, VERSION
 from podyd.contract.operation import GET, Access, Log, Nothing, Operation, Proof
@@ -56,7 +56,7 @@ class Right:
         raise NotImplementedError
 
     @serves(POD_EXEC)
-    async def kept(self, call: Call[Exec]) -> Kept[ExecResult]:
+    async def kept(self, call: Call[Exec]) -> HeldAnswer[ExecResult]:
         raise NotImplementedError
 
     @serves(METRICS)
@@ -64,7 +64,7 @@ class Right:
         raise NotImplementedError
 
     @serves(POD_FILE)
-    async def file(self, call: Call[OneFile]) -> Kept[FileInfo] | Outgoing:
+    async def file(self, call: Call[OneFile]) -> HeldAnswer[FileInfo] | Outgoing:
         raise NotImplementedError
 
     @serves(POD_FILE_PUT)
@@ -78,7 +78,7 @@ class Right:
 
 class Wrong:
     @serves(POD_EXEC)  # type: ignore[arg-type]
-    async def another_request(self, call: Call[OnePod]) -> Kept[ExecResult]:
+    async def another_request(self, call: Call[OnePod]) -> HeldAnswer[ExecResult]:
         raise NotImplementedError
 
     @serves(POD_DELETE)

@@ -22,7 +22,7 @@ from podyd.api.binding import Bound, Call
 from podyd.api.under_way import MAX_OF_ONE, Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
-from podyd.base.longtext import Kept, LongText
+from podyd.base.longtext import HeldAnswer, LongText
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.contract.answers import Json
@@ -32,7 +32,7 @@ from podyd.contract.operation import GET, Access, AnyOperation, Operation, Proof
 from podyd.contract.pods import POD_EXEC, POD_INFO
 from podyd.contract.users import USER_INFO
 from podyd.model.member import Member
-from podyd.people.login import Users
+from podyd.people.login import Logins
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
@@ -51,13 +51,13 @@ async def serving(bound: Bound, operation: AnyOperation = CRASHING) -> AsyncIter
     settings = Settings(Config())
     database = Database(Path("/nonexistent"))
     tokens = Tokens(TokenStore(database), settings)
-    users = Users(AuthClient("/nonexistent"), Origins(FakeSockets()), tokens, settings)
+    logins = Logins(AuthClient("/nonexistent"), Origins(FakeSockets()), tokens, settings)
     parts = {
         "operation": operation,
         "bound": bound,
-        "users": users,
+        "logins": logins,
         "requests": Requests(),
-        "sessions": Sessions(users),
+        "sessions": Sessions(logins),
         "address_of": lambda request: request.remote_ip,
     }
     route = (operation.path, HANDLERS[type(operation.answer)], parts)
@@ -111,9 +111,9 @@ class Long:
 def test_a_long_answer_is_sent_in_pieces_and_then_closed(count: int) -> None:
     closed: list[bool] = []
 
-    async def answer(call: Call[HelpOf]) -> Kept[Long]:
+    async def answer(call: Call[HelpOf]) -> HeldAnswer[Long]:
         text = LongText(lambda: iter(['"\x01€' * 5000] * count))
-        return Kept(Long(text), lambda: closed.append(True))
+        return HeldAnswer(Long(text), lambda: closed.append(True))
 
     response = asyncio.run(fetch(answer, ""))
     assert json.loads(response.body) == {"text": '"\x01€' * 5000 * count}
@@ -137,8 +137,8 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
                 made += 1
                 yield "x" * 60_000
 
-        async def answer(call: Call[HelpOf]) -> Kept[Long]:
-            return Kept(Long(LongText(endless)), closed.set)
+        async def answer(call: Call[HelpOf]) -> HeldAnswer[Long]:
+            return HeldAnswer(Long(LongText(endless)), closed.set)
 
         async with serving(answer) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port)

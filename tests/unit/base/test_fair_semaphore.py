@@ -1,4 +1,4 @@
-"""Turns: who waits, who goes first, and what becomes of a turn whose holder is gone."""
+"""FairSemaphore: who waits, who goes first, and what becomes of a turn whose holder is gone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from podyd.base.fair_semaphore import LineFull, Turns
+from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 
 
 async def settle() -> None:
@@ -21,7 +21,7 @@ class Holder:
     The first letter of its name is whose turn it is; who has a capital is favoured.
     """
 
-    def __init__(self, turns: Turns, name: str, order: list[str], *, share: int = 9):
+    def __init__(self, turns: FairSemaphore, name: str, order: list[str], *, share: int = 9):
         self._turns, self._name, self._order, self._share = turns, name, order, share
         self.release = asyncio.Event()
         self.task = asyncio.ensure_future(self._hold())
@@ -35,7 +35,7 @@ class Holder:
 
 def test_in_order_and_the_favoured_first() -> None:
     async def play() -> list[str]:
-        turns, order = Turns(width=1, length=9), list[str]()
+        turns, order = FairSemaphore(width=1, length=9), list[str]()
         holders = [Holder(turns, name, order) for name in "abCd"]
         await settle()
         assert order == ["a"]
@@ -49,10 +49,10 @@ def test_in_order_and_the_favoured_first() -> None:
 
 def test_a_full_line_refuses() -> None:
     async def play() -> None:
-        turns, order = Turns(width=1, length=1), list[str]()
+        turns, order = FairSemaphore(width=1, length=1), list[str]()
         first, second = (Holder(turns, name, order) for name in "ab")
         await settle()
-        with pytest.raises(LineFull):
+        with pytest.raises(QueueFull):
             async with turns.turn("c", share=9, favoured=True):
                 pass
         first.release.set()
@@ -67,7 +67,7 @@ def test_a_full_line_refuses() -> None:
 @pytest.mark.parametrize("when", ["in line", "as the turn comes"])
 def test_who_leaves_takes_no_turn_along(when: str) -> None:
     async def play() -> list[str]:
-        turns, order = Turns(width=1, length=9), list[str]()
+        turns, order = FairSemaphore(width=1, length=9), list[str]()
         async with turns.turn("z", share=9):
             leaver, next_one = (Holder(turns, name, order) for name in "ab")
             await settle()
@@ -86,7 +86,7 @@ def test_who_leaves_takes_no_turn_along(when: str) -> None:
 
 def test_one_of_each_caller_in_turn() -> None:
     async def play() -> list[str]:
-        turns, order = Turns(width=1, length=99), list[str]()
+        turns, order = FairSemaphore(width=1, length=99), list[str]()
         names = ["a0", *(f"a{number}" for number in range(1, 9)), "b1", "b2", "c1"]
         holders = [Holder(turns, name, order) for name in names]
         await settle()
@@ -100,7 +100,7 @@ def test_one_of_each_caller_in_turn() -> None:
 
 def test_nobody_has_more_than_their_share_at_once() -> None:
     async def play() -> None:
-        turns, order = Turns(width=4, length=99), list[str]()
+        turns, order = FairSemaphore(width=4, length=99), list[str]()
         many = [Holder(turns, f"a{number}", order, share=3) for number in range(9)]
         await settle()
         assert order == ["a0", "a1", "a2"]
@@ -120,15 +120,15 @@ def test_nobody_has_more_than_their_share_at_once() -> None:
 
 def test_who_fills_the_line_loses_the_last_places_to_others() -> None:
     async def play() -> None:
-        turns, order = Turns(width=1, length=4), list[str]()
+        turns, order = FairSemaphore(width=1, length=4), list[str]()
         many = [Holder(turns, f"a{number}", order) for number in range(6)]
         await settle()
-        with pytest.raises(LineFull):
+        with pytest.raises(QueueFull):
             await many[5].task
         others = [Holder(turns, name, order) for name in ("b", "c")]
         await settle()
         for number in (3, 4):
-            with pytest.raises(LineFull):
+            with pytest.raises(QueueFull):
                 await many[number].task
         for holder in (*many, *others):
             holder.release.set()
@@ -140,7 +140,7 @@ def test_who_fills_the_line_loses_the_last_places_to_others() -> None:
 
 def test_nothing_is_kept_of_who_has_been_served() -> None:
     async def play() -> None:
-        turns, order = Turns(width=2, length=9), list[str]()
+        turns, order = FairSemaphore(width=2, length=9), list[str]()
         holders = [Holder(turns, name, order, share=1) for name in ("a0", "a1", "b", "c")]
         await settle()
         holders[1].task.cancel()
@@ -156,7 +156,7 @@ def test_nothing_is_kept_of_who_has_been_served() -> None:
 
 def test_the_favoured_leave_something_to_the_others() -> None:
     async def play() -> list[str]:
-        turns, order = Turns(width=1, length=99), list[str]()
+        turns, order = FairSemaphore(width=1, length=99), list[str]()
         names = [
             "z",
             *(f"A{number}" for number in range(9)),

@@ -36,9 +36,9 @@ from podyd.engine.types import (
     FromImage,
     Holes,
     Instance,
+    LxdOperation,
     NewImage,
     NewInstance,
-    Operation,
     PackProgress,
     PciCard,
     PoolUse,
@@ -101,7 +101,7 @@ class FakeEngine:
         self.pools = {"default": ("btrfs", PoolUse("default", 2**40, 2**30))}
         self.cards: tuple[PciCard, ...] = ()
         self.allowed = Allowed()
-        self.operations: list[Operation] = []
+        self.operations: list[LxdOperation] = []
         self.found: dict[str, _Instance] = {}
         self.states: dict[str, State] = {}
         self.full: set[str] = set()
@@ -122,7 +122,7 @@ class FakeEngine:
             instances=FakeInstances(self),
             profiles=_Profiles(self),
             snapshots=_Snapshots(self),
-            images=_Images(self),
+            images=_Catalogue(self),
             files=_Files(self),
             pools=_Pools(self),
             operations=_Operations(self),
@@ -519,7 +519,7 @@ class _Snapshots(_Part):
         await self._world.turn("delete_snapshot", instance, delete)
 
 
-class _Images(_Part):
+class _Catalogue(_Part):
     async def all(self) -> list[StoredImage]:
         await self._world.look("images")
         return list(self._world.images.values())
@@ -645,7 +645,7 @@ class _Pools(_Part):
 
 
 class _Operations(_Part):
-    async def under_way(self) -> list[Operation]:
+    async def under_way(self) -> list[LxdOperation]:
         await self._world.look("under_way")
         return list(self._world.operations)
 

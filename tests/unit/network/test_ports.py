@@ -17,7 +17,7 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config, PortsConfig, Quota
 from podyd.engine.instances import LxdInstances, instance_of
 from podyd.engine.rest import LxdClient
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
 from podyd.network.locations import Locations
@@ -81,7 +81,7 @@ def make(tmp_path: Path) -> Make:
         node: FakeNode | None = None,
     ) -> Ports:
         node = node or FakeNode()
-        instances = LxdInstances(lxd, Holds(tmp_path / "holds"))
+        instances = LxdInstances(lxd, RestoreGuard(tmp_path / "holds"))
         return Ports(
             locations=Locations(instances, node.neighbours),
             instances=instances,

@@ -16,7 +16,7 @@ from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
 from podyd.node.samples import Sample
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 
 
 class FakeNode:
@@ -88,8 +88,8 @@ class FakeSockets:
     def __init__(self) -> None:
         self.listening: set[int] = set()
         self.pods: dict[int, PodSockets] = {}
-        self.owners: dict[tuple[End, End], int] = {}
-        self.closed: set[tuple[End, End]] = set()
+        self.owners: dict[tuple[SocketAddress, SocketAddress], int] = {}
+        self.closed: set[tuple[SocketAddress, SocketAddress]] = set()
         self.fails: OSError | None = None
 
     def _check(self) -> None:
@@ -106,7 +106,7 @@ class FakeSockets:
             raise FileNotFoundError(pid)
         return self.pods[pid]
 
-    async def owner_of(self, end: End, other: End) -> int | None:
+    async def owner_of(self, end: SocketAddress, other: SocketAddress) -> int | None:
         self._check()
         if (end, other) in self.closed:
             raise ConnectionResetError("closed")

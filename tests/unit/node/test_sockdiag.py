@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from podyd.node.sockdiag import End, owner_of
+from podyd.node.sockdiag import SocketAddress, owner_of
 
 
 @contextmanager
@@ -28,8 +28,8 @@ def connected(
             yield client, accepted
 
 
-def ends(accepted: socket.socket) -> tuple[End, End]:
-    return End.of(accepted.getpeername()), End.of(accepted.getsockname())
+def ends(accepted: socket.socket) -> tuple[SocketAddress, SocketAddress]:
+    return SocketAddress.of(accepted.getpeername()), SocketAddress.of(accepted.getsockname())
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_who_listens_at_a_port_is_not_who_connects_from_it() -> None:
         everywhere.listen()
         port = everywhere.getsockname()[1]
         with pytest.raises(ConnectionError):
-            owner_of(End("192.0.2.7", port), ends(accepted)[1])
+            owner_of(SocketAddress("192.0.2.7", port), ends(accepted)[1])

@@ -25,7 +25,7 @@ from podyd.node.local import LocalNode
 from podyd.node.pod_sockets import ListeningSocket, PodSockets
 from podyd.node.procs import Process
 from podyd.node.samples import Gpu, ProcessSample, Sample
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 from podyd.node.telemetry import Timing
 from tests.lab.nvml import GIB, FakeDriver, FakeNvml, FakeProcess
 from tests.unit.node.fake import FakeNode
@@ -63,11 +63,11 @@ class World(ABC):
         """Something listens on 127.0.0.1: the pid of who does, and the port."""
 
     @abstractmethod
-    def connected(self) -> AbstractContextManager[tuple[End, End]]:
+    def connected(self) -> AbstractContextManager[tuple[SocketAddress, SocketAddress]]:
         """A connection of the account that runs the tests."""
 
     @abstractmethod
-    def close(self, ends: tuple[End, End]) -> None:
+    def close(self, ends: tuple[SocketAddress, SocketAddress]) -> None:
         """Who has the first end closes it."""
 
     @abstractmethod
@@ -84,7 +84,7 @@ class LocalWorld(World):
         self._path = directory / "ports" / "ports.sock"
         self._directory = directory
         self._monkeypatch = monkeypatch
-        self._clients: dict[End, socket.socket] = {}
+        self._clients: dict[SocketAddress, socket.socket] = {}
         self.local = LocalNode(
             ports_socket=lambda: str(self._path),
             timing=Timing(silent=SECONDS, absent_retry=0.1, retry=0.1, stale=SECONDS),
@@ -137,18 +137,18 @@ class LocalWorld(World):
             yield os.getpid(), server.getsockname()[1]
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[tuple[End, End]]:
+    def connected(self) -> Iterator[tuple[SocketAddress, SocketAddress]]:
         with (
             socket.create_server(("127.0.0.1", 0)) as server,
             socket.create_connection(server.getsockname()) as client,
         ):
             accepted, _ = server.accept()
             with accepted:
-                end = End.of(accepted.getpeername())
+                end = SocketAddress.of(accepted.getpeername())
                 self._clients[end] = client
-                yield end, End.of(accepted.getsockname())
+                yield end, SocketAddress.of(accepted.getsockname())
 
-    def close(self, ends: tuple[End, End]) -> None:
+    def close(self, ends: tuple[SocketAddress, SocketAddress]) -> None:
         self._clients[ends[0]].close()
 
     @contextlib.contextmanager
@@ -226,12 +226,12 @@ class FakeWorld(World):
         sockets.pods[8] = PodSockets(None, frozenset())
 
     @contextlib.contextmanager
-    def connected(self) -> Iterator[tuple[End, End]]:
-        ends = End("127.0.0.1", 40000), End("127.0.0.1", 8799)
+    def connected(self) -> Iterator[tuple[SocketAddress, SocketAddress]]:
+        ends = SocketAddress("127.0.0.1", 40000), SocketAddress("127.0.0.1", 8799)
         self.fake.sockets.owners[ends] = os.getuid()
         yield ends
 
-    def close(self, ends: tuple[End, End]) -> None:
+    def close(self, ends: tuple[SocketAddress, SocketAddress]) -> None:
         self.fake.sockets.closed.add(ends)
 
     @contextlib.contextmanager

@@ -14,8 +14,8 @@ from podyd.auth.client import Account, AuthClient
 from podyd.base.errors import TooMany, Unauthorized
 from podyd.config.current import Settings
 from podyd.config.schema import Config
-from podyd.node.sockdiag import End
-from podyd.people.login import Login, Users
+from podyd.node.sockdiag import SocketAddress
+from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
 from podyd.store.database import Database
@@ -28,7 +28,7 @@ PASSWORD = "password"
 
 def at(address: str) -> Source:
     """Where a request of another host comes from."""
-    return Source(address, (End(address, 40000), End("192.0.2.1", 8799)))
+    return Source(address, (SocketAddress(address, 40000), SocketAddress("192.0.2.1", 8799)))
 
 
 HERE = at("192.0.2.7")
@@ -67,7 +67,7 @@ class FakeAuth(AuthClient):
         pass
 
 
-Play = Callable[[Users, FakeAuth], Coroutine[Any, Any, None]]
+Play = Callable[[Logins, FakeAuth], Coroutine[Any, Any, None]]
 
 
 def play(tmp_path: Path, what: Play) -> None:
@@ -79,84 +79,84 @@ def play(tmp_path: Path, what: Play) -> None:
         origins = Origins(FakeSockets())
         try:
             tokens = Tokens(TokenStore(database), settings)
-            await what(Users(auth, origins, tokens, settings), auth)
+            await what(Logins(auth, origins, tokens, settings), auth)
         finally:
             await database.close()
 
     asyncio.run(whole())
 
 
-async def begun(users: Users, auth: FakeAuth, secret: str) -> asyncio.Task[Login]:
+async def begun(logins: Logins, auth: FakeAuth, secret: str) -> asyncio.Task[Login]:
     """A login by a secret, for which the helper has been asked and has not yet answered."""
     auth.reached.clear()
-    task = asyncio.ensure_future(users.log_in("", secret, HERE))
+    task = asyncio.ensure_future(logins.log_in("", secret, HERE))
     await auth.reached.wait()
     return task
 
 
 def test_a_token_is_asked_for_once_and_then_remembered(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
-        owner = await users.log_in("alice", PASSWORD, HERE)
-        secret, token = await users.create_token(owner, "x", None, "all")
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        owner = await logins.log_in("alice", PASSWORD, HERE)
+        secret, token = await logins.create_token(owner, "x", None, "all")
         for _ in range(3):
-            assert (await users.log_in("", secret, HERE)).token == token
+            assert (await logins.log_in("", secret, HERE)).token == token
         assert auth.asked == 2
 
     play(tmp_path, use)
 
 
 def test_a_token_that_is_revoked_while_pam_is_asked_does_not_come_back(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
-        owner = await users.log_in("alice", PASSWORD, HERE)
-        secret, token = await users.create_token(owner, "x", None, "all")
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        owner = await logins.log_in("alice", PASSWORD, HERE)
+        secret, token = await logins.create_token(owner, "x", None, "all")
         auth.go.clear()
-        first = await begun(users, auth, secret)
-        await users.revoke_token(owner, token.id, None)
+        first = await begun(logins, auth, secret)
+        await logins.revoke_token(owner, token.id, None)
         # It does not join the one that was begun before.
-        second = asyncio.ensure_future(users.log_in("", secret, HERE))
+        second = asyncio.ensure_future(logins.log_in("", secret, HERE))
         await asyncio.sleep(0)
         auth.go.set()
         await first
         with pytest.raises(Unauthorized):
             await second
         with pytest.raises(Unauthorized):
-            await users.log_in("", secret, HERE)
+            await logins.log_in("", secret, HERE)
 
     play(tmp_path, use)
 
 
 def test_a_new_password_ends_tokens_that_are_remembered(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
-        owner = await users.log_in("alice", PASSWORD, HERE)
-        secret, _ = await users.create_token(owner, "x", None, "all")
-        await users.log_in("", secret, HERE)
-        assert await users.change_password(owner.member, PASSWORD, "new") == 1
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        owner = await logins.log_in("alice", PASSWORD, HERE)
+        secret, _ = await logins.create_token(owner, "x", None, "all")
+        await logins.log_in("", secret, HERE)
+        assert await logins.change_password(owner.member, PASSWORD, "new") == 1
         with pytest.raises(Unauthorized):
-            await users.log_in("", secret, HERE)
+            await logins.log_in("", secret, HERE)
 
     play(tmp_path, use)
 
 
 def test_who_makes_podyd_forget_all_the_time_makes_it_forget_nobody_else(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
+    async def use(logins: Logins, auth: FakeAuth) -> None:
         auth.go.clear()
         auth.reached.clear()
-        task = asyncio.ensure_future(users.log_in("alice", PASSWORD, HERE))
+        task = asyncio.ensure_future(logins.log_in("alice", PASSWORD, HERE))
         await auth.reached.wait()
         mallory = replace(ALICE, name="mallory")
-        await users.change_password(users._member(mallory), "x", "y")
+        await logins.change_password(logins._member(mallory), "x", "y")
         auth.go.set()
         await task
-        await users.log_in("alice", PASSWORD, HERE)
+        await logins.log_in("alice", PASSWORD, HERE)
         assert auth.asked == 1
 
     play(tmp_path, use)
 
 
 def test_the_members_are_listed_once_for_all_who_ask(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
+    async def use(logins: Logins, auth: FakeAuth) -> None:
         auth.go.clear()
-        waiting = [asyncio.ensure_future(users.all()) for _ in range(100)]
+        waiting = [asyncio.ensure_future(logins.all()) for _ in range(100)]
         await asyncio.sleep(0)
         # One who hangs up takes nothing from the others.
         waiting.pop(0).cancel()
@@ -164,7 +164,7 @@ def test_the_members_are_listed_once_for_all_who_ask(tmp_path: Path) -> None:
         auth.go.set()
         for listed in await asyncio.gather(*waiting):
             assert [member.name for member in listed] == ["alice", "bob"]
-        await users.all()
+        await logins.all()
         assert auth.asked == 1
 
     play(tmp_path, use)
@@ -173,9 +173,9 @@ def test_the_members_are_listed_once_for_all_who_ask(tmp_path: Path) -> None:
 # --- Too many failures --------------------------------------------------------------------------
 
 
-async def guess(users: Users, number: int, source: Source = HERE, name: str = "alice") -> None:
+async def guess(logins: Logins, number: int, source: Source = HERE, name: str = "alice") -> None:
     with pytest.raises(Unauthorized):
-        await users.log_in(name, f"wrong{number}", source)
+        await logins.log_in(name, f"wrong{number}", source)
 
 
 @pytest.fixture
@@ -187,12 +187,12 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_who_guesses_keeps_nobody_out_who_comes_from_elsewhere(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
+    async def use(logins: Logins, auth: FakeAuth) -> None:
         for number in range(4):
-            await guess(users, number)
+            await guess(logins, number)
         with pytest.raises(TooMany):
-            await users.log_in("alice", "wrong", HERE)
-        await users.log_in("alice", PASSWORD, at("192.0.2.8"))
+            await logins.log_in("alice", "wrong", HERE)
+        await logins.log_in("alice", PASSWORD, at("192.0.2.8"))
         assert auth.asked == 5
 
     play(tmp_path, use)
@@ -200,27 +200,27 @@ def test_who_guesses_keeps_nobody_out_who_comes_from_elsewhere(tmp_path: Path) -
 
 @pytest.mark.usefixtures("hasty")
 def test_another_spelling_is_no_other_user(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
+    async def use(logins: Logins, auth: FakeAuth) -> None:
         for number, name in enumerate(("alice", "Alice", "ALICE", "aLICE")):
-            await guess(users, number, name=name)
+            await guess(logins, number, name=name)
         with pytest.raises(TooMany):
-            await users.log_in("alicE", "wrong", HERE)
+            await logins.log_in("alicE", "wrong", HERE)
 
     play(tmp_path, use)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_a_known_origin_has_failures_of_its_own(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
-        await users.log_in("alice", PASSWORD, HERE)
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        await logins.log_in("alice", PASSWORD, HERE)
         for number in range(9):
             with pytest.raises((Unauthorized, TooMany)):
-                await users.log_in("alice", f"wrong{number}", at(f"192.0.2.{20 + number}"))
+                await logins.log_in("alice", f"wrong{number}", at(f"192.0.2.{20 + number}"))
         assert auth.asked == 1 + 6, "six for all others"
         for number in range(6):
-            await guess(users, number)
+            await guess(logins, number)
         with pytest.raises(TooMany):
-            await users.log_in("alice", "wrong", HERE)
+            await logins.log_in("alice", "wrong", HERE)
         assert auth.asked == 1 + 6 + 6
 
     play(tmp_path, use)
@@ -228,28 +228,28 @@ def test_a_known_origin_has_failures_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("hasty")
 def test_many_wrong_names_keep_no_token_out(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
-        owner = await users.log_in("alice", PASSWORD, at("192.0.2.8"))
-        secret, token = await users.create_token(owner, "x", None, "all")
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        owner = await logins.log_in("alice", PASSWORD, at("192.0.2.8"))
+        secret, token = await logins.create_token(owner, "x", None, "all")
         for number in range(60):
-            await guess(users, 0, name=f"nobody{number}")
+            await guess(logins, 0, name=f"nobody{number}")
         with pytest.raises(TooMany):
-            await users.log_in("alice", "wrong", HERE)
+            await logins.log_in("alice", "wrong", HERE)
         unknown = "podyd_" + "x" * 43
         with pytest.raises(TooMany):
-            await users.log_in("", unknown, HERE)
-        assert (await users.log_in("", secret, HERE)).token == token
+            await logins.log_in("", unknown, HERE)
+        assert (await logins.log_in("", secret, HERE)).token == token
 
     play(tmp_path, use)
 
 
 @pytest.mark.usefixtures("hasty")
 def test_whoever_takes_many_addresses_of_one_network_is_one(tmp_path: Path) -> None:
-    async def use(users: Users, auth: FakeAuth) -> None:
+    async def use(logins: Logins, auth: FakeAuth) -> None:
         for number in range(4):
-            await guess(users, number, at(f"2001:db8::{number:x}"))
+            await guess(logins, number, at(f"2001:db8::{number:x}"))
         with pytest.raises(TooMany):
-            await users.log_in("alice", "wrong", at("2001:db8::99"))
-        await users.log_in("alice", PASSWORD, at("2001:db8:1::1"))
+            await logins.log_in("alice", "wrong", at("2001:db8::99"))
+        await logins.log_in("alice", PASSWORD, at("2001:db8:1::1"))
 
     play(tmp_path, use)

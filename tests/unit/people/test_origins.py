@@ -8,11 +8,11 @@ from collections.abc import Hashable
 import pytest
 
 from podyd.base.errors import Unauthorized
-from podyd.node.sockdiag import End
+from podyd.node.sockdiag import SocketAddress
 from podyd.people.origins import Origins, Source
 from tests.unit.node.fake import FakeSockets
 
-ENDS = End("192.0.2.7", 40000), End("192.0.2.1", 8799)
+ENDS = SocketAddress("192.0.2.7", 40000), SocketAddress("192.0.2.1", 8799)
 
 
 def origin(source: Source, sockets: FakeSockets) -> Hashable:

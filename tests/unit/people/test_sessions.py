@@ -14,7 +14,7 @@ from podyd.base.errors import Forbidden, PodydError, Unauthorized, Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import AuthConfig, Config
 from podyd.people import sessions
-from podyd.people.login import Login, Users
+from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
@@ -53,15 +53,15 @@ class FakeAuth(AuthClient):
 
 
 class Rig:
-    """Users and what they have going on."""
+    """Logins and what they have going on."""
 
     def __init__(self, directory: Path) -> None:
         self.auth = FakeAuth()
         self.settings = Settings(Config(auth=AuthConfig(member_groups=("lab",))))
         self.database = Database(directory / "db")
         tokens = Tokens(TokenStore(self.database), self.settings)
-        self.users = Users(self.auth, Origins(FakeSockets()), tokens, self.settings)
-        self.sessions = Sessions(self.users)
+        self.logins = Logins(self.auth, Origins(FakeSockets()), tokens, self.settings)
+        self.sessions = Sessions(self.logins)
 
     async def begin(self, login: Login) -> Session:
         return Session(self.sessions, login)
@@ -105,7 +105,7 @@ def play(directory: Path, what: Play) -> None:
 
 
 async def password(rig: Rig) -> Login:
-    return await rig.users.log_in("alice", "password", HERE)
+    return await rig.logins.log_in("alice", "password", HERE)
 
 
 async def goes_on_for(rig: Rig, session: Session, *, looks: int) -> None:
@@ -219,8 +219,8 @@ def test_other_groups_that_are_members(tmp_path: Path) -> None:
 def test_a_token_that_expires(tmp_path: Path) -> None:
     async def use(rig: Rig) -> None:
         owner = await password(rig)
-        secret, _ = await rig.users.create_token(owner, "x", 1 / 86400, "all")
-        session = await rig.begin(await rig.users.log_in("", secret, HERE))
+        secret, _ = await rig.logins.create_token(owner, "x", 1 / 86400, "all")
+        session = await rig.begin(await rig.logins.log_in("", secret, HERE))
         other = await rig.begin(owner)
         assert await session.code() == "token_refused"
         await goes_on(rig, other)
@@ -231,10 +231,10 @@ def test_a_token_that_expires(tmp_path: Path) -> None:
 def test_a_token_that_is_revoked_ends_it_at_once(tmp_path: Path) -> None:
     async def use(rig: Rig) -> None:
         owner = await password(rig)
-        secret, token = await rig.users.create_token(owner, "x", None, "all")
-        session = await rig.begin(await rig.users.log_in("", secret, HERE))
+        secret, token = await rig.logins.create_token(owner, "x", None, "all")
+        session = await rig.begin(await rig.logins.log_in("", secret, HERE))
         other = await rig.begin(owner)
-        await rig.users.revoke_token(owner, token.id, None)
+        await rig.logins.revoke_token(owner, token.id, None)
         assert await session.code() == "token_refused"
         assert other.why is None
         other.task.cancel()
@@ -247,7 +247,7 @@ def test_a_new_password_ends_all_at_once_also_where_no_mark_is_known(tmp_path: P
         rig.auth.answer = Account("alice", 1000, 1000, frozenset({"lab"}), "")
         owner = await password(rig)
         found = [await rig.begin(owner) for _ in range(2)]
-        await rig.users.change_password(owner.member, "password", "new")
+        await rig.logins.change_password(owner.member, "password", "new")
         assert [await session.code() for session in found] == ["password_changed"] * 2
 
     play(tmp_path, use)

@@ -14,7 +14,7 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
 from podyd.model.member import Member
 from podyd.model.pod import owner_keys
-from podyd.pods.catalogue import Images
+from podyd.pods.catalogue import Catalogue
 from tests.unit.engine.fake import IMAGE, FakeEngine
 
 MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
@@ -22,14 +22,14 @@ MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 
 def images(
     *names: str, offer: str = "*", properties: Mapping[str, str] = MappingProxyType({})
-) -> Images:
+) -> Catalogue:
     """Of these names."""
     lxd = FakeEngine()
     lxd.images = {
         name: replace(IMAGE, fingerprint=name, aliases=(name,), properties=properties)
         for name in names
     }
-    return Images(lxd.engine.images, Settings(Config(images=ImagesConfig(offer=(offer,)))))
+    return Catalogue(lxd.engine.images, Settings(Config(images=ImagesConfig(offer=(offer,)))))
 
 
 def test_no_image_at_all() -> None:

@@ -33,7 +33,7 @@ from podyd.engine.rest import LxdClient
 from podyd.engine.room import HostRoom
 from podyd.engine.types import LARGE_BYTES, File, Holes, NewImage, StoredImage
 from podyd.model.member import Member
-from podyd.pods.catalogue import Image, Images
+from podyd.pods.catalogue import Catalogue, Image
 from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay, _written_twice
 from podyd.pods.disks import Disks
 from podyd.pods.lifecycle import Pods
@@ -92,7 +92,7 @@ def commits_of(
     client: LxdClient,
     host: HostRoom | None = None,
     packing: Packing | None = None,
-    images: Images | None = None,
+    images: Catalogue | None = None,
     pods: Pods | None = None,
 ) -> Commits:
     return Commits(
@@ -100,7 +100,7 @@ def commits_of(
         instances=cast(LxdInstances, SimpleNamespace()),
         store=LxdImageStore(client),
         files=LxdFiles(client),
-        images=images or cast(Images, SimpleNamespace()),
+        images=images or cast(Catalogue, SimpleNamespace()),
         pods=pods or Found(),
         disks=cast(Disks, SimpleNamespace()),
         host=host or Wide(),
@@ -374,7 +374,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
         fingerprint = f"{made_as}-{project}"
         return Image.of(StoredImage(fingerprint, aliases, properties, 1, created, "x86_64"))
 
-    class Listed(Images):
+    class Listed(Catalogue):
         def __init__(self) -> None:
             self.removed: list[str] = []
 

@@ -32,7 +32,7 @@ from podyd.model.pod import MADE_AS, OWNER
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.pods import lifecycle
-from podyd.pods.catalogue import Images
+from podyd.pods.catalogue import Catalogue
 from podyd.pods.disks import Disks
 from podyd.pods.lifecycle import Pods
 from podyd.pods.mounts import Mounts
@@ -79,7 +79,7 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
         profiles=engine.profiles,
         snapshots=engine.snapshots,
         files=engine.files,
-        images=Images(engine.images, settings),
+        images=Catalogue(engine.images, settings),
         inventory=inventory,
         scheduler=Scheduler(
             instances=engine.instances,

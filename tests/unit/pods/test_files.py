@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
-from podyd.base.longtext import Kept
+from podyd.base.longtext import HeldAnswer
 from podyd.contract.pods import FileInfo, OneFile, PutFile
 from podyd.engine.streams import STDERR, STDOUT, Executor, Exit
 from podyd.model.member import Member
@@ -80,7 +80,7 @@ def fetched(script: Script, format: Any = None) -> FileInfo:
     async def play() -> FileInfo:
         try:
             found = await made(lxd).fetch(MEMBER, OneFile("main", "/x", format))
-            assert isinstance(found, Kept), found
+            assert isinstance(found, HeldAnswer), found
             found.close()
             return found.body
         finally:

@@ -16,7 +16,7 @@ from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
 from podyd.node.pod_sockets import ListeningSocket, PodSockets
 from podyd.node.procs import InstanceCgroup
-from podyd.pods.listening import Listeners
+from podyd.pods.listening import Listening
 from tests.unit.accounting.test_usage import instance
 from tests.unit.node.fake import FakeSockets
 
@@ -52,8 +52,8 @@ class Names(Cgroups):
         return cgroup
 
 
-def listeners(sockets: FakeSockets) -> Listeners:
-    return Listeners(
+def listeners(sockets: FakeSockets) -> Listening:
+    return Listening(
         project="podyd",
         instances=cast(Instances, Engine()),
         ports=HostPorts(),

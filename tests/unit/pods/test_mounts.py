@@ -17,7 +17,7 @@ from podyd.engine.types import Allowed
 from podyd.model.member import Member
 from podyd.node.directories import Directory, Fitness
 from podyd.pods import mounts
-from podyd.pods.mounts import Mounted, Mounts
+from podyd.pods.mounts import MountConfig, Mounts
 from tests.unit.node.fake import FakeDirectories
 
 ALICE = Member("alice", False, Quota(), (), 1000, 1001)
@@ -33,7 +33,7 @@ class Engine:
         )
 
 
-def new(directories: FakeDirectories) -> Mounted:
+def new(directories: FakeDirectories) -> MountConfig:
     settings = Settings(parse("pods: {mounts: ['/data/$user:/workspace']}"))
     found = Mounts(
         server=cast(Server, Engine()),

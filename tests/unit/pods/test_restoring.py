@@ -26,7 +26,7 @@ from podyd.engine import instances as lxd_instances
 from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
-from podyd.engine.restore_guard import Holds
+from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.pods import snapshots
 from podyd.pods.snapshots import Snapshots
@@ -106,7 +106,7 @@ class Restored:
     def begin(self) -> LxdInstances:
         """A podyd that begins."""
         (self.directory / "a.json").write_text(json.dumps(instance(NOW)))
-        self._podyds.append(LxdInstances(cast(LxdClient, self.lxd), Holds(self.directory)))
+        self._podyds.append(LxdInstances(cast(LxdClient, self.lxd), RestoreGuard(self.directory)))
         return self._podyds[-1]
 
     def close(self) -> None:
@@ -242,7 +242,7 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
     async def work() -> None:
         lxd = Lxd()
         lxd.data = instance(NOW)
-        instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+        instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
         await instances.begin_restore("a")
         assert json.loads((tmp_path / "a.json").read_text())["config"] == NOW
         with pytest.raises(Busy) as busy:
@@ -271,7 +271,7 @@ async def limit(instances: LxdInstances, patience: float = 5.0) -> None:
 def free(tmp_path: Path) -> Iterator[tuple[Lxd, LxdInstances]]:
     """Nothing is restored."""
     lxd = Lxd()
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     yield lxd, instances
     instances.close()
 
@@ -355,7 +355,7 @@ def test_mounts_that_lxd_counts_too_many_are_taken_away(
 ) -> None:
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.001)
     lxd = Mounted(mounts)
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == asked
     assert lxd.data is not None
@@ -368,7 +368,7 @@ def test_a_size_that_lxd_has_yet_to_set_is_set(tmp_path: Path) -> None:
     lxd = Mounted(1)
     assert lxd.data is not None
     lxd.data["config"] = {**THEN, "volatile.disk.apply_quota": "true"}
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == ["restore", "start", "restore"]
     assert lxd.data["config"]["volatile.disk.apply_quota"] == "true"
@@ -382,7 +382,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
     lxd = Mounted(1)
     lxd.is_at = ["a"]
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     with pytest.raises(Busy, match="to copy it or for its files"):
         run(lambda: instances.restore("a", "s", timeout=1))
     assert set(lxd.asked) == {"restore"}
@@ -391,7 +391,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
 
 def test_one_that_starts_after_all_is_stopped(tmp_path: Path) -> None:
     lxd = Mounted(0)
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances._unmount("a"))
     assert lxd.asked == ["start", "stop"]
     instances.close()
@@ -501,7 +501,7 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
 ) -> None:
     pods = Told(status.lower())
     lxd = Refusing()
-    instances = LxdInstances(cast(LxdClient, lxd), Holds(tmp_path))
+    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     taken = LxdSnapshotStore(cast(LxdClient, lxd))
     parts = {"snapshots": taken, "instances": instances, "pods": pods, "tasks": Tasks()}
     restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
