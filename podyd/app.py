@@ -105,14 +105,14 @@ class App:
         self.background.keep(self.usage.follow_gpus, "counting GPU time")
         self.background.keep(self.usage.follow_cpu, "counting CPU time")
         self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
-        self.instances.listen(self.scheduler.poke)
+        self.instances.subscribe(self.scheduler.poke)
         self.background.keep(self.scheduler.run, "sharing GPUs out")
         self.background.keep(self.endings.run, "ending what was begun")
         self.background.keep(self.idle.run, "looking for idle GPUs")
-        self.instances.listen(self.snapshots.poke)
+        self.instances.subscribe(self.snapshots.poke)
         self.background.keep(self.snapshots.run, "bringing settings back after restores")
         self.background.keep(self.sweep.run, "sweeping")
-        self.instances.listen(self.ports.poke)
+        self.instances.subscribe(self.ports.poke)
         self.background.keep(self.ports.run, "leading ports into pods")
         self.background.keep(self.ports.settle, "giving ports out")
         self.background.keep(self.disks.run, "taking back what full disks were lent")
@@ -146,7 +146,7 @@ def build(settings: Settings) -> App:
         first_process=instances.first_process,
         cgroup_of=node.processes.cgroup_of,
     )
-    instances.listen(cgroups.changed)
+    instances.subscribe(cgroups.changed)
     images = Catalogue(engine.images, settings)
     database = Database(config.data_dir / "podyd.db")
     usage = Usage(

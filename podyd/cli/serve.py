@@ -90,7 +90,7 @@ async def _run(
         problem = text
         systemd.status(_serving(url, problem))
 
-    app.ports.listen(tell)
+    app.ports.subscribe(tell)
 
     def use(context: ssl.SSLContext) -> None:
         # Tornado takes it anew for every connection.

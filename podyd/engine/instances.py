@@ -187,7 +187,7 @@ class LxdInstances:
         self.last_states: Mapping[str, State] = {}
         self._following = False
         self._version = 0
-        self._listeners: list[Callable[[], None]] = []
+        self._subscribers: list[Callable[[], None]] = []
         self._kept: tuple[int, tuple[Instance, ...]] | None = None
         self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
         self._restoring: set[str] = set()
@@ -197,16 +197,16 @@ class LxdInstances:
         """Let go of what is kept; it stays on the disk."""
         self._guard.close()
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever something has changed, or may have."""
-        self._listeners.append(listener)
+    def subscribe(self, subscriber: Callable[[], None]) -> None:
+        """Call `subscriber` whenever something has changed, or may have."""
+        self._subscribers.append(subscriber)
 
     def invalidate(self) -> None:
         """Forget what is kept: something has changed."""
         self._version += 1
         self._kept = None
-        for listener in self._listeners:
-            listener()
+        for subscriber in self._subscribers:
+            subscriber()
 
     async def all(self) -> tuple[Instance, ...]:
         """Every instance of the project."""

@@ -64,8 +64,8 @@ class Instances(Protocol):
     async def why_not_started(self, name: str) -> str:
         """What an instance's last start failed for. Raises LxdRefused if nobody can tell."""
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        """Call `listener` whenever something has changed, or may have."""
+    def subscribe(self, subscriber: Callable[[], None]) -> None:
+        """Call `subscriber` whenever something has changed, or may have."""
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
         """Follow what others change, for good; `connected` is called whenever the engine is there

@@ -77,7 +77,7 @@ class Ports:
         for event in self._pokes:
             event.set()
 
-    def listen(self, tell: Callable[[str], None]) -> None:
+    def subscribe(self, tell: Callable[[str], None]) -> None:
         """Call `tell` with what is wrong with the relay, and with "" when all is well."""
         self._tell = tell
 

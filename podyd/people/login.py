@@ -88,7 +88,7 @@ class Logins:
     ) -> None:
         self._auth = auth
         self._origins = origins
-        self._listeners: list[Changed] = []
+        self._subscribers: list[Changed] = []
         self._tokens = tokens
         self._settings = settings
         self._key = secrets.token_bytes(32)
@@ -104,9 +104,9 @@ class Logins:
         self._accounts = AccountList(auth.accounts)
         self._listed: _Listed | None = None
 
-    def listen(self, listener: Changed) -> None:
-        """Call `listener` whenever podyd itself has changed a password or revoked tokens."""
-        self._listeners.append(listener)
+    def subscribe(self, subscriber: Changed) -> None:
+        """Call `subscriber` whenever podyd itself has changed a password or revoked tokens."""
+        self._subscribers.append(subscriber)
 
     async def log_in(
         self, name: str, secret: str, source: Source, *, may_be_expired: bool = False
@@ -232,8 +232,8 @@ class Logins:
         return self._digest(name.casefold(), "")
 
     def _tell(self, name: str, why: PodydError | None) -> None:
-        for listener in self._listeners:
-            listener(name, why)
+        for subscriber in self._subscribers:
+            subscriber(name, why)
 
     def _forget(self, name: str) -> None:
         self._forgotten[name] = next(self._numbers)

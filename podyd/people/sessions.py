@@ -45,7 +45,7 @@ class Sessions:
         # What ended, as the last look had it, and may yet go on.
         self._doubted: set[_Proof] = set()
         self._poke = asyncio.Event()
-        logins.listen(self._hear)
+        logins.subscribe(self._hear)
 
     def add(self, task: asyncio.Task[Any], login: Login, address: str, end: End) -> None:
         """Call `end` with the reason once this login no longer counts, until the task is done."""

@@ -137,7 +137,7 @@ async def it_runs_until_it_is_stopped(world: World) -> None:
 async def keys_and_devices_are_changed_and_the_rest_stays(world: World) -> None:
     name = await world.create(**{MARK: "1", "user.a": "1", "user.b": "1"})
     heard: list[str] = []
-    world.engine.instances.listen(lambda: heard.append("changed"))
+    world.engine.instances.subscribe(lambda: heard.append("changed"))
     own = {"none": {"type": "none"}}
     await world.engine.instances.edit(
         name, config={"user.a": None, "user.c": "2"}, devices=lambda devices: {**devices, **own}

@@ -110,7 +110,7 @@ class FakeEngine:
         self.refused: list[tuple[str, str]] = []
         # Called after every change, with the engine as it is then.
         self.checks: list[Callable[[], None]] = []
-        self.listeners: list[Callable[[], None]] = []
+        self.subscribers: list[Callable[[], None]] = []
         self.running: dict[str, int] = {}
         # How many calls of a kind there were at once, at most.
         self.most: dict[str, int] = {}
@@ -201,8 +201,8 @@ class FakeEngine:
         self.done.append((call, str(about)))
         for check in self.checks:
             check()
-        for listener in self.listeners:
-            listener()
+        for subscriber in self.subscribers:
+            subscriber()
 
     def _next(self, call: str, about: str) -> _Refusal | None:
         for refusal in self.refusals:
@@ -311,8 +311,8 @@ class FakeInstances:
     def unsettled(self) -> list[str]:
         return [name for name in self._kept if name not in self._restoring]
 
-    def listen(self, listener: Callable[[], None]) -> None:
-        self._world.listeners.append(listener)
+    def subscribe(self, subscriber: Callable[[], None]) -> None:
+        self._world.subscribers.append(subscriber)
 
     async def all(self) -> tuple[Instance, ...]:
         await self._world.look("all")

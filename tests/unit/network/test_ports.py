@@ -238,7 +238,7 @@ def test_the_relay_is_told_and_what_it_refuses_and_its_end_are_said(make: Make) 
     node = FakeNode()
     ports = make(Lxd({"a": "20000:22,20001:80"}), node=node)
     said: asyncio.Queue[str] = asyncio.Queue()
-    ports.listen(said.put_nowait)
+    ports.subscribe(said.put_nowait)
 
     async def run() -> None:
         node.relays.taken = {20001}

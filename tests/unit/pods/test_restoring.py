@@ -446,7 +446,7 @@ def test_it_is_told_once_and_tried_when_something_changes(
         monkeypatch.setattr(snapshots, "log", log)
         restored.lxd.changed = lambda: happened.put_nowait("tried")
         looking = looked_after(restored.instances)
-        restored.instances.listen(looking.poke)
+        restored.instances.subscribe(looking.poke)
         task = asyncio.ensure_future(looking.run())
         while len(seen) < 9:
             seen.append(await happened.get())
