@@ -97,7 +97,7 @@ class App:
     sessions: Sessions
 
     def start(self) -> None:
-        """Begin what goes on in the background; needs a running event loop."""
+        """Start the background tasks; needs a running event loop."""
         self.background.keep(self.sessions.run, "ending what logins no longer allow")
         self.background.keep(self.cgroups.follow, "learning the pods' cgroups")
         self.background.keep(self.node.samples.run, "asking NVML")
@@ -107,21 +107,21 @@ class App:
         self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
         self.instances.subscribe(self.scheduler.poke)
         self.background.keep(self.scheduler.run, "sharing GPUs out")
-        self.background.keep(self.endings.run, "ending what was begun")
+        self.background.keep(self.endings.run, "ending commands that are left over")
         self.background.keep(self.idle.run, "looking for idle GPUs")
         self.instances.subscribe(self.snapshots.poke)
-        self.background.keep(self.snapshots.run, "bringing settings back after restores")
+        self.background.keep(self.snapshots.run, "writing settings back after restores")
         self.background.keep(self.sweep.run, "sweeping")
         self.instances.subscribe(self.ports.poke)
-        self.background.keep(self.ports.run, "leading ports into pods")
-        self.background.keep(self.ports.settle, "giving ports out")
-        self.background.keep(self.disks.run, "taking back what full disks were lent")
+        self.background.keep(self.ports.run, "forwarding ports to pods")
+        self.background.keep(self.ports.settle, "assigning ports")
+        self.background.keep(self.disks.run, "restoring the limits of full disks")
 
     async def _lxd_is_there(self) -> None:
         self.sweep.begin()
 
     async def stop(self, timeout: float) -> None:
-        """Finish what is under way, `timeout` seconds at most, and let go of everything."""
+        """Finish open requests, `timeout` seconds at most, and close everything."""
         await self.requests.finish(timeout)
         await self.background.cancel()
         self.cleaning.spawn(self.usage.flush(), "writing the last usage")

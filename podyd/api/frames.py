@@ -1,9 +1,8 @@
-"""The line between a command in a pod and whoever talks to it while it runs.
+"""The framed protocol between a command in a pod and its client.
 
-Both ends send frames whose first byte is the channel, as Kubernetes' v4 protocol has them. Each
-says how much output or input it can hold: the other one sends no more than that before it is told
-that some of it was taken. So neither's memory grows, and what is urgent (a signal, a ping) never
-waits behind what is not.
+Both ends send frames whose first byte is the channel, as in Kubernetes' v4 protocol. Each announces
+its window, in bytes: the other one sends no more than that until some of it is acknowledged. So
+memory is bounded at both ends, and a signal or a ping never waits behind data.
 """
 
 from __future__ import annotations
@@ -21,18 +20,18 @@ from podyd.engine.streams import STDIN, Signal, Size, Wish
 
 # The channels beside those of the streams, which have their numbers.
 END, CONTROL = 3, 4
-# How many bytes of input podyd holds for a command that does not read them.
+# So much input podyd buffers for a command that does not read it.
 WINDOW_BYTES = 256 * 1024
-# What the command has read is told a quarter of the window at a time, and not at each key.
-TELL_BYTES = WINDOW_BYTES // 4
+# Input is acknowledged a quarter of the window at a time, and not at each key.
+ACKNOWLEDGE_BYTES = WINDOW_BYTES // 4
 MAX_WISHES = 64
 START_SECONDS = 10.0
 
 Send = Callable[[bytes], Awaitable[None]]
 
 
-class Line:
-    """One end: frames come in by `received` and go out by `send`, which waits until they are."""
+class Frames:
+    """podyd's end: frames come in by `received` and go out by `send`, which waits until sent."""
 
     def __init__(self, send: Send) -> None:
         self._send = send
@@ -44,7 +43,7 @@ class Line:
         self._told = 0
         self._came = asyncio.Event()
         self._wishes: asyncio.Queue[Wish] = asyncio.Queue(MAX_WISHES)
-        # Their window; None where they hold the connection back instead.
+        # The client's window in bytes; None if it uses TCP's flow control alone.
         self._window: int | None = None
         self._sent = 0
         self._acknowledged = 0
@@ -126,7 +125,7 @@ class Line:
         return data
 
     async def _tell_taken(self) -> None:
-        if self._taken - self._told >= TELL_BYTES:
+        if self._taken - self._told >= ACKNOWLEDGE_BYTES:
             self._told = self._taken
             await self.control({"taken": self._taken})
 

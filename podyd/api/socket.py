@@ -15,7 +15,7 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from podyd.api.binding import Talk
-from podyd.api.frames import WINDOW_BYTES, Line
+from podyd.api.frames import WINDOW_BYTES, Frames
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
 from podyd.contract.operation import Ends
@@ -76,7 +76,7 @@ class Socket(Endpoint, WebSocketHandler):
 
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)
-        self._line = Line(self._send)
+        self._frames = Frames(self._send)
         self._heard = asyncio.get_running_loop().time()
         self._pinging = asyncio.ensure_future(self._ping())
         self._begin(self._talk(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD)
@@ -86,7 +86,7 @@ class Socket(Endpoint, WebSocketHandler):
         if self._refusal is not None:
             return
         try:
-            self._line.received(message)
+            self._frames.received(message)
         except BadRequest as error:
             self._end(error)
         except Exception as error:  # Whatever it is, the caller is told the end.
@@ -130,7 +130,7 @@ class Socket(Endpoint, WebSocketHandler):
             end = await self._run(self._shell)
             self._shell.close()
             with contextlib.suppress(WebSocketClosedError, StreamClosedError):
-                await self._line.end(end)
+                await self._frames.end(end)
         finally:
             self._shell.close()
             self.close(1000)
@@ -138,8 +138,8 @@ class Socket(Endpoint, WebSocketHandler):
     async def _run(self, shell: Talk) -> dict[str, Any]:
         """Run it to its end; what the caller is told of that."""
         try:
-            await self._line.control({"window": WINDOW_BYTES})
-            return vars(await shell.run(await self._line.start(), self._line))
+            await self._frames.control({"window": WINDOW_BYTES})
+            return vars(await shell.run(await self._frames.start(), self._frames))
         except PodydError as error:
             if error.status >= 500:
                 log.warning("%s: %s", self.operation.path, error)

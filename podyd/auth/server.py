@@ -173,7 +173,7 @@ class _Server:
         uid = unix_socket.peer_uid(connection)
         allowed = uid == 0 or uid in self._settings.allowed_uids
         if not allowed:
-            log(f"a process of uid {uid} asked and may not", LOG_WARNING)
+            log(f"a process of uid {uid} connected and was refused", LOG_WARNING)
         return allowed
 
     def _start_child(self, connection: socket.socket) -> None:

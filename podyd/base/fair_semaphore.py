@@ -1,4 +1,4 @@
-"""A bounded number at a time; the others wait in line, and nobody can fill it for somebody else."""
+"""A semaphore with a bounded queue, in which no caller can take the places of the others."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ import contextlib
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Hashable
 
-Place = asyncio.Future[None]
+Waiter = asyncio.Future[None]
 
-# So many of the favoured go first.
+# So many favoured waiters are served before one of the others.
 MAX_PASSED_OVER = 3
 
 
 class QueueFull(Exception):
-    """As many wait already as may, and nobody has more of them there than this one."""
+    """The queue is full, and no other caller has more waiters in it than this one."""
 
 
 class FairSemaphore:
-    """`width` at a time, `length` in line.
+    """`width` holders at a time, `length` waiters in the queue.
 
-    Who waits is served in the order in which they came, but one of each caller in turn; the
-    favoured first, who leave every fourth turn to the others. Where the line is full, whoever has
-    most in it loses the last of them.
+    Waiters are served in the order in which they came, but one of each caller in turn; the favoured
+    first, who leave every fourth turn to the others. When the queue is full, the caller with the
+    most waiters loses the last of them.
     """
 
     def __init__(self, *, width: int, length: int) -> None:
@@ -30,20 +30,20 @@ class FairSemaphore:
         self._length = length
         self._under_way: Counter[Hashable] = Counter()
         self._passed_over = 0
-        self._favoured = _Line()
-        self._others = _Line()
+        self._favoured = _Queue()
+        self._others = _Queue()
 
     @contextlib.asynccontextmanager
     async def turn(
         self, whose: Hashable, *, share: int, favoured: bool = False
     ) -> AsyncIterator[None]:
         """Wait for a turn and hold it; `whose` has `share` of them at once. Raises QueueFull."""
-        line = self._favoured if favoured else self._others
-        # While somebody waits who may go, no turn is free, so nobody is overtaken here.
+        queue = self._favoured if favoured else self._others
+        # No turn is free while a waiter could have it, so nobody is overtaken here.
         if self._free and self._under_way[whose] < share:
             self._begin(whose)
         else:
-            await self._wait(line, whose, share)
+            await self._wait(queue, whose, share)
         try:
             yield
         finally:
@@ -61,13 +61,13 @@ class FairSemaphore:
         self._call()
 
     def _call(self) -> None:
-        """Give what is free to who waits."""
+        """Give free turns to waiters."""
         while self._free and (called := self._next()) is not None:
-            whose, place = called
+            whose, waiter = called
             self._begin(whose)
-            place.set_result(None)
+            waiter.set_result(None)
 
-    def _next(self) -> tuple[Hashable, Place] | None:
+    def _next(self) -> tuple[Hashable, Waiter] | None:
         if self._passed_over < MAX_PASSED_OVER or not len(self._others):
             called = self._favoured.next(self._under_way)
             if called is not None:
@@ -76,32 +76,32 @@ class FairSemaphore:
         self._passed_over = 0
         return self._others.next(self._under_way) or self._favoured.next(self._under_way)
 
-    async def _wait(self, line: _Line, whose: Hashable, share: int) -> None:
+    async def _wait(self, queue: _Queue, whose: Hashable, share: int) -> None:
         if len(self._favoured) + len(self._others) >= self._length:
-            self._make_room(line, whose)
-        place = line.join(whose, share)
+            self._make_room(queue, whose)
+        waiter = queue.join(whose, share)
         try:
-            await place
+            await waiter
         except asyncio.CancelledError:
-            if place.cancelled() or place.exception() is not None:
-                line.leave(whose, place)
+            if waiter.cancelled() or waiter.exception() is not None:
+                queue.leave(whose, waiter)
             else:  # The turn had come at the same moment.
                 self._end(whose)
             raise
 
-    def _make_room(self, line: _Line, whose: Hashable) -> None:
+    def _make_room(self, queue: _Queue, whose: Hashable) -> None:
         fullest = max((self._favoured, self._others), key=lambda item: item.most[1])
         greedy, count = fullest.most
-        if line.count(whose) + 1 >= count:
+        if queue.count(whose) + 1 >= count:
             raise QueueFull
         fullest.drop_last(greedy)
 
 
-class _Line:
-    """Who waits: for each caller their places, and whose turn it is to be next."""
+class _Queue:
+    """The waiters of each caller; the callers in the order in which they are served next."""
 
     def __init__(self) -> None:
-        self._places: OrderedDict[Hashable, deque[Place]] = OrderedDict()
+        self._waiters: OrderedDict[Hashable, deque[Waiter]] = OrderedDict()
         self._shares: dict[Hashable, int] = {}
         self._length = 0
 
@@ -109,50 +109,50 @@ class _Line:
         return self._length
 
     def count(self, whose: Hashable) -> int:
-        return len(self._places.get(whose, ()))
+        return len(self._waiters.get(whose, ()))
 
     @property
     def most(self) -> tuple[Hashable, int]:
-        """Who has most places here, and how many."""
+        """The caller with the most waiters, and how many."""
         return max(
-            ((whose, len(places)) for whose, places in self._places.items()),
+            ((whose, len(waiters)) for whose, waiters in self._waiters.items()),
             key=lambda item: item[1],
             default=(None, 0),
         )
 
-    def join(self, whose: Hashable, share: int) -> Place:
-        place = asyncio.get_running_loop().create_future()
-        self._places.setdefault(whose, deque()).append(place)
+    def join(self, whose: Hashable, share: int) -> Waiter:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(whose, deque()).append(waiter)
         self._shares[whose] = share
         self._length += 1
-        return place
+        return waiter
 
-    def leave(self, whose: Hashable, place: Place) -> None:
-        """Give a place up; one that is no longer here, too."""
-        places = self._places.get(whose)
-        if places is not None and place in places:
-            places.remove(place)
-            self._left(whose)
+    def leave(self, whose: Hashable, waiter: Waiter) -> None:
+        """Remove a waiter, if it is still in the queue."""
+        waiters = self._waiters.get(whose)
+        if waiters is not None and waiter in waiters:
+            waiters.remove(waiter)
+            self._removed(whose)
 
     def drop_last(self, whose: Hashable) -> None:
-        """Refuse the last one of a caller."""
-        place = self._places[whose].pop()
-        self._left(whose)
-        if not place.done():
-            place.set_exception(QueueFull())
+        """Refuse the last waiter of a caller."""
+        waiter = self._waiters[whose].pop()
+        self._removed(whose)
+        if not waiter.done():
+            waiter.set_exception(QueueFull())
 
-    def next(self, under_way: Counter[Hashable]) -> tuple[Hashable, Place] | None:
-        """Take the next one out who may go."""
-        for whose in list(self._places):
-            while whose in self._places and under_way[whose] < self._shares[whose]:
-                place = self._places[whose].popleft()
-                self._places.move_to_end(whose)
-                self._left(whose)
-                if not place.done():
-                    return whose, place
+    def next(self, under_way: Counter[Hashable]) -> tuple[Hashable, Waiter] | None:
+        """Remove and return the next waiter whose caller holds less than its share."""
+        for whose in list(self._waiters):
+            while whose in self._waiters and under_way[whose] < self._shares[whose]:
+                waiter = self._waiters[whose].popleft()
+                self._waiters.move_to_end(whose)
+                self._removed(whose)
+                if not waiter.done():
+                    return whose, waiter
         return None
 
-    def _left(self, whose: Hashable) -> None:
+    def _removed(self, whose: Hashable) -> None:
         self._length -= 1
-        if not self._places[whose]:
-            del self._places[whose], self._shares[whose]
+        if not self._waiters[whose]:
+            del self._waiters[whose], self._shares[whose]

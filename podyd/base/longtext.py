@@ -1,4 +1,4 @@
-"""Long answers: made while they are sent, so that no more is held than they are made of."""
+"""Long answers: encoded while they are sent, so that only their source is held in memory."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ A = TypeVar("A")
 
 
 class LongText:
-    """Text that is made anew whenever it is asked for.
+    """Text that is generated anew at each iteration.
 
-    As a whole it can take many times the bytes that it is made of: four for a character, and six in
-    JSON for a byte that is not printable.
+    As a whole it can take many times the bytes of its source: four for a character, and six in JSON
+    for a byte that is not printable.
     """
 
     def __init__(self, pieces: Callable[[], Iterator[str]]) -> None:
@@ -29,7 +29,7 @@ class LongText:
 
 @dataclass(frozen=True)
 class HeldAnswer(Generic[A]):
-    """An answer; `close` lets go of what it is made of, once it is sent."""
+    """An answer; `close` releases its source once it is sent."""
 
     body: A
     close: Callable[[], None]

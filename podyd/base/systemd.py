@@ -1,9 +1,9 @@
-"""What podyd and systemd tell each other.
+"""systemd's interfaces: readiness, watchdog, stored sockets and the journal.
 
 See sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3) and, for the journal,
-https://systemd.io/JOURNAL_NATIVE_PROTOCOL. All of it are a few lines on sockets; the library for it
-can be had from PyPI only with a compiler and systemd's headers. Where systemd has not started this
-process, all of it does nothing.
+https://systemd.io/JOURNAL_NATIVE_PROTOCOL. Each takes a few lines on a socket; systemd's own
+library needs a compiler and its headers when it is installed from PyPI. In a process that systemd
+has not started, the functions do nothing.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from collections.abc import Callable, Sequence
 from syslog import LOG_CRIT, LOG_DEBUG, LOG_ERR, LOG_INFO, LOG_WARNING
 
 JOURNAL = "/run/systemd/journal/socket"
-# Of one field, in bytes; all of an entry must fit into a datagram.
+# Of one field; a whole entry must fit into a datagram.
 MAX_FIELD_BYTES = 64 * 1024
 FIRST_FD = 3  # SD_LISTEN_FDS_START
-# Of the listening sockets in systemd's store (FileDescriptorStoreMax= of systemd.service(5)).
+# FDNAME of the listening sockets in systemd's store (FileDescriptorStoreMax= of
+# systemd.service(5)).
 STORED_AS = "listen"
 BARRIER_SECONDS = 5.0
 PRIORITIES = (
@@ -34,47 +35,48 @@ PRIORITIES = (
 
 
 def ready(status: str) -> None:
-    """Podyd serves; `status` is what `systemctl status` shows."""
+    """Say that podyd serves; `systemctl status` shows `status`."""
     _notify("READY=1", _status(status))
 
 
 def status(text: str) -> None:
-    """What `systemctl status` shows from now on."""
+    """Set what `systemctl status` shows."""
     _notify(_status(text))
 
 
 def reloading() -> None:
-    """Until it is `ready` again; the time is what Type=notify-reload asks for."""
+    """Say that the configuration is being reloaded, until `ready` is called again; the time is what
+    Type=notify-reload asks for."""
     _notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def stopping(status: str) -> None:
-    """What is under way is finished, and then podyd ends."""
+    """Say that podyd finishes its open requests and then ends."""
     _notify("STOPPING=1", _status(status))
 
 
 def failed(reason: str) -> None:
-    """Podyd ends without having served."""
+    """Say why podyd ends without having served."""
     _notify(_status(reason))
 
 
 def watchdog_seconds() -> float | None:
-    """How often systemd must hear from this process; None if it does not wait for that."""
+    """systemd's watchdog timeout for this process, in seconds; None if it has none."""
     wanted = os.environ.get("WATCHDOG_USEC", "")
     pid = os.environ.get("WATCHDOG_PID", str(os.getpid()))
     return int(wanted) / 1e6 if wanted.isdigit() and pid == str(os.getpid()) else None
 
 
 async def feed_watchdog(seconds: float) -> None:
-    """Tell systemd, for good and twice as often as it wants, that the event loop is alive."""
+    """Send keep-alives twice per timeout of `seconds`, until cancelled: the event loop runs."""
     while True:
         _notify("WATCHDOG=1")
         await asyncio.sleep(seconds / 2)
 
 
 def stored_sockets() -> list[socket.socket]:
-    """The listening sockets that an earlier podyd has left with systemd."""
-    # Not for the processes that this one starts.
+    """The listening sockets that an earlier podyd has stored in systemd."""
+    # Removed, so that child processes do not take them for theirs.
     pid, count, names = (
         os.environ.pop(name, "") for name in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
     )
@@ -88,25 +90,25 @@ def stored_sockets() -> list[socket.socket]:
 
 
 def store_sockets(sockets: Sequence[socket.socket]) -> None:
-    """Leave sockets with systemd, so that who connects during a restart waits for its end."""
+    """Store sockets in systemd, so that connections made during a restart wait for its end."""
     _notify("FDSTORE=1", f"FDNAME={STORED_AS}", fds=[item.fileno() for item in sockets])
 
 
 def drop_stored_sockets() -> None:
-    """Make systemd close all that it has; after that their addresses are free."""
+    """Make systemd close the stored sockets; when this returns their addresses are free."""
     if _notify("FDSTOREREMOVE=1", f"FDNAME={STORED_AS}"):
         _wait_for_systemd()
 
 
 def send_to_journal(message: str, **fields: object) -> None:
-    """Write one entry. Raises OSError where no journal listens."""
+    """Write one entry. Raises OSError if there is no journal."""
     lines = (_field(name, value) for name, value in {"MESSAGE": message, **fields}.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         end.sendto(b"".join(lines), JOURNAL)
 
 
 def _field(name: str, value: object) -> bytes:
-    """One field as the journal reads it, also where its value has several lines."""
+    """One field in the journal's native format, which allows values of several lines."""
     data = str(value).encode(errors="replace")[:MAX_FIELD_BYTES]
     return b"%s\n%s%s\n" % (name.encode(), len(data).to_bytes(8, "little"), data)
 
@@ -114,7 +116,7 @@ def _field(name: str, value: object) -> bytes:
 class JournalHandler(logging.Handler):
     """Writes to the journal, with a record's PODYD_ attributes as fields.
 
-    Not all that a record has: the arguments and the exception's text may hold a password.
+    Other attributes are left out: the arguments and the exception's text may contain a password.
     """
 
     def __init__(self, send: Callable[..., None] = send_to_journal) -> None:
@@ -122,8 +124,8 @@ class JournalHandler(logging.Handler):
         self._send = send
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Send one entry; as with all handlers, what fails here stops nothing."""
-        own = {name: value for name, value in vars(record).items() if name.startswith("PODYD_")}
+        """Send one entry; as with all handlers, an error here is not raised."""
+        fields = {name: value for name, value in vars(record).items() if name.startswith("PODYD_")}
         try:
             self._send(
                 self.format(record),
@@ -133,15 +135,15 @@ class JournalHandler(logging.Handler):
                 CODE_FILE=record.pathname,
                 CODE_LINE=record.lineno,
                 CODE_FUNC=record.funcName,
-                **own,
+                **fields,
             )
         except Exception:
             self.handleError(record)
 
 
 def _priority(level: int) -> int:
-    """The syslog(3) word for a level of logging's."""
-    return next((known for least, known in PRIORITIES if level >= least), LOG_DEBUG)
+    """The syslog(3) priority for a level of `logging`."""
+    return next((priority for least, priority in PRIORITIES if level >= least), LOG_DEBUG)
 
 
 def _status(text: str) -> str:
@@ -149,12 +151,12 @@ def _status(text: str) -> str:
 
 
 def _notify(*lines: str, fds: Sequence[int] = ()) -> bool:
-    """Whether systemd listens; that it does not is no reason to stop serving."""
+    """Send lines to systemd; whether it took them, as podyd also serves without it."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return False
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
-        # An @ stands for the NUL that an abstract address begins with.
+        # A leading @ is written for the NUL of an abstract address.
         end.connect(f"\0{path[1:]}" if path.startswith("@") else path)
         socket.send_fds(end, ["\n".join(lines).encode()], fds)
         return True
@@ -162,7 +164,8 @@ def _notify(*lines: str, fds: Sequence[int] = ()) -> bool:
 
 
 def _wait_for_systemd() -> None:
-    """Until it has read everything so far, as sd_notify_barrier(3): it then closes the pipe."""
+    """Wait until systemd has read all messages so far, as sd_notify_barrier(3) does: it then
+    closes the pipe."""
     near, far = os.pipe()
     try:
         _notify("BARRIER=1", fds=[far])

@@ -1,4 +1,4 @@
-"""The one place where background tasks are made, kept and mourned."""
+"""Background tasks: started, restarted and logged here alone."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from podyd.base.errors import PodydError
 
 log = logging.getLogger(__name__)
 
-AGAIN_SECONDS = 5.0
+RESTART_SECONDS = 5.0
 
 T = TypeVar("T")
 
 
 class Tasks:
-    """Background tasks with an owner: none is lost, and a death is logged."""
+    """Background tasks with an owner: each is referenced until it ends, and a failure is logged."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, Any], name: str) -> asyncio.Task[Any]:
-        """Run `work` in the background; `name` stands in the log if it fails."""
+        """Run `work` in the background; `name` is logged if it fails."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._running.add(task)
         task.add_done_callback(self._ended)
         return task
 
     def keep(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> asyncio.Task[Any]:
-        """Run `work` for good: when it dies, it is mourned in the log and begun again."""
-        return self.spawn(self._again(work, name), name)
+        """Run `work` until cancelled: when it fails, that is logged and it is started again."""
+        return self.spawn(self._restarted(work, name), name)
 
-    async def _again(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
+    async def _restarted(self, work: Callable[[], Coroutine[Any, Any, Any]], name: str) -> None:
         while True:
             try:
                 await work()
-            except Exception as error:  # Whatever it is: without this work podyd is half dead.
-                log.error("%s died and begins again", name, exc_info=error)
-            await asyncio.sleep(AGAIN_SECONDS)
+            except Exception as error:  # Whatever it is: podyd does not work without this task.
+                log.error("%s failed and is started again", name, exc_info=error)
+            await asyncio.sleep(RESTART_SECONDS)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)
@@ -48,21 +48,21 @@ class Tasks:
         if isinstance(error, PodydError):
             log.warning("%s failed: %s", task.get_name(), error)
         else:
-            log.error("%s died", task.get_name(), exc_info=error)
+            log.error("%s crashed", task.get_name(), exc_info=error)
 
     async def finish(self, timeout: float) -> None:
-        """Wait for what runs, `timeout` seconds at most, then cancel the rest."""
+        """Wait for the running tasks, `timeout` seconds at most, then cancel the rest."""
         if self._running:
             await asyncio.wait(self._running, timeout=timeout)
         await self.cancel()
 
     async def cancel(self) -> None:
-        """End everything now."""
-        left = list(self._running)
-        for task in left:
+        """Cancel all tasks, and wait until they have ended, 5 seconds at most."""
+        running = list(self._running)
+        for task in running:
             task.cancel()
-        if left:
-            await asyncio.wait(left, timeout=5)
+        if running:
+            await asyncio.wait(running, timeout=5)
 
 
 async def beside(work: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None]) -> T:
@@ -71,11 +71,11 @@ async def beside(work: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, None
     None of them outlives the call.
     """
     main = asyncio.ensure_future(work)
-    going_on: set[asyncio.Task[Any]] = {main, *map(asyncio.ensure_future, others)}
-    tasks = tuple(going_on)
+    running: set[asyncio.Task[Any]] = {main, *map(asyncio.ensure_future, others)}
+    tasks = tuple(running)
     try:
         while not main.done():
-            done, going_on = await asyncio.wait(going_on, return_when=asyncio.FIRST_COMPLETED)
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
         return main.result()
@@ -91,12 +91,12 @@ async def together(*works: Coroutine[Any, Any, T]) -> list[T]:
     try:
         return list(await asyncio.gather(*tasks))
     finally:
-        left = [task for task in tasks if not task.done()]
-        for task in left:
+        running = [task for task in tasks if not task.done()]
+        for task in running:
             task.add_done_callback(seen)
             task.cancel()
-        if left:
-            await asyncio.wait(left)
+        if running:
+            await asyncio.wait(running)
 
 
 async def came(event: asyncio.Event, timeout: float | None) -> None:
@@ -109,14 +109,14 @@ async def came(event: asyncio.Event, timeout: float | None) -> None:
 
 
 def seen(task: asyncio.Future[Any]) -> None:
-    """Have it noticed that a task has failed, where nobody may be left to wait for it."""
+    """Retrieve a task's exception, so that asyncio does not warn that nobody did."""
     if not task.cancelled():
         task.exception()
 
 
-def died(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+def log_crash(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
     """For `loop.set_exception_handler`: asyncio's own also logs what an exception says."""
     task = context.get("task") or context.get("future")
     work = task.get_coro() if isinstance(task, asyncio.Task) else None
     name = getattr(work, "__qualname__", "a callback")
-    log.error("%s died, and nobody saw it", name, exc_info=context.get("exception"))
+    log.error("%s crashed, and nothing awaited it", name, exc_info=context.get("exception"))

@@ -24,7 +24,7 @@ from podyd.app import App, build
 from podyd.base import systemd
 from podyd.base.errors import ConfigError, NotSetUp, StartError
 from podyd.base.logs import log_to, stderr_is_journal
-from podyd.base.tasks import died
+from podyd.base.tasks import log_crash
 from podyd.config.current import Settings
 from podyd.config.loader import load
 from podyd.config.schema import Config
@@ -79,7 +79,7 @@ async def _run(
     )
     stopping = asyncio.Event()
     loop = asyncio.get_running_loop()
-    loop.set_exception_handler(died)
+    loop.set_exception_handler(log_crash)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stopping.set)
     url = settings.current.url

@@ -100,7 +100,7 @@ def _tell(connection: socket.socket, uid: int) -> None:
         scratch = look(SCRATCH, squashed)
         answer: object = {"images": look(image_places(), built), "scratch": scratch}
     else:
-        _log(f"a process of uid {asking} asked and may not")
+        _log(f"a process of uid {asking} connected and was refused")
         answer = {"error": "forbidden"}
     # The line fits into what the kernel keeps for a peer that does not read.
     connection.setblocking(False)

@@ -1,7 +1,7 @@
-"""Which pods are on which cards, and since when nobody has used one.
+"""Which pods have processes on which cards, and for how long they have been idle.
 
-Follows the samples of NVML. A process that computes is never taken for idle: what counts is the
-card's own figure for the process, not whether anybody is logged in.
+Computed from the samples of NVML. A process that computes never counts as idle: what counts is its
+utilisation of the card, not whether anybody is logged in.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from podyd.node.samples import Gpu, ProcessSample
 
 @dataclass
 class _Use:
-    """A process on a card; `used` when it last was seen at work, None where nobody can tell."""
+    """A process on a card; `used` is the monotonic time at which its utilisation was last above
+    zero, None if that is not known."""
 
     used: float | None
     pod: str = ""
 
 
 class Activity:
-    """What the samples add up to; `clock` is the monotonic one.
+    """Usage of each card, accumulated from samples; `clock` returns monotonic seconds.
 
-    Pods go by their names as in Whose, and so do instances of other projects and the host.
+    Pods, instances of other projects and the host are named as in Whose.
     """
 
     def __init__(
@@ -46,12 +47,12 @@ class Activity:
         """Take a sample into account."""
         now = self._clock()
         if self._sampled is None or now - self._sampled > GAP_SECONDS:
-            # Nobody saw who worked meanwhile, and a pid may be another process by now.
+            # What happened in the gap is not known, and a pid may have been reused.
             self._uses, self._last, self._began = {}, {}, now
         self._sampled = now
         for gpu in attributed.sample.gpus:
             if gpu.problem is not None:
-                # Who was on it is on it still, for all that is known.
+                # NVML gives no processes of it; assume that the same ones are still on it.
                 for use in self._uses.get(gpu.pci, {}).values():
                     use.used = None
                 continue
@@ -61,8 +62,8 @@ class Activity:
                 # A pid that was there a second ago is the same process.
                 use = before.get(process.pid) or _Use(now)
                 use.pod = attributed.whose[process.pid].name
-                at_work = _is_at_work(gpu, process)
-                use.used = None if at_work is None else now if at_work else use.used or now
+                busy = _is_busy(gpu, process)
+                use.used = None if busy is None else now if busy else use.used or now
                 uses[process.pid] = use
                 if use.used is not None:
                     key = gpu.pci, use.pod
@@ -70,11 +71,11 @@ class Activity:
             self._uses[gpu.pci] = uses
 
     def pids(self, pci: str, pod: str) -> list[int]:
-        """The processes of a pod (LXD's name of it) on a card."""
+        """The pids of a pod's processes on a card; `pod` is LXD's name of it."""
         return [pid for pid, use in self._uses.get(pci, {}).items() if use.pod == pod]
 
     def pids_on(self, pci: str) -> list[int]:
-        """All processes on a card."""
+        """The pids of all processes on a card."""
         return list(self._uses.get(pci, {}))
 
     def pods(self, pci: str) -> set[str]:
@@ -85,35 +86,35 @@ class Activity:
         return self._sampled is None or self._clock() - self._sampled > GAP_SECONDS
 
     def process_idle(self, pci: str, pid: int) -> float | None:
-        """For so many seconds a process has not used the card; None if nobody can tell."""
+        """Seconds since a process last used the card; None if that is not known."""
         if self._is_blind():
             return None
         use = self._uses.get(pci, {}).get(pid)
         return None if use is None or use.used is None else self._clock() - use.used
 
     def pod_idle(self, pci: str, pod: str, held_for: float) -> float | None:
-        """For so many seconds no process of the pod has used the card, which it has held for
-        `held_for` seconds; None if nobody can tell."""
+        """Seconds since a process of the pod last used the card, which it has held for `held_for`
+        seconds; None if that is not known."""
         if self._is_blind():
             return None
         if any(use.pod == pod and use.used is None for use in self._uses.get(pci, {}).values()):
             return None
         now = self._clock()
-        # What was before podyd began is not known.
+        # What was before podyd started is not known.
         since = max(self._last.get((pci, pod), 0.0), self._began, now - held_for)
         return now - since
 
     def forget(self, pods: set[str]) -> None:
-        """Keep nothing of pods other than these."""
+        """Forget all pods but these."""
         for key in [key for key in self._last if key[1] not in pods]:
             del self._last[key]
 
 
-def _is_at_work(gpu: Gpu, process: ProcessSample) -> bool | None:
+def _is_busy(gpu: Gpu, process: ProcessSample) -> bool | None:
     """Whether a process has used the card since the last sample.
 
-    Where the driver does not tell it of processes (MIG, old cards), the whole card's figure stands
-    for each of them: one is then rather taken for busy than for idle.
+    Where the driver has no utilisation of processes (MIG, old cards), the whole card's counts for
+    each of them: an idle process may then count as busy, but never a busy one as idle.
     """
-    figure = gpu.utilisation if process.utilisation is None else process.utilisation
-    return None if figure is None else figure > 0
+    percent = gpu.utilisation if process.utilisation is None else process.utilisation
+    return None if percent is None else percent > 0

@@ -1,6 +1,6 @@
-"""Whose each process on a card is: told once for each sample, and by one rule.
+"""Which instance each process on a card belongs to: one rule, applied once to each sample.
 
-Whoever shows, counts or decides by pods asks here: /host/gpu-ps, idle times, usage and metrics.
+/host/gpu-ps, idle times, usage, metrics and the scheduler all use it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ GAP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Whose:
-    """The instance that a process is in, as LXD has it; "" for one of the host.
+    """The instance that a process runs in, by LXD's names; "" for one of the host.
 
     `is_pod` if that is of podyd's own project: an instance of another one may be named like a pod.
     """
@@ -29,8 +29,8 @@ class Whose:
 
     @property
     def name(self) -> str:
-        """LXD's name of a pod; `<project>/<name>` of another project's instance, which no pod is
-        called; "" on the host."""
+        """LXD's name of a pod; `<project>/<name>` for another project's instance, which is no
+        valid name of a pod; "" for the host."""
         return self.instance if self.is_pod else f"{self.project}/{self.instance}".strip("/")
 
 
@@ -39,7 +39,7 @@ HOST = Whose()
 
 @dataclass(frozen=True)
 class Attributed:
-    """A sample, and whose each process in it is, by pid."""
+    """A sample, and the instance of each process in it, by pid."""
 
     sample: Sample
     whose: Mapping[int, Whose]
@@ -49,7 +49,7 @@ Subscriber = Callable[[Attributed], None]
 
 
 class Attribution:
-    """Says of each sample of `samples` whose the processes are.
+    """Attributes the processes of each sample of `samples` to instances.
 
     `project` is podyd's, and `instance_of` as in Cgroups.
     """
@@ -75,17 +75,17 @@ class Attribution:
 
     @property
     def current(self) -> Attributed | None:
-        """The last one, unless it is too old to say who is on a card now."""
+        """The last attributed sample; None if it is too old to say what is on a card now."""
         latest, sample = self._latest, self._samples.current
         return latest if latest is not None and latest.sample is sample else None
 
     def sampled(self, sample: Sample) -> None:
-        """Take a sample, and hand it on."""
+        """Attribute a sample, and call the subscribers with it."""
         before = self._latest
         if before is None or sample.taken - before.sample.taken > GAP_SECONDS:
             self._cgroups = {}
-        # A pid that was there a second ago is the same process; of one that ends meanwhile the
-        # cgroup can no longer be read.
+        # A pid of the sample before is the same process; its cgroup is kept, as it cannot be read
+        # once the process is ending.
         self._cgroups = {
             process.pid: self._cgroups.get(process.pid) or process.cgroup
             for gpu in sample.gpus

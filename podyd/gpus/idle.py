@@ -1,4 +1,4 @@
-"""Leased cards that nobody uses: the owner is told, then the lease ends, if the admin wants so."""
+"""Idle leases: the owner is warned, then the lease ends, if podyd.yaml says so."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 TELL_SECONDS = 5.0
 
-# A terminal that is held with Ctrl-S takes no line, and must not keep the others from theirs.
+# A terminal that is stopped with Ctrl-S blocks the write, which must not delay the others.
 _TELL = """
 for terminal in /dev/pts/[0-9]*; do
   timeout 1 sh -c 'printf "\\r\\n%s\\r\\n" "$1" >"$2"' tell {text} "$terminal" &
@@ -32,7 +32,7 @@ wait
 
 
 def held_for(lease: Lease) -> float:
-    """For so many seconds the pod has had the card."""
+    """Seconds since the lease began."""
     return (now() - lease.since).total_seconds()
 
 
@@ -47,11 +47,12 @@ class IdleLeases:
         self._executor = executor
         self._settings = settings
         self._problem = ""
-        # The leases whose owners were told, by pod and card, and how idle the card was then.
-        self._told: dict[tuple[str, str], float] = {}
+        # The leases of which a warning was given, by pod and card, and for how many seconds the
+        # card had been idle then.
+        self._warned: dict[tuple[str, str], float] = {}
 
     async def run(self) -> None:
-        """Look now and then, for good."""
+        """Check all leases at intervals, until cancelled."""
         while True:
             policy = self._settings.current.idle
             if policy.policy != "report":
@@ -61,30 +62,30 @@ class IdleLeases:
                 except PodydError as error:
                     problem = error.detail
                 if problem and problem != self._problem:
-                    log.warning("idle GPUs are not looked for at the moment: %s", problem)
+                    log.warning("leases are not checked for idle GPUs at present: %s", problem)
                 self._problem = problem
             await asyncio.sleep(min(LOOK_SECONDS, policy.after / 4, policy.grace / 4))
 
     async def _look(self, policy: IdleConfig) -> None:
         view = await self._scheduler.view()
-        kept = {}
+        warned = {}
         cards = {card.key: card for card in view.cards}
         for lease in view.leases.values():
             card = cards.get(lease.key)
             if card is None:
-                continue  # It has gone with the hardware.
+                continue  # The card has been removed from the host.
             idle = self._idle(card, lease)
             if idle is None or idle < policy.after:
-                continue  # It is used, or nobody can tell.
+                continue  # It is in use, or that is not known.
             key = lease.pod.name, lease.key
-            told = self._told.get(key)
-            if told is None:
+            idle_then = self._warned.get(key)
+            if idle_then is None:
                 await self._warn(card, lease, policy, idle)
-                told = idle
-            is_due = policy.policy == "release" and idle >= told + policy.grace
+                idle_then = idle
+            is_due = policy.policy == "release" and idle >= idle_then + policy.grace
             if not (is_due and await self._release(card, lease, policy)):
-                kept[key] = told
-        self._told = kept
+                warned[key] = idle_then
+        self._warned = warned
 
     def _idle(self, card: Card, lease: Lease) -> float | None:
         return self._activity.pod_idle(card.pci, lease.pod.name, held_for(lease))
@@ -119,4 +120,4 @@ class IdleLeases:
                 lease.pod.name, bash(command), Collected(1024), timeout=TELL_SECONDS
             )
         except PodydError as error:
-            log.warning("%s could not be told: %s", lease.pod.name, error)
+            log.warning("%s: its terminals could not be written to: %s", lease.pod.name, error)

@@ -1,11 +1,11 @@
-"""The host's NVIDIA cards, and the LXD devices that lead them into a pod.
+"""The host's NVIDIA cards, and the LXD devices that pass them to a pod.
 
 A card is known by its PCI address and UUID. Its number in the API is NVML's index, as nvidia-smi
 shows it; without NVML the order of the PCI addresses, which NVML follows as well.
 
-The UUID is the card's own, wherever it is plugged in, but nobody tells it where LXD lacks
-nvidia-container-cli and NVML does not answer, as after an update of the driver. So podyd remembers
-which UUID was told of which address; what is told now counts for more.
+The UUID stays the same in whichever slot the card is, but it is not known where LXD lacks
+nvidia-container-cli and NVML does not answer, as after an update of the driver. So podyd stores
+which UUID was reported for which address; what is reported now takes precedence.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 from podyd.store.cards import CardStore
 from podyd.store.database import RETRY_SECONDS
 
-# Cards do not come and go; LXD takes 28 ms to look.
+# Cards rarely change; asking LXD takes 28 ms.
 KEPT_SECONDS = 30.0
-# What is remembered is there in milliseconds, unless the disk hangs.
+# The database answers in milliseconds, unless the disk hangs.
 RECALL_SECONDS = 2.0
-# The devices that podyd gives an instance begin so; the others are the admin's.
+# The names of the devices that podyd adds to an instance begin so; the others are the admin's.
 OWN_PREFIX = "podyd-gpu-"
 _COVER = {"type": "none"}
 
 
 @dataclass(frozen=True)
 class Card:
-    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. Nobody may know the `uuid`.
+    """A card; `pci` as sysfs writes it, such as 0000:41:00.0. `uuid` is "" if it is not known.
 
-    Two are the same if they are at the same address, whatever was known of each.
+    Two are equal if their addresses are.
     """
 
     index: int = field(compare=False)
@@ -49,15 +49,15 @@ class Card:
 
     @property
     def key(self) -> str:
-        """What a card is known by where it is written down."""
+        """What identifies a card where it is stored."""
         return self.uuid or self.pci
 
     def is_written(self, key: str) -> bool:
-        """Whether a key that was written down, maybe before its UUID was known, means it."""
+        """Whether a stored key, maybe of a time when its UUID was not known, means this card."""
         return key == self.pci or key.lower() == self.uuid.lower() != ""
 
     def is_named(self, name: str) -> bool:
-        """Whether a name that a user gives it, an index, a UUID or a PCI address, means it."""
+        """Whether a user's name of a card (index, UUID or PCI address) means this card."""
         if ":" in name:
             with contextlib.suppress(ValueError):
                 return sysfs_address(name) == self.pci
@@ -65,17 +65,17 @@ class Card:
 
 
 def key_of(written: str, cards: Iterable[Card]) -> str:
-    """The key of the card that a written one means; itself where there is no such card."""
+    """The current key of the card that a stored key means; the stored one if there is none."""
     return next((card.key for card in cards if card.is_written(written)), written)
 
 
 def is_uuid(key: str) -> bool:
-    """Whether a written key is a card's own: neither an address nor an index."""
+    """Whether a stored key is a UUID: neither an address nor an index."""
     return ":" not in key and not key.isdigit()
 
 
 def lasting(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
-    """The same choice, each card by its key; an index may be another card's after a reboot."""
+    """The same choice with each card's key, as an index may mean another card after a reboot."""
     keys = [
         next((card.key for card in cards if card.is_named(name)), name) for name in choice.named
     ]
@@ -83,13 +83,13 @@ def lasting(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
 
 
 def by_index(choice: CardChoice, cards: Sequence[Card]) -> CardChoice:
-    """The same choice, each card that is there by its index of now."""
+    """The same choice with each card's current index, where the card exists."""
     numbers = {card.key: str(card.index) for card in cards}
     return replace(choice, named=tuple(numbers.get(key, key) for key in choice.named))
 
 
 class Identities:
-    """Which UUID is at which address, as it was last told; kept in podyd's database."""
+    """The UUID at each PCI address, as last reported; stored in podyd's database."""
 
     def __init__(self, store: CardStore) -> None:
         self._store = store
@@ -98,16 +98,16 @@ class Identities:
         self._news = asyncio.Event()
 
     async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
-        """The UUIDs by address; `told` is what LXD and NVML say now, and is remembered."""
+        """The UUIDs by address; `told` is what LXD and NVML report now, and is stored."""
         await came(self._asked, RECALL_SECONDS)
-        self._asked.set()  # Nobody waits for it again.
+        self._asked.set()  # Only the first call waits for the database.
         if told.items() - self._known.items():
             self._known = _brought_up(self._known, told)
             self._news.set()
         return self._known
 
     async def run(self) -> None:
-        """Recall what was remembered, and remember what comes, for good."""
+        """Read what is stored, and store what is reported, until cancelled."""
         kept: Mapping[str, str] | None = None
         while True:
             try:
@@ -120,14 +120,14 @@ class Identities:
                     kept = now = dict(self._known)
                     await self._store.remember(now)
                 await self._news.wait()
-            except Unavailable:  # It is in the log: the database says so itself.
+            except Unavailable:  # The database has logged it.
                 kept = None
                 self._asked.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
 
 def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """What is told counts for more, and a card is in one place only."""
+    """`known` updated with `told`, which takes precedence; a UUID is at one address only."""
     uuids = frozenset(told.values())
     return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(told)
 
@@ -177,7 +177,7 @@ def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
 
 
 def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
-    """The cards that these LXD devices lead into a pod.
+    """The cards that these LXD devices pass to a pod.
 
     An LXD `gpu` device without an address passes them all (canonical/lxd#11841).
     """
@@ -195,9 +195,9 @@ def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
 def natural(
     profiles: Sequence[Profile], own: Devices, covers: Container[str]
 ) -> dict[str, Mapping[str, str]]:
-    """The devices of an instance without what podyd has put over them, profiles in their order.
+    """The devices of an instance without podyd's overrides, its profiles in their order.
 
-    `covers` names the devices of profiles that podyd has covered; others an admin may have covered.
+    `covers` names the devices of profiles that podyd has masked; an admin may have masked others.
     """
     merged: dict[str, Mapping[str, str]] = {}
     for profile in profiles:
@@ -213,7 +213,7 @@ def with_cards(
 ) -> tuple[dict[str, Mapping[str, str]], frozenset[str]]:
     """An instance's own devices that give it the `wanted` cards, and the new `covers`.
 
-    None is the cards that it has anyway, by its profiles.
+    With None, those that leave it the cards of its profiles.
     """
     kept = of_the_admin(own, covers)
     if wanted is None:
@@ -237,7 +237,7 @@ def with_cards(
 
 
 def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str, str]]:
-    """What of an instance's own devices is none of podyd's making."""
+    """Those of an instance's own devices that podyd has not made."""
     return {
         name: device
         for name, device in own.items()
@@ -246,6 +246,6 @@ def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str,
 
 
 def needs_nvidia(profile: Profile) -> bool:
-    """Whether an LXD profile is about NVIDIA cards, and of no use on a host without one."""
+    """Whether an LXD profile needs NVIDIA cards, and so cannot be used on a host without one."""
     has_gpu = any(device.get("type") == "gpu" for device in profile.devices.values())
     return has_gpu or is_set(profile.config, "nvidia.runtime")

@@ -1,14 +1,15 @@
-"""`podyd ports`: relays TCP from ports of the host into pods, with no rights and no way to LXD.
+"""`podyd ports`: forwards TCP from ports of the host to pods, without rights and without LXD.
 
 `podyd serve` is its only client. It sends the whole table as a line of JSON whenever that changes:
-host ports with where each one leads, or null for a port that is kept while its pod does not run.
+host ports with the address and port of their target, or null for a port that is reserved while its
+pod does not run.
 
     {"20001": ["10.0.3.7", 22], "20002": null}
     {"version": "0.1.0", "refused": {"20001": "Address already in use"}}
 
-The line `null` asks for that answer alone. When podyd goes away the table stays, and so do the
-connections. All that it needs is the standard library, and as little of that as will do: it is run
-as a file of its own, and stays up for months.
+The line `null` asks for that answer alone. When podyd disconnects, the table and the connections
+stay. This file imports little, and only from the standard library: it is run by itself, and stays
+up for months.
 """
 
 from __future__ import annotations
@@ -30,20 +31,20 @@ from collections.abc import Callable
 from functools import partial
 
 MAX_CONNECTIONS = 8192
-# What leads into a pod may lead on, and be a circle.
+# A pod may forward what it gets, also back to a port of the host: limits end such a loop.
 MAX_CONNECTIONS_PER_PORT, MAX_CONNECTIONS_PER_POD = 512, 1024
-# So many are taken at a port before others have their turn.
+# So many connections are accepted at a port before other sockets are served.
 ACCEPTS = 64
 CONNECT_SECONDS = 10.0
-# A peer that has vanished is noticed after two minutes and a half.
+# A peer that no longer answers is noticed after 60 + 6 * 15 seconds.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 60), (socket.TCP_KEEPINTVL, 15), (socket.TCP_KEEPCNT, 6))
-# So much of one direction is under way in this process.
+# So much of one direction is buffered in this process.
 PIPE_BYTES = 256 * 1024
-# And then it is another connection's turn.
+# So many splices of one direction before other connections are served.
 ROUNDS = 16
 SPARE_PIPES = 64
 MAX_LINE_BYTES = 1024**2
-# Below are the ports of the system.
+# Those below are privileged.
 FIRST_PORT = 1024
 LINGER_NONE = struct.pack("ii", 1, 0)  # struct linger of socket(7): close() sends a reset.
 PEERCRED = struct.Struct("3i")  # pid, uid, gid: struct ucred of unix(7)
@@ -55,7 +56,7 @@ Target = tuple[str, int]
 
 
 def unfit(address: str) -> str:
-    """Why nothing is relayed to an address, or "": only other machines' own IPv4 will do."""
+    """Why an address is refused as a target, or "": it must be another machine's unicast IPv4."""
     try:
         first, second = socket.inet_pton(socket.AF_INET, address)[:2]
     except OSError:
@@ -69,7 +70,7 @@ def unfit(address: str) -> str:
 
 
 class End:
-    """One socket of a connection. What comes from here goes to the `other` end, through `pipe`."""
+    """One socket of a connection; what is read from it is written to `other`, through `pipe`."""
 
     __slots__ = (
         "done",
@@ -88,16 +89,16 @@ class End:
     def __init__(self, item: socket.socket) -> None:
         self.socket = item
         self.fd = item.fileno()
-        # What epoll has said, and nothing has contradicted since.
+        # As epoll reported, until a call would block: epoll is edge-triggered.
         self.readable = self.writable = False
         self.pipe: tuple[int, int] | None = None
         self.pending = 0  # bytes in the pipe
-        self.ended = False  # it has sent its last byte
-        self.done = False  # and the other end knows
+        self.ended = False  # EOF was read
+        self.done = False  # and passed on to the other end
 
 
 class Connection:
-    """Somebody at a port, and the pod."""
+    """A connection to a port, and the one to the pod."""
 
     __slots__ = ("address", "far", "near", "port")
 
@@ -110,18 +111,18 @@ class Connection:
 
 
 class Port:
-    """A port of the host; while it leads nowhere it is kept, and connections are refused."""
+    """A port of the host; without a target it is bound, and connections are refused."""
 
     def __init__(self, number: int) -> None:
-        """Raises OSError where it is somebody else's."""
+        """Raises OSError if another process has it."""
         self.target: Target | None = None
         self.connections: set[Connection] = set()
         self.socket = _bound(number)
 
-    def lead(self, target: Target | None) -> None:
-        """Take connections for this target from now on."""
+    def forward(self, target: Target | None) -> None:
+        """Accept connections for this target from now on; with None, accept none."""
         if target and not self.target:
-            # What is left of its own old connections is no reason not to listen again.
+            # Its own connections in TIME_WAIT must not keep it from listening again.
             self._share(True)
             try:
                 self.socket.listen(socket.SOMAXCONN)
@@ -129,9 +130,9 @@ class Port:
                 self._share(False)
                 raise
         elif self.target and not target:
-            # While it does not listen, nobody else may take it in the same way.
+            # While it does not listen, no other process may bind the port with SO_REUSEADDR.
             self._share(False)
-            # On Linux it is bound as before then, and does not listen.
+            # On Linux this ends listening, and the socket stays bound.
             self.socket.shutdown(socket.SHUT_RD)
         self.target = target
 
@@ -140,7 +141,7 @@ class Port:
 
 
 def _bound(number: int) -> socket.socket:
-    """A socket that has a port on all addresses, IPv4 and IPv6."""
+    """A socket that is bound to a port on all addresses, IPv4 and IPv6. Raises OSError."""
     try:
         item = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError:  # A kernel without IPv6.
@@ -153,10 +154,10 @@ def _bound(number: int) -> socket.socket:
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 raise
-            # What is left of old connections is no reason; who listens there is one still.
+            # Old connections in TIME_WAIT do not count; this still fails if anything listens.
             item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             item.bind(("", number))
-            # While this does not listen, nobody else may take it in the same way.
+            # While this does not listen, no other process may bind it in the same way.
             item.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     except OSError:
         item.close()
@@ -165,7 +166,7 @@ def _bound(number: int) -> socket.socket:
 
 
 class Relay:
-    """One thread, and never a wait but for all sockets at once."""
+    """The event loop: one thread, which blocks in epoll only."""
 
     def __init__(
         self, control: socket.socket, version: str, unfit: Callable[[str], str] = unfit
@@ -179,9 +180,9 @@ class Relay:
         self._ports: dict[int, Port] = {}
         self._refused: dict[str, str] = {}
         self._callers: set[socket.socket] = set()
-        # By the address that they lead to.
+        # Connections, by the address of their target.
         self._counts: Counter[str] = Counter()
-        # With the time at which each is given up, the soonest first.
+        # With the monotonic time at which each is given up, the soonest first.
         self._connecting: OrderedDict[Connection, float] = OrderedDict()
         self._busy: set[Connection] = set()
         self._closing: list[socket.socket] = []
@@ -191,12 +192,12 @@ class Relay:
         self._watch(control.fileno(), self._accept_podyd, select.EPOLLIN)
 
     def run(self) -> None:
-        """Relay for good."""
+        """Relay until the process ends."""
         while True:
             self.turn()
 
     def close(self) -> None:
-        """Let go of everything."""
+        """Close all sockets and pipes."""
         self.use({})
         self._close_the_closing()
         for item in [*self._callers]:
@@ -208,9 +209,9 @@ class Relay:
         self._epoll.close()
 
     def turn(self) -> None:
-        """Wait until there is something to do, and do it."""
+        """Wait for events, and handle them."""
         for fd, events in self._epoll.poll(self._timeout()):
-            # One that went before in this turn may have closed it.
+            # A handler before it in this turn may have closed it.
             if fd in self._handlers:
                 self._handlers[fd](events)
         busy, self._busy = self._busy, set()
@@ -222,7 +223,7 @@ class Relay:
         self._close_the_closing()
 
     def _close_the_closing(self) -> None:
-        # Not sooner: a new socket would have the number, and be told what epoll said of this one.
+        # Not sooner: a new socket could get the number, and the events that were for this one.
         while self._closing:
             self._closing.pop().close()
 
@@ -250,7 +251,7 @@ class Relay:
                 item.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, PEERCRED.size)
             )
             if uid not in (0, os.geteuid()):
-                _log(f"a process of uid {uid} asked and may not")
+                _log(f"a process of uid {uid} connected and was refused")
                 item.close()
                 return
             item.setblocking(False)
@@ -281,7 +282,7 @@ class Relay:
         item.close()
 
     def use(self, table: dict[str, list[object] | None]) -> None:
-        """Lead the ports where this table says; those that it does not name are given up."""
+        """Forward the ports as in this table; those that it does not name are closed."""
         refused = {}
         wanted: dict[int, Target | None] = {}
         for name, target in table.items():
@@ -295,9 +296,9 @@ class Relay:
                 self._cut(port)
                 self._forget(port.socket)
                 port.socket.close()
-        for number, lead in wanted.items():
+        for number, goal in wanted.items():
             try:
-                self._lead(number, lead)
+                self._forward(number, goal)
             except OSError as error:
                 refused[str(number)] = str(error.strerror)
         self._refused = refused
@@ -315,14 +316,14 @@ class Relay:
             raise ValueError(why)
         return number, (str(address), inner)
 
-    def _lead(self, number: int, target: Target | None) -> None:
+    def _forward(self, number: int, target: Target | None) -> None:
         port = self._ports.get(number)
         if port is None:
             port = self._ports[number] = Port(number)
         if port.target != target:
             self._cut(port)
             self._forget(port.socket)
-            port.lead(target)
+            port.forward(target)
             if target:
                 self._watch(port.socket.fileno(), partial(self._accept, port), select.EPOLLIN)
 
@@ -336,7 +337,7 @@ class Relay:
         for _ in range(ACCEPTS):
             try:
                 item, _ = port.socket.accept()
-            except OSError:  # No more, or it has gone already.
+            except OSError:  # There are no more, or it was closed already.
                 return
             if port.target is None or self._is_full(port, port.target):
                 _close_hard(item)
@@ -382,12 +383,12 @@ class Relay:
         self._carry(connection)
 
     def _carry(self, connection: Connection) -> None:
-        """Pass on what there is, in both directions."""
+        """Move what is there in both directions."""
         if connection not in connection.port.connections:
             return
         near, far = connection.near, connection.far
         try:
-            # Not `or`: both directions have their turn.
+            # Not `or`: both directions are served.
             if self._move(near) | self._move(far):
                 self._busy.add(connection)
         except OSError:
@@ -397,7 +398,7 @@ class Relay:
             self._close(connection)
 
     def _move(self, source: End) -> bool:
-        """Pass on what comes from one end; True if there may be more at once."""
+        """Move what comes from one end; True if there may be more without waiting."""
         sink = source.other
         for _ in range(ROUNDS):
             if not source.pending:
@@ -411,7 +412,7 @@ class Relay:
                     return False
                 if source.pipe is None:
                     source.pipe = self._spare.pop() if self._spare else _pipe()
-                # The pipe is empty, so that it is the socket which has no more.
+                # The pipe is empty, so None means that the socket has no more.
                 count = _splice(source.fd, source.pipe[1], PIPE_BYTES)
                 if count is None:
                     source.readable = False
@@ -431,7 +432,7 @@ class Relay:
         return True
 
     def _put_back(self, end: End) -> None:
-        """Let go of a pipe; an empty one can serve another connection."""
+        """Release a pipe; an empty one is kept for another connection."""
         if end.pipe is None:
             return
         if end.pending or len(self._spare) >= SPARE_PIPES:
@@ -442,7 +443,7 @@ class Relay:
         end.pipe = None
 
     def _reset(self, connection: Connection) -> None:
-        """End it, and let both ends know that it did not end by itself."""
+        """Close it with a TCP reset at both ends."""
         for end in (connection.near, connection.far):
             with contextlib.suppress(OSError):
                 end.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER_NONE)
@@ -458,11 +459,11 @@ class Relay:
             self._put_back(end)
             self._forget(end.socket)
             self._closing.append(end.socket)
-            del end.other  # A circle, which nothing else would free at once.
+            del end.other  # A reference cycle, which would be freed late.
 
 
 def _splice(source: int, sink: int, count: int) -> int | None:
-    """Bytes that were moved without a copy; None where it would have to wait."""
+    """The number of bytes that splice(2) moved; None if it would block."""
     try:
         return os.splice(source, sink, count, flags=os.SPLICE_F_NONBLOCK | os.SPLICE_F_MOVE)
     except BlockingIOError:
@@ -470,11 +471,11 @@ def _splice(source: int, sink: int, count: int) -> int | None:
 
 
 def _pipe() -> tuple[int, int]:
-    made = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    # What one account may have in pipes is limited; with less it only takes more turns.
+    pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    # The kernel limits an account's memory in pipes; a smaller one only takes more rounds.
     with contextlib.suppress(OSError):
-        fcntl.fcntl(made[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
-    return made
+        fcntl.fcntl(pipe[1], fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    return pipe
 
 
 def _close_hard(item: socket.socket) -> None:
@@ -483,7 +484,7 @@ def _close_hard(item: socket.socket) -> None:
 
 
 def _descriptors() -> int:
-    """How many this process may have, once it has asked for all."""
+    """Raise the limit of open file descriptors to the hard one, and return it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -491,15 +492,15 @@ def _descriptors() -> int:
 
 
 def listen(path: str) -> socket.socket:
-    """The socket for podyd, in a directory that is this account's alone.
+    """The listening socket for podyd, in a directory that only this account may enter.
 
-    Raises OSError, also where another process serves it.
+    Raises OSError, also if another process listens there.
     """
     os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)  # noqa: PTH103, PTH120
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        found = probe.connect_ex(path)
-    if found not in (errno.ENOENT, errno.ECONNREFUSED):
+        status = probe.connect_ex(path)
+    if status not in (errno.ENOENT, errno.ECONNREFUSED):
         raise OSError(errno.EADDRINUSE, "another process serves it")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)  # noqa: PTH108
@@ -519,7 +520,8 @@ def _log(text: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Relay until a signal ends it: the socket for podyd, and the version that it is told."""
+    """Relay until a signal ends it. Arguments: the path of the socket for podyd, and the version to
+    report."""
     path, version = arguments
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)

@@ -1,7 +1,7 @@
-"""Which TCP ports of the host anything listens on, and whose a connection is: sock_diag(7).
+"""The TCP ports of the host that are listened on, and the owner of a connection: sock_diag(7).
 
-It needs no rights. By hand, as the kernel lays it out in linux/inet_diag.h. pyroute2 asks the same,
-but takes 7 MiB in a process that lives long for these two questions.
+It needs no rights. Encoded here, by the kernel's linux/inet_diag.h: pyroute2 can do the same, but
+takes 7 MiB of a long-running process for these two requests.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def listening_ports() -> frozenset[int]:
 
 
 class SocketAddress(NamedTuple):
-    """One end of a TCP connection; `interface` is 0 unless the address is one at it alone."""
+    """One end of a TCP connection; `interface` is 0 unless the address is link-local."""
 
     address: str
     port: int
@@ -46,20 +46,20 @@ class SocketAddress(NamedTuple):
 
     @classmethod
     def of(cls, name: tuple[Any, ...]) -> SocketAddress:
-        """From what getsockname(2) says: of IPv6 also a flow, which says nothing here, and a
+        """From a name of getsockname(2): of IPv6 also the flow label, not used here, and the
         zone."""
         return cls(name[0], name[1], *name[3:])
 
 
 def owner_of(end: SocketAddress, other: SocketAddress) -> int | None:
-    """The uid of the account that has this end of a connection; None if it is on another host.
+    """The uid of the account that owns this end of a connection; None if it is on another host.
 
     Raises ConnectionError if the connection is closed, and OSError where the kernel is silent.
     """
-    found = _socket(end, other)
-    if found is not None:
-        uid, inode = found
-        # Of what a process has closed the kernel says that it is root's.
+    ours = _socket(end, other)
+    if ours is not None:
+        uid, inode = ours
+        # Of a socket that its process has closed, the kernel reports root as the owner.
         if not inode:
             raise ConnectionResetError("closed by its owner")
         return uid
@@ -82,7 +82,7 @@ def _socket(end: SocketAddress, other: SocketAddress) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     state, uid, inode = _FOUND.unpack_from(message)
-    # Where there is no such connection, the kernel shows who would take one at that port.
+    # If there is no such connection, the kernel returns the socket that listens at that port.
     return None if state == _TCP_LISTEN else (uid, inode)
 
 

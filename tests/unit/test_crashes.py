@@ -11,7 +11,7 @@ import pytest
 from tornado.httpclient import AsyncHTTPClient
 from tornado.websocket import websocket_connect
 
-from podyd.api.frames import END, Line
+from podyd.api.frames import END, Frames
 from podyd.api.socket import Socket
 from podyd.contract.answers import Answer, FileIn, FileOut, WebSocket
 from podyd.contract.operation import GET, POST, Access, Ends, Nothing, Operation, Proof
@@ -112,7 +112,7 @@ def crash(*_: object) -> None:
 def test_what_goes_on_beside_a_shell_crashes(
     where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Socket if where == "ping" else Line, where, crash)
+    monkeypatch.setattr(Socket if where == "ping" else Frames, where, crash)
     slot = WaitingShell()
 
     async def ask(port: int) -> None:
@@ -126,7 +126,7 @@ def test_what_goes_on_beside_a_shell_crashes(
 def test_a_last_word_that_cannot_be_said_ends_the_socket_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(Line, "end", crash)
+    monkeypatch.setattr(Frames, "end", crash)
     slot = CrashingShell()
 
     async def ask(port: int) -> None:

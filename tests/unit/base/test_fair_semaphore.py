@@ -148,7 +148,7 @@ def test_nothing_is_kept_of_who_has_been_served() -> None:
             holder.release.set()
         await asyncio.wait([holder.task for holder in holders], timeout=5)
         assert (turns._free, turns._under_way) == (2, {})
-        assert not turns._others._places
+        assert not turns._others._waiters
         assert not turns._others._shares
 
     asyncio.run(play())

@@ -11,10 +11,10 @@ from podyd.base import tasks
 from podyd.base.tasks import beside
 
 
-def test_what_dies_is_mourned_and_begins_again(
+def test_what_fails_is_logged_and_started_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tasks, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(tasks, "RESTART_SECONDS", 0.01)
 
     async def play() -> int:
         lives = 0
@@ -35,7 +35,7 @@ def test_what_dies_is_mourned_and_begins_again(
         return lives
 
     assert asyncio.run(play()) == 3
-    assert caplog.text.count("sharing GPUs out died and begins again") == 2
+    assert caplog.text.count("sharing GPUs out failed and is started again") == 2
     assert "OverflowError" in caplog.text
 
 
@@ -65,16 +65,16 @@ def test_what_goes_on_beside_a_work_ends_with_it() -> None:
     asyncio.run(play())
 
 
-def test_a_death_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_crash_that_nobody_waits_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def play() -> None:
-        asyncio.get_running_loop().set_exception_handler(tasks.died)
+        asyncio.get_running_loop().set_exception_handler(tasks.log_crash)
         lost = asyncio.ensure_future(fail())
         await asyncio.wait({lost})
         del lost
         gc.collect()
 
     asyncio.run(play())
-    assert "fail died, and nobody saw it" in caplog.text
+    assert "fail crashed, and nothing awaited it" in caplog.text
     assert "OverflowError" in caplog.text
 
 
