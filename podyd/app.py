@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from tornado.httputil import HTTPServerRequest
 from tornado.web import Application
 
 from podyd.accounting.metrics import Metrics
@@ -30,7 +29,7 @@ from podyd.config.schema import Config
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
 from podyd.engine.growth import Packing
-from podyd.engine.interface import Instances
+from podyd.engine.interface import Engine
 from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import RestoreGuard
@@ -55,11 +54,16 @@ from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
 from podyd.pods.disks import Disks
 from podyd.pods.files import Transfers
-from podyd.pods.lifecycle import Pods
+from podyd.pods.half_made import HalfMade
+from podyd.pods.info import Info
+from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listening
 from podyd.pods.logs import Logs
 from podyd.pods.mounts import Mounts
+from podyd.pods.owned import Owned
+from podyd.pods.planner import Planner
+from podyd.pods.power import Power
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
 from podyd.store.cards import CardStore
@@ -72,115 +76,224 @@ KILL_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
+class Backends:
+    """What podyd stands on: LXD, this host, its own database, and tasks of its own."""
+
+    settings: Settings
+    client: LxdClient
+    engine: Engine
+    endings: Endings
+    executor: LxdExecutor
+    node: LocalNode
+    database: Database
+    # What goes on for good, and what must still be done at the end.
+    background: Tasks
+    cleaning: Tasks
+
+
+@dataclass(frozen=True)
+class People:
+    """Who may come in."""
+
+    logins: Logins
+    sessions: Sessions
+
+
+@dataclass(frozen=True)
+class Gpus:
+    """Which cards there are, who may have them, and who is on them."""
+
+    cgroups: Cgroups
+    attribution: Attribution
+    activity: Activity
+    identities: Identities
+    inventory: Inventory
+    scheduler: Scheduler
+    idle: IdleLeases
+
+
+@dataclass(frozen=True)
+class Accounting:
+    """What was used, and how podyd is."""
+
+    usage: Usage
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Pods:
+    """What may happen to a pod."""
+
+    ports: Ports
+    disks: Disks
+    snapshots: Snapshots
+    sweep: Sweep
+    images: Catalogue
+    routes: PodRoutes
+    owned: Owned
+    info: Info
+
+
+@dataclass(frozen=True)
 class App:
     """All that `podyd serve` runs."""
 
     application: Application
-    client: LxdClient
-    instances: Instances
-    cgroups: Cgroups
-    ports: Ports
-    mounts: Mounts
-    disks: Disks
-    node: LocalNode
-    identities: Identities
-    usage: Usage
-    database: Database
-    scheduler: Scheduler
-    snapshots: Snapshots
-    endings: Endings
-    sweep: Sweep
-    idle: IdleLeases
-    background: Tasks
-    cleaning: Tasks
     requests: Requests
-    sessions: Sessions
+    backends: Backends
+    people: People
+    gpus: Gpus
+    accounting: Accounting
+    pods: Pods
 
     def start(self) -> None:
         """Start the background tasks; needs a running event loop."""
-        self.background.keep(self.sessions.run, "ending what logins no longer allow")
-        self.background.keep(self.cgroups.follow, "learning the pods' cgroups")
-        self.background.keep(self.node.samples.run, "asking NVML")
-        self.background.keep(self.identities.run, "remembering cards")
-        self.background.keep(self.usage.follow_gpus, "counting GPU time")
-        self.background.keep(self.usage.follow_cpu, "counting CPU time")
-        self.background.keep(partial(self.instances.watch, self._lxd_is_there), "following LXD")
-        self.instances.subscribe(self.scheduler.poke)
-        self.background.keep(self.scheduler.run, "sharing GPUs out")
-        self.background.keep(self.endings.run, "ending commands that are left over")
-        self.background.keep(self.idle.run, "looking for idle GPUs")
-        self.instances.subscribe(self.snapshots.poke)
-        self.background.keep(self.snapshots.run, "writing settings back after restores")
-        self.background.keep(self.sweep.run, "sweeping")
-        self.instances.subscribe(self.ports.poke)
-        self.background.keep(self.ports.run, "forwarding ports to pods")
-        self.background.keep(self.ports.settle, "assigning ports")
-        self.background.keep(self.disks.run, "restoring the limits of full disks")
+        keep, engine = self.backends.background.keep, self.backends.engine
+        gpus, pods, usage = self.gpus, self.pods, self.accounting.usage
+        keep(self.people.sessions.run, "ending what logins no longer allow")
+        keep(gpus.cgroups.follow, "learning the pods' cgroups")
+        keep(self.backends.node.samples.run, "asking NVML")
+        keep(gpus.identities.run, "remembering cards")
+        keep(usage.follow_gpus, "counting GPU time")
+        keep(usage.follow_cpu, "counting CPU time")
+        keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
+        keep(gpus.scheduler.run, "sharing GPUs out")
+        keep(self.backends.endings.run, "ending commands that are left over")
+        keep(gpus.idle.run, "looking for idle GPUs")
+        keep(pods.snapshots.run, "writing settings back after restores")
+        keep(pods.sweep.run, "sweeping")
+        keep(pods.ports.run, "forwarding ports to pods")
+        keep(pods.ports.settle, "assigning ports")
+        keep(pods.disks.run, "restoring the limits of full disks")
+        for poke in (gpus.scheduler.poke, pods.snapshots.poke, pods.ports.poke):
+            engine.instances.subscribe(poke)
 
     async def _lxd_is_there(self) -> None:
-        self.sweep.begin()
+        self.pods.sweep.begin()
 
     async def stop(self, timeout: float) -> None:
         """Finish open requests, `timeout` seconds at most, and close everything."""
+        backends = self.backends
         await self.requests.finish(timeout)
-        await self.background.cancel()
-        self.cleaning.spawn(self.usage.flush(), "writing the last usage")
-        await self.cleaning.finish(KILL_SECONDS)
-        await self.database.close()
-        self.node.close()
-        self.instances.close()
-        self.client.close()
+        await backends.background.cancel()
+        backends.cleaning.spawn(self.accounting.usage.flush(), "writing the last usage")
+        await backends.cleaning.finish(KILL_SECONDS)
+        await backends.database.close()
+        backends.node.close()
+        backends.engine.instances.close()
+        backends.client.close()
 
 
 def build(settings: Settings) -> App:
     """Raises NotSetUp if `podyd setup` has not been run."""
+    backends = _backends(settings)
+    people = _people(backends)
+    gpus = _gpus(backends)
+    disks = _disks(backends)
+    accounting = _accounting(backends, gpus, disks)
+    pods = _pods(backends, gpus, disks, accounting.metrics)
+    requests = Requests()
+    return App(
+        application=_application(backends, people, gpus, accounting, pods, requests),
+        requests=requests,
+        backends=backends,
+        people=people,
+        gpus=gpus,
+        accounting=accounting,
+        pods=pods,
+    )
+
+
+def _backends(settings: Settings) -> Backends:
     config = settings.current
     client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
     cleaning = Tasks()
-    engine = lxd_engine(client, RestoreGuard(config.data_dir / "restoring"))
-    instances = engine.instances
-    node = LocalNode(ports_socket=lambda: settings.current.ports.socket)
+    endings = Endings(client, config.data_dir / "endings")
+    return Backends(
+        settings=settings,
+        client=client,
+        engine=lxd_engine(client, RestoreGuard(config.data_dir / "restoring")),
+        endings=endings,
+        executor=LxdExecutor(client, cleaning, endings),
+        node=LocalNode(ports_socket=lambda: settings.current.ports.socket),
+        database=Database(config.data_dir / "podyd.db"),
+        background=Tasks(),
+        cleaning=cleaning,
+    )
+
+
+def _people(backends: Backends) -> People:
+    settings = backends.settings
+    logins = Logins(
+        AuthClient(settings.current.auth.socket),
+        Origins(backends.node.sockets),
+        Tokens(TokenStore(backends.database), settings),
+        settings,
+    )
+    return People(logins, Sessions(logins))
+
+
+def _gpus(backends: Backends) -> Gpus:
+    engine, node, settings = backends.engine, backends.node, backends.settings
+    project = engine.server.project
     cgroups = Cgroups(
-        config.lxd.project,
-        instances=instances.all,
-        first_process=instances.first_process,
+        project,
+        instances=engine.instances.all,
+        first_process=engine.instances.first_process,
         cgroup_of=node.processes.cgroup_of,
     )
-    instances.subscribe(cgroups.changed)
-    images = Catalogue(engine.images, settings)
-    database = Database(config.data_dir / "podyd.db")
-    usage = Usage(
-        store=UsageStore(database),
-        instances=instances.all,
-        cpu_times=instances.cpu_times,
-        settings=settings,
-    )
-    attribution = Attribution(
-        node.samples, project=config.lxd.project, instance_of=cgroups.instance_of
-    )
-    attribution.subscribe(usage.sampled)
-    requests = Requests()
-    tokens = Tokens(TokenStore(database), settings)
-    logins = Logins(AuthClient(config.auth.socket), Origins(node.sockets), tokens, settings)
-    identities = Identities(CardStore(database))
-    sessions = Sessions(logins)
-    inventory = Inventory(engine.server, node.samples, identities)
+    engine.instances.subscribe(cgroups.changed)
+    attribution = Attribution(node.samples, project=project, instance_of=cgroups.instance_of)
     activity = Activity(attribution)
-    endings = Endings(client, config.data_dir / "endings")
-    executor = LxdExecutor(client, cleaning, endings)
+    identities = Identities(CardStore(backends.database))
+    inventory = Inventory(engine.server, node.samples, identities)
     scheduler = Scheduler(
-        instances=instances,
+        instances=engine.instances,
         profiles=engine.profiles,
         inventory=inventory,
         samples=node.samples,
         activity=activity,
         settings=settings,
     )
-    idle = IdleLeases(scheduler=scheduler, activity=activity, executor=executor, settings=settings)
-    disks = Disks(
-        instances=instances, profiles=engine.profiles, pools=engine.pools, executor=executor
+    idle = IdleLeases(
+        scheduler=scheduler, activity=activity, executor=backends.executor, settings=settings
     )
-    metrics = Metrics(scheduler=scheduler, disks=disks, samples=node.samples, activity=activity)
+    return Gpus(cgroups, attribution, activity, identities, inventory, scheduler, idle)
+
+
+def _disks(backends: Backends) -> Disks:
+    engine = backends.engine
+    return Disks(
+        instances=engine.instances,
+        profiles=engine.profiles,
+        pools=engine.pools,
+        executor=backends.executor,
+    )
+
+
+def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
+    instances = backends.engine.instances
+    usage = Usage(
+        store=UsageStore(backends.database),
+        instances=instances.all,
+        cpu_times=instances.cpu_times,
+        settings=backends.settings,
+    )
+    gpus.attribution.subscribe(usage.sampled)
+    metrics = Metrics(
+        scheduler=gpus.scheduler,
+        disks=disks,
+        samples=backends.node.samples,
+        activity=gpus.activity,
+    )
+    return Accounting(usage, metrics)
+
+
+def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pods:
+    engine, node, settings = backends.engine, backends.node, backends.settings
+    executor, cleaning, instances = backends.executor, backends.cleaning, engine.instances
+    owned = Owned(instances)
+    images = Catalogue(engine.images, settings)
     ports = Ports(
         locations=Locations(instances, node.neighbours),
         instances=instances,
@@ -191,28 +304,39 @@ def build(settings: Settings) -> App:
     mounts = Mounts(
         server=engine.server, instances=instances, directories=node.directories, settings=settings
     )
-    pods = Pods(
+    half_made = HalfMade(instances=instances, files=engine.files, tasks=cleaning)
+    planner = Planner(
         instances=instances,
         profiles=engine.profiles,
-        snapshots=engine.snapshots,
-        files=engine.files,
-        images=images,
-        inventory=inventory,
-        scheduler=scheduler,
+        inventory=gpus.inventory,
+        scheduler=gpus.scheduler,
         ports=ports,
         mounts=mounts,
         disks=disks,
-        tasks=cleaning,
+        half_made=half_made,
     )
-    listening = Listening(
-        project=engine.server.project,
+    info = Info(
+        owned=owned, instances=instances, inventory=gpus.inventory, ports=ports, disks=disks
+    )
+    power = Power(owned=owned, instances=instances, disks=disks, mounts=mounts)
+    lifecycle = Lifecycle(
+        owned=owned,
         instances=instances,
-        ports=ports,
-        cgroups=cgroups,
-        sockets=node.sockets,
+        snapshots=engine.snapshots,
+        files=engine.files,
+        images=images,
+        planner=planner,
+        disks=disks,
+        power=power,
+        half_made=half_made,
+        info=info,
     )
     snapshots = Snapshots(
-        instances=instances, snapshots=engine.snapshots, pods=pods, tasks=cleaning
+        instances=instances,
+        snapshots=engine.snapshots,
+        owned=owned,
+        power=power,
+        tasks=cleaning,
     )
     commits = Commits(
         project=engine.server.project,
@@ -220,81 +344,78 @@ def build(settings: Settings) -> App:
         store=engine.images,
         files=engine.files,
         images=images,
-        pods=pods,
+        owned=owned,
+        half_made=half_made,
         disks=disks,
         host=HostRoom(),
-        packing=Packing(str(config.packing_socket)),
+        packing=Packing(str(settings.current.packing_socket)),
         tasks=cleaning,
     )
-    limits = Limits(instances=instances, profiles=engine.profiles, pods=pods, disks=disks)
     commands = Commands(
-        pods=pods,
+        owned=owned,
         instances=instances,
         executor=executor,
         executed=metrics.executed,
         settings=settings,
     )
-    transfers = Transfers(pods=pods, executor=executor)
-    logs = Logs(instances=instances, pods=pods, commands=commands)
+    routes = PodRoutes(
+        owned=owned,
+        info=info,
+        lifecycle=lifecycle,
+        power=power,
+        snapshots=snapshots,
+        commits=commits,
+        limits=Limits(
+            instances=instances, profiles=engine.profiles, owned=owned, disks=disks, info=info
+        ),
+        commands=commands,
+        ports=ports,
+        listening=Listening(
+            project=engine.server.project,
+            instances=instances,
+            ports=ports,
+            cgroups=gpus.cgroups,
+            sockets=node.sockets,
+        ),
+        transfers=Transfers(owned=owned, executor=executor),
+        deletions=Deletions(files=engine.files, owned=owned, executor=executor),
+        logs=Logs(instances=instances, owned=owned, commands=commands),
+    )
+    sweep = Sweep(operations=engine.operations, half_made=half_made, commits=commits)
+    return Pods(ports, disks, snapshots, sweep, images, routes, owned, info)
+
+
+def _application(
+    backends: Backends,
+    people: People,
+    gpus: Gpus,
+    accounting: Accounting,
+    pods: Pods,
+    requests: Requests,
+) -> Application:
     report = Report(
-        server=engine.server,
-        node=node,
-        activity=activity,
-        attribution=attribution,
-        scheduler=scheduler,
+        server=backends.engine.server,
+        node=backends.node,
+        activity=gpus.activity,
+        attribution=gpus.attribution,
+        scheduler=gpus.scheduler,
     )
     calls = bound(
-        MetaRoutes(metrics=metrics),
-        UserRoutes(logins=logins),
-        PodRoutes(
-            pods=pods,
-            snapshots=snapshots,
-            commits=commits,
-            limits=limits,
-            commands=commands,
-            ports=ports,
-            listening=listening,
-            transfers=transfers,
-            deletions=Deletions(files=engine.files, pods=pods, executor=executor),
-            logs=logs,
-        ),
-        GpuRoutes(pods=pods, scheduler=scheduler),
-        ImageRoutes(images=images),
+        MetaRoutes(metrics=accounting.metrics),
+        UserRoutes(logins=people.logins),
+        pods.routes,
+        GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler),
+        ImageRoutes(images=pods.images),
         HostRoutes(report=report),
-        StatRoutes(usage=usage),
+        StatRoutes(usage=accounting.usage),
     )
-
-    def address_of(request: HTTPServerRequest) -> str:
-        return client_address(request, settings.current.proxies)
-
-    return App(
-        application=application(
-            calls,
-            logins=logins,
-            requests=requests,
-            sessions=sessions,
-            address_of=address_of,
-            metrics=metrics,
-        ),
-        client=client,
-        instances=instances,
-        cgroups=cgroups,
-        ports=ports,
-        mounts=mounts,
-        disks=disks,
-        node=node,
-        identities=identities,
-        usage=usage,
-        database=database,
-        scheduler=scheduler,
-        snapshots=snapshots,
-        endings=endings,
-        sweep=Sweep(operations=engine.operations, pods=pods, commits=commits),
-        idle=idle,
-        background=Tasks(),
-        cleaning=cleaning,
+    return application(
+        calls,
+        logins=people.logins,
         requests=requests,
-        sessions=sessions,
+        sessions=people.sessions,
+        address_of=lambda request: client_address(request, backends.settings.current.proxies),
+        metrics=accounting.metrics,
     )
 
 

@@ -90,7 +90,7 @@ async def _run(
         problem = text
         systemd.status(_serving(url, problem))
 
-    app.ports.subscribe(tell)
+    app.pods.ports.subscribe(tell)
 
     def use(context: ssl.SSLContext) -> None:
         # Tornado takes it anew for every connection.
@@ -106,10 +106,11 @@ async def _run(
 
     loop.add_signal_handler(signal.SIGHUP, reload)
     app.start()
+    keep = app.backends.background.keep
     if certificate:
-        app.background.keep(partial(certificate.watch, use), "looking for a new certificate")
+        keep(partial(certificate.watch, use), "looking for a new certificate")
     if (seconds := systemd.watchdog_seconds()) is not None:
-        app.background.keep(partial(systemd.feed_watchdog, seconds), "feeding the watchdog")
+        keep(partial(systemd.feed_watchdog, seconds), "feeding the watchdog")
     server.add_sockets(sockets)
     systemd.ready(_serving(url))
     log.info("podyd %s serves %s", __version__, url)

@@ -91,6 +91,14 @@ class Plan:
     devices: Devices
 
 
+@dataclass(frozen=True)
+class Picture:
+    """What the engine has been asked already, for one decision."""
+
+    cards: tuple[Card, ...]
+    profiles: Mapping[str, Profile]
+
+
 class Scheduler:
     """Decides on cards, and keeps the instances as decided."""
 
@@ -121,11 +129,11 @@ class Scheduler:
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         return await self._look()
 
-    async def _look(self) -> View:
+    async def _look(self, picture: Picture | None = None) -> View:
         # Before LXD's list is read: a pod is in one of the two, if not in both.
         making = dict(self._making)
-        cards = await self._inventory.cards()
-        profiles = await self._profiles.all()
+        cards = picture.cards if picture else await self._inventory.cards()
+        profiles = picture.profiles if picture else await self._profiles.all()
         pods = tuple(pods_of(await self._instances.all()))
         sample, absent = self._samples.current, self._samples.absent
         return View(
@@ -143,7 +151,7 @@ class Scheduler:
         )
 
     @contextlib.asynccontextmanager
-    async def _alone(self) -> AsyncIterator[View]:
+    async def _alone(self, picture: Picture | None = None) -> AsyncIterator[View]:
         """How things stand while nobody else decides. Raises Unavailable if that takes long."""
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         try:
@@ -155,7 +163,7 @@ class Scheduler:
                 code="gpus_busy",
             ) from None
         try:
-            yield await self._look()
+            yield await self._look(picture)
         finally:
             self._lock.release()
             self._poke.set()
@@ -193,13 +201,14 @@ class Scheduler:
         name: str,
         profiles: Sequence[Profile],
         choice: CardChoice | None,
+        picture: Picture,
     ) -> AsyncIterator[Plan]:
         """Hold the cards of a pod that is being made as the instance `name`.
 
         Without a `choice`: what its profiles give, or as many of that as the quota leaves, the
         least used first. Raises BadRequest, Conflict, Forbidden.
         """
-        async with self._alone() as view:
+        async with self._alone(picture) as view:
             plan, due, counted = self._plan(view, member, profiles, choice)
             self._making[name] = Making(member.name, due, counted)
         try:

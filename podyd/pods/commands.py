@@ -17,7 +17,8 @@ from podyd.engine.streams import Executor, Exit, Size, Streams, Terminal, bash
 from podyd.engine.types import named
 from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.pods.lifecycle import Pods, memory_limit
+from podyd.pods.owned import Owned
+from podyd.pods.quota import memory_limit
 from podyd.pods.slots import Slots
 
 MAX_EXECS_PER_MEMBER = 32
@@ -38,13 +39,13 @@ class Commands:
     def __init__(
         self,
         *,
-        pods: Pods,
+        owned: Owned,
         instances: Instances,
         executor: Executor,
         executed: Executed,
         settings: Settings,
     ) -> None:
-        self._pods = pods
+        self._owned = owned
         self._instances = instances
         self._executor = executor
         self._executed = executed
@@ -85,7 +86,7 @@ class Commands:
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
     ) -> HeldAnswer[ExecResult]:
         """`exec` without its bounds; `limit` in bytes for each of stdout and stderr."""
-        pod = await self._pods.find_running(member, ins)
+        pod = await self._owned.find_running(member, ins)
         with self._execs.take(member) as slot:
             began = time.monotonic()
             output = Collected(limit)
@@ -113,7 +114,7 @@ class Commands:
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
         """
-        pod = await self._pods.find_running(member, ins)
+        pod = await self._owned.find_running(member, ins)
         return OpenShell(self, pod, size, self._shells.take(member))
 
     async def talk(self, pod: Pod, start: Start, size: Size | None, streams: Streams) -> Ended:

@@ -49,7 +49,8 @@ from podyd.model.pod import MADE_AS, OWNER, PROJECT, TEMPLATE, Pod, owner_keys
 from podyd.pods.catalogue import Catalogue, Image
 from podyd.pods.deidentify import forget_identity
 from podyd.pods.disks import Disks, without_limit
-from podyd.pods.lifecycle import Pods
+from podyd.pods.half_made import HalfMade
+from podyd.pods.owned import Owned
 
 log = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ class Commits:
         store: ImageStore,
         files: Files,
         images: Catalogue,
-        pods: Pods,
+        owned: Owned,
+        half_made: HalfMade,
         disks: Disks,
         host: HostRoom,
         packing: Packing,
@@ -161,7 +163,8 @@ class Commits:
         # LXD is asked for one image after the other, so that each is known by when it has come.
         self._asking = asyncio.Lock()
         self._images = images
-        self._pods = pods
+        self._owned = owned
+        self._half_made = half_made
         self._disks = disks
         self._tasks = tasks
         # One image at a time for each member: that is the quota's, and the processors' due.
@@ -173,7 +176,7 @@ class Commits:
         Raises Conflict (the name is somebody else's), Forbidden (quota). If anything fails, an
         older image stays as it was, and nothing of the new one is left.
         """
-        pod = await self._pods.find(member, ins)
+        pod = await self._owned.find(member, ins)
         name = f"{member.name}-{tag}"
         with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
@@ -212,7 +215,7 @@ class Commits:
 
         Raises NotFound (none is being made), Conflict (it is just there).
         """
-        await self._pods.find(member, ins)
+        await self._owned.find(member, ins)
         under_way = self._under_way.get(member.name)
         if under_way is None or under_way.ins != ins:
             raise NotFound(
@@ -237,7 +240,7 @@ class Commits:
 
     async def progress(self, member: Member, ins: str) -> Progress:
         """How far the image of a pod is. Raises NotFound."""
-        await self._pods.find(member, ins)
+        await self._owned.find(member, ins)
         under_way = self._under_way.get(member.name)
         if under_way is None or under_way.ins != ins:
             return Progress(None, None, None)
@@ -259,7 +262,7 @@ class Commits:
         """
         for image in await self._images.all():
             is_ours = image.made_as and image.project in ("", self._project)
-            if is_ours and not image.aliases and image.made_as not in self._pods.templates:
+            if is_ours and not image.aliases and not self._half_made.is_under_way(image.made_as):
                 log.warning("removing half-made image %s", image.fingerprint)
                 await self._images.remove(image)
 
@@ -349,7 +352,7 @@ class Commits:
             # A full disk has no room for what LXD itself writes there.
             without_limit(pod.instance.devices),
         )
-        self._pods.templates.add(name)
+        self._half_made.begin(name)
         try:
             with lxd_could_not("make the image", code="commit_failed"):
                 await self._copy(copy, under_way)
@@ -378,10 +381,10 @@ class Commits:
         if under_way.is_packing:
             with contextlib.suppress(PodydError):
                 await self._files.cut(template, under_way.large)
-        await self._pods.remove(template)
+        await self._half_made.removal(template)
         if under_way.packing is not None:
             await asyncio.wait({under_way.packing})
-        self._pods.templates.discard(template)
+        self._half_made.end(template)
         await self.sweep()
         under_way.is_gone = True
 

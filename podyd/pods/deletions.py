@@ -24,7 +24,7 @@ from podyd.engine.streams import Executor
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.files import Pipe
-from podyd.pods.lifecycle import Pods, not_running
+from podyd.pods.owned import Owned, not_running
 from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 4
@@ -54,10 +54,10 @@ exec rm -f -- "$1"
 class Deletions:
     """Deletes what members name."""
 
-    def __init__(self, *, files: Files, pods: Pods, executor: Executor) -> None:
+    def __init__(self, *, files: Files, owned: Owned, executor: Executor) -> None:
         self._files = files
         self._executor = executor
-        self._pods = pods
+        self._owned = owned
         self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
@@ -78,7 +78,7 @@ class Deletions:
                 code="malformed_parameter",
                 parameter="path",
             )
-        pod = await self._pods.find(member, request.ins)
+        pod = await self._owned.find(member, request.ins)
         if pod.status not in ("running", "stopped"):
             raise not_running(pod.ins, pod.status)
         with self._slots.take(member):

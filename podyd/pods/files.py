@@ -32,7 +32,7 @@ from podyd.engine.streams import STDOUT, Afterwards, Ending, Executor, Wish, no_
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.disks import full
-from podyd.pods.lifecycle import Pods
+from podyd.pods.owned import Owned
 from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 8
@@ -193,9 +193,9 @@ _LISTED = re.compile(_ABOUT + rb" \./([^/]{1,255})")
 class Transfers:
     """Gives slots; who has one can move a file."""
 
-    def __init__(self, *, pods: Pods, executor: Executor) -> None:
+    def __init__(self, *, owned: Owned, executor: Executor) -> None:
         self._executor = executor
-        self._pods = pods
+        self._owned = owned
         self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
@@ -208,7 +208,7 @@ class Transfers:
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
         """
-        pod = await self._pods.find_running(member, request.ins)
+        pod = await self._owned.find_running(member, request.ins)
         outgoing = Outgoing(self, pod, request, self._slots.take(member))
         try:
             about = await outgoing.begin()
@@ -219,7 +219,7 @@ class Transfers:
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
         """A slot for a file that comes. Raises what `fetch` does."""
-        pod = await self._pods.find_running(member, request.ins)
+        pod = await self._owned.find_running(member, request.ins)
         return Incoming(self, pod, request, self._slots.take(member))
 
     async def run(

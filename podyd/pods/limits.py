@@ -12,7 +12,9 @@ from podyd.engine.types import Profile
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
 from podyd.pods.disks import Disks
-from podyd.pods.lifecycle import Pods, config_of, limits, memory_limit
+from podyd.pods.info import Info
+from podyd.pods.owned import Owned
+from podyd.pods.quota import config_of, limits, memory_limit
 
 log = logging.getLogger(__name__)
 
@@ -23,11 +25,12 @@ class Limits:
     """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
 
     def __init__(
-        self, *, instances: Instances, profiles: Profiles, pods: Pods, disks: Disks
+        self, *, instances: Instances, profiles: Profiles, owned: Owned, disks: Disks, info: Info
     ) -> None:
         self._instances = instances
         self._profiles = profiles
-        self._pods = pods
+        self._owned = owned
+        self._info = info
         self._disks = disks
 
     async def change(
@@ -48,7 +51,7 @@ class Limits:
                 "Say what to limit: memory, cpu, disk or several of them.",
                 code="missing_parameter",
             )
-        pod = await self._pods.find(member, ins)
+        pod = await self._owned.find(member, ins)
         quota = member.quota
         _check(memory_bytes, quota.memory_limit, "bytes of memory")
         _check(cpus, quota.cpu_limit, "CPUs")
@@ -66,7 +69,7 @@ class Limits:
             with lxd_could_not("set the limits"):
                 await self._instances.edit(pod.name, config=changes, devices=devices)
         log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
-        return await self._pods.info(member, ins)
+        return await self._info.of(member, ins)
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
         if asked == UNLIMITED or pod.status not in ("running", "frozen"):

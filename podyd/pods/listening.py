@@ -12,7 +12,7 @@ from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
 from podyd.node.interface import Sockets
 from podyd.node.pod_sockets import ListeningSocket
-from podyd.pods.lifecycle import not_running
+from podyd.pods.owned import not_running
 
 
 class Listening:

@@ -12,7 +12,8 @@ from podyd.engine.interface import Instances
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.commands import Commands
-from podyd.pods.lifecycle import Pods
+from podyd.pods.owned import Owned
+from podyd.pods.power import why_not_started
 
 # Whatever is called journalctl in a pod is its root's, and so is tail.
 MAX_JOURNAL_BYTES = 1_000_000
@@ -26,14 +27,14 @@ _CUT = "124|137|143"
 class Logs:
     """Looks where something is to be found."""
 
-    def __init__(self, *, instances: Instances, pods: Pods, commands: Commands) -> None:
+    def __init__(self, *, instances: Instances, owned: Owned, commands: Commands) -> None:
         self._instances = instances
-        self._pods = pods
+        self._owned = owned
         self._commands = commands
 
     async def last(self, member: Member, request: LogsOf) -> HeldAnswer[PodLog]:
         """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
-        pod = await self._pods.find(member, request.ins)
+        pod = await self._owned.find(member, request.ins)
         if pod.status == "frozen":
             # Its journal is there and cannot be asked; its console would look like a failure.
             raise Conflict(
@@ -47,7 +48,7 @@ class Logs:
             if journal is not None:
                 return journal
         said = _tail(await self._console(pod), request.lines)
-        why = "" if pod.status == "running" else await self._pods.why_not_started(pod.name)
+        why = "" if pod.status == "running" else await why_not_started(self._instances, pod.name)
         if why:
             return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
         return _whole(said, "console")

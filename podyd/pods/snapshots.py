@@ -26,7 +26,8 @@ from podyd.engine.types import Snapshot
 from podyd.model.member import Member
 from podyd.model.pod import Pod, no_such_snapshot
 from podyd.pods.disks import full
-from podyd.pods.lifecycle import Pods
+from podyd.pods.owned import Owned
+from podyd.pods.power import Power
 
 log = logging.getLogger(__name__)
 
@@ -46,23 +47,25 @@ class Snapshots:
         *,
         instances: Instances,
         snapshots: SnapshotStore,
-        pods: Pods,
+        owned: Owned,
+        power: Power,
         tasks: Tasks,
     ) -> None:
         self._instances = instances
         self._snapshots = snapshots
-        self._pods = pods
+        self._owned = owned
+        self._power = power
         self._tasks = tasks
         self._poke = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def all(self, member: Member, ins: str) -> list[SnapshotInfo]:
         """A pod's snapshots, the oldest first."""
-        return await self._of(await self._pods.find(member, ins))
+        return await self._of(await self._owned.find(member, ins))
 
     async def take(self, member: Member, ins: str, name: str | None) -> SnapshotInfo:
         """Keep a pod's disk; without a name under the time. Raises Conflict, Forbidden (quota)."""
-        pod = await self._pods.find(member, ins)
+        pod = await self._owned.find(member, ins)
         name = name or now().strftime("%Y%m%dT%H%M%SZ")
         # Two at once could both see the last free place.
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
@@ -79,7 +82,7 @@ class Snapshots:
 
     async def delete(self, member: Member, ins: str, name: str) -> str:
         """Delete a snapshot. Returns what was done."""
-        pod = await self._pods.find(member, ins)
+        pod = await self._owned.find(member, ins)
         await self._one(pod, name)
         try:
             with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
@@ -96,20 +99,20 @@ class Snapshots:
         Its owner, its cards and their leases are those of now. If it ran, it runs again, whatever
         came of it.
         """
-        pod = await self._pods.find(member, ins)
+        pod = await self._owned.find(member, ins)
         await self._one(pod, name)
         done = f"Pod {ins} is as it was at snapshot {name}"
         if pod.status == "stopped":
             await self._restore(member, pod, name)
             return f"{done}."
-        await self._pods.stop(member, ins)
+        await self._power.stop(member, ins)
         try:
             await self._restore(member, pod, name)
         except PodydError:
             with contextlib.suppress(PodydError):
-                await self._pods.start(member, ins)
+                await self._power.start(member, ins)
             raise
-        await self._pods.start(member, ins)
+        await self._power.start(member, ins)
         return f"{done}; it was stopped for that, and is running again."
 
     async def _restore(self, member: Member, pod: Pod, name: str) -> None:

@@ -9,7 +9,7 @@ from podyd.base.errors import PodydError
 from podyd.base.tasks import came
 from podyd.engine.interface import Operations
 from podyd.pods.commits import Commits
-from podyd.pods.lifecycle import Pods
+from podyd.pods.half_made import HalfMade
 
 log = logging.getLogger(__name__)
 
@@ -22,9 +22,9 @@ AGAIN_SECONDS = 60.0
 class Sweep:
     """Looks whenever LXD is there (again), which may have been what ended the podyd before."""
 
-    def __init__(self, *, operations: Operations, pods: Pods, commits: Commits) -> None:
+    def __init__(self, *, operations: Operations, half_made: HalfMade, commits: Commits) -> None:
         self._operations = operations
-        self._pods = pods
+        self._half_made = half_made
         self._commits = commits
         self._there = asyncio.Event()
 
@@ -53,7 +53,7 @@ class Sweep:
         left = await self._under_way()
         pause = LOOK_SECONDS
         while True:
-            await self._pods.sweep()
+            await self._half_made.sweep()
             # What an image was being made of is there until LXD has finished the image.
             await self._commits.sweep()
             if not left:

@@ -18,20 +18,22 @@ from podyd.contract.gpus import (
 from podyd.contract.operation import Nothing
 from podyd.contract.pods import PodInfo
 from podyd.gpus.scheduler import Scheduler
-from podyd.pods.lifecycle import Pods
+from podyd.pods.info import Info
+from podyd.pods.owned import Owned
 
 
 class GpuRoutes:
-    def __init__(self, *, pods: Pods, scheduler: Scheduler) -> None:
-        self._pods = pods
+    def __init__(self, *, owned: Owned, info: Info, scheduler: Scheduler) -> None:
+        self._owned = owned
+        self._info = info
         self._scheduler = scheduler
 
     @serves(POD_GPUS)
     async def pod_gpus(self, call: Call[ChangeGpus]) -> PodInfo:
         request = call.request
-        pod = await self._pods.find(call.caller, request.ins)
+        pod = await self._owned.find(call.caller, request.ins)
         await self._scheduler.change(call.caller, pod, request.gpus, force=request.force)
-        return await self._pods.info(call.caller, request.ins)
+        return await self._info.of(call.caller, request.ins)
 
     @serves(GPU_LEASE)
     async def gpu_lease(self, call: Call[LeaseCards]) -> LeaseResult:
@@ -43,7 +45,7 @@ class GpuRoutes:
 
     async def _lease(self, call: Call[LeaseCards], *, wait: bool) -> LeaseResult:
         request = call.request
-        pod = await self._pods.find(call.caller, request.ins)
+        pod = await self._owned.find(call.caller, request.ins)
         place = await self._scheduler.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
         )
@@ -61,7 +63,7 @@ class GpuRoutes:
     @serves(GPU_RELEASE)
     async def gpu_release(self, call: Call[ReleaseCards]) -> LeaseResult:
         request = call.request
-        pod = await self._pods.find(call.caller, request.ins)
+        pod = await self._owned.find(call.caller, request.ins)
         cards, left = await self._scheduler.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)
         done = [f"GPU {numbers} is given back."] if cards else []

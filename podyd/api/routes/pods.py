@@ -64,10 +64,13 @@ from podyd.pods.commands import Commands, OpenShell
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
 from podyd.pods.files import Incoming, Outgoing, Transfers
-from podyd.pods.lifecycle import Pods
+from podyd.pods.info import Info
+from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listening
 from podyd.pods.logs import Logs
+from podyd.pods.owned import Owned
+from podyd.pods.power import Power
 from podyd.pods.snapshots import Snapshots
 
 
@@ -75,7 +78,10 @@ class PodRoutes:
     def __init__(
         self,
         *,
-        pods: Pods,
+        owned: Owned,
+        info: Info,
+        lifecycle: Lifecycle,
+        power: Power,
         snapshots: Snapshots,
         commits: Commits,
         limits: Limits,
@@ -86,7 +92,10 @@ class PodRoutes:
         deletions: Deletions,
         logs: Logs,
     ) -> None:
-        self._pods = pods
+        self._owned = owned
+        self._info = info
+        self._lifecycle = lifecycle
+        self._power = power
         self._snapshots = snapshots
         self._commits = commits
         self._limits = limits
@@ -100,42 +109,42 @@ class PodRoutes:
     @serves(POD_CREATE)
     async def pod_create(self, call: Call[Create]) -> PodInfo:
         request = call.request
-        return await self._pods.create(
+        return await self._lifecycle.create(
             call.caller, request.ins, request.image, request.gpus, request.disk
         )
 
     @serves(POD_DELETE)
     async def pod_delete(self, call: Call[OnePod]) -> Log:
-        return Log(await self._pods.delete(call.caller, call.request.ins))
+        return Log(await self._lifecycle.delete(call.caller, call.request.ins))
 
     @serves(POD_INFO, POD_INSPECT)
     async def pod_info(self, call: Call[OnePod]) -> PodInfo:
-        return await self._pods.info(call.caller, call.request.ins)
+        return await self._info.of(call.caller, call.request.ins)
 
     @serves(POD_LIST)
     async def pod_list(self, call: Call[Nothing]) -> list[str]:
-        return await self._pods.names(call.caller)
+        return await self._owned.names(call.caller)
 
     @serves(POD_LISTALL)
     async def pod_listall(self, call: Call[Nothing]) -> list[PodSummary]:
-        return await self._pods.summaries()
+        return await self._owned.summaries()
 
     @serves(POD_START)
     async def pod_start(self, call: Call[OnePod]) -> Log:
-        return Log(await self._pods.start(call.caller, call.request.ins))
+        return Log(await self._power.start(call.caller, call.request.ins))
 
     @serves(POD_STOP)
     async def pod_stop(self, call: Call[OnePod]) -> Log:
-        return Log(await self._pods.stop(call.caller, call.request.ins))
+        return Log(await self._power.stop(call.caller, call.request.ins))
 
     @serves(POD_RESTART)
     async def pod_restart(self, call: Call[OnePod]) -> Log:
-        return Log(await self._pods.restart(call.caller, call.request.ins))
+        return Log(await self._power.restart(call.caller, call.request.ins))
 
     @serves(POD_COPY)
     async def pod_copy(self, call: Call[Copy]) -> PodInfo:
         request = call.request
-        return await self._pods.copy(
+        return await self._lifecycle.copy(
             call.caller, request.ins, request.to, request.snapshot, request.gpus, request.disk
         )
 
@@ -173,19 +182,19 @@ class PodRoutes:
     @serves(POD_PORT)
     async def pod_port(self, call: Call[OnePort]) -> PodInfo:
         request = call.request
-        pod = await self._pods.find(call.caller, request.ins)
+        pod = await self._owned.find(call.caller, request.ins)
         await self._ports.add(call.caller, pod, request.port)
-        return await self._pods.info(call.caller, request.ins)
+        return await self._info.of(call.caller, request.ins)
 
     @serves(POD_PORT_DELETE)
     async def pod_port_delete(self, call: Call[OnePort]) -> Log:
         request = call.request
-        pod = await self._pods.find(call.caller, request.ins)
+        pod = await self._owned.find(call.caller, request.ins)
         return Log(await self._ports.delete(pod, request.port))
 
     @serves(POD_PORTS)
     async def pod_ports(self, call: Call[OnePod]) -> list[ListeningPort]:
-        pod = await self._pods.find(call.caller, call.request.ins)
+        pod = await self._owned.find(call.caller, call.request.ins)
         return await self._listening.of(pod)
 
     @serves(POD_EXEC)

@@ -32,8 +32,8 @@ from podyd.engine.admin import Admin
 from podyd.engine.types import PciCard
 from podyd.node.host_files import HostFiles, ProcessFiles
 from podyd.node.samples import Failure, Gpu, Sample
-from tests.unit.engine.test_stopping import POD
-from tests.unit.pods.test_sweep import half_made
+from tests.unit.pods.test_half_made import half_made
+from tests.unit.pods.test_power import POD
 
 ADDRESS = "0000:41:00.0"
 DRIVER = "535.183.01"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,7 +20,7 @@ from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Identities, Inventory, cards_in
 from podyd.gpus.leases import lease_key, lease_value
-from podyd.gpus.scheduler import WRITERS, Scheduler
+from podyd.gpus.scheduler import WRITERS, Picture, Scheduler
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
@@ -131,6 +132,12 @@ def scheduler_of(lxd: Lxd) -> Scheduler:
     )
 
 
+def picture(lxd: Lxd) -> Picture:
+    """What somebody sees who asks for cards and profiles now."""
+    cards = CARDS if lxd.told else tuple(replace(card, uuid="") for card in CARDS)
+    return Picture(cards, {PROFILE.name: PROFILE})
+
+
 def choice(text: str) -> CardChoice:
     return Cards().parse(text)
 
@@ -157,7 +164,7 @@ def test_a_new_pod_has_its_turn_while_those_of_an_edited_profile_are_written() -
         found = scheduler_of(lxd)
         async with running(found):
             await until(lambda: lxd.running.get("edit", 0) > 0)
-            new = found.new(member("x"), "owner-x-new", [PROFILE], None)
+            new = found.new(member("x"), "owner-x-new", [PROFILE], None, picture(lxd))
             asked = asyncio.ensure_future(new.__aenter__())
             await asyncio.sleep(0)
             gate.set()
@@ -250,7 +257,7 @@ def test_nothing_is_moved_while_nobody_tells_which_card_is_which(
         found = scheduler_of(lxd)
         async with running(found):
             await until(lambda: "GPUs cannot be shared out now: Neither LXD" in caplog.text)
-            async with found.new(member("x"), "owner-x-new", [PROFILE], None) as plan:
+            async with found.new(member("x"), "owner-x-new", [PROFILE], None, picture(lxd)) as plan:
                 assert cards_in(plan.devices, CARDS) == frozenset()
         assert lxd.edited == []
 

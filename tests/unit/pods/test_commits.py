@@ -36,7 +36,8 @@ from podyd.model.member import Member
 from podyd.pods.catalogue import Catalogue, Image
 from podyd.pods.commits import Cancelled, Commits, Room, _UnderWay, _written_twice
 from podyd.pods.disks import Disks
-from podyd.pods.lifecycle import Pods
+from podyd.pods.half_made import HalfMade
+from podyd.pods.owned import Owned
 
 MEMBER, OTHER = (Member(name, False, Quota(), (), 1000, 1000) for name in ("alice", "bob"))
 NOTHING = Progress(None, None, None)
@@ -56,7 +57,7 @@ class Lxd(LxdClient):
         return self.metadata
 
 
-class Found(Pods):
+class Found(Owned):
     """Each member has a pod `main` and a pod `other`."""
 
     def __init__(self) -> None:
@@ -88,12 +89,16 @@ class Unseen(Packing):
         return None
 
 
+def half_made_on_nothing() -> HalfMade:
+    return HalfMade(instances=cast(LxdInstances, None), files=cast(LxdFiles, None), tasks=Tasks())
+
+
 def commits_of(
     client: LxdClient,
     host: HostRoom | None = None,
     packing: Packing | None = None,
     images: Catalogue | None = None,
-    pods: Pods | None = None,
+    half_made: HalfMade | None = None,
 ) -> Commits:
     return Commits(
         project="ours",
@@ -101,7 +106,8 @@ def commits_of(
         store=LxdImageStore(client),
         files=LxdFiles(client),
         images=images or cast(Catalogue, SimpleNamespace()),
-        pods=pods or Found(),
+        owned=Found(),
+        half_made=half_made or half_made_on_nothing(),
         disks=cast(Disks, SimpleNamespace()),
         host=host or Wide(),
         packing=packing or Unseen(),
@@ -391,7 +397,7 @@ def test_what_another_podyd_is_about_to_name_stays() -> None:
         async def remove(self, image: Image) -> None:
             self.removed.append(image.fingerprint)
 
-    images, pods = Listed(), Found()
-    pods.templates = {"under-way"}
-    asyncio.run(commits_of(Lxd(None), images=images, pods=pods).sweep())
+    images, half_made = Listed(), half_made_on_nothing()
+    half_made.begin("under-way")
+    asyncio.run(commits_of(Lxd(None), images=images, half_made=half_made).sweep())
     assert images.removed == ["left-ours", "left-None"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -31,11 +32,16 @@ from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
-from podyd.pods import lifecycle
+from podyd.pods import half_made as module
 from podyd.pods.catalogue import Catalogue
 from podyd.pods.disks import Disks
-from podyd.pods.lifecycle import Pods
+from podyd.pods.half_made import HalfMade
+from podyd.pods.info import Info
+from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.mounts import Mounts
+from podyd.pods.owned import Owned
+from podyd.pods.planner import Planner
+from podyd.pods.power import Power
 from tests.unit.engine.fake import PROFILE, FakeEngine, When
 from tests.unit.engine.fake_executor import FakeExecutor
 from tests.unit.gpus.attributing import attribution
@@ -56,13 +62,13 @@ ERRORS = (
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lifecycle, "REMOVE_SECONDS", 0.001)
-    monkeypatch.setattr(lifecycle, "REMOVE_SECONDS_MAX", 0.002)
+    monkeypatch.setattr(module, "REMOVE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "REMOVE_SECONDS_MAX", 0.002)
 
 
 @asynccontextmanager
-async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
-    """Pods of this engine, on a host without cards; in the end nothing goes on."""
+async def podyd(lxd: FakeEngine) -> AsyncIterator[Lifecycle]:
+    """Makes pods on this engine, on a host without cards; in the end nothing goes on."""
     engine, node, tasks = lxd.engine, FakeNode(), Tasks()
     node.samples.failed("no driver", absent=True)
     settings = Settings(Config(images=ImagesConfig(offer=("*",))))
@@ -74,15 +80,24 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
         relays=node.relays,
         settings=settings,
     )
-    yield Pods(
-        instances=engine.instances,
+    instances = engine.instances
+    owned = Owned(instances)
+    half_made = HalfMade(instances=instances, files=engine.files, tasks=tasks)
+    mounts = Mounts(
+        server=engine.server, instances=instances, directories=node.directories, settings=settings
+    )
+    disks = Disks(
+        instances=instances,
         profiles=engine.profiles,
-        snapshots=engine.snapshots,
-        files=engine.files,
-        images=Catalogue(engine.images, settings),
+        pools=engine.pools,
+        executor=FakeExecutor({}),
+    )
+    planner = Planner(
+        instances=instances,
+        profiles=engine.profiles,
         inventory=inventory,
         scheduler=Scheduler(
-            instances=engine.instances,
+            instances=instances,
             profiles=engine.profiles,
             inventory=inventory,
             samples=node.samples,
@@ -90,19 +105,21 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Pods]:
             settings=settings,
         ),
         ports=ports,
-        mounts=Mounts(
-            server=engine.server,
-            instances=engine.instances,
-            directories=node.directories,
-            settings=settings,
-        ),
-        disks=Disks(
-            instances=engine.instances,
-            profiles=engine.profiles,
-            pools=engine.pools,
-            executor=FakeExecutor({}),
-        ),
-        tasks=tasks,
+        mounts=mounts,
+        disks=disks,
+        half_made=half_made,
+    )
+    yield Lifecycle(
+        owned=owned,
+        instances=instances,
+        snapshots=engine.snapshots,
+        files=engine.files,
+        images=Catalogue(engine.images, settings),
+        planner=planner,
+        disks=disks,
+        power=Power(owned=owned, instances=instances, disks=disks, mounts=mounts),
+        half_made=half_made,
+        info=Info(owned=owned, instances=instances, inventory=inventory, ports=ports, disks=disks),
     )
     await tasks.finish(5)
 
@@ -138,6 +155,17 @@ def test_what_is_refused_once_leaves_a_whole_pod_or_none(
             # And nothing is held for it.
             again = await pods.create(ALICE, "main", "small", None, None)
             assert whole(lxd, again.name)
+
+    play(make)
+
+
+def test_cards_and_profiles_are_asked_for_once() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        async with podyd(lxd) as pods:
+            await pods.create(ALICE, "main", "small", None, None)
+        calls = Counter(call for call, _ in lxd.asked)
+        assert (calls["profiles"], calls["cards"], calls["create"]) == (1, 1, 1)
 
     play(make)
 

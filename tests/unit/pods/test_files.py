@@ -15,7 +15,7 @@ from podyd.engine.streams import STDERR, STDOUT, Executor, Exit
 from podyd.model.member import Member
 from podyd.pods import files as transfers
 from podyd.pods.files import MAX_ENTRIES, MAX_HEAD_BYTES, Outgoing, Pipe, Transfers
-from podyd.pods.lifecycle import Pods
+from podyd.pods.owned import Owned
 
 MEMBER = cast(Member, type("Member", (), {"name": "ann"})())
 POD = type("Pod", (), {"name": "ann-main", "ins": "main", "owner": "ann", "status": "running"})()
@@ -48,7 +48,7 @@ class Lxd:
 
 
 def made(lxd: Lxd) -> Transfers:
-    return Transfers(pods=cast(Pods, lxd), executor=cast(Executor, lxd))
+    return Transfers(owned=cast(Owned, lxd), executor=cast(Executor, lxd))
 
 
 def says(*pieces: bytes, code: int = 0, error: bytes = b"", times: int = 1) -> Script:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
@@ -10,12 +11,14 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import DiskFull, NameTaken, PodydError, Slipped
+from podyd.base.tasks import Tasks
 from podyd.engine.instances import LxdInstances
+from podyd.engine.interface import Files
 from podyd.engine.rest import LxdClient
 from podyd.engine.start_log import why_not_started
 from podyd.engine.types import FromImage, NewInstance
-from podyd.pods.lifecycle import Foreign, twice_if_lxd_slips
-from tests.unit.engine.test_stopping import pods_on
+from podyd.pods.half_made import HalfMade
+from podyd.pods.lifecycle import Foreign, Lifecycle, twice_if_lxd_slips
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
 HOOK = """\
@@ -107,13 +110,16 @@ def test_what_is_anothers_is_not_removed() -> None:
         def invalidate(self) -> None: ...
 
     lxd = Lxd()
-    making = pods_on(lxd)
-    making._disks = cast(Any, SimpleNamespace(device=lambda name: {}))
+    needed = dict.fromkeys(inspect.signature(Lifecycle).parameters)
+    half_made = HalfMade(instances=lxd, files=cast(Files, None), tasks=Tasks())
+    disks = SimpleNamespace(device=lambda name: {})
+    parts = {**needed, "instances": lxd, "half_made": half_made, "disks": disks}
+    making = Lifecycle(**cast(Any, parts))
     new = NewInstance("a", FromImage("f"), (), {}, {})
 
     async def make() -> None:
         await twice_if_lxd_slips(
-            lambda: making._make_whole(new, None), lambda: making._remove_half_made("a")
+            lambda: making._make_whole(new, None), lambda: half_made.remove("a")
         )
 
     with pytest.raises(Foreign) as raised:

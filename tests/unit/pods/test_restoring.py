@@ -407,7 +407,13 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def looked_after(instances: LxdInstances) -> Snapshots:
-    parts = {"snapshots": None, "instances": instances, "pods": None, "tasks": Tasks()}
+    parts = {
+        "snapshots": None,
+        "instances": instances,
+        "owned": None,
+        "power": None,
+        "tasks": Tasks(),
+    }
     return Snapshots(**cast(Any, parts))
 
 
@@ -503,7 +509,13 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
     lxd = Refusing()
     instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
     taken = LxdSnapshotStore(cast(LxdClient, lxd))
-    parts = {"snapshots": taken, "instances": instances, "pods": pods, "tasks": Tasks()}
+    parts = {
+        "snapshots": taken,
+        "instances": instances,
+        "owned": pods,
+        "power": pods,
+        "tasks": Tasks(),
+    }
     restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
 
     async def work() -> None:

@@ -16,7 +16,7 @@ from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.model.member import Member
 from podyd.model.pod import pods_of
 from podyd.pods.snapshots import Snapshots
-from tests.unit.engine.test_stopping import POD
+from tests.unit.pods.test_power import POD
 
 MEMBER = Member("ann", False, Quota(), (), 1000, 1000)
 
@@ -54,7 +54,8 @@ def snapshots(lxd: Lxd) -> Snapshots:
     parts = {
         "snapshots": LxdSnapshotStore(cast(LxdClient, lxd)),
         "instances": lxd,
-        "pods": lxd,
+        "owned": lxd,
+        "power": lxd,
         "tasks": Tasks(),
     }
     return Snapshots(**cast(Any, parts))

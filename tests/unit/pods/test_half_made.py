@@ -12,17 +12,20 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
+from podyd.base.tasks import Tasks
 from podyd.engine import instances
 from podyd.engine.bound import bound, uuid_of
 from podyd.engine.instances import LxdInstances
+from podyd.engine.interface import Files
 from podyd.engine.operations import LxdOperations
 from podyd.engine.rest import LxdClient
 from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
-from podyd.pods import lifecycle as pods
+from podyd.pods import half_made as module
 from podyd.pods import sweep
+from podyd.pods.half_made import HalfMade
 from podyd.pods.sweep import Sweep
-from tests.unit.engine.test_stopping import POD, pods_on
+from tests.unit.pods.test_power import POD
 
 PROTECTED = LxdRefused("Container is protected")
 CREATING = Busy("busy", operation="create")
@@ -71,11 +74,15 @@ class Lxd(LxdInstances):
     def invalidate(self) -> None: ...
 
 
+def half_made_on(lxd: Lxd) -> HalfMade:
+    return HalfMade(instances=lxd, files=cast(Files, None), tasks=Tasks())
+
+
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pods, "REMOVE_TIMEOUT", 0.05)
-    monkeypatch.setattr(pods, "REMOVE_SECONDS", 0.001)
-    monkeypatch.setattr(pods, "REMOVE_SECONDS_MAX", 0.002)
+    monkeypatch.setattr(module, "REMOVE_TIMEOUT", 0.05)
+    monkeypatch.setattr(module, "REMOVE_SECONDS", 0.001)
+    monkeypatch.setattr(module, "REMOVE_SECONDS_MAX", 0.002)
     monkeypatch.setattr(instances, "BUSY_SECONDS", 0.0)
     monkeypatch.setattr(instances, "FREE_SECONDS", 0.0)
     monkeypatch.setattr(sweep, "LOOK_SECONDS", 0.001)
@@ -95,13 +102,13 @@ def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
     async def work() -> None:
         lxd = Lxd(half_made("a"))
         lxd.refusals = [refusal] * 100_000
-        making = pods_on(lxd)
-        assert not await making._remove_half_made("a")
+        making = half_made_on(lxd)
+        assert not await making.remove("a")
         lxd.refusals = []
-        monkeypatch.setattr(pods, "REMOVE_TIMEOUT", 10.0)
-        assert await making._remove_half_made("a")
+        monkeypatch.setattr(module, "REMOVE_TIMEOUT", 10.0)
+        assert await making.remove("a")
         assert not lxd.found
-        assert await making._remove_half_made("a"), "what is gone is gone"
+        assert await making.remove("a"), "what is gone is gone"
 
     run(work)
 
@@ -118,8 +125,8 @@ def test_a_pod_that_has_got_the_name_meanwhile_stays() -> None:
     async def work() -> None:
         lxd = Renaming(dataclasses.replace(half_made("a"), name=bound("a", "old")))
         lxd.refusals = [TimedOut("LXD has not finished within 120 s and goes on.")]
-        making = pods_on(lxd)
-        await making.remove("a")
+        making = half_made_on(lxd)
+        await making.removal("a")
         assert not lxd.refusals
         assert lxd.uuids == {"old"}
 
@@ -132,7 +139,7 @@ def test_what_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     async def work() -> None:
         lxd = Lxd(half_made("a"))
         lxd.refusals = [CREATING] * 5 + [PROTECTED] * 5
-        await pods_on(lxd).remove("a")
+        await half_made_on(lxd).removal("a")
 
     run(work)
     (said,) = [record.getMessage() for record in caplog.records]
@@ -141,14 +148,14 @@ def test_what_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
 
 
 def test_the_pauses_grow_and_end_when_lxd_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pods, "REMOVE_SECONDS", 1000.0)
-    monkeypatch.setattr(pods, "REMOVE_SECONDS_MAX", 1000.0)
+    monkeypatch.setattr(module, "REMOVE_SECONDS", 1000.0)
+    monkeypatch.setattr(module, "REMOVE_SECONDS_MAX", 1000.0)
 
     async def work() -> None:
         lxd = Lxd(half_made("a"))
         lxd.refusals = [PROTECTED]
-        whole = pods_on(lxd)
-        assert not await whole._remove_half_made("a")
+        whole = half_made_on(lxd)
+        assert not await whole.remove("a")
         await whole.sweep()
         await lxd.deleted.wait()
 
@@ -178,7 +185,7 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
         commits = NoCommits(lxd)
         parts = {
             "operations": LxdOperations(lxd._client),
-            "pods": (whole := pods_on(lxd)),
+            "half_made": (whole := half_made_on(lxd)),
             "commits": commits,
         }
         await Sweep(**cast(Any, parts)).sweep()
@@ -199,7 +206,7 @@ def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() ->
     async def work() -> None:
         whole = dataclasses.replace(half_made("a"), started=OLD)
         lxd = Refusing(whole, half_made("b"))
-        swept = pods_on(lxd)
+        swept = half_made_on(lxd)
         await swept.sweep()
         await asyncio.gather(*swept._removing.values())
         assert set(lxd.found) == {"a"}
@@ -211,7 +218,11 @@ def test_nothing_is_waited_for_where_lxd_does_nothing() -> None:
     async def work() -> None:
         lxd = Lxd()
         commits = NoCommits(lxd)
-        parts = {"operations": LxdOperations(lxd._client), "pods": pods_on(lxd), "commits": commits}
+        parts = {
+            "operations": LxdOperations(lxd._client),
+            "half_made": half_made_on(lxd),
+            "commits": commits,
+        }
         await Sweep(**cast(Any, parts)).sweep()
         assert commits.sweeps == 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime, timezone
@@ -12,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
-from podyd.base.tasks import Tasks
 from podyd.engine import instances
 from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
@@ -20,7 +18,10 @@ from podyd.engine.rest import LxdClient
 from podyd.engine.types import Instance
 from podyd.model.member import Member
 from podyd.model.pod import INS, OWNER, Pod
-from podyd.pods.lifecycle import Pods, StartFailed
+from podyd.pods.disks import Disks
+from podyd.pods.mounts import Mounts
+from podyd.pods.owned import Owned
+from podyd.pods.power import Power, StartFailed
 
 UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")
 DEAF = DidNotShutDown("shutting down the container failed")
@@ -83,18 +84,18 @@ class Lxd(LxdInstances):
     def invalidate(self) -> None: ...
 
 
-def pods_on(lxd: object, **parts: object) -> Pods:
-    """Pods that need nothing but LXD, and these parts."""
-    needed = inspect.signature(Pods).parameters
-    given = {"instances": lxd, "tasks": Tasks(), **parts}
-    return Pods(**cast(Any, {name: given.get(name) for name in needed}))
+def power_on(lxd: LxdInstances, disks: object = None, mounts: object = None) -> Power:
+    """Needs nothing but LXD, and these parts."""
+    return Power(
+        owned=Owned(lxd), instances=lxd, disks=cast(Disks, disks), mounts=cast(Mounts, mounts)
+    )
 
 
 def stopped(*outcomes: PodydError | None, stops: bool = False) -> tuple[str, list[str]]:
     """What a member is told of a stop, and what LXD was asked for."""
     lxd = Lxd(outcomes, stops=stops)
     try:
-        said = asyncio.run(pods_on(lxd).stop(MEMBER, "main"))
+        said = asyncio.run(power_on(lxd).stop(MEMBER, "main"))
     except PodydError as error:
         said = error.code
     return said, lxd.asked
@@ -156,7 +157,7 @@ def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
     """It is no pod that is at something, and waiting does not help."""
     lxd = Lxd([refusal('Failed to unmount "/x": Device or resource busy')])
     with pytest.raises(StartFailed) as told:
-        asyncio.run(pods_on(lxd)._start("ann-main"))
+        asyncio.run(power_on(lxd).start_instance("ann-main"))
     assert "could not be started: Device or resource busy." in told.value.detail
     assert told.value.status == 502
     assert lxd.asked == ["start"]
@@ -172,12 +173,14 @@ def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
 )
 def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
     with pytest.raises(LxdRefused) as told:
-        asyncio.run(pods_on(Lxd([refusal(reason)]))._start("ann-main"))
+        asyncio.run(power_on(Lxd([refusal(reason)])).start_instance("ann-main"))
     assert told.value.code == code
 
 
 def test_a_pod_that_runs_already_is_started() -> None:
-    asyncio.run(pods_on(Lxd([refusal("The instance is already running")]))._start("ann-main"))
+    asyncio.run(
+        power_on(Lxd([refusal("The instance is already running")])).start_instance("ann-main")
+    )
 
 
 class Full(Lxd):
@@ -201,6 +204,6 @@ class Full(Lxd):
 def test_what_has_no_room_is_lent_some_before_lxd_tries_to_start_it() -> None:
     """A start that fails for a full disk leaves LXD counting a mount that nobody has."""
     lxd = Full()
-    said = asyncio.run(pods_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
+    said = asyncio.run(power_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
     assert "storage of all pods is full" in said
     assert lxd.asked == ["lend", "start"]

@@ -1,0 +1,169 @@
+"""Pods started and stopped, whatever LXD is doing meanwhile."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from datetime import datetime, timedelta, timezone
+from typing import Literal
+
+from podyd.base.errors import (
+    DidNotShutDown,
+    DiskFull,
+    LxdRefused,
+    PodydError,
+    Running,
+    Slipped,
+    TimedOut,
+    lxd_could_not,
+)
+from podyd.engine.interface import Instances
+from podyd.engine.types import named
+from podyd.model.member import Member
+from podyd.model.pod import Pod
+from podyd.pods.disks import Disks, full, fullness
+from podyd.pods.mounts import Mounts
+from podyd.pods.owned import Owned
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT = 120.0
+STOP_TIMEOUT = 30
+# An init that has just been started is deaf to the signal to shut down, so it is sent some more.
+DEAF_TIMEOUTS = (1, 3)
+DEAF_AGE = timedelta(seconds=10)
+
+
+class StartFailed(PodydError):
+    """LXD could not start a pod; `detail` has the reason from LXC's own log."""
+
+    status = 502
+    default_code = "pod_start_failed"
+
+
+class Power:
+    """Starts and stops members' pods."""
+
+    def __init__(self, *, owned: Owned, instances: Instances, disks: Disks, mounts: Mounts) -> None:
+        self._owned = owned
+        self._instances = instances
+        self._disks = disks
+        self._mounts = mounts
+
+    async def start(self, member: Member, ins: str) -> str:
+        """Start a pod. Returns what was done."""
+        pod = await self._owned.find(member, ins)
+        if pod.status == "running":
+            return f"Pod {ins} is running already."
+        if pod.status == "frozen":
+            await self.start_instance(pod.name, "unfreeze")
+        else:
+            await self._mounts.apply(pod, await self._mounts.due(member, pod))
+            return f"Pod {ins} is running{await self._start_in_room(pod)}"
+        return f"Pod {ins} is running."
+
+    async def stop(self, member: Member, ins: str) -> str:
+        """Stop a pod, by force if it does not shut down in time. Returns what was done."""
+        pod = await self._owned.find(member, ins)
+        if pod.status == "stopped":
+            return f"Pod {ins} is stopped already."
+        has_room = pod.status != "running" or await self._instances.has_room(pod.name)
+        how = await self._stop(pod)
+        return f"Pod {ins} has stopped{how}{'.' if has_room else _full_now(pod)}"
+
+    async def restart(self, member: Member, ins: str) -> str:
+        """Stop a pod and start it again. Returns what was done.
+
+        Raises Conflict, before it is stopped, if its disk is too full for it to start again.
+        """
+        pod = await self._owned.find(member, ins)
+        due = await self._mounts.due(member, pod)
+        if pod.status != "stopped":
+            await self._disks.check_restart(pod)
+        how = "" if pod.status == "stopped" else await self._stop(pod)
+        await self._mounts.apply(pod, due)
+        return f"Pod {ins} has stopped{how}, and is running again{await self._start_in_room(pod)}"
+
+    async def _start_in_room(self, pod: Pod) -> str:
+        """Start a pod, in a little more room if its disk is full; returns the end of a sentence."""
+        with contextlib.suppress(DiskFull):
+            # Where LXD finds no room, it does not clean up after the start that has failed.
+            if await self._instances.has_room(pod.name):
+                await self.start_instance(pod.name)
+                return "."
+        await self._disks.lend(pod)
+        try:
+            await self.start_instance(pod.name)
+        except DiskFull as error:
+            raise full(pod) from error
+        return _full_now(pod)
+
+    async def start_instance(
+        self, name: str, action: Literal["start", "unfreeze"] = "start"
+    ) -> None:
+        """Start an instance, whosever it is. Raises DiskFull, StartFailed."""
+        try:
+            await self._instances.set_status(name, action, timeout=START_TIMEOUT)
+        except Running:
+            return
+        except Slipped as error:
+            # It cannot change a file's owner on a full disk either. On ZFS nothing else is said of
+            # one: liblxc does not write its file, and LXD still writes its own.
+            has_room = await self._instances.has_room(name)
+            if has_room and not await self._disks.is_at_limit(name):
+                raise
+            raise DiskFull(error.reason) from error
+        except LxdRefused as error:
+            if error.is_telling:
+                raise
+            reason = await why_not_started(self._instances, name) or error.reason
+            raise StartFailed(f"The pod could not be started: {reason}.") from error
+
+    async def _stop(self, pod: Pod) -> str:
+        """Stop a pod; returns how, if not in the ordinary way."""
+        for timeout in _stop_timeouts(pod):
+            try:
+                await self._tell_to_stop(pod.name, timeout)
+                return ""
+            except (DidNotShutDown, TimedOut) as error:
+                log.info("%s does not shut down: %s", pod.name, error)
+        await self._tell_to_stop(pod.name, STOP_TIMEOUT, force=True)
+        return ", by force, as it did not shut down in time" if pod.status == "running" else ""
+
+    async def _tell_to_stop(self, name: str, timeout: float, *, force: bool = False) -> None:
+        """Have LXD stop a pod; where it has stopped, LXD's refusal is none, be it of the cleaning.
+
+        It may also have done so before it was told, or just when its time was over.
+        """
+        try:
+            with lxd_could_not("stop the pod"):
+                await self._instances.set_status(name, "stop", timeout=timeout, force=force)
+        except LxdRefused as error:
+            if not await self._has_stopped(name):
+                raise
+            log.info("%s has stopped, although LXD says: %s", name, error.reason)
+
+    async def _has_stopped(self, name: str) -> bool:
+        instance = named(await self._instances.all(), name)
+        return instance is not None and instance.status == "stopped"
+
+
+async def why_not_started(instances: Instances, name: str) -> str:
+    """What the last start of a pod failed for, in LXC's own words; "" if nobody can tell."""
+    with contextlib.suppress(PodydError):
+        return await instances.why_not_started(name)
+    return ""
+
+
+def _full_now(pod: Pod) -> str:
+    is_full, advice = fullness(pod)
+    return f"; {is_full}. {advice}"
+
+
+def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
+    """How many seconds a pod gets to shut down by itself, each time that it is told to."""
+    if pod.status != "running":
+        return ()  # A frozen one cannot.
+    started = pod.instance.started
+    is_young = started is not None and datetime.now(timezone.utc) - started < DEAF_AGE
+    return (*DEAF_TIMEOUTS, STOP_TIMEOUT) if is_young else (STOP_TIMEOUT,)

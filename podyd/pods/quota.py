@@ -1,0 +1,49 @@
+"""What holds a pod within its owner's quota, where its profiles allow more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from podyd.base.quantities import UNLIMITED, parse_size
+from podyd.engine.types import Profile
+from podyd.model.member import Member
+from podyd.node.facts import Facts
+
+
+def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
+    """The LXD keys of several profiles, of which the last one counts."""
+    config: dict[str, str] = {}
+    for profile in profiles:
+        config |= profile.config
+    return config
+
+
+def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
+    """The LXD keys that hold a pod within its owner's quota, where its profiles allow more."""
+    config = config_of(profiles)
+    found = {}
+    quota = member.quota
+    if quota.memory_limit != UNLIMITED and not 0 <= memory_limit(config) <= quota.memory_limit:
+        found["limits.memory"] = str(quota.memory_limit)
+    if quota.cpu_limit != UNLIMITED and not 0 <= cpu_limit(config) <= quota.cpu_limit:
+        found["limits.cpu"] = str(quota.cpu_limit)
+    return found
+
+
+def memory_limit(config: Mapping[str, str]) -> int:
+    """`limits.memory` in bytes, or -1; a percentage is one of the host's memory."""
+    text = config.get("limits.memory", "")
+    if text.endswith("%"):
+        return Facts.of_this_host().memory_bytes * int(text[:-1]) // 100
+    return parse_size(text) if text else UNLIMITED
+
+
+def cpu_limit(config: Mapping[str, str]) -> int:
+    """The number of CPUs that `limits.cpu` gives (a count, or a set such as 0-3,8), or -1."""
+    text = config.get("limits.cpu", "")
+    if not text:
+        return UNLIMITED
+    if text.isdecimal():
+        return int(text)
+    ranges = [part.partition("-") for part in text.split(",")]
+    return len({cpu for low, _, high in ranges for cpu in range(int(low), int(high or low) + 1)})
