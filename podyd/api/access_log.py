@@ -1,4 +1,4 @@
-"""What is told of each request once it is over."""
+"""The access log and the metrics of each request, once it is answered."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from podyd.api.handler import Endpoint, JsonHandler, shown_path
 
 
 def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
-    """What Tornado calls when a request is over."""
+    """The function that Tornado calls once a request is answered."""
 
     def over(handler: RequestHandler) -> None:
         assert isinstance(handler, JsonHandler)
         if not handler.is_over:
-            return  # It was the beginning of a WebSocket.
+            return  # A WebSocket that was opened; it is logged when it is closed.
         _log_request(handler)
         path = handler.operation.path if isinstance(handler, Endpoint) else ""
         seconds = handler.request.request_time()
@@ -28,9 +28,9 @@ def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
 
 
 def _log_request(handler: JsonHandler) -> None:
-    """One line a request, in the journal with its parts as fields of their own.
+    """One line per request, in the journal with its parts as separate fields.
 
-    Never its query, which may hold a password or a command.
+    Never its query, which may contain a password or a command.
     """
     request, status = handler.request, handler.get_status()
     milliseconds = f"{request.request_time() * 1000:.1f}"
@@ -57,5 +57,5 @@ def _log_request(handler: JsonHandler) -> None:
 
 
 def _method(request: HTTPServerRequest) -> str:
-    """The method, one of a few: a client may send any word there, and colours with it."""
+    """The method, one of a fixed set: a client may send any word there, even escape sequences."""
     return request.method if request.method in JsonHandler.SUPPORTED_METHODS else "other"

@@ -16,8 +16,8 @@ from podyd.people.origins import Source
 def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> str:
     """The peer's address; if that is one of `proxies`, the one that it got the request from.
 
-    Each proxy adds its peer to the right end of X-Forwarded-For, and the client may have sent
-    anything to the left of that: so what counts is the first from the right that is no proxy.
+    Each proxy appends its peer to X-Forwarded-For, and the client may have sent anything before
+    that: so the last address that is no proxy's is the client's.
     """
     peer = request.remote_ip or ""
     if not is_among(_parse(peer), proxies):
@@ -32,7 +32,7 @@ def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> st
 
 
 def source_of(request: HTTPServerRequest, address: str) -> Source:
-    """Who sends a request: the client's address, and the connection by which it has come."""
+    """The source of a request: the client's address, and the connection it has come by."""
     return Source(address, _ends(request), is_forwarded=address != request.remote_ip)
 
 
@@ -50,5 +50,6 @@ def _ends(request: HTTPServerRequest) -> tuple[SocketAddress, SocketAddress] | N
 
 
 def _parse(text: str) -> Address | None:
-    """Without a zone (RFC 4007), which may be any text, and which no client beyond a proxy has."""
+    """An address without a zone (RFC 4007): a zone may be any text, and means nothing on another
+    host."""
     return None if "%" in text else parse_address(text)

@@ -29,7 +29,7 @@ A_co = TypeVar("A_co", covariant=True)
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """What an operation is called with; `password` is the caller's, if they logged in with it."""
+    """The arguments of an operation; `password` is the caller's, if they logged in with it."""
 
     request: R
     login: Login | None = None
@@ -63,32 +63,32 @@ class Headed(Generic[A]):
 
 @runtime_checkable
 class Outgoing(Protocol):
-    """A file on its way to the caller; whoever is given it closes it."""
+    """A file to be sent to the caller; whoever gets this object closes it."""
 
     @property
     def headers(self) -> Mapping[str, str]:
-        """Those that go before it."""
+        """The HTTP headers of the response."""
 
     async def run(self, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """Send all of it."""
+        """Send the whole file."""
 
     def close(self) -> None: ...
 
 
 class Incoming(Protocol[A_co]):
-    """Takes a file that the caller sends; whoever is given it closes it."""
+    """Receives a file from the caller; whoever gets this object closes it."""
 
     async def run(self, receive: Callable[[], Awaitable[bytes | None]]) -> A_co:
-        """Take all that `receive` gives, None at its end; what is answered then."""
+        """Write what `receive` returns, until it returns None; returns the answer."""
 
     def close(self) -> None: ...
 
 
 class Talk(Protocol):
-    """Is talked to over a WebSocket; whoever is given it closes it."""
+    """A session over a WebSocket; whoever gets this object closes it."""
 
     async def run(self, start: Start, streams: Streams) -> Ended:
-        """Run what the first message says; how that has ended."""
+        """Run what the first message asks for; returns how it ended."""
 
     def close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""With what a caller logs in."""
+"""The credentials in a request's Authorization header."""
 
 from __future__ import annotations
 

@@ -22,17 +22,18 @@ log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 2**60
 MAX_SECONDS = 7 * 86400.0
-# So long a refused caller may go on sending until it sees the answer.
+# So long the body of a refused upload is still read, so that the client sees the answer.
 LINGER_SECONDS = 5.0
-# TCP finds out that a caller has vanished: after so many seconds, so often, so many times.
+# A client that no longer answers is noticed after 30 + 3 * 10 seconds.
 KEEPALIVE = ((socket.TCP_KEEPIDLE, 30), (socket.TCP_KEEPINTVL, 10), (socket.TCP_KEEPCNT, 3))
 
 
 class Transfer(Endpoint):
-    """What both directions have in common."""
+    """Common to both directions."""
 
     def _watch(self) -> None:
-        """A caller may wait for long, for a pipe of their own, but must be there."""
+        """Have TCP notice a client that has gone: a transfer may wait long for a pipe in the pod,
+        without any data."""
         sock = self._stream.socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
@@ -94,10 +95,10 @@ class Upload(Transfer):
     async def _give(self, answer: Incoming[Any]) -> None:
         try:
             self._watch()
-        except OSError:  # The caller has gone already.
+        except OSError:  # The client has disconnected already.
             answer.close()
             raise
-        # One piece at a time: the caller waits until the pod has taken it.
+        # One piece at a time, so that the client waits until the pod has taken it.
         self._pieces: asyncio.Queue[bytes | None] = asyncio.Queue(1)
         self._answer_to = answer
         self._begin(answer.run(self._pieces.get))
@@ -119,7 +120,7 @@ class Upload(Transfer):
             await self._conclude()
 
     async def _ended(self) -> None:
-        """All of the body is here."""
+        """The whole body has been received."""
         await self._hand_over(None)
         if self._is_refused:
             self._leave()
@@ -142,7 +143,8 @@ class Upload(Transfer):
             await Endpoint._give(self, answer)
 
     def refuse(self, error: PodydError) -> None:
-        """Answer now, and go on reading for a while: who sends and is cut off sees no answer."""
+        """Answer now, and read on for `LINGER_SECONDS`: a client that is disconnected while it
+        sends does not see the answer."""
         if self._is_refused:
             return
         self._is_refused = True

@@ -38,10 +38,11 @@ class Frames:
         self._start: asyncio.Future[Start] = asyncio.get_running_loop().create_future()
         self._input: deque[bytes] = deque()
         self._ended = False
-        self._held = 0
+        # In bytes: in `_input`, taken from it, and acknowledged of that to the client.
+        self._buffered = 0
         self._taken = 0
-        self._told = 0
-        self._came = asyncio.Event()
+        self._reported = 0
+        self._has_input = asyncio.Event()
         self._wishes: asyncio.Queue[Wish] = asyncio.Queue(MAX_WISHES)
         # The client's window in bytes; None if it uses TCP's flow control alone.
         self._window: int | None = None
@@ -56,19 +57,19 @@ class Frames:
         if not isinstance(frame, bytes) or not frame or frame[0] not in (STDIN, CONTROL):
             raise _malformed("begin with the byte of a channel: 0 for stdin, 4 for control")
         if frame[0] == STDIN:
-            self._hold(frame[1:])
+            self._buffer(frame[1:])
         elif not self._start.done():
             self._begin(frame[1:])
         else:
             self._control(frame[1:])
 
-    def _hold(self, data: bytes) -> None:
-        self._held += len(data)
-        if self._held > WINDOW_BYTES:
+    def _buffer(self, data: bytes) -> None:
+        self._buffered += len(data)
+        if self._buffered > WINDOW_BYTES:
             raise _malformed(f"be at most {WINDOW_BYTES} bytes ahead of what was taken")
         if data:
             self._input.append(data)
-            self._came.set()
+            self._has_input.set()
 
     def _begin(self, data: bytes) -> None:
         start = parse_json(Start, data, "The first control message")
@@ -83,7 +84,7 @@ class Frames:
         match name:
             case "eof":
                 self._ended = True
-                self._came.set()
+                self._has_input.set()
             case "taken" if isinstance(value, int):
                 self._acknowledged = value
                 self._room.set()
@@ -101,7 +102,7 @@ class Frames:
             raise _malformed(f"leave at most {MAX_WISHES} signals and sizes waiting") from None
 
     async def start(self) -> Start:
-        """What shall run. Raises BadRequest if they do not say it soon."""
+        """The first message, with what to run. Raises BadRequest after `START_SECONDS`."""
         # Not wait_for, which up to Python 3.11 forgets a cancellation that comes with the message.
         done, _ = await asyncio.wait({self._start}, timeout=START_SECONDS)
         if not done:
@@ -112,31 +113,31 @@ class Frames:
         return self._start.result()
 
     async def input(self) -> bytes | None:
-        """The next of the input; None at its end. What was given before has been taken."""
-        await self._tell_taken()
+        """The next piece of the input; None at its end. The pieces before it count as taken."""
+        await self._acknowledge()
         while not self._input:
             if self._ended:
                 return None
-            self._came.clear()
-            await self._came.wait()
+            self._has_input.clear()
+            await self._has_input.wait()
         data = self._input.popleft()
-        self._held -= len(data)
+        self._buffered -= len(data)
         self._taken += len(data)
         return data
 
-    async def _tell_taken(self) -> None:
-        if self._taken - self._told >= ACKNOWLEDGE_BYTES:
-            self._told = self._taken
+    async def _acknowledge(self) -> None:
+        if self._taken - self._reported >= ACKNOWLEDGE_BYTES:
+            self._reported = self._taken
             await self.control({"taken": self._taken})
 
     async def wish(self) -> Wish:
-        """What they want next."""
+        """The next signal or new size of the terminal."""
         return await self._wishes.get()
 
     # --- What goes out ---------------------------------------------------------------------------
 
     async def output(self, stream: int, data: bytes) -> None:
-        """Send output; waits while they take none."""
+        """Send output; waits while the client's window is full."""
         while data:
             room = len(data)
             if self._window is not None:
@@ -151,7 +152,7 @@ class Frames:
         await self._send(bytes([CONTROL]) + json.dumps(message).encode())
 
     async def end(self, message: Mapping[str, Any]) -> None:
-        """Say how it has ended."""
+        """Send how the command has ended."""
         await self._send(bytes([END]) + json.dumps(message, ensure_ascii=False).encode())
 
 

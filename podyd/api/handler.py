@@ -45,10 +45,11 @@ from podyd.people.sessions import Sessions
 log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 1024**2
-# What is above that is read and dropped up to here, so that the client sees the answer; a client
-# that sends still more is cut off.
+# A larger body is read and dropped up to here, so that the client sees the answer; a client that
+# sends still more is disconnected.
 MAX_DROPPED_BYTES = 64 * 1024**2
-# A long answer is written so much at a time, which takes a few ms, and must be taken within a time.
+# A long answer is written in chunks, each of which takes a few ms to encode; it must be read within
+# a time.
 CHUNK_CHARACTERS = 64 * 1024
 CHUNK_PIECES = 2000
 TAKE_SECONDS = 300.0
@@ -62,15 +63,15 @@ class JsonHandler(RequestHandler):
 
     SUPPORTED_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
     member_name = ""
-    # The pod that was asked for, as LXD calls it unless that name was taken.
+    # LXD's name of the requested pod, unless another one had that name already.
     pod_name = ""
     address_of: AddressOf
-    # Whether nothing more of it will come.
+    # Whether the request is over once it is answered; an open WebSocket is not.
     is_over = True
 
     @property
     def address(self) -> str:
-        """Where the request comes from; not Tornado's `remote_ip`, which may be a proxy's."""
+        """The client's address; not Tornado's `remote_ip`, which may be a proxy's."""
         return self.address_of(self.request)
 
     def set_default_headers(self) -> None:
@@ -98,7 +99,7 @@ class JsonHandler(RequestHandler):
         self.finish(self.refusal(error))
 
     def refusal(self, error: PodydError) -> bytes:
-        """Make the answer an error's; its body."""
+        """Set the status and the headers of an error; returns its body."""
         self.set_status(error.status)
         for name, value in error.headers().items():
             self.set_header(name, value)
@@ -110,21 +111,22 @@ class JsonHandler(RequestHandler):
         value: BaseException | None,
         tb: TracebackType | None,
     ) -> None:
-        """Where podyd crashed, and on what; Tornado would also log the query.
+        """Log the traceback and the type of an exception; Tornado would also log the query.
 
-        What an exception says is left out for the same reason: a password, a command.
+        The exception's text is left out for the same reason: it may contain a password or a
+        command.
         """
         if not isinstance(value, HTTPError):
             frames = "".join(traceback.format_tb(tb))
             log.error("%s crashed: %s\n%s", shown_path(self.request), type(value).__name__, frames)
 
     def crash(self, error: Exception) -> PodydError:
-        """Log what nobody has foreseen; what the caller is told."""
+        """Log an unexpected exception; returns the error for the caller."""
         self.log_exception(type(error), error, error.__traceback__)
         return _crashed()
 
     def write_error(self, status_code: int, **kwargs: Any) -> None:
-        """Tornado's way out for what it refuses itself, or for a crash."""
+        """Called by Tornado for requests that it refuses itself, or after a crash."""
         refusal = PodydError(
             f"The request is not valid HTTP for podyd ({status_code}).", code="bad_request"
         )
@@ -151,24 +153,24 @@ class Endpoint(JsonHandler):
         self.requests = requests
         self._task: asyncio.Task[Any] | None = None
         self._login: Login | None = None
-        # Why it was ended, if its caller has not hung up.
+        # Why the request was cancelled, unless its client has disconnected.
         self._refusal: PodydError | None = None
 
     def _begin(self, work: Coroutine[Any, Any, Any], *, waited_for: bool = True) -> None:
-        """Begin what the request is for, or the next part of it."""
+        """Start the request's work, or the next part of it, as a task."""
         self._task = asyncio.ensure_future(work)
         self.requests.add(self._task, waited_for=waited_for)
         self._bind()
 
     def _bind(self) -> None:
-        """What ends when the caller hangs up, ends with their login too."""
+        """A task that ends when its client disconnects also ends with the login."""
         if self._login is not None and self._task is not None and self._ends_with_caller:
             self.sessions.add(self._task, self._login, self.address, self._end)
 
     def _end(self, why: PodydError | None = None) -> None:
         self._refusal = self._refusal or why
         if self._task is not None:
-            # Later: a task that is cancelled before it has begun could not say why.
+            # Later: a task that is cancelled before it has started could not send the reason.
             asyncio.get_running_loop().call_soon(self._task.cancel)
 
     async def _serve(self) -> None:
@@ -184,8 +186,8 @@ class Endpoint(JsonHandler):
                 log.warning("%s: %s", self.operation.path, error)
             self.refuse(error)
         except asyncio.CancelledError:
-            # The caller has hung up, and the answer reaches nobody, or their login has ended, or
-            # podyd is going down, and it says so.
+            # The client has disconnected and does not get the answer; or its login has ended, or
+            # podyd is shutting down, and the answer says so.
             self.refuse(self._refusal or going_down())
         else:
             await self._give(answer)
@@ -196,15 +198,15 @@ class Endpoint(JsonHandler):
                 self.set_header(name, value)
             answer = answer.body
         if isinstance(answer, HeldAnswer):
-            await self._give_kept(answer)
+            await self._stream_answer(answer)
         elif isinstance(self.operation.answer, PlainText):
             self.set_header("Content-Type", self.operation.answer.media)
             self.finish(answer)
         else:
             self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
 
-    async def _give_kept(self, answer: HeldAnswer[Any]) -> None:
-        """Send what is made while it is sent; who does not take it in time is cut off."""
+    async def _stream_answer(self, answer: HeldAnswer[Any]) -> None:
+        """Send an answer in pieces; a client that does not read it in time is disconnected."""
         self._task = asyncio.ensure_future(self._write_pieces(answer.body))
         self.requests.add(self._task)
         try:
@@ -235,7 +237,7 @@ class Endpoint(JsonHandler):
         await self.finish("".join(held))
 
     def _cut(self) -> None:
-        """End the connection where the answer has not ended, so that nobody takes it for whole."""
+        """Close the connection before the end of the answer, so that it is not taken for whole."""
         self.set_status(500)  # For the log.
         self._stream.close()
 
@@ -277,12 +279,12 @@ class Endpoint(JsonHandler):
             return await self.bound(Call(request, login, password))
 
     def _refuse_other_sites(self) -> None:
-        """A browser sends its user's login along with whatever any site's page asks of podyd."""
+        """Refuse cross-site requests: a browser adds its user's login to them."""
         headers = self.request.headers
         site = headers.get("Sec-Fetch-Site", "none")
         origin = headers.get("Origin")
-        own = origin is None or origin.partition("://")[2] == headers.get("Host")
-        if site not in ("none", "same-origin") or not own:
+        is_same = origin is None or origin.partition("://")[2] == headers.get("Host")
+        if site not in ("none", "same-origin") or not is_same:
             raise Forbidden(
                 "podyd answers no requests that the page of another site makes.", code="cross_site"
             )
@@ -290,7 +292,7 @@ class Endpoint(JsonHandler):
     def _needs_login(self) -> bool:
         access = self.operation.access
         if access is Access.SCRAPER:
-            # What a proxy passes on says nothing: any account of this host could say it too.
+            # X-Forwarded-For proves nothing here: any account of this host can send it.
             forwarded = "X-Forwarded-For" in self.request.headers
             return forwarded or not self.logins.may_scrape(self.request.remote_ip or "")
         return access is not Access.OPEN
@@ -328,7 +330,8 @@ class Endpoint(JsonHandler):
         )
 
     def finish(self, chunk: Any = None) -> Future[None]:
-        """As Tornado's; a client that keeps its connection makes a new one for the next podyd."""
+        """As Tornado's; during shutdown connections are not kept alive, so that clients make new
+        ones to the next podyd."""
         if self.requests.ending:
             self.set_header("Connection", "close")
         return super().finish(chunk)
@@ -370,10 +373,10 @@ def _crashed() -> PodydError:
 
 
 def going_down() -> Unavailable:
-    """What is said to whoever has something under way."""
+    """The error for requests that are cancelled as podyd shuts down."""
     return Unavailable("podyd is restarting; the request was ended.", code="shutting_down")
 
 
 def shown_path(request: HTTPServerRequest) -> str:
-    """The path as a log may show it."""
+    """The path, shortened and escaped for logs."""
     return request.path[:200].encode("unicode_escape").decode()

@@ -12,7 +12,7 @@ MAX_PARAMETERS = 50
 
 
 def parameters(query: str, body: bytes, content_type: str) -> list[tuple[str, str]]:
-    """Those in the query and in the body; one that stands in both is refused.
+    """Those of the query and of the body; one that is in both is refused.
 
     Raises BadRequest.
     """

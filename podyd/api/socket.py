@@ -89,7 +89,7 @@ class Socket(Endpoint, WebSocketHandler):
             self._frames.received(message)
         except BadRequest as error:
             self._end(error)
-        except Exception as error:  # Whatever it is, the caller is told the end.
+        except Exception as error:  # Whatever it is, the caller gets an end message.
             self._end(self.crash(error))
 
     def on_pong(self, data: bytes) -> None:
@@ -107,7 +107,7 @@ class Socket(Endpoint, WebSocketHandler):
         self.application.log_request(self)
 
     async def _ping(self) -> None:
-        """Find out that a caller has vanished whom no network has taken leave of."""
+        """Notice a client that has gone without closing the connection."""
         loop = asyncio.get_running_loop()
         try:
             while loop.time() - self._heard < SILENT_SECONDS:
@@ -116,7 +116,7 @@ class Socket(Endpoint, WebSocketHandler):
                 await asyncio.sleep(PING_SECONDS)
             assert self.ws_connection is not None
             self.ws_connection.on_connection_close()
-        except Exception as error:  # Else nobody would find out any more.
+        except Exception as error:  # Without pings the session would never end.
             self._end(self.crash(error))
 
     async def _send(self, frame: bytes) -> None:
@@ -136,7 +136,7 @@ class Socket(Endpoint, WebSocketHandler):
             self.close(1000)
 
     async def _run(self, shell: Talk) -> dict[str, Any]:
-        """Run it to its end; what the caller is told of that."""
+        """Run the session to its end; returns the end message."""
         try:
             await self._frames.control({"window": WINDOW_BYTES})
             return vars(await shell.run(await self._frames.start(), self._frames))
@@ -145,8 +145,8 @@ class Socket(Endpoint, WebSocketHandler):
                 log.warning("%s: %s", self.operation.path, error)
             return _cut_off(error)
         except (asyncio.CancelledError, WebSocketClosedError, StreamClosedError):
-            # The caller has gone and does not hear it, sends what is wrong or may do nothing any
-            # more, or podyd stops.
+            # The client has disconnected and does not get it; or it has sent a malformed message,
+            # its login has ended, or podyd is shutting down.
             return _cut_off(self._refusal or going_down())
         except Exception as error:  # Whatever it is, the socket must not stay open.
             return _cut_off(self.crash(error))

@@ -1,7 +1,6 @@
 """The certificate that podyd serves with, read again when its files change.
 
-certbot and a lab's own CA put a new one into the same place every few weeks; nobody should have to
-restart podyd for that.
+certbot and a lab's own CA replace the files every few weeks, which must not need a restart.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ log = logging.getLogger(__name__)
 LOOK_SECONDS = 5.0
 
 Use = Callable[[ssl.SSLContext], None]
-# Of each file, where it is that links lead to: a new one differs in one of them.
+# Identity, size and times of each file, after symbolic links: a new file differs in one of them.
 _Stamp = tuple[tuple[int, ...], ...]
 
 
 class Certificate:
-    """The pair of files that `settings` name; without any, the one of before stays in use."""
+    """The pair of files that `settings` name; if they name none, the old one stays in use."""
 
     def __init__(self, settings: Settings, files: TlsConfig) -> None:
         """Raises ConfigError if the files cannot be used."""
@@ -39,7 +38,7 @@ class Certificate:
         self.context = load(files)
 
     async def watch(self, use: Use) -> None:
-        """Look for new files now and then, for good."""
+        """Check for new files every `LOOK_SECONDS`, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             files = self._settings.current.tls or self._files
@@ -47,12 +46,12 @@ class Certificate:
                 self.renew(use)
 
     def renew(self, use: Use) -> None:
-        """Hand what the files hold now to `use`, for the connections from now on.
+        """Load the files and call `use` with the new context, for later connections.
 
-        A pair that does not match, as half of a new one, is said once and not used.
+        A pair that does not match, as while it is being replaced, is logged once and not used.
         """
         self._files = self._settings.current.tls or self._files
-        # First: what is written from here on is another change.
+        # Before it is loaded: a later write counts as another change.
         self._seen = _stamp(self._files)
         try:
             self.context = load(self._files)

@@ -1,4 +1,4 @@
-"""The requests under way: how many there may be, and how they end."""
+"""The requests under way: how many there may be, and what happens to them at shutdown."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 from podyd.contract.operation import GET, AnyOperation
 from podyd.model.member import Member
 
-# Questions of one member, and as many changes; what is above that waits in line.
+# Requests of one member that read, and as many that change; further ones are queued.
 MAX_OF_ONE = 16
-# Of all members together, and how many of those may wait.
+# Of all members together, and how many may be queued.
 MAX_UNDER_WAY = 1024
 MAX_WAITING = 1024
 
@@ -32,17 +32,17 @@ class Requests:
         self.ended = False
 
     def add(self, task: asyncio.Task[Any], *, waited_for: bool = True) -> None:
-        """Know of a task until it is done."""
+        """Count a task until it is done."""
         for tasks in (self.under_way,) if waited_for else (self.under_way, self._not_waited_for):
             tasks.add(task)
             task.add_done_callback(tasks.discard)
 
     @contextlib.asynccontextmanager
     async def turn(self, member: Member, operation: AnyOperation) -> AsyncIterator[None]:
-        """Wait until the member has not too much under way. Raises TooMany.
+        """Wait until the member has fewer requests under way than `MAX_OF_ONE`. Raises TooMany.
 
-        LXD, the locks on the GPUs and the database serve one after the other, whoever asks: so
-        nobody has more than some questions there, however many connections they make.
+        LXD, the lock on the GPUs and the database serve requests in order, whoever's they are: so
+        each member may have a few there, however many connections they open.
         """
         if not operation.takes_turns:
             yield
@@ -60,13 +60,13 @@ class Requests:
             ) from None
 
     async def finish(self, timeout: float) -> None:
-        """Wait `timeout` seconds at most for what is under way, then cancel it."""
+        """Wait `timeout` seconds at most for the requests under way, then cancel them."""
         deadline = time.monotonic() + timeout
         for task in self._not_waited_for:
             task.cancel()
-        # Others may come meanwhile, on connections that there are.
-        while self.under_way and (left := deadline - time.monotonic()) > 0:
-            await asyncio.wait(self.under_way, timeout=left)
+        # More requests may arrive meanwhile, on connections that are kept alive.
+        while self.under_way and (seconds := deadline - time.monotonic()) > 0:
+            await asyncio.wait(self.under_way, timeout=seconds)
         self.ended = True
         for task in self.under_way:
             task.cancel()

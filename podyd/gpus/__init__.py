@@ -1,1 +1,1 @@
-"""Which cards there are, who may have them, and who is on them."""
+"""GPUs: the inventory of cards, the scheduler and its leases and queue, and who uses each card."""

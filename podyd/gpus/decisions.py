@@ -1,6 +1,6 @@
 """Decisions on cards: which ones a pod may have, shared or for itself, and who goes first.
 
-Nothing here changes anything: a `View` is how things stand, and all the rest follows from it.
+Nothing here changes anything: a `View` is a snapshot, and decisions are functions of it.
 
 Where a lease, a choice or a queue entry names a UUID that no known card has, and the UUID of some
 card is not known, that card may be the one: it is `frozen`, and stays with the pods that have it
@@ -53,7 +53,7 @@ def in_order(cards: Iterable[Card]) -> list[Card]:
 
 
 def wish_of(choice: CardChoice, cards: Iterable[Card]) -> str:
-    """What stands on the instance for a choice that came to these cards."""
+    """The value of `WISH` for a choice that was resolved to these cards."""
     if choice.everything:
         return "all"
     return ",".join(card.key for card in in_order(cards)) or "none"
@@ -76,11 +76,11 @@ class Making:
 
 @dataclass(frozen=True)
 class View:
-    """Everything that decisions are made of, at one moment.
+    """A snapshot of all that decisions depend on.
 
     `making` is by the name of the instance. `users` are the names of the pods with processes on a
-    card; None if nobody can tell, for the reason in `problem`. A card in `troubled` does not
-    answer, for the reason there, and nobody can tell who is on it.
+    card; None if they are not known, for the reason in `problem`. A card in `troubled` does not
+    answer, for the reason there, and its users are not known.
     """
 
     cards: tuple[Card, ...]
@@ -97,8 +97,8 @@ class View:
 
     @cached_property
     def unknown(self) -> Mapping[str, frozenset[str]]:
-        """The UUIDs that are no known card's and that a pod, by its name, has leased, chosen or
-        waits for; none if each card's own is known."""
+        """By the name of a pod, the UUIDs that it has leased, chosen or waits for and that no known
+        card has; empty if the UUIDs of all cards are known."""
         known = {card.uuid for card in self.cards}
         if "" not in known:
             return {}
@@ -114,11 +114,11 @@ class View:
 
     @cached_property
     def frozen(self) -> Cards:
-        """The cards that may be one of the unknown."""
+        """The cards whose UUID is not known and may be one of `unknown`."""
         return frozenset(card for card in self.cards if not card.uuid) if self.unknown else NO_CARDS
 
     def undecided(self) -> Unavailable:
-        """Why nothing is decided on frozen cards, and what helps."""
+        """The error for decisions that involve frozen cards."""
         cards = ", ".join(f"GPU {card.index} ({card.pci})" for card in in_order(self.frozen))
         pod = min(self.unknown)
         return Unavailable(
@@ -130,19 +130,19 @@ class View:
         )
 
     def check_known(self, pod: Pod) -> None:
-        """Raises Unavailable if a pod has or names cards and nobody can tell which they are."""
+        """Raises Unavailable if a pod has or names cards whose UUIDs are not known."""
         if pod.name in self.unknown or self.due(pod) & self.frozen:
             raise self.undecided()
 
     def check_leases(self, pod: Pod) -> None:
-        """Raises Unavailable if nobody can tell which cards a pod has leased."""
+        """Raises Unavailable if a pod has leased cards whose UUIDs are not known."""
         leased = {lease.key for lease in self.leases.values() if lease.pod.name == pod.name}
         if leased & self.unknown.get(pod.name, frozenset()):
             raise self.undecided()
 
-    def brought_up(self, pod: Pod) -> Keys:
-        """What is to be written anew of a pod's keys: every card by its key of now, and nothing of
-        what another pod has leased."""
+    def key_updates(self, pod: Pod) -> Keys:
+        """The changes that bring a pod's keys up to date: each card by its current key, and no
+        lease of a card that another pod has leased."""
         keys: Keys = {}
         for written in written_leases(pod):
             key = key_of(written, self.cards)
@@ -177,7 +177,7 @@ class View:
         return cards_in(of_the_admin(own, covers_of(pod.instance)), self.cards)
 
     def wished(self, pod: Pod) -> Cards:
-        """The cards that a pod shares, as far as nobody has leased them."""
+        """The cards that a pod shares, where no other pod has leased them."""
         wish = pod.instance.config.get(WISH)
         if wish is None:
             return self.given(pod.instance)
@@ -197,7 +197,7 @@ class View:
         return frozenset(card for card in self.cards if self.lease_of(pod, card) is not None)
 
     def lease_keys(self, pod: Pod, keys: Iterable[str]) -> list[str]:
-        """The keys of a pod's instance that hold its leases of these cards, as they stand there."""
+        """The configuration keys of a pod's instance with its leases of these cards."""
         wanted = frozenset(keys)
         return [
             lease_key(written)
@@ -214,14 +214,14 @@ class View:
         )
 
     def due(self, pod: Pod) -> Cards:
-        """The cards that a pod shall have now."""
+        """The cards that a pod should have now."""
         wanted = (self.wished(pod) - self.taken(pod.name)) | self.leased(pod)
         if not self.frozen:
             return wanted
         return (wanted - self.frozen) | (self.present(pod) & self.frozen)
 
     def present(self, pod: Pod) -> Cards:
-        """The cards that a pod has now, whether it shall or not."""
+        """The cards that a pod's devices pass to it now, whether it should have them or not."""
         return cards_in(pod.instance.devices, self.cards)
 
     def own(self, pod: Pod) -> Cards:
@@ -229,8 +229,8 @@ class View:
         return self.wished(pod) | self.leased(pod)
 
     def counted(self, owner: Owner, *, but: str = "") -> int:
-        """How many cards count towards an owner's quota, those of pod `but` left out: had,
-        promised to a pod in the queue, or to one that is being made."""
+        """How many cards count towards an owner's quota, without those of pod `but`: had, reserved
+        by a queue entry, or for a pod that is being made."""
         pods = {pod.name: pod for pod in self.pods if pod.is_of(owner) and pod.name != but}
         waiting = [entry.more for entry in self.queue if entry.pod.name in pods]
         making = [
@@ -272,13 +272,13 @@ class View:
         return choice.count
 
     def asked(self, choice: CardChoice) -> int:
-        """How many cards a choice asks for, whether there are so many or not."""
+        """How many cards a choice asks for, even if the host has fewer."""
         if choice.everything:
             return len(self.cards)
         return len(choice.named) if choice.count is None else choice.count
 
     def least_used(self) -> list[Card]:
-        """The cards, those first that the fewest pods use, then those that the fewest have."""
+        """The cards, sorted by the number of pods that use them, then by those that have them."""
         shared = Counter(card for pod in self.pods for card in self.due(pod))
         shared.update(card for item in self.making.values() for card in item.cards)
         users = self.users or {}
@@ -290,8 +290,8 @@ class View:
     def choose(self, choice: CardChoice, pod: Pod | None = None) -> Cards:
         """The cards of a choice, to be shared by a pod, or by one that is being made.
 
-        Of a mere count, those first that the pod has for itself, uses or has already. Raises
-        BadRequest, Conflict, Unavailable (nobody can tell which card is which).
+        Of a count, preferably those that the pod has leased, uses or has already. Raises
+        BadRequest, Conflict, Unavailable (the UUIDs of cards are not known).
         """
         self.size(choice)
         pod_name = pod.name if pod else ""
@@ -324,8 +324,8 @@ class View:
     # --- For oneself -----------------------------------------------------------------------------
 
     def more_of(self, pod: Pod, choice: CardChoice, room: int | None) -> int:
-        """How many cards beyond those that it has or shares a lease may add to a pod, where its
-        owner's quota leaves `room` for so many (None: for all)."""
+        """How many cards a lease may add to those that a pod has or shares, where its owner's quota
+        leaves `room` for so many (None: no limit)."""
         own = self.own(pod)
         if choice.count is None:
             return len(self._possible(choice) - own)
@@ -333,10 +333,10 @@ class View:
         return wanted if room is None else min(wanted, room)
 
     def grantable(self, entry: QueueEntry) -> Cards:
-        """The cards that a pod can have for itself now, with nobody before it passed over.
+        """The cards that a pod can lease now, without overtaking entries before it.
 
-        Raises Conflict, with who holds the cards; Unavailable if nobody can tell who is on them, or
-        which card is which.
+        Raises Conflict, with who holds the cards; Unavailable if their users or their UUIDs are not
+        known.
         """
         pod, choice = entry.pod, entry.choice
         if pod.name in self.unknown:
@@ -378,11 +378,11 @@ class View:
 
     @property
     def _planned(self) -> Cards:
-        """The cards of pods that are just being made."""
+        """The cards of pods that are being made."""
         return NO_CARDS.union(*(item.cards for item in self.making.values()))
 
     def _possible(self, choice: CardChoice) -> Cards:
-        """The cards that can serve a lease; a named one may have gone with the hardware."""
+        """The cards that can serve a lease; a named one may have been removed from the host."""
         if not choice.named:
             return frozenset(self.cards)
         return frozenset(
@@ -390,11 +390,11 @@ class View:
         )
 
     def _is_servable(self, choice: CardChoice) -> bool:
-        """Whether the host has what a lease asks for; who waits for more holds nobody up."""
+        """Whether the host has enough cards for a lease; an entry for more blocks nobody."""
         return 0 < len(self._possible(choice)) >= self.asked(choice)
 
     def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
-        """The other pods that use a card now, or have it of the admin."""
+        """The other pods that use a card now, or to which the admin has given it."""
         if self.users is None:
             raise Unavailable(
                 f"Nobody can tell at present who uses the GPUs: {self.problem}.", code="nvml_failed"
@@ -414,7 +414,7 @@ class View:
         *,
         to_lease: bool = False,
     ) -> Conflict:
-        """Who holds these cards, since when and until when."""
+        """The error that says who holds these cards, since when and until when."""
         holders: list[dict[str, Any]] = []
         said = []
         for card in in_order(cards):
@@ -445,7 +445,7 @@ class View:
 def holder(
     card: Card, pod: Pod, since: str | None = None, until: str | None = None
 ) -> dict[str, Any]:
-    """A pod that has a card, as a refusal tells of it."""
+    """A pod that has a card, as in the body of an error."""
     return {
         "gpu": card.index,
         "pod": pod.name,

@@ -27,7 +27,7 @@ WAITING = "user.podyd.waiting"
 
 @dataclass(frozen=True)
 class Lease:
-    """A card, by its key, that a pod has for itself until then."""
+    """A card, by its key, that a pod has for itself from `since` until `until`."""
 
     pod: Pod
     key: str
@@ -40,7 +40,7 @@ class QueueEntry:
     """A pod in the queue: since when, for which cards, and for how many hours it will have them.
 
     Cards that it names are named by their keys. `more` is how many cards it may get beyond those
-    that it has or shares: what its owner's quota left when it came, which is kept for it.
+    that it has or shares: what its owner's quota left when it joined, which is reserved for it.
     """
 
     pod: Pod
@@ -75,7 +75,7 @@ def entry_value(entry: QueueEntry) -> str:
 
 
 def written_leases(pod: Pod) -> dict[str, str]:
-    """What stands on a pod's instance of leases, by the cards' keys as they were written."""
+    """The stored values of a pod's leases, by the cards' keys as they were written."""
     return {
         key.removeprefix(LEASE_PREFIX): value
         for key, value in pod.instance.config.items()
@@ -140,7 +140,7 @@ def _text(moment: datetime) -> str:
 
 
 def _moment(text: str) -> datetime:
-    # Until Python 3.11 fromisoformat does not know the Z.
+    # Before Python 3.11 fromisoformat does not accept the Z.
     moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
     if moment.tzinfo is None:
         raise ValueError("a time without a zone")

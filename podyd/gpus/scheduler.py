@@ -1,8 +1,8 @@
-"""Cards for pods: shared, leased for a time, waited for.
+"""The GPU scheduler: cards that are shared, leased for a time, or waited for in the queue.
 
-What a pod shall have stands on its instance; from that and from the leases of all pods follow the
-devices of each. One lock guards every decision. The loop in `run` makes it so on the instances:
-after each decision, when a lease ends, and when podyd or LXD has been away.
+What a pod should have is stored in the configuration of its instance; from that and from the leases
+of all pods follow the devices of each. One lock guards every decision. The loop in `run` reconciles
+the instances: after each decision, when a lease ends, and when podyd or LXD starts again.
 """
 
 from __future__ import annotations
@@ -77,15 +77,15 @@ QUIET_SECONDS = 60.0
 A_MOMENT = timedelta(microseconds=1)
 # LXD moves cards in a fraction of a second, unless it hangs.
 LOCK_SECONDS = 20.0
-# So many instances are written at once, and while nobody else decides.
+# So many instances are written concurrently, under the lock.
 WRITERS = 8
-# So long a pod is waited for that LXD is at work on, as it starts or stops; others wait meanwhile.
+# So long an instance is waited for, under the lock, that LXD is busy with as it starts or stops.
 PATIENCE_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What an instance that is being made needs for its cards."""
+    """The configuration and devices that give a new instance its cards."""
 
     config: Mapping[str, str]
     devices: Devices
@@ -100,7 +100,7 @@ class Picture:
 
 
 class Scheduler:
-    """Decides on cards, and keeps the instances as decided."""
+    """Decides which pod has which cards, and reconciles the instances with that."""
 
     def __init__(
         self,
@@ -125,12 +125,12 @@ class Scheduler:
         self._problems: dict[str, str] = {}
 
     async def view(self) -> View:
-        """How things stand."""
+        """A snapshot, without the lock."""
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         return await self._look()
 
     async def _look(self, picture: Picture | None = None) -> View:
-        # Before LXD's list is read: a pod is in one of the two, if not in both.
+        # Copied before LXD's list is read, so that a new pod is in at least one of the two.
         making = dict(self._making)
         cards = picture.cards if picture else await self._inventory.cards()
         profiles = picture.profiles if picture else await self._profiles.all()
@@ -152,7 +152,7 @@ class Scheduler:
 
     @contextlib.asynccontextmanager
     async def _alone(self, picture: Picture | None = None) -> AsyncIterator[View]:
-        """How things stand while nobody else decides. Raises Unavailable if that takes long."""
+        """A snapshot under the lock. Raises Unavailable after `LOCK_SECONDS`."""
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         try:
             await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
@@ -169,7 +169,7 @@ class Scheduler:
             self._poke.set()
 
     async def leases(self, pod: Pod) -> list[LeasedCard]:
-        """What a pod has for itself, by the card's index."""
+        """A pod's leases, by the card's index."""
         view = await self.view()
         return [
             LeasedCard(card.index, card.uuid, iso(lease.since), iso(lease.until))
@@ -203,7 +203,7 @@ class Scheduler:
         choice: CardChoice | None,
         picture: Picture,
     ) -> AsyncIterator[Plan]:
-        """Hold the cards of a pod that is being made as the instance `name`.
+        """Reserve the cards of a pod that is being made as the instance `name`.
 
         Without a `choice`: what its profiles give, or as many of that as the quota leaves, the
         least used first. Raises BadRequest, Conflict, Forbidden.
@@ -227,7 +227,7 @@ class Scheduler:
         """The plan, its cards, and how many count towards the quota."""
         given = cards_in(natural(profiles, {}, ()), view.cards)
         config: dict[str, str] = {}
-        # What it does not get of its profiles because of others, it gets when it can.
+        # Cards of its profiles that others have leased, it gets once they are free.
         due, counted = given - view.taken("") - view.frozen, len(given)
         room = _room(view, member)
         if choice is not None:
@@ -250,7 +250,7 @@ class Scheduler:
         """Give a pod other cards, also while it runs.
 
         Raises BadRequest, Forbidden (quota), Conflict (leased to somebody, or in use by the pod),
-        Unavailable (nobody can tell which card is which).
+        Unavailable (the UUIDs of cards are not known).
         """
         async with self._alone() as view:
             pod = _as_now(view, pod)
@@ -266,21 +266,21 @@ class Scheduler:
             self._check_unused(view, pod, view.due(pod) - wished, force=force)
             await self._write(view, pod, wished, {WISH: wish_of(choice, wished)})
 
-    # --- For oneself -----------------------------------------------------------------------------
+    # --- Leases ----------------------------------------------------------------------------------
 
     async def lease(
         self, member: Member, pod: Pod, choice: CardChoice, hours: float, *, wait: bool
     ) -> int:
-        """Give a pod cards for itself alone, for `hours` from now; with `wait` in its turn.
+        """Lease cards to a pod for `hours` from now; with `wait`, join the queue if they are taken.
 
-        Returns its place in the queue, or 0 if it has them. What the pod has leased already it has
-        longer, never shorter. Raises BadRequest, Forbidden (quota, limits of podyd.yaml), Conflict
-        (says who holds the cards), Unavailable (nobody can tell who is on them, or which is which).
+        Returns its place in the queue, or 0 if it has them. Leases that the pod has already
+        become longer, never shorter. Raises BadRequest, Forbidden (quota, limits of podyd.yaml),
+        Conflict (says who holds the cards), Unavailable (their users or UUIDs are not known).
         """
         async with self._alone() as view:
             pod, choice = _as_now(view, pod), lasting(choice, view.cards)
             more = self._check_limits(view, member, pod, choice, hours)
-            # A clock that was set back must not let anybody overtake.
+            # If the clock was set back, a new entry must not overtake those in the queue.
             since = max([now(), *(other.since + A_MOMENT for other in view.queue)])
             entry = QueueEntry(pod, since, choice, hours, more)
             try:
@@ -297,7 +297,7 @@ class Scheduler:
         """Give leased cards back; returns them, and whether the pod has left the queue.
 
         Without a choice all of them and the queue entry, with `none` the entry alone. Raises
-        BadRequest, Conflict (in use by the pod), Unavailable (nobody can tell which card is which).
+        BadRequest, Conflict (in use by the pod), Unavailable (the UUIDs of cards are not known).
         """
         async with self._alone() as view:
             pod = _as_now(view, pod)
@@ -309,7 +309,7 @@ class Scheduler:
                 cards = frozenset(in_order(cards)[: choice.count])
             elif choice is not None and not choice.everything:
                 cards &= frozenset(view.card(name) for name in choice.named)
-            # What the pod also shares, it keeps.
+            # Cards that the pod also shares stay with it.
             lost = cards - view.wished(pod)
             self._check_unused(view, pod, lost, force=force)
             keys: Keys = dict.fromkeys(view.lease_keys(pod, (card.key for card in cards)))
@@ -319,16 +319,19 @@ class Scheduler:
             return in_order(cards), leaves and WAITING in pod.instance.config
 
     async def end(self, lease: Lease, *, still: Callable[[], bool]) -> bool:
-        """End a lease before its time, if it is as it was and `still` says so; whether it did."""
+        """End a lease early, if it is unchanged and `still` returns True; returns whether it has
+        ended."""
         async with self._alone() as view:
-            held = view.leases.get(lease.key)
-            same = held is not None and (held.pod.name, held.until) == (lease.pod.name, lease.until)
-            return same and still() and not await self._expire(view, [lease])
+            expected = lease.pod.name, lease.until
+            current = view.leases.get(lease.key)
+            is_same = current is not None and (current.pod.name, current.until) == expected
+            return is_same and still() and not await self._expire(view, [lease])
 
     def _check_limits(
         self, view: View, member: Member, pod: Pod, choice: CardChoice, hours: float
     ) -> int:
-        """Whether a member may lease so much; returns the `more` of its queue entry."""
+        """Check the limits of leases; returns the `more` of the queue entry. Raises BadRequest,
+        Forbidden."""
         limits = self._settings.current.lease
         if view.size(choice) == 0:
             raise BadRequest(
@@ -378,7 +381,7 @@ class Scheduler:
                 until if old is None else max(old.until, until),
             )
         after = replace(view, leases={**view.leases, **leases})
-        # First the others lose the cards, then the pod has them: never two at once.
+        # Detached from all others before they are attached: a leased card is never at two pods.
         others = [other for other in view.pods if other.name != entry.pod.name]
         await _all_of(
             partial(self._take, after, other, lost)
@@ -430,7 +433,7 @@ class Scheduler:
                     pids=sorted(pids),
                 )
 
-    # --- Making it so ----------------------------------------------------------------------------
+    # --- Reconciliation --------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Serve the queue and end leases, until cancelled."""
@@ -447,24 +450,24 @@ class Scheduler:
                     log.warning("%s: GPUs cannot be shared out now: %s", name or "LXD", problem)
             self._problems = problems
             if problems:
-                # What was tried in vain has poked too.
+                # A failed attempt has set the event too.
                 await asyncio.sleep(BUSY_SECONDS)
             else:
                 await came(self._poke, delay)
 
     def poke(self) -> None:
-        """Look again now: something has changed."""
+        """Reconcile now: something has changed."""
         self._poke.set()
 
     async def _reconcile(self, problems: dict[str, str]) -> float:
-        """Bring leases, queue and devices in order; in how many seconds to look again.
+        """Reconcile leases, queue and devices; returns the seconds until the next time.
 
-        What fails for one pod goes to `problems`, and must not keep the others from their cards.
+        A failure for one pod goes to `problems`, and does not stop the work for the others.
         """
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         tried: set[tuple[str, str]] = set()
         while True:
-            # Between two steps others decide, so each begins with a look.
+            # Between two steps other decisions are taken, so each begins with a new snapshot.
             async with self._lock:
                 view, moment = await self._look(), now()
                 if view.frozen:
@@ -476,10 +479,9 @@ class Scheduler:
     async def _step(
         self, view: View, moment: datetime, tried: set[tuple[str, str]], problems: dict[str, str]
     ) -> bool:
-        """Do what comes first of all that is to be done and was not `tried`; whether there was
-        something.
+        """Do the first step that is needed and was not `tried` yet; returns whether there was one.
 
-        Leases end before anybody is given anything, and cards are taken before they are given.
+        Leases end first, then cards are detached, then attached, then the queue is served.
         """
         ended = [
             lease
@@ -500,7 +502,7 @@ class Scheduler:
             await _all_of(partial(self._catch_up, view, pod, problems) for pod in some)
             return True
         for entry in view.queue:
-            # Who cannot be served yet keeps what they wait for from those behind.
+            # An entry that cannot be served yet blocks those behind it for the same cards.
             with contextlib.suppress(Conflict, Unavailable):
                 cards = view.grantable(entry)
                 if ("grant", entry.pod.name) not in tried:
@@ -511,16 +513,17 @@ class Scheduler:
         return False
 
     async def _catch_up(self, view: View, pod: Pod, problems: dict[str, str]) -> None:
-        """Write what an instance is behind, unless another has what it shall have alone."""
+        """Write an instance that is not up to date, unless a card that it has leased is still at
+        another pod."""
         with _noted(pod, problems):
             for card in in_order((view.due(pod) - view.present(pod)) & view.leased(pod)):
                 for other in view.pods:
                     if other.name != pod.name and card in view.present(other) - view.pinned(other):
                         raise _cannot_take([card], other, "it is not yet taken away there")
-            await self._make_so(view, pod)
+            await self._bring_up(view, pod)
 
     async def _expire(self, view: View, ended: Sequence[Lease]) -> dict[str, str]:
-        """End leases; returns what went wrong, by pod."""
+        """End leases; returns the errors, by pod."""
         problems: dict[str, str] = {}
         gone = {lease.key for lease in ended}
         leases = {key: lease for key, lease in view.leases.items() if key not in gone}
@@ -533,20 +536,20 @@ class Scheduler:
         return problems
 
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
-        """Take cards from a pod that are another's in this view.
+        """Detach cards from a pod that are another's in this view.
 
-        Raises Conflict, with the pod that has them, if LXD is at work on it for long.
+        Raises Conflict, with the pod that has them, if LXD is busy with it for long.
         """
         try:
-            await self._make_so(view, pod)
+            await self._bring_up(view, pod)
         except Busy as error:
             doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
             raise _cannot_take(in_order(cards), pod, doing) from error
 
-    async def _make_so(self, view: View, pod: Pod) -> None:
-        """Give an instance the devices that are due, and its keys as they should be."""
-        with contextlib.suppress(Gone):  # Nor has it any cards then.
-            await self._write(view, pod, view.due(pod), view.brought_up(pod))
+    async def _bring_up(self, view: View, pod: Pod) -> None:
+        """Bring the devices and keys of an instance up to date."""
+        with contextlib.suppress(Gone):  # It has no cards any more.
+            await self._write(view, pod, view.due(pod), view.key_updates(pod))
 
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
         _, covers = _devices(view, pod, due, pod.instance.own_devices)
@@ -562,7 +565,7 @@ class Scheduler:
 def _devices(
     view: View, pod: Pod, due: frozenset[Card], own: Devices
 ) -> tuple[dict[str, Mapping[str, str]], frozenset[str]]:
-    """The instance's own devices that give it the cards that are due, and what they cover."""
+    """The instance's own devices that give it these cards, and the profiles' devices they mask."""
     profiles, covers = view.profiles_of(pod.instance), covers_of(pod.instance)
     as_is = due == cards_in(natural(profiles, own, covers), view.cards)
     return with_cards(profiles, own, covers, None if as_is else in_order(due))
@@ -571,11 +574,11 @@ def _devices(
 def _is_behind(view: View, pod: Pod) -> bool:
     """Whether an instance has other devices or keys than it should."""
     own = pod.instance.own_devices
-    return bool(view.brought_up(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
+    return bool(view.key_updates(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
 
 
 async def _all_of(work: Iterable[Callable[[], Awaitable[None]]]) -> None:
-    """Do all of it, `WRITERS` at once; raises what one of it raised, when all of it is over."""
+    """Await all, `WRITERS` at a time; when all have ended, raises the first of their errors."""
     turns = asyncio.Semaphore(WRITERS)
 
     async def one(item: Callable[[], Awaitable[None]]) -> None:
@@ -614,7 +617,7 @@ def _troubled(cards: Iterable[Card], sample: Sample) -> dict[Card, str]:
 
 
 def _room(view: View, member: Member, pod: Pod | None = None) -> int | None:
-    """How many cards a pod may have within its owner's quota; None if there is no limit."""
+    """How many cards a pod may have within its owner's quota; None if it has no limit."""
     limit = member.quota.gpu_count
     but = pod.name if pod else ""
     return None if limit == UNLIMITED else limit - view.counted(member, but=but)
@@ -634,7 +637,7 @@ def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None
 
 
 def _waited_for(view: View, pod: Pod, but: tuple[CardChoice, float] | None = None) -> int:
-    """How many cards are kept for a pod in the queue, unless its entry is for `but`."""
+    """How many cards a pod's queue entry reserves of its owner's quota, unless it is for `but`."""
     return sum(
         entry.more
         for entry in view.queue
@@ -657,7 +660,7 @@ def _until_next(view: View, moment: datetime) -> float:
 
 
 def _as_now(view: View, pod: Pod) -> Pod:
-    """The pod as it is under the lock. Raises Conflict if it has gone meanwhile."""
+    """The pod as it is under the lock. Raises Conflict if it has been deleted meanwhile."""
     for other in view.pods:
         if other.name == pod.name and other.owner == pod.owner:
             return other

@@ -1,1 +1,1 @@
-"""Who may come in, with what, and how much is theirs."""
+"""Members: logins, tokens, sessions, and the limits of each."""

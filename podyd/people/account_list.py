@@ -1,6 +1,6 @@
 """The accounts of this host as NSS lists them, which takes long where there are many.
 
-They are listed now and then, and once for all who ask: any member may ask, at any rate.
+The list is cached, and concurrent callers share one enumeration: any member may ask, at any rate.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from podyd.auth.client import Account
 from podyd.base.tasks import seen
 
-# For so long a list is taken for true; but who logs in meanwhile is in it as they are then.
+# A list is cached for so long; an account that logs in meanwhile is updated in it.
 SECONDS = 60.0
 
 
 class AccountList:
-    """What `ask` lists, by name; `clock` gives seconds that never go back."""
+    """A cache of what `ask` lists, by name; `clock` returns monotonic seconds."""
 
     def __init__(
         self,
@@ -29,21 +29,21 @@ class AccountList:
         self._found: Mapping[str, Account] = {}
         self._until = float("-inf")
         self._asking: asyncio.Task[None] | None = None
-        self._came: dict[str, Account] = {}
+        self._seen: dict[str, Account] = {}
 
     async def all(self) -> Mapping[str, Account]:
-        """Another object where anything in it is different. Raises what `ask` does."""
+        """The accounts; the same object as long as nothing changes. Raises what `ask` does."""
         if self._clock() >= self._until:
             if self._asking is None:
-                self._came = {}
+                self._seen = {}
                 self._asking = asyncio.ensure_future(self._list())
                 self._asking.add_done_callback(self._listed)
-            # Who hangs up takes nothing from the others.
+            # A caller that is cancelled must not cancel it for the others.
             await asyncio.shield(self._asking)
         return self._found
 
     async def _list(self) -> None:
-        self._found = {account.name: account for account in await self._ask()} | self._came
+        self._found = {account.name: account for account in await self._ask()} | self._seen
         self._until = self._clock() + SECONDS
 
     def _listed(self, done: asyncio.Task[None]) -> None:
@@ -51,7 +51,7 @@ class AccountList:
         seen(done)
 
     def saw(self, account: Account) -> None:
-        """Somebody has logged in: they may be new, or in other groups than the list has them."""
-        self._came[account.name] = account
+        """Update an account that has logged in: it may be new, or be in other groups by now."""
+        self._seen[account.name] = account
         if self._found.get(account.name) != account:
             self._found = {**self._found, account.name: account}

@@ -1,10 +1,10 @@
-"""How often a password may be tried, and who has to wait for it.
+"""Rate limits of failed logins: how many attempts there may be, and which of them wait.
 
-Where a user is known to come from has failures of its own, which nobody elsewhere can cause. All
-other origins have so many for one user between them; but the last of these are for those that have
-not failed yet, so that who guesses from one origin does not keep the user out of another. Whoever
-comes when there are none left waits for one, those with the fewest failures first: the right
-password gets in, and there are no more guesses for it.
+An origin from which a user has logged in before has a limit of its own, which nobody elsewhere can
+use up. All other origins share one limit for each user; the last third of that is for origins that
+have not failed yet, so that guesses from one origin do not lock the user out at another. An attempt
+beyond the limit waits until failures expire, those with the fewest failures first: the right
+password still gets in, and the rate of guesses stays bounded.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from podyd.base.errors import TooMany
 from podyd.base.throttle import Throttle
 from podyd.config.schema import AuthConfig
 
-# Longer than that nobody waits for an answer; they are told when to come again.
+# An attempt that would wait longer is refused, with the time after which to try again.
 MAX_DELAY = 30.0
-# Who waits, in all, from one origin, and from one origin for one user.
+# Attempts that wait: in all, from one origin, and from one origin for one user.
 MAX_WAITING = 256
 MAX_WAITING_PER_ORIGIN = 16
 MAX_WAITING_PER_USER = 2
-# Between two looks; failures are forgiven meanwhile.
+# Seconds between two checks of the limits; attempts that succeed free their place meanwhile.
 MAX_PAUSE = 1.0
 MIN_PAUSE = 0.02
 
 
 @dataclass(frozen=True)
 class Try:
-    """A secret of `who`, from `origin`; `known`: they have logged in from there before."""
+    """An attempt to log in as `who` from `origin`; `known` if they have logged in from there
+    before."""
 
     who: Hashable
     origin: Hashable
@@ -43,12 +44,12 @@ class Try:
 
     @property
     def own(self) -> Hashable:
-        """The key of what has failed for this user from there."""
+        """The key of the failures of this user from this origin."""
         return "own", self.who, self.origin
 
     @property
     def keys(self) -> Sequence[Hashable]:
-        """All that a failure counts for."""
+        """The keys of all counters that a failure increments."""
         if self.known:
             return (self.own,)
         return self.own, ("user", self.who), ("origin", self.origin)
@@ -60,13 +61,13 @@ class _Join(Protocol):
 
 @dataclass(frozen=True)
 class Counted:
-    """A try that may be made; it counts as failed until it is forgiven."""
+    """An attempt that may be made; it counts as a failure until it is forgiven."""
 
     marks: Sequence[tuple[Hashable, float]]
 
 
 class Guesses:
-    """Counts failed tries; `auth` is the configuration in force."""
+    """Counts failed attempts; `auth` returns the configuration in force."""
 
     def __init__(self, auth: Callable[[], AuthConfig], failures: Throttle | None = None) -> None:
         self._auth = auth
@@ -74,22 +75,22 @@ class Guesses:
         self._waiting: set[Try] = set()
 
     async def admit(self, one: Try) -> Counted:
-        """Wait until the secret may be tried. Raises TooMany if that is too long."""
+        """Wait until the attempt may be made. Raises TooMany if that takes over `MAX_DELAY`."""
         deadline = time.monotonic() + MAX_DELAY
-        with self._in_line(one) as join:
+        with self._queued(one) as join:
             while (pause := self._pause(one)) > 0:
                 join(is_too_late=time.monotonic() + pause > deadline)
                 await asyncio.sleep(min(pause, MAX_PAUSE))
-        # It counts before it is made, so that many at once count too.
+        # Counted before it is made, so that concurrent attempts count too.
         return Counted([(key, self._failures.count(key)) for key in one.keys])
 
     def forgive(self, counted: Counted) -> None:
-        """It did not fail, or nobody knows."""
+        """Undo the count of an attempt that has not failed, or of which that is not known."""
         for key, when in counted.marks:
             self._failures.forgive(key, when)
 
     def failed_token(self, who: Hashable, origin: Hashable) -> None:
-        """Count a token that there is not. Raises TooMany where there were too many."""
+        """Count a token that does not exist. Raises TooMany if there were too many."""
         auth = self._auth()
         limits: dict[Hashable, int] = {
             ("own", who, origin): auth.failures_per_user,
@@ -102,7 +103,7 @@ class Guesses:
             self._failures.count(key)
 
     @contextlib.contextmanager
-    def _in_line(self, one: Try) -> Iterator[_Join]:
+    def _queued(self, one: Try) -> Iterator[_Join]:
         def join(*, is_too_late: bool) -> None:
             if is_too_late or (one not in self._waiting and self._is_full_for(one)):
                 raise _too_many(self._wait(one))
@@ -122,7 +123,7 @@ class Guesses:
         )
 
     def _pause(self, one: Try) -> float:
-        """Seconds until it is worth looking again; 0 if it is this one's turn."""
+        """Seconds until the next check; 0 if it is this one's turn."""
         wait = self._wait(one)
         if wait > 0:
             return max(wait, MIN_PAUSE)
@@ -143,12 +144,12 @@ class Guesses:
         return self._failures.number(one.own, self._auth().failure_window)
 
     def _wait(self, one: Try) -> float:
-        """Seconds until no count of it is too high; 0 if none is."""
+        """Seconds until none of its counters is above its limit; 0 if none is."""
         auth = self._auth()
         limits: dict[Hashable, int] = {one.own: auth.failures_per_user}
         if not one.known:
-            left_for_others = auth.failures_per_user // 3 if self._own_failures(one) else 0
-            limits["user", one.who] = auth.failures_per_user - left_for_others
+            reserved = auth.failures_per_user // 3 if self._own_failures(one) else 0
+            limits["user", one.who] = auth.failures_per_user - reserved
             limits["origin", one.origin] = auth.failures_per_address
         return self._longest(limits)
 
@@ -158,7 +159,7 @@ class Guesses:
 
 
 def _too_many(wait: float) -> TooMany:
-    # Sooner than a try is free, so that who comes then can wait in line for it.
+    # Sooner than an attempt is free, so that the next one can join the queue for it.
     after = max(1.0, wait - MAX_DELAY / 2)
     return TooMany(
         "Too many failed logins.",

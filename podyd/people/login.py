@@ -1,4 +1,4 @@
-"""Who the members are: logins, passwords, and what each of them may have."""
+"""Logins: who a caller is, proven by a password or a token, and what they may have."""
 
 from __future__ import annotations
 
@@ -27,20 +27,21 @@ from podyd.people.origins import Origins, Source
 from podyd.people.quotas import profiles_of, quota_of
 from podyd.people.tokens import Tokens, is_token, refused
 
-# A login is remembered for so long before PAM is asked again.
+# A login is cached for so long before PAM is asked again.
 REMEMBERED_SECONDS = 60.0
-# Every failure takes at least so long, whatever its cause, so that its time tells nothing.
+# Every failure takes at least so long, whatever its cause, so that its time reveals nothing.
 FAILURE_SECONDS = 0.5
 MAX_REMEMBERED = 10_000
 
 
-# Whose logins are others now, and why all that began with one ends; None if some may go on.
+# Called with a user whose logins have changed, and the reason why all their sessions end; None if
+# each session is to be checked.
 Changed = Callable[[str, PodydError | None], None]
 
 
 @dataclass(frozen=True)
 class Login:
-    """A member, and with what they have proven it: `token`, or the password if it is None."""
+    """A member and their proof: `token`, or the password if it is None."""
 
     member: Member
     account: Account
@@ -61,7 +62,7 @@ class _Remembered:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """Who says that they are `name`, and by what; `origin` is whom a failure counts against."""
+    """A login as `name` with `secret`; a failure counts against `origin`."""
 
     digest: bytes
     name: str
@@ -72,7 +73,7 @@ class _Attempt:
 
 @dataclass(frozen=True)
 class _Listed:
-    """The members among accounts, by a configuration; both are compared as objects."""
+    """The members among accounts under a configuration; both are compared by identity."""
 
     accounts: Mapping[str, Account]
     config: Config
@@ -80,8 +81,8 @@ class _Listed:
 
 
 class Logins:
-    """Logs users in through PAM, which is asked as seldom as possible and never by an attacker
-    who has failed too often."""
+    """Logs users in through PAM. Logins are cached, and attempts beyond the limits of failures
+    never reach PAM."""
 
     def __init__(
         self, auth: AuthClient, origins: Origins, tokens: Tokens, settings: Settings
@@ -94,10 +95,11 @@ class Logins:
         self._key = secrets.token_bytes(32)
         self._logins: OrderedDict[bytes, _Remembered] = OrderedDict()
         self._asking: dict[_Attempt, asyncio.Task[_Proven]] = {}
-        # By user, when something of theirs was last forgotten, in numbers that only grow.
+        # By user, when their cached logins were last dropped: numbers of a counter.
         self._forgotten: dict[str, int] = {}
         self._numbers = itertools.count(1)
-        # Where a user has logged in before: failures elsewhere do not lock them out.
+        # Users and the origins from which they have logged in: failures elsewhere do not lock them
+        # out there.
         self._known: OrderedDict[tuple[Hashable, Hashable], None] = OrderedDict()
         self._changing: set[str] = set()
         self._guesses = Guesses(lambda: settings.current.auth)
@@ -132,7 +134,8 @@ class Logins:
         return Login(member, proven.account, proven.token)
 
     async def ended(self, login: Login, address: str) -> PodydError | None:
-        """Why a login no longer counts; None if it does, or if nobody can tell at the moment."""
+        """Why a login is no longer valid; None if it is, or if that cannot be checked at
+        present."""
         before = login.account
         try:
             if login.token is not None and not await self._tokens.works(login.token):
@@ -156,8 +159,8 @@ class Logins:
     async def change_password(self, member: Member, old: str, new: str) -> int:
         """Change a member's own Linux password; the old one stops working at once.
 
-        Their tokens do too, for it may be that somebody has learned it; the result is their number.
-        Raises TooMany while another change of theirs goes on.
+        Their tokens are revoked too, as the old password may have leaked; returns their number.
+        Raises TooMany while another change of theirs is under way.
         """
         if member.name in self._changing:
             raise TooMany("Your password is being changed already.", retry_after=1)
@@ -182,7 +185,7 @@ class Logins:
     async def create_token(
         self, login: Login, name: str, days: float | None, scope: TokenScope
     ) -> tuple[str, Token]:
-        """A new token of the caller's: the secret, and the rest."""
+        """Create a token of the caller that expires after `days`; returns its secret and itself."""
         return await self._tokens.create(login.account, name, days, scope)
 
     async def tokens(self, login: Login) -> list[Token]:
@@ -190,7 +193,8 @@ class Logins:
         return await self._tokens.of(login.account)
 
     async def revoke_token(self, login: Login, id: str, user: str | None) -> str:
-        """Revoke a token or `all`, an admin also those of another `user`; what was done."""
+        """Revoke a token or `all`, an admin also those of another `user`; returns what was done, as
+        a sentence."""
         owner = user or login.member.name
         if login.token is not None and (owner, id) != (login.token.owner, login.token.id):
             raise Forbidden(
@@ -212,7 +216,7 @@ class Logins:
         return f"Token {id} of {owner} is revoked."
 
     async def all(self) -> Sequence[Member]:
-        """Every member of this node, by name; who has become one may be missing for a minute."""
+        """Every member of this node, by name; a new one may be missing for a minute."""
         accounts, config = await self._accounts.all(), self._settings.current
         listed = self._listed
         if listed is None or listed.accounts is not accounts or listed.config is not config:
@@ -228,7 +232,7 @@ class Logins:
         return hashlib.blake2b(f"{name}\0{password}".encode(), key=self._key).digest()
 
     def _who(self, name: str) -> Hashable:
-        """What counts as one user: short, whatever is said; LDAP does not tell ALICE from alice."""
+        """The key of a user: of fixed length, and in one case, as LDAP ignores case."""
         return self._digest(name.casefold(), "")
 
     def _tell(self, name: str, why: PodydError | None) -> None:
@@ -237,8 +241,8 @@ class Logins:
 
     def _forget(self, name: str) -> None:
         self._forgotten[name] = next(self._numbers)
-        # What is being asked was proven before; who comes now must not join it. It may be about
-        # the same user by another spelling.
+        # A request to PAM that is under way began before the change; a new login must not share
+        # it. All are dropped, as one may be for the same user in another spelling.
         self._asking.clear()
         for digest, login in list(self._logins.items()):
             if login.proven.account.name == name:
@@ -266,8 +270,8 @@ class Logins:
             proven = await self._prove_password(attempt)
         account = proven.account
         self._accounts.saw(replace(account, mark="", must_change=False))
-        # A password or token that was changed or revoked meanwhile must not come back from this;
-        # and an expired password, which may have been mended, is asked about each time.
+        # A password or token that was changed or revoked meanwhile must not be cached; nor an
+        # expired password, which may have been changed elsewhere.
         if self._forgotten.get(account.name, 0) < began and not account.must_change:
             self._logins[attempt.digest] = _Remembered(proven, time.monotonic() + _lasts(proven))
             _shorten(self._logins)
@@ -290,7 +294,7 @@ class Logins:
         return _Proven(account)
 
     async def _prove_token(self, attempt: _Attempt) -> _Proven:
-        """A token is no guess: nobody else's failures hold it up."""
+        """A token cannot be guessed: failures of others do not delay it."""
         async with _slow_failure():
             try:
                 token = await self._tokens.find(attempt.secret)
@@ -310,7 +314,7 @@ class Logins:
                 )
             except Unauthorized:
                 raise refused() from None
-            # Another account may have the name by now, even the uid; or there is a new password.
+            # The name, even the uid, may belong to another account by now; or the password changed.
             if (account.uid, account.mark) != (token.uid, token.mark):
                 raise refused()
         await self._tokens.used(token)
@@ -318,7 +322,7 @@ class Logins:
 
     @contextlib.asynccontextmanager
     async def _counting(self, one: Try) -> AsyncIterator[None]:
-        """Make a try when it is its turn."""
+        """Wait until an attempt may be made, and count it if it fails."""
         counted = await self._guesses.admit(one)
         try:
             async with _slow_failure():
@@ -378,7 +382,7 @@ def _changed() -> Unauthorized:
 
 
 def _lasts(proven: _Proven) -> float:
-    """For how many seconds it may be remembered."""
+    """For how many seconds a login may be cached."""
     if proven.token is None:
         return REMEMBERED_SECONDS
     return min(REMEMBERED_SECONDS, proven.token.expires - time.time())

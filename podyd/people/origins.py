@@ -1,7 +1,7 @@
-"""Where logins come from, so that each of those who try passwords has failures of their own.
+"""The origin of a login, against which its failures count: an account of this host or an address.
 
-All who are on this host share its addresses, and can take any of 127.0.0.0/8: the kernel knows
-which account has the other end of their connection.
+All accounts of this host share its addresses, and can use any of 127.0.0.0/8; so the kernel is
+asked which account owns the other end of the connection.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from podyd.config.addresses import parse_address
 from podyd.node.interface import Sockets
 from podyd.node.sockdiag import SocketAddress
 
-# People's accounts begin there. A proxy runs as root or as an account of the system.
+# Accounts of people begin here. A proxy runs as root or as a system account.
 MIN_UID = 1000
-# Whoever has one address of IPv6 has at least so many.
+# Whoever has one IPv6 address usually has the whole prefix.
 IPV6_PREFIX = 64
 
 
@@ -25,8 +25,8 @@ IPV6_PREFIX = 64
 class Source:
     """Where a request comes from.
 
-    `address` is the client's, as a proxy says it if `is_forwarded`; `ends` are the peer's and ours
-    of the connection, None once it is closed.
+    `address` is the client's, as reported by a proxy if `is_forwarded`; `ends` are the peer's and
+    our own address of the connection, None once it is closed.
     """
 
     address: str
@@ -35,16 +35,16 @@ class Source:
 
 
 class Origins:
-    """Asks the kernel whose a connection is."""
+    """Asks the kernel which account owns a connection."""
 
     def __init__(self, sockets: Sockets) -> None:
         self._sockets = sockets
 
     async def of(self, source: Source) -> Hashable:
-        """The account on this host that asks, or else the address.
+        """The account on this host that has sent the request, or else the address.
 
         An account that pretends to be a proxy is still that account. Raises Unauthorized if the
-        caller has hung up, and so shows no longer who it is.
+        connection is closed, as the kernel then no longer knows its owner.
         """
         if source.ends is None:
             raise _gone()
@@ -52,7 +52,7 @@ class Origins:
             uid = await self._sockets.owner_of(*source.ends)
         except ConnectionError:
             raise _gone() from None
-        except OSError:  # This kernel does not tell.
+        except OSError:  # The kernel does not support it.
             uid = None
         if uid is None or (source.is_forwarded and uid < MIN_UID):
             return "address", _network(source.address)

@@ -1,4 +1,4 @@
-"""Tokens: what a program has instead of its owner's password."""
+"""Tokens, with which programs log in instead of their owner's password."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from podyd.config.current import Settings
 from podyd.model.token import Token, TokenScope
 from podyd.store.tokens import TokenStore
 
-# So that people, and programs that look for leaked secrets, know one when they see it.
+# So that people, and scanners for leaked secrets, recognise a token.
 PREFIX = "podyd_"
 SECRET_BYTES = 32
 DEFAULT_DAYS = 30.0
@@ -21,12 +21,12 @@ MAX_PER_USER = 50
 
 
 def is_token(secret: str) -> bool:
-    """Whether this is written as a token is; it is no password then, and never shown to PAM."""
+    """Whether this has the form of a token; it is then never passed to PAM as a password."""
     return re.fullmatch(PREFIX + r"[A-Za-z0-9_-]{43}", secret, re.ASCII) is not None
 
 
 def refused() -> Unauthorized:
-    """The same for a token that never was, has expired, is revoked, or is somebody else's."""
+    """The same error for a token that is unknown, expired, revoked, or of another user."""
     return Unauthorized("This token does not work, or no longer.", code="token_refused")
 
 
@@ -40,7 +40,8 @@ class Tokens:
     async def create(
         self, account: Account, name: str, days: float | None, scope: TokenScope
     ) -> tuple[str, Token]:
-        """A new token of the account: the secret, which podyd does not keep, and the rest."""
+        """Create a token that expires after `days`; returns its secret, of which only a digest is
+        stored, and itself. Raises Forbidden."""
         longest = self._settings.current.auth.token_days_max
         days = min(DEFAULT_DAYS, longest) if days is None else days
         if days > longest:
@@ -70,23 +71,23 @@ class Tokens:
         return secret, token
 
     async def find(self, secret: str) -> Token:
-        """The token with this secret. Raises Unauthorized if there is none, or none any more."""
+        """The token with this secret. Raises Unauthorized if there is none, or it has expired."""
         token = await self._store.find(_digest(secret))
         if token is None or token.expires <= time.time():
             raise refused()
         return token
 
     async def works(self, token: Token) -> bool:
-        """Whether a token that was found works yet."""
-        found = await self._store.of(token.owner, token.uid, token.mark, now=time.time())
-        return token.id in {item.id for item in found}
+        """Whether a token is still valid."""
+        valid = await self._store.of(token.owner, token.uid, token.mark, now=time.time())
+        return token.id in {item.id for item in valid}
 
     async def used(self, token: Token) -> None:
-        """Note that a token is used now."""
+        """Store that a token is used now."""
         await self._store.used(token.id, time.time())
 
     async def of(self, account: Account) -> list[Token]:
-        """The tokens of an account that work, the oldest first."""
+        """The valid tokens of an account, the oldest first."""
         return await self._store.of(account.name, account.uid, account.mark, now=time.time())
 
     async def revoke(self, owner: str, id: str) -> None:
@@ -95,14 +96,14 @@ class Tokens:
             raise NotFound(f"{owner} has no token {id}.", code="no_such_token", id=id)
 
     async def revoke_all(self, owner: str) -> int:
-        """Revoke every token of a user, and say how many worked."""
+        """Revoke every token of a user; returns how many were valid."""
         return await self._store.remove(owner, None, now=time.time())
 
 
 def _digest(secret: str) -> bytes:
-    """What is kept of a secret.
+    """What is stored of a secret.
 
-    It has 256 random bits, which nobody finds by trying: a slow hash, as passwords need, would
-    protect no better. Looked up by its digest, its time tells nothing about what is stored.
+    It has 256 random bits, which cannot be guessed: a slow hash, as passwords need, would protect
+    no better. It is looked up by its digest, so the time taken reveals nothing of what is stored.
     """
     return hashlib.sha256(secret.encode()).digest()

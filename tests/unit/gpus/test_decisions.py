@@ -285,7 +285,7 @@ SHARING = having("b", CARDS[1:], **{WISH: "all"})
 def test_a_leased_card_stays_where_it_is_while_nobody_tells_which_it_is() -> None:
     found = standing(LEASING, SHARING, cards=UNTOLD)
     assert (indices(found.due(LEASING)), indices(found.due(SHARING))) == ([0], [1, 2])
-    assert found.brought_up(LEASING) == {}, "nor is the lease forgotten"
+    assert found.key_updates(LEASING) == {}, "nor is the lease forgotten"
     # Once it is told, all is as it was, in whatever slot the card is.
     moved = (replace(CARDS[0], pci=CARDS[1].pci), replace(CARDS[1], pci=CARDS[0].pci), CARDS[2])
     for cards in (CARDS, moved):
@@ -334,7 +334,7 @@ def test_where_no_uuid_was_ever_told_the_address_is_enough() -> None:
     keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS}
     leasing = having("a", CARDS[:2], **keys)
     found = standing(leasing, SHARING, cards=UNTOLD)
-    assert (found.frozen, found.brought_up(leasing)) == (frozenset(), {})
+    assert (found.frozen, found.key_updates(leasing)) == (frozenset(), {})
     assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
 
 
@@ -345,7 +345,7 @@ def test_what_was_written_by_address_is_written_anew_once_the_uuid_is_told() -> 
     found = standing(leasing, SHARING, cards=CARDS)
     assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
     lasting = replace(waiting, choice=CardChoice(named=("GPU-2",)))
-    assert found.brought_up(leasing) == {
+    assert found.key_updates(leasing) == {
         WISH: "GPU-1",
         lease_key("0000:01:00.0"): None,
         lease_key("GPU-0"): HOURS,
@@ -359,7 +359,7 @@ def test_a_lease_of_what_another_has_leased_is_taken_away() -> None:
     copy = having("b", (), **{lease_key("0000:01:00.0"): later})
     found = standing(LEASING, copy, cards=CARDS)
     assert found.leases["GPU-0"].pod == LEASING
-    assert found.brought_up(copy) == {lease_key("0000:01:00.0"): None}
+    assert found.key_updates(copy) == {lease_key("0000:01:00.0"): None}
 
 
 def test_a_card_that_is_promised_is_so_under_each_of_its_names() -> None:
