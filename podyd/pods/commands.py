@@ -53,13 +53,15 @@ class Commands:
         self._execs = Slots(
             own=MAX_EXECS_PER_MEMBER,
             all=MAX_EXECS,
-            what="of your commands are running; wait until one has ended",
+            what="of your commands are running",
+            advice="Wait until one has ended.",
             code="too_many_execs",
         )
         self._shells = Slots(
             own=MAX_SHELLS_PER_MEMBER,
             all=MAX_SHELLS,
-            what="shells and commands of yours are open; end one first",
+            what="shells and commands of yours are open",
+            advice="End one first.",
             code="too_many_shells",
         )
 

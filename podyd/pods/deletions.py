@@ -61,7 +61,8 @@ class Deletions:
         self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
-            what="deletions of yours are going on; wait until one has ended",
+            what="deletions of yours are going on",
+            advice="Wait until one has ended.",
             code="too_many_files",
         )
 

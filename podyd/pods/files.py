@@ -199,7 +199,8 @@ class Transfers:
         self._slots = Slots(
             own=MAX_PER_MEMBER,
             all=MAX_ALL,
-            what="files of yours are on their way; wait until one is there",
+            what="files of yours are on their way",
+            advice="Wait until one is there.",
             code="too_many_files",
         )
 

@@ -10,12 +10,13 @@ from podyd.model.member import Member
 
 
 class Slots:
-    """Counts them; `what` says what they are for, after their number."""
+    """Counts them; `what` says what they are for, after their number, and `advice` what to do."""
 
-    def __init__(self, *, own: int, all: int, what: str, code: str) -> None:
+    def __init__(self, *, own: int, all: int, what: str, advice: str, code: str) -> None:
         self._own = own
         self._all = all
         self._what = what
+        self._advice = advice
         self._code = code
         self._taken: Counter[str] = Counter()
 
@@ -26,7 +27,9 @@ class Slots:
         """
         own = self._taken[member.name]
         if own >= self._own or self._taken.total() >= self._all:
-            raise TooMany(f"{own} {self._what}.", retry_after=1, code=self._code)
+            raise TooMany(
+                f"{own} {self._what}.", advice=self._advice, retry_after=1, code=self._code
+            )
         self._taken[member.name] += 1
         slot = contextlib.ExitStack()
         slot.callback(self._give_back, member.name)

@@ -76,6 +76,14 @@ def against(package: str, tree: ast.AST) -> list[tuple[int, str]]:
 SOURCES = [path for path in sorted(ROOT.rglob("*.py")) if package_of(path) != "__init__"]
 
 
+def test_what_the_page_names_is_there() -> None:
+    page = (ROOT.parent / "docs/architecture.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:podyd/|tests/|[a-z]+/)?[\w/]+\.(?:py|c))`", page))
+    places = (ROOT.parent, ROOT, ROOT.parent / "tests/unit/engine")
+    assert len(named) > 40
+    assert [name for name in sorted(named) if not any((at / name).exists() for at in places)] == []
+
+
 def test_each_package_has_its_floor() -> None:
     assert {package_of(path) for path in SOURCES} == set(FLOOR)
 

@@ -19,13 +19,13 @@ ANN, BOB, CAT = map(named, ("ann", "bob", "cat"))
 
 
 def slots() -> Slots:
-    return Slots(own=2, all=3, what="of yours are open; end one first", code="too_many_x")
+    return Slots(own=2, all=3, what="of yours are open", advice="End one first.", code="too_many_x")
 
 
 def test_each_has_so_many_and_no_more() -> None:
     found = slots()
     first, _ = found.take(ANN), found.take(ANN)
-    with pytest.raises(TooMany, match=r"^2 of yours are open; end one first\.$") as refused:
+    with pytest.raises(TooMany, match=r"^2 of yours are open\. End one first\.$") as refused:
         found.take(ANN)
     assert (refused.value.code, refused.value.retry_after) == ("too_many_x", 1)
     found.take(BOB)
