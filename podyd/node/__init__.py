@@ -1,1 +1,1 @@
-"""What this host alone knows: its cards, processes, sockets, neighbours and directories."""
+"""The host that pods run on: its NVML samples, processes, sockets, neighbours and directories."""

@@ -1,4 +1,4 @@
-"""Which address a network card answers at, as the kernel has seen it.
+"""The IPv4 addresses of network interfaces, as in the kernel's ARP table.
 
 Where LXD holds one to its hardware address and to the one address that its DHCP server gave it
 (security.mac_filtering and security.ipv4_filtering drop ARP from any other), what the kernel knows
@@ -21,15 +21,15 @@ _PROBED_PORT = 9
 
 
 class Nic(NamedTuple):
-    """A network card of a pod: the bridge (or the host's card) that it is at, and its hardware
-    address in small letters."""
+    """A network interface of a pod: the bridge (or the host's interface) that it is attached to,
+    and its hardware address in lower case."""
 
     parent: str
     hardware: str
 
 
 def neighbours(arp: Path = ARP) -> Mapping[Nic, frozenset[str]]:
-    """The IPv4 addresses of each network card that the host has heard of lately."""
+    """The IPv4 addresses of each interface in the ARP table."""
     found: dict[Nic, set[str]] = {}
     for line in arp.read_text().splitlines()[1:]:
         address, _, flags, hardware, _, interface = line.split()
@@ -39,14 +39,14 @@ def neighbours(arp: Path = ARP) -> Mapping[Nic, frozenset[str]]:
 
 
 def probe(interface: str, addresses: Iterable[str]) -> None:
-    """Have the kernel ask on an interface, and nowhere else, who has these addresses.
+    """Have the kernel send ARP requests for these addresses on one interface.
 
-    `neighbours` says soon what it heard.
+    `neighbours` returns the answers soon after.
     """
     kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
     with socket.socket(socket.AF_INET, kind) as asker, contextlib.suppress(OSError):
         asker.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         for address in addresses:
-            # One that cannot be hides none of the others.
+            # One that cannot be asked must not keep the others from it.
             with contextlib.suppress(OSError):
                 asker.sendto(b"", (address, _PROBED_PORT))

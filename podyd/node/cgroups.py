@@ -1,4 +1,4 @@
-"""Which pod a cgroup is, also where liblxc could not give it the pod's name.
+"""Which pod a cgroup belongs to, also where liblxc could not name it after the pod.
 
 A pod's cgroup is `lxc.payload.NAME`, or `lxc.payload.NAME-1` and so on where that is still there,
 as after LXD and all pods were killed. Another pod may be called NAME-1, so only LXD can tell: it
@@ -33,10 +33,10 @@ class Started(Protocol):
 
 
 class Cgroups:
-    """The pods' cgroups, as `follow` has learnt them since `changed` was called.
+    """The pods' cgroups, updated by `follow` after each call of `changed`.
 
-    `instances` are LXD's of the project, `first_process` asks LXD for the pid of one's, and
-    `cgroup_of` reads the cgroup of a process.
+    `instances` returns LXD's instances of the project, `first_process` the pid of one's init, and
+    `cgroup_of` the cgroup of a process.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Cgroups:
         self._changed.set()
 
     def instance_of(self, cgroup: InstanceCgroup | None) -> tuple[str, str] | None:
-        """The project and the name of the instance whose cgroup that is; None on the host."""
+        """The project and the name of the instance with this cgroup; None for the host's."""
         if cgroup is None or cgroup[0] != self._project:
             return cgroup
         return self._project, self._names.get(cgroup[1], cgroup[1])
 
     async def follow(self) -> None:
-        """Learn the cgroup of every pod that starts, for good."""
+        """Read the cgroup of every pod that starts, until cancelled."""
         while True:
             await self._changed.wait()
             self._changed.clear()
-            with contextlib.suppress(PodydError):  # LXD is away; it tells when it is back.
+            with contextlib.suppress(PodydError):  # LXD does not answer now.
                 await self._learn()
 
     async def _learn(self) -> None:
@@ -82,7 +82,7 @@ class Cgroups:
         }
         self._known = {key: name for key, name in self._known.items() if key in running}
         for key in running - set(self._known):
-            with contextlib.suppress(PodydError):  # It has just ended, which LXD tells too.
+            with contextlib.suppress(PodydError):  # It has just stopped, which is a change too.
                 cgroup = await self._cgroup_of(await self._first_process(key[0]))
                 if cgroup is not None:
                     self._known[key] = cgroup[1]

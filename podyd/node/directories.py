@@ -1,7 +1,7 @@
-"""Members' own directories on the host: whose they are, and that nobody but root can change that.
+"""Checks of members' own directories on the host, which LXD mounts into their pods as root.
 
-LXD mounts them as root. So each name on the way to one is root's to change alone, which also keeps
-what was looked at until LXD opens it: no member can put a link in the place of a directory.
+Only root may be able to change any part of the path above a directory: so what was checked is still
+true when LXD opens it, and no member can put a symbolic link in its place.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NOBODY = 65534
 
 @dataclass(frozen=True)
 class Directory:
-    """A directory, and the account whose own it is."""
+    """A directory, and the account that it is for."""
 
     path: Path
     owner: str
@@ -31,10 +31,9 @@ class Directory:
 
 @dataclass(frozen=True)
 class Fitness:
-    """Why a directory cannot be its owner's own in a pod, in one clause; both are "" if it can.
+    """Why a directory cannot be mounted, in one clause; both are "" if it can.
 
-    `unsafe` is that others than root could change what it stands below, `unfit` what is wrong with
-    itself.
+    `unsafe`: others than root could change the path above it. `unfit`: what is wrong with itself.
     """
 
     unsafe: str = ""
@@ -42,29 +41,29 @@ class Fitness:
 
 
 def fitness(directory: Directory) -> Fitness:
-    """Whether it can be its owner's own in a pod; may block."""
+    """Whether it can be mounted; may block."""
     problem = unsafe(directory.path.parent)
     return Fitness(unsafe=problem) if problem else Fitness(unfit=unfit(directory))
 
 
 def unsafe(prefix: Path) -> str:
-    """Why others than root could change what stands below `prefix`, in one clause; "" if not."""
+    """Why others than root could change entries of `prefix`, in one clause; "" if they cannot."""
     for path in (*reversed(prefix.parents), prefix):
         try:
-            found = path.lstat()
+            status = path.lstat()
         except OSError as error:
             return f"{path} cannot be looked at ({error.strerror})"
-        if not stat.S_ISDIR(found.st_mode):
+        if not stat.S_ISDIR(status.st_mode):
             return f"{path} is not a directory itself"
-        if found.st_uid != 0:
+        if status.st_uid != 0:
             return f"{path} does not belong to root"
-        if found.st_mode & 0o022:
+        if status.st_mode & 0o022:
             return f"others than root may write to {path}"
     return ""
 
 
 def unfit(directory: Directory) -> str:
-    """Why it cannot be its owner's own in a pod, in one clause; "" if it can."""
+    """Why it cannot be mounted itself, in one clause; "" if it can."""
     path, owner = directory.path, directory.owner
     if not is_mappable(directory.uid, directory.gid):
         return f"{owner}, or the group {directory.gid}, is one of the system's own"
@@ -85,7 +84,7 @@ def unfit(directory: Directory) -> str:
 
 
 def to_make(directory: Directory) -> str:
-    """What an admin types to have it."""
+    """The command with which an admin creates or repairs it."""
     path, owner = shlex.quote(str(directory.path)), shlex.quote(directory.owner)
     return f"install -d -m 700 -o {owner} -g {directory.gid} {path}"
 

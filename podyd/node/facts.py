@@ -1,4 +1,4 @@
-"""What does not change while this host runs."""
+"""Facts about the host that do not change while it runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Facts:
-    """The release of the kernel, as uname(2) tells it, and the memory of the host in bytes."""
+    """The release of the kernel, as in uname(2), and the memory of the host in bytes."""
 
     kernel: str
     memory_bytes: int

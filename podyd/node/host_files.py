@@ -1,5 +1,5 @@
-"""What the kernel shows of itself in /proc, /sys and /dev to who sets podyd up or looks what is
-wrong. All of it may block, so the service asks nothing here."""
+"""The kernel's files in /proc, /sys and /dev, for setup and the doctor. Reading them may block, so
+the service does not use this."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class MountEntry:
 
 @dataclass(frozen=True)
 class UnitMemory:
-    """What the cgroup of a systemd unit has, in bytes, and what it may have at most; `counted` by
-    kinds, as in memory.stat."""
+    """Memory of a systemd unit's cgroup in bytes: its limit (None: no limit), what it uses, and
+    that by kind, as in memory.stat."""
 
     limit: int | None
     used: int
@@ -45,7 +45,7 @@ class ProcessFiles:
         return self.directory / "root"
 
     def search_path(self) -> list[str]:
-        """Its PATH. Raises OSError."""
+        """The PATH of its environment. Raises OSError."""
         for entry in (self.directory / "environ").read_bytes().split(b"\0"):
             name, _, value = entry.partition(b"=")
             if name == b"PATH":
@@ -62,11 +62,11 @@ class ProcessFiles:
         return [(int(inside), int(count)) for inside, _, count in lines]
 
     def mounts(self) -> list[MountEntry]:
-        """What it has mounted. Raises OSError."""
+        """The mounts in its mount namespace. Raises OSError."""
         found = []
         for line in (self.directory / "mountinfo").read_text(errors="replace").splitlines():
             about, _, filesystem = line.partition(" - ")
-            # Whoever mounts it may give an empty source.
+            # The source may be empty.
             fields, (kind, source, options) = about.split(), filesystem.split(" ", 2)
             both = frozenset(f"{fields[5]},{options}".split(","))
             found.append(MountEntry(Path(fields[4]), kind, source, both))
@@ -75,7 +75,7 @@ class ProcessFiles:
 
 @dataclass(frozen=True)
 class HostFiles:
-    """Where these are; elsewhere in tests only."""
+    """The roots of these files; other ones in tests only."""
 
     proc: Path = Path("/proc")
     sysfs: Path = Path("/sys")
@@ -87,7 +87,7 @@ class HostFiles:
     # --- The kernel ------------------------------------------------------------------------------
 
     def sysctl(self, name: str) -> int:
-        """A number of sysctl(8)'s. Raises FileNotFoundError if this kernel has none such."""
+        """A kernel parameter, see sysctl(8). Raises FileNotFoundError if this kernel lacks it."""
         return int(self._sysctl(name).read_text())
 
     def set_sysctl(self, name: str, value: int) -> None:
@@ -98,7 +98,7 @@ class HostFiles:
         return self.proc / "sys" / name.replace(".", "/")
 
     def proc_options(self) -> dict[str, str]:
-        """With which options /proc is mounted."""
+        """The options with which /proc is mounted."""
         found: dict[str, str] = {}
         for line in (self.proc / "self/mounts").read_text().splitlines():
             _, where, kind, options = line.split()[:4]
@@ -134,7 +134,7 @@ class HostFiles:
         return UnitMemory(None if limit == "max" else int(limit), used, counted)
 
     def btrfs_has_lost_count(self, device: str) -> bool:
-        """Whether the btrfs on a device no longer knows how much of it is whose."""
+        """Whether the quota groups of the btrfs on a device are marked as inconsistent."""
         name = (self.dev / device.removeprefix("/dev/")).resolve().name
         for path in (self.sysfs / "fs/btrfs").glob(f"*/devices/{name}"):
             flag = path.parent.parent / "qgroups/inconsistent"
@@ -149,15 +149,15 @@ class HostFiles:
         return (self.sysfs / "module" / name).exists()
 
     def nvidia_cards(self) -> list[str]:
-        """The PCI addresses of the NVIDIA cards that are the host's to use."""
+        """The PCI addresses of the NVIDIA cards that are not passed to virtual machines."""
         found = []
         for path in sorted((self.sysfs / "bus/pci/devices").glob("*")):
             with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
                 is_display = (path / "class").read_text().startswith("0x03")
                 is_nvidia = (path / "vendor").read_text().strip() == f"0x{NVIDIA_VENDOR_ID}"
                 driver = path / "driver"
-                is_lent = driver.is_symlink() and driver.readlink().name == "vfio-pci"
-                if is_display and is_nvidia and not is_lent:
+                is_passed = driver.is_symlink() and driver.readlink().name == "vfio-pci"
+                if is_display and is_nvidia and not is_passed:
                     found.append(path.name)
         return found
 

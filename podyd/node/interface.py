@@ -1,7 +1,8 @@
-"""What podyd asks of the host that its pods run on, and what no LXD can tell it.
+"""The interface to the host that pods run on: what podyd needs of it and LXD does not provide.
 
-Each subject is a Protocol, so that whoever asks says what of a host it needs. Questions and answers
-are plain data: another host could be asked the same over a network. local.py is this host.
+Each subject is a Protocol, so that a caller depends only on the parts that it uses. Arguments and
+results are plain data, which could also be sent over a network to another host. local.py implements
+it for this host.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from podyd.node.relay_client import RelayAnswer, Table
 from podyd.node.samples import Sample
 from podyd.node.sockdiag import SocketAddress
 
-# The first sample after a start is worth waiting for so long.
+# Requests soon after a start wait so long for the first sample.
 FIRST_SAMPLE_SECONDS = 2.0
 
 
 class Samples(Protocol):
-    """What NVML says of the cards, once a second."""
+    """Samples of all cards, taken from NVML once a second."""
 
     @property
     def latest(self) -> Sample | None:
@@ -37,7 +38,7 @@ class Samples(Protocol):
 
     @property
     def problem(self) -> str | None:
-        """Why there are no new samples, in one clause; None while they come."""
+        """Why there are no new samples, in one clause; None if there are."""
 
     @property
     def absent(self) -> bool:
@@ -51,23 +52,24 @@ class Samples(Protocol):
 
 
 class Processes(Protocol):
-    """What the kernel says of processes. One that hangs is waited for only so long."""
+    """Processes of the host, read from /proc. A read that hangs is given up after a time."""
 
     async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
-        """What there is to know of these, without those that have ended."""
+        """These processes, without those that have ended."""
 
     async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
-        """The cgroup of LXC's that a process is in; None if it is in none, or cannot be read."""
+        """The instance's cgroup that a process is in; None if there is none or it cannot be
+        read."""
 
 
 class Sockets(Protocol):
-    """What the kernel says of TCP sockets."""
+    """TCP sockets of the host and of pods, as the kernel reports them."""
 
     async def listening_ports(self) -> frozenset[int]:
         """The ports of the host that anything listens on. Raises OSError."""
 
     async def pod_sockets(self, pid: int) -> PodSockets:
-        """What listens in the pod that a process is in. Raises OSError."""
+        """The listening sockets in the network namespace of a pod's process. Raises OSError."""
 
     async def owner_of(self, end: SocketAddress, other: SocketAddress) -> int | None:
         """The uid that has this end of a connection; None if it is on another host.
@@ -77,25 +79,25 @@ class Sockets(Protocol):
 
 
 class Neighbours(Protocol):
-    """Which addresses the kernel has heard of."""
+    """The kernel's ARP table."""
 
     async def heard(self) -> Mapping[Nic, frozenset[str]]:
-        """The IPv4 addresses of each network card that the host has heard of lately."""
+        """The IPv4 addresses of each interface in the ARP table."""
 
     async def probe(self, interface: str, addresses: Iterable[str]) -> None:
-        """Have the kernel ask on an interface who has these addresses; `heard` says soon what it
-        heard. Never fails."""
+        """Have the kernel send ARP requests for these addresses on an interface; `heard` returns
+        the answers soon after. Never fails."""
 
 
 class Relay(Protocol):
-    """A connection to what relays the ports of the host."""
+    """A connection to the process that relays the ports of the host."""
 
     @property
     def gone(self) -> asyncio.Future[Any]:
         """Done once the relay has ended."""
 
     async def put(self, table: Table) -> RelayAnswer:
-        """Have the ports led so, all others given up. Raises Unavailable."""
+        """Forward the ports as in this table, and close all others. Raises Unavailable."""
 
 
 class Relays(Protocol):
@@ -105,13 +107,13 @@ class Relays(Protocol):
 
 class Directories(Protocol):
     async def fitness(self, directory: Directory) -> Fitness:
-        """Whether a directory can be its owner's own in pods. May take for ever: it may be on a
-        server that does not answer."""
+        """Whether a directory can be mounted into its owner's pods. May never return, as it may be
+        on a server that does not answer."""
 
 
 class Accounts(Protocol):
     async def name_of(self, uid: int) -> str:
-        """The name, or `uid N` where there is none or none comes in time."""
+        """The name of an account; `uid N` if there is none or the lookup takes too long."""
 
 
 class Node(Protocol):

@@ -18,14 +18,15 @@ from podyd.node.sockdiag import SocketAddress
 from podyd.node.telemetry import USUAL, Telemetry, Timing
 from podyd.node.user_names import UserNames
 
-# Of sock_diag, which answers in milliseconds.
+# For sock_diag, which answers in milliseconds.
 KERNEL_SECONDS = 5.0
-# For a pod with many connections the kernel takes long.
+# For a pod with many connections, which takes the kernel long.
 POD_SECONDS = 5.0
 
 
 class LocalNode:
-    """All of it; `ports_socket` says at which unix socket `podyd ports` is."""
+    """The node interface for this host; `ports_socket` returns the path of `podyd ports`' unix
+    socket."""
 
     def __init__(self, *, ports_socket: Callable[[], str], timing: Timing = USUAL) -> None:
         self.facts = Facts.of_this_host()
@@ -38,15 +39,15 @@ class LocalNode:
         self.accounts = UserNames()
 
     def close(self) -> None:
-        """Let go of everything, and wait for nothing that hangs."""
+        """Release everything, without waiting for threads that hang."""
         self.sockets.close()
         self.directories.close()
         self.accounts.close()
 
 
 class LocalSockets:
-    """Asks the kernel, each question in threads of its own: another process that asks can make it
-    slow, and logins, for one, are not to wait for what is asked of pods."""
+    """Asks the kernel, each kind of request in its own threads: some are slow while other processes
+    ask too, and logins must not wait for requests about pods."""
 
     def __init__(self) -> None:
         self._ports = ThreadPoolExecutor(1, thread_name_prefix="ports")
@@ -83,7 +84,7 @@ class LocalSockets:
 
 
 class LocalNeighbours:
-    """Both take the kernel microseconds."""
+    """Calls the kernel directly, as both take microseconds."""
 
     async def heard(self) -> Mapping[Nic, frozenset[str]]:
         return arp.neighbours()
@@ -101,7 +102,7 @@ class LocalRelays:
 
 
 class LocalDirectories:
-    """Looks in threads: a directory may be on a server that does not answer."""
+    """Checks in threads: a directory may be on a server that does not answer."""
 
     def __init__(self) -> None:
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="mounts")

@@ -31,9 +31,9 @@ def _networks(messages: object, attribute: str, length: str) -> Iterator[Network
 
 
 def free_network(used: list[Network]) -> Network:
-    """A /24 of 10.0.0.0/8 that meets none of `used`. Raises SetupError if there is none."""
+    """A /24 of 10.0.0.0/8 that overlaps none of `used`. Raises SetupError if there is none."""
     candidates = list(PRIVATE.subnets(new_prefix=24))
-    # Two servers of a lab should not choose the same.
+    # Random, so that two servers of a lab rarely choose the same.
     random.shuffle(candidates)
     for candidate in candidates:
         if not any(candidate.overlaps(network) for network in used):

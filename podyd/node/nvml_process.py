@@ -28,11 +28,11 @@ T = TypeVar("T")
 
 
 def run(write: Callable[[str], None], *, once: bool = False) -> int:
-    """Write a line a second for as long as NVML answers, then why it does not; returns 1 then."""
-    # Also where NVML hangs: nobody is left behind by a podyd that is killed.
+    """Write a sample per second until NVML fails, then the failure; returns the exit status 1."""
+    # So that a killed podyd leaves no such process, even if NVML hangs.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if _nobody_reads():
-        return 1  # It was killed before that.
+        return 1  # podyd was killed before prctl.
     try:
         pynvml.nvmlInit()
         sampler = Sampler()
@@ -41,7 +41,7 @@ def run(write: Callable[[str], None], *, once: bool = False) -> int:
             write(sampler.sample().to_line())
             if once:
                 return 0
-            # By the clock, so that what a sample takes does not add up.
+            # By the clock, so that the time that samples take does not add up.
             due = max(due + SAMPLE_SECONDS, time.monotonic())
             time.sleep(due - time.monotonic())
     except pynvml.NVMLError as error:
@@ -70,7 +70,7 @@ _CARD_FAILS = (pynvml.NVMLError_GpuIsLost, pynvml.NVMLError_ResetRequired)
 
 def _in_words(error: pynvml.NVMLError) -> str:
     if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
-        # In nvidia-smi's words, for who looks them up.
+        # In nvidia-smi's words, which can be searched for.
         return (
             "driver/library version mismatch: the driver has been updated, and the old one still"
             " runs in the kernel until this host restarts"
@@ -79,15 +79,15 @@ def _in_words(error: pynvml.NVMLError) -> str:
 
 
 class Sampler:
-    """Takes samples; remembers which card is which, so that a lost one can be named, and up to
-    when it knows what each process has used."""
+    """Takes samples; keeps the identity of each card, so that a lost one can be named, and the time
+    up to which the utilisation of its processes was read."""
 
     def __init__(self) -> None:
         self._known: dict[int, Gpu] = {}
         self._seen: dict[int, int] = {}
 
     def sample(self) -> Sample:
-        """Ask NVML for everything, now. Raises pynvml.NVMLError."""
+        """Take a sample now. Raises pynvml.NVMLError."""
         cuda = pynvml.nvmlSystemGetCudaDriverVersion_v2()
         return Sample(
             taken=time.monotonic(),
@@ -141,7 +141,7 @@ class Sampler:
                 pid,
                 memory[pid],
                 None if used_by is None else used_by.get(pid, 0),
-                # Here, while it is there, and where nobody else waits if that hangs.
+                # Read here, at once and in this process, as it may hang.
                 cgroup_of(pid),
             )
             for pid in sorted(memory)
@@ -153,7 +153,7 @@ class Sampler:
         try:
             samples = pynvml.nvmlDeviceGetProcessUtilization(card, since)
         except pynvml.NVMLError_NotFound:
-            return {}  # Nobody has used it.
+            return {}  # No process has used it.
         found: dict[int, int] = {}
         for sample in samples:
             # The driver's buffer may hold older ones, and slots that were never written.
@@ -185,7 +185,7 @@ def _first_supported(names: Iterable[str], card: object) -> list[Any]:
 
 
 def _supported(ask: Callable[[], T]) -> T | None:
-    """One figure; None where it is not supported, or fails by itself as broken sensors do."""
+    """One figure; None if it is not supported, or fails alone as broken sensors do."""
     try:
         return ask()
     except (*_DRIVER_FAILS, *_CARD_FAILS):

@@ -1,6 +1,6 @@
-"""What listens in a pod, as the kernel has it in /proc of the pod's first process.
+"""The listening sockets of a pod, read from /proc/PID/net of the pod's first process.
 
-Everybody may read that, so podyd need not enter the pod, nor run anything in it.
+Every account may read that, so podyd need not enter the pod, nor run anything in it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LISTEN = "0A"  # TCP_LISTEN of the kernel's net/tcp_states.h
 
 
 class ListeningSocket(NamedTuple):
-    """A TCP socket that takes connections; `address` as people write it."""
+    """A listening TCP socket; `address` in the usual notation."""
 
     port: int
     address: str
@@ -29,9 +29,9 @@ class ListeningSocket(NamedTuple):
 
 @dataclass(frozen=True)
 class PodSockets:
-    """What listens where a process is, and in which cgroup of LXC's that was afterwards.
+    """The listening sockets in a process's network namespace, and its cgroup, read afterwards.
 
-    A pid may be another process' by now, and its cgroup tells.
+    The pid may have been reused, which the cgroup shows.
     """
 
     cgroup: InstanceCgroup | None
@@ -39,7 +39,7 @@ class PodSockets:
 
 
 def pod_sockets(pid: int, proc: Path = Path("/proc")) -> PodSockets:
-    """What listens where this process is. Raises OSError."""
+    """The listening sockets in the network namespace of this process. Raises OSError."""
     texts = [_head(proc / str(pid) / "net" / name) for name in ("tcp", "tcp6")]
     found = frozenset(item for text in texts for item in parse(text))
     return PodSockets(cgroup_of(pid, proc), found)
@@ -65,7 +65,7 @@ def parse(text: str) -> Iterator[ListeningSocket]:
 
 
 def _address(digits: str) -> str:
-    """As people write it; the kernel prints words of 32 bits in the machine's own order."""
+    """An address in the usual notation; the kernel prints 32-bit words in host byte order."""
     words = [int(digits[at : at + 8], 16) for at in range(0, len(digits), 8)]
     order = "<" if sys.byteorder == "little" else ">"
     return str(ipaddress.ip_address(struct.pack(f"{order}{len(words)}I", *words)))

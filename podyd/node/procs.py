@@ -1,4 +1,4 @@
-"""What the kernel says of a process, and which pod it is in.
+"""Processes of the host, read from /proc, and the pod that each is in.
 
 Reading a file in /proc of another's process may take for ever: a command line is that process' own
 memory, and one that hangs in a driver or on NFS may hold the lock of it (mmap_lock). So the service
@@ -27,11 +27,11 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _TICKS = os.sysconf("SC_CLK_TCK")
 # A command line may have megabytes, and belongs to whoever runs it; other files are shorter.
 MAX_HEAD_BYTES = 4096
-# A file of /proc is read in microseconds. So long without one, and the thread is given up.
+# A file of /proc is read in microseconds. A thread that takes longer for one is given up.
 PATIENCE_SECONDS = 0.3
-# All that is asked for at once gets no longer.
+# For all reads of one request.
 LIMIT_SECONDS = 2.0
-# At work at once; those that were given up are not counted here, but there may be so many.
+# Threads that read at a time, and threads that were given up, which do not count towards these.
 MAX_THREADS = 4
 MAX_STUCK = 32
 
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """A process; None where the kernel does not tell."""
+    """A process: its uptime in seconds, its resident memory in bytes; None if not known."""
 
     uid: int | None
     cmd: str
@@ -49,7 +49,7 @@ class Process:
 
 
 def cgroup_of(pid: int, proc: Path = Path("/proc")) -> InstanceCgroup | None:
-    """The cgroup of LXC's that a process is in; None for one of the host, or that ended."""
+    """The instance's cgroup that a process is in; None for one of the host, or one that ended."""
     try:
         # A pod's root gives its own cgroups whatever names they like, such as what is no UTF-8.
         return cgroup_in((proc / str(pid) / "cgroup").read_text(errors="replace"))
@@ -58,16 +58,13 @@ def cgroup_of(pid: int, proc: Path = Path("/proc")) -> InstanceCgroup | None:
 
 
 def cgroup_in(text: str) -> InstanceCgroup | None:
-    """The cgroup of LXC's, the outermost, that /proc/PID/cgroup names."""
+    """The outermost cgroup of an instance that /proc/PID/cgroup names."""
     match = _PAYLOAD.search(text)
     return (match[1] or "default", match[2]) if match else None
 
 
 def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
-    """What there is to know of a process; None if it has ended.
-
-    `cmd` is only its name, as ps shows it of one that has no command line.
-    """
+    """A process; None if it has ended. If it has no command line, `cmd` is its name, as in ps."""
     try:
         stat = _head(proc, pid, "stat")
         # The name in parentheses may hold anything, ')' too.
@@ -108,10 +105,10 @@ def _is_there(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    return False  # It is ours, and has come since.
+    return False  # It is ours, and has started meanwhile.
 
 
-# --- Without waiting for it ---------------------------------------------------------------------
+# --- In threads ---------------------------------------------------------------------------------
 
 
 class Reader:
@@ -126,16 +123,16 @@ class Reader:
         self._proc = proc
         self._patience = patience
         self._turns = asyncio.Semaphore(MAX_THREADS)
-        # What was asked, and of which process.
+        # The kind of read and the pid of those that hang.
         self._stuck: set[tuple[str, int]] = set()
 
     async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
-        """What there is to know of these, without those that have ended.
+        """These processes, without those that have ended.
 
-        Of one that hangs it is what could be read: its name in place of its command line.
+        If the command line of one cannot be read in time, it has its name in place of that.
         """
-        known = await self.ask("process", lambda pid: look_up(pid, self._proc), pids)
-        found = {pid: known.get(pid, _HIDDEN) for pid in pids}
+        read = await self.ask("process", lambda pid: look_up(pid, self._proc), pids)
+        found = {pid: read.get(pid, _HIDDEN) for pid in pids}
         alive = {pid: process for pid, process in found.items() if process is not None}
         lines = await self.ask("command line", lambda pid: command_line(pid, self._proc), alive)
         return {
@@ -144,7 +141,7 @@ class Reader:
         }
 
     async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
-        """The cgroup of LXC's that a process is in; None also if that cannot be read."""
+        """The instance's cgroup that a process is in; None also if it cannot be read."""
         found = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])
         return found.get(pid)
 
@@ -155,9 +152,10 @@ class Reader:
         pids: Iterable[int],
         patience: float | None = None,
     ) -> dict[int, T]:
-        """What `read` returns of each process; `what` names it.
+        """What `read` returns for each process; `what` names the kind of read.
 
-        Left out is where it raised OSError, or hangs, or `LIMIT_SECONDS` were over before.
+        Processes for which it raised OSError or hangs are left out, and those that were not read
+        within `LIMIT_SECONDS`.
         """
         found: dict[int, T] = {}
         left = [pid for pid in dict.fromkeys(pids) if (what, pid) not in self._stuck]
@@ -182,7 +180,7 @@ class Reader:
 
 
 class _Way(Generic[T]):
-    """One thread's way through some processes; `at` is where it is, `found` what it has found."""
+    """A thread that reads some processes in turn: `at` is the current one, `found` the results."""
 
     def __init__(self, read: Callable[[int], T], pids: Sequence[int]) -> None:
         self.at = pids[0]
@@ -198,8 +196,8 @@ class _Way(Generic[T]):
         return self._over.done()
 
     async def go(self, patience: float, end: float) -> None:
-        """Go as far as it goes: for as long as it comes on within `patience` seconds, and until
-        `end` on the monotonic clock."""
+        """Run while each read takes less than `patience` seconds, and until `end` on the monotonic
+        clock."""
         threading.Thread(target=self._walk, name="procs", daemon=True).start()
         while not self.is_over:
             at, seconds = self.at, min(patience, end - time.monotonic())
@@ -208,7 +206,7 @@ class _Way(Generic[T]):
                 return
 
     def give_up(self, over: Callable[[], None]) -> None:
-        """Go no further; `over` is called once the thread has come so far as to end."""
+        """Stop after the current read; `over` is called when the thread ends."""
         self._is_given_up = True
         self._over.add_done_callback(lambda _: over())
 

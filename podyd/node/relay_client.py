@@ -1,4 +1,4 @@
-"""Tells `podyd ports`, the small process without rights that relays TCP, which port leads where."""
+"""The client of `podyd ports`, the unprivileged process that relays TCP."""
 
 from __future__ import annotations
 
@@ -13,37 +13,38 @@ from podyd import __version__
 from podyd.base.errors import Unavailable
 
 TIMEOUT = 10.0
-# The line that asks for no more than an answer.
+# The request that changes nothing, and only asks for an answer.
 QUESTION = b"null\n"
 NOT_ITS_ANSWER = (LookupError, TypeError, ValueError, AttributeError)
 MAX_ANSWER_BYTES = 1024**2
 
-# Host ports with the address and port that they lead to; None keeps a port that leads nowhere.
+# Host ports with the address and port of their targets; None reserves a port without a target.
 Table = Mapping[int, tuple[str, int] | None]
 
 
 @dataclass(frozen=True)
 class RelayAnswer:
-    """What the relay could not do, by host port, and which podyd it was begun with."""
+    """Why the relay could not forward a port, by host port, and the version of podyd that started
+    it."""
 
     refused: Mapping[int, str]
     version: str
 
     @classmethod
     def of(cls, said: Any) -> RelayAnswer:
-        """From its line of JSON. Raises LookupError, TypeError, ValueError or AttributeError if it
-        is none of the relay's."""
+        """From the decoded JSON. Raises LookupError, TypeError, ValueError or AttributeError if it
+        is no answer of a relay."""
         refused = {int(port): str(why) for port, why in said["refused"].items()}
         return cls(refused, str(said["version"]))
 
     @property
     def is_old(self) -> bool:
-        """Whether podyd has been upgraded since."""
+        """Whether the relay was started by another version of podyd."""
         return self.version != __version__
 
 
 class RelayClient:
-    """A connection to the relay, which it ends only by ending itself."""
+    """A connection to the relay, which only its end closes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -52,7 +53,7 @@ class RelayClient:
         self.gone: asyncio.Future[Any] = asyncio.ensure_future(reader.readline())
 
     async def put(self, table: Table) -> RelayAnswer:
-        """Have the ports led so, all others given up. Raises Unavailable."""
+        """Forward the ports as in this table, and close all others. Raises Unavailable."""
         sent = {str(port): target and list(target) for port, target in table.items()}
         try:
             self._writer.write(json.dumps(sent).encode() + b"\n")

@@ -1,7 +1,6 @@
-"""What NVML says at one moment: the cards, and which process is on which.
+"""Samples of NVML: the cards at one moment, and the processes on each.
 
-nvml_process.py takes the samples, in a process of its own; here is what it writes, and how it is
-read.
+nvml_process.py takes them, in a separate process; here are their types and their JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ NVIDIA_VENDOR_ID = "10de"
 @dataclass(frozen=True)
 class ProcessSample:
     """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
-    last sample; None where the driver does not tell. `cgroup` is the one of LXC's that it is in."""
+    last sample; None if the driver does not report it. `cgroup` is its instance's."""
 
     pid: int
     memory_used: int | None

@@ -1,4 +1,4 @@
-"""The last sample of NVML, from a process that may hang or fail and is then replaced."""
+"""The last sample of NVML, from a child process that is restarted if it hangs or fails."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from podyd.node.samples import Failure, Sample, parse_line
 
 log = logging.getLogger(__name__)
 
-# So long without a line, and NVML hangs; its initialisation alone may take seconds.
+# After so long without a line, NVML hangs; its initialisation alone may take seconds.
 SILENT_SECONDS = 15.0
-# Without a driver it is enough to look now and then whether one has come.
+# Without a driver, the interval of checks whether one has been installed.
 ABSENT_RETRY_SECONDS = 30.0
 RETRY_SECONDS = 2.0
-# A sample that is older does not say who is on a card now.
+# An older sample does not say what is on a card now.
 STALE_SECONDS = 30.0
-# And at the end of podyd a killed one is waited for so long.
+# When podyd ends, the killed child is waited for so long.
 END_SECONDS = 1.0
 MAX_LINE_BYTES = 4 * 1024**2
 
@@ -32,7 +32,7 @@ Subscriber = Callable[[Sample], None]
 
 @dataclass(frozen=True)
 class Timing:
-    """How long to wait, in seconds; other than usual in tests only."""
+    """How long to wait, in seconds; other values in tests only."""
 
     silent: float = SILENT_SECONDS
     absent_retry: float = ABSENT_RETRY_SECONDS
@@ -69,7 +69,7 @@ class Telemetry:
         await came(self._first, timeout)
 
     async def run(self) -> None:
-        """Take samples for good."""
+        """Take samples until cancelled."""
         while True:
             try:
                 process = await self._start()
@@ -94,7 +94,7 @@ class Telemetry:
             stdout=PIPE,
             stderr=DEVNULL,
             limit=MAX_LINE_BYTES,
-            # Python looks for modules where it is begun, before it does anywhere else.
+            # Python looks for modules in the working directory first.
             cwd="/",
             env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         )
@@ -121,7 +121,7 @@ class Telemetry:
             process.kill()
         over = asyncio.ensure_future(process.wait())
         try:
-            # One that the kernel does not let go is waited for: a second one would hang beside it.
+            # One that is stuck in the kernel is waited for: a second one would hang too.
             await asyncio.shield(over)
         except asyncio.CancelledError:
             await asyncio.wait({over}, timeout=END_SECONDS)

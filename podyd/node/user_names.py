@@ -1,4 +1,4 @@
-"""The names of user ids, from wherever this host keeps them; LDAP may take its time, or hang."""
+"""The names of user ids, from NSS, where LDAP may be slow or hang."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ MAX_KEPT = 10_000
 
 
 class UserNames:
-    """Each id is looked up once, in a thread of its own; a restart forgets a name that changed."""
+    """A cache: each id is looked up once, in a separate thread; a restart drops old names."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="usernames")
         self._asked: dict[int, asyncio.Future[str]] = {}
 
     async def name_of(self, uid: int) -> str:
-        """The name, or `uid N` where there is none or none comes in time."""
+        """The name of an account; `uid N` if there is none or the lookup takes too long."""
         if uid not in self._asked:
             if len(self._asked) >= MAX_KEPT:
                 self._asked.clear()
@@ -28,7 +28,7 @@ class UserNames:
         return self._asked[uid].result() if done else f"uid {uid}"
 
     def close(self) -> None:
-        """Wait for nobody: what hangs in LDAP would hang the end of podyd too."""
+        """End the threads without waiting: one that hangs in LDAP would delay podyd's end."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
