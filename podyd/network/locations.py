@@ -1,9 +1,9 @@
-"""At which address each pod is.
+"""The IPv4 address of each pod.
 
-An address that a pod claims proves nothing, for its root sets any. What counts is at which one the
-kernel has heard of the pod's own network card, and only where LXD holds the card to the address
-that its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot
-ask that server: who may see a network of LXD's may also change it.
+An address that a pod reports proves nothing, as its root can set any. What counts is the kernel's
+ARP entry of the pod's own interface, and only where LXD limits the interface to the address that
+its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot ask
+that server: whoever may see a network of LXD's may also change it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Heard = Mapping[Nic, frozenset[str]]
 
 @dataclass(frozen=True)
 class Location:
-    """Where an instance has been since it was started."""
+    """The interface and address of an instance since it was started (`run`)."""
 
     run: tuple[str, object]
     nic: Nic
@@ -34,7 +34,7 @@ class Location:
 
 
 class Locations:
-    """Remembers where the pods are; LXD's word of it is only where to ask the kernel."""
+    """Caches the addresses of pods; those that LXD reports are only probed by ARP."""
 
     def __init__(self, instances: Instances, neighbours: Neighbours) -> None:
         self._instances = instances
@@ -43,28 +43,28 @@ class Locations:
         self._unheld: frozenset[str] = frozenset()
 
     async def of(self, running: Collection[Instance]) -> Mapping[str, str]:
-        """The addresses of those that are found, by name; the others are asked for meanwhile."""
+        """The known addresses, by name of the instance; ARP requests are sent for the others."""
         heard = await self._neighbours.heard()
         found = {}
         for instance in running:
             location = location_of(instance, heard, self._locations.get(instance.name))
             if location is None:
-                await self._ask_for(instance)
+                await self._probe(instance)
                 continue
             found[instance.name] = location
-            known = heard.get(location.nic, frozenset())
-            if len(known) != 1:
-                # It is forgotten, or has several, of which one is old.
-                await self._neighbours.probe(location.nic.parent, {location.address, *known})
+            entries = heard.get(location.nic, frozenset())
+            if len(entries) != 1:
+                # The entry has expired, or there are several, of which one is old.
+                await self._neighbours.probe(location.nic.parent, {location.address, *entries})
         self._locations = found
         self._warn(running)
         return {name: location.address for name, location in found.items()}
 
-    async def _ask_for(self, instance: Instance) -> None:
+    async def _probe(self, instance: Instance) -> None:
         nics = held_nics(instance)
         if not nics:
             return
-        with contextlib.suppress(PodydError):  # It has stopped this moment, or LXD is away.
+        with contextlib.suppress(PodydError):  # It has just stopped, or LXD does not answer.
             state = await self._instances.state(instance.name)
             claimed = _claimed(state)
             for nic in nics:
@@ -74,17 +74,17 @@ class Locations:
         unheld = frozenset(item.name for item in running if not held_nics(item))
         for name in sorted(unheld - self._unheld):
             log.warning(
-                "%s: no port leads there, as none of its network cards has a parent and"
-                " security.ipv4_filtering",
+                "%s: no port is forwarded there, as none of its network interfaces has a parent"
+                " and security.ipv4_filtering",
                 name,
             )
         self._unheld = unheld
 
 
 def location_of(instance: Instance, heard: Heard, before: Location | None) -> Location | None:
-    """Where a running instance is; None while the kernel has not heard of it.
+    """The location of a running instance; None while the kernel has no ARP entry of it.
 
-    Where it has been since its start it is still, if nobody else has been heard of there.
+    Its last one since its start still counts, unless another interface has that address now.
     """
     run = instance.uuid, instance.started
     known = before if before is not None and before.run == run else None
@@ -102,7 +102,7 @@ def location_of(instance: Instance, heard: Heard, before: Location | None) -> Lo
 
 
 def held_nics(instance: Instance) -> list[Nic]:
-    """The network cards that LXD holds to the address that it gave them."""
+    """The interfaces that LXD limits to the address that it gave them."""
     found = []
     for name, device in sorted(instance.devices.items()):
         hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")
@@ -114,5 +114,5 @@ def held_nics(instance: Instance) -> list[Nic]:
 
 
 def _claimed(state: State) -> set[str]:
-    """The addresses that an instance says it has."""
+    """The IPv4 addresses that an instance reports."""
     return {item.address for item in state.addresses if item.family == "inet"}

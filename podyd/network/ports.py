@@ -1,6 +1,6 @@
-"""Ports of the host that lead into pods: which ones a pod has, and what `podyd ports` is told.
+"""Ports of the host that are forwarded to pods: which ones a pod has, and the relay's table.
 
-A pod's ports stand on its instance and stay the same, wherever the pod is.
+A pod's ports are stored in its instance's configuration, and stay the same whatever its address.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ log = logging.getLogger(__name__)
 
 NONE = "none"
 NO_FREE_PORT = "no_free_port"
-# An admin's `lxc launch` has set out to start the instance by then.
+# By then an admin's `lxc launch` has asked LXD to start the instance.
 SETTLE_AFTER = timedelta(seconds=5)
-# Several changes often come together.
+# Several changes often come together, and are applied at once.
 GATHER_SECONDS = 0.1
-# A pod that has just started asks for an address; nobody says when it has one.
+# A pod that has just started gets its address by DHCP, of which there is no event.
 SOON_SECONDS, SOON_WAIT = 0.5, timedelta(seconds=60)
 REFRESH_SECONDS = 30.0
 RETRY_SECONDS = 2.0
@@ -46,7 +46,7 @@ Mapped = dict[int, int]
 
 
 class Ports:
-    """Gives ports out, and keeps the relay told."""
+    """Assigns ports, and keeps the relay's table up to date."""
 
     def __init__(
         self,
@@ -64,32 +64,32 @@ class Ports:
         self._settings = settings
         self._lock = asyncio.Lock()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        # Those of pods that are being made.
+        # Ports of pods that are being made.
         self._reserved: set[int] = set()
-        # Those that the relay has at present.
+        # Ports that the relay listens on at present.
         self._open: frozenset[int] = frozenset()
         self._pokes: list[asyncio.Event] = []
         self._tell: Callable[[str], None] = lambda problem: None
         self._problem = ""
 
     def poke(self) -> None:
-        """Look again: something has changed."""
+        """Check again: something has changed."""
         for event in self._pokes:
             event.set()
 
     def subscribe(self, tell: Callable[[str], None]) -> None:
-        """Call `tell` with what is wrong with the relay, and with "" when all is well."""
+        """Call `tell` with what is wrong with the relay, and with "" when it works again."""
         self._tell = tell
 
     # --- Which ports a pod has -------------------------------------------------------------------
 
     async def of(self, pod: Pod) -> Mapped:
-        """A pod's ports."""
+        """A pod's ports, by those of the host."""
         return ports_of(await self._instances.all()).get(pod.name, {})
 
     @contextlib.asynccontextmanager
     async def new(self, member: Member, ins: str) -> AsyncIterator[dict[str, str]]:
-        """Hold the ports of a pod that is being made; gives the configuration that says them.
+        """Reserve the ports of a pod that is being made; yields the configuration that names them.
 
         Raises Conflict if too few are free.
         """
@@ -100,7 +100,7 @@ class Ports:
             yield {PORTS: written(found)}
 
     async def add(self, member: Member, pod: Pod, inner: int) -> None:
-        """Lead one more port of the host into a pod. Raises Conflict, Forbidden (quota)."""
+        """Forward one more port of the host to a pod. Raises Conflict, Forbidden (quota)."""
         async with self._alone(pod):
             own, missing = await self._own(pod)
             mapped = [*own.values(), *missing]
@@ -124,7 +124,7 @@ class Ports:
                 await self._write(pod, own | found)
 
     async def delete(self, pod: Pod, inner: int) -> str:
-        """Lead no port of the host to this one any longer. Returns what was done."""
+        """Stop forwarding to this port of a pod. Returns what was done. Raises NotFound."""
         async with self._alone(pod):
             own, missing = await self._own(pod)
             if inner not in [*own.values(), *missing]:
@@ -133,16 +133,16 @@ class Ports:
                     advice="See /pod/info.",
                     code="no_such_port",
                 )
-            left = {host: port for host, port in own.items() if port != inner}
+            others = {host: port for host, port in own.items() if port != inner}
             missing = [port for port in missing if port != inner]
             async with self._held(f"{pod.owner}/{pod.ins}", missing) as found:
-                await self._write(pod, left | found)
+                await self._write(pod, others | found)
         return f"No port of the host leads to port {inner} of pod {pod.ins} any longer."
 
     async def settle(self) -> None:
-        """Give ports to pods that podyd did not make, or that have another's, for good.
+        """Assign ports to pods that have none or another pod's, until cancelled.
 
-        That is what an admin's `lxc launch` and `lxc copy` leave. The older pod keeps its own.
+        An admin's `lxc launch` and `lxc copy` make such pods. The older pod keeps its ports.
         """
         said = ""
         with self._poked() as poke:
@@ -155,12 +155,13 @@ class Ports:
                 except PodydError as error:
                     problem = error.detail
                 if problem and problem != said:
-                    log.warning("ports cannot be given out now: %s", problem)
+                    log.warning("ports cannot be assigned now: %s", problem)
                 said = problem
                 await _either(poke, delay)
 
     async def _settle(self) -> bool:
-        """False if a pod is too young, or LXD is busy with it. Raises Conflict if none is free."""
+        """Assign them once; False if a pod is too new, or LXD is busy with it. Raises Conflict if
+        none is free."""
         instances = await self._instances.all()
         pods = {pod.name: pod for pod in pods_of(instances)}
         done = True
@@ -176,16 +177,16 @@ class Ports:
             except PodydError as error:
                 if error.code == NO_FREE_PORT:
                     raise
-                log.info("%s: its ports come later: %s", pod.name, error)
+                log.info("%s: its ports are assigned later: %s", pod.name, error)
                 done = False
         return done
 
     def _alone(self, pod: Pod) -> asyncio.Lock:
-        """Held by whoever changes the ports of a pod."""
+        """The lock for changes of a pod's ports."""
         return self._locks.setdefault(pod.name, asyncio.Lock())
 
     async def _own(self, pod: Pod) -> tuple[Mapped, list[int]]:
-        """The ports that a pod has, and to which of its ports others must lead."""
+        """The ports that a pod has, and the ports in it that need a new one of the host."""
         instances = await self._instances.all()
         instance = named(instances, pod.name) or pod.instance
         own = ports_of(instances).get(pod.name, {})
@@ -195,26 +196,26 @@ class Ports:
 
     @contextlib.asynccontextmanager
     async def _held(self, name: str, inner: Sequence[int]) -> AsyncIterator[Mapped]:
-        """Keep free ports for a pod until they stand on its instance. Raises Conflict."""
+        """Reserve free ports for a pod until they are stored on its instance. Raises Conflict."""
         async with self._lock:
             found = await self._free(name, inner)
             self._reserved |= found.keys()
         try:
             yield found
         finally:
-            # Under the lock: whoever chooses sees them in LXD's list, or here.
+            # Under the lock, so that the next caller sees them in LXD's list, or here.
             async with self._lock:
                 self._reserved -= found.keys()
 
     async def _free(self, name: str, inner: Sequence[int]) -> Mapped:
-        """Host ports that are nobody's. The lock is held. Raises Conflict if there are too few.
+        """Free ports of the host, under the lock. Raises Conflict if there are too few.
 
-        Where they are free, a pod of this name gets the same as the last one.
+        If they are free, a pod gets the same ones as the last one of its name.
         """
         if not inner:
             return {}
         first, last = self._settings.current.ports.range
-        # What listens on a port that has just been given up is the relay.
+        # The relay itself may still listen on a port that was released a moment ago.
         taken = self._reserved | (await self._busy() - self._open)
         for instance in await self._instances.all():
             taken |= (parse(instance.config.get(PORTS, "")) or {}).keys()
@@ -241,18 +242,18 @@ class Ports:
         try:
             return await self._sockets.listening_ports()
         except OSError as error:
-            # One that is in use will be refused by the relay, which says so.
-            log.warning("the kernel does not tell which ports are in use: %s", error)
+            # The relay reports a port that is in use.
+            log.warning("the kernel does not show which ports are in use: %s", error)
             return frozenset()
 
     async def _write(self, pod: Pod, mapped: Mapped) -> None:
         with lxd_could_not("note the pod's ports"):
             await self._instances.edit(pod.name, config={PORTS: written(mapped)}, devices=dict)
 
-    # --- What the relay is told ------------------------------------------------------------------
+    # --- The relay's table -----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Keep the relay told, for good; where it is away, all else goes on."""
+        """Keep the relay's table up to date, until cancelled; podyd works without the relay too."""
         with self._poked() as poke:
             while True:
                 try:
@@ -269,7 +270,7 @@ class Ports:
             try:
                 table, delay = await self._table()
             except PodydError:
-                # LXD is away, as its follower has said; ports lead where they did.
+                # LXD does not answer, which is logged elsewhere; the table stays as it is.
                 await _either(poke, RETRY_SECONDS, relay.gone)
                 continue
             if table != sent or self._problem:
@@ -295,7 +296,7 @@ class Ports:
             self._tell(problem)
 
     async def _table(self) -> tuple[Table, float]:
-        """Where each port leads now, and after how many seconds to look again."""
+        """The target of each port, and the seconds until the next check."""
         instances = await self._instances.all()
         pods = pods_of(instances)
         mapped = ports_of(instances)
@@ -326,7 +327,7 @@ class Ports:
 async def _either(
     poke: asyncio.Event, timeout: float, gone: asyncio.Future[Any] | None = None
 ) -> None:
-    """Until it is poked, or the other thing happens, or time is up."""
+    """Wait for `poke` or `gone`, or until time is up."""
     waiting = asyncio.ensure_future(poke.wait())
     try:
         await asyncio.wait(
@@ -338,11 +339,11 @@ async def _either(
         waiting.cancel()
 
 
-# --- What stands on the instances ---------------------------------------------------------------
+# --- What is stored on the instances ------------------------------------------------------------
 
 
 def parse(text: str) -> Mapped | None:
-    """The ports that a value of user.podyd.ports says; None if it is none of podyd's."""
+    """The ports in a value of user.podyd.ports; None if it is malformed."""
     if text == NONE:
         return {}
     if not re.fullmatch(r"\d{4,5}:\d{1,5}(,\d{4,5}:\d{1,5})*", text, re.ASCII):
@@ -355,12 +356,12 @@ def parse(text: str) -> Mapped | None:
 
 
 def written(mapped: Mapped) -> str:
-    """The same as it stands there."""
+    """The value of user.podyd.ports for these ports."""
     return ",".join(f"{host}:{inner}" for host, inner in sorted(mapped.items())) or NONE
 
 
 def ports_of(instances: Iterable[Instance]) -> dict[str, Mapped]:
-    """The ports of each instance; one that several say they have is the oldest one's."""
+    """The ports of each instance, by its name; one that several claim belongs to the oldest."""
     found: dict[str, Mapped] = {}
     taken: set[int] = set()
     for instance in _by_age(instances):
@@ -371,7 +372,7 @@ def ports_of(instances: Iterable[Instance]) -> dict[str, Mapped]:
 
 
 def _lacking(instances: Iterable[Instance]) -> list[str]:
-    """The instances that have no ports, or such as are another's, the oldest first."""
+    """The instances that have no ports, or claim another one's, the oldest first."""
     instances = list(instances)
     own = ports_of(instances)
     return [

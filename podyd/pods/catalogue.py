@@ -23,7 +23,7 @@ DELETE_TIMEOUT = 120.0
 
 @dataclass(frozen=True)
 class Image:
-    """An image, and whose it is; `size` in bytes."""
+    """An image and its owner; `size` in bytes."""
 
     fingerprint: str
     aliases: tuple[str, ...]
@@ -60,7 +60,7 @@ class Image:
 
 
 class Catalogue:
-    """What LXD has and `images.offer` lets through."""
+    """LXD's images, as far as `images.offer` lets members see them."""
 
     def __init__(self, store: ImageStore, settings: Settings) -> None:
         self._store = store
@@ -71,7 +71,7 @@ class Catalogue:
         return self._offered(await self.all(), member)
 
     async def hint(self) -> str:
-        """Where nothing is offered, how that is mended; else ""."""
+        """If no image is offered, how to change that; else ""."""
         return self._hint(await self.all())
 
     async def offered(self, member: Member, name: str) -> tuple[str, Image]:
@@ -121,12 +121,12 @@ class Catalogue:
         )
 
     async def remove(self, image: Image) -> None:
-        """Delete an image; that it has gone already is no error."""
+        """Delete an image, if it is still there."""
         with contextlib.suppress(Missing):
             await self._store.delete(image.fingerprint, timeout=DELETE_TIMEOUT)
 
     async def all(self) -> list[Image]:
-        """Every image, whoever's it is."""
+        """Every image, of all owners."""
         return [Image.of(item) for item in await self._store.all()]
 
     def _offered(self, images: Sequence[Image], member: Member | None = None) -> list[str]:

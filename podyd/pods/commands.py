@@ -1,4 +1,4 @@
-"""Commands and shells in pods: who may have how many, for how long, and what they come to."""
+"""Commands and shells in pods: their number and time limits, and their results."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ MAX_SHELLS = 256
 
 
 class Executed(Protocol):
-    """Is told of every command that is over."""
+    """Called after each command."""
 
     def __call__(self, seconds: float, *, timed_out: bool) -> None: ...
 
 
 class Commands:
-    """Has commands run, to their end or while their caller talks to them."""
+    """Runs commands: to their end, or interactively over a WebSocket."""
 
     def __init__(
         self,
@@ -65,14 +65,14 @@ class Commands:
             code="too_many_shells",
         )
 
-    # --- To their end ----------------------------------------------------------------------------
+    # --- Until they end --------------------------------------------------------------------------
 
     async def exec(
         self, member: Member, ins: str, command: str, timeout: float | None
     ) -> HeldAnswer[ExecResult]:
         """Run a command in a running pod; `timeout` in seconds, within podyd.yaml's maximum.
 
-        It counts as one of the member's until the answer is closed: its output is held so long.
+        It takes one of the member's slots until the answer is closed, as its output is in memory.
         """
         config = self._settings.current.pods
         timeout = config.exec_timeout if timeout is None else timeout
@@ -87,7 +87,8 @@ class Commands:
     async def run(
         self, member: Member, ins: str, command: str, *, timeout: float, limit: int
     ) -> HeldAnswer[ExecResult]:
-        """`exec` without its bounds; `limit` in bytes for each of stdout and stderr."""
+        """As `exec`, with any `timeout` in seconds and `limit` in bytes for each of stdout and
+        stderr."""
         pod = await self._owned.find_running(member, ins)
         with self._execs.take(member) as slot:
             began = time.monotonic()
@@ -109,10 +110,10 @@ class Commands:
             )
             return HeldAnswer(result, slot.pop_all().close)
 
-    # --- While their caller talks to them --------------------------------------------------------
+    # --- Interactive -----------------------------------------------------------------------------
 
     async def open(self, member: Member, ins: str, size: Size | None) -> OpenShell:
-        """A slot in a running pod, with a terminal of that size or with none.
+        """Take a slot for a session in a running pod, with a terminal of that size or without.
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
         """
@@ -141,14 +142,14 @@ class Commands:
         """The pod's memory limit now, in bytes or -1, for a command that was killed for memory."""
         if not end.oom_killed:
             return None
-        with contextlib.suppress(PodydError):  # LXD may be away by now.
+        with contextlib.suppress(PodydError):  # LXD may not answer by now.
             if instance := named(await self._instances.all(), pod.name):
                 return memory_limit(instance.expanded_config)
         return None
 
 
 class OpenShell:
-    """A slot for a shell, or for a command that is talked to, until it is closed."""
+    """A slot for an interactive shell or command, until it is closed."""
 
     def __init__(
         self, commands: Commands, pod: Pod, size: Size | None, slot: contextlib.ExitStack
@@ -163,7 +164,7 @@ class OpenShell:
         return await self._commands.talk(self._pod, start, self._size, streams)
 
     def close(self) -> None:
-        """Give the slot back; a second time does nothing."""
+        """Release the slot; a second time does nothing."""
         self._slot.close()
 
 

@@ -1,8 +1,8 @@
-"""What makes a machine itself and no other: its ssh host keys, machine-id and host name.
+"""The identity of a machine: its ssh host keys, machine-id and host name.
 
-A copy must not have them, nor an image. They are taken out through LXD's file API before the copy
-runs for the first time. LXD opens the files inside the pod's own root, so that a link which the
-pod's owner has made leads nowhere else; podyd opens none itself. No directory is listed through
+A copy must not have them, nor an image. They are removed through LXD's file API before the copy
+starts for the first time. LXD opens the files inside the pod's own root, so that a symbolic link of
+the pod's owner cannot escape it; podyd opens none itself. No directory is listed through
 that API, as nothing keeps LXD from running the pod's code there (see podyd/engine/tree.py).
 """
 
@@ -32,7 +32,7 @@ HOSTS = "/etc/hosts"
 
 
 async def forget_identity(files: Files, name: str) -> None:
-    """Take its identity from an instance that is stopped. Raises Conflict if that cannot be."""
+    """Remove the identity of an instance that is stopped. Raises Conflict if that fails."""
     try:
         if await _kind(files, name, SSH) == "directory":
             await files.delete_all(name, SSH, "ssh_host_")

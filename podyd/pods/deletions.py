@@ -1,4 +1,4 @@
-"""Files of pods deleted, also in a pod that is stopped: one whose disk is full may not start.
+"""Deletion of files in pods, also in a stopped pod: one whose disk is full may not start.
 
 In a pod that runs, `rm` and `find` in it do the work, for the reasons in files.py. In one that
 is stopped nobody can put a pipe into the place of a file, so LXD's own way is safe there: it looks
@@ -29,7 +29,7 @@ from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 4
 MAX_ALL = 32
-# For all that a directory of a pod has.
+# For a directory with all that is below it.
 SECONDS = 300.0
 
 # $1: the path, $2: not empty if all below it goes too, unless something is mounted there. -xdev is
@@ -52,7 +52,7 @@ exec rm -f -- "$1"
 
 
 class Deletions:
-    """Deletes what members name."""
+    """Deletes files and directories of pods."""
 
     def __init__(self, *, files: Files, owned: Owned, executor: Executor) -> None:
         self._files = files

@@ -22,7 +22,7 @@ MEMORY, CPU = "limits.memory", "limits.cpu"
 
 
 class Limits:
-    """Sets them on the instance, over what its profiles say; quotas hold for each pod by itself."""
+    """Sets limits on the instance, which override its profiles'; quotas apply to each pod alone."""
 
     def __init__(
         self, *, instances: Instances, profiles: Profiles, owned: Owned, disks: Disks, info: Info
@@ -41,7 +41,7 @@ class Limits:
         cpus: int | None,
         disk_bytes: int | None,
     ) -> PodInfo:
-        """Set what is not None; -1 is what a new pod of these profiles would have.
+        """Set the limits that are not None, in bytes and in CPUs; -1 resets one to a new pod's.
 
         Raises BadRequest (nothing is given), Forbidden (quota), Conflict (the pod uses more memory
         than that: the kernel would kill its processes; or more of its disk).

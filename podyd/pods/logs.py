@@ -1,4 +1,4 @@
-"""What a pod says of itself: its journal while it runs, else its console and LXC's log."""
+"""The log of a pod: its journal while it runs, else its console or LXC's log."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from podyd.pods.commands import Commands
 from podyd.pods.owned import Owned
 from podyd.pods.power import why_not_started
 
-# Whatever is called journalctl in a pod is its root's, and so is tail.
+# journalctl and tail in a pod are programs of its root, and may do anything.
 MAX_JOURNAL_BYTES = 1_000_000
 JOURNAL_SECONDS = 5
-# From there on, what does not even obey the pod's kernel is killed from outside.
+# Then podyd kills the command, should `timeout` in the pod not have done so.
 RUN_SECONDS = JOURNAL_SECONDS + 3.0
-# What `timeout` says of a command that it has ended; busybox's, of SIGTERM.
+# Exit codes of `timeout` for a command that it has killed; the last is busybox's.
 _CUT = "124|137|143"
 
 
 class Logs:
-    """Looks where something is to be found."""
+    """Reads the log of a pod from the first source that has one."""
 
     def __init__(self, *, instances: Instances, owned: Owned, commands: Commands) -> None:
         self._instances = instances
@@ -36,7 +36,7 @@ class Logs:
         """The last lines of a pod's log. Raises NotFound, Conflict (it is frozen)."""
         pod = await self._owned.find(member, request.ins)
         if pod.status == "frozen":
-            # Its journal is there and cannot be asked; its console would look like a failure.
+            # Its journal cannot be read while it is frozen, and its console would mislead.
             raise Conflict(
                 f"Pod {request.ins!r} is frozen, and what would show its journal is too.",
                 advice="Let it go on with /pod/start.",
@@ -54,10 +54,10 @@ class Logs:
         return _whole(said, "console")
 
     async def _journal(self, member: Member, request: LogsOf) -> HeldAnswer[PodLog] | None:
-        """None where the pod has no journal."""
+        """The journal; None if the pod has none."""
         since = "" if request.since is None else f" --since=-{request.since:.0f}s"
         command = f"journalctl --quiet --no-pager --output=short-iso -n {request.lines}{since}"
-        # Of what is too much, the last counts; what is cut off, tail still shows.
+        # If it is too long, its end counts, which tail also prints of a journalctl that was killed.
         done = await self._commands.run(
             member,
             request.ins,
@@ -78,7 +78,7 @@ class Logs:
         try:
             return await self._instances.console(pod.name)
         except LxdRefused:
-            return ""  # It has none, or none any more.
+            return ""  # There is none.
 
 
 def _whole(text: str, source: Literal["console", "lxc"]) -> HeldAnswer[PodLog]:
@@ -86,6 +86,6 @@ def _whole(text: str, source: Literal["console", "lxc"]) -> HeldAnswer[PodLog]:
 
 
 def _tail(text: str, lines: int) -> str:
-    # A console's lines end as a terminal's do.
+    # Lines of a console end with CR LF.
     found = re.sub(r"\r+\n", "\n", text).splitlines(keepends=True)[-lines:]
     return "".join(found)

@@ -1,4 +1,4 @@
-"""Members' own directories of the host, in each of their pods.
+"""Members' own directories of the host, mounted in each of their pods.
 
 A pod's root is its owner on the host: `raw.idmap` gives it their uid and gid. So a file has the
 right owner on both sides, whoever makes it; nothing in the pod is root on the host, and the kernel
@@ -30,7 +30,7 @@ LOOK_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class MountConfig:
-    """What an instance needs for its owner's directories; keys that are None it has not."""
+    """The keys and devices of an instance with its owner's directories; a key of None is unset."""
 
     config: Mapping[str, str | None]
     devices: Devices
@@ -40,7 +40,7 @@ NOTHING = MountConfig({RAW: None, IDMAP: None}, {})
 
 
 class Mounts:
-    """Says what a pod has mounted, and sees to it before the pod starts."""
+    """Decides what a pod has mounted, and updates it before the pod starts."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Mounts:
         self._settings = settings
 
     async def new(self, member: Member, profiles: Sequence[Profile]) -> MountConfig:
-        """What a new pod of these profiles needs; nothing if they map ids themselves.
+        """The mounts of a new pod of these profiles; none if they map ids themselves.
 
         Raises Conflict, which says what the admin has to do, and Unavailable.
         """
@@ -65,9 +65,9 @@ class Mounts:
         return await self._of(member)
 
     async def due(self, member: Member, pod: Pod) -> MountConfig | None:
-        """What a pod needs that is to be started, None if it has it; raises as `new` does.
+        """The mounts of a pod before it starts, None if it has them already; raises as `new` does.
 
-        Where an admin maps ids, on the instance or in its profiles, all stays as it is.
+        If an admin maps ids, on the instance or in its profiles, nothing is changed.
         """
         instance = pod.instance
         mapped = instance.config.get(IDMAP)
@@ -78,7 +78,7 @@ class Mounts:
         return None if (mapped, own) == (wanted.config[IDMAP], wanted.devices) else wanted
 
     async def apply(self, pod: Pod, due: MountConfig | None) -> None:
-        """Give a pod that has stopped what is due."""
+        """Write these mounts to a stopped pod."""
         if due is None:
             return
         with lxd_could_not("mount your directories"):
@@ -130,7 +130,7 @@ class Mounts:
             )
 
     async def _check_project(self, member: Member, mounts: Sequence[Mount]) -> None:
-        """LXD itself would refuse too, with words for admins alone."""
+        """Raise what LXD itself would refuse too, with an error that members understand."""
         allowed = await self._server.allowed()
         is_known = (
             {mount.prefix for mount in mounts} <= allowed.paths

@@ -1,4 +1,4 @@
-"""Slots for what goes on for long: so many for each member, and so many in all."""
+"""Slots for long-running work: a limit for each member, and one for all together."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from podyd.model.member import Member
 
 
 class Slots:
-    """Counts them; `what` says what they are for, after their number, and `advice` what to do."""
+    """Counts slots: at most `own` of each member, and `all` together.
+
+    The error has the member's number before `what`, and `advice`.
+    """
 
     def __init__(self, *, own: int, all: int, what: str, advice: str, code: str) -> None:
         self._own = own
@@ -21,7 +24,7 @@ class Slots:
         self._taken: Counter[str] = Counter()
 
     def take(self, member: Member) -> contextlib.ExitStack:
-        """Take one, and give it back by closing what is returned; a second time does nothing.
+        """Take a slot; closing the result releases it, and a second time does nothing.
 
         Raises TooMany.
         """

@@ -1,4 +1,4 @@
-"""Snapshots of pods: a pod's disk as it was."""
+"""Snapshots of the disks of pods."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ log = logging.getLogger(__name__)
 
 # Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
 DISK_TIMEOUT = 1800.0
-# How long a restore waits for its pod's settings, where LXD is not at it; and when it is tried
-# again, at the soonest and at the latest.
+# How long a restore waits until its pod's settings are written back, unless LXD is busy with it;
+# and the intervals of retries, at first and at most.
 SETTLE_TIMEOUT = 5.0
 SETTLE_SECONDS, LOOK_SECONDS = 0.5, 60.0
 
 
 class Snapshots:
-    """Takes, lists, restores and deletes them."""
+    """Takes, lists, restores and deletes snapshots."""
 
     def __init__(
         self,
@@ -64,10 +64,10 @@ class Snapshots:
         return await self._of(await self._owned.find(member, ins))
 
     async def take(self, member: Member, ins: str, name: str | None) -> SnapshotInfo:
-        """Keep a pod's disk; without a name under the time. Raises Conflict, Forbidden (quota)."""
+        """Take a snapshot; the default name is the time. Raises Conflict, Forbidden (quota)."""
         pod = await self._owned.find(member, ins)
         name = name or now().strftime("%Y%m%dT%H%M%SZ")
-        # Two at once could both see the last free place.
+        # Two at once could both see that there is room for one more.
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
             # Where LXD finds no room half way, it leaves what nobody can delete, nor the pod then.
@@ -94,10 +94,10 @@ class Snapshots:
         return f"Snapshot {name} of pod {ins} is deleted."
 
     async def restore(self, member: Member, ins: str, name: str) -> str:
-        """Make a pod's disk as it was at a snapshot. Returns what was done.
+        """Restore a pod's disk from a snapshot. Returns what was done.
 
-        Its owner, its cards and their leases are those of now. If it ran, it runs again, whatever
-        came of it.
+        Its owner, cards and leases stay as they are now. If it ran, it is started again, even if
+        the restore failed.
         """
         pod = await self._owned.find(member, ins)
         await self._one(pod, name)
@@ -128,8 +128,8 @@ class Snapshots:
         log.info("%s restored snapshot %s of pod %s", member.name, name, pod.name)
 
     async def _settle(self, name: str) -> PodydError | None:
-        """Bring a pod's settings back after a restore; what hinders it, where that does not pass
-        soon and `run` has to try again."""
+        """Write a pod's settings back after a restore; returns the error if that fails long, and
+        `run` has to try again."""
         began = time.monotonic()
         pause = SETTLE_SECONDS
         try:
@@ -138,7 +138,7 @@ class Snapshots:
                     await self._instances.settle(name)
                     return None
                 except PodydError as error:
-                    # LXD may still be restoring what podyd has given up on.
+                    # LXD may still be at a restore that podyd no longer waits for.
                     limit = DISK_TIMEOUT if isinstance(error, Busy) else SETTLE_TIMEOUT
                     if time.monotonic() - began > limit:
                         return error
@@ -149,11 +149,11 @@ class Snapshots:
             self.poke()
 
     def poke(self) -> None:
-        """Look again now: something has changed."""
+        """Try again now: something has changed."""
         self._poke.set()
 
     async def run(self) -> None:
-        """Bring settings back that LXD has not taken yet, for good; each is told of once."""
+        """Retry writing settings back, until cancelled; each error is logged once."""
         problems: dict[str, str] = {}
         while True:
             self._poke.clear()
