@@ -1,5 +1,5 @@
-"""LXD: the only place that knows its paths, its answers and what goes wrong with it.
+"""LXD: the only package that knows its paths, its answers and its errors.
 
-What podyd asks of it is in interface.py, by subject, and in streams.py for commands; types.py has
-what is asked and told. lxd.py puts together what asks LXD.
+The interface is in interface.py, by subject, and in streams.py for commands; types.py has its data.
+lxd.py builds the implementation.
 """

@@ -1,10 +1,10 @@
-"""Names that mean one instance alone, whoever has them later."""
+"""Names that are bound to one instance, even if another one has the name later."""
 
 from __future__ import annotations
 
 
 class Bound(str):
-    """A name in LXD, or a path, that is meant for one instance alone.
+    """A name in LXD, or a path, that is bound to one instance.
 
     LXD knows instances by their names, and soon a name may be another's: once `x` has deleted their
     pod `y-main`, `x-y` may make a pod `main`.
@@ -15,7 +15,7 @@ class Bound(str):
 
 
 def bound(name: str, uuid: str) -> str:
-    """The name of the instance that has this uuid; "" where LXD has not given it one yet."""
+    """The name of the instance with this uuid; "" if LXD has not given it one yet."""
     if not uuid:
         return name
     found = Bound(name)
@@ -29,7 +29,7 @@ def uuid_of(name: str) -> str:
 
 
 def meant_for(name: str, text: str) -> str:
-    """A text that holds an instance's name, for that instance alone if the name is bound."""
+    """A text that contains an instance's name, bound to the same instance as the name."""
     if not isinstance(name, Bound):
         return text
     found = Bound(text)

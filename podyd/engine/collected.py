@@ -1,4 +1,4 @@
-"""Output that is kept until its command ends."""
+"""The output of a command, collected until it ends."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from functools import partial
 from podyd.base.longtext import LongText
 from podyd.engine.streams import STDERR, STDOUT, Wish, no_wish
 
-# Eight bytes each; who changes from stdout to stderr more often than that has it not in order.
+# Eight bytes each; after so many changes between stdout and stderr the order is not recorded.
 MAX_TURNS = 16_384
 PIECE_BYTES = 16 * 1024
 
 
 class Collected:
-    """What came on both streams, in the order of arrival, up to `limit` bytes each.
+    """Collects both streams in the order of arrival, up to `limit` bytes of each.
 
-    As a command's streams, it has no input; what is above the limit is taken and dropped.
+    As a command's streams, it has no input; output beyond the limit is read and dropped.
 
     The order is kept up to MAX_TURNS changes from one stream to the other; behind that comes the
     rest of stdout, and then that of stderr.

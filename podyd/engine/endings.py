@@ -1,8 +1,8 @@
-"""What is to be ended in instances, now or as soon as LXD answers again.
+"""Clean-up in instances: commands to kill and partial files to remove, also after LXD was away.
 
-A command that is to be killed, or half a file that is to be removed, is not given up because LXD is
-away or podyd stops: what could not be done stands in a file and is tried again, by the next podyd
-too. A crash of the whole machine ends the commands themselves, so nothing is forced to the disk.
+A clean-up that fails because LXD does not answer or podyd stops is stored in a file and retried, by
+the next podyd too. A crash of the whole machine ends the commands themselves, so the files are not
+synced to the disk.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from podyd.engine.streams import Ending
 log = logging.getLogger(__name__)
 
 RUN_SECONDS = 30.0
-# Between two tries, at first and in the end.
+# Between two tries, at first and at most.
 AGAIN_SECONDS = (1.0, 60.0)
-# LXD may be away for so long; and what it ran so often to no end is given up.
+# A clean-up is dropped after so long, or after so many tries that LXD has run without success.
 KEPT_SECONDS = 86400.0
 MAX_TRIES = 20
 MAX_DUE = 1000
 WIDTH = 8
-# In one instance, before others have their turn: its root can have each of them take RUN_SECONDS.
+# For one instance, before others are served: its root can make each try take RUN_SECONDS.
 ROUND_SECONDS = 60.0
 
 
@@ -46,7 +46,7 @@ class _Due:
 
 
 class Endings:
-    """Does what is to be ended; `directory` has what is due."""
+    """Runs the clean-ups; those that are due are stored in `directory`."""
 
     def __init__(self, client: LxdClient, directory: Path) -> None:
         self._client = client
@@ -68,18 +68,18 @@ class Endings:
             path.unlink(missing_ok=True)
 
     async def do(self, ending: Ending) -> None:
-        """End it; what cannot be done now is done later, by `run`."""
+        """Run it now; if that fails, `run` retries it."""
         is_done = False
         try:
             is_done = await self._try(_Due(ending, time.time()))
         except Unavailable as error:
-            log.warning("%s: what is to be ended waits for LXD: %s", ending.instance, error)
+            log.warning("%s: a clean-up waits for LXD: %s", ending.instance, error)
         finally:  # Also when podyd stops meanwhile.
             if not is_done:
                 self._keep(_Due(ending, time.time()))
 
     async def run(self) -> None:
-        """Do what is due, for good."""
+        """Retry what is due, until cancelled."""
         shortest, longest = AGAIN_SECONDS
         wait = shortest
         while True:
@@ -92,7 +92,7 @@ class Endings:
             await self._round()
 
     async def _round(self) -> None:
-        """Try all that is due, in its order in each instance, until LXD does not answer."""
+        """Try all that is due, in order within each instance, until LXD does not answer."""
         width = asyncio.Semaphore(WIDTH)
 
         async def all_in(dues: Iterable[_Due]) -> None:
@@ -105,13 +105,13 @@ class Endings:
                         self._drop(due)
                     else:
                         self._keep(replace(due, tries=due.tries + 1))
-                        # The others of its instance are before it next time.
+                        # The others of its instance are tried first next time.
                         self._due[due.ending] = self._due.pop(due.ending)
 
         by_instance: dict[str, list[_Due]] = {}
         for due in list(self._due.values()):
             if time.time() - due.since > KEPT_SECONDS or due.tries > MAX_TRIES:
-                log.warning("%s: what was to be ended is given up", due.ending.instance)
+                log.warning("%s: a clean-up is given up", due.ending.instance)
                 self._drop(due)
             else:
                 by_instance.setdefault(due.ending.instance, []).append(due)
@@ -119,7 +119,7 @@ class Endings:
             await together(*(all_in(dues) for dues in by_instance.values()))
 
     async def _try(self, due: _Due) -> bool:
-        """Whether there is nothing to be ended any more. Raises Unavailable."""
+        """Run it; returns whether it is done or no longer needed. Raises Unavailable."""
         ending = due.ending
         try:
             if await quietly(self._client, ending.instance, ending.words) == 0:
@@ -128,7 +128,7 @@ class Endings:
         except Missing:
             return True
         except NotRunning as error:
-            # A pod that has stopped has taken its commands with it; a frozen one has not.
+            # The commands of a stopped pod have ended; those of a frozen one have not.
             if error.fields.get("status") != "frozen" and not ending.outlives_stop:
                 return True
             problem = error.detail
@@ -137,7 +137,7 @@ class Endings:
         except PodydError as error:
             problem = error.detail
         level = logging.INFO if due.tries else logging.WARNING
-        log.log(level, "%s: what is to be ended is tried again: %s", ending.instance, problem)
+        log.log(level, "%s: a clean-up is retried: %s", ending.instance, problem)
         return False
 
     def _keep(self, due: _Due) -> None:
@@ -159,7 +159,7 @@ class Endings:
             log.warning("%s cannot be written: %s", self._directory, error)
 
     def _drop(self, due: _Due) -> None:
-        self._due.pop(due.ending, None)  # What is too much may be dropped while it is tried.
+        self._due.pop(due.ending, None)  # It may have been dropped meanwhile.
         self._path(due.ending).unlink(missing_ok=True)
 
     def _path(self, ending: Ending) -> Path:
@@ -168,7 +168,7 @@ class Endings:
 
 
 async def quietly(client: LxdClient, instance: str, words: Sequence[str]) -> int:
-    """Run a command that says nothing; its exit status."""
+    """Run a command without output; returns its exit status."""
     body = {"command": list(words), "wait-for-websocket": False, "interactive": False}
     path = instance_path(instance, "exec")
     metadata = await client.change("POST", path, body, timeout=RUN_SECONDS)

@@ -1,7 +1,7 @@
-"""Running commands in LXD's instances: to their end, within a time, with nothing left of them.
+"""Execution of commands in LXD's instances, with a deadline, leaving no process behind.
 
-All commands take this one road, whoever is at the other end of their streams: it reads from the top
-of this file to its bottom. What runs in the instance is in wrapper.py.
+All commands run this way, whatever their streams are connected to; the file reads from top to
+bottom. The part that runs in the instance is in wrapper.py.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from podyd.engine.wrapper import OOM_KILLED, MarkedStream
 
 log = logging.getLogger(__name__)
 
-# After the deadline: killing may take this long, and what the dying wrote may still arrive.
+# After the deadline: for killing, and then for output that is still on its way.
 KILL_TIMEOUT = 0.6
 DRAIN_TIMEOUT = 0.2
-# The leading `sh` was killed and wrote no mark: its last output may still be on its way.
+# If the leading `sh` was killed and wrote no mark: for output that is still on its way.
 UNMARKED_GRACE = 0.5
-# LXD has read all that there is, and has to send it yet.
+# For LXD to send output that it has read already.
 SEND_SECONDS = 15.0
-# A mark is written at once; what has begun like one and does not go on so soon is output.
+# A mark is written at once; a beginning of one that is not continued within this is output.
 HELD_SECONDS = 0.02
-# LXD says so when a terminal's leading process has ended and all it wrote is sent.
+# For LXD's sign that a terminal's leading process has ended and its output is sent.
 LEAVE_SECONDS = 5.0
-# The exit code of one that a signal has killed is above this.
+# Exit codes of commands that a signal has killed are above this.
 SIGNALLED = 128
 
 
 class LxdExecutor:
-    """Runs commands; what has to be killed later is killed in `tasks`, or by `endings`."""
+    """Runs commands; those that must be killed later are killed in `tasks`, or by `endings`."""
 
     def __init__(self, client: LxdClient, tasks: Tasks, endings: Endings) -> None:
         self._client = client
@@ -138,17 +138,17 @@ class Execution:
         self._moved = False
         self._taking = 0
         self._path = ""
-        # As LXD says it, once it has read all output.
+        # The exit code that LXD reports, once it has read all output.
         self._returned: int | None = None
 
     @property
     def may_run(self) -> bool:
-        """Whether the command may have begun, and its end is not known."""
+        """Whether the command may be running."""
         return self._has_begun and not self._has_ended
 
     @property
     def killing(self) -> Ending:
-        """What kills all that the command has started."""
+        """The clean-up that kills all processes of the command."""
         return Ending(self._instance, wrapper.killing(self._nonce))
 
     async def run(self) -> Exit:
@@ -165,7 +165,7 @@ class Execution:
         self._has_ended = True
         return Exit(code % OOM_KILLED, oom_killed=bool(code & OOM_KILLED))
 
-    # --- Its beginning ---------------------------------------------------------------------------
+    # --- Start -----------------------------------------------------------------------------------
 
     async def _begin(self) -> tuple[Websocket, Mapping[int, Websocket]]:
         """Have LXD start the command; its `control`, and a websocket for each stream."""
@@ -177,7 +177,7 @@ class Execution:
                 **_options(self._terminal),
             },
         )
-        # Nothing runs before the sockets are there: this is whom LXD has asked, or nobody.
+        # LXD runs nothing before the sockets are connected, so nothing has run if this raises.
         await self._client.check(self._instance)
         self._path = f"/1.0/operations/{operation['id']}"
         secret = operation["metadata"]["fds"]
@@ -201,10 +201,10 @@ class Execution:
         self._sockets.append(socket)
         return socket
 
-    # --- What it is given ------------------------------------------------------------------------
+    # --- Input -----------------------------------------------------------------------------------
 
     async def _feed(self, stdin: Websocket) -> None:
-        # A command that is over, or has closed its stdin, reads no more.
+        # A command that has ended, or has closed its stdin, reads no more.
         with contextlib.suppress(WebSocketClosedError):
             while (data := await self._streams.input()) is not None:
                 await stdin.write_message(data, binary=True)
@@ -226,13 +226,13 @@ class Execution:
         try:
             words = wrapper.signalling(self._nonce, wish.name)
             await quietly(self._client, self._instance, words)
-        except PodydError as error:  # The pod has stopped this moment, or LXD is away.
+        except PodydError as error:  # The pod has just stopped, or LXD does not answer.
             log.info("a signal did not reach its command: %s", error)
 
-    # --- What it gives ---------------------------------------------------------------------------
+    # --- Output ----------------------------------------------------------------------------------
 
     async def _read(self, control: Websocket, outputs: Mapping[int, Websocket]) -> int | None:
-        """Take all output; the exit code, if there was a mark."""
+        """Read all output; returns the exit code, if there was a mark."""
         ended = asyncio.ensure_future(_until_closed(control))
         collected = asyncio.ensure_future(self._collect_all(outputs))
         for task in (ended, collected):
@@ -242,7 +242,7 @@ class Execution:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             await self._until_silent(collected, UNMARKED_GRACE)
             if not collected.done():
-                # While LXD does not answer this either, it is only slow.
+                # If LXD does not answer this either, it is only slow.
                 await self._ask_code()
                 has_read_all = self._returned is not None
                 grace = SEND_SECONDS if has_read_all else UNMARKED_GRACE
@@ -253,7 +253,7 @@ class Execution:
             collected.cancel()
 
     async def _until_silent(self, collected: asyncio.Future[Any], grace: float) -> None:
-        """Wait for the end of all output, or until none has come for so many seconds."""
+        """Wait for the end of all output, or until none has come for `grace` seconds."""
         self._moved = True
         while not collected.done() and self._moved:
             self._moved = self._taking > 0
@@ -281,7 +281,7 @@ class Execution:
     async def _next(
         self, stream: int, socket: Websocket, marked: MarkedStream
     ) -> str | bytes | None:
-        """The next message; what is held back does not wait for it long."""
+        """The next message; output that is held back is passed on if there is none soon."""
         if not marked.is_holding:
             return await socket.read_message()
         reading = asyncio.ensure_future(socket.read_message())
@@ -299,7 +299,7 @@ class Execution:
         finally:
             self._taking -= 1
 
-    # --- Its end ---------------------------------------------------------------------------------
+    # --- End -------------------------------------------------------------------------------------
 
     async def _unmarked_code(self) -> int:
         """The exit code where the mark is missing: the leading process was killed."""
@@ -318,13 +318,13 @@ class Execution:
                 " connection to LXD broke.",
                 code="exec_cut_off",
             )
-        # At a terminal LXD may lose the mark alone, and who sits there sees what has come.
+        # At a terminal LXD may lose just the mark, and the user has seen the output.
         if code <= SIGNALLED and self._terminal is None:
             raise self._lost(code)
         return int(code)
 
     async def _ask_code(self) -> None:
-        with contextlib.suppress(Missing):  # LXD forgets what is over after some seconds.
+        with contextlib.suppress(Missing):  # LXD forgets an operation some seconds after its end.
             metadata = await self._client.get(self._path)
             self._returned = (metadata["metadata"] or {}).get("return")
 
@@ -337,7 +337,7 @@ class Execution:
         )
 
     async def leave(self) -> None:
-        """Let go of a command that has ended."""
+        """Close the connections of a command that has ended."""
         # If a terminal's socket is closed before LXD has read all, it now and then never ends its
         # operation; and LXD does not close it first.
         if self._terminal is not None and self._sockets:
@@ -349,7 +349,7 @@ class Execution:
 
 
 def _options(terminal: Terminal | None) -> Mapping[str, Any]:
-    """What LXD is told beside the command."""
+    """The options of LXD's exec request."""
     if terminal is None:
         return {"interactive": False}
     return {
@@ -366,12 +366,12 @@ def _resized(size: Size) -> str:
 
 
 async def _until_closed(socket: Websocket) -> None:
-    """Read and drop what comes."""
+    """Read and drop all messages until the socket is closed."""
     while await socket.read_message() is not None:
         pass
 
 
 async def _until_read(terminal: Websocket) -> None:
-    """Drop what comes, up to LXD's sign that there is no more: an empty text."""
+    """Read and drop messages until LXD's sign of the end: an empty text."""
     while await terminal.read_message() not in (None, ""):
         pass

@@ -1,7 +1,7 @@
-"""How large an image is that LXD packs, as `podyd packing` tells it.
+"""The size so far of an image that LXD packs, as `podyd packing` reports it.
 
-That tells of all that LXD makes, and not whose they are. An image is what has come while LXD was
-asked for it; where that is more than one, it is no larger than the smallest of them.
+It reports all images that LXD packs, without their owners. An image is the one that appeared when
+LXD was asked for it; if several did, its size is taken as that of the smallest.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Unfinished:
-    """What LXD is making, by names, with the bytes of each so far.
+    """The images that LXD is packing, by name, with their bytes so far.
 
-    An image whose turn is later has None. `scratch` are squashfs before they are images; None:
-    nobody can tell.
+    An image that is queued has None. `scratch` are squashfs files that become images; None if they
+    are not known.
     """
 
     images: Mapping[str, int | None]
@@ -40,7 +40,7 @@ class Packing:
         self._is_said = False
 
     async def look(self) -> Unfinished | None:
-        """What there is now; None where nobody tells, which is logged once."""
+        """The present state; None if the helper does not answer, which is logged once."""
         try:
             found = parsed(await asyncio.wait_for(self._ask(), TIMEOUT))
         except (OSError, ValueError, asyncio.TimeoutError) as error:
@@ -66,12 +66,12 @@ class Packing:
                 await writer.wait_closed()
 
     async def begin(self) -> Growth:
-        """Before LXD is asked for an image."""
+        """A Growth of a new image; to be called before LXD is asked for it."""
         return Growth(self, await self.look())
 
 
 def parsed(line: bytes) -> Unfinished:
-    """What the helper has said. Raises ValueError."""
+    """The helper's answer. Raises ValueError."""
     match json.loads(line):
         case {"images": dict(images), "scratch": dict() | None as scratch} if all(
             isinstance(size, int) or (size is None and name in images)
@@ -92,18 +92,18 @@ class Growth:
         self._packing = packing
         self._before = before
         self._ours: frozenset[str] = frozenset()
-        # None: nobody knows any more.
+        # None: not known.
         self._others = None if before is None or before.scratch is None else {*before.scratch}
         self._squashed: frozenset[str] = frozenset()
 
     async def asked(self) -> None:
-        """LXD has been asked, and has what it writes into."""
+        """To be called once LXD has been asked and has created its files."""
         now = await self._packing.look()
         if self._before is not None and now is not None:
             self._ours = frozenset(now.images.keys() - self._before.images.keys())
 
     async def size(self, uncertain: int | None = None) -> int:
-        """So many bytes it has at least; 0 where nobody can tell.
+        """The bytes that it has at least; 0 if that is not known.
 
         `uncertain`: it is a squashfs, which may lose so many bytes again before it is an image.
         """
@@ -113,7 +113,7 @@ class Growth:
         sizes = [now.images.get(name) for name in self._ours]
         begun = [size for size in sizes if size is not None]
         if len(begun) < len(sizes):
-            # A squashfs of now is somebody else's, whose turn it is.
+            # The squashfs that is written now belongs to another image, packed before it.
             if self._others is not None:
                 self._others.update(now.scratch or ())
             return 0
@@ -121,7 +121,7 @@ class Growth:
         return max(packed, min(begun))
 
     def _scratch(self, now: Unfinished) -> int:
-        """How large the squashfs is that is to be this image."""
+        """The bytes of the squashfs that becomes this image."""
         if now.scratch is None or self._others is None:
             self._others = None
             return 0

@@ -1,4 +1,4 @@
-"""LXD's images, and what makes one of an instance."""
+"""LXD's images, and how one is made of an instance."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
 
 
 class LxdImageStore:
-    """Asks LXD each time."""
+    """LXD's images, without a cache."""
 
     def __init__(self, client: LxdClient) -> None:
         self._client = client
@@ -46,7 +46,7 @@ class LxdImageStore:
         await self._client.change("POST", _IMAGES, body, timeout=timeout, began=began)
 
     async def progress(self, packing: str) -> PackProgress:
-        """How far that is. Raises Missing where it has ended."""
+        """The progress of an image that is being made. Raises Missing if that has ended."""
         operation = await self._client.get(packing)
         said = (operation["metadata"] or {}).get("progress", {})
         return PackProgress(_whole(said, "percent"), _whole(said, "speed"))
@@ -56,13 +56,13 @@ class LxdImageStore:
         await self._client.change("POST", _ALIASES, {"name": alias, "target": fingerprint})
 
     async def rename(self, alias: str, fingerprint: str) -> None:
-        """Let a name that another image has mean this one. Raises Missing."""
+        """Move a name from another image to this one. Raises Missing."""
         path = f"{_ALIASES}/{quote(alias, safe='')}"
         await self._client.change("PUT", path, {"target": fingerprint})
 
 
 def _whole(said: Mapping[str, str], key: str) -> int | None:
-    """A number as LXD writes it, which it leaves out where it does not know it."""
+    """A number in LXD's progress; None if LXD leaves it out."""
     text = said.get(key, "")
     return int(text) if text.isdecimal() else None
 

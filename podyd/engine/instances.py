@@ -1,8 +1,8 @@
-"""LXD's instances of one project, as they are now.
+"""LXD's instances of one project, with a cache.
 
 Asking LXD for all instances takes milliseconds, and most calls need them. So the last answer is
-kept for as long as LXD's event stream says that nothing has changed; without that stream nothing
-is kept. What an admin does with `lxc` is thereby seen at once.
+cached until LXD's event stream reports a change; without that stream nothing is cached. Changes
+that an admin makes with `lxc` are thereby seen at once.
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ _HARMLESS = frozenset(
 
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
 _CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
-# How long LXD may be at something else with an instance before that is a refusal. It changes
-# settings in a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
+# So long LXD may be busy with an instance before a change is refused. It changes settings in a
+# moment as a rule, and gives that up itself after 30 s (instance/operationlock).
 BUSY_SECONDS = 5.0
 FREE_SECONDS = 0.2
-# For a change of settings itself, once LXD is at it.
+# For a change of settings itself, once LXD has started it.
 CHANGE_SECONDS = 10.0
 
 
@@ -97,7 +97,7 @@ def instance_of(data: Mapping[str, Any]) -> Instance:
 
 
 def state_of(data: Mapping[str, Any]) -> State:
-    """From LXD's JSON of an instance's state, most of which it leaves out where it is not run."""
+    """From LXD's JSON of an instance's state, most of which is missing if it does not run."""
     return State(
         pid=data.get("pid", 0),
         addresses=tuple(
@@ -108,7 +108,7 @@ def state_of(data: Mapping[str, Any]) -> State:
         ),
         memory_bytes=max(0, (data.get("memory") or {}).get("usage", 0)),
         disk_bytes={
-            # -1, and of an instance that does not run 0, is what some pools say for "unknown".
+            # Some pools report -1, or 0 if the instance does not run, for "unknown".
             name: max(0, disk.get("usage", 0))
             for name, disk in (data.get("disk") or {}).items()
         },
@@ -130,7 +130,7 @@ def _edited(
     config: Mapping[str, str | None],
     devices: Callable[[Devices], Devices],
 ) -> dict[str, Any]:
-    """An instance with these keys set, or taken away, and with its own devices made anew."""
+    """LXD's JSON of an instance with these keys set, or removed, and with new own devices."""
     merged = {**data["config"], **config}
     return {
         **data,
@@ -194,7 +194,7 @@ class LxdInstances:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
-        """Let go of what is kept; it stays on the disk."""
+        """Release the restore guard; its files stay."""
         self._guard.close()
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
@@ -202,7 +202,7 @@ class LxdInstances:
         self._subscribers.append(subscriber)
 
     def invalidate(self) -> None:
-        """Forget what is kept: something has changed."""
+        """Drop the cache: something has changed."""
         self._version += 1
         self._kept = None
         for subscriber in self._subscribers:
@@ -214,7 +214,7 @@ class LxdInstances:
             return await self._read()
         if self._kept is not None and self._kept[0] == self._version:
             return self._kept[1]
-        # One question to LXD serves all who ask between two changes.
+        # Callers between two changes share one request to LXD.
         if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
             fetch = asyncio.ensure_future(self._read_and_keep(self._version))
             fetch.add_done_callback(seen)

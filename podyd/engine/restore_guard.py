@@ -1,8 +1,8 @@
-"""The settings of instances while LXD restores a snapshot of them.
+"""The current settings of instances, stored while LXD restores a snapshot of them.
 
-LXD makes an instance's settings as they were at the snapshot: an owner of then, a lease that is
-over or somebody else's by now. What they are now cannot stand in LXD meanwhile, so it stands in a
-file, and a podyd that is killed in the middle finds it when it begins.
+LXD also restores the settings of the snapshot: an old owner, or a lease that has ended or belongs
+to somebody else now. The current ones cannot be kept in LXD meanwhile, so they are stored in files,
+which a podyd that starts after a crash reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUFFIX = ".json"
 
 
 class RestoreGuard:
-    """One small file for each instance, in a directory of podyd's own."""
+    """Stores the settings, a small file per instance in a directory of podyd's."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -42,24 +42,24 @@ class RestoreGuard:
         return list(self._kept)
 
     def kept(self, name: str) -> Mapping[str, Any] | None:
-        """An instance as LXD showed it before the restore."""
+        """LXD's JSON of an instance from before the restore; None if none is stored."""
         return self._kept.get(name)
 
     def over(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """An instance as LXD shows it, with the settings that are kept."""
+        """LXD's JSON of an instance, with the stored settings in place of the restored ones."""
         kept = self._kept.get(data["name"])
-        # By its name alone, it could be another one, made after this one was deleted.
+        # An instance of the same name may be another one, made after this one was deleted.
         if kept is None or kept["created_at"] != data["created_at"]:
             return data
         return {**data, **{key: kept[key] for key in _SETTINGS}}
 
     async def keep(self, name: str, data: Mapping[str, Any]) -> None:
-        """Keep an instance's settings; they are on the disk when this returns."""
+        """Store an instance's settings; they are on the disk when this returns."""
         self._kept[name] = data
         await self._do(lambda: self._write(name, json.dumps(data)))
 
     async def drop(self, name: str) -> None:
-        """Forget what is kept of an instance; a podyd that begins later has forgotten it too."""
+        """Remove an instance's stored settings, also from the disk."""
         if self._kept.pop(name, None) is not None:
             await self._do(lambda: self._remove(name))
 
@@ -81,7 +81,7 @@ class RestoreGuard:
         self._sync()
 
     def _sync(self) -> None:
-        """The directory's entries are a file's of their own."""
+        """Sync the directory's entries, which fsync(2) of a file does not do."""
         directory = os.open(self._directory, os.O_RDONLY)
         try:
             os.fsync(directory)
