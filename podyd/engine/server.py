@@ -49,10 +49,11 @@ class LxdServer:
 
 
 def card_of(data: Mapping[str, Any]) -> PciCard:
-    """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs."""
+    """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs, and it leaves out
+    the address of one at USB."""
     nvidia = data.get("nvidia") or {}
     return PciCard(
-        data["pci_address"],
+        data.get("pci_address", ""),
         data.get("vendor_id", ""),
         nvidia.get("uuid", ""),
         nvidia.get("model", data.get("product", "")),
