@@ -273,9 +273,8 @@ class LxdInstances:
         }
         try:
             await self._client.change("POST", "/1.0/instances", body, timeout=timeout)
-        except BaseException:
+        finally:
             self.invalidate()
-            raise
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an instance that is stopped. Raises Gone, Busy, TimedOut."""

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
-from podyd.engine.instances import state_of
-from podyd.engine.types import Address, State
+from podyd.engine.instances import LxdInstances, state_of
+from podyd.engine.rest import LxdClient
+from podyd.engine.restore_guard import RestoreGuard
+from podyd.engine.types import Address, FromImage, NewInstance, State
 
 
 @pytest.mark.parametrize(
@@ -37,3 +41,22 @@ def test_only_addresses_that_others_reach_count() -> None:
         "lo": {"addresses": [{"family": "inet", "address": "127.0.0.1", "scope": "local"}]},
     }
     assert state_of({"network": found}).addresses == (Address("eth0", "inet", "10.0.0.2"),)
+
+
+class Client:
+    """LXD that makes what it is asked for, and whose events are late."""
+
+    async def change(self, method: str, path: str, body: object, *, timeout: float) -> None:
+        assert (method, path) == ("POST", "/1.0/instances")
+
+
+def test_what_has_been_made_is_looked_for_although_no_event_has_come(tmp_path: Path) -> None:
+    async def make() -> None:
+        instances = LxdInstances(cast(LxdClient, Client()), RestoreGuard(tmp_path))
+        heard: list[None] = []
+        instances.subscribe(lambda: heard.append(None))
+        await instances.create(NewInstance("x", FromImage("f"), (), {}, {}), timeout=1)
+        assert heard
+        instances.close()
+
+    asyncio.run(make())
