@@ -307,8 +307,6 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
     half_made = HalfMade(instances=instances, files=engine.files, tasks=cleaning)
     planner = Planner(
         instances=instances,
-        profiles=engine.profiles,
-        inventory=gpus.inventory,
         scheduler=gpus.scheduler,
         ports=ports,
         mounts=mounts,

@@ -129,17 +129,26 @@ class Scheduler:
         await self._samples.first(FIRST_SAMPLE_SECONDS)
         return await self._look()
 
+    async def picture(self) -> Picture:
+        """What the engine says now, for a decision that comes soon."""
+        # Before that, a card may have another index, and no UUID.
+        await self._samples.first(FIRST_SAMPLE_SECONDS)
+        return await self._ask()
+
+    async def _ask(self) -> Picture:
+        return Picture(await self._inventory.cards(), await self._profiles.all())
+
     async def _look(self, picture: Picture | None = None) -> View:
         # Copied before LXD's list is read, so that a new pod is in at least one of the two.
         making = dict(self._making)
-        cards = picture.cards if picture else await self._inventory.cards()
-        profiles = picture.profiles if picture else await self._profiles.all()
+        asked = picture or await self._ask()
+        cards = asked.cards
         pods = tuple(pods_of(await self._instances.all()))
         sample, absent = self._samples.current, self._samples.absent
         return View(
             cards=cards,
             pods=pods,
-            profiles=profiles,
+            profiles=asked.profiles,
             leases=leases_of(pods, cards),
             queue=tuple(queue_of(pods, cards)),
             making=making,

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from podyd.base.errors import Conflict, Forbidden, PodydError
 from podyd.base.quantities import UNLIMITED
-from podyd.engine.interface import Instances, Profiles
+from podyd.engine.interface import Instances
 from podyd.engine.types import NewInstance, Profile, Source
-from podyd.gpus.inventory import Inventory, needs_nvidia
+from podyd.gpus.inventory import needs_nvidia
 from podyd.gpus.scheduler import Picture, Scheduler
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
@@ -47,8 +47,6 @@ class Planner:
         self,
         *,
         instances: Instances,
-        profiles: Profiles,
-        inventory: Inventory,
         scheduler: Scheduler,
         ports: Ports,
         mounts: Mounts,
@@ -56,8 +54,6 @@ class Planner:
         half_made: HalfMade,
     ) -> None:
         self._instances = instances
-        self._profiles = profiles
-        self._inventory = inventory
         self._scheduler = scheduler
         self._ports = ports
         self._mounts = mounts
@@ -75,7 +71,7 @@ class Planner:
         part looks at it anew while nobody else decides on the same. Raises Conflict (name taken,
         GPU leased, no port free), Forbidden (over quota).
         """
-        picture = Picture(await self._inventory.cards(), await self._profiles.all())
+        picture = await self._scheduler.picture()
         profiles = _profiles_of(member, picture)
         mounted = await self._mounts.new(member, profiles)
         async with (

@@ -25,13 +25,17 @@ from podyd.base.errors import (
 from podyd.base.tasks import Tasks
 from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
+from podyd.engine.types import PciCard
 from podyd.gpus.activity import Activity
+from podyd.gpus.decisions import WISH
 from podyd.gpus.inventory import Inventory
 from podyd.gpus.scheduler import Scheduler
+from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
+from podyd.node.samples import Gpu, Sample
 from podyd.pods import half_made as module
 from podyd.pods.catalogue import Catalogue
 from podyd.pods.disks import Disks
@@ -67,10 +71,13 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def podyd(lxd: FakeEngine) -> AsyncIterator[Lifecycle]:
-    """Makes pods on this engine, on a host without cards; in the end nothing goes on."""
-    engine, node, tasks = lxd.engine, FakeNode(), Tasks()
-    node.samples.failed("no driver", absent=True)
+async def podyd(lxd: FakeEngine, node: FakeNode | None = None) -> AsyncIterator[Lifecycle]:
+    """Makes pods on this engine, on a host without cards if no other is given; in the end nothing
+    goes on."""
+    engine, tasks = lxd.engine, Tasks()
+    if node is None:
+        node = FakeNode()
+        node.samples.failed("no driver", absent=True)
     settings = Settings(Config(images=ImagesConfig(offer=("*",))))
     inventory = Inventory(engine.server, node.samples, Remembering())
     ports = Ports(
@@ -94,8 +101,6 @@ async def podyd(lxd: FakeEngine) -> AsyncIterator[Lifecycle]:
     )
     planner = Planner(
         instances=instances,
-        profiles=engine.profiles,
-        inventory=inventory,
         scheduler=Scheduler(
             instances=instances,
             profiles=engine.profiles,
@@ -166,6 +171,22 @@ def test_cards_and_profiles_are_asked_for_once() -> None:
             await pods.create(ALICE, "main", "small", None, None)
         calls = Counter(call for call, _ in lxd.asked)
         assert (calls["profiles"], calls["cards"], calls["create"]) == (1, 1, 1)
+
+    play(make)
+
+
+def test_cards_of_a_pod_made_before_the_first_sample_are_those_of_the_sample() -> None:
+    async def make() -> None:
+        lxd, node = FakeEngine(PROFILE), FakeNode()
+        # LXD lacks nvidia-container-cli, and NVML has the other order.
+        addresses = ("0000:01:00.0", "0000:41:00.0")
+        lxd.cards = tuple(PciCard(address, "10de") for address in addresses)
+        gpus = [Gpu(f"GPU-{address[5:7]}", address, "A100") for address in addresses]
+        sample = Sample(0.0, "535", "12.2", tuple(reversed(gpus)))
+        async with podyd(lxd, node) as pods:
+            asyncio.get_running_loop().call_later(0.05, node.samples.sampled, sample)
+            made = await pods.create(ALICE, "main", "small", CardChoice(named=("0",)), None)
+        assert lxd.instance(made.name).config[WISH] == "GPU-41"
 
     play(make)
 
