@@ -51,11 +51,12 @@ a control message that says what shall run ({"cmd": "make", "timeout": 60}, or {
 within ten seconds; others are {"resize": {"rows": 24, "cols": 80}}, {"signal": "INT"} (to all
 that the command started) and {"eof": true}. podyd's last message is 3 {"exit_code": 0,
 "timed_out": false, "oom_killed": false, "memory_limit": null}, as of /pod/exec; if it was not the
-command's own end, `detail` and `code` say why. podyd holds 262144 bytes of stdin that the command
-has not read; it says {"taken": N}, the sum so far, as it goes on, and cuts a client off that sends
-more. A client that has said {"window": BYTES} at first is sent no more than that ahead of its own
-{"taken": N}; for others the connection itself is held back. podyd pings every 20 seconds; a client
-that is silent for a minute has vanished, and all that the command started is killed."""
+command's own end, `detail`, `advice` (if there is any) and `code` say why. podyd holds 262144 bytes
+of stdin that the command has not read; it says {"taken": N}, the sum so far, as it goes on, and
+cuts a client off that sends more. A client that has said {"window": BYTES} at first is sent no more
+than that ahead of its own {"taken": N}; for others the connection itself is held back. podyd pings
+every 20 seconds; a client that is silent for a minute has vanished, and all that the command
+started is killed."""
 
 
 @dataclass(frozen=True)

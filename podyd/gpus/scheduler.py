@@ -345,7 +345,7 @@ class Scheduler:
         if view.size(choice) == 0:
             raise BadRequest(
                 "Parameter 'gpus' must be one GPU or more.",
-                advice="/gpu/release gives them back.",
+                advice="To give leased GPUs back, use /gpu/release.",
                 code="malformed_parameter",
                 parameter="gpus",
             )
