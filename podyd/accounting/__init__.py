@@ -1,1 +1,1 @@
-"""What was used, and how podyd is."""
+"""Usage by member, and metrics of podyd."""

@@ -1,4 +1,4 @@
-"""What Prometheus is told: counted as it happens, and looked up when it asks."""
+"""Metrics for Prometheus: counters of events, and values that are collected at each scrape."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ POD_LABELS = (*CARD_LABELS, "pod", "owner")
 
 
 class Metrics:
-    """All of podyd's figures; `text` is what /metrics answers."""
+    """All of podyd's metrics; `text` is the answer of /metrics."""
 
     def __init__(
         self, *, scheduler: Scheduler, disks: Disks, samples: Samples, activity: Activity
@@ -58,16 +58,16 @@ class Metrics:
         )
 
     def request(self, path: str, method: str, status: int, seconds: float) -> None:
-        """A request is over; `path` is that of the route, "" where there is none."""
+        """Count a request; `path` is that of its route, "" if there is none."""
         self._requests.labels(path, method, str(status)).inc()
         self._request_seconds.labels(path).observe(seconds)
 
     def executed(self, seconds: float, *, timed_out: bool) -> None:
-        """A command is over."""
+        """Count a command."""
         self._exec_seconds.labels("timed_out" if timed_out else "ended").observe(seconds)
 
     async def text(self) -> str:
-        """Everything, in Prometheus' text format; also while LXD or NVML is away."""
+        """All metrics in Prometheus' text format, also while LXD or NVML does not answer."""
         try:
             view = await self._scheduler.view()
         except PodydError:
@@ -157,7 +157,7 @@ class Metrics:
         yield from (held, until)
 
     def _of_use(self, view: View, known: list[tuple[Card, Gpu]]) -> Iterator[Metric]:
-        """What the processes of each pod do on each card; the host's have no pod and no owner."""
+        """Metrics of each pod's processes on each card; the host's have no pod and no owner."""
         owners = {pod.name: pod.owner for pod in view.pods}
         families = {
             name: GaugeMetricFamily(f"podyd_gpu_pod_{name}", text, labels=POD_LABELS)
@@ -212,7 +212,7 @@ def _of_cards(known: list[tuple[Card, Gpu]]) -> Iterator[Metric]:
     for metric, figure in figures:
         for card, gpu in known:
             value = figure(gpu)
-            # What a card does not support is not there; a 0 would be a figure.
+            # What a card does not support is left out, as 0 would be a value.
             if value is not None:
                 metric.add_metric(_card(card), value)
         yield metric
@@ -223,7 +223,7 @@ def _card(card: Card) -> tuple[str, str]:
 
 
 class _Now:
-    """Figures that were looked up already, as a registry wants them."""
+    """Metrics that were collected already, as a collector for a registry."""
 
     def __init__(self, metrics: list[Metric]) -> None:
         self._metrics = metrics

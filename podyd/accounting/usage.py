@@ -1,8 +1,8 @@
-"""Who has used how much: CPU seconds and GPU seconds, by the owner of the pods.
+"""Usage: CPU seconds and GPU seconds, by the owner of the pods.
 
-GPU seconds run while a process of one of the owner's pods holds a card, once per card, whatever it
-does with it. The amounts come from the monotonic clock and from LXD's counters; the wall clock,
-which may jump, only says when it was.
+GPU seconds count while a process of one of the owner's pods is on a card, once per card, whether it
+computes or not. The amounts come from the monotonic clock and from LXD's counters; the wall clock,
+which may jump, only dates them.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ log = logging.getLogger(__name__)
 DAY_SECONDS = 86400
 FINE_KEPT_SECONDS = 2 * DAY_SECONDS
 KEPT_SECONDS = 366 * DAY_SECONDS
-# Between two samples that are further apart, nobody saw who held what.
+# The time between two samples that are further apart is not counted.
 GAP_SECONDS = 5.0
-# A clock that was set forward by mistake and back again must not have cost a year's history: old
-# entries go when it has been steady for a while.
+# A clock that is set forward by mistake and back again must not cost a year's history: old entries
+# are deleted only after the clock has been steady for a while.
 JUMP_SECONDS = 60.0
 STEADY_SECONDS = 600.0
-# What is kept in memory while LXD does not say whose the pods are, or the database fails.
+# Limits of what is kept in memory while LXD does not tell the owners, or the database fails.
 MAX_SIGHTINGS = 600
 MAX_PENDING = 10_000
 
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds since 1970, and seconds that never go back."""
+    """The wall clock, in seconds since 1970, and a monotonic one, in seconds."""
 
     wall: Callable[[], float] = time.time
     monotonic: Callable[[], float] = time.monotonic
@@ -49,7 +49,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class _Sighting:
-    """For each card that was held, the pods on it, for `seconds` up to `end` (since 1970)."""
+    """The pods on each card that was in use, for `seconds` up to `end` (seconds since 1970)."""
 
     end: float
     seconds: float
@@ -57,7 +57,7 @@ class _Sighting:
 
 
 class Usage:
-    """Counts, and answers what was counted.
+    """Counts usage and reports it.
 
     `instances` and `cpu_times` are LXD's.
     """
@@ -88,8 +88,8 @@ class Usage:
     async def seconds(
         self, kind: Kind, owners: Sequence[str] | None, window: float | None
     ) -> dict[str, float]:
-        """Seconds by owner in the last `window` seconds (None: in all that is kept), of these
-        owners or of all who have any. Raises Unavailable."""
+        """Seconds of usage by owner in the last `window` seconds (None: in all that is stored), of
+        these owners or of all who have any. Raises Unavailable."""
         now = self._clock.wall()
         since = now - (KEPT_SECONDS if window is None else window)
         found = await self._store.totals(kind, since, now)
@@ -101,12 +101,12 @@ class Usage:
     # --- GPUs ------------------------------------------------------------------------------------
 
     def sampled(self, attributed: Attributed) -> None:
-        """Hear who holds which card, for the time since the sample before."""
+        """Count the pods on each card for the time since the sample before."""
         sample, whose = attributed.sample, attributed.whose
         before, self._sampled_at = self._sampled_at, sample.taken
         if before is None:
             return
-        # Whose the pods are may take LXD a while.
+        # The owners are looked up later, as that may take LXD a while.
         cards = (
             frozenset(
                 whose[process.pid].instance
@@ -123,21 +123,21 @@ class Usage:
             self._sighted.set()
 
     async def follow_gpus(self) -> None:
-        """Write each sample as it comes, for good."""
+        """Write each sample as it comes, until cancelled."""
         while True:
             await self._sighted.wait()
             self._sighted.clear()
             await self.write()
 
     async def write(self) -> None:
-        """Ask LXD whose the pods are, and write what is counted."""
-        # While LXD is away, the pods go on with the owners that they had.
+        """Ask LXD for the pods' owners, and write what is counted."""
+        # While LXD does not answer, the pods' last known owners count.
         with contextlib.suppress(PodydError):
             self._owners = _owners(await self._instances())
         await self.flush()
 
     async def flush(self) -> None:
-        """Write what is counted; what cannot be written waits for the next time."""
+        """Write what is counted; what cannot be written is kept for the next time."""
         if self._owners is not None:
             while self._sightings:
                 self._count(self._sightings.popleft(), self._owners)
@@ -161,20 +161,20 @@ class Usage:
     # --- CPU -------------------------------------------------------------------------------------
 
     async def follow_cpu(self) -> None:
-        """Read LXD's counters now and then, for good."""
+        """Read LXD's counters at intervals, until cancelled."""
         while True:
             try:
                 await self.sample_cpu()
                 await self.tidy()
             except Unavailable:
-                pass  # It is in the log: the database says so itself, and who follows LXD.
+                pass  # It is logged by the database, or by what follows LXD's events.
             except LxdRefused as error:
                 log.warning("CPU time is not counted this time: %s", error)
             await asyncio.sleep(self._settings.current.usage.interval)
 
     async def sample_cpu(self) -> None:
-        """Count what LXD's counters have gained since they were last read, before podyd's start
-        too. Raises Unavailable or LxdRefused."""
+        """Count what LXD's counters have gained since they were last read, even before podyd's
+        start. Raises Unavailable or LxdRefused."""
         known = await self._store.counters()
         times = await self._cpu_times()
         now, monotonic = self._clock.wall(), self._clock.monotonic()
@@ -218,7 +218,7 @@ def _owners(instances: Iterable[Instance]) -> dict[str, str]:
 
 
 def _gained(nanoseconds: int, last: Counter | None) -> int:
-    """A counter that is less than it was began again: the pod has been restarted."""
+    """The gain of a counter; one that is less than before began at 0 when the pod restarted."""
     if last is None or last.nanoseconds > nanoseconds:
         return nanoseconds
     return nanoseconds - last.nanoseconds
@@ -227,9 +227,9 @@ def _gained(nanoseconds: int, last: Counter | None) -> int:
 def spread(
     kind: Kind, owner: str, begin: float, end: float, seconds: float
 ) -> Iterator[tuple[Bucket, float]]:
-    """Seconds that were used evenly between two times, by bucket; coarse ones for a long time.
+    """Seconds of even usage between two times, by bucket; coarse buckets for a long time.
 
-    If the clock was set back meanwhile, all of it was at its end.
+    If the clock was set back meanwhile, all of it counts at its end.
     """
     begin = min(begin, end)
     span = FINE_SECONDS if end - begin <= COARSE_SECONDS else COARSE_SECONDS

@@ -32,28 +32,28 @@ class Policy:
     min_uid: int
 
 
-def perform(request: Request, settings: Policy) -> Reply:
+def perform(request: Request, policy: Policy) -> Reply:
     """Do what was asked; it may block for as long as a PAM or NSS module does."""
     match request:
         case Login() | Passwd() | OneAccount():
-            return judge(request, settings)
+            return judge(request, policy)
         case AllAccounts():
-            return Reply(accounts=all_accounts(settings.min_uid))
+            return Reply(accounts=all_accounts(policy.min_uid))
         case Ping():
             return Reply()
 
 
-def judge(request: Login | Passwd | OneAccount, settings: Policy) -> Reply:
+def judge(request: Login | Passwd | OneAccount, policy: Policy) -> Reply:
     """Answer about one account, and log what was said."""
     began = time.monotonic()
-    entry = find(request.user, settings.min_uid)
+    entry = find(request.user, policy.min_uid)
     match request:
         case Login():
-            what, remote, answer = "login", request.remote, _login(request, entry, settings)
+            what, remote, answer = "login", request.remote, _login(request, entry, policy)
         case OneAccount():
-            what, remote, answer = "account", request.remote, _one(request, entry, settings)
+            what, remote, answer = "account", request.remote, _one(request, entry, policy)
         case Passwd():
-            what, remote, answer = "passwd", "-", _passwd(request, entry, settings)
+            what, remote, answer = "passwd", "-", _passwd(request, entry, policy)
     outcome = answer.error.value if answer.error else "ok"
     took_ms = (time.monotonic() - began) * 1000
     # An unknown name may be a password that was typed in the wrong place.
@@ -63,23 +63,23 @@ def judge(request: Login | Passwd | OneAccount, settings: Policy) -> Reply:
     return answer
 
 
-def _login(request: Login, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
+def _login(request: Login, entry: pwd.struct_passwd | None, policy: Policy) -> Reply:
     if entry is None:
         pam.spend_time(request.password)
         return Reply(Error.DENIED)
     # Before: a password that changes meanwhile must not leave its mark on this login.
     secret = pam.secret_of(entry.pw_name)
-    result = pam.authenticate(entry.pw_name, request.password, settings.service, request.remote)
+    result = pam.authenticate(entry.pw_name, request.password, policy.service, request.remote)
     return _admit(entry, secret, result)
 
 
-def _one(request: OneAccount, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
+def _one(request: OneAccount, entry: pwd.struct_passwd | None, policy: Policy) -> Reply:
     if entry is None:
         return Reply(Error.DENIED)
     secret = pam.secret_of(entry.pw_name)
     if secret.locked:
         return Reply(Error.REFUSED, "The account is locked.")
-    result = pam.may_log_in(entry.pw_name, settings.service, request.remote)
+    result = pam.may_log_in(entry.pw_name, policy.service, request.remote)
     return _admit(entry, secret, result)
 
 
@@ -91,7 +91,7 @@ def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> 
     return replace(_from_pam(result), account=account_of(entry), mark=secret.mark)
 
 
-def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Policy) -> Reply:
+def _passwd(request: Passwd, entry: pwd.struct_passwd | None, policy: Policy) -> Reply:
     problem = _unusable(request.new)
     if problem:
         return Reply(Error.INVALID, problem)
@@ -99,7 +99,7 @@ def _passwd(request: Passwd, entry: pwd.struct_passwd | None, settings: Policy) 
         pam.spend_time(request.old)
         return Reply(Error.DENIED)
     return _from_pam(
-        pam.change_password(entry.pw_name, entry.pw_uid, request.old, request.new, settings.service)
+        pam.change_password(entry.pw_name, entry.pw_uid, request.old, request.new, policy.service)
     )
 
 

@@ -63,14 +63,14 @@ def serve(
     ready = pam.check(service)
     if ready.outcome is not pam.Outcome.OK:
         log(f"logins will fail: {ready.reason}", LOG_WARNING)
-    settings = Policy(service, allowed_uids, max_children, limit_s, min_uid)
+    policy = Policy(service, allowed_uids, max_children, limit_s, min_uid)
     inherited = unix_socket.inherited()
     if inherited is not None:
         with inherited:
-            _Server(inherited, settings, idle_s).run()
+            _Server(inherited, policy, idle_s).run()
         return
     with unix_socket.own(socket_path, socket_owner, socket_group, socket_mode) as listener:
-        _Server(listener, settings).run()
+        _Server(listener, policy).run()
 
 
 @dataclass(frozen=True)
@@ -85,10 +85,10 @@ class _Child:
 class _Server:
     """Accepts, forks, reaps. Single-threaded, since it forks."""
 
-    def __init__(self, listener: socket.socket, settings: Policy, idle_s: float = math.inf) -> None:
+    def __init__(self, listener: socket.socket, policy: Policy, idle_s: float = math.inf) -> None:
         self._listener = listener
         self._wake, self._waker = socket.socketpair()
-        self._settings = settings
+        self._policy = policy
         self._idle_s = idle_s
         self._idle_since = time.monotonic()
         self._children: dict[int, _Child] = {}
@@ -164,14 +164,14 @@ class _Server:
             connection.close()  # After we hung ourselves, PAM is not asked for nobody.
         elif not self._may_ask(connection):
             self._dismiss(connection, Reply(Error.FORBIDDEN))
-        elif len(self._children) >= self._settings.max_children:
+        elif len(self._children) >= self._policy.max_children:
             self._dismiss(connection, Reply(Error.BUSY))
         else:
             self._start_child(connection)
 
     def _may_ask(self, connection: socket.socket) -> bool:
         uid = unix_socket.peer_uid(connection)
-        allowed = uid == 0 or uid in self._settings.allowed_uids
+        allowed = uid == 0 or uid in self._policy.allowed_uids
         if not allowed:
             log(f"a process of uid {uid} connected and was refused", LOG_WARNING)
         return allowed
@@ -189,7 +189,7 @@ class _Server:
             return
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        deadline = time.monotonic() + self._settings.limit_s + KILL_AFTER_S
+        deadline = time.monotonic() + self._policy.limit_s + KILL_AFTER_S
         self._children[pid] = _Child(connection, deadline)
 
     def _be_child(self, connection: socket.socket, mask: set[int | signal.Signals]) -> NoReturn:
@@ -202,13 +202,13 @@ class _Server:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             # The default action needs no Python, which does not run while C hangs.
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
-            signal.setitimer(signal.ITIMER_REAL, self._settings.limit_s)
+            signal.setitimer(signal.ITIMER_REAL, self._policy.limit_s)
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for held in (self._listener, self._wake, self._waker):
                 held.close()
             for child in self._children.values():
                 child.connection.close()
-            _answer(connection, self._settings)
+            _answer(connection, self._policy)
             code = 0
         finally:
             os._exit(code)
@@ -234,7 +234,7 @@ class _Server:
             return
         code = os.waitstatus_to_exitcode(status)
         if -code in (signal.SIGALRM, signal.SIGKILL):
-            reason = f"No answer from PAM within {self._settings.limit_s:g} seconds."
+            reason = f"No answer from PAM within {self._policy.limit_s:g} seconds."
         else:
             reason = "internal error"
         log(f"a request was ended: {reason} (status {code})", LOG_WARNING)
@@ -275,10 +275,10 @@ def _has_hung_up(connection: socket.socket) -> bool:
 # The child
 
 
-def _answer(connection: socket.socket, settings: Policy) -> None:
+def _answer(connection: socket.socket, policy: Policy) -> None:
     """Read one request, do it, answer."""
     try:
-        answer = perform(parse(read_line(connection)), settings)
+        answer = perform(parse(read_line(connection)), policy)
     except RequestError as error:
         answer = Reply(Error.INVALID, str(error))
     except Exception as error:  # its text may hold what was sent

@@ -1,7 +1,7 @@
-"""What podyd asks of an engine, by subject: LXD's answers to it stand beside this file.
+"""The interface of an engine, by subject; the modules beside this file implement it for LXD.
 
-What an engine refuses is one of the kinds of `LxdRefused` in podyd/base/errors.py; that it cannot
-be reached is `Unavailable`, and that it goes on for longer than it was given, `TimedOut`.
+An engine raises the kinds of `LxdRefused` in podyd/base/errors.py for what it refuses,
+`Unavailable` if it cannot be reached, and `TimedOut` if something takes longer than its timeout.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ UPDATE_SECONDS = 35.0
 class Instances(Protocol):
     """The project's instances.
 
-    What an engine is at with one is waited for a little, and then it is Busy. Under a bound name
-    (see Instance), Gone is raised once another instance has the name.
+    While an engine is busy with an instance, a change waits a little, and then raises Busy. With a
+    bound name (see Instance), Gone is raised if another instance has the name now.
     """
 
     @property
@@ -50,34 +50,34 @@ class Instances(Protocol):
         """Every instance, as it is now."""
 
     async def state(self, name: str) -> State:
-        """What an instance is at now, which takes some 15 ms if it runs. Raises Gone."""
+        """The state of an instance, which takes some 15 ms if it runs. Raises Gone."""
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
-        """Every instance with its CPU time, which takes as long for each that runs."""
+        """Every instance with its CPU time, which takes some 15 ms for each that runs."""
 
     async def first_process(self, name: str) -> int:
-        """The pid of an instance's first process, on the host; 0 or less where there is none."""
+        """The pid of an instance's init on the host; 0 or less if there is none."""
 
     async def console(self, name: str) -> str:
-        """What an instance has written to its console. Raises LxdRefused if it has none."""
+        """The text of an instance's console. Raises LxdRefused if it has none."""
 
     async def why_not_started(self, name: str) -> str:
-        """What an instance's last start failed for. Raises LxdRefused if nobody can tell."""
+        """Why an instance's last start failed. Raises LxdRefused if that is not known."""
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
         """Call `subscriber` whenever something has changed, or may have."""
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
-        """Follow what others change, for good; `connected` is called whenever the engine is there
-        (again)."""
+        """Follow the engine's events until cancelled; `connected` is called after each
+        connection."""
 
     def close(self) -> None:
-        """Let go of what is open; nothing is asked for any more."""
+        """Release all resources; no other method may be called after this."""
 
     async def create(self, new: NewInstance, *, timeout: float) -> None:
-        """Make an instance, which is stopped then. Raises NameTaken, DiskFull, Slipped.
+        """Create an instance, which is stopped at first. Raises NameTaken, DiskFull, Slipped.
 
-        One that is a copy has the configuration and devices of its source besides its own.
+        A copy also has the configuration and devices of its source.
         """
 
     async def delete(self, name: str, *, timeout: float) -> None:
@@ -99,54 +99,55 @@ class Instances(Protocol):
         devices: Callable[[Devices], Devices],
         patience: float = UPDATE_SECONDS,
     ) -> None:
-        """Set these keys of an instance (None takes one away), and make its own devices anew.
+        """Set these keys of an instance (None removes one), and replace its own devices.
 
-        What others change meanwhile is kept. In a running instance it takes effect at once. What
-        the engine is at is waited for `patience` seconds at most. Raises Gone, Busy, Changed.
+        Concurrent changes by others are kept. In a running instance it takes effect at once. While
+        the engine is busy with the instance, it waits `patience` seconds at most. Raises Gone,
+        Busy, Changed.
         """
 
     async def remove_key(self, name: str, key: str) -> None:
-        """Take a key of an instance away, and change nothing else. Raises Gone, Busy."""
+        """Remove a key of an instance, and change nothing else. Raises Gone, Busy."""
 
     async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
-        """Leave an instance this configuration and these own devices alone. Raises Gone."""
+        """Replace an instance's whole configuration and its own devices. Raises Gone."""
 
     async def has_room(self, name: str) -> bool:
         """Whether an instance's disk has room for what the engine writes there at a start, or for
-        a snapshot. True where nobody knows."""
+        a snapshot. True if that is not known."""
 
     def check_free(self, name: str) -> None:
         """Raises Busy while a snapshot of an instance is being restored."""
 
     async def begin_restore(self, name: str) -> None:
-        """Keep an instance's settings until `end_restore` and `settle`, and others from it.
+        """Store an instance's settings until `settle`, and lock it until `end_restore`.
 
         Raises Busy if it is being restored already.
         """
 
     async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
-        """Make a stopped instance's disk as it was at a snapshot.
+        """Restore a stopped instance's disk from a snapshot.
 
-        Its settings are those of then, too, until `settle`, and nobody is shown that. Raises
+        Its settings are restored too, until `settle`; meanwhile the stored ones are shown. Raises
         Missing, Busy, Running, NotNewest, DiskFull.
         """
 
     def end_restore(self, name: str) -> None:
-        """Let others change an instance again."""
+        """Unlock an instance after a restore."""
 
     @property
     def unsettled(self) -> list[str]:
-        """The instances that have not got their settings back after a restore, which is over."""
+        """The instances whose settings are not written back yet after a restore that has ended."""
 
     async def settle(self, name: str) -> None:
-        """Give an instance its settings of before the restore back, if they are still to come.
+        """Write an instance's settings of before the restore back, if that is not done yet.
 
-        Raises Busy while it is being restored, Unsettled if the engine does not take them.
+        Raises Busy while it is being restored, Unsettled if the engine refuses them.
         """
 
 
 class Profiles(Protocol):
-    """What instances have in common."""
+    """The profiles of instances."""
 
     async def all(self) -> Mapping[str, Profile]:
         """The project's profiles by name."""
@@ -156,7 +157,7 @@ class Profiles(Protocol):
 
 
 class SnapshotStore(Protocol):
-    """Instances' disks as they were."""
+    """Snapshots of instances' disks."""
 
     async def all(self, instance: str) -> list[Snapshot]:
         """An instance's snapshots, the oldest first. Raises Gone."""
@@ -165,17 +166,17 @@ class SnapshotStore(Protocol):
         """A snapshot of an instance. Raises Missing."""
 
     async def take(self, instance: str, name: str, *, timeout: float) -> None:
-        """Keep an instance's disk. Raises NameTaken, DiskFull, Busy."""
+        """Take a snapshot of an instance. Raises NameTaken, DiskFull, Busy."""
 
     async def delete(self, instance: str, name: str, *, timeout: float) -> None:
-        """Delete a snapshot. Raises Missing; DiskFull also where it is deleted all the same."""
+        """Delete a snapshot. Raises Missing; DiskFull, also if it was deleted all the same."""
 
 
 class ImageStore(Protocol):
-    """What instances are made of."""
+    """The images that instances are created from."""
 
     async def all(self) -> list[StoredImage]:
-        """Every image, whoever's it is."""
+        """Every image, of all owners."""
 
     async def delete(self, fingerprint: str, *, timeout: float) -> None:
         """Delete an image. Raises Missing."""
@@ -183,87 +184,87 @@ class ImageStore(Protocol):
     async def pack(
         self, new: NewImage, *, timeout: float, began: Callable[[str], None] = ...
     ) -> None:
-        """Make an image of an instance that does not run; `began` is told what `progress` takes.
+        """Make an image of a stopped instance; `began` is called with the id for `progress`.
 
         It goes on if this is cancelled. Raises DiskFull, Slipped, Lacks (no holes can be kept).
         """
 
     async def progress(self, packing: str) -> PackProgress:
-        """How far that is. Raises Missing where it has ended."""
+        """The progress of an image that is being made. Raises Missing if that has ended."""
 
     async def name(self, alias: str, fingerprint: str) -> None:
         """Give an image a name that no other one has. Raises NameTaken."""
 
     async def rename(self, alias: str, fingerprint: str) -> None:
-        """Let a name that another image has mean this one. Raises Missing."""
+        """Move a name from another image to this one. Raises Missing."""
 
 
 class Pools(Protocol):
-    """Where the disks of instances are."""
+    """The storage pools of instances' disks."""
 
     async def driver(self, name: str) -> str:
         """A pool's kind, such as btrfs, zfs or dir. Raises Missing."""
 
     async def use(self, name: str) -> PoolUse:
-        """How large a pool is and what of it is used. Raises Missing."""
+        """The size of a pool and how much of it is used. Raises Missing."""
 
 
 class Operations(Protocol):
-    """What the engine is at."""
+    """The operations of the engine."""
 
     async def under_way(self) -> list[LxdOperation]:
-        """What has not ended in the project, but for commands that somebody talks to."""
+        """The project's operations that have not ended, without interactive commands."""
 
 
 class Server(Protocol):
-    """The engine itself, and the host that it is on."""
+    """The engine itself, and the host that it runs on."""
 
     @property
     def project(self) -> str:
-        """Where podyd's instances are."""
+        """The name of podyd's project."""
 
     async def version(self) -> str | None:
-        """The engine's own version; None where it does not say."""
+        """The engine's version; None if it does not report one."""
 
     async def cards(self) -> tuple[PciCard, ...]:
-        """The host's graphics cards, whoever's make; which takes some 28 ms."""
+        """The host's graphics cards of all vendors; takes some 28 ms."""
 
     async def allowed(self) -> Allowed:
-        """What of the host the project's instances may have."""
+        """What the project's instances may use of the host."""
 
 
 class Files(Protocol):
-    """Files of instances that are stopped: in one that runs, its root may be in the way."""
+    """Files of stopped instances: in a running one, its root could interfere."""
 
     async def kind(self, name: str, path: str) -> str:
-        """What a path is: file (a pipe, too), directory or symlink. Raises Missing, or LxdRefused
-        where a part of the path is no directory."""
+        """What a path is: file (also a pipe), directory or symlink. Raises Missing, or LxdRefused
+        if a part of the path is no directory."""
 
     async def delete(self, name: str, path: str) -> None:
-        """Delete a file, or a directory that has nothing in it. Raises Missing."""
+        """Delete a file, or an empty directory. Raises Missing."""
 
     async def make_empty(self, name: str, path: str, mode: int) -> None:
-        """Make a file of root's with nothing in it."""
+        """Create an empty file that belongs to root."""
 
     async def delete_all(self, name: str, directory: str, prefix: str) -> None:
-        """Delete what is in a directory and begins so. Raises Conflict if that cannot be."""
+        """Delete the entries of a directory with this prefix. Raises Conflict if that fails."""
 
     async def look(self, name: str) -> Tree:
         """All files. Raises Conflict (too many, or one that cannot be shown)."""
 
     async def holes(self, name: str, seen: Tree) -> Holes:
-        """What of these files is holes, by samples of the largest ones."""
+        """Estimate the holes in these files, from samples of the largest ones."""
 
     async def cut(self, name: str, files: Sequence[File]) -> None:
-        """Make files empty, so that who packs them fails instead of going on."""
+        """Truncate files, so that packing them fails instead of going on."""
 
     async def end_packing(self, name: str) -> None:
-        """Let an image that is still being made of an instance fail soon; its files are lost."""
+        """Make an image fail soon that is still being packed of an instance; its files are lost."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """All of it, of one engine."""
+    """All interfaces of one engine."""
 
     instances: Instances
     profiles: Profiles

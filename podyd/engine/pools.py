@@ -9,7 +9,7 @@ from podyd.engine.types import PoolUse
 
 
 class LxdPools:
-    """Asks LXD each time."""
+    """LXD's storage pools, without a cache."""
 
     def __init__(self, client: LxdClient) -> None:
         self._client = client
@@ -19,7 +19,7 @@ class LxdPools:
         return str((await self._client.get(_path(name)))["driver"])
 
     async def use(self, name: str) -> PoolUse:
-        """How large a pool is and what of it is used. Raises Missing."""
+        """The size of a pool and how much of it is used. Raises Missing."""
         space = (await self._client.get(_path(name, "resources")))["space"]
         return PoolUse(name, space.get("total", 0), space.get("used", 0))
 

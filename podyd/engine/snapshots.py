@@ -12,7 +12,7 @@ from podyd.engine.types import Snapshot
 
 
 class LxdSnapshotStore:
-    """Asks LXD each time."""
+    """LXD's snapshots, without a cache."""
 
     def __init__(self, client: LxdClient) -> None:
         self._client = client
@@ -27,8 +27,8 @@ class LxdSnapshotStore:
         return _snapshot_of(await self._client.get(_path(instance, name)))
 
     async def take(self, instance: str, name: str, *, timeout: float) -> None:
-        """Keep an instance's disk. Raises NameTaken, DiskFull, Busy, TimedOut."""
-        # Nothing is left of one that LXD has slipped over.
+        """Take a snapshot of an instance. Raises NameTaken, DiskFull, Busy, TimedOut."""
+        # LXD removes one that fails because it has slipped.
         await self._client.change(
             "POST",
             instance_path(instance, "snapshots"),

@@ -1,4 +1,4 @@
-"""Commands in instances, whatever runs them: what one is given, what it gives, how it ends."""
+"""The interface for commands in instances: their streams, how they end, and what runs them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Afterwards = Callable[[], Awaitable[None]]
 
 @dataclass(frozen=True)
 class Size:
-    """A terminal's, in characters."""
+    """The size of a terminal, in characters."""
 
     rows: int
     cols: int
@@ -22,7 +22,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Terminal:
-    """What a command finds itself at; `name` is for $TERM."""
+    """The terminal of a command; `name` is for $TERM."""
 
     size: Size
     name: str
@@ -30,7 +30,7 @@ class Terminal:
 
 @dataclass(frozen=True)
 class Signal:
-    """One for all that the command has started; `name` is one of kill(1)'s, such as INT."""
+    """A signal for all processes of a command; `name` as of kill(1), such as INT."""
 
     name: str
 
@@ -42,29 +42,29 @@ class Streams(Protocol):
     """The other end of a command's streams."""
 
     async def input(self) -> bytes | None:
-        """The next of the input; None at its end."""
+        """The next piece of the input; None at its end."""
 
     async def output(self, stream: int, data: bytes) -> None:
-        """Take what came on STDOUT or STDERR; the command waits as long.
+        """Take output of STDOUT or STDERR; the command is blocked until this returns.
 
         At a terminal, all is STDOUT.
         """
 
     async def wish(self) -> Wish:
-        """What is wanted beside that, once it is."""
+        """Wait for the next signal or new size of the terminal."""
 
 
 async def no_wish() -> Wish:
-    """The wish of one who has none: never there."""
+    """A `wish` that never returns, for streams without signals."""
     nothing: asyncio.Future[Wish] = asyncio.get_running_loop().create_future()
     return await nothing
 
 
 @dataclass(frozen=True)
 class Exit:
-    """How a command ended; `code` is None if time was up.
+    """How a command ended; the exit code is None if its time was up.
 
-    `oom_killed` if the kernel has killed something for memory meanwhile.
+    `oom_killed` if the kernel has killed one of its processes for memory.
     """
 
     code: int | None
@@ -73,9 +73,9 @@ class Exit:
 
 @dataclass(frozen=True)
 class Ending:
-    """A command that ends something; exit status 0 says that it is done.
+    """A clean-up command; it is done when its exit status is 0.
 
-    `outlives_stop` if what it ends is still there after the instance was stopped.
+    `outlives_stop` if it is still needed after the instance was stopped.
     """
 
     instance: str
@@ -84,7 +84,7 @@ class Ending:
 
 
 class Executor(Protocol):
-    """Runs commands as root, and leaves nothing of them behind."""
+    """Runs commands as root, and leaves no process of them behind."""
 
     async def run(
         self,
@@ -108,9 +108,9 @@ class Executor(Protocol):
         """
 
     def end(self, ending: Ending) -> None:
-        """End something in the background, now or as soon as the instance answers again."""
+        """Run a clean-up in the background, now or as soon as the instance answers again."""
 
 
 def bash(command: str) -> tuple[str, ...]:
-    """The words that have bash run a line."""
+    """The words with which bash runs a command line."""
     return ("/bin/bash", "-c", command)

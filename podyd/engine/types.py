@@ -1,4 +1,4 @@
-"""What an engine is told and tells, as typed data; nothing here knows how one is asked."""
+"""The data of the engine's interface; nothing here depends on how an engine is asked."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-# Whether an instance runs; "error" is whatever else the engine says of it.
+# Whether an instance runs; "error" for any other status.
 Status = Literal["running", "stopped", "frozen", "error"]
-# What an instance can be told to do.
+# Changes of an instance's status.
 Action = Literal["start", "stop", "unfreeze"]
 Devices = Mapping[str, Mapping[str, str]]
-# A file that is smaller is read in a moment.
+# Smaller files are read quickly.
 LARGE_BYTES = 64 * 1024**2
 
 
@@ -20,7 +20,7 @@ LARGE_BYTES = 64 * 1024**2
 class Instance:
     """An instance; `config` and `own_devices` are without its profiles, the rest with them.
 
-    Its name is bound: what is asked of the engine under it, this instance is asked, or none.
+    Its name is bound: a request to the engine with it reaches this instance or none.
     """
 
     name: str
@@ -35,13 +35,13 @@ class Instance:
 
     @property
     def uuid(self) -> str:
-        """What stays when it is renamed; "" while it is being made."""
+        """Its identity, also after it is renamed; "" while it is being created."""
         return self.config.get("volatile.uuid", "")
 
 
 @dataclass(frozen=True)
 class Address:
-    """An address that an instance says it has, and that others can reach; `family` as ip(8)."""
+    """An address that an instance reports and that is not local to it; `family` as in ip(8)."""
 
     interface: str
     family: str
@@ -50,10 +50,10 @@ class Address:
 
 @dataclass(frozen=True)
 class State:
-    """What an instance is at now.
+    """The state of an instance.
 
-    `pid` is that of its first process, on the host; 0 or less where there is none. Of a disk device
-    that is missing in `disk_bytes`, or that has 0 there, nobody knows what is used.
+    `pid` is that of its init on the host; 0 or less if there is none. A disk device whose usage is
+    not known is missing in `disk_bytes`, or has 0 there.
     """
 
     pid: int = 0
@@ -64,7 +64,7 @@ class State:
 
 @dataclass(frozen=True)
 class CpuTime:
-    """An instance and its CPU time since it started; None where the engine cannot tell."""
+    """An instance and its CPU time since it started; None if it is not known."""
 
     instance: Instance
     nanoseconds: int | None
@@ -72,7 +72,7 @@ class CpuTime:
 
 @dataclass(frozen=True)
 class Profile:
-    """A profile: what `lxc profile edit` shows."""
+    """A profile, as `lxc profile edit` shows it."""
 
     name: str
     description: str = ""
@@ -82,7 +82,7 @@ class Profile:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A snapshot of an instance; `size` in bytes, None where the pool does not tell."""
+    """A snapshot of an instance; `size` in bytes, None if the pool does not report it."""
 
     name: str
     created: datetime
@@ -91,14 +91,14 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class FromImage:
-    """A new instance's disk is as this image."""
+    """The source of a new instance: an image."""
 
     fingerprint: str
 
 
 @dataclass(frozen=True)
 class CopyOf:
-    """A new instance's disk is as this instance's, or as a snapshot of it."""
+    """The source of a new instance: another one, or a snapshot of it."""
 
     instance: str
     snapshot: str | None = None
@@ -109,7 +109,7 @@ Source = FromImage | CopyOf
 
 @dataclass(frozen=True)
 class NewInstance:
-    """An instance that is to be made."""
+    """An instance to be created."""
 
     name: str
     source: Source
@@ -120,7 +120,7 @@ class NewInstance:
 
 @dataclass(frozen=True)
 class StoredImage:
-    """An image that instances can be made of."""
+    """An image that instances can be created from."""
 
     fingerprint: str
     aliases: tuple[str, ...]

@@ -23,9 +23,9 @@ IMAGE = "user.podyd.image"
 PORTS = "user.podyd.ports"
 # The `raw.idmap` that podyd has set; another one is an admin's.
 IDMAP = "user.podyd.idmap"
-# The limit of its disk in bytes, while podyd has lent it some more to be started in.
+# The limit of its disk in bytes, while podyd has added a reserve so that it can start.
 DISK = "user.podyd.disk"
-# The instance's own name, written when podyd begins to make it and taken away when it runs. An
+# The instance's own name, written when podyd begins to make it and removed when it runs. An
 # instance that has it and was never started was left half-made by a podyd that was killed; it will
 # be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"

@@ -9,8 +9,8 @@ kind dir takes a size and does not hold it, unless its filesystem has project qu
 not say what is used either.
 
 LXD keeps a file of its own on the same disk, which it writes at each start. A pod whose root has
-filled the disk is therefore lent RESERVE_BYTES once, so that it starts; the key DISK then has its
-limit. What was lent is taken back when the pod has deleted enough.
+filled the disk therefore gets RESERVE_BYTES more, once, so that it starts; the key DISK then has
+its limit. The reserve is removed when the pod has deleted enough.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from podyd.model.pod import DISK, Pod, pods_of
 
 log = logging.getLogger(__name__)
 
-# For looking at every file of a pod.
+# For `du` over a pod's disk.
 LOOK_SECONDS = 20.0
 RESERVE_BYTES = 16 * 1024**2
-# Between two looks at whether what was lent can be taken back.
-LENT_SECONDS = 60.0
+# Between two checks whether the reserve of a full disk can be removed again.
+RESERVED_SECONDS = 60.0
 PROBE_SECONDS = 10.0
 # LXD's own file, and what btrfs keeps free for itself.
 SLACK_BYTES = 1024**2
-# Writes as much as there must be room for, into a file that nobody sees.
+# Writes so many bytes into a file without a name, to see whether there is room.
 _PROBE = """\
 name=/.podyd-{nonce}
 exec 3>"$name" && rm "$name" && head -c {count} /dev/zero >&3
@@ -54,7 +54,7 @@ BTRFS, DIR, ZFS = "btrfs", "dir", "zfs"
 
 @dataclass(frozen=True)
 class Disk:
-    """Bytes; None where the pool cannot tell what is used, or cannot hold a limit. -1: no limit."""
+    """Bytes used, and their limit (-1: none); None if the pool does not report or support it."""
 
     used: int | None
     limit: int | None
@@ -70,7 +70,7 @@ class _Making:
 
 
 class Disks:
-    """Gives new pods their disks, changes them, and says what of them is used."""
+    """Decides on the limits of pods' disks, and reports how much of them is used."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class Disks:
         self._profiles = profiles
         self._pools = pools
         self._executor = executor
-        # Two pods of a member's at once could both see the last free bytes of the quota.
+        # By member: two requests at once could both use the last bytes of the quota.
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # The pods that are being made, by their instances' names.
         self._making: dict[str, _Making] = {}
@@ -97,7 +97,7 @@ class Disks:
         profiles: Sequence[Profile],
         asked_bytes: int | None,
     ) -> AsyncIterator[Devices]:
-        """Hold the disk of a pod that is being made; gives the device that its instance needs.
+        """Reserve the disk of a pod that is being made; yields the own devices of its instance.
 
         Without `asked_bytes`, or with -1: as its profiles say, and within the quota. Raises
         Forbidden (quota).
@@ -110,8 +110,8 @@ class Disks:
         try:
             yield _resized({}, given, size)
         finally:
-            # Under the lock: nobody may have read LXD's list before the pod was in it and look
-            # here after it is gone.
+            # Under the lock: no request may read LXD's list before the pod is in it, and this
+            # after it has been removed here.
             async with lock:
                 del self._making[name]
 
@@ -123,10 +123,10 @@ class Disks:
         profiles: Sequence[Profile],
         asked_bytes: int | None,
     ) -> AsyncIterator[Callable[[Devices], Devices]]:
-        """Hold a new limit for a pod; gives how its own devices change. None changes nothing.
+        """Reserve a new limit for a pod; yields the change of its devices. None changes nothing.
 
-        -1 is what a new pod would have. Raises Forbidden (quota), Conflict (it uses more, that
-        cannot be seen, or its pool holds no limit).
+        -1 is the limit of a new pod. Raises Forbidden (quota), Conflict (it uses more, that is not
+        known, or its pool supports no limit).
         """
         if asked_bytes is None:
             yield dict
@@ -135,7 +135,7 @@ class Disks:
         async with self._lock(member.name):
             others = await self._others(member, pod.name)
             instance = await self._now(pod)
-            # What makes it smaller always may be done, however much the other pods have.
+            # A disk may always be made smaller, even if the other pods exceed the quota.
             room = None if _is_below(asked_bytes, limit_of(instance)) else others
             size = _size(member, given, asked_bytes, room)
             if asked_bytes != UNLIMITED:
@@ -145,7 +145,7 @@ class Disks:
             yield lambda devices: _resized(devices, given, size)
 
     async def of(self, pod: Pod, state: State | None) -> Disk:
-        """What a pod's disk has, by LXD's state of it."""
+        """The usage and the limit of a pod's disk, by LXD's state of it."""
         used = used_bytes(pod.instance.devices, state)
         holds = used is not None or await self._driver(pod.instance.devices) != DIR
         return Disk(used, limit_of(pod.instance) if holds else None)
@@ -158,7 +158,7 @@ class Disks:
         return self._making[name].device
 
     def too_small(self, name: str) -> Conflict:
-        """What a member is told whose new pod does not fit, while `new` holds its disk."""
+        """The error for a new pod that does not fit on its disk, while `new` reserves it."""
         limit = self._making[name].size
         if limit == UNLIMITED:
             return Conflict(
@@ -174,27 +174,27 @@ class Disks:
         )
 
     def last_used(self, pod: Pod) -> int | None:
-        """What LXD said is used, when it was last asked for all pods; None where it did not."""
+        """Bytes used, as LXD reported when it was last asked for all pods; None if it did not."""
         return used_bytes(pod.instance.devices, self._instances.last_states.get(pod.name))
 
     async def used(self, name: str, devices: Devices) -> int | None:
-        """What LXD says now is used of an instance's disk; None where it does not."""
+        """Bytes used of an instance's disk, as LXD reports now; None if it does not."""
         return used_bytes(devices, await self._instances.state(name))
 
     async def is_at_limit(self, name: str) -> bool:
-        """Whether LXD says that an instance uses all that its disk may have."""
+        """Whether an instance uses its whole disk, as LXD reports."""
         instance = named(await self._instances.all(), name)
         if instance is None or (limit := _held(instance.devices)) == UNLIMITED:
             return False
         return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
 
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
-        """The pools that these devices' disks are in. Raises LxdRefused, Unavailable."""
+        """The pools of these devices' root disks. Raises LxdRefused, Unavailable."""
         names = {root_of(devices)[1].get("pool") for devices in holders}
         return [await self._pools.use(name) for name in sorted(filter(None, names))]
 
     async def check_held(self, name: str, devices: Devices) -> None:
-        """Raises Conflict if the pool of an instance, that is there, holds no limit."""
+        """Raises Conflict if the pool of an existing instance supports no limit."""
         if await self._driver(devices) != DIR:
             return
         if await self.used(name, devices) is None:
@@ -205,13 +205,13 @@ class Disks:
                 code="disk_not_limited",
             )
 
-    # --- What may be ------------------------------------------------------------------------------
+    # --- Quotas -----------------------------------------------------------------------------------
 
     def _lock(self, owner: str) -> asyncio.Lock:
         return self._locks.setdefault(owner, asyncio.Lock())
 
     async def _others(self, member: Member, name: str) -> dict[str, int]:
-        """The limits of a member's pods, but of one; by their names."""
+        """The limits of a member's pods in bytes, without one of them; by their names."""
         pods = [pod for pod in pods_of(await self._instances.all()) if pod.is_of(member)]
         limits = {pod.name: limit_of(pod.instance) for pod in pods}
         limits |= {
@@ -221,15 +221,15 @@ class Disks:
         return limits
 
     async def _now(self, pod: Pod) -> Instance:
-        """A pod's instance as it is by now."""
+        """A pod's instance as it is now."""
         return named(await self._instances.all(), pod.name) or pod.instance
 
-    # --- A little room to start in ----------------------------------------------------------------
+    # --- A reserve, so that a full disk can be started --------------------------------------------
 
-    async def lend(self, pod: Pod) -> None:
-        """Give a full disk a little more for a start. Raises Conflict if it has had that already.
+    async def add_reserve(self, pod: Pod) -> None:
+        """Add the reserve to a full disk for a start. Raises Conflict if it has that already.
 
-        The mark stands on the instance, so a podyd that is killed takes it back later.
+        A key of the instance records it, so that it is removed after a restart of podyd too.
         """
         async with self._lock(pod.owner):
             instance = await self._now(pod)
@@ -239,18 +239,18 @@ class Disks:
             await self._set(instance, {DISK: str(limit)}, limit + RESERVE_BYTES)
         log.info("%s is full, and has %d bytes more to be started in", pod.name, RESERVE_BYTES)
 
-    async def take_back(self, pod: Pod) -> bool:
-        """Take back what a running pod was lent, if it is used no longer; whether nothing is lent.
+    async def remove_reserve(self, pod: Pod) -> bool:
+        """Remove a running pod's reserve, if it is not in use; returns whether it has none now.
 
-        Only in the pod can be seen whether it is: what LXD says is used is not what btrfs counts,
+        Whether it is in use can only be tested in the pod: LXD does not report what btrfs counts,
         and a limit below that could not be raised any more.
         """
         async with self._lock(pod.owner):
             instance = await self._now(pod)
             if DISK not in instance.config:
                 return True
-            lent = _held(instance.devices) - limit_of(instance)
-            if lent > 0 and not await self._has_room(pod.name, lent + SLACK_BYTES):
+            reserve = _held(instance.devices) - limit_of(instance)
+            if reserve > 0 and not await self._has_room(pod.name, reserve + SLACK_BYTES):
                 return False
             await self._set(instance, {DISK: None}, limit_of(instance))
         log.info("%s has its own limit of its disk again", pod.name)
@@ -259,7 +259,7 @@ class Disks:
     async def check_restart(self, pod: Pod) -> None:
         """Raises Conflict if a pod, once it has stopped, could not be started again."""
         if pod.status == "running":
-            is_settled = await self.take_back(pod)
+            is_settled = await self.remove_reserve(pod)
         else:  # In one that is frozen nobody can look.
             is_settled = DISK not in pod.instance.config or await self._instances.has_room(pod.name)
         has_limit = limit_of(pod.instance) != UNLIMITED
@@ -267,18 +267,18 @@ class Disks:
             raise full(pod)
 
     async def run(self) -> None:
-        """Take back what was lent, also by a podyd that was killed; for good."""
+        """Remove reserves that are not in use any more, until cancelled."""
         while True:
             pods: Sequence[Pod] = ()
-            with contextlib.suppress(PodydError):  # LXD is away, and others say so.
+            with contextlib.suppress(PodydError):  # LXD does not answer, which is logged elsewhere.
                 pods = pods_of(await self._instances.all())
             for pod in pods:
                 if DISK in pod.instance.config and pod.status == "running":
                     try:
-                        await self.take_back(pod)
+                        await self.remove_reserve(pod)
                     except PodydError as error:
-                        log.warning("%s keeps what it was lent: %s", pod.name, error)
-            await asyncio.sleep(LENT_SECONDS)
+                        log.warning("%s keeps its reserve of disk: %s", pod.name, error)
+            await asyncio.sleep(RESERVED_SECONDS)
 
     async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:
         given = devices_of(await self._profiles.of(instance))
@@ -287,12 +287,12 @@ class Disks:
         )
 
     async def _has_room(self, name: str, count: int) -> bool:
-        """Whether so many bytes more fit onto a running pod's disk."""
+        """Whether `count` bytes more fit onto a running pod's disk."""
         command = _PROBE.format(nonce=secrets.token_hex(8), count=count)
         done = await self._executor.run(name, bash(command), Collected(1024), timeout=PROBE_SECONDS)
         return done.code == 0
 
-    # --- What is used -----------------------------------------------------------------------------
+    # --- Usage ------------------------------------------------------------------------------------
 
     async def _driver(self, devices: Devices) -> str:
         pool = root_of(devices)[1].get("pool", "")
@@ -302,7 +302,8 @@ class Disks:
             return ""
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
-        """Below what is used, LXD would half set a limit: it holds, and cannot be raised again."""
+        """Raises Conflict if a limit is below what is used: LXD would set it, and then could not
+        raise it again."""
         used = await self.used(pod.name, pod.instance.devices) or 0
         if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
             used = max(used, await self._look(pod))
@@ -316,7 +317,7 @@ class Disks:
             )
 
     async def _look(self, pod: Pod) -> int:
-        """The bytes of all files of a pod, which no more than a look at each of them tells."""
+        """The bytes of all files of a running pod, as `du` counts them in it."""
         if pod.status != "running":
             raise Conflict(
                 f"How much is on the disk of pod {pod.ins!r} is known only while it runs.",
@@ -327,7 +328,7 @@ class Disks:
         output = Collected(1024)
         await self._executor.run(pod.name, bash("du -skx /"), output, timeout=LOOK_SECONDS)
         kib = str(output.stdout).partition("\t")[0]
-        # Its own errors are of files that went away meanwhile.
+        # du's own errors are about files that were deleted meanwhile.
         if not (kib.isascii() and kib.isdecimal()):
             raise Conflict(
                 f"How much is on the disk of pod {pod.ins!r} could not be seen within"
@@ -339,7 +340,7 @@ class Disks:
 
 
 def devices_of(profiles: Iterable[Profile]) -> Devices:
-    """The devices of several profiles, of which the last one counts."""
+    """The devices of several profiles, of which the last one takes precedence."""
     devices: dict[str, Mapping[str, str]] = {}
     for profile in profiles:
         devices |= profile.devices
@@ -347,16 +348,16 @@ def devices_of(profiles: Iterable[Profile]) -> Devices:
 
 
 def limit_of(instance: Instance) -> int:
-    """The limit of a pod's disk in bytes, without what it is lent; -1 if it has none."""
+    """The limit of a pod's disk in bytes, without the reserve; -1 if it has none."""
     held = _held(instance.devices)
     own = instance.config.get(DISK, "")
     # An admin may have set another one meanwhile.
-    is_lent = own.isdecimal() and int(own) == held - RESERVE_BYTES
-    return int(own) if is_lent else held
+    has_reserve = own.isdecimal() and int(own) == held - RESERVE_BYTES
+    return int(own) if has_reserve else held
 
 
 def full(pod: Pod) -> Conflict:
-    """What a member is told whose pod has no room left."""
+    """The error for a pod whose disk is full."""
     is_full, advice = fullness(pod)
     return Conflict(
         f"Pod {pod.ins!r}: {is_full}.",
@@ -384,7 +385,7 @@ def _held(devices: Devices) -> int:
 
 
 def used_bytes(devices: Devices, state: State | None) -> int | None:
-    """What LXD's state of an instance says of its root disk; None where it does not."""
+    """Bytes used of the root disk, by LXD's state of an instance; None if it is not known."""
     return (state and state.disk_bytes.get(root_of(devices)[0])) or None
 
 
@@ -399,7 +400,7 @@ def _least(*sizes: int) -> int:
 def _size(
     member: Member, given: Devices, asked: int | None, others: Mapping[str, int] | None
 ) -> int:
-    """The limit of a pod; without `others`, the quota of all pods together does not matter."""
+    """The limit of a pod in bytes; without `others`, the quota of all pods together is ignored."""
     quota = member.quota
     room = UNLIMITED if others is None else _room(member, others)
     if asked not in (None, UNLIMITED):
@@ -426,7 +427,7 @@ def _size(
 
 
 def _room(member: Member, others: Mapping[str, int]) -> int:
-    """What a member's other pods leave of the quota of all together."""
+    """The bytes that a member's other pods leave of the quota of all together."""
     total = member.quota.disk_total
     if total == UNLIMITED:
         return UNLIMITED

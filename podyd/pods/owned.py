@@ -1,4 +1,4 @@
-"""Whose pod is which."""
+"""Pods by their owners."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ class Power:
             if await self._instances.has_room(pod.name):
                 await self.start_instance(pod.name)
                 return "."
-        await self._disks.lend(pod)
+        await self._disks.add_reserve(pod)
         try:
             await self.start_instance(pod.name)
         except DiskFull as error:

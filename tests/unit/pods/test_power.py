@@ -184,17 +184,17 @@ def test_a_pod_that_runs_already_is_started() -> None:
 
 
 class Full(Lxd):
-    """Has no room on the disk of a pod that is stopped, until it is lent some."""
+    """Has no room on the disk of a pod that is stopped, until it has the reserve."""
 
     def __init__(self) -> None:
         super().__init__([None])
         self._pod = replace(POD, status="stopped")
 
     async def has_room(self, name: str) -> bool:
-        return "lend" in self.asked
+        return "add_reserve" in self.asked
 
-    async def lend(self, pod: Pod) -> None:
-        self.asked.append("lend")
+    async def add_reserve(self, pod: Pod) -> None:
+        self.asked.append("add_reserve")
 
     async def due(self, member: Member, pod: Pod) -> None: ...
 
@@ -206,4 +206,4 @@ def test_what_has_no_room_is_lent_some_before_lxd_tries_to_start_it() -> None:
     lxd = Full()
     said = asyncio.run(power_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
     assert "storage of all pods is full" in said
-    assert lxd.asked == ["lend", "start"]
+    assert lxd.asked == ["add_reserve", "start"]
