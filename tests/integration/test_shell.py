@@ -396,7 +396,7 @@ def test_what_is_open_ends_with_its_login(node: Node, ins: str) -> None:
 
     def ended(talk: Talk, code: str) -> None:
         # Else it is waited for without end: podyd's pings go on.
-        server.wait_for_log(f"under way in pods end: {code}")
+        server.wait_for_log(f"sessions in pods end: {code}")
         ended = talk.end()
         assert (ended["exit_code"], ended["code"]) == (-1, code)
 
