@@ -175,7 +175,7 @@ class Usage:
     async def sample_cpu(self) -> None:
         """Count what LXD's counters have gained since they were last read, even before podyd's
         start. Raises Unavailable or LxdRefused."""
-        known = await self._store.counters()
+        previous = await self._store.counters()
         times = await self._cpu_times()
         now, monotonic = self._clock.wall(), self._clock.monotonic()
         before = self._cpu_sampled_at
@@ -184,7 +184,7 @@ class Usage:
         amounts: dict[Bucket, float] = defaultdict(float)
         for item in times:
             uuid, owner = item.instance.uuid, owners.get(item.instance.name)
-            last = known.get(uuid)
+            last = previous.get(uuid)
             if not uuid or item.nanoseconds is None:
                 if last is not None:
                     counters[uuid] = last

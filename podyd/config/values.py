@@ -120,7 +120,7 @@ def parse_mounts(value: Any) -> tuple[Mount, ...]:
     )
     if not isinstance(value, list):
         raise ValueError(expected)
-    found = []
+    mounts = []
     for item in value:
         match = re.fullmatch(r"((?:/[\w.-]+)+)/\$user:((?:/[\w.-]+)+)(:ro)?", str(item), re.ASCII)
         if match is None:
@@ -131,10 +131,10 @@ def parse_mounts(value: Any) -> tuple[Mount, ...]:
                 tuple(f"{at}/" for at in _NOT_BELOW)
             ):
                 raise ValueError(expected)
-        found.append(Mount(match[1], match[2], bool(match[3])))
-    if len({mount.pod for mount in found}) < len(found):
+        mounts.append(Mount(match[1], match[2], bool(match[3])))
+    if len({mount.pod for mount in mounts}) < len(mounts):
         raise ValueError(f"{expected}; each place in a pod once")
-    return tuple(found)
+    return tuple(mounts)
 
 
 def parse_positive(value: Any) -> int:

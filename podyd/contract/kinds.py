@@ -386,26 +386,26 @@ def parse(request: type[R], pairs: Iterable[tuple[str, str]]) -> R:
     declared = {name: item for item in params_of(request) for name in (item.name, *item.aliases)}
     values: dict[str, Any] = {}
     for name, text in pairs:
-        known = declared.get(name)
-        if known is None:
+        param = declared.get(name)
+        if param is None:
             raise BadRequest(
                 f"Parameter {name[:64]!r} is not known here; accepted: {_names(request)}.",
                 code="unknown_parameter",
                 parameter=name[:64],
             )
-        if known.name in values:
+        if param.name in values:
             raise BadRequest(
-                f"Parameter {known.name!r} is given more than once; give it once.",
+                f"Parameter {param.name!r} is given more than once; give it once.",
                 code="repeated_parameter",
-                parameter=known.name,
+                parameter=param.name,
             )
         try:
-            values[known.name] = known.kind.parse(text)
+            values[param.name] = param.kind.parse(text)
         except ValueError as error:
             raise BadRequest(
-                f"Parameter {known.name!r} {error}.",
+                f"Parameter {param.name!r} {error}.",
                 code="malformed_parameter",
-                parameter=known.name,
+                parameter=param.name,
             ) from None
     for item in params_of(request):
         if not item.optional and item.name not in values:

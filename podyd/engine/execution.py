@@ -186,13 +186,13 @@ class Execution:
         control = await self._connect(secret["control"])
         self._has_begun = True
         streams = (STDIN, STDOUT, STDERR) if self._terminal is None else (STDIN,)
-        found = await together(
+        sockets = await together(
             *(
                 self._connect(secret[str(stream)], answers_pings=stream == STDIN)
                 for stream in streams
             )
         )
-        return control, dict(zip(streams, found, strict=True))
+        return control, dict(zip(streams, sockets, strict=True))
 
     async def _connect(self, secret: str, *, answers_pings: bool = True) -> Websocket:
         socket = await self._client.websocket(

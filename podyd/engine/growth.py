@@ -42,7 +42,7 @@ class Packing:
     async def look(self) -> Unfinished | None:
         """The present state; None if the helper does not answer, which is logged once."""
         try:
-            found = parsed(await asyncio.wait_for(self._ask(), TIMEOUT))
+            unfinished = parsed(await asyncio.wait_for(self._ask(), TIMEOUT))
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             if not self._is_said:
                 log.warning(
@@ -54,7 +54,7 @@ class Packing:
             self._is_said = True
             return None
         self._is_said = False
-        return found
+        return unfinished
 
     async def _ask(self) -> bytes:
         reader, writer = await asyncio.open_unix_connection(self._path, limit=MAX_LINE_BYTES)

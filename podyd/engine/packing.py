@@ -119,7 +119,7 @@ def look(places: Sequence[Path], told: Callable[[int], Iterator[tuple[str, int |
 
     None where there is none, or more in one than is looked at.
     """
-    found: dict[str, int | None] = {}
+    sizes: dict[str, int | None] = {}
     seen = set()
     try:
         for number, place in enumerate(places):
@@ -127,12 +127,12 @@ def look(places: Sequence[Path], told: Callable[[int], Iterator[tuple[str, int |
                 status = os.fstat(directory)
                 if (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
-                    found.update((f"{number}/{name}", size) for name, size in told(directory))
-            if len(found) > MAX_TOLD:
+                    sizes.update((f"{number}/{name}", size) for name, size in told(directory))
+            if len(sizes) > MAX_TOLD:
                 return None
     except _TooManyError:
         return None
-    return found if seen else None
+    return sizes if seen else None
 
 
 def built(directory: int) -> Iterator[tuple[str, int | None]]:

@@ -162,9 +162,9 @@ class LxdClient:
             if not _is_answer(asked[0]):
                 again = self._fetch("GET", path, None, query, end - loop.time())
                 asked.append(asyncio.ensure_future(again))
-            left = set(asked)
-            while left:
-                done, left = await asyncio.wait(left, return_when=asyncio.FIRST_COMPLETED)
+            pending = set(asked)
+            while pending:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for answer in filter(_is_answer, done):
                     return answer.result()
             return asked[-1].result()

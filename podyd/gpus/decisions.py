@@ -365,10 +365,10 @@ class View:
             if possible - free or not self._is_servable(choice):
                 raise self._held(possible - free, pod.name, before, to_lease=True)
             return possible
-        own = self.own(pod)
+        counted = self.own(pod)
         usable = in_order(mine)
-        usable += [card for card in self.least_used() if card in free - mine and card in own]
-        others = [card for card in self.least_used() if card in free - mine - own]
+        usable += [card for card in self.least_used() if card in free - mine and card in counted]
+        others = [card for card in self.least_used() if card in free - mine - counted]
         usable += others[: entry.more]
         if len(usable) < choice.count:
             if self.frozen:
@@ -416,29 +416,29 @@ class View:
     ) -> Conflict:
         """The error that says who holds these cards, since when and until when."""
         holders: list[dict[str, Any]] = []
-        said = []
+        sentences = []
         for card in in_order(cards):
             lease = self.leases.get(card.key)
             if lease is not None and lease.pod.name != pod_name:
                 since, until = iso(lease.since), iso(lease.until)
                 holders.append(holder(card, lease.pod, since, until))
-                said.append(
+                sentences.append(
                     f"GPU {card.index} is leased to {lease.pod.name} of {lease.pod.owner} since"
                     f" {since} until {until}"
                 )
             elif card in self.troubled:
-                said.append(f"GPU {card.index} does not answer: {self.troubled[card]}")
+                sentences.append(f"GPU {card.index} does not answer: {self.troubled[card]}")
             elif card in self._planned:
-                said.append(f"GPU {card.index} goes to a pod that is just being made")
+                sentences.append(f"GPU {card.index} goes to a pod that is just being made")
             elif to_lease:
                 for pod in self._others_on(card, pod_name):
                     holders.append(holder(card, pod))
-                    said.append(f"GPU {card.index} is in use by {pod.name} of {pod.owner}")
+                    sentences.append(f"GPU {card.index} is in use by {pod.name} of {pod.owner}")
         waiting = len(list(before))
         if waiting:
-            said.append(f"{waiting} in line before you, see /gpu/line")
+            sentences.append(f"{waiting} in line before you, see /gpu/line")
         advice = "/gpu/queue waits for a turn." if to_lease else ""
-        detail = "; ".join(said) or "The GPUs that you share are in use by others"
+        detail = "; ".join(sentences) or "The GPUs that you share are in use by others"
         return Conflict(f"{detail}.", advice=advice, code="gpu_held", holders=holders)
 
 

@@ -102,7 +102,7 @@ def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
 
 def queue_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[QueueEntry]:
     """The entries of the queue, the first to be served first."""
-    found = []
+    entries = []
     for pod in pods:
         text = pod.instance.config.get(WAITING)
         if text is None:
@@ -119,8 +119,8 @@ def queue_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[QueueEntry]:
             log.warning("%s: %s is not a queue entry: %r", pod.name, WAITING, text)
             continue
         if data.get("pod") == pod.name:
-            found.append(entry)
-    return sorted(found, key=lambda entry: (entry.since, entry.pod.name))
+            entries.append(entry)
+    return sorted(entries, key=lambda entry: (entry.since, entry.pod.name))
 
 
 def _lease(pod: Pod, card_key: str, value: str) -> Lease | None:

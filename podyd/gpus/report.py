@@ -73,11 +73,11 @@ class Report:
         indices = range(count) if wanted is None else wanted
         cards = {index: sample.gpus[index] for index in indices}
         pids = {on_it.pid for gpu in cards.values() for on_it in gpu.processes}
-        known = await self._node.processes.processes(pids)
-        found = {index: alive(gpu, known, sample.age) for index, gpu in cards.items()}
+        running = await self._node.processes.processes(pids)
+        on_cards = {index: alive(gpu, running, sample.age) for index, gpu in cards.items()}
         of_host = [
             process
-            for on_card in found.values()
+            for on_card in on_cards.values()
             for on_it, process in on_card
             if not whose[on_it.pid].instance
         ]
@@ -94,7 +94,7 @@ class Report:
                 )
                 for on_it, process in on_card
             ]
-            for index, on_card in found.items()
+            for index, on_card in on_cards.items()
         }
         return rows, sample.age
 

@@ -45,20 +45,20 @@ class Locations:
     async def of(self, running: Collection[Instance]) -> Mapping[str, str]:
         """The known addresses, by name of the instance; ARP requests are sent for the others."""
         heard = await self._neighbours.heard()
-        found = {}
+        locations = {}
         for instance in running:
             location = location_of(instance, heard, self._locations.get(instance.name))
             if location is None:
                 await self._probe(instance)
                 continue
-            found[instance.name] = location
+            locations[instance.name] = location
             entries = heard.get(location.nic, frozenset())
             if len(entries) != 1:
                 # The entry has expired, or there are several, of which one is old.
                 await self._neighbours.probe(location.nic.parent, {location.address, *entries})
-        self._locations = found
+        self._locations = locations
         self._warn(running)
-        return {name: location.address for name, location in found.items()}
+        return {name: location.address for name, location in locations.items()}
 
     async def _probe(self, instance: Instance) -> None:
         nics = held_nics(instance)
@@ -87,18 +87,18 @@ def location_of(instance: Instance, heard: Heard, before: Location | None) -> Lo
     Its last one since its start still counts, unless another interface has that address now.
     """
     run = instance.uuid, instance.started
-    known = before if before is not None and before.run == run else None
+    last = before if before is not None and before.run == run else None
     for nic in held_nics(instance):
         addresses = heard.get(nic, frozenset())
-        if known is not None and known.address in addresses:
-            return known
+        if last is not None and last.address in addresses:
+            return last
         if addresses:
             return Location(run, nic, min(addresses))
     others = [
-        addresses for nic, addresses in heard.items() if known and nic.parent == known.nic.parent
+        addresses for nic, addresses in heard.items() if last and nic.parent == last.nic.parent
     ]
-    is_anothers = known is not None and any(known.address in addresses for addresses in others)
-    return None if is_anothers else known
+    is_anothers = last is not None and any(last.address in addresses for addresses in others)
+    return None if is_anothers else last
 
 
 def held_nics(instance: Instance) -> list[Nic]:

@@ -102,8 +102,8 @@ class Ports:
     async def add(self, member: Member, pod: Pod, inner: int) -> None:
         """Forward one more port of the host to a pod. Raises Conflict, Forbidden (quota)."""
         async with self._alone(pod):
-            own, missing = await self._own(pod)
-            mapped = [*own.values(), *missing]
+            current, missing = await self._own(pod)
+            mapped = [*current.values(), *missing]
             if inner in mapped:
                 raise Conflict(
                     f"A port of the host leads to port {inner} of pod {pod.ins!r} already.",
@@ -120,23 +120,23 @@ class Ports:
                     limit=limit,
                     used=len(mapped),
                 )
-            async with self._held(f"{pod.owner}/{pod.ins}", [*missing, inner]) as found:
-                await self._write(pod, own | found)
+            async with self._held(f"{pod.owner}/{pod.ins}", [*missing, inner]) as added:
+                await self._write(pod, current | added)
 
     async def delete(self, pod: Pod, inner: int) -> str:
         """Stop forwarding to this port of a pod. Returns what was done. Raises NotFound."""
         async with self._alone(pod):
-            own, missing = await self._own(pod)
-            if inner not in [*own.values(), *missing]:
+            current, missing = await self._own(pod)
+            if inner not in [*current.values(), *missing]:
                 raise NotFound(
                     f"No port of the host leads to port {inner} of pod {pod.ins!r}.",
                     advice="See /pod/info.",
                     code="no_such_port",
                 )
-            others = {host: port for host, port in own.items() if port != inner}
+            others = {host: port for host, port in current.items() if port != inner}
             missing = [port for port in missing if port != inner]
-            async with self._held(f"{pod.owner}/{pod.ins}", missing) as found:
-                await self._write(pod, others | found)
+            async with self._held(f"{pod.owner}/{pod.ins}", missing) as added:
+                await self._write(pod, others | added)
         return f"No port of the host leads to port {inner} of pod {pod.ins} any longer."
 
     async def settle(self) -> None:
@@ -144,7 +144,7 @@ class Ports:
 
         An admin's `lxc launch` and `lxc copy` make such pods. The older pod keeps its ports.
         """
-        said = ""
+        logged = ""
         with self._poked() as poke:
             while True:
                 poke.clear()
@@ -154,9 +154,9 @@ class Ports:
                         delay = RETRY_SECONDS
                 except PodydError as error:
                     problem = error.detail
-                if problem and problem != said:
+                if problem and problem != logged:
                     log.warning("ports cannot be assigned now: %s", problem)
-                said = problem
+                logged = problem
                 await _either(poke, delay)
 
     async def _settle(self) -> bool:
@@ -171,9 +171,9 @@ class Ports:
                 continue
             try:
                 async with self._alone(pod):
-                    own, missing = await self._own(pod)
-                    async with self._held(f"{pod.owner}/{pod.ins}", missing) as found:
-                        await self._write(pod, own | found)
+                    current, missing = await self._own(pod)
+                    async with self._held(f"{pod.owner}/{pod.ins}", missing) as added:
+                        await self._write(pod, current | added)
             except PodydError as error:
                 if error.code == NO_FREE_PORT:
                     raise
@@ -219,7 +219,7 @@ class Ports:
         taken = self._reserved | (await self._busy() - self._open)
         for instance in await self._instances.all():
             taken |= (parse(instance.config.get(PORTS, "")) or {}).keys()
-        found: Mapped = {}
+        mapped: Mapped = {}
         size = last - first + 1
         for port in inner:
             start = zlib.crc32(f"{name}:{port}".encode())
@@ -234,9 +234,9 @@ class Ports:
                     ),
                     code=NO_FREE_PORT,
                 )
-            found[host] = port
+            mapped[host] = port
             taken.add(host)
-        return found
+        return mapped
 
     async def _busy(self) -> frozenset[int]:
         try:

@@ -71,14 +71,14 @@ def unfit(directory: Directory) -> str:
     if path.name != owner or owner in (".", ".."):
         return f"{owner!r} is not the name of a directory"
     try:
-        found = path.lstat()
+        status = path.lstat()
     except FileNotFoundError:
         return f"{path} is not there"
     except (OSError, ValueError) as error:
         return f"{path} cannot be looked at ({error})"
-    if not stat.S_ISDIR(found.st_mode):
+    if not stat.S_ISDIR(status.st_mode):
         return f"{path} is not a directory itself"
-    if found.st_uid != directory.uid:
+    if status.st_uid != directory.uid:
         return f"{path} does not belong to {owner}"
     return ""
 

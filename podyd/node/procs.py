@@ -157,21 +157,21 @@ class Reader:
         Processes for which it raised OSError or hangs are left out, and those that were not read
         within `LIMIT_SECONDS`.
         """
-        found: dict[int, T] = {}
-        left = [pid for pid in dict.fromkeys(pids) if (what, pid) not in self._stuck]
+        results: dict[int, T] = {}
+        remaining = [pid for pid in dict.fromkeys(pids) if (what, pid) not in self._stuck]
         patience = self._patience if patience is None else patience
         async with self._turns:
             end = time.monotonic() + max(LIMIT_SECONDS, patience)
-            while left and len(self._stuck) < MAX_STUCK and time.monotonic() < end:
-                way = _Way(read, left)
+            while remaining and len(self._stuck) < MAX_STUCK and time.monotonic() < end:
+                way = _Way(read, remaining)
                 try:
                     await way.go(patience, end)
                 finally:
                     if not way.is_over:
                         self._give_up(what, way)
-                found |= way.found
-                left = [] if way.is_over else left[left.index(way.at) + 1 :]
-        return found
+                results |= way.found
+                remaining = [] if way.is_over else remaining[remaining.index(way.at) + 1 :]
+        return results
 
     def _give_up(self, what: str, way: _Way[T]) -> None:
         key = what, way.at

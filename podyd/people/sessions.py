@@ -72,14 +72,14 @@ class Sessions:
         """Check every `CHECK_SECONDS`, and at once when podyd has revoked a token; until
         cancelled."""
         loop = asyncio.get_running_loop()
-        due = loop.time()
+        next_check = loop.time()
         while True:
             names, self._changed = self._changed, set()
             self._poke.clear()
             # Tokens that are revoked all the time must not defer it.
-            is_due = loop.time() >= due
+            is_due = loop.time() >= next_check
             if is_due:
-                due = loop.time() + CHECK_SECONDS
+                next_check = loop.time() + CHECK_SECONDS
             proofs = [p for p in self._open if is_due or p.login.member.name in names]
             checks = [asyncio.ensure_future(self._check(proof)) for proof in proofs]
             if checks:
@@ -87,7 +87,7 @@ class Sessions:
                 await asyncio.wait(checks)
             for check in checks:
                 check.result()
-            await came(self._poke, max(0.0, due - loop.time()))
+            await came(self._poke, max(0.0, next_check - loop.time()))
 
     async def _check(self, proof: _Proof) -> None:
         why = await self._logins.ended(proof.login, proof.address)

@@ -47,11 +47,11 @@ class Logs:
             journal = await self._journal(member, request)
             if journal is not None:
                 return journal
-        said = _tail(await self._console(pod), request.lines)
+        text = _tail(await self._console(pod), request.lines)
         why = "" if pod.status == "running" else await why_not_started(self._instances, pod.name)
         if why:
-            return _whole(f"{said}Its last start failed: {why}.\n", "lxc")
-        return _whole(said, "console")
+            return _whole(f"{text}Its last start failed: {why}.\n", "lxc")
+        return _whole(text, "console")
 
     async def _journal(self, member: Member, request: LogsOf) -> HeldAnswer[PodLog] | None:
         """The journal; None if the pod has none."""
@@ -66,13 +66,13 @@ class Logs:
             timeout=RUN_SECONDS,
             limit=MAX_JOURNAL_BYTES,
         )
-        said = done.body
-        is_cut = said.timed_out or "cut\n" in str(said.stderr)
-        if not any(said.stdout) and not is_cut:
+        result = done.body
+        is_cut = result.timed_out or "cut\n" in str(result.stderr)
+        if not any(result.stdout) and not is_cut:
             done.close()
             return None
-        is_full = sum(len(piece.encode()) for piece in said.stdout) >= MAX_JOURNAL_BYTES
-        return HeldAnswer(PodLog(said.stdout, "journal", is_cut or is_full), done.close)
+        is_full = sum(len(piece.encode()) for piece in result.stdout) >= MAX_JOURNAL_BYTES
+        return HeldAnswer(PodLog(result.stdout, "journal", is_cut or is_full), done.close)
 
     async def _console(self, pod: Pod) -> str:
         try:

@@ -113,18 +113,18 @@ class Mounts:
     async def _check(self, member: Member, mount: Mount) -> None:
         own = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)
         try:
-            found = await asyncio.wait_for(self._directories.fitness(own), LOOK_SECONDS)
+            fitness = await asyncio.wait_for(self._directories.fitness(own), LOOK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
                 f"Your directory {own.path} is on a disk that does not answer.",
                 advice="Tell your admin.",
                 code="directory_hangs",
             ) from None
-        if problem := found.unsafe or found.unfit:
+        if problem := fitness.unsafe or fitness.unfit:
             raise Conflict(
                 f"Your pods have {own.path}, but {problem}.",
                 advice="Tell your admin that 'podyd doctor' says what to do."
-                if found.unsafe
+                if fitness.unsafe
                 else f"Ask your admin to type: {to_make(own)} && podyd setup.",
                 code="directory_unfit",
             )

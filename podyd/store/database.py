@@ -154,9 +154,9 @@ class Database:
                 f"is a newer podyd's (schema {version}, this one knows {len(SCHEMA)}); upgrade"
                 " podyd, or move the file away"
             )
-        (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-        if found != "ok":
-            raise sqlite3.DatabaseError(found)
+        (integrity,) = connection.execute("PRAGMA quick_check(1)").fetchone()
+        if integrity != "ok":
+            raise sqlite3.DatabaseError(integrity)
         connection.execute("PRAGMA journal_mode = WAL")
         # A token that was revoked stays so, also when the power fails.
         connection.execute("PRAGMA synchronous = FULL")

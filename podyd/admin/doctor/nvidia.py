@@ -118,20 +118,20 @@ def nvml_answers(places: HostPaths, seconds: float = NVML_SECONDS) -> Iterator[R
         return
     do = "nvidia-smi; dmesg | grep -e NVRM -e Xid"
     try:
-        found = asked(places, seconds)
+        answer = asked(places, seconds)
     except subprocess.TimeoutExpired:
         yield error(f"NVML did not answer within {seconds:g} s.", f"{do}; reboot if it hangs")
         return
     except (ValueError, KeyError, TypeError):
         yield error("The process that asks NVML has died.", do)
         return
-    if isinstance(found, Failure):
-        yield error(f"NVML does not answer: {found.problem}.", do)
+    if isinstance(answer, Failure):
+        yield error(f"NVML does not answer: {answer.problem}.", do)
         return
-    for index, gpu in enumerate(found.gpus):
+    for index, gpu in enumerate(answer.gpus):
         if gpu.problem is not None:
             yield error(f"Card {index} {gpu.pci} does not answer: {gpu.problem}.", f"{do}; reboot")
-    yield ok(f"NVML answers; cards: {', '.join(gpu.pci for gpu in found.gpus)}.")
+    yield ok(f"NVML answers; cards: {', '.join(gpu.pci for gpu in answer.gpus)}.")
 
 
 def asked(places: HostPaths, seconds: float) -> Sample | Failure:

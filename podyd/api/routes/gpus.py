@@ -49,12 +49,12 @@ class GpuRoutes:
         place = await self._scheduler.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
         )
-        said = (
+        message = (
             f"Pod {request.ins} is number {place} in line; it gets the GPUs by itself."
             if place
             else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
         )
-        return LeaseResult(said, place, await self._scheduler.leases(pod))
+        return LeaseResult(message, place, await self._scheduler.leases(pod))
 
     @serves(GPU_LINE)
     async def gpu_line(self, call: Call[Nothing]) -> list[Waiting]:
@@ -64,9 +64,9 @@ class GpuRoutes:
     async def gpu_release(self, call: Call[ReleaseCards]) -> LeaseResult:
         request = call.request
         pod = await self._owned.find(call.caller, request.ins)
-        cards, left = await self._scheduler.release(pod, request.gpus, force=request.force)
+        cards, has_left = await self._scheduler.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)
         done = [f"GPU {numbers} is given back."] if cards else []
-        done += [f"Pod {request.ins} has left the line."] if left else []
-        said = " ".join(done) or "There was no lease to give back, and no place in line."
-        return LeaseResult(said, 0, await self._scheduler.leases(pod))
+        done += [f"Pod {request.ins} has left the line."] if has_left else []
+        message = " ".join(done) or "There was no lease to give back, and no place in line."
+        return LeaseResult(message, 0, await self._scheduler.leases(pod))
