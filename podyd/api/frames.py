@@ -16,7 +16,7 @@ from typing import Any
 from podyd.base.errors import BadRequest
 from podyd.contract.kinds import Whole, parse_json
 from podyd.contract.pods import MAX_COLUMNS, MAX_ROWS, SIGNALS, Start
-from podyd.engine.streams import STDIN, Signal, Size, Wish
+from podyd.engine.streams import STDIN, Signal, TerminalSize, Wish
 
 # The channels beside those of the streams, which have their numbers.
 END, CONTROL = 3, 4
@@ -156,10 +156,10 @@ class Frames:
         await self._send(bytes([END]) + json.dumps(message, ensure_ascii=False).encode())
 
 
-def _size(value: Mapping[str, Any]) -> Size:
+def _size(value: Mapping[str, Any]) -> TerminalSize:
     try:
         rows = Whole(1, MAX_ROWS).parse(str(value["rows"]))
-        return Size(rows, Whole(1, MAX_COLUMNS).parse(str(value["cols"])))
+        return TerminalSize(rows, Whole(1, MAX_COLUMNS).parse(str(value["cols"])))
     except (KeyError, ValueError):
         raise _malformed("have rows and cols, whole numbers, in resize") from None
 

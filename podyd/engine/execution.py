@@ -29,9 +29,9 @@ from podyd.engine.streams import (
     Ending,
     Exit,
     Signal,
-    Size,
     Streams,
     Terminal,
+    TerminalSize,
 )
 from podyd.engine.websocket import Websocket
 from podyd.engine.wrapper import OOM_KILLED, MarkedStream
@@ -360,7 +360,7 @@ def _options(terminal: Terminal | None) -> Mapping[str, Any]:
     }
 
 
-def _resized(size: Size) -> str:
+def _resized(size: TerminalSize) -> str:
     arguments = {"width": str(size.cols), "height": str(size.rows)}
     return json.dumps({"command": "window-resize", "args": arguments})
 

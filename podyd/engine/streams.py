@@ -13,7 +13,7 @@ Afterwards = Callable[[], Awaitable[None]]
 
 
 @dataclass(frozen=True)
-class Size:
+class TerminalSize:
     """The size of a terminal, in characters."""
 
     rows: int
@@ -24,7 +24,7 @@ class Size:
 class Terminal:
     """The terminal of a command; `name` is for $TERM."""
 
-    size: Size
+    size: TerminalSize
     name: str
 
 
@@ -35,7 +35,7 @@ class Signal:
     name: str
 
 
-Wish = Size | Signal
+Wish = TerminalSize | Signal
 
 
 class Streams(Protocol):

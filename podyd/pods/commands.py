@@ -13,7 +13,7 @@ from podyd.config.current import Settings
 from podyd.contract.pods import Ended, ExecResult, Start
 from podyd.engine.collected import Collected
 from podyd.engine.interface import Instances
-from podyd.engine.streams import Executor, Exit, Size, Streams, Terminal, bash
+from podyd.engine.streams import Executor, Exit, Streams, Terminal, TerminalSize, bash
 from podyd.engine.types import named
 from podyd.model.member import Member
 from podyd.model.pod import Pod
@@ -112,7 +112,7 @@ class Commands:
 
     # --- Interactive -----------------------------------------------------------------------------
 
-    async def open(self, member: Member, ins: str, size: Size | None) -> OpenShell:
+    async def open(self, member: Member, ins: str, size: TerminalSize | None) -> OpenShell:
         """Take a slot for a session in a running pod, with a terminal of that size or without.
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
@@ -120,7 +120,9 @@ class Commands:
         pod = await self._owned.find_running(member, ins)
         return OpenShell(self, pod, size, self._shells.take(member))
 
-    async def talk(self, pod: Pod, start: Start, size: Size | None, streams: Streams) -> Ended:
+    async def talk(
+        self, pod: Pod, start: Start, size: TerminalSize | None, streams: Streams
+    ) -> Ended:
         """Run what `start` says, until it has ended."""
         words = _words(start, is_shell=size is not None)
         terminal = None if size is None else Terminal(size, start.term)
@@ -152,7 +154,7 @@ class OpenShell:
     """A slot for an interactive shell or command, until it is closed."""
 
     def __init__(
-        self, commands: Commands, pod: Pod, size: Size | None, slot: contextlib.ExitStack
+        self, commands: Commands, pod: Pod, size: TerminalSize | None, slot: contextlib.ExitStack
     ) -> None:
         self._commands = commands
         self._pod = pod

@@ -58,7 +58,7 @@ from podyd.contract.pods import (
     Shell,
     SnapshotInfo,
 )
-from podyd.engine.streams import Size
+from podyd.engine.streams import TerminalSize
 from podyd.network.ports import Ports
 from podyd.pods.commands import Commands, OpenShell
 from podyd.pods.commits import Commits
@@ -209,7 +209,7 @@ class PodRoutes:
     @serves(POD_SHELL)
     async def pod_shell(self, call: Call[Shell]) -> OpenShell:
         request = call.request
-        size = Size(request.rows, request.cols)
+        size = TerminalSize(request.rows, request.cols)
         return await self._commands.open(call.caller, request.ins, size)
 
     @serves(POD_FILE)

@@ -10,7 +10,7 @@ import pytest
 
 from podyd.api.frames import CONTROL, END, WINDOW_BYTES, Frames
 from podyd.base.errors import BadRequest
-from podyd.engine.streams import STDERR, STDOUT, Signal, Size
+from podyd.engine.streams import STDERR, STDOUT, Signal, TerminalSize
 
 Talk = Callable[[Frames, list[bytes]], Awaitable[None]]
 
@@ -84,7 +84,7 @@ def test_wishes_and_the_end() -> None:
         frames.received(control({}))
         frames.received(control({"resize": {"rows": 5, "cols": 6}}))
         frames.received(control({"signal": "INT"}))
-        assert [await frames.wish(), await frames.wish()] == [Size(5, 6), Signal("INT")]
+        assert [await frames.wish(), await frames.wish()] == [TerminalSize(5, 6), Signal("INT")]
         await frames.output(STDERR, b"e")
         await frames.end({"exit_code": 0})
 
