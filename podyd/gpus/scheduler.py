@@ -162,7 +162,8 @@ class Scheduler:
     @contextlib.asynccontextmanager
     async def _alone(self, picture: Picture | None = None) -> AsyncIterator[View]:
         """A snapshot under the lock. Raises Unavailable after `LOCK_SECONDS`."""
-        await self._samples.first(FIRST_SAMPLE_SECONDS)
+        if picture is None:  # Else it has been waited for.
+            await self._samples.first(FIRST_SAMPLE_SECONDS)
         try:
             await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
         except asyncio.TimeoutError:
