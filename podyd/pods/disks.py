@@ -23,7 +23,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from podyd.base.errors import Conflict, Forbidden, LxdRefused, PodydError
+from podyd.base.errors import Conflict, Forbidden, LxdRefused, NotRunning, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
@@ -258,13 +258,18 @@ class Disks:
 
     async def check_restart(self, pod: Pod) -> None:
         """Raises Conflict if a pod, once it has stopped, could not be started again."""
-        if pod.status == "running":
-            is_settled = await self.remove_reserve(pod)
-        else:  # In one that is frozen nobody can look.
-            is_settled = DISK not in pod.instance.config or await self._instances.has_room(pod.name)
         has_limit = limit_of(pod.instance) != UNLIMITED
+        is_settled = await self._is_settled(pod)
         if not is_settled or not (has_limit or await self._instances.has_room(pod.name)):
             raise full(pod)
+
+    async def _is_settled(self, pod: Pod) -> bool:
+        """Whether a pod needs no reserve any more."""
+        if pod.status == "running":
+            with contextlib.suppress(NotRunning):  # It has just been frozen.
+                return await self.remove_reserve(pod)
+        # In one that is frozen nobody can look.
+        return DISK not in pod.instance.config or await self._instances.has_room(pod.name)
 
     async def run(self) -> None:
         """Remove reserves that are not in use any more, until cancelled."""

@@ -255,7 +255,7 @@ def test_help(pody: Pody) -> None:
     assert "    cmd: what /bin/bash -c, or /bin/sh where there is none, shall run" in one
     raw = json.loads(pody("help", "--raw", "/pod/exec").ok)
     assert [item["path"] for item in raw] == ["/pod/exec"]
-    assert "did you mean /pod/exec" in pody("help", "pod/exek").failed(1)
+    assert "Did you mean /pod/exec" in pody("help", "pod/exek").failed(1)
 
 
 @pytest.mark.parametrize("word", ["get", "post", "fetch"])
@@ -287,7 +287,7 @@ def test_a_refusal(pody: Pody) -> None:
 
 def test_an_unknown_route_names_the_nearest(pody: Pody) -> None:
     for word in ("get", "post", "fetch"):
-        assert "did you mean /pod/list?" in pody(word, "pod/lst").failed(1)
+        assert "Did you mean /pod/list?" in pody(word, "pod/lst").failed(1)
     assert "%0A" in pody("get", "pod/\n?x#y").failed(1)
 
 

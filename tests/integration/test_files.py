@@ -389,7 +389,7 @@ def test_the_log_of_a_frozen_pod_is_not_its_console(node: Node, own_pod: Client)
     node.lxc("pause", name)
     try:
         body = own_pod.get("/pod/logs", ins="p").refused(409, "pod_not_running")
-        assert (body["status"], body["advice"]) == ("frozen", "Start it with /pod/start.")
+        assert (body["status"], body["advice"]) == ("frozen", "Let it go on with /pod/start.")
         pody = as_user(own_pod)
         for words in ((), ("-f",)):
             said = pody("logs", "p", *words)

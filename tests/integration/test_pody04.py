@@ -137,7 +137,7 @@ def test_what_is_refused(old: Old, pod: str) -> None:
     wrong = dataclasses.replace(old, password="wrong")
     cases: list[tuple[Old, tuple[str, ...], int, str]] = [
         (wrong, ("get", "user/info"), 401, "password"),
-        (old, ("fetch", "pod/lst"), 404, "did you mean /pod/list?"),
+        (old, ("fetch", "pod/lst"), 404, "There is no route '/pod/lst'"),
         (old, ("get", "pod/info", "ins:none"), 404, "You have no pod 'none'"),
         (old, ("get", "pod/info"), 400, "'ins' is missing"),
         (old, ("get", "pod/listall"), 403, "admins"),

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Forbidden
+from podyd.base.errors import Conflict, Forbidden, NotRunning
 from podyd.config.schema import Quota
-from podyd.engine.types import State
+from podyd.engine.interface import Instances, Pools, Profiles
+from podyd.engine.streams import Executor
+from podyd.engine.types import Instance, State
 from podyd.model.member import Member
+from podyd.model.pod import DISK, Pod
 from podyd.pods import disks
 
+CREATED = datetime(2026, 11, 28, tzinfo=timezone.utc)
 MIB, GIB = 1024**2, 1024**3
 ROOT = {"type": "disk", "path": "/", "pool": "default"}
 
@@ -136,3 +141,33 @@ def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bo
     of_all = disks.Disks(instances=lxd, pools=lxd, profiles=lxd, executor=lxd)
     assert asyncio.run(of_all.is_at_limit("a")) is expected
     assert not asyncio.run(of_all.is_at_limit("b"))
+
+
+@pytest.mark.parametrize("has_room", [True, False])
+def test_a_pod_that_is_frozen_while_it_is_looked_into_counts_as_frozen(has_room: bool) -> None:
+    class Freezing:
+        async def run(self, *words: object, **options: object) -> None:
+            raise NotRunning("Instance is frozen", status="frozen")
+
+    class Lxd:
+        async def all(self) -> tuple[Instance, ...]:
+            return (instance,)
+
+        async def has_room(self, name: str) -> bool:
+            return has_room
+
+    held = given(str(100 * MIB + disks.RESERVE_BYTES))
+    keys = {DISK: str(100 * MIB)}
+    instance = Instance("a", "running", CREATED, CREATED, keys, keys, held, held, ())
+    found = disks.Disks(
+        instances=cast(Instances, Lxd()),
+        profiles=cast(Profiles, None),
+        pools=cast(Pools, None),
+        executor=cast(Executor, Freezing()),
+    )
+    restart = found.check_restart(Pod("alice", "main", instance))
+    if has_room:
+        asyncio.run(restart)
+    else:
+        with pytest.raises(Conflict, match="disk is full"):
+            asyncio.run(restart)
