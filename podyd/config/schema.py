@@ -121,7 +121,7 @@ class PodsConfig:
         {}, help="Groups with the profiles that their members' pods have instead."
     )
     user_profiles: dict[str, tuple[str, ...]] = _key(
-        {}, help="Logins with the profiles that their pods have instead of all others."
+        {}, help="Users with the profiles that their pods have instead of all others."
     )
     exec_timeout: float = _key(
         10.0, parse_duration, help="Seconds for a command in a pod, when the call names none."
