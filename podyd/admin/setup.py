@@ -24,7 +24,7 @@ from podyd.admin import kernel
 from podyd.base.errors import SetupError
 from podyd.base.files import make_directory
 from podyd.config.schema import Config
-from podyd.engine import profile_files as profiles
+from podyd.engine import profile_files
 from podyd.engine.admin import Admin, Openings, find_socket
 from podyd.engine.rest import Credentials
 from podyd.node import netlink
@@ -71,9 +71,9 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     admin.prepare_project(bridge, openings(config), say)
     _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
     _prepare_data(config.data_dir, account, say)
-    for profile in profiles.shipped().values():
+    for profile in profile_files.shipped().values():
         if admin.profile(profile.name) is None:
-            admin.put_profile(profiles.on_host(profile, pool, bridge))
+            admin.put_profile(profile_files.on_host(profile, pool, bridge))
             say(f"put profile {profile.name} into LXD")
 
 

@@ -158,7 +158,7 @@ def _setup(options: argparse.Namespace) -> int:
 
 
 def _auth(options: argparse.Namespace) -> int:
-    from podyd.auth import server as authd
+    from podyd.auth.server import serve
 
     # Begun for a login, it must not depend on a file that somebody is just editing.
     settings = (
@@ -166,7 +166,7 @@ def _auth(options: argparse.Namespace) -> int:
     )
     account = _asking(options)
     try:
-        authd.serve(
+        serve(
             Path(settings.socket),
             allowed_uids=frozenset({account.pw_uid}),
             service=settings.pam_service,
@@ -179,14 +179,14 @@ def _auth(options: argparse.Namespace) -> int:
 
 
 def _packing(options: argparse.Namespace) -> int:
-    from podyd.engine import packing
+    from podyd.engine.packing import serve
 
     def path_of() -> Path:
         return _configuration(options).packing_socket
 
     account = _asking(options)
     try:
-        packing.serve(path_of, uid=account.pw_uid, gid=account.pw_gid)
+        serve(path_of, uid=account.pw_uid, gid=account.pw_gid)
     except OSError as error:
         raise SetupError(f"'podyd packing' cannot serve its socket: {error}.") from error
     return 0
@@ -211,9 +211,9 @@ def _ports(options: argparse.Namespace) -> int:
 
 
 def _nvml(options: argparse.Namespace) -> int:
-    from podyd.node import nvml_process as nvidia
+    from podyd.node.nvml_process import run
 
-    return nvidia.run(lambda line: print(line, flush=True), once=options.once)
+    return run(lambda line: print(line, flush=True), once=options.once)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -229,21 +229,21 @@ def _profiles(options: argparse.Namespace) -> int:
 
 
 def _image_list(options: argparse.Namespace) -> int:
-    from podyd.admin import base_image as image
+    from podyd.admin import base_image
     from podyd.engine.admin import find_socket
 
-    for alias in sorted(image.aliases(find_socket())):
+    for alias in sorted(base_image.aliases(find_socket())):
         print(alias)
     return 0
 
 
 def _image_build(options: argparse.Namespace) -> int:
-    from podyd.admin import base_image as image
+    from podyd.admin import base_image
     from podyd.engine.admin import find_socket
 
-    release = image.release(options.suite)
+    release = base_image.release(options.suite)
     alias = options.alias or release.alias
-    image.build(
+    base_image.build(
         alias,
         release,
         mirror=options.mirror,

@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 
 from podyd.base.errors import SetupError
-from podyd.engine import profile_files as profiles
+from podyd.engine import profile_files
 from podyd.engine.admin import Admin, find_socket
 from podyd.engine.types import Profile
 
@@ -25,14 +25,14 @@ def run(action: str, names: Sequence[str], project: str) -> int:
     pool, bridge = admin.pool_and_bridge()
     differ = False
     for profile in _wanted(action, names):
-        ours = profiles.on_host(profile, pool, bridge)
+        ours = profile_files.on_host(profile, pool, bridge)
         theirs = admin.profile(ours.name)
         if action == "diff":
             # As a change of the file: what the admin has edited in LXD shows as '+'.
             missing = theirs is None
             text = f"{ours.name} is not in LXD.\n" if missing else _diff(ours, theirs)
         else:
-            text = profiles.difference(theirs, ours, before="LXD", after="now")
+            text = profile_files.difference(theirs, ours, before="LXD", after="now")
         if text:
             differ = True
             print(text, end="")
@@ -47,13 +47,13 @@ def run(action: str, names: Sequence[str], project: str) -> int:
 
 def _diff(ours: Profile, theirs: Profile | None) -> str:
     assert theirs is not None
-    return profiles.difference(ours, theirs, before="file", after="LXD")
+    return profile_files.difference(ours, theirs, before="file", after="LXD")
 
 
 def _wanted(action: str, names: Sequence[str]) -> list[Profile]:
-    files = profiles.shipped()
+    files = profile_files.shipped()
     if action != "reset":
-        files |= profiles.read(profiles.ADMIN_DIRECTORY)
+        files |= profile_files.read(profile_files.ADMIN_DIRECTORY)
     unknown = [name for name in names if name not in files]
     if unknown:
         raise SetupError(

@@ -23,9 +23,7 @@ from typing import Any
 
 import pytest
 
-from podyd.auth import client as authclient
-from podyd.auth import pam, policy, protocol
-from podyd.auth import server as authd
+from podyd.auth import client, pam, policy, protocol, server
 from podyd.auth.accounts import NOBODY_UID, find
 from tests.integration.harness import PASSWORD, ROOT, Accounts, run, wait_until
 
@@ -161,8 +159,8 @@ def launch(path: Path, log: Path, **options: object) -> subprocess.Popen[bytes]:
     settings = {"service": SERVICE, "allowed_uids": frozenset[int](), **options}
     program = (
         "import os; os.umask(0o077); from pathlib import Path;"
-        " from podyd.auth import server as authd;"
-        f"authd.serve(Path({str(path)!r}), **{settings!r})"
+        " from podyd.auth import server;"
+        f"server.serve(Path({str(path)!r}), **{settings!r})"
     )
     with log.open("wb") as stderr:
         return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, stderr=stderr)
@@ -636,7 +634,7 @@ def test_full_helper_is_busy_at_once(directory: Path) -> None:
             assert running.ask("ping") == {"error": "busy"}
             late.sendall(b'{"op": "ping"}\n')
             assert reply_on(late) == {"error": "busy"}
-        for _ in range(authd.DISMISSED_MAX + 10):
+        for _ in range(server.DISMISSED_MAX + 10):
             assert running.ask("ping") == {"error": "busy"}
         first.sendall(b'{"op": "ping"}\n')
         assert reply_on(first) == {"ok": True}
@@ -712,7 +710,7 @@ def test_many_wrong_logins_do_not_keep_a_right_one_out(auth: Running, member: st
     began = time.monotonic()
     with concurrent.futures.ThreadPoolExecutor(len(passwords)) as pool:
         replies = list(pool.map(lambda password: auth.login(member, password), passwords))
-    assert time.monotonic() - began < authclient.TIMEOUT, "podyd waits so long"
+    assert time.monotonic() - began < client.TIMEOUT, "podyd waits so long"
     assert replies.pop(25)["ok"]
     assert replies == [{"error": "denied"}] * 50
     wait_until(auth.has_no_children, "the children to be reaped")
@@ -772,8 +770,8 @@ def activate(listener: socket.socket, **options: object) -> subprocess.Popen[byt
     program = (
         f"import os; os.dup2({fd}, 3);"
         "os.environ.update(LISTEN_FDS='1', LISTEN_PID=str(os.getpid()));"
-        "from pathlib import Path; from podyd.auth import server as authd;"
-        f"authd.serve(Path('/nonexistent/x'), **{settings!r})"
+        "from pathlib import Path; from podyd.auth import server;"
+        f"server.serve(Path('/nonexistent/x'), **{settings!r})"
     )
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, pass_fds=[fd])
 

@@ -13,7 +13,7 @@ from tests.integration.harness import install
 PROGRAM = """
 import asyncio, contextlib, sys
 sys.path[:0] = sys.argv[1:]
-from podyd.engine import profile_files as profiles
+from podyd.engine import profile_files
 from podyd.node.telemetry import Telemetry
 
 async def ask():
@@ -25,7 +25,7 @@ async def ask():
         await task
     return telemetry.problem
 
-print(*sorted(profiles.shipped()))
+print(*sorted(profile_files.shipped()))
 print(asyncio.run(ask()))
 """
 

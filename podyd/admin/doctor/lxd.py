@@ -14,7 +14,7 @@ from podyd.admin.doctor.finding import AS_ROOT, Remark, check, error, note, ok, 
 from podyd.admin.setup import fingerprint, openings
 from podyd.base.errors import LxdRefused, SetupError, Unavailable
 from podyd.config.schema import Config
-from podyd.engine import profile_files as profiles
+from podyd.engine import profile_files
 from podyd.engine.admin import PROJECT_CONFIG, Admin, find_socket
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.server import LxdServer
@@ -144,7 +144,7 @@ def _named(config: Config) -> list[str]:
 
 
 def _how_to_have(name: str, case: Case) -> str:
-    if name in profiles.shipped():
+    if name in profile_files.shipped():
         return case.podyd("setup")
     if (case.places.admin_profiles / f"{name}.yaml").exists():
         return case.podyd(f"profiles apply {name}")

@@ -16,7 +16,7 @@ from tornado.httpserver import HTTPServer
 from tornado.testing import bind_unused_port
 from tornado.web import Application
 
-from podyd.api import handler as endpoint
+from podyd.api import handler
 from podyd.api.application import HANDLERS
 from podyd.api.binding import Bound, Call
 from podyd.api.under_way import MAX_OF_ONE, Requests
@@ -125,7 +125,7 @@ def test_a_long_answer_is_sent_in_pieces_and_then_closed(count: int) -> None:
 def test_who_does_not_take_a_long_answer_does_not_keep_it(
     monkeypatch: pytest.MonkeyPatch, leaves: bool
 ) -> None:
-    monkeypatch.setattr(endpoint, "TAKE_SECONDS", 60 if leaves else 0.1)
+    monkeypatch.setattr(handler, "TAKE_SECONDS", 60 if leaves else 0.1)
 
     async def talk() -> None:
         closed = asyncio.Event()

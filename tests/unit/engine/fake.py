@@ -155,11 +155,6 @@ class FakeEngine:
             with suppress(PodydError):  # What it was about may be gone.
                 work()
 
-    @property
-    def is_late(self) -> bool:
-        """Whether something is still to be done."""
-        return bool(self._late)
-
     async def turn(self, call: str, about: str, work: Callable[[], None]) -> None:
         """A change: others go on meanwhile, and it may be refused."""
         with self._counted(call, about):

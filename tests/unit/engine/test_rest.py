@@ -15,7 +15,7 @@ from tornado.web import Application, RequestHandler
 
 from podyd.api.tls import load
 from podyd.base.errors import Gone, LxdRefused, Slipped, Unavailable
-from podyd.engine import rest as client
+from podyd.engine import rest
 from podyd.engine.bound import bound, meant_for
 from podyd.engine.rest import Credentials, LxdClient, instance_path
 from tests.unit.api.test_tls import make
@@ -102,8 +102,8 @@ def ask(directory: Path, behaviours: list[Behaviour], call: Call = get) -> Any:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(client, "FIRST_TIMEOUT", 0.3)
-    monkeypatch.setattr(client, "ANSWER_TIMEOUT", 1.0)
+    monkeypatch.setattr(rest, "FIRST_TIMEOUT", 0.3)
+    monkeypatch.setattr(rest, "ANSWER_TIMEOUT", 1.0)
 
 
 @pytest.mark.parametrize("first", [hang, hang_up, fail])

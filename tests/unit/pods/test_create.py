@@ -36,7 +36,7 @@ from podyd.model.pod import MADE_AS, OWNER
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.node.samples import Gpu, Sample
-from podyd.pods import half_made as module
+from podyd.pods import half_made
 from podyd.pods.catalogue import Catalogue
 from podyd.pods.disks import Disks
 from podyd.pods.half_made import HalfMade
@@ -66,8 +66,8 @@ ERRORS = (
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "REMOVE_SECONDS", 0.001)
-    monkeypatch.setattr(module, "REMOVE_SECONDS_MAX", 0.002)
+    monkeypatch.setattr(half_made, "REMOVE_SECONDS", 0.001)
+    monkeypatch.setattr(half_made, "REMOVE_SECONDS_MAX", 0.002)
 
 
 @asynccontextmanager

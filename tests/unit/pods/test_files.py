@@ -13,7 +13,7 @@ from podyd.base.longtext import HeldAnswer
 from podyd.contract.pods import FileInfo, OneFile, PutFile
 from podyd.engine.streams import STDERR, STDOUT, Executor, Exit
 from podyd.model.member import Member
-from podyd.pods import files as transfers
+from podyd.pods import files
 from podyd.pods.files import MAX_ENTRIES, MAX_HEAD_BYTES, Outgoing, Pipe, Transfers
 from podyd.pods.owned import Owned
 
@@ -178,7 +178,7 @@ def test_an_endless_list_is_cut(name: bytes) -> None:
 def test_a_silent_pod_has_no_answer_and_no_place(
     monkeypatch: pytest.MonkeyPatch, begins: bytes
 ) -> None:
-    monkeypatch.setattr(transfers, "ANSWER_SECONDS", 0.05)
+    monkeypatch.setattr(files, "ANSWER_SECONDS", 0.05)
 
     async def script(pipe: Pipe) -> int:
         await pipe.output(STDOUT, begins)
@@ -194,8 +194,8 @@ def test_a_silent_pod_has_no_answer_and_no_place(
 def test_who_is_silent_in_the_middle_ends_it(
     monkeypatch: pytest.MonkeyPatch, who: str, way: str
 ) -> None:
-    monkeypatch.setattr(transfers, f"{who.upper()}_SECONDS", 0.05)
-    monkeypatch.setattr(transfers, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(files, f"{who.upper()}_SECONDS", 0.05)
+    monkeypatch.setattr(files, "WATCH_SECONDS", 0.01)
 
     async def script(pipe: Pipe) -> int:
         if way == "out":
