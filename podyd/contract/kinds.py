@@ -395,7 +395,8 @@ def parse(request: type[R], pairs: Iterable[tuple[str, str]]) -> R:
             )
         if param.name in values:
             raise BadRequest(
-                f"Parameter {param.name!r} is given more than once; give it once.",
+                f"Parameter {param.name!r} is given more than once.",
+                advice="Give it once.",
                 code="repeated_parameter",
                 parameter=param.name,
             )

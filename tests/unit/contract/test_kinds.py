@@ -6,7 +6,9 @@ import re
 
 import pytest
 
-from podyd.contract.kinds import Kind, Names, Window
+from podyd.base.errors import BadRequest
+from podyd.contract.kinds import Kind, Names, Window, parse
+from podyd.contract.users import NewPassword
 
 
 @pytest.mark.parametrize(
@@ -56,3 +58,14 @@ def test_what_are_no_names(text: str) -> None:
 def test_long_nonsense_is_soon_refused(kind: Kind, text: str) -> None:
     with pytest.raises(ValueError, match="must be"):
         kind.parse(text)
+
+
+def test_a_parameter_that_is_given_twice() -> None:
+    with pytest.raises(BadRequest) as refused:
+        parse(NewPassword, [("passwd", "a"), ("passwd", "b")])
+    assert refused.value.body() == {
+        "detail": "Parameter 'passwd' is given more than once.",
+        "advice": "Give it once.",
+        "code": "repeated_parameter",
+        "parameter": "passwd",
+    }
