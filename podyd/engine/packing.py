@@ -36,10 +36,15 @@ from podyd.base.logs import stderr_is_journal
 IMAGES = (Path("/var/lib/lxd/images"), Path("/var/snap/lxd/common/lxd/images"))
 # The units hide LXD's directory, and mount these of it here.
 MOUNTED = (Path("/run/podyd/images"), Path("/run/podyd/images-snap"))
-# A snap has a /tmp of its own, where snapd of now and of before has it.
-SCRATCH = tuple(
-    Path("/tmp", *more)  # noqa: S108 - nothing is written there
-    for more in ((), ("snap-private-tmp", "snap.lxd", "tmp"), ("snap.lxd", "tmp"))
+# A directory, and the way from there through directories of this account's, and no link.
+Place = Sequence[Path | str]
+_TMP = Path("/tmp")  # noqa: S108 - nothing is written there
+# A snap has a /tmp of its own, where snapd of now and of before has it. Without one, everybody can
+# make these.
+SCRATCH: tuple[Place, ...] = (
+    (_TMP,),
+    (_TMP, "snap-private-tmp", "snap.lxd", "tmp"),
+    (_TMP, "snap.lxd", "tmp"),
 )
 # systemd begins it again for who asks, with the directories that there are then.
 IDLE_SECONDS = 60.0
@@ -98,7 +103,8 @@ def _tell(connection: socket.socket, uid: int) -> None:
     if asking in (0, uid):
         # In this order: whose squashfs is seen has an image, too.
         scratch = look(SCRATCH, squashed)
-        answer: object = {"images": look(image_places(), built), "scratch": scratch}
+        images = look([[place] for place in image_places()], built)
+        answer: object = {"images": images, "scratch": scratch}
     else:
         _log(f"a process of uid {asking} connected and was refused")
         answer = {"error": "forbidden"}
@@ -114,7 +120,7 @@ def image_places() -> list[Path]:
     return [*([Path(own, "images")] if own else []), *IMAGES, *MOUNTED]
 
 
-def look(places: Sequence[Path], told: Callable[[int], Iterator[tuple[str, int | None]]]) -> Told:
+def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int | None]]]) -> Told:
     """What is `told` of the directories among `places`, each counted once.
 
     None where there is none, or more in one than is looked at.
@@ -123,7 +129,7 @@ def look(places: Sequence[Path], told: Callable[[int], Iterator[tuple[str, int |
     seen = set()
     try:
         for number, place in enumerate(places):
-            with contextlib.suppress(OSError), _directory(place) as directory:
+            with contextlib.suppress(OSError), _opened(place) as directory:
                 status = os.fstat(directory)
                 if (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
@@ -149,6 +155,17 @@ def squashed(directory: int) -> Iterator[tuple[str, int | None]]:
         size = _size(name, directory)
         if size is not None:
             yield name, size
+
+
+@contextlib.contextmanager
+def _opened(place: Place) -> Iterator[int]:
+    """The directory at the end of the way. Raises OSError."""
+    with contextlib.ExitStack() as way:
+        directory = None
+        for name in place:
+            directory = way.enter_context(_directory(name, directory))
+        assert directory is not None
+        yield directory
 
 
 @contextlib.contextmanager

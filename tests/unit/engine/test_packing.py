@@ -29,7 +29,7 @@ def put(path: Path, size: int = 8192) -> Path:
 
 
 def images(*places: Path) -> Told:
-    return look(places, built)
+    return look([[place] for place in places], built)
 
 
 def test_an_image_is_there_before_its_turn(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_an_image_is_there_before_its_turn(tmp_path: Path) -> None:
 def test_only_what_is_written_counts(tmp_path: Path) -> None:
     with put(tmp_path / SQUASHFS, 4096).open("ab") as file:
         file.truncate(2**30)
-    assert look([tmp_path], squashed) == {"0/lxd_compress_3": 4096}
+    assert look([[tmp_path]], squashed) == {"0/lxd_compress_3": 4096}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_only_what_is_written_counts(tmp_path: Path) -> None:
 )
 def test_names_that_are_not_lxds(tmp_path: Path, name: str) -> None:
     put(tmp_path / name)
-    assert look([tmp_path], squashed) == {}
+    assert look([[tmp_path]], squashed) == {}
 
 
 def test_links_lead_nowhere(tmp_path: Path) -> None:
@@ -80,20 +80,37 @@ def test_links_lead_nowhere(tmp_path: Path) -> None:
     (here / BUILD).symlink_to(away / BUILD)
     (here / "lxd_build_5").mkdir()
     (here / "lxd_build_5" / IMAGE).symlink_to(secret)
-    assert look([tmp_path], squashed) == {}
+    assert look([[tmp_path]], squashed) == {}
     assert images(here) == {"0/lxd_build_5": None}
 
 
 def test_what_is_no_file_does_not_count(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / SQUASHFS)
     (tmp_path / "lxd_compress_4").mkdir()
-    assert look([tmp_path], squashed) == {}
+    assert look([[tmp_path]], squashed) == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@pytest.mark.parametrize("kind", ["link", "directory"])
+def test_the_way_leads_through_no_link_and_nobody_elses(tmp_path: Path, kind: str) -> None:
+    put(tmp_path / "away" / SQUASHFS)
+    snap = tmp_path / "snap.lxd"
+    snap.mkdir()
+    assert look([[tmp_path, "snap.lxd", "tmp"]], squashed) is None
+    if kind == "link":
+        (snap / "tmp").symlink_to(tmp_path / "away")
+    else:
+        put(snap / "tmp" / SQUASHFS)
+        assert look([[tmp_path, "snap.lxd", "tmp"]], squashed) == {"0/lxd_compress_3": 8192}
+        # Whoever has it may put something else there at any time, such as what hangs.
+        os.chown(snap, 65534, 65534)
+    assert look([[tmp_path, "snap.lxd", "tmp"]], squashed) is None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_what_is_somebody_elses_does_not_count(tmp_path: Path) -> None:
     os.chown(put(tmp_path / SQUASHFS), 65534, 65534)
-    assert look([tmp_path], squashed) == {}
+    assert look([[tmp_path]], squashed) == {}
     put(tmp_path / BUILD / IMAGE)
     os.chown(tmp_path / BUILD, 65534, 65534)
     assert images(tmp_path) == {}
@@ -104,18 +121,18 @@ def test_what_is_somebody_elses_does_not_count(tmp_path: Path) -> None:
 def test_too_many_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(packing.MAX_TOLD):
         put(tmp_path / f"lxd_compress_{10**19 + number}", 1)
-    told = look([tmp_path], squashed)
+    told = look([[tmp_path]], squashed)
     assert told is not None
     assert len(told) == packing.MAX_TOLD
     both = dict.fromkeys(("images", "scratch"), told)
     assert len(json.dumps(both)) < packing.MAX_LINE_BYTES
     put(tmp_path / "lxd_compress_1")
-    assert look([tmp_path], squashed) is None
+    assert look([[tmp_path]], squashed) is None
     # Nor is more looked at than this, whatever it is.
     monkeypatch.setattr(packing, "MAX_ENTRIES", 3)
     for number in range(4):
         put(tmp_path / "many" / f"x{number}")
-    assert look([tmp_path / "many"], squashed) is None
+    assert look([[tmp_path / "many"]], squashed) is None
 
 
 def test_its_unit_sees_the_images_and_no_more_of_lxd() -> None:
