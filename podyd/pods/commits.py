@@ -67,6 +67,7 @@ MOST_PACKED, DENSE_PACKED = 10, 2
 LARGEST_NAMED = 3
 # From so many zeros on.
 HOLES_BYTES = 64 * 1024**2
+LESS = "Have less on the pod's disk, or delete another image with /image/delete."
 FILLED = " The holes of its sparse files are zeros in the image."
 Kept = Literal["kept", "filled"] | None
 
@@ -326,6 +327,7 @@ class Commits:
             raise Forbidden(
                 f"Your quota is {limit} bytes of images; this one has {size}, and the others have"
                 f" {used}.",
+                advice=LESS,
                 code="quota_exceeded",
                 limit=limit,
                 used=used,
@@ -536,7 +538,7 @@ class Room:
             raise Forbidden(
                 f"{files}, and your quota of {self.quota_bytes} bytes of images has {left} left;"
                 f" {taken}.",
-                advice=_largest(large),
+                advice=f"{LESS}{_largest(large)}",
                 code="quota_exceeded",
                 limit=self.quota_bytes,
                 used=self.used_bytes,
@@ -546,7 +548,7 @@ class Room:
             raise Conflict(
                 f"{files}, and the pods' storage has room for {self.free_bytes}: no pod could be"
                 " made of the image.",
-                advice=_largest(large),
+                advice=f"Have less on the pod's disk, or tell your admin.{_largest(large)}",
                 code="disk_full",
                 free=self.free_bytes,
                 files=size,
@@ -554,7 +556,7 @@ class Room:
         if self.host_bytes is not None and counted >= self.host_bytes * MOST_PACKED:
             raise Conflict(
                 f"{files}, and the host has {self.host_bytes} to spare for images; {taken}.",
-                advice=f"Tell your admin. {_largest(large)}".rstrip(),
+                advice=f"Tell your admin.{_largest(large)}",
                 code="disk_full",
                 free=self.host_bytes,
                 files=size,
@@ -564,4 +566,4 @@ class Room:
 def _largest(large: Sequence[File]) -> str:
     """Which files to look at first."""
     named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
-    return f"The largest: {named}; holes count, as LXD reads them all." if named else ""
+    return f" The largest files: {named}; holes count, as LXD reads them all." if named else ""

@@ -154,7 +154,10 @@ def test_what_an_image_has_room_for() -> None:
     with pytest.raises(Forbidden, match="has 30 left") as refused:
         room.check(301, large)
     assert refused.value.fields == {"limit": 100, "used": 70, "files": 301}
-    assert "'/f0' (100), '/f1' (99), '/f2' (98); holes" in refused.value.advice
+    assert refused.value.advice == (
+        "Have less on the pod's disk, or delete another image with /image/delete. The largest"
+        " files: '/f0' (100), '/f1' (99), '/f2' (98); holes count, as LXD reads them all."
+    )
     # What the others have may be more by now than the quota is.
     with pytest.raises(Forbidden, match="has 0 left"):
         Room("main", 100, 170, None).check(1)
@@ -163,6 +166,7 @@ def test_what_an_image_has_room_for() -> None:
     with pytest.raises(Conflict, match="room for 500") as full:
         unlimited.check(501)
     assert full.value.code == "disk_full"
+    assert full.value.advice == "Have less on the pod's disk, or tell your admin."
     Room("main", UNLIMITED, 0, None).check(1 << 70)
     # What does not compress takes half of itself at least, and the rest a tenth.
     room.check(130, large, 42)
