@@ -182,12 +182,12 @@ class Commits:
         with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
             await self._check_room(member, old)
-            if member.quota.image_size != UNLIMITED:
-                under_way.check_size = partial(self._check_size, member, old)
             room = await self._room(member, pod, old)
             # Which may leave out what the pod shares with its own image.
             room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
             async with self._template(pod, under_way) as template:
+                if member.quota.image_size != UNLIMITED:
+                    under_way.check_size = partial(self._check_size, member, old, template)
                 tree: Tree = await self._seen(self._files.look(template), under_way)
                 under_way.large = tree.large
                 room.check(tree.size_bytes, tree.large)
@@ -197,7 +197,7 @@ class Commits:
                 properties = {**keys, "description": description}
                 image, kept = await self._publish(template, found, properties, under_way)
                 try:
-                    await self._check_size(member, old, image.size, image.fingerprint)
+                    await self._check_size(member, old, template, image.size)
                     under_way.go_on()
                     under_way.is_named = True
                     await self._name(name, image, old)
@@ -317,12 +317,13 @@ class Commits:
             )
 
     async def _check_size(
-        self, member: Member, old: Image | None, size: int, fingerprint: str = ""
+        self, member: Member, old: Image | None, template: str, size: int
     ) -> None:
-        """Raises Forbidden if an image of so many bytes, which may be there, is too large."""
+        """Raises Forbidden if an image of so many bytes is too large; LXD may have just finished
+        it, made of `template`."""
         limit = member.quota.image_size
         others = await self._others(member, old)
-        used = sum(image.size for image in others if image.fingerprint != fingerprint)
+        used = sum(image.size for image in others if image.made_as != template)
         if limit != UNLIMITED and used + size > limit:
             raise Forbidden(
                 f"Your quota is {limit} bytes of images; this one has {size}, and the others have"

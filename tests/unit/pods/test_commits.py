@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any, cast
@@ -279,6 +280,23 @@ def test_what_grows_too_large_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
 
     asyncio.run(both())
     assert seen == [10, 20, 30, 40]
+
+
+def test_an_image_that_lxd_has_just_finished_is_not_counted_twice() -> None:
+    class Both(Catalogue):
+        def __init__(self) -> None:
+            pass
+
+        async def all(self) -> list[Image]:
+            created = datetime(2026, 11, 24, tzinfo=timezone.utc)
+            old = Image("old", ("alice-old",), "", 30, created, "x86_64", "alice", "1000")
+            return [old, replace(old, fingerprint="new", size=60, made_as="podyd-commit-1")]
+
+    member = replace(MEMBER, quota=Quota(image_size=100))
+    made = commits_of(Lxd(None), images=Both())
+    asyncio.run(made._check_size(member, None, "podyd-commit-1", 70))
+    with pytest.raises(Forbidden, match="this one has 71, and the others have 30"):
+        asyncio.run(made._check_size(member, None, "podyd-commit-1", 71))
 
 
 def test_what_tar2sqfs_may_take_back() -> None:
