@@ -22,6 +22,7 @@ from podyd.base.errors import SetupError
 from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import BRIDGE, POOL, body_of
 from podyd.engine.profiles import profile_of
+from podyd.engine.server import card_of
 from podyd.engine.types import Instance, PciCard, Profile, is_set
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
@@ -410,14 +411,7 @@ class Admin:
         """The GPUs that LXD has found; without nvidia-container-cli it knows no `uuid`."""
         with _translated("LXD could not be asked for its GPUs"):
             found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
-        return [
-            PciCard(
-                item.get("pci_address", ""),
-                item.get("vendor_id", ""),
-                (item.get("nvidia") or {}).get("uuid", ""),
-            )
-            for item in found
-        ]
+        return [card_of(item) for item in found]
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
         """All of a collection, each with its contents."""
