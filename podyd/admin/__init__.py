@@ -1,1 +1,1 @@
-"""What an admin types: setup, profiles, the base image, doctor."""
+"""What an admin types: setup, the base image, doctor; and the limits of the kernel."""

@@ -1,1 +1,1 @@
-"""What a pod is, and how it is named."""
+"""What a pod, a member, a token and a choice of cards are, and how a pod is named."""
