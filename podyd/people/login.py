@@ -179,6 +179,7 @@ class Logins:
         except Unavailable as error:
             raise Unavailable(
                 f"The password is changed, but your tokens may still work: {error.detail}",
+                advice=f"{error.advice} Revoke your tokens later: /user/token-revoke with id=all.",
                 code=error.code,
             ) from error
 

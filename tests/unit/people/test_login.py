@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from podyd.auth.client import Account, AuthClient
-from podyd.base.errors import TooMany, Unauthorized
+from podyd.base.errors import TooMany, Unauthorized, Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.node.sockdiag import SocketAddress
@@ -133,6 +133,19 @@ def test_a_new_password_ends_tokens_that_are_remembered(tmp_path: Path) -> None:
         assert await logins.change_password(owner.member, PASSWORD, "new") == 1
         with pytest.raises(Unauthorized):
             await logins.log_in("", secret, HERE)
+
+    play(tmp_path, use)
+
+
+def test_who_cannot_have_their_tokens_revoked_is_told_how_later(tmp_path: Path) -> None:
+    (tmp_path / "db").mkdir()  # So that it can be no database.
+
+    async def use(logins: Logins, auth: FakeAuth) -> None:
+        with pytest.raises(Unavailable, match="The password is changed, but") as failed:
+            await logins.change_password(logins._member(ALICE), PASSWORD, "new")
+        assert failed.value.advice == (
+            "Tell your admin. Revoke your tokens later: /user/token-revoke with id=all."
+        )
 
     play(tmp_path, use)
 
