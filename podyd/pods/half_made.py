@@ -94,16 +94,20 @@ class HalfMade:
         """
         self._again.set()
         self._again.clear()
-        in_hand = {*self._making, *self._removing}
+        # What ends while the list is read, and what begins then.
+        before = self._in_hand()
         for instance in await self._instances.all():
             is_marked = instance.config.get(MADE_AS) == instance.name
             # What is younger, this podyd is making, or somebody beside it.
             is_old = instance.created < self._began + SWEEP_MARGIN
-            if is_marked and is_old and instance.name not in in_hand:
+            if is_marked and is_old and instance.name not in before | self._in_hand():
                 try:
                     await self._sweep_one(instance)
                 except LxdRefused as error:
                     log.warning("%s is left as it is: %s", instance.name, error.reason)
+
+    def _in_hand(self) -> set[str]:
+        return {*self._making, *self._removing}
 
     async def _sweep_one(self, instance: Instance) -> None:
         if not is_half_made(instance):

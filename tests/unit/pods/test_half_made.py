@@ -196,6 +196,26 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
     run(work)
 
 
+@pytest.mark.parametrize("name", ["begun", "ended"])
+def test_what_begins_or_ends_while_the_list_is_read_is_left_alone(name: str) -> None:
+    class Slow(Lxd):
+        async def all(self) -> tuple[Instance, ...]:
+            listed = await super().all()
+            making.begin("begun")
+            making.end("ended")
+            return listed
+
+    async def work() -> None:
+        await making.sweep()
+        await asyncio.gather(*making._removing.values())
+        assert set(lxd.found) == {name}
+
+    lxd = Slow(half_made(name))
+    making = half_made_on(lxd)
+    making.begin("ended")
+    run(work)
+
+
 def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() -> None:
     class Refusing(Lxd):
         async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
