@@ -12,7 +12,7 @@ from podyd.admin.doctor.finding import AS_ROOT, Finding, Level
 
 
 def run(path: Path, *, as_json: bool) -> int:
-    """Look at everything and say what there is to say; returns 1 if something is wrong."""
+    """Make and print all findings; returns 1 if there is a problem among them."""
     return show(diagnose(path), as_json=as_json)
 
 
@@ -29,7 +29,7 @@ def _as_json(findings: Sequence[Finding]) -> str:
 
 
 def _as_text(findings: Sequence[Finding]) -> str:
-    """The worst first; what is in order is only counted."""
+    """Findings as text, the worst first; those that are in order are only counted."""
     lines = []
     for level in (Level.ERROR, Level.WARNING, Level.NOTE):
         for item in findings:

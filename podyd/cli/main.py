@@ -1,4 +1,4 @@
-"""`podyd`: what an admin can type. Each command is a function of the parsed arguments."""
+"""The command line of `podyd`. Each command is a function of the parsed arguments."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Command = Callable[[argparse.Namespace], int]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; every error is one sentence and a non-zero exit status.
 
-    It is 78, which sysexits.h calls EX_CONFIG, where trying again does not help: podyd.yaml cannot
-    be used, or 'podyd setup' has not been run. Else it is 1.
+    The status is 78, EX_CONFIG of sysexits.h, if a retry cannot help: podyd.yaml is not valid, or
+    'podyd setup' has not been run. Else it is 1.
     """
     whole = parser()
     complete(whole)
@@ -36,13 +36,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # The reader of our output has gone; nothing may complain at the exit.
+        # The reader of our output has closed it; the flush at the exit must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
+    """The parser of the command line."""
     whole = argparse.ArgumentParser(
         prog="podyd", description="Pods (LXD containers with GPUs) for the members of a lab."
     )
@@ -150,7 +150,7 @@ def _setup(options: argparse.Namespace) -> int:
     except SetupError as error:
         leave_reason(config.setup_error, str(error))
         raise
-    # Where there is none, its directory may be read-only.
+    # If there is none, its directory may be read-only.
     if config.setup_error.exists():
         config.setup_error.unlink()
     print("Set up." if done else "Nothing to do: all is set up.")
@@ -160,7 +160,7 @@ def _setup(options: argparse.Namespace) -> int:
 def _auth(options: argparse.Namespace) -> int:
     from podyd.auth.server import serve
 
-    # Begun for a login, it must not depend on a file that somebody is just editing.
+    # Started by a login, it must not depend on a file that may be half edited.
     settings = (
         AuthConfig(options.pam_service) if options.pam_service else _configuration(options).auth
     )
@@ -193,7 +193,7 @@ def _packing(options: argparse.Namespace) -> int:
 
 
 def _asking(options: argparse.Namespace) -> pwd.struct_passwd:
-    """The account that may ask a helper."""
+    """The account that may use a helper."""
     try:
         return pwd.getpwnam(options.user)
     except KeyError:
@@ -206,7 +206,7 @@ def _asking(options: argparse.Namespace) -> pwd.struct_passwd:
 def _ports(options: argparse.Namespace) -> int:
     path = _configuration(options).ports.socket
     program = str(Path(__file__).parents[1] / "node" / "relay.py")
-    # A process of its own file, so that it keeps nothing of all this in memory for months.
+    # It replaces this process, whose modules it would otherwise keep in memory for months.
     os.execv(sys.executable, [sys.executable, "-IS", program, path, __version__])  # noqa: S606
 
 
@@ -255,7 +255,7 @@ def _image_build(options: argparse.Namespace) -> int:
 
 
 def _configuration(options: argparse.Namespace) -> Config:
-    """The file that was named must be there; the default one need not."""
+    """The configuration; a file that was named must exist, the default one need not."""
     if options.config != DEFAULT_PATH and not options.config.exists():
         raise SetupError(f"There is no file {options.config}.")
     return load(options.config)

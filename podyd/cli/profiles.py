@@ -1,4 +1,4 @@
-"""`podyd profiles`: LXD's copy is the truth; this shows how the files differ and puts them in."""
+"""`podyd profiles`: shows how the files differ from LXD's copies, and writes them to LXD."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from podyd.engine.types import Profile
 
 
 def run(action: str, names: Sequence[str], project: str) -> int:
-    """Print a diff per profile; put the files into LXD unless `action` is `diff`.
+    """Print a diff per profile; write the files to LXD unless `action` is `diff`.
 
     Returns 1 if `diff` found a difference, as diff(1) does, else 0.
     """
@@ -28,7 +28,7 @@ def run(action: str, names: Sequence[str], project: str) -> int:
         ours = profile_files.on_host(profile, pool, bridge)
         theirs = admin.profile(ours.name)
         if action == "diff":
-            # As a change of the file: what the admin has edited in LXD shows as '+'.
+            # The diff is from the file to LXD: what the admin has edited in LXD shows as '+'.
             missing = theirs is None
             text = f"{ours.name} is not in LXD.\n" if missing else _diff(ours, theirs)
         else:

@@ -1,4 +1,4 @@
-"""`podyd serve`: from the configuration to a running server, and down again in good order."""
+"""`podyd serve`: start of the server from the configuration, and its orderly shutdown."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from podyd.config.schema import Config
 
 log = logging.getLogger(__name__)
 
-# Requests under way at the end have so long.
+# How long a stop waits for requests under way.
 STOP_SECONDS = 10.0
-# Who was connected last has so long to begin a request.
+# How long a stop waits for the first request on connections that were just accepted.
 LAST_REQUEST_SECONDS = 0.3
 IDLE_SECONDS = 600.0
-# A client that is so slow with its request is cut off.
+# How long a client may take to send a request's body.
 BODY_SECONDS = 60.0
 MAX_HEADER_BYTES = 64 * 1024
 # From glibc's malloc.h; the threshold is its default.
@@ -45,9 +45,9 @@ MALLOC_THRESHOLD = 128 * 1024
 
 
 def serve(path: Path) -> None:
-    """Serve until SIGTERM or SIGINT; SIGHUP reads the configuration again.
+    """Serve until SIGTERM or SIGINT; SIGHUP reloads the configuration.
 
-    Raises ConfigError, NotSetUp or StartError, before anything is served, if podyd cannot start.
+    Raises ConfigError, NotSetUp or StartError if podyd cannot start, before it serves any request.
     """
     _give_back_memory()
     if stderr_is_journal():
@@ -93,7 +93,7 @@ async def _run(
     app.pods.ports.subscribe(tell)
 
     def use(context: ssl.SSLContext) -> None:
-        # Tornado takes it anew for every connection.
+        # Tornado reads this attribute for every connection.
         server.ssl_options = context
 
     def reload() -> None:
@@ -121,7 +121,7 @@ async def _run(
 
 
 def _build(settings: Settings) -> App:
-    """The application; if setup has failed before, what it said is the reason that helps."""
+    """The application; if setup has failed before, the error has its reason."""
     try:
         return build(settings)
     except NotSetUp as error:
@@ -140,7 +140,7 @@ async def _stop(server: HTTPServer, app: App) -> None:
     count = len(app.requests.under_way)
     systemd.stopping(f"stopping: {count} requests under way")
     log.info("stopping: %d requests under way", count)
-    # Closes podyd's own descriptor only: systemd's goes on taking connections for the next podyd.
+    # Closes podyd's own descriptor only: systemd's queues connections for the next podyd.
     server.stop()
     app.requests.ending = True
     await asyncio.sleep(LAST_REQUEST_SECONDS)
@@ -150,10 +150,10 @@ async def _stop(server: HTTPServer, app: App) -> None:
 
 
 def _give_back_memory() -> None:
-    """Let what large answers took go back to the system.
+    """Have glibc return the memory of large answers to the kernel.
 
-    Left alone, glibc raises both thresholds with the largest block that it has seen, up to 64 MiB,
-    and keeps as much; see mallopt(3).
+    By default it raises both thresholds with the largest block that was freed, up to 64 MiB, and
+    does not return blocks up to that size; see mallopt(3).
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
@@ -162,7 +162,7 @@ def _give_back_memory() -> None:
 
 
 def _listen(config: Config, path: Path) -> list[socket.socket]:
-    """The listening socket: the one that systemd has kept, unless it is of another address."""
+    """The listening socket: the one that systemd has stored, unless its address is another."""
     stored = systemd.stored_sockets()
     if len(stored) == 1 and _is_bound(stored[0], *config.address):
         return stored

@@ -1,1 +1,1 @@
-"""podyd.yaml: what may stand in it, how it is read, and what is in force."""
+"""podyd.yaml: its schema, its loader, and the configuration in force."""

@@ -1,4 +1,4 @@
-"""Addresses of clients, and whether they are among the networks that podyd.yaml names."""
+"""Addresses of clients, and whether they are in the networks of podyd.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 def parse_address(text: str) -> Address | None:
-    """An address, or None; one of IPv4 in IPv6's clothes is taken for what it is."""
+    """An address, or None; an IPv4-mapped IPv6 address is returned as IPv4."""
     try:
         found = ipaddress.ip_address(text)
     except ValueError:
@@ -21,5 +21,5 @@ def parse_address(text: str) -> Address | None:
 
 
 def is_among(address: Address | None, networks: Sequence[Network]) -> bool:
-    """Whether it is in one of the networks."""
+    """Whether an address is in one of the networks."""
     return address is not None and any(address in network for network in networks)

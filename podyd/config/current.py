@@ -13,8 +13,8 @@ from podyd.config.schema import Config
 
 log = logging.getLogger(__name__)
 
-# What a running process cannot change: it is bound to an address, a socket, a project.
-# With or without TLS, that is; its files are read again.
+# What takes effect at a restart only: the process is bound to an address, a socket, a project.
+# For TLS it is whether there is any; the certificate's files are read again.
 _FIXED: Mapping[str, Callable[[Config], object]] = {
     "listen": attrgetter("listen"),
     "tls": lambda config: config.tls is None,
@@ -27,16 +27,16 @@ _FIXED: Mapping[str, Callable[[Config], object]] = {
 
 
 class Settings:
-    """Holds the `current` configuration; services ask it anew at each request."""
+    """Holds the `current` configuration; services read it at each request."""
 
     def __init__(self, current: Config, path: Path | None = None) -> None:
         self.current = current
         self._path = path
 
     def reload(self) -> str:
-        """Read the file again; a wrong one is refused and the old one stays in force.
+        """Read the file again; if it is not valid, the old configuration stays in force.
 
-        Returns why it was refused, or "".
+        Returns why it is not valid, or "".
         """
         if self._path is None:
             return ""

@@ -1,6 +1,6 @@
-"""podyd.yaml read: a file checked against the declaration of schema.py, and its keys told.
+"""The loader of podyd.yaml, which checks a file against schema.py, and the list of its keys.
 
-An unknown key or a wrong type is refused in one sentence with file, key and what was expected.
+The error for an unknown key or a wrong type is one sentence with file, key and expected value.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _WORDS: dict[Any, str] = {str: "text", int: "a whole number", bool: "true or fal
 
 @dataclass(frozen=True)
 class Key:
-    """A key as the manual shows it; `path` is such as auth.admin_groups.
+    """A key as the manual shows it; `path` is for example auth.admin_groups.
 
-    `value` is what stands in an example: the default, unless there is none. A section has neither.
+    `value` is shown in examples: the default, if there is one. It is "" for a section.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Key:
 
 
 def keys(kind: type = Config, below: str = "") -> Iterator[Key]:
-    """All keys of the file in their order, each section before what stands in it."""
+    """All keys of the file in their order, each section before its keys."""
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         path, check = _join(below, item.name), item.metadata.get("check")
@@ -65,7 +65,7 @@ def _alternatives(hint: Any) -> tuple[Any, ...]:
 
 
 def _expected(hint: Any, check: Callable[[Any], Any] | None) -> str:
-    """What the error says that it had expected."""
+    """The expected value, for an error."""
     if check is not None:
         try:
             check(object())
@@ -83,7 +83,7 @@ def _expected(hint: Any, check: Callable[[Any], Any] | None) -> str:
 
 
 def _written(value: Any, check: Callable[[Any], Any] | None) -> str:
-    """A value as it stands in the file."""
+    """A value as YAML."""
     if check is parse_port_range:
         return "{}-{}".format(*value)
     if check is parse_size and value > 0:
@@ -102,9 +102,9 @@ def _written(value: Any, check: Callable[[Any], Any] | None) -> str:
 
 
 def load(path: Path) -> Config:
-    """Read podyd.yaml; a file that is not there is an empty one.
+    """Read podyd.yaml; a missing file is the same as an empty one.
 
-    Raises ConfigError, in one sentence, for whatever cannot be used.
+    Raises ConfigError, with one sentence, if it is not valid.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -116,7 +116,7 @@ def load(path: Path) -> Config:
 
 
 def parse(text: str, *, source: str = "podyd.yaml") -> Config:
-    """Check the text of a podyd.yaml; `source` names it in errors."""
+    """Check the text of a podyd.yaml; `source` is its name in errors. Raises ConfigError."""
     try:
         data = yaml.safe_load(text)
     except yaml.YAMLError as error:

@@ -1,4 +1,4 @@
-"""podyd.yaml: what may stand in it, and its defaults; loader.py reads it."""
+"""podyd.yaml: its keys and their defaults; loader.py reads it."""
 
 from __future__ import annotations
 
@@ -35,10 +35,9 @@ DEFAULT_PATH = Path("/etc/podyd/podyd.yaml")
 def _key(
     default: Any, check: Callable[[Any], Any] | None = None, help: str = "", example: str = ""
 ) -> Any:
-    """A key of the file with its default; `check` turns what stands there into the value.
+    """A key of the file with its default; `check` converts the value in the file.
 
-    `help` is for the manual, with the unit; a key that must be there has an `example` instead of a
-    default.
+    `help` is for the manual, with the unit; a required key has an `example` instead of a default.
     """
     metadata = {"check": check, "help": help, "example": example}
     if isinstance(default, list):
@@ -146,7 +145,7 @@ class PodsConfig:
 
 @dataclass(frozen=True)
 class LeaseConfig:
-    """How long, in hours, and how many cards a member may have for themselves; -1 is no limit."""
+    """How long, in hours, and how many cards a member may lease exclusively; -1 is no limit."""
 
     max_hours: float = _key(168.0, parse_hours, help="The most hours of one lease.")
     max_gpus: int = _key(UNLIMITED, parse_count, help="The most GPUs that one user leases at once.")
@@ -154,10 +153,10 @@ class LeaseConfig:
 
 @dataclass(frozen=True)
 class IdleConfig:
-    """What becomes of a leased card that the pod's processes have not used for `after` seconds.
+    """What is done about a leased card that the pod's processes have not used for `after` seconds.
 
-    `report` shows it; `warn` also tells the pod's terminals; `release` also ends the lease, `grace`
-    seconds after that.
+    `report` shows it; `warn` also warns in the pod's terminals; `release` also ends the lease,
+    `grace` seconds after the warning.
     """
 
     after: float = _key(
@@ -173,7 +172,7 @@ class IdleConfig:
 
 @dataclass(frozen=True)
 class MetricsConfig:
-    """Who may read /metrics without a login: addresses and networks that ask podyd itself."""
+    """Who may read /metrics without a login: addresses and networks of direct connections."""
 
     allow: tuple[Network, ...] = _key(
         [],
@@ -206,9 +205,9 @@ class PortsConfig:
 
 @dataclass(frozen=True)
 class Quota:
-    """Limits of one user; -1 is none, sizes are bytes.
+    """Limits of one user; -1 is no limit, sizes are in bytes.
 
-    `memory_limit`, `cpu_limit`, `disk_limit`, `max_snapshots` and `max_ports` hold for each pod.
+    `memory_limit`, `cpu_limit`, `disk_limit`, `max_snapshots` and `max_ports` apply to each pod.
     """
 
     max_pods: int = _key(5, parse_count, help="Pods of one user.")
@@ -231,7 +230,7 @@ class Quota:
 
 @dataclass(frozen=True)
 class QuotaPart:
-    """What a group's or a user's entry changes; None leaves it as it is."""
+    """The limits in a group's or a user's entry; None does not change a limit."""
 
     max_pods: int | None = _key(None, parse_count)
     gpu_count: int | None = _key(None, parse_count)
@@ -260,7 +259,7 @@ class QuotasConfig:
 
 @dataclass(frozen=True)
 class UsageConfig:
-    """LXD is asked for all pods' CPU time every `interval` seconds."""
+    """All pods' CPU time is read from LXD every `interval` seconds."""
 
     interval: float = _key(
         60.0, parse_interval, help="Seconds between two looks at the CPU time of all pods."
@@ -269,7 +268,7 @@ class UsageConfig:
 
 @dataclass(frozen=True)
 class Config:
-    """The whole file; an empty one is valid."""
+    """The whole file; an empty file is valid."""
 
     listen: str = _key(
         "127.0.0.1:8799",
@@ -302,31 +301,31 @@ class Config:
 
     @property
     def data_dir(self) -> Path:
-        """The one directory that the service may write to."""
+        """The only directory that the service may write to."""
         return Path(self.state_dir) / "data"
 
     @property
     def setup_error(self) -> Path:
-        """Where a failed `podyd setup` leaves its reason for `podyd serve` to say."""
+        """The file in which a failed `podyd setup` writes its reason for `podyd serve`."""
         return Path(self.auth.socket).with_name("setup.error")
 
     @property
     def packing_socket(self) -> Path:
-        """Where 'podyd packing' listens."""
+        """The socket of 'podyd packing'."""
         return Path(self.auth.socket).with_name("packing.sock")
 
     @property
     def helper_environment(self) -> Path:
-        """Where `podyd setup` writes what 'podyd auth' is begun with."""
+        """The file in which `podyd setup` writes the environment of 'podyd auth'."""
         return Path(self.auth.socket).with_name("auth.env")
 
     @property
     def url(self) -> str:
-        """What clients call."""
+        """The URL for clients."""
         return f"{'https' if self.tls else 'http'}://{self.listen}"
 
     @property
     def address(self) -> tuple[str, int]:
-        """Where to listen: address and port."""
+        """The address and port to listen on."""
         host, _, port = self.listen.rpartition(":")
         return host.strip("[]"), int(port)

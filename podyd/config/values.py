@@ -1,6 +1,6 @@
-"""What a value of podyd.yaml may be.
+"""Parsers of values of podyd.yaml.
 
-Each of these turns what stands there into the value, or raises ValueError with what was expected.
+Each converts a value of the file, or raises ValueError with the expected value.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def parse_output_size(value: Any) -> int:
 
 
 def above_0(parse: Callable[[Any], int]) -> Callable[[Any], int]:
-    """For what LXD cannot give a pod none of."""
+    """A parser that also refuses 0, for resources of which a pod needs some."""
 
     def check(value: Any) -> int:
         found = parse(value)
@@ -94,7 +94,7 @@ def parse_ports(value: Any) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Mount:
-    """Each member's own directory of the host, below `prefix`, and where `pod`s have it."""
+    """A member's directory on the host, below `prefix`, and its path in pods, `pod`."""
 
     prefix: str
     pod: str
@@ -104,15 +104,15 @@ class Mount:
         return f"{self.prefix}/$user:{self.pod}{':ro' if self.readonly else ''}"
 
 
-# The service does not see the first three; the rest is the kernel's.
+# The first three are hidden from the service; the others belong to the kernel.
 _NOT_BELOW = ("/home", "/root", "/run/user", "/dev", "/proc", "/sys")
 
 
 def parse_mounts(value: Any) -> tuple[Mount, ...]:
     """The mounts of a list such as ["/data/$user:/workspace", "/ref/$user:/ref:ro"].
 
-    `$user` is all of the last name, so that members can change no part of the path. Raises
-    ValueError.
+    `$user` must be the whole last component, so that members cannot change any part of the path.
+    Raises ValueError.
     """
     expected = (
         'a list such as ["/data/$user:/workspace"], each with $user as the last name on the host,'

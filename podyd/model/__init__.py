@@ -1,1 +1,1 @@
-"""What a pod, a member, a token and a choice of cards are, and how a pod is named."""
+"""The types of a pod, a member, a token and a choice of cards, and the names of instances."""

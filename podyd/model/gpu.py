@@ -1,4 +1,4 @@
-"""What is said of cards, whoever says it."""
+"""A choice of cards, as members write it and as it is stored."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CardChoice:
-    """Which cards a pod shall have: all, a `count` of the least used, or those `named`.
+    """The cards of a pod: all, a `count` of the least used, or those `named`.
 
     A name is an index, a UUID or a PCI address. `str` is as members write it.
     """
@@ -24,9 +24,9 @@ class CardChoice:
         return ",".join(self.named) + ("," if len(self.named) == 1 else "")
 
     def stored(self) -> str:
-        """As it stands on an instance: `all`, a number, or names with a comma after each.
+        """As it is stored on an instance: `all`, a number, or names with a comma after each.
 
-        What podyd keeps is read by later ones, whatever they take from members.
+        Later versions must read it, whatever form they accept from members.
         """
         if self.everything:
             return "all"
@@ -36,7 +36,7 @@ class CardChoice:
 
     @classmethod
     def of_stored(cls, text: str) -> CardChoice:
-        """What `stored` gave, also an older podyd's. Raises ValueError."""
+        """Parse what `stored` returned, also in an older version. Raises ValueError."""
         if text == "all":
             return cls(everything=True)
         if text.isdigit():

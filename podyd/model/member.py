@@ -1,4 +1,4 @@
-"""Who may have pods, and within which limits."""
+"""Members, who may have pods, and their limits."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from podyd.config.schema import Quota
 
 @dataclass(frozen=True)
 class Member:
-    """A user who has logged in, with what podyd.yaml grants them."""
+    """A user who has logged in, with their rights and limits by podyd.yaml."""
 
     name: str
     is_admin: bool

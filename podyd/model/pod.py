@@ -1,7 +1,7 @@
-"""What makes an LXD instance a pod.
+"""Pods, and the keys of LXD instances in which podyd stores their data.
 
 LXD is the database. A pod is an instance with the key `user.podyd.owner`; the other keys below
-say what LXD does not know. An instance without an owner is nobody's and is never shown.
+have what LXD does not store itself. An instance without an owner is never shown.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from podyd.base.errors import NotFound
 from podyd.engine.types import Instance, Status
 
 OWNER = "user.podyd.owner"
-# Which account of that name podyd has meant, "alice:1001": another one may have the name some day.
+# The owner's name and uid, "alice:1001": a later account may have the same name.
 ACCOUNT = "user.podyd.account"
 INS = "user.podyd.ins"
 IMAGE = "user.podyd.image"
-# The host's ports that lead into it: "20001:22,20002:8888", or "none".
+# The host's ports that are forwarded to it: "20001:22,20002:8888", or "none".
 PORTS = "user.podyd.ports"
-# The `raw.idmap` that podyd has set; another one is an admin's.
+# The `raw.idmap` that podyd has set; any other was set by an admin.
 IDMAP = "user.podyd.idmap"
 # The limit of its disk in bytes, while podyd has added a reserve so that it can start.
 DISK = "user.podyd.disk"
-# The instance's own name, written when podyd begins to make it and removed when it runs. An
-# instance that has it and was never started was left half-made by a podyd that was killed; it will
-# be deleted, so no whole pod may keep it: a copy that an admin renamed was never started either.
+# The instance's own name, written when podyd creates it and removed once it runs. An instance that
+# has it and was never started was left half-made by a podyd that was killed, and is deleted. So a
+# finished pod must not keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"
-# Of an image: the LXD project of whoever made it, as several podyds of one LXD have their images in
-# one place.
+# Of an image: the LXD project of the podyd that made it, as all podyds of one LXD share the images
+# of its default project.
 PROJECT = "user.podyd.project"
-# How the names of those begin that an image is made of, and that never run.
+# The prefix of instances that an image is made from, and that never run.
 TEMPLATE = "podyd-commit-"
 
 
@@ -48,7 +48,7 @@ class Owner(Protocol):
 
 @dataclass(frozen=True)
 class Pod:
-    """An instance with an owner, under the name that the owner uses."""
+    """An instance with an owner, with the name that the owner uses."""
 
     owner: str
     ins: str
@@ -59,7 +59,7 @@ class Pod:
         return self.instance.name
 
     def is_of(self, owner: Owner) -> bool:
-        """Whether it is this account's."""
+        """Whether this account owns it."""
         return owns(owner, self.owner, uid_of(self.instance.config))
 
     @property
@@ -73,33 +73,33 @@ class Pod:
 
 
 def owner_keys(owner: Owner) -> dict[str, str]:
-    """The keys that make an instance, or an image, an account's own."""
+    """The keys that make an account the owner of an instance or an image."""
     return {OWNER: owner.name, ACCOUNT: f"{owner.name}:{owner.uid}"}
 
 
 def uid_of(keys: Mapping[str, str]) -> str:
-    """The uid of the owner that these keys name, "" if they say none.
+    """The owner's uid in these keys, "" if they have none.
 
-    Pods of an older podyd do not, nor those that an admin has given away: what podyd has noted is
-    then of another name.
+    Pods of older versions have none, nor pods that an admin has given to another owner, as the
+    stored account then has another name.
     """
     name, _, uid = keys.get(ACCOUNT, "").rpartition(":")
     return uid if name == keys.get(OWNER) else ""
 
 
 def owns(owner: Owner, name: str, uid: str) -> bool:
-    """Whether a name and `uid_of` mean this account, and not an earlier one of its name."""
+    """Whether a name and `uid_of` belong to this account, and not to an earlier one of its name."""
     return name == owner.name and uid in ("", str(owner.uid))
 
 
 def pods_of(instances: Iterable[Instance]) -> list[Pod]:
     """The pods among these instances, without the half-made ones, by owner and name.
 
-    An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it,
-    the other goes by its name in LXD.
+    An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it, and
+    the other has its name in LXD.
     """
     pods: list[Pod] = []
-    # By owner and name, the uids of the accounts that see it; "" is whoever has the owner's name.
+    # By owner and name, the uids of the accounts that see it; "" is any account of that name.
     taken: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
     for instance in sorted(instances, key=lambda item: (item.created, item.name)):
         owner = instance.config.get(OWNER)
@@ -116,12 +116,12 @@ def pods_of(instances: Iterable[Instance]) -> list[Pod]:
 
 
 def is_half_made(instance: Instance) -> bool:
-    """Whether podyd began to make this instance and it has never run."""
+    """Whether podyd has begun to create this instance and it has never run."""
     return instance.config.get(MADE_AS) == instance.name and instance.started is None
 
 
 def no_such_snapshot(pod: Pod, name: str) -> NotFound:
-    """What is raised for a snapshot that a pod does not have."""
+    """The error for a snapshot that a pod does not have."""
     return NotFound(
         f"Pod {pod.ins!r} has no snapshot {name!r}.",
         advice="See /pod/snapshots.",

@@ -1,19 +1,19 @@
-"""What a member's program logs in with instead of the password."""
+"""Tokens, with which a member's programs log in instead of the password."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-# All that its owner may do, or what only looks, and at nothing that is in a pod.
+# `all` allows all that its owner may do; `read` only to read, and nothing inside a pod.
 TokenScope = Literal["all", "read"]
 
 
 @dataclass(frozen=True)
 class Token:
-    """What is known of a token; times in seconds since 1970.
+    """A token without its secret; times in seconds since 1970.
 
-    Its owner is an account, and no other one of this name: `uid` and `mark` are as of Account.
+    `uid` and `mark`, as in Account, identify the owner: a later account of the name does not match.
     """
 
     id: str

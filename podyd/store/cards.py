@@ -1,4 +1,4 @@
-"""Which GPU was last known to be where."""
+"""The last known PCI address of each GPU."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from podyd.store.database import Database
 
 
 class CardStore:
-    """The table of cards."""
+    """The table `cards`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def known(self) -> Mapping[str, str]:
-        """The UUIDs that were last remembered, by PCI address."""
+        """The stored UUIDs by PCI address."""
 
         def work(connection: sqlite3.Connection) -> dict[str, str]:
             return dict(connection.execute("SELECT pci, uuid FROM cards"))
@@ -23,7 +23,7 @@ class CardStore:
         return await self._database.run(work)
 
     async def remember(self, cards: Mapping[str, str]) -> None:
-        """Remember these UUIDs by PCI address, and no others."""
+        """Replace the stored UUIDs, by PCI address."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("DELETE FROM cards")

@@ -1,7 +1,7 @@
-"""SQLite, for what LXD cannot hold.
+"""SQLite, for data that LXD cannot store.
 
-All of it happens in one thread, so that nobody waits for the disk but who asked. `Database` knows
-the file, `SCHEMA` its tables, and each file beside this one the statements of some of them.
+All statements run in one thread, so that only their callers wait for the disk. `Database` manages
+the file, `SCHEMA` declares its tables, and the modules beside this one have their statements.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from podyd.base.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-# Another process, such as an admin's sqlite3, may hold the file so long.
+# How long another process, such as an admin's sqlite3, may lock the file.
 BUSY_SECONDS = 5.0
-# A file that cannot be used is looked at again after so long.
+# How long to wait before a file that could not be used is opened again.
 RETRY_SECONDS = 5.0
 CLOSE_SECONDS = 3.0
 MAX_WAITING = 64
@@ -30,10 +30,10 @@ MAX_WAL_BYTES = 4 * 1024**2
 
 T = TypeVar("T")
 
-# What leads from each version of the schema to the next: entries are added, never changed.
+# The statements from each version of the schema to the next: entries are added, never changed.
 SCHEMA: tuple[tuple[str, ...], ...] = (
     (
-        # `start` in seconds since 1970, `span` in seconds; `seconds` were used meanwhile.
+        # `start` in seconds since 1970, `span` in seconds; `seconds` is the usage in this span.
         """CREATE TABLE usage (
             kind TEXT NOT NULL,
             span INTEGER NOT NULL,
@@ -42,7 +42,7 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
             seconds REAL NOT NULL,
             PRIMARY KEY (kind, span, start, owner)
         ) WITHOUT ROWID""",
-        # What LXD's counter of each instance was when it was last read.
+        # LXD's CPU counter of each instance at its last reading.
         """CREATE TABLE cpu_counters (
             uuid TEXT PRIMARY KEY,
             nanoseconds INTEGER NOT NULL,
@@ -66,17 +66,17 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX tokens_of_owner ON tokens (owner)",
     ),
     (
-        # Which card was last known to be where.
+        # The last known PCI address of each card.
         "CREATE TABLE cards (pci TEXT PRIMARY KEY, uuid TEXT NOT NULL) WITHOUT ROWID",
     ),
 )
 
 
 class Database:
-    """One file, opened when it is first needed.
+    """One file, opened at its first use.
 
-    One that cannot be used is Unavailable to who asks, is told once in the log, and is tried again
-    later: moved away or mended, it works without a restart.
+    While it cannot be used, its callers get Unavailable, the log has one error, and it is opened
+    again after a while: once it is moved away or repaired, it works without a restart.
     """
 
     def __init__(self, path: Path, *, retry: float = RETRY_SECONDS) -> None:
@@ -84,15 +84,15 @@ class Database:
         self._retry = retry
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="sqlite")
         self._waiting = 0
-        # What follows belongs to the thread.
+        # The following attributes are used in the thread only.
         self._connection: sqlite3.Connection | None = None
         self._problem: str | None = None
         self._failed_at = 0.0
 
     async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """What `work` returns; all that it does is one transaction. Raises Unavailable.
+        """Run `work` in one transaction and return its result. Raises Unavailable.
 
-        Once asked for it is done, also if the caller is cancelled meanwhile.
+        It also runs to its end if the caller is cancelled meanwhile.
         """
         if self._waiting >= MAX_WAITING:
             raise Unavailable(
@@ -108,11 +108,11 @@ class Database:
 
     def _done(self, future: asyncio.Future[T]) -> None:
         self._waiting -= 1
-        # Its caller may be gone; that it failed is in the log already.
+        # Its caller may be cancelled; a failure is logged already.
         future.exception()
 
     async def close(self) -> None:
-        """Do what was asked for, `CLOSE_SECONDS` at most, and let go of the file."""
+        """Wait for all that is queued, `CLOSE_SECONDS` at most, and close the file."""
         closing = asyncio.get_running_loop().run_in_executor(self._pool, self._disconnect)
         await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         self._pool.shutdown(wait=False)
@@ -133,7 +133,7 @@ class Database:
         except sqlite3.OperationalError as error:
             raise self._failed(f"cannot be used ({error})") from error
         except sqlite3.DatabaseError as error:
-            # The subclasses stand for mistakes of ours.
+            # The subclasses are raised for bugs in podyd.
             if type(error) is not sqlite3.DatabaseError:
                 raise
             raise self._failed(
@@ -145,7 +145,7 @@ class Database:
         return result
 
     def _connect(self) -> sqlite3.Connection:
-        # For podyd alone; SQLite gives the files beside it the same mode.
+        # Only podyd may read it; SQLite creates the files beside it with the same mode.
         os.close(os.open(self._path, os.O_RDWR | os.O_CREAT, 0o600))
         self._connection = connection = sqlite3.connect(self._path, timeout=BUSY_SECONDS)
         (version,) = connection.execute("PRAGMA user_version").fetchone()
@@ -158,7 +158,7 @@ class Database:
         if integrity != "ok":
             raise sqlite3.DatabaseError(integrity)
         connection.execute("PRAGMA journal_mode = WAL")
-        # A token that was revoked stays so, also when the power fails.
+        # A revoked token must stay revoked after a power failure.
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute(f"PRAGMA journal_size_limit = {MAX_WAL_BYTES}")
         with connection:

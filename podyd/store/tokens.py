@@ -1,4 +1,4 @@
-"""What stands for a password, by the digest of its secret."""
+"""Tokens by the digests of their secrets."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ _OF_ACCOUNT = "owner = ? AND uid = ? AND mark = ? AND expires > ?"
 
 
 class TokenStore:
-    """The table of tokens, by the digests of what is secret."""
+    """The table `tokens`; its key is the digest of a token's secret."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
 
     async def add(self, digest: bytes, token: Token, *, most: int) -> bool:
-        """Keep a token, unless its owner has `most` already; what has expired is removed."""
+        """Store a token and return True, or False if its owner has `most` already.
+
+        Expired tokens are deleted.
+        """
 
         def work(connection: sqlite3.Connection) -> bool:
             connection.execute("DELETE FROM tokens WHERE expires <= ?", (token.created,))
@@ -52,7 +55,7 @@ class TokenStore:
         return await self._database.run(work)
 
     async def used(self, id: str, when: float) -> None:
-        """Note when a token was used."""
+        """Store when a token was last used, in seconds since 1970."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.execute("UPDATE tokens SET last_used = ? WHERE id = ?", (when, id))
@@ -60,7 +63,8 @@ class TokenStore:
         await self._database.run(work)
 
     async def of(self, owner: str, uid: int, mark: str, *, now: float) -> list[Token]:
-        """The tokens of an account that have not expired, the oldest first."""
+        """An account's tokens that have not expired at `now`, in seconds since 1970, the oldest
+        first."""
 
         def work(connection: sqlite3.Connection) -> list[Token]:
             found = connection.execute(
@@ -73,7 +77,8 @@ class TokenStore:
         return await self._database.run(work)
 
     async def remove(self, owner: str, id: str | None, *, now: float) -> int:
-        """Remove one token of this owner, or all; how many of them had not expired."""
+        """Delete one token of this owner, or all; returns how many of them had not expired at
+        `now`, in seconds since 1970."""
 
         def work(connection: sqlite3.Connection) -> int:
             which = "owner = :owner AND (:id IS NULL OR id = :id)"

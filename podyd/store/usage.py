@@ -1,4 +1,4 @@
-"""Seconds of CPUs and GPUs by owner, added up in buckets of time."""
+"""CPU seconds and GPU seconds by owner, summed in buckets of time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ COARSE_SECONDS = 3600
 
 @dataclass(frozen=True)
 class Bucket:
-    """Where usage is added up: `start` in seconds since 1970, `span` fine or coarse."""
+    """A bucket of an owner's usage: `start` in seconds since 1970, `span` fine or coarse."""
 
     kind: Kind
     span: int
@@ -27,14 +27,15 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Counter:
-    """The CPU time of an instance since its start, and when that was read (since 1970)."""
+    """The CPU seconds of an instance since its start, and when they were read, in seconds since
+    1970."""
 
     nanoseconds: int
     taken: float
 
 
 class UsageStore:
-    """The tables of usage."""
+    """The tables `usage` and `cpu_counters`."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -42,7 +43,8 @@ class UsageStore:
     async def add(
         self, amounts: Mapping[Bucket, float], counters: Mapping[str, Counter] | None = None
     ) -> None:
-        """Add seconds to buckets and, with it, replace the counters of all instances, by uuid."""
+        """Add seconds to buckets and, in the same transaction, replace the counters of all
+        instances, by uuid."""
         rows = [
             (bucket.kind, bucket.span, bucket.start, bucket.owner, seconds)
             for bucket, seconds in amounts.items()
@@ -64,7 +66,7 @@ class UsageStore:
         await self._database.run(work)
 
     async def counters(self) -> Mapping[str, Counter]:
-        """The counters that were last added, by the instances' uuids."""
+        """The stored counters, by the instances' uuids."""
 
         def work(connection: sqlite3.Connection) -> dict[str, Counter]:
             found = connection.execute("SELECT uuid, nanoseconds, taken FROM cpu_counters")
@@ -73,7 +75,8 @@ class UsageStore:
         return await self._database.run(work)
 
     async def totals(self, kind: Kind, since: float, until: float) -> Mapping[str, float]:
-        """Seconds by owner between two times; of a bucket that is partly outside, its share."""
+        """Seconds of usage by owner between two times, in seconds since 1970; a bucket that is
+        partly outside counts in proportion."""
 
         def work(connection: sqlite3.Connection) -> dict[str, float]:
             return dict(
@@ -83,7 +86,7 @@ class UsageStore:
                     "  / (min(start + span, :until) - start)"
                     ") FROM usage"
                     " WHERE kind = :kind AND span IN (:fine, :coarse)"
-                    # The first condition lets SQLite find the place in the primary key.
+                    # The first condition lets SQLite use the primary key.
                     " AND start > :since - :coarse AND start + span > :since AND start < :until"
                     " GROUP BY owner",
                     {
@@ -99,8 +102,8 @@ class UsageStore:
         return await self._database.run(work)
 
     async def tidy(self, *, fine_since: float, since: float) -> None:
-        """Roll up into coarse buckets what is older than `fine_since`, drop what is older than
-        `since`; both in whole hours."""
+        """Roll up into coarse buckets what is older than `fine_since`, delete what is older than
+        `since`; both in seconds since 1970, at whole hours."""
         hour = {
             "fine": FINE_SECONDS,
             "coarse": COARSE_SECONDS,
