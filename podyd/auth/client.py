@@ -1,9 +1,9 @@
-"""Asks `podyd auth`, the small root process that alone talks to PAM.
+"""Client of `podyd auth`, the small root process that alone uses PAM.
 
-One connection a request. The helper ends a PAM module that hangs; here, a bounded number of
-requests may be under way, the others wait in line, and each has a deadline, so that a hanging LDAP
-stops nothing else. Who has logged in before goes before strangers, who may be guessing; of all
-others each is served in turn, and none has more than a part of what may be under way.
+One connection per request. The helper ends a PAM module that hangs; here, the number of requests
+under way is limited, others are queued, and each has a deadline, so that a hanging LDAP blocks
+nothing else. Users who have logged in before have priority over unknown ones, who may be guessing;
+the others are served in turn, and none may have all of the requests under way.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 from podyd.base.errors import BadRequest, Forbidden, Unauthorized, Unavailable
 from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 
-# Fewer than the helper takes at once.
+# Fewer than the helper serves at once.
 MAX_UNDER_WAY = 16
 MAX_OF_ONE = MAX_UNDER_WAY // 2
 MAX_WAITING = 256
-# For the wait in line and for the answer.
+# Seconds, for the wait in the queue and for the answer together.
 TIMEOUT = 20.0
 MAX_ANSWER_BYTES = 16 * 1024**2
 
@@ -32,8 +32,8 @@ MAX_ANSWER_BYTES = 16 * 1024**2
 class Account:
     """A Linux account as NSS has it.
 
-    `mark` is another one with each new password; "" where it is not known. `must_change`: it may
-    do nothing until its password is changed.
+    `mark` changes with each new password; "" if it is not known. `must_change`: the password must
+    be changed before anything else.
     """
 
     name: str
@@ -60,11 +60,11 @@ class AuthClient:
     ) -> Account:
         """Check a password and the account behind it through PAM.
 
-        `whose` is who is served in turn with others, `known`: the user has logged in from there
-        before. Whether the account `must_change` its password, the caller must look at.
+        `whose` is the key of the fair queue, `known`: the user has logged in from this origin
+        before. The caller must check whether the account `must_change` its password.
 
         Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
-        not log in at present, Unavailable if PAM or what is behind it does not answer.
+        not log in now, Unavailable if PAM or its backend does not answer.
         """
         turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
         return _allowed(
@@ -72,7 +72,7 @@ class AuthClient:
         )
 
     async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
-        """An account that may log in at present, whoever asks: PAM's account rules, no password.
+        """An account that may log in now, by PAM's account rules, without a password.
 
         Raises as `login` does; Unauthorized if there is none of this name.
         """
@@ -80,15 +80,15 @@ class AuthClient:
         return _allowed(await self._ask(turn, op="account", user=user, remote=address))
 
     async def change_password(self, user: str, old: str, new: str) -> None:
-        """Change a password as the user themselves would with passwd(1).
+        """Change a password with the user's own rights, as passwd(1) does.
 
-        Raises BadRequest, with PAM's own words, for a password that PAM does not take.
+        Raises BadRequest, with PAM's message, for a password that PAM refuses.
         """
         turn = self._turns.turn(("passwd", user), share=MAX_OF_ONE)
         _checked(await self._ask(turn, op="passwd", user=user, old=old, new=new))
 
     async def accounts(self) -> list[Account]:
-        """Every account that could log in, as far as NSS lists them; asked for one at a time."""
+        """Every account that could log in, as far as NSS lists them; one request at a time."""
         turn = self._turns.turn("accounts", share=1)
         answer = _checked(await self._ask(turn, op="accounts"))
         return [Account.of(item) for item in answer["accounts"]]
@@ -98,7 +98,7 @@ class AuthClient:
     ) -> Mapping[str, Any]:
         try:
             return await asyncio.wait_for(self._in_turn(turn, request), TIMEOUT)
-        # BlockingIOError: the helper hangs, and the kernel keeps no more callers for it.
+        # BlockingIOError: the helper hangs, and its listening socket's backlog is full.
         except (QueueFull, BlockingIOError):
             raise Unavailable(
                 "Too many logins are under way.",
@@ -148,7 +148,7 @@ class AuthClient:
 
 
 def _connected(path: str) -> socket.socket:
-    """A connection to the helper; raises BlockingIOError, which asyncio takes for a success."""
+    """A connection to the helper. Raises BlockingIOError, which asyncio would take as a success."""
     connection = socket.socket(socket.AF_UNIX)
     connection.setblocking(False)
     try:

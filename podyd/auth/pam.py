@@ -1,7 +1,7 @@
 """PAM: checking a password and changing one. The only importer of the library `pam`.
 
-Everything here blocks, for as long as LDAP pleases, and must run in a process of its own that can
-be killed. Linux-PAM's words are in pam(3), pam_conv(3) and pam_fail_delay(3).
+Everything here may block for as long as LDAP does, and must run in a process of its own that can
+be killed. Linux-PAM's interface is in pam(3), pam_conv(3) and pam_fail_delay(3).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pam.__internals import PamConv, PamHandle, PamResponse, conv_func
 
 SERVICE_DIR = Path("/etc/pam.d")
 
-# What libxcrypt can hash: CRYPT_MAX_PASSPHRASE_SIZE (512) counts the final NUL.
+# The limit of libxcrypt: CRYPT_MAX_PASSPHRASE_SIZE (512) counts the final NUL.
 PASSWORD_MAX_BYTES = 511
 
 # Debian's and Ubuntu's hash and its default cost, from crypt_gensalt(3); it protects nothing.
@@ -57,14 +57,14 @@ _REFUSALS = {
 
 
 class Outcome(enum.Enum):
-    """What PAM said."""
+    """PAM's answer."""
 
     OK = "ok"
-    DENIED = "denied"  # wrong password, unknown user, too many tries: deliberately one answer
+    DENIED = "denied"  # wrong password, unknown user, too many attempts: deliberately one answer
     REFUSED = "refused"  # the password is right, but the account may not log in now
     EXPIRED = "expired"  # the password is right, and must be changed before anything else
     WEAK = "weak"  # the new password breaks a rule
-    UNAVAILABLE = "unavailable"  # nobody could be asked
+    UNAVAILABLE = "unavailable"  # PAM or its backend does not work
 
 
 @dataclass(frozen=True)
@@ -80,16 +80,16 @@ _DENIED = Result(Outcome.DENIED)
 
 
 def check(service: str) -> Result:
-    """OK if PAM can be asked about `service`, else UNAVAILABLE with what is missing.
+    """OK if PAM has `service`, else UNAVAILABLE with the reason.
 
-    It also loads libpam, so that children forked later need not.
+    It also loads libpam, for children that are forked later.
     """
     try:
         _library()
     except (OSError, AttributeError):  # no such file; or python-pam opened Python itself instead
         return Result(Outcome.UNAVAILABLE, "libpam cannot be loaded; is libpam0g installed?")
     path = SERVICE_DIR / service
-    # Without its file PAM would silently use /etc/pam.d/other, which is somebody else's policy.
+    # Without its file PAM would silently use the policy of /etc/pam.d/other.
     if not path.is_file():
         return Result(Outcome.UNAVAILABLE, f"{path} is missing; `podyd setup` installs it.")
     return _OK
@@ -97,10 +97,10 @@ def check(service: str) -> Result:
 
 @dataclass(frozen=True)
 class Secret:
-    """What is known of an account's password where this host has it itself, in shadow(5).
+    """The state of an account's password, if this host stores it, in shadow(5).
 
-    `mark` is another one with each new password, also an equal one, and tells nothing of it; "" if
-    the password is kept elsewhere.
+    `mark` changes with each new password, also an equal one, and reveals nothing about it; "" if
+    the password is stored elsewhere.
     """
 
     mark: str = ""
@@ -114,24 +114,24 @@ class _Shadow(ctypes.Structure):
 
 
 def secret_of(user: str) -> Secret:
-    """What shadow(5) has of an account. Not spwd, which Python 3.13 has no more."""
+    """The entry of an account in shadow(5). Not by spwd, which Python 3.13 has removed."""
     find = ctypes.CDLL(None).getspnam
     find.restype = ctypes.POINTER(_Shadow)
     found = find(user.encode())
     if not found:
         return Secret()
     text: bytes = found.contents.password
-    # usermod(8) locks by a '!' in front.
+    # usermod(8) locks by a '!' prefix.
     password = text.lstrip(b"!")
-    # The salt is in it, so nobody finds the password by trying.
+    # It includes the salt, so the password cannot be found by guessing.
     mark = hashlib.sha256(password).hexdigest()[:32] if password.startswith(b"$") else ""
     return Secret(mark, locked=password != text)
 
 
 def may_log_in(user: str, service: str, remote_address: str = "") -> Result:
-    """Whether the account may log in now, whoever asks: OK, REFUSED, EXPIRED, UNAVAILABLE.
+    """Whether the account may log in now: OK, REFUSED, EXPIRED, UNAVAILABLE.
 
-    PAM's account rules, without a proof of identity. They do not look at a lock: `secret_of` does.
+    By PAM's account rules, without authentication. They do not check a lock: `secret_of` does.
     """
     ready = check(service)
     if ready.outcome is not Outcome.OK:
@@ -151,7 +151,7 @@ def authenticate(user: str, password: str, service: str, remote_address: str = "
         code = dialog.authenticate()
         if code in _BACKEND_FAILURES:
             return Result(Outcome.UNAVAILABLE, dialog.describe(code))
-        # `nullok` lets an account without a password in with any, and never asks for one.
+        # With `nullok`, any password is accepted for an account without one, and none is asked for.
         if code != pam.PAM_SUCCESS or not dialog.asked:
             return _DENIED
         dialog.complaints.clear()
@@ -161,7 +161,7 @@ def authenticate(user: str, password: str, service: str, remote_address: str = "
 def change_password(user: str, uid: int, old: str, new: str, service: str) -> Result:
     """Change the password as passwd(1) would for the user: any outcome but EXPIRED.
 
-    For a process that then ends: its real uid is the user's afterwards.
+    The process must end then: its real uid is the user's afterwards.
     """
     if not _fits(new):
         return Result(Outcome.WEAK, "The password cannot be used.")
@@ -169,7 +169,7 @@ def change_password(user: str, uid: int, old: str, new: str, service: str) -> Re
     verdict = authenticate(user, old, service)
     if verdict.outcome not in (Outcome.OK, Outcome.EXPIRED):
         return verdict
-    # Modules take a real uid of 0 for the administrator, who is bound by no rule.
+    # For a real uid of 0, the administrator's, modules apply no rules.
     os.setresuid(uid, 0, 0)
 
     def answer(prompt: str) -> str:
@@ -187,17 +187,17 @@ def change_password(user: str, uid: int, old: str, new: str, service: str) -> Re
 
 
 def spend_time(password: str) -> None:
-    """Hash the password for nothing, so that a name PAM is not asked about takes as long.
+    """Hash the password, so that a name that PAM is not asked about takes about as long.
 
-    Near, not equal: LDAP and other hashes have their own times. Who answers a network must also
-    answer every failure after one fixed time.
+    The times are not equal: LDAP and other hashes have their own. A server on a network must also
+    answer all failures after one fixed time.
     """
     if _fits(password):
         ctypes.CDLL("libcrypt.so.1").crypt(password.encode(), _SALT)
 
 
 def _judge(dialog: _Transaction, code: int) -> Result:
-    """What PAM's code for an account means."""
+    """The result for PAM's code for an account."""
     if code == pam.PAM_SUCCESS:
         return _OK
     if code in _BACKEND_FAILURES:
@@ -211,10 +211,10 @@ def _no_answer(_prompt: str) -> str:
 
 
 def _fits(text: str) -> bool:
-    """Whether C gets all of the text: NUL would cut it short."""
+    """Whether the text can be passed to C as a whole: it would end at a NUL."""
     try:
         return "\0" not in text and len(text.encode()) <= PASSWORD_MAX_BYTES
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can carry
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can have
         return False
 
 
@@ -228,8 +228,8 @@ def _asks_for_old(prompt: str) -> bool:
 class _Transaction:
     """One PAM handle, from pam_start to pam_end.
 
-    python-pam's own authenticate() loses whether auth or account failed and the kind of each
-    message, and cannot change a password; its bindings to libpam are used instead.
+    python-pam's own authenticate() does not tell whether auth or account failed nor the kind of
+    each message, and cannot change a password; its bindings to libpam are used instead.
     """
 
     def __init__(
@@ -286,12 +286,12 @@ class _Transaction:
         return self._step(_chauthtok(), 0)
 
     def describe(self, code: int) -> str:
-        """libpam's words for a code; they need no handle."""
+        """libpam's text for a code; it needs no handle."""
         text: bytes = self._library.pam_strerror(self._handle, code)
         return f"PAM: {text.decode(errors='replace').rstrip('.')}."
 
     def reason(self, code: int) -> str:
-        """What the modules complained of, each complaint once; else the code in words."""
+        """The modules' error messages, each once; if there are none, the text for the code."""
         return " ".join(dict.fromkeys(self.complaints)) or self.describe(code)
 
     def _set_item(self, item: int, value: object) -> None:
@@ -303,7 +303,7 @@ class _Transaction:
         return int(self._last)
 
     def _converse(self, count: int, messages: Any, responses: Any, _data: object) -> int:
-        """pam_conv(3). An exception must not leave it: ctypes would print it and answer success."""
+        """pam_conv(3). It must not raise: ctypes would print the exception and return success."""
         try:
             replies = [self._reply(messages[i].contents) for i in range(count)]
             responses[0] = _allocate_responses(replies)
@@ -324,7 +324,7 @@ class _Transaction:
 
 
 def _allocate_responses(replies: list[bytes | None]) -> Any:
-    """The array of answers, in memory of malloc(3): the module that asked frees it."""
+    """The array of answers, in memory of malloc(3), which the module frees."""
     libc = _library().libc
     libc.strdup.restype = ctypes.c_void_p
     libc.strdup.argtypes = [ctypes.c_char_p]
@@ -338,7 +338,7 @@ def _allocate_responses(replies: list[bytes | None]) -> Any:
 
 @functools.cache
 def _library() -> Any:
-    """libpam. Once per process: looking for it runs ldconfig."""
+    """libpam. Loaded once per process, as the search runs ldconfig."""
     return pam.PamAuthenticator()
 
 

@@ -1,4 +1,4 @@
-"""What `podyd auth` is asked and answers: one JSON line in, one JSON line out.
+"""The protocol of `podyd auth`: one JSON line in, one JSON line out.
 
 Requests and their answers (`ACCOUNT` is {name, uid, gid, groups, home, shell}):
 
@@ -8,9 +8,9 @@ Requests and their answers (`ACCOUNT` is {name, uid, gid, groups, home, shell}):
     {"op": "account", "user", "remote"}               {"ok": true, "account": ACCOUNT, "mark"}
     {"op": "accounts"}                                {"ok": true, "accounts": [ACCOUNT, ...]}
 
-or {"error": WORD}, with a sentence in `reason` where the user may read one; the words are in Error.
-"expired" lets nobody in, but comes with `account` and `mark`: whom a `passwd` would be for. `mark`
-is another one with each new password, and absent where this host does not keep the password.
+or {"error": WORD}, with a sentence for the user in `reason` in some cases; the words are in Error.
+"expired" also has `account` and `mark`, those of the account that must change its password. `mark`
+changes with each new password, and is absent if this host does not store the password.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ REQUEST_TIMEOUT_S = 5.0
 
 
 class Error(enum.Enum):
-    """Why a request was not done."""
+    """Why a request failed."""
 
     DENIED = "denied"  # wrong password, unknown user, system account
-    REFUSED = "refused"  # the password is right, but the account may not
-    EXPIRED = "expired"  # the same until `passwd` has changed it
+    REFUSED = "refused"  # the password is right, but the account may not log in now
+    EXPIRED = "expired"  # the password is right, and must be changed by `passwd` first
     WEAK = "weak"  # the new password breaks a rule; nothing was changed
     INVALID = "invalid"  # the request itself is wrong; nothing was done
     UNAVAILABLE = "unavailable"  # PAM could not be asked, or took too long
-    BUSY = "busy"  # as many children as allowed are at work
-    FORBIDDEN = "forbidden"  # this peer may not ask
+    BUSY = "busy"  # the limit of children is reached
+    FORBIDDEN = "forbidden"  # this peer may not use the helper
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Account:
 
 @dataclass(frozen=True)
 class Reply:
-    """What goes back; without an error it is a success."""
+    """The answer to a request; without an error it has succeeded."""
 
     error: Error | None = None
     reason: str = ""
@@ -61,7 +61,7 @@ class Reply:
     mark: str = ""
 
     def to_line(self) -> bytes:
-        """The answer on the wire."""
+        """The answer as a line."""
         body: dict[str, object] = {"error": self.error.value} if self.error else {"ok": True}
         if self.reason:
             body["reason"] = self.reason
@@ -76,7 +76,7 @@ class Reply:
 
 @dataclass(frozen=True)
 class Login:
-    """Is this the password, and may this account log in now?"""
+    """Check a password, and whether the account may log in now."""
 
     user: str
     password: str = field(repr=False)
@@ -85,7 +85,7 @@ class Login:
 
 @dataclass(frozen=True)
 class Passwd:
-    """Change a password, proven by the old one."""
+    """Change a password, authenticated by the old one."""
 
     user: str
     old: str = field(repr=False)
@@ -94,7 +94,7 @@ class Passwd:
 
 @dataclass(frozen=True)
 class OneAccount:
-    """May this account log in now, whoever asks? It proves nothing."""
+    """Check whether an account may log in now, without authentication."""
 
     user: str
     remote: str = ""
@@ -102,12 +102,12 @@ class OneAccount:
 
 @dataclass(frozen=True)
 class AllAccounts:
-    """Every account that could log in."""
+    """List every account that could log in."""
 
 
 @dataclass(frozen=True)
 class Ping:
-    """Is anybody there?"""
+    """Check that the helper answers."""
 
 
 Request = Login | Passwd | OneAccount | AllAccounts | Ping
@@ -122,11 +122,11 @@ _OPERATIONS: dict[object, type[Request]] = {
 
 
 class RequestError(ValueError):
-    """A request that cannot be read; the text never repeats what was sent."""
+    """A malformed request; the text never has any of its contents."""
 
 
 def read_line(connection: socket.socket) -> bytes:
-    """A request, within REQUEST_TIMEOUT_S. Raises RequestError."""
+    """One line, within REQUEST_TIMEOUT_S. Raises RequestError."""
     end = time.monotonic() + REQUEST_TIMEOUT_S
     received = b""
     while b"\n" not in received:
@@ -149,11 +149,11 @@ def read_line(connection: socket.socket) -> bytes:
 
 
 def parse(line: bytes) -> Request:
-    """Raises RequestError."""
+    """The request in a line. Raises RequestError."""
     try:
         body = json.loads(line)
     except (ValueError, RecursionError):
-        # Without `from`: the JSON error holds the request.
+        # Without `from`: the JSON error has the request's text.
         raise RequestError("The request is not JSON.") from None
     if not isinstance(body, dict):
         raise RequestError("The request is not an object.")

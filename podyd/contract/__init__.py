@@ -1,1 +1,1 @@
-"""The API as it is promised: each call's parameters, answers and documents."""
+"""The API as it is declared: each call's parameters, answers and documents."""

@@ -1,7 +1,7 @@
-"""The ways in which an operation is answered.
+"""The kinds of an operation's answer.
 
-A further one is a class here, what it is served with in api/binding.py and who serves it in
-api/application.py. Refusals are JSON, whichever it is.
+A new kind needs a class here, its binding in api/binding.py and its handler in
+api/application.py. Errors are JSON for every kind.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Last = TypeVar("Last")
 
 @dataclass(frozen=True)
 class Answer:
-    """One way."""
+    """A kind of answer."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +36,21 @@ class PlainText(Answer):
 
 @dataclass(frozen=True)
 class FileOut(Answer, Generic[T]):
-    """A file or a tar file of any size, or JSON about one: what was asked for says which."""
+    """A file or a tar file of any size, or JSON about one, as the request asks for."""
 
     about: type[T]
 
 
 @dataclass(frozen=True)
 class FileIn(Answer, Generic[T]):
-    """JSON once the request's body, a file or a tar file of any size, is taken."""
+    """JSON after the request's body, a file or a tar file of any size, is stored."""
 
     taken: type[T]
 
 
 @dataclass(frozen=True)
 class WebSocket(Answer, Generic[First, Last]):
-    """Messages both ways, as `protocol` has them: at first the client's, at last podyd's."""
+    """Messages both ways, by `protocol`: the first is the client's, the last is podyd's."""
 
     first: type[First]
     last: type[Last]

@@ -1,4 +1,4 @@
-"""Calls about who has which GPU: shared, leased, or in line for one."""
+"""Calls about the use of GPUs: sharing, leases, and the queue for leases."""
 
 from __future__ import annotations
 

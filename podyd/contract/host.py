@@ -1,4 +1,4 @@
-"""Calls about the host: its GPUs, what runs on them, its versions."""
+"""Calls about the host: its GPUs, their processes, its versions."""
 
 from __future__ import annotations
 

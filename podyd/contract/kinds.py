@@ -1,4 +1,4 @@
-"""Parameters: one declaration gives the parser, the words in `/help` and the OpenAPI schema.
+"""Parameters: one declaration has the parser, the text in `/help` and the OpenAPI schema.
 
 A request is a frozen dataclass whose fields are made with `param(kind, help)`:
 
@@ -25,14 +25,14 @@ R = TypeVar("R")
 
 
 class Kind:
-    """How a parameter is written."""
+    """The syntax of a parameter."""
 
     def parse(self, text: str) -> Any:
-        """The parameter's value; raises ValueError with what is accepted."""
+        """The parameter's value. Raises ValueError with the accepted values."""
         raise NotImplementedError
 
     def schema(self) -> dict[str, Any]:
-        """The parameter's JSON schema, as OpenAPI wants it."""
+        """The parameter's JSON schema for OpenAPI."""
         raise NotImplementedError
 
 
@@ -56,7 +56,7 @@ class Text(Kind):
 
 @dataclass(frozen=True)
 class Pattern(Kind):
-    """Text that matches `pattern` as a whole; `accepted` says so in words."""
+    """Text that matches `pattern` as a whole; `accepted` describes it for an error."""
 
     pattern: str
     accepted: str
@@ -72,32 +72,32 @@ class Pattern(Kind):
 
 
 def TokenId() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
-    """One token by the id that podyd gave it, or `all`."""
+    """A token by its id, or `all`."""
     return Pattern(r"[0-9a-f]{16}|all", "an id of /user/tokens, or all", maximum=16)
 
 
 def UserLogin() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
-    """The name of one user."""
+    """A user's name."""
     return Pattern(r"[^\s,:]+", "the name of a user", maximum=256)
 
 
 def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
-    """A pod's name as its owner says it; LXD's own name is made from it."""
+    """A pod's name as its owner uses it; the instance's name is made from it."""
     return Pattern(
         r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?",
         "1 to 63 letters, digits, '-' or '_', beginning and ending with a letter or digit",
-        # As long as LXD's own names: an admin's instance may have no other.
+        # The limit of LXD's names: a pod that an admin made may have its instance's name.
         maximum=63,
     )
 
 
 def SnapshotName() -> Pattern:  # noqa: N802
-    """A snapshot's name, as LXD takes it too."""
+    """A snapshot's name, in characters that LXD accepts."""
     return _file_like(63)
 
 
 def Tag() -> Pattern:  # noqa: N802
-    """What follows the user's name in an image's."""
+    """The part of an image's name after the user's name."""
     return _file_like(100)
 
 
@@ -111,7 +111,7 @@ def _file_like(maximum: int) -> Pattern:
 
 @dataclass(frozen=True)
 class PodPath(Kind):
-    """Where something is in a pod, from its root on: as long as Linux takes a path."""
+    """An absolute path in a pod, up to Linux's limit of a path."""
 
     def parse(self, text: str) -> str:
         if not text.startswith("/") or len(text.encode()) > 4095 or "\0" in text:
@@ -123,7 +123,7 @@ class PodPath(Kind):
 
 
 def Mode() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
-    """What chmod takes as a number; setuid and its like are for whoever is in the pod."""
+    """A mode in octal as for chmod, without setuid, setgid and sticky."""
     return Pattern(r"0?[0-7]{3}", "an octal mode such as 644", maximum=4)
 
 
@@ -131,7 +131,7 @@ def Mode() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
 class Password(Kind):
     """A new password: without control characters, at most 511 bytes of UTF-8.
 
-    libxcrypt takes no more (CRYPT_MAX_PASSPHRASE_SIZE is 512, the final NUL included).
+    This is libxcrypt's limit (CRYPT_MAX_PASSPHRASE_SIZE is 512, the final NUL included).
     """
 
     def parse(self, text: str) -> str:
@@ -147,7 +147,7 @@ class Password(Kind):
 
 @dataclass(frozen=True)
 class Duration(Kind):
-    """A number of `unit`, above 0; what is longest, below `maximum`, is the admin's to say."""
+    """A number of `unit`, above 0; the admin may set a lower limit than `maximum`."""
 
     unit: str = "seconds"
     maximum: float = 1e9
@@ -231,7 +231,7 @@ class WholeOrNone(Kind):
 
 @dataclass(frozen=True)
 class Indices(Kind):
-    """Indices separated by commas, each one once: `0,1`."""
+    """Indices separated by commas, without repetitions: `0,1`."""
 
     def parse(self, text: str) -> tuple[int, ...]:
         accepted = "must be indices separated by commas, each one once, such as 0 or 0,1"
@@ -248,7 +248,7 @@ class Indices(Kind):
 
 @dataclass(frozen=True)
 class Names(Kind):
-    """User names separated by commas, each one once."""
+    """User names separated by commas, without repetitions."""
 
     _PATTERN = r"[^\s,:]+(,[^\s,:]+)*"
 
@@ -266,7 +266,7 @@ class Names(Kind):
 
 @dataclass(frozen=True)
 class Window(Kind):
-    """A time that has passed, in seconds or as `1y 1w 1d 1h 1s`."""
+    """A period up to now, in seconds or as `1y 1w 1d 1h 1s`."""
 
     _PATTERN = r"\d{1,9}(\.\d{1,9})?| *(\d{1,9} *[ywdhs] *)+"
 
@@ -291,7 +291,7 @@ WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UU
 
 @dataclass(frozen=True)
 class Cards(Kind):
-    """`all`, `none`, how many (`2`), or which: indices with a comma (`0,1`; the first alone is
+    """`all`, `none`, a count (`2`), or names: indices with a comma (`0,1`; the first alone is
     `0,`), UUIDs, PCI addresses."""
 
     def parse(self, text: str) -> CardChoice:
@@ -331,7 +331,7 @@ class Flag(Kind):
 
 @dataclass(frozen=True)
 class Word(Kind):
-    """One of a few words."""
+    """One of several words."""
 
     words: tuple[str, ...]
 
@@ -378,9 +378,9 @@ def params_of(request: type) -> tuple[Param, ...]:
 
 
 def parse(request: type[R], pairs: Iterable[tuple[str, str]]) -> R:
-    """Build a request from what the client sent.
+    """Build a request from the client's parameters.
 
-    Raises BadRequest, naming the parameter and what is accepted, if one is missing, unknown,
+    Raises BadRequest, with the parameter and the accepted values, if one is missing, unknown,
     repeated or malformed.
     """
     declared = {name: item for item in params_of(request) for name in (item.name, *item.aliases)}
@@ -419,7 +419,7 @@ def parse(request: type[R], pairs: Iterable[tuple[str, str]]) -> R:
 
 
 def parse_json(request: type[R], data: bytes, what: str) -> R:
-    """As `parse`, of one JSON object; `what` it is stands at the beginning of a refusal."""
+    """As `parse`, for one JSON object; an error begins with `what`."""
     return parse(request, json_pairs(decode(data, what), what))
 
 
@@ -432,10 +432,10 @@ def decode(data: bytes, what: str) -> str:
 
 
 def json_pairs(text: str, what: str) -> list[tuple[str, str]]:
-    """The names and values of a JSON object, as a form would have them. Raises BadRequest."""
+    """The names and values of a JSON object, as of a form. Raises BadRequest."""
     accepted = f"{what} must be one JSON object with text or numbers as values"
     try:
-        # As pairs, so that a name given twice is seen.
+        # As pairs, so that a repeated name is detected.
         pairs = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError):
         raise BadRequest(f"{accepted}.", code="malformed_body") from None
@@ -450,7 +450,7 @@ def json_pairs(text: str, what: str) -> list[tuple[str, str]]:
             raise BadRequest(f"{accepted}; {name[:64]!a} has neither.", code="malformed_body")
         found.append((name, value if isinstance(value, str) else repr(value)))
     try:
-        # JSON can write half of a surrogate pair ("\\ud800"), which is no text.
+        # JSON can have half of a surrogate pair ("\\ud800"), which is not valid text.
         "".join(text for pair in found for text in pair).encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{what} has half of a surrogate pair.", code="not_utf8") from None

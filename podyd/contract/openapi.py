@@ -72,7 +72,7 @@ def _operation(operation: AnyOperation, method: str, schemas: dict[str, Any]) ->
         "responses": _responses(operation.answer, schemas),
     }
     if isinstance(operation.answer, WebSocket):
-        # OpenAPI has no WebSockets; these are as AsyncAPI would have them.
+        # OpenAPI has no WebSockets; these are in the form of AsyncAPI.
         described["description"] = operation.answer.protocol
         described["x-websocket"] = {
             "first": _parameters(operation.answer.first),
@@ -99,7 +99,7 @@ def _responses(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
 
 
 def _content(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
-    """What is answered, by its media type."""
+    """The content of an answer, by its media type."""
     match answer:
         case PlainText(media):
             return {media: {"schema": _schema(str, schemas)}}
@@ -119,7 +119,7 @@ def _security(operation: AnyOperation) -> list[dict[str, list[str]]]:
 
 
 def _parameter(item: Param, operation: AnyOperation, method: str) -> dict[str, Any]:
-    # A POST may carry each parameter in its body instead, so none is required in the query.
+    # A POST may have each parameter in its body instead, so none is required in the query.
     in_query = method == "GET" or isinstance(operation.answer, FileIn)
     return {
         "name": item.name,

@@ -1,9 +1,9 @@
-"""What one call of the API is: its path, what it takes and answers, and who may make it.
+"""The declaration of one call of the API: its path, parameters, answer, and permissions.
 
-Each family of calls (users, pods, gpus, ...) is a module beside this one, with its requests, its
-answers and its operations; table.py has them all, and the router, `/help`, `/openapi.json` and the
-tests read that: nothing is declared twice. Sizes are bytes, durations seconds, times ISO 8601 in
-UTC; -1 is a limit that is not set.
+Each group of calls (users, pods, gpus, ...) is a module beside this one, with its requests, its
+answers and its operations; table.py lists them all, and the router, `/help`, `/openapi.json` and
+the tests read it: nothing is declared twice. Sizes are in bytes, durations in seconds, times in
+ISO 8601 in UTC; -1 is a limit that is not set.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Access(enum.Enum):
 
 
 class Proof(enum.Enum):
-    """With what its caller must have logged in; the password serves for all."""
+    """The credentials that an operation needs; the password is accepted by all."""
 
     READS = "a token of any scope: it tells what podyd knows, and nothing of what is in a pod"
     INSIDE = "a token of scope all: it reaches what is in a pod, also where it only looks at it"
@@ -48,7 +48,7 @@ class Log:
 
 
 class Ends(enum.Enum):
-    """When the work for a request ends, if it is not done before."""
+    """What ends the work for a request before it is done."""
 
     WHEN_DONE = "not before: it is carried through, and a podyd that stops waits for it"
     WITH_CALLER = "when the caller hangs up, or may do nothing any more; podyd waits for it"
@@ -63,20 +63,20 @@ A = TypeVar("A", bound=Answer)
 
 @dataclass(frozen=True)
 class Operation(Generic[R, A]):
-    """One route. `methods` are all that it serves; `/help` shows `advised` alone, one per route."""
+    """One route. `methods` are all that it serves; `/help` shows only `advised`, one per route."""
 
     path: str
     methods: tuple[str, ...]
     request: type[R]
     answer: A
     summary: str
-    # Who may call it, and with what, is never taken for granted: a GET may well be a shell.
+    # Who may call it, and with which credentials, has no default: a GET may be a shell.
     access: Access = field(kw_only=True)
     proof: Proof = field(kw_only=True)
     ends: Ends = field(kw_only=True, default=Ends.WHEN_DONE)
-    # Whether others wait behind it, for LXD, a lock or the database, so that nobody may have more
-    # than some of these under way. What goes on for long has a limit of its own, and so has the
-    # helper that knows the users.
+    # Whether it counts towards each user's limit of requests under way, as others may wait for it
+    # at LXD, a lock or the database. Long operations have limits of their own, and so has the
+    # helper for logins.
     takes_turns: bool = field(kw_only=True, default=True)
 
     def __post_init__(self) -> None:
@@ -86,11 +86,11 @@ class Operation(Generic[R, A]):
 
     @property
     def advised(self) -> str:
-        """The method that a client should choose: POST wherever it is served, for secrets' sake."""
+        """The method that a client should use: POST if it is served, as URLs may be logged."""
         return "POST" if "POST" in self.methods else self.methods[0]
 
     def accepts(self, scope: TokenScope) -> bool:
-        """Whether a token of this scope will do."""
+        """Whether a token of this scope is sufficient."""
         if self.proof in (Proof.INSIDE, Proof.CHANGES):
             return scope == "all"
         return self.proof not in (Proof.PASSWORD, Proof.OLD_PASSWORD)

@@ -1,4 +1,4 @@
-"""Calls about pods: their life, snapshots, ports, files and logs, and what runs in them."""
+"""Calls about pods: their lifecycle, snapshots, ports, files, logs and commands."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from podyd.contract.operation import GET, POST, Access, Ends, Log, Nothing, Oper
 from podyd.engine.types import Status
 from podyd.model.gpu import CardChoice
 
-# What Linux takes as one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
+# Linux's limit of one argument of a command: MAX_ARG_STRLEN of execve(2), less the final NUL.
 MAX_COMMAND_BYTES = 128 * 1024 - 1
-# Below that, the init of most images does not come up.
+# With less, the init of most images does not start.
 MIN_MEMORY_BYTES = 64 * 1024**2
-# No image fits into less.
+# No image fits in less.
 MIN_DISK_BYTES = 16 * 1024**2
 MAX_CPUS = 4096
 MAX_ROWS, MAX_COLUMNS = 1000, 1000
-# What a client may be ahead of, or behind, a command that it talks to.
+# Limit of what is buffered in each direction between a client and its command.
 MAX_WINDOW_BYTES = 16 * 1024**2
 MAX_LOG_LINES = 10_000
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
 HOW_LARGE = "how large its disk may become, such as 100GiB; without it, what profiles and quota say"
-# How a client talks to a command, over a WebSocket.
+# The protocol between a client and a command, over a WebSocket.
 FRAMES = """\
 Each message is binary, and its first byte says what the rest is: 0 stdin, 1 stdout, 2 stderr, 3
 the end, 4 control; 3 and 4 are JSON. With a terminal all output is stdout. The client begins with

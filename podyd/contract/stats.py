@@ -1,4 +1,4 @@
-"""Calls about what was used."""
+"""Calls about usage."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Calls about accounts: who is a member, with what quota, passwords and tokens."""
+"""Calls about accounts: members, quotas, passwords and tokens."""
 
 from __future__ import annotations
 
