@@ -1,1 +1,1 @@
-"""What an admin types: setup, the base image, doctor; and the limits of the kernel."""
+"""The admin's commands: setup, the base image, doctor; and the kernel's limits."""

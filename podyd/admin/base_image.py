@@ -1,6 +1,6 @@
 """Base images: a small Debian or Ubuntu that boots in a pod, with network and ssh.
 
-Building needs root, mmdebstrap, mksquashfs and a mirror; no image server is asked.
+Building needs root, mmdebstrap, mksquashfs and a mirror, and no image server.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ UBUNTU_KEY = Path(__file__).parents[1] / "data" / "ubuntu-archive-keyring.asc"
 
 @dataclass(frozen=True)
 class Release:
-    """A release that images are made of, and what sets it apart from others."""
+    """A release for base images, and how it differs from others."""
 
     suite: str
     alias: str
@@ -67,7 +67,7 @@ def _ubuntu(suite: str, alias: str, *without: str) -> Release:
 RELEASES = (
     Release("bookworm", "debian12"),
     Release("trixie", "debian13"),
-    # There it is a part of systemd.
+    # In jammy it is a part of systemd.
     _ubuntu("jammy", "ubuntu2204", "systemd-resolved"),
     _ubuntu("noble", "ubuntu2404"),
     _ubuntu("resolute", "ubuntu2604"),
@@ -76,7 +76,7 @@ DEFAULT = RELEASES[0]
 
 
 def release(suite: str) -> Release:
-    """The release of that name; one that is not known is taken for a new one of Debian's."""
+    """The release of this name; an unknown one is taken as a new release of Debian."""
     known = {item.suite: item for item in RELEASES}
     return known.get(suite) or Release(suite, suite)
 
@@ -106,7 +106,7 @@ ClientIdentifier=mac
 UseDomains=yes
 """
 
-# Before ssh.service's own ExecStartPre (`sshd -t`), which fails where there is no key.
+# Before ssh.service's own ExecStartPre (`sshd -t`), which fails without a key.
 HOST_KEYS = """\
 [Unit]
 Description=Make this machine's own ssh host keys
@@ -127,7 +127,7 @@ FILES = {
     "etc/systemd/network/10-eth0.network": NETWORK,
     "etc/systemd/system/ssh-host-keys.service": HOST_KEYS,
     "etc/default/locale": "LANG=C.UTF-8\n",
-    # Empty and not absent: systemd then makes an id without taking this for a first boot.
+    # Empty and not absent: systemd then creates an id without treating this as a first boot.
     "etc/machine-id": "",
 }
 LINKS = {
@@ -192,7 +192,7 @@ def build(
 
 
 def _environment(socket: Path | None) -> dict[str, str]:
-    """Ours, so that a proxy's settings reach apt, with a fixed PATH and locale."""
+    """This process' environment, for a proxy's settings, with a fixed PATH and locale."""
     environment = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
     if socket is not None:
         environment["LXD_DIR"] = str(socket.parent)
@@ -200,7 +200,7 @@ def _environment(socket: Path | None) -> dict[str, str]:
 
 
 def _check(alias: str, release: Release, socket: Path | None) -> None:
-    """Say what would fail late before anything is downloaded."""
+    """Check what would fail late, before anything is downloaded. Raises BuildError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise BuildError(f"{alias!r} is no image alias: take letters, digits, '-', '_' and '.'.")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", release.suite):
@@ -306,7 +306,7 @@ def _run(
     environment: Mapping[str, str],
     timeout: float = STEP_TIMEOUT,
 ) -> str:
-    """Run a command and return what it wrote; BuildError quotes the end of what it complained."""
+    """Run a command and return its output; BuildError has the end of its error messages."""
     try:
         done = subprocess.run(
             list(argv),
@@ -328,7 +328,7 @@ def _run(
 
 
 def _complaint(output: str) -> str:
-    """The lines that name the cause: the first of apt's and lxc's errors, else the last of all."""
+    """The lines with the cause: the first errors of apt or lxc, else the last lines."""
     lines = output.strip().splitlines()
     errors = [line for line in lines if line.startswith(("E:", "Error:"))]
     return " | ".join(errors[:2] or lines[-3:])

@@ -1,6 +1,6 @@
-"""The kernel's limits that all pods share, and what is enough of each.
+"""The kernel's limits that all pods share, and the values that podyd needs.
 
-The values are in data/sysctl.conf, which the package has in /usr/lib/sysctl.d; with the reasons.
+The values and their reasons are in data/sysctl.conf, which the package has in /usr/lib/sysctl.d.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 from podyd.node.host_files import THIS_HOST, HostFiles
 
 FILE = Path(__file__).parents[1] / "data/sysctl.conf"
-# Twice what an idle pod was found to use (Debian 12, systemd 252); of watches, what the kernel
-# gives to the smallest machine.
+# Twice the measured use of an idle pod (Debian 12, systemd 252); for watches, the kernel's default
+# on the smallest machine.
 PER_POD = {
     "fs.inotify.max_user_instances": 20,
     "fs.inotify.max_user_watches": 8192,
@@ -25,7 +25,7 @@ PER_POD = {
 
 @dataclass(frozen=True)
 class Limit:
-    """One of them: its name for sysctl(8), what it is now, and what podyd sets."""
+    """A limit: its name for sysctl(8), its current value, and the value that podyd sets."""
 
     name: str
     now: int
@@ -33,7 +33,7 @@ class Limit:
 
     @property
     def pods(self) -> int:
-        """For how many pods it is enough."""
+        """The number of pods for which it is sufficient."""
         return self.now // PER_POD[self.name]
 
 
@@ -45,16 +45,16 @@ def wanted() -> dict[str, int]:
 
 
 def limits(files: HostFiles = THIS_HOST) -> Iterator[Limit]:
-    """Those that this kernel has, as they are now. Raises OSError, ValueError."""
+    """The limits that this kernel has, with their current values. Raises OSError, ValueError."""
     for name, value in wanted().items():
         with contextlib.suppress(FileNotFoundError):
             yield Limit(name, files.sysctl(name), value)
 
 
 def raise_limits(say: Callable[[str], None], files: HostFiles = THIS_HOST) -> None:
-    """Raise what is lower than wanted, as far as this process may; nothing is lowered.
+    """Raise the limits that are too low, as far as this process may; none is lowered.
 
-    In its unit it may not, nor in most containers; the doctor says what is still too low.
+    It may not in its unit nor in most containers; the doctor reports limits that are still too low.
     """
     for limit in limits(files):
         if limit.now < limit.wanted:

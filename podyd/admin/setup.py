@@ -1,7 +1,6 @@
-"""Preparing a machine for podyd, as root: what `podyd setup` does.
+"""`podyd setup`, which prepares a machine for podyd, as root.
 
-Every step looks first and does nothing where there is nothing to do, so that it can be run again
-at any time.
+Every step is idempotent, so that it can be run again at any time.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def prepare(config: Config, user: str, say: Say) -> None:
-    """Prepare accounts, files and LXD for `podyd serve` as `user`; `say` hears what was done.
+    """Prepare accounts, files and LXD for `podyd serve` as `user`; `say` is called per change.
 
     Raises SetupError.
     """
@@ -78,7 +77,7 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
 
 
 def openings(config: Config) -> Openings:
-    """What pods need of the host for 'pods.mounts': the ids of accounts that have a directory."""
+    """What pods need for 'pods.mounts': the paths, and the ids of accounts with a directory."""
     paths = {mount.prefix for mount in config.pods.mounts}
     found = [own for path in paths for own in fit_directories(Path(path))]
     return Openings(
@@ -89,8 +88,8 @@ def openings(config: Config) -> Openings:
 
 
 def leave_reason(path: Path, text: str) -> None:
-    """Write down why preparing failed, where the service looks if it cannot start."""
-    with contextlib.suppress(OSError):  # Not root, say; it is told on stderr as well.
+    """Write why setup failed to a file that the service reads if it cannot start."""
+    with contextlib.suppress(OSError):  # For example not root; the reason is on stderr as well.
         make_directory(path.parent)
         _write(path, f"{text}\n", group=0, mode=0o644)
 
@@ -118,16 +117,16 @@ def _prepare_pam(service: str, say: Say) -> None:
 
 
 def _prepare_helper(config: Config) -> None:
-    """What podyd-auth.service is begun with: the helper itself does not read podyd.yaml."""
+    """Write the environment of podyd-auth.service, which does not read podyd.yaml itself."""
     make_directory(config.helper_environment.parent)
     text = f"PAM_SERVICE={config.auth.pam_service}\n"
     _write(config.helper_environment, text, group=0, mode=0o644)
 
 
 def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:
-    """LXD's address and the certificates of both sides, where the service reads them.
+    """Write LXD's address and the certificates of both sides for the service.
 
-    All of it is root's: the service may read its key and change nothing.
+    The files are root's: the service may read its key and change nothing.
     """
     for directory in (credentials.directory.parent, credentials.directory):
         directory.mkdir(parents=True, exist_ok=True)
@@ -151,13 +150,13 @@ def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say
 
 
 def fingerprint(certificate_pem: str) -> str:
-    """What LXD calls a certificate by. Raises ValueError if it is none."""
+    """LXD's fingerprint of a certificate. Raises ValueError if it is not a certificate."""
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
     return certificate.fingerprint(hashes.SHA256()).hex()
 
 
 def _prepare_data(directory: Path, account: pwd.struct_passwd, say: Say) -> None:
-    """Where the service writes, and nobody else looks."""
+    """Create the service's directory, which only the service may read and write."""
     if not directory.exists():
         directory.mkdir()
         say(f"made {directory}")
@@ -166,7 +165,7 @@ def _prepare_data(directory: Path, account: pwd.struct_passwd, say: Say) -> None
 
 
 def make_certificate() -> tuple[str, str]:
-    """A new key and a certificate that it signs itself, in PEM.
+    """A new key and a self-signed certificate, in PEM.
 
     P-256: a TLS handshake costs LXD a tenth of what an RSA key would.
     """
@@ -179,7 +178,7 @@ def make_certificate() -> tuple[str, str]:
         .issuer_name(name)
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
-        # A clock that is set back a little must not make it invalid.
+        # It must stay valid if the clock is set back a little.
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=CERTIFICATE_DAYS))
         .sign(key, hashes.SHA256())
@@ -192,7 +191,7 @@ def make_certificate() -> tuple[str, str]:
 
 
 def _write(path: Path, text: str, *, group: int, mode: int) -> None:
-    """Write a file as a whole or not at all, never readable for others meanwhile."""
+    """Write a file atomically; it is never readable for others meanwhile."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
         os.fchown(file.fileno(), 0, group)

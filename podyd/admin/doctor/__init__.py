@@ -1,1 +1,1 @@
-"""`podyd doctor`: what is wrong on this machine, and what to type. It changes nothing."""
+"""`podyd doctor`: problems of this machine, with the command for each. It changes nothing."""

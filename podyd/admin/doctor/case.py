@@ -1,4 +1,4 @@
-"""What the checks look at."""
+"""The input of the checks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from podyd.node.host_files import THIS_HOST, HostFiles
 
 @dataclass(frozen=True)
 class HostPaths:
-    """Where things are on this host; elsewhere in tests only.
+    """Paths on this host; others in tests only.
 
-    `path` is where programs are looked for, `nvml` the command that asks NVML once.
+    `path` is the search path of programs, `nvml` the command that queries NVML once.
     """
 
     pam: Path = Path("/etc/pam.d")
@@ -31,7 +31,7 @@ HOST = HostPaths()
 
 @dataclass(frozen=True)
 class Case:
-    """One podyd: its configuration, the file of it, and the host."""
+    """One podyd: its configuration, that file's path, and the host's paths."""
 
     config: Config
     path: Path = DEFAULT_PATH
@@ -42,11 +42,11 @@ class Case:
         return self.config.lxd.project
 
     def podyd(self, words: str) -> str:
-        """`podyd WORDS`, as it is typed for this podyd."""
+        """The command `podyd WORDS` for this podyd."""
         if self.path == DEFAULT_PATH:
             return f"podyd {words}"
         return f"podyd {words} --config {shlex.quote(str(self.path))}"
 
     def lxc(self, words: str) -> str:
-        """`lxc WORDS`, as it is typed for this podyd's project."""
+        """The command `lxc WORDS` for this podyd's project."""
         return f"lxc {words} --project {self.project}"

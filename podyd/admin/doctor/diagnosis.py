@@ -1,4 +1,4 @@
-"""Which checks there are, and in which order: each rests on those before it."""
+"""The list of checks in their order: each depends on those before it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from podyd.config.loader import load
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin, find_socket
 
-# LXD's answer to one question; setup, which makes things, waits longer.
+# Seconds for one request to LXD; setup, which creates things, waits longer.
 LXD_TIMEOUT = 10.0
 
 
 def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
-    """Look at everything that this process may look at; nothing is waited for without a limit."""
+    """Run all checks that this process has permissions for; each wait has a timeout."""
     findings = [
         *service.configuration(path),
         *host.cgroup2(places),
@@ -90,7 +90,7 @@ def _of_lxd(case: Case) -> list[Finding]:
 
 
 def _has_project(admin: Admin) -> bool:
-    """False also where LXD does not say; that is a finding already."""
+    """False also if LXD does not answer; that is a finding already."""
     try:
         return admin.project_config() is not None
     except SetupError:

@@ -1,4 +1,4 @@
-"""What a check may say, and what makes a function a check."""
+"""The findings of checks, and the decorator of a check."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import ParamSpec
 from podyd.base.errors import PodydError
 
 P = ParamSpec("P")
-# What to type where this account may not look.
+# The command to run if this account lacks permissions.
 AS_ROOT = "sudo podyd doctor"
 
 
 class Level(enum.Enum):
-    """How bad it is, the worst first."""
+    """The severity, the worst first."""
 
     ERROR = "error"  # something does not work, or is not safe
-    WARNING = "warning"  # it works in part, or will soon not work
-    NOTE = "note"  # good to know
+    WARNING = "warning"  # it works in part, or may stop working soon
+    NOTE = "note"  # information only
     OK = "ok"
 
 
 @dataclass(frozen=True)
 class Remark:
-    """One sentence with its evidence; `do` is what to type, or ""."""
+    """One sentence with its evidence; `do` is the command to run, or ""."""
 
     level: Level
     what: str
@@ -35,7 +35,7 @@ class Remark:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the check of this stable name has found."""
+    """A result of the check with this stable name."""
 
     check: str
     level: Level
@@ -64,13 +64,13 @@ def error(what: str, do: str) -> Remark:
 
 
 def reason(problem: Exception) -> str:
-    """An error of the system or of a library, in its own words and without numbers."""
+    """The text of an error of the system or of a library, without its number."""
     words = problem.strerror if isinstance(problem, OSError) else None
     return words or str(problem) or type(problem).__name__
 
 
 def check(function: Callable[P, Iterator[Remark]]) -> Callable[P, list[Finding]]:
-    """A check, named as its function: it never fails, and an `ok` counts only by itself."""
+    """Make a check of a function: it never raises, and `ok` is dropped beside other remarks."""
     name = function.__name__
     what = name.replace("_", " ")
 
@@ -84,7 +84,7 @@ def check(function: Callable[P, Iterator[Remark]]) -> Callable[P, list[Finding]]
             remarks.append(note(f"Only root can look at the {what}{where}.", AS_ROOT))
         except PodydError as problem:
             remarks.append(warning(f"Not looked at: {what}. {problem}", ""))
-        except Exception as problem:  # Also a mistake of ours: the other checks are worth having.
+        except Exception as problem:  # Also for a bug in podyd, so that the other checks run.
             remarks.append(warning(f"Not looked at: {what}. {reason(problem)}.", ""))
         alone = all(remark.level is Level.OK for remark in remarks)
         return [

@@ -1,4 +1,4 @@
-"""The host under LXD: disk, kernel, and the ids that pods' users get."""
+"""The host: disk, kernel, and the ids for pods' users."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.engine.admin import Admin
 from podyd.node.host_files import ProcessFiles
 
-# LXD takes no smaller range: a pod needs the ids from root to nobody.
+# LXD accepts no smaller range: a pod needs the ids from root to nobody.
 MIN_IDS = 65536
-# Below are the host's own accounts.
+# Lower ids are the host's own accounts.
 FIRST_FREE_ID = 100000
-# Members make more pods than there are today.
+# Members will create more pods.
 SPARE_PODS = 10
 
 
 @check
 def cgroup2(places: HostPaths) -> Iterator[Remark]:
-    """The kernel can end a whole tree of processes."""
+    """The kernel can kill a whole tree of processes."""
     where = places.files.cgroup2()
     if where is not None:
         yield ok(f"cgroup2 is mounted at {where}.")
@@ -61,12 +61,12 @@ def other_processes(case: Case) -> Iterator[Remark]:
 
 @check
 def kernel_limits(admin: Admin, places: HostPaths) -> Iterator[Remark]:
-    """What the kernel counts for all pods together is enough for them and some more."""
+    """The kernel's limits for all pods together are sufficient, with a reserve."""
     yield from about_limits(len(admin.instances()), places)
 
 
 def about_limits(pods: int, places: HostPaths) -> Iterator[Remark]:
-    """The same for so many pods."""
+    """The same for this number of pods."""
     for limit in kernel.limits(places.files):
         if limit.pods < pods + SPARE_PODS:
             yield warning(
@@ -126,7 +126,7 @@ def about_ids(process: ProcessFiles) -> Iterator[Remark]:
 
 
 def _how_to_have(kernel: Sequence[tuple[int, int]], file: str) -> str:
-    """How root gets a range, of ids that exist."""
+    """The command that gives root a range, of ids that exist."""
     wanted = [(1000000, 1000000000), *((max(FIRST_FREE_ID, low), MIN_IDS) for low, _ in kernel)]
     for first, count in wanted:
         if _within((first, count), kernel):
@@ -135,7 +135,7 @@ def _how_to_have(kernel: Sequence[tuple[int, int]], file: str) -> str:
 
 
 def lines_of(path: Path) -> list[str]:
-    """The lines of a file such as /etc/subuid, without comments; none where there is no file."""
+    """The lines of a file such as /etc/subuid, without comments; none if there is no file."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except FileNotFoundError:
@@ -144,7 +144,7 @@ def lines_of(path: Path) -> list[str]:
 
 
 def ranges_of_root(lines: Sequence[str]) -> list[tuple[int, int]]:
-    """Root's: the first id, and how many there are."""
+    """Root's ranges: the first id and the count of each."""
     found = []
     for line in lines:
         owner, first, count = [*line.split(":"), "", ""][:3]
@@ -165,6 +165,6 @@ def has_newuidmap(process: ProcessFiles) -> bool:
         if path.is_file():
             if path.stat().st_mode & stat.S_ISUID:
                 return True
-            with contextlib.suppress(OSError):  # Not every file system has them.
+            with contextlib.suppress(OSError):  # Not every filesystem has capabilities.
                 return "security.capability" in os.listxattr(path)
     return False

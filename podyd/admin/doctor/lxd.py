@@ -1,4 +1,4 @@
-"""LXD: that it runs, has what pods need, and keeps podyd confined."""
+"""LXD: that it runs, has what pods need, and restricts podyd to its project."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.server import LxdServer
 from podyd.model.pod import OWNER, is_half_made
 
-# Each of these lets a pod out to the host, and blocks it where it is not set.
+# Each of these gives a pod access to the host, and is blocked by default.
 OPENING_KEYS = (
     "restricted.containers.lowlevel",
     "restricted.containers.privilege",
@@ -30,7 +30,7 @@ OPENING_KEYS = (
 )
 
 
-# LXD may take so long to copy a disk, and as long again to make an image of it.
+# How long LXD may take to copy a disk, and then to make an image of it.
 MAKING = timedelta(hours=1)
 
 
@@ -85,7 +85,7 @@ def lxd_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
 
 @check
 def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
-    """The project is there and as closed as setup makes it."""
+    """The project exists and is as restricted as setup makes it."""
     config = admin.project_config()
     if config is None:
         yield error(f"LXD has no project {case.project}.", case.podyd("setup"))
@@ -153,7 +153,7 @@ def _how_to_have(name: str, case: Case) -> str:
 
 @check
 def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
-    """There is an image that members may take."""
+    """There is an image that members may use."""
     aliases = admin.image_aliases(without=OWNER)
     patterns = case.config.images.offer
     offered = [
@@ -193,7 +193,7 @@ def _credentials(case: Case) -> Credentials:
 
 
 def _missing(paths: Sequence[Path]) -> list[Path]:
-    """Those that are not there. Raises PermissionError where that cannot be seen."""
+    """The paths that do not exist. Raises PermissionError if that cannot be checked."""
     missing = []
     for path in paths:
         try:
@@ -205,7 +205,7 @@ def _missing(paths: Sequence[Path]) -> list[Path]:
 
 @check
 def certificate_files(case: Case) -> Iterator[Remark]:
-    """What podyd shows to LXD is there, and nobody else's to take or to change."""
+    """podyd's certificate and key exist, and no other account may read the key or change them."""
     credentials = _credentials(case)
     paths = (credentials.certificate, credentials.key, credentials.server_certificate)
     missing = _missing(paths)
@@ -227,7 +227,7 @@ def certificate_files(case: Case) -> Iterator[Remark]:
 
 @check
 def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Nothing half-made holds a name and a disk that no member sees."""
+    """There are no half-made pods, which would use names and disks that no member sees."""
     for instance in admin.as_podyd_reads_them():
         age = datetime.now(timezone.utc) - instance.created
         if is_half_made(instance) and age > MAKING:
@@ -242,7 +242,7 @@ def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
 
 @check
 def certificate_trust(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD knows podyd's certificate, and confines it to podyd's project."""
+    """LXD trusts podyd's certificate, and restricts it to podyd's project."""
     path = _credentials(case).certificate
     if _missing([path]):
         return
@@ -271,7 +271,7 @@ def _projects(names: tuple[str, ...]) -> str:
 
 @check
 def certificate_works(case: Case) -> Iterator[Remark]:
-    """The way that the service takes to LXD, from end to end."""
+    """The service's connection to LXD works from end to end."""
     credentials = _credentials(case)
     endpoint = case.config.lxd.endpoint
     if _missing([credentials.certificate, credentials.key, credentials.server_certificate]):

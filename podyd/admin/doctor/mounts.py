@@ -1,4 +1,4 @@
-"""Members' own directories: that pods can have them, and that they are nobody else's."""
+"""Members' own directories: that pods can mount them, and that their owners are right."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from podyd.node.directories import Directory, directories, is_mappable, to_make,
 from podyd.node.host_files import ProcessFiles
 
 SHOWN = 5
-# Where Debian has the ids of people.
+# Debian's range of ids for people.
 PEOPLE = (1000, 59999)
 
 
 @check
 def own_directories(case: Case) -> Iterator[Remark]:
-    """What 'pods.mounts' names is there, is root's to change, and belongs to whom it should."""
+    """The directories of 'pods.mounts' exist, only root may change them, and owners are right."""
     for mount in case.config.pods.mounts:
         prefix = Path(mount.prefix)
         problem = unsafe(prefix)
@@ -52,7 +52,7 @@ def own_directories(case: Case) -> Iterator[Remark]:
 
 
 def _accounts(prefix: Path) -> list[Directory]:
-    """What each member should have there, as far as accounts can be listed."""
+    """The expected directory of each member, as far as accounts can be listed."""
     return [
         Directory(prefix / entry.pw_name, entry.pw_name, entry.pw_uid, entry.pw_gid)
         for entry in sorted(pwd.getpwall())
@@ -62,7 +62,7 @@ def _accounts(prefix: Path) -> list[Directory]:
 
 @check
 def own_ids(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD can give members' own ids to the root of their pods."""
+    """LXD can map the root of members' pods to their own ids."""
     opened = openings(case.config)
     process = case.places.files.process(admin.server().pid)
     yield from about_own_ids(process, sorted(map(int, opened.uids)), sorted(map(int, opened.gids)))
@@ -73,7 +73,7 @@ def about_own_ids(
 ) -> Iterator[Remark]:
     """The same for an LXD that is this process.
 
-    newuidmap, which liblxc uses where it is installed, gives even root only what /etc/subuid says.
+    newuidmap, which liblxc uses if it is installed, maps only ids of /etc/subuid, even for root.
     """
     for kind, ids in (("uid", uids), ("gid", gids)) if has_newuidmap(process) else ():
         ranges = ranges_of_root(lines_of(process.root / f"etc/sub{kind}"))

@@ -16,7 +16,7 @@ from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.node.samples import Failure, Sample, parse_line
 
 LIBRARY = "libnvidia-ml.so"
-# NVML's initialisation may take seconds for each card whose driver sleeps.
+# NVML's initialisation may take seconds for each card without persistence mode.
 NVML_SECONDS = 30.0
 COMMAND_SECONDS = 10.0
 RELOAD = (
@@ -32,7 +32,7 @@ def is_there(places: HostPaths) -> bool:
 
 @check
 def nvidia_card() -> Iterator[Remark]:
-    """Said where there is none."""
+    """Reported if there is none."""
     yield note("This host has no NVIDIA card, so pods have none.")
 
 
@@ -87,7 +87,7 @@ def _library(places: HostPaths) -> Path | None:
     listed = "" if ldconfig is None else _output([ldconfig, "-p"], COMMAND_SECONDS)
     for line in listed.splitlines():
         name, _, path = line.strip().partition(" => ")
-        # The library of 32-bit programs may stand there too.
+        # The library of 32-bit programs may be listed too.
         if name.startswith(f"{LIBRARY}.1 ") and "64" in name:
             return Path(path).resolve()
     return None
@@ -95,7 +95,7 @@ def _library(places: HostPaths) -> Path | None:
 
 @check
 def nvidia_nodes(places: HostPaths) -> Iterator[Remark]:
-    """The files that CUDA opens; the second is there from its first use on only."""
+    """The device files that CUDA opens exist; the second one only after its first use."""
     if places.files.nvidia_driver() is None:
         return
     for name, do in (
@@ -113,7 +113,7 @@ def nvidia_nodes(places: HostPaths) -> Iterator[Remark]:
 
 @check
 def nvml_answers(places: HostPaths, seconds: float = NVML_SECONDS) -> Iterator[Remark]:
-    """NVML answers, and every card through it."""
+    """NVML answers, for every card."""
     if places.files.nvidia_driver() is None:
         return
     do = "nvidia-smi; dmesg | grep -e NVRM -e Xid"
@@ -135,13 +135,13 @@ def nvml_answers(places: HostPaths, seconds: float = NVML_SECONDS) -> Iterator[R
 
 
 def asked(places: HostPaths, seconds: float) -> Sample | Failure:
-    """What NVML says. Raises TimeoutExpired; ValueError, KeyError or TypeError if who asks died."""
+    """NVML's answer. Raises TimeoutExpired; ValueError, KeyError, TypeError if its process died."""
     return parse_line(_output(places.nvml, seconds))
 
 
 @check
 def nvidia_persistence(places: HostPaths) -> Iterator[Remark]:
-    """The driver stays awake while nobody uses a card."""
+    """The driver stays initialised while no process uses a card."""
     program = shutil.which("nvidia-smi", path=places.path)
     if program is None or places.files.nvidia_driver() is None:
         return
@@ -159,7 +159,7 @@ def nvidia_persistence(places: HostPaths) -> Iterator[Remark]:
 
 
 def _output(command: Sequence[str], timeout: float) -> str:
-    """What a command writes, whatever its exit status. Raises TimeoutExpired."""
+    """The output of a command, whatever its exit status. Raises TimeoutExpired."""
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -167,7 +167,7 @@ def _output(command: Sequence[str], timeout: float) -> str:
         stderr=subprocess.DEVNULL,
         text=True,
         errors="replace",
-        # Not where root happens to stand: Python would look for modules there first.
+        # Not root's current directory: Python would search modules there first.
         cwd="/",
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         start_new_session=True,
@@ -176,7 +176,7 @@ def _output(command: Sequence[str], timeout: float) -> str:
         return process.communicate(timeout=timeout)[0]
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
-        # What hangs in the driver is not even ended by that, and not waited for.
+        # A process that hangs in the driver cannot be killed, and is not awaited.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(1)
         raise

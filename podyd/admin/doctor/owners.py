@@ -1,4 +1,4 @@
-"""Pods whose owners are gone: nobody gets at them, until an admin hands them over."""
+"""Pods without an owner's account: nobody can use them until an admin sets another owner."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from podyd.model.pod import ACCOUNT, OWNER, Pod, pods_of, uid_of
 
 @check
 def pod_owners(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Each pod's owner has an account, and it is the one that the pod was made for."""
+    """Each pod's owner has an account, and it is the one that created the pod."""
     pods = pods_of(admin.as_podyd_reads_them())
     uids = {owner: _uid(owner) for owner in {pod.owner for pod in pods}}
     for pod in pods:
@@ -22,7 +22,7 @@ def pod_owners(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 def about_owner(pod: Pod, uid: int | None, case: Case) -> Iterator[Remark]:
-    """What is wrong with a pod's owner, whose name has this uid now."""
+    """Problems with a pod's owner, whose name has this uid now."""
     was = uid_of(pod.instance.config)
     if uid is None:
         yield warning(

@@ -1,4 +1,4 @@
-"""GPUs in pods and profiles: that what they name is there, and that they have today's driver."""
+"""GPUs in pods and profiles: that the cards exist, and that the driver is the current one."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from podyd.node.host_files import ProcessFiles
 from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 
 RUNTIME_PROGRAM = "nvidia-container-cli"
-# Where libnvidia-container puts the host's library into a pod: a mount of its own, in the fifth
-# field of /proc/PID/mountinfo.
+# libnvidia-container's mount of the host's library in a pod, in the fifth field of
+# /proc/PID/mountinfo.
 _MOUNTED_LIBRARY = re.compile(r"/libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)*)$")
 
 
 @dataclass(frozen=True)
 class Holder:
-    """A profile or a pod: how lxc calls what it changes, its name and its own devices."""
+    """A profile or a pod: lxc's subcommand for it, its name and its own devices."""
 
     kind: str
     command: str
@@ -34,7 +34,7 @@ class Holder:
 
 @check
 def gpu_devices(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Every card that a profile or a pod names is there, and is named by its address."""
+    """Every card of a profile or a pod exists, and is given by its PCI address."""
     cards = admin.cards()
     holders = [
         Holder("Profile", "profile", item.name, item.devices) for item in admin.profiles()
@@ -49,7 +49,7 @@ def gpu_devices(admin: Admin, case: Case) -> Iterator[Remark]:
 def about_device(
     holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[PciCard], case: Case
 ) -> Iterator[Remark]:
-    """What is wrong with a `gpu` device."""
+    """Problems with a `gpu` device."""
     there = ", ".join(card.pci for card in cards) or "none"
     where = f"{holder.command} device set {holder.name} {name}"
     if device.get("id"):
@@ -70,12 +70,12 @@ def about_device(
 
 @check
 def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Somebody tells which card is which: leases and choices name them by their UUIDs."""
+    """The cards' UUIDs are known: leases and choices identify cards by them."""
     yield from about_identities(admin.cards(), case.places)
 
 
 def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Remark]:
-    """Whether each card's UUID is told, by LXD or by NVML."""
+    """Whether each card's UUID is known, from LXD or NVML."""
     untold = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
     if untold:
         untold -= _told_by_nvml(places)
@@ -112,7 +112,7 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
     path = process.search_path()
     for directory in path:
         program = process.root / directory.lstrip("/") / RUNTIME_PROGRAM
-        # A link is LXD's to follow, in its own mount namespace.
+        # A link may exist in LXD's own mount namespace only.
         if program.is_symlink() or program.is_file():
             yield ok(f"LXD finds {directory}/{RUNTIME_PROGRAM}.")
             return
@@ -127,8 +127,8 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
 def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     """No running pod has the libraries of a driver that is no longer in the kernel.
 
-    A pod keeps those that it was started with. The mounts of its init show them, and cannot be
-    older or newer than they say, as times can.
+    A pod keeps those of its start. They are read from the mounts of its init, which are exact,
+    unlike a comparison of times.
     """
     driver = case.places.files.nvidia_driver()
     if driver is None:
@@ -147,10 +147,10 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 def mounted_versions(process: ProcessFiles) -> set[str]:
-    """The driver's versions that a process sees."""
+    """The driver's versions in the mounts of a process."""
     try:
         mounts = process.mounts()
     except (FileNotFoundError, ProcessLookupError):
-        return set()  # It has stopped since.
+        return set()  # It has ended meanwhile.
     matches = (_MOUNTED_LIBRARY.search(str(item.path)) for item in mounts)
     return {match[1] for match in matches if match}

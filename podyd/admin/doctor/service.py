@@ -29,10 +29,10 @@ RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
 RESTART_PACKING = "systemctl restart podyd-packing.socket podyd-packing.service"
 UNITS = ("podyd.service", "podyd-auth.service", "podyd-packing.service", "podyd-ports.service")
 MIB = 1024**2
-# Of a memory limit.
+# The part of a memory limit from which on there is a warning.
 NEARLY = 0.8
-# systemd's, of what it writes into the journal when the kernel has ended a process of a unit for
-# its memory (sd-messages.h). The unit's cgroup counts that, too, and is made anew with the unit.
+# systemd's message id in the journal for a unit's process that the kernel has killed for memory
+# (sd-messages.h). The unit's cgroup counts these too, but is created again at each start.
 OUT_OF_MEMORY = "fe6faa94e7774663a0da52717891d8ef"
 JOURNAL_SECONDS = 10.0
 _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not listened on
@@ -40,8 +40,8 @@ _HERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not list
 
 @check
 def configuration(path: Path) -> Iterator[Remark]:
-    """The file can be used; the default one need not be there."""
-    # What may not be read is said as such.
+    """The file is valid; the default one need not exist."""
+    # Missing permissions are reported as such.
     with contextlib.suppress(FileNotFoundError):
         path.open().close()
     if path != DEFAULT_PATH and not path.exists():
@@ -60,7 +60,7 @@ def configuration(path: Path) -> Iterator[Remark]:
 
 @check
 def pam_service(case: Case) -> Iterator[Remark]:
-    """PAM knows the service."""
+    """PAM has the service."""
     path = case.places.pam / case.config.auth.pam_service
     if path.exists():
         yield ok(f"{path} is there.")
@@ -93,7 +93,7 @@ def login_service(case: Case) -> Iterator[Remark]:
 
 @check
 def packing_service(case: Case) -> Iterator[Remark]:
-    """`podyd packing` tells how large images become."""
+    """`podyd packing` answers with the sizes of images."""
     path = str(case.config.packing_socket)
     try:
         parsed(_asked(path))
@@ -111,7 +111,7 @@ def packing_service(case: Case) -> Iterator[Remark]:
 
 @check
 def port_relay(case: Case) -> Iterator[Remark]:
-    """`podyd ports` answers, and could open all the ports that it was told."""
+    """`podyd ports` answers, and has opened all ports that it was told to forward."""
     path = case.config.ports.socket
     try:
         answer = RelayAnswer.of(_ask(path, QUESTION))
@@ -136,12 +136,12 @@ def port_relay(case: Case) -> Iterator[Remark]:
 
 
 def _ask(path: str, line: bytes) -> Any:
-    """What a process answers at its unix socket to one line. Raises OSError, ValueError."""
+    """A process' answer to one line at its unix socket. Raises OSError, ValueError."""
     return json.loads(_asked(path, line))
 
 
 def _asked(path: str, line: bytes = b"") -> bytes:
-    """The same as it came; who is asked nothing may have answered and gone."""
+    """The answer as bytes; without a `line` the process may have closed the connection already."""
     with socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(ANSWER_SECONDS)
         connection.connect(path)
@@ -157,7 +157,7 @@ def service_memory(places: HostPaths) -> Iterator[Remark]:
         memory = places.files.unit_memory(unit)
         if memory is None or memory.limit is None:
             continue
-        # What the kernel keeps of files goes when it is needed.
+        # The kernel frees the page cache when memory is needed.
         used, limit = max(0, memory.used - memory.counted["file"]), memory.limit
         words = f"{unit} has {used // MIB} MiB of memory, of {limit // MIB} MiB that it may have"
         if used > NEARLY * limit:
@@ -171,7 +171,7 @@ def service_memory(places: HostPaths) -> Iterator[Remark]:
 
 @check
 def service_killed(places: HostPaths) -> Iterator[Remark]:
-    """The kernel has ended no process of podyd's for its memory, within a day."""
+    """The kernel has killed no process of podyd for memory within a day."""
     program = shutil.which("journalctl", path=places.path)
     if program is None:
         return
@@ -197,7 +197,7 @@ def _more_memory(unit: str) -> str:
 
 @check
 def service_answers(case: Case) -> Iterator[Remark]:
-    """`podyd serve` answers, and is of the version that is installed."""
+    """`podyd serve` answers, in the version that is installed."""
     listen = case.config.listen
     try:
         version = _version(case.config)
@@ -224,7 +224,7 @@ def _version(config: Config) -> object:
     if config.tls is None:
         connection = http.client.HTTPConnection(host, port, timeout=ANSWER_SECONDS)
     else:
-        # Whether others trust the certificate is not asked here: its name is another one.
+        # Trust in the certificate is not checked here, as its name is not that of this address.
         context = ssl.create_default_context()
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -1,4 +1,4 @@
-"""Storage pools: that there is room in them, and that they hold the limits of pods' disks."""
+"""Storage pools: that they have free space, and enforce the limits of pods' disks."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from podyd.node.host_files import HostFiles, MountEntry
 from podyd.pods.disks import BTRFS, DIR, ZFS
 
 NEARLY_FULL, FULL = 0.85, 0.95
-# How ext4 and XFS call quotas that count by directory.
+# The mount options of ext4 and XFS for project quotas.
 _PROJECT_QUOTAS = {"prjquota", "pquota"}
 
 
 @check
 def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
-    """Neither a pool nor the disk that LXD itself is on is nearly full."""
+    """Neither a pool nor LXD's own filesystem is nearly full."""
     for pool in admin.pools():
         yield from about_room(
             pool.used_bytes / max(1, pool.total_bytes),
@@ -32,7 +32,7 @@ def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
         )
     disk = os.statvfs(lxd_directory)
     used = disk.f_blocks - disk.f_bfree
-    # As df(1) counts: without what is kept for root.
+    # As df(1): without the blocks reserved for root.
     part = used / max(1, used + disk.f_bavail)
     yield from about_room(
         part,
@@ -44,14 +44,14 @@ def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
 
 
 def about_room(part: float, what: str, do: str) -> Iterator[Remark]:
-    """What to say of something of which this part is used."""
+    """Remarks about something of which this part is used."""
     if part > NEARLY_FULL:
         yield (error if part > FULL else warning)(what.format(f"{part:.0%}"), do)
 
 
 @check
 def disk_limits(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Every pool that has a pod with a limit of its disk holds it."""
+    """Every pool with a pod whose disk has a limit enforces it."""
     devices = [profile.devices for profile in admin.profiles()]
     devices += [instance.devices for instance in admin.instances()]
     roots = [root_of(item)[1] for item in devices]
@@ -66,7 +66,7 @@ def disk_limits(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 def has_quota(config: Config) -> bool:
-    """Whether podyd.yaml limits anybody's disks."""
+    """Whether podyd.yaml limits any disks."""
     quota = config.quota
     limits: set[int | None] = {quota.default.disk_limit, quota.default.disk_total}
     for part in (*quota.groups.values(), *quota.users.values()):
@@ -77,7 +77,7 @@ def has_quota(config: Config) -> bool:
 def about_limits(
     pool: Pool, mounted: Sequence[MountEntry], files: HostFiles, pid: int
 ) -> Iterator[Remark]:
-    """Why a pool holds no limit, if that is so."""
+    """Why a pool does not enforce limits, if it does not."""
     if pool.driver == DIR:
         below = [item for item in mounted if Path(pool.source).is_relative_to(item.path)]
         there = max(below, key=lambda item: len(item.path.parts), default=None)
