@@ -1,7 +1,7 @@
 """LXD as root over its unix socket: for `podyd setup`, `podyd profiles` and `podyd doctor`.
 
-The unix socket is root on the host, so only these commands use it; the service never does.
-pylxd serves here, where nobody waits beside.
+Access to the unix socket is as good as root, so only these commands use it, never the service.
+pylxd, which blocks, is used here only, as there are no concurrent requests.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from podyd.engine.types import Instance, PciCard, Profile, is_set
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
-# Storage in which a pod shares its image's blocks, the preferred first; each in a file of its own.
+# Storage drivers with which a pod shares its image's blocks, the preferred first.
 THIN_DRIVERS = ("btrfs", "zfs")
-# On ZFS, without it, LXD's limit of a disk counts snapshots, and not what is shared with the image.
+# Without it, on ZFS, LXD's disk limit includes snapshots, and not what is shared with the image.
 REFQUOTA = "volume.zfs.use_refquota"
 TIMEOUT = 120
 
-# What the certificate may do with pods is all that it may do. Storage volumes are the project's
-# own, so that no pod can mount another project's; images are shared, so that the admin's are
-# offered. Networks are its own too, and it has none: whoever may use a shared network may also
-# change it, and `raw.dnsmasq` of a bridge is root on the host. So pods name the bridge as a NIC's
-# parent, which "managed" NICs may not; restricted.networks.access leaves that one parent. Proxy
-# devices stay blocked, which is the default: with `bind=instance` one would lead
-# LXD's own unix socket into a pod. Disks are those of the pools; only where podyd.yaml mounts
-# members' own directories, Openings lets these in too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+# The certificate has access to this project only. Storage volumes are the project's own, so that no
+# pod can mount another project's; images are shared, so that the admin's are offered. Networks are
+# its own too, and it has none: access to a shared network includes changes, and `raw.dnsmasq` of a
+# bridge is as good as root on the host. So pods have the bridge as a NIC's parent, which "managed"
+# NICs may not; restricted.networks.access allows this parent only. Proxy devices stay blocked,
+# which is the default: with `bind=instance` one could forward LXD's own unix socket into a pod.
+# Disks are those of the pools; if podyd.yaml mounts members' own directories, Openings allows these
+# too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
 PROJECT_CONFIG = {
     "features.images": "false",
     "features.networks": "true",
@@ -61,9 +61,9 @@ UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
 
 @dataclass(frozen=True)
 class Openings:
-    """What of the host pods may have: what is below these paths, and who they may be there.
+    """What pods may use of the host: the paths that they may mount, and the ids of their owners.
 
-    The ids are as LXD writes them: 1000, or 1000-1999.
+    The ids are in LXD's syntax: 1000, or 1000-1999.
     """
 
     paths: frozenset[str] = frozenset()
@@ -75,7 +75,7 @@ class Openings:
 
     def config(self) -> dict[str, str]:
         """The project's keys; "" is none."""
-        # With 'allow' and no paths, LXD would let pods have the whole host.
+        # With 'allow' and no paths, LXD would allow pods to mount any path.
         return {
             DISK: "allow" if self.paths else PROJECT_CONFIG[DISK],
             PATHS: ",".join(sorted(self.paths)),
@@ -95,7 +95,7 @@ class ServerInfo:
 
 @dataclass(frozen=True)
 class Pool:
-    """A storage pool; `status` is Created, or why it cannot be used, `source` where it is kept.
+    """A storage pool; `status` is Created, or why it cannot be used, `source` its path or device.
 
     `has_refquota` is whether it has REFQUOTA.
     """
@@ -111,7 +111,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class Trust:
-    """What a certificate may do."""
+    """The permissions of a certificate."""
 
     restricted: bool
     projects: tuple[str, ...]
@@ -143,20 +143,20 @@ def find_socket() -> Path:
 
 
 class Admin:
-    """LXD, with every right there is."""
+    """LXD, with all permissions."""
 
     def __init__(self, socket: Path, project: str, timeout: float = TIMEOUT) -> None:
-        """Raises SetupError if LXD does not answer; it has `timeout` seconds for each question."""
+        """Raises SetupError if LXD does not answer; each request has `timeout` seconds."""
         address = f"http+unix://{str(socket).replace('/', '%2F')}"
         self._project = project
         with _translated(f"LXD does not answer at {socket}"):
             self._client = pylxd.Client(endpoint=address, timeout=timeout)
             self._in_project = pylxd.Client(endpoint=address, project=project, timeout=timeout)
 
-    # --- What setup does, in this order; each step does nothing where there is nothing to do. -----
+    # --- The steps of setup, in this order; each does nothing if it is done already. --------------
 
     def prepare_pool(self, say: Say) -> str:
-        """The storage pool for pods; makes one only if LXD has none."""
+        """The storage pool for pods; creates one only if LXD has none."""
         with _translated("LXD could not make a storage pool"):
             names = [pool.name for pool in self._client.storage_pools.all()]
             if names:
@@ -167,8 +167,8 @@ class Admin:
                 options = {REFQUOTA: "true"} if driver == "zfs" else {}
                 self._make_pool(driver, {"size": f"{_half_of_free_gib()}GiB", **options}, say)
             except SetupError as error:
-                # LXD counts a driver as there with its programs; the module, or a loop device, may
-                # be missing all the same.
+                # LXD lists a driver if its programs are installed; the module, or a loop device,
+                # may still be missing.
                 say(f"no pool of {driver}: {error.detail}")
             else:
                 return POOL
@@ -182,7 +182,7 @@ class Admin:
         say(f"made storage pool {POOL} ({driver}{size})")
 
     def prepare_bridge(self, free_network: Callable[[], IPv4Network], say: Say) -> str:
-        """The bridge for pods; makes one, in a network that is free, only if LXD manages none."""
+        """The bridge for pods; creates one, in a free network, only if LXD manages none."""
         names = self.bridges()
         with _translated("LXD could not make a bridge"):
             if names:
@@ -195,7 +195,7 @@ class Admin:
         return BRIDGE
 
     def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
-        """The restricted project, with these openings; keys that an admin added stay."""
+        """Create or update the restricted project; keys that an admin added are kept."""
         wanted = PROJECT_CONFIG | {"restricted.networks.access": bridge}
         projects = self._client.api.projects
         with _translated(f"LXD could not make project {self._project}"):
@@ -235,11 +235,11 @@ class Admin:
         return f"https://{_local(address)}"
 
     def server_certificate(self) -> str:
-        """LXD's own certificate, in PEM."""
+        """LXD's own certificate in PEM."""
         return str(self._environment()["certificate"])
 
     def prepare_trust(self, certificate_pem: str, fingerprint: str, say: Say) -> None:
-        """Trust podyd's certificate, for the project alone."""
+        """Add podyd's certificate to LXD's trust store, for the project only."""
         confined = {"restricted": True, "projects": [self._project]}
         certificates = self._client.api.certificates
         with _translated("LXD could not be made to trust podyd's certificate"):
@@ -260,7 +260,7 @@ class Admin:
     # --- Profiles --------------------------------------------------------------------------------
 
     def profile(self, name: str) -> Profile | None:
-        """A profile as LXD has it now."""
+        """A profile, None if LXD has none of this name."""
         with _translated(f"LXD could not show profile {name}"):
             try:
                 data = self._in_project.api.profiles[name].get().json()["metadata"]
@@ -273,7 +273,7 @@ class Admin:
         return Profile(name, data["description"], data["config"], data["devices"])
 
     def put_profile(self, profile: Profile) -> None:
-        """Make a profile, or overwrite it."""
+        """Create or overwrite a profile."""
         with _translated(f"LXD did not take profile {profile.name}"):
             if self.profile(profile.name) is None:
                 self._in_project.api.profiles.post(json={"name": profile.name} | body_of(profile))
@@ -292,7 +292,7 @@ class Admin:
             )
         return self._preferred("pool", pools), self._preferred("network", bridges)
 
-    # --- What doctor asks; nothing of it changes anything. ---------------------------------------
+    # --- What doctor reads; nothing here changes anything. ---------------------------------------
 
     def server(self) -> ServerInfo:
         """LXD's version, process and address."""
@@ -303,7 +303,7 @@ class Admin:
         return ServerInfo(environment["server_version"], environment["server_pid"], address)
 
     def pools(self) -> list[Pool]:
-        """The storage pools, and how full they are."""
+        """The storage pools with their usage."""
         found = []
         with _translated("LXD could not be asked for its storage pools"):
             for data in self._get(self._client.api.storage_pools):
@@ -330,7 +330,7 @@ class Admin:
         return next((item["config"] for item in found if item["name"] == self._project), None)
 
     def trust(self, fingerprint: str) -> Trust | None:
-        """What a certificate may do; None if LXD does not know it."""
+        """The permissions of a certificate; None if LXD does not have it."""
         with _translated("LXD could not be asked for its certificates"):
             found = self._get(self._client.api.certificates)
         for item in found:
@@ -345,7 +345,7 @@ class Admin:
         return [profile_of(item) for item in found]
 
     def image_aliases(self, *, without: str) -> list[str]:
-        """The names of the images without this property that a container can be made of."""
+        """The aliases of images of containers without this property."""
         with _translated("LXD could not be asked for its images"):
             found = self._get(self._in_project.api.images)
         images = [
@@ -370,15 +370,15 @@ class Admin:
         ]
 
     def as_podyd_reads_them(self) -> list[Instance]:
-        """The project's instances, with all that podyd knows of each."""
+        """The project's instances, in the form of podyd's engine."""
         with _translated("LXD could not be asked for its instances"):
             found = self._get(self._in_project.api.instances)
         return [instance_of(item) for item in found]
 
     def openings_in_use(self, paths: Collection[str]) -> Openings:
-        """What instances have of the host, but for what is below `paths`.
+        """What instances use of the host, without paths below `paths`.
 
-        LXD closes none of it to a project while an instance has it.
+        LXD does not remove a permission of a project while an instance uses it.
         """
         with _translated("LXD could not be asked for its instances"):
             found = self._get(self._in_project.api.instances)
@@ -402,24 +402,24 @@ class Admin:
         )
 
     def init_pid(self, name: str) -> int:
-        """The process on the host that is an instance's init; 0 if it does not run."""
+        """The pid of an instance's init on the host; 0 if it does not run."""
         with _translated(f"LXD could not be asked for {name}"):
             state = self._in_project.api.instances[name].state.get().json()["metadata"]
         return int(state["pid"])
 
     def cards(self) -> list[PciCard]:
-        """The GPUs that LXD has found; without nvidia-container-cli it knows no `uuid`."""
+        """The GPUs that LXD has found; without nvidia-container-cli it has no `uuid`."""
         with _translated("LXD could not be asked for its GPUs"):
             found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
         return [card_of(item) for item in found]
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
-        """All of a collection, each with its contents."""
+        """All members of a collection with their contents."""
         items: list[Mapping[str, Any]] = collection.get(params={"recursion": 1}).json()["metadata"]
         return items or []
 
     def _preferred(self, key: str, names: list[str]) -> str:
-        """Of several pools or bridges, the one that the default project's default profile uses."""
+        """The pool or bridge that the default project's default profile uses, else the first."""
         profile = self._client.api.profiles["default"].get().json()["metadata"]
         used = [device.get(key) for device in profile["devices"].values()]
         return next((name for name in used if name in names), names[0])
@@ -433,7 +433,7 @@ class Admin:
 
 
 def _local(address: str) -> str:
-    """`core.https_address` as it is reached from this host: port and host may be missing."""
+    """`core.https_address` as an address for this host; its port and host may be missing."""
     host, colon, port = address.rpartition(":")
     if not colon or "]" in port:
         host, port = address, str(HTTPS_PORT)
@@ -443,7 +443,7 @@ def _local(address: str) -> str:
 
 
 def _half_of_free_gib() -> int:
-    """What a sparse loop file may grow to: half of the free disk, for a lab fills it."""
+    """The limit of a sparse loop file, in GiB: half of the free disk, as pods will fill it."""
     stat = os.statvfs("/var/lib")
     return int(max(5, stat.f_bavail * stat.f_frsize // 2 // 1024**3))
 

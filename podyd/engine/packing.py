@@ -1,18 +1,18 @@
-"""`podyd packing`: tells how large the images are that LXD has not finished, behind a unix socket.
+"""`podyd packing`: a unix socket that returns the sizes of images that LXD has not finished.
 
-LXD says how many bytes of files it has read, and not how large the image is by now; where it writes
-is root's. So this is a root process, which reads names and sizes and nothing else, and takes no
-input: who connects is sent a line of JSON, and the connection ends.
+LXD reports how many bytes of files it has read, and not the size of the image so far; its directory
+is readable for root only. So this is a root process, which reads only names and sizes, and has no
+input: it sends a line of JSON to each connection and closes it.
 
     {"images": {"0/lxd_build_1246174496": 3215360, "0/lxd_build_3": null},
      "scratch": {"0/lxd_compress_944449372": 4096}}
-    {"error": "forbidden"}                            this peer may not ask
+    {"error": "forbidden"}                            this peer may not use the socket
 
-The numbers before the names are the places'; what cannot be told is null. What LXD 5.0.2 does:
-for each image that it is asked for it makes a directory lxd_build_NUMBER before it answers. When it
-is that image's turn, one after the other, it makes lxd_build_image_NUMBER in there (until then it
-is null here), and writes into it what gzip, zstd, xz or nothing makes of the files. Only a squashfs
-is written to lxd_compress_NUMBER in /tmp, and copied when it is whole.
+Sizes are in bytes, null if they are not known; the number before a name is that of its directory.
+LXD 5.0.2 creates a directory lxd_build_NUMBER for each image before it answers the request. It
+packs one image after the other: it creates lxd_build_image_NUMBER in that directory (until then
+the size is null), and writes to it the files as gzip, zstd, xz or uncompressed. Only a squashfs is
+written to lxd_compress_NUMBER in /tmp, and copied when it is complete.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ from podyd.base.logs import stderr_is_journal
 
 # Of the deb and of the snap.
 IMAGES = (Path("/var/lib/lxd/images"), Path("/var/snap/lxd/common/lxd/images"))
-# The units hide LXD's directory, and mount these of it here.
+# The units hide LXD's directory, and mount these parts of it here.
 MOUNTED = (Path("/run/podyd/images"), Path("/run/podyd/images-snap"))
-# A directory, and the way from there through directories of this account's, and no link.
+# A directory, and the names of its subdirectories, which must be this account's and not links.
 Place = Sequence[Path | str]
 _TMP = Path("/tmp")  # noqa: S108 - nothing is written there
-# A snap has a /tmp of its own, where snapd of now and of before has it. Without one, everybody can
-# make these.
+# The snap has a /tmp of its own, at a path of current or of earlier versions of snapd. Without the
+# snap, any user can create these directories.
 SCRATCH: tuple[Place, ...] = (
     (_TMP,),
     (_TMP, "snap-private-tmp", "snap.lxd", "tmp"),
     (_TMP, "snap.lxd", "tmp"),
 )
-# systemd begins it again for who asks, with the directories that there are then.
+# systemd starts it again at the next connection, with the directories that exist then.
 IDLE_SECONDS = 60.0
-# Everybody can make files in /tmp, and many of them.
+# Any user can create many files in /tmp.
 MAX_ENTRIES = 100_000
 MAX_TOLD = 256
 MAX_LINE_BYTES = 64 * 1024
@@ -61,15 +61,15 @@ Told = dict[str, int | None] | None
 
 
 class _TooManyError(Exception):
-    """More than is looked at."""
+    """A directory has more than MAX_ENTRIES entries."""
 
 
 def serve(path_of: Callable[[], Path], *, uid: int, gid: int, idle_s: float = IDLE_SECONDS) -> None:
     """Answer root and the account `uid` until SIGTERM or SIGINT.
 
-    A listening socket inherited from systemd is used before one at `path_of()`; then this also ends
-    when nobody has asked for `idle_s`. Raises OSError if the socket cannot be made or another
-    process serves it.
+    A listening socket inherited from systemd is used instead of one at `path_of()`; then this also
+    ends after `idle_s` seconds without a connection. Raises OSError if the socket cannot be created
+    or another process serves it.
     """
     signal.signal(signal.SIGTERM, _end)
     inherited = unix_socket.inherited()
@@ -101,29 +101,29 @@ def _run(listener: socket.socket, uid: int, idle_s: float | None) -> None:
 def _tell(connection: socket.socket, uid: int) -> None:
     asking = unix_socket.peer_uid(connection)
     if asking in (0, uid):
-        # In this order: whose squashfs is seen has an image, too.
+        # In this order, every squashfs in the answer has its image there, too.
         scratch = look(SCRATCH, squashed)
         images = look([[place] for place in image_places()], built)
         answer: object = {"images": images, "scratch": scratch}
     else:
         _log(f"a process of uid {asking} connected and was refused")
         answer = {"error": "forbidden"}
-    # The line fits into what the kernel keeps for a peer that does not read.
+    # The line fits in the kernel's buffer, also if the peer does not read.
     connection.setblocking(False)
     with contextlib.suppress(OSError):
         connection.send(json.dumps(answer).encode() + b"\n")
 
 
 def image_places() -> list[Path]:
-    """Where LXD may have its images."""
+    """The directories in which LXD may have its images."""
     own = os.environ.get("LXD_DIR")
     return [*([Path(own, "images")] if own else []), *IMAGES, *MOUNTED]
 
 
 def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int | None]]]) -> Told:
-    """What is `told` of the directories among `places`, each counted once.
+    """The sizes, in bytes, that `told` returns for each existing directory of `places`, each once.
 
-    None where there is none, or more in one than is looked at.
+    None if there is no directory, or if one has too many entries.
     """
     sizes: dict[str, int | None] = {}
     seen = set()
@@ -142,7 +142,7 @@ def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int 
 
 
 def built(directory: int) -> Iterator[tuple[str, int | None]]:
-    """The images that are asked for, in `images` of LXD's directory."""
+    """The images that are requested, in `images` of LXD's directory, with their sizes in bytes."""
     for name in _names(directory, _BUILD):
         with contextlib.suppress(OSError), _directory(name, directory) as inner:
             sizes = [_size(image, inner) for image in _names(inner, _IMAGE)]
@@ -150,7 +150,7 @@ def built(directory: int) -> Iterator[tuple[str, int | None]]:
 
 
 def squashed(directory: int) -> Iterator[tuple[str, int | None]]:
-    """The squashfs in a /tmp."""
+    """The squashfs files in a /tmp, with their sizes in bytes."""
     for name in _names(directory, _COMPRESS):
         size = _size(name, directory)
         if size is not None:
@@ -159,7 +159,7 @@ def squashed(directory: int) -> Iterator[tuple[str, int | None]]:
 
 @contextlib.contextmanager
 def _opened(place: Place) -> Iterator[int]:
-    """The directory at the end of the way. Raises OSError."""
+    """A descriptor of the directory at a place. Raises OSError."""
     with contextlib.ExitStack() as way:
         directory = None
         for name in place:
@@ -170,7 +170,8 @@ def _opened(place: Place) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _directory(path: Path | str, within: int | None = None) -> Iterator[int]:
-    """One of this account's; what is `within` another one is no link. Raises OSError."""
+    """A descriptor of a directory of this account; `within` another one, links are not followed.
+    Raises OSError."""
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
     flags |= 0 if within is None else os.O_NOFOLLOW
     descriptor = os.open(path, flags, dir_fd=within)
@@ -192,9 +193,9 @@ def _names(directory: int, wanted: re.Pattern[str]) -> Iterator[str]:
 
 
 def _size(name: str, directory: int) -> int | None:
-    """How large a file of this account's is that LXD writes from its beginning to its end.
+    """The size in bytes of a file of this account that LXD writes sequentially; None if not known.
 
-    No more than it takes on the disk, and no more than it is long: a filesystem may set more aside.
+    The smaller of its length and its blocks, as a filesystem may allocate more in advance.
     """
     try:
         status = os.stat(name, dir_fd=directory, follow_symlinks=False)
@@ -206,7 +207,7 @@ def _size(name: str, directory: int) -> int | None:
 
 
 def _log(text: str) -> None:
-    """One line; the journal takes the level off its front (sd-daemon(3))."""
+    """Write one line; the journal removes the prefix with the level (sd-daemon(3))."""
     prefix = f"<{LOG_WARNING}>" if stderr_is_journal() else ""
     with contextlib.suppress(OSError):
         os.write(2, f"{prefix}podyd packing: {text}\n".encode())

@@ -1,7 +1,7 @@
-"""What LXD's refusals mean: the one place that reads its sentences.
+"""The kinds of LXD's errors: the only module that parses their texts.
 
-They are of LXD 5.0.2, tried on it or read in its source (the file is named where that is not
-plain); those of Incus and of later LXDs are the same but for capitals.
+The texts are of LXD 5.0.2, observed or from its source (with the file if that is not obvious);
+those of Incus and of later LXDs differ in capitals only.
 """
 
 from __future__ import annotations
@@ -26,27 +26,27 @@ from podyd.base.errors import (
     Slipped,
 )
 
-# The first that fits counts. A reason may be told after others: "Failed to …: …: the reason".
+# The first match counts. The reason may follow others: "Failed to …: …: the reason".
 _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
     (r"disk quota exceeded|no space left on device", DiskFull),
-    # zfs(8); the second is of a limit that the pod's image is above already.
+    # zfs(8); the second is for a limit that is lower than the pod's image.
     (r": out of space|size is less than current used or reserved space", DiskFull),
     # storage/drivers/driver_zfs_volumes.go
     (r"snapshot .* cannot be restored due to subsequent", NotNewest),
     (r"bad file descriptor|failed to change ownership", Slipped),
-    # liblxc's, of the file that it starts an instance with; also where a disk is full on ZFS.
+    # liblxc's, about its configuration file for a start; also if a disk on ZFS is full.
     (r"saving config file for the container failed", Slipped),
     # storage/drivers/driver_btrfs_utils.go: LXD looks for subvolumes in a pod that runs.
     (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),
     # instance/operationlock
     (r'instance is busy running an? "?(?P<operation>[\w -]+?)"? operation', Busy),
-    # The same, where it was at just this: it has waited for that, and not done what was asked.
+    # The same, if that operation was of the same kind: LXD has only waited for its end.
     (r"instance (?P<operation>\w+) operation: a matching .* operation has now succeeded", Busy),
     # storage/drivers/errors.go: LXD itself has the volume mounted, to copy it or to read files.
     (r"(^|: )in use$", InUse),
     (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),
-    # liblxc's, which is all that is said where it has stopped after all.
+    # liblxc's, which is the only text also if it has stopped after all.
     (r"shutting down the container failed", DidNotShutDown),
     (r"(instance|container) is already (running|frozen)", Running),
     (r"(^|: )instance is running$", Running),
@@ -72,7 +72,7 @@ _STATUSES: dict[int, type[LxdRefused]] = {
 
 
 def refusal(reason: str, status: int = 0) -> LxdRefused:
-    """What LXD means; `status` is HTTP's, 0 where an operation of LXD's has failed."""
+    """The error for LXD's text; `status` is HTTP's, 0 if an operation of LXD has failed."""
     for sentence, kind in _REFUSALS:
         if found := sentence.search(reason):
             return kind(reason, **found.groupdict())

@@ -1,8 +1,8 @@
 """LXD's REST API over TLS, with podyd's restricted client certificate.
 
-Everything here is asynchronous, because LXD may take long or hang. What LXD answers becomes
-Python data; what it refuses becomes one of the kinds of `LxdRefused` (see refusals.py); that it
-cannot be reached, `Unavailable`.
+Everything here is asynchronous, because LXD may take long or hang. LXD's answers are returned as
+Python data, its errors are raised as kinds of `LxdRefused` (see refusals.py), and `Unavailable` is
+raised if it cannot be reached.
 API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 """
 
@@ -35,11 +35,12 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 5.0
 ANSWER_TIMEOUT = 15.0
-# After so much of that, a question is asked again.
+# After this part of it, a GET is sent again.
 FIRST_TIMEOUT = 5.0
 MAX_CONNECTIONS = 512
 MAX_FILE_BYTES = 1024**2
-# What goes wrong where a connection is made by hand: the last three if no HTTP is answered.
+# The errors of a connection that is made without Tornado's client: the last three for an answer
+# that is not HTTP.
 _NO_UPGRADE = (
     OSError,
     EOFError,
@@ -52,7 +53,7 @@ _NO_UPGRADE = (
 
 @dataclass(frozen=True)
 class Credentials:
-    """Where `podyd setup` left what podyd shows to LXD, and what LXD shows to podyd."""
+    """The files of `podyd setup` with podyd's certificate and key, and LXD's certificate."""
 
     directory: Path
 
@@ -70,7 +71,7 @@ class Credentials:
 
     @property
     def endpoint(self) -> Path:
-        """The file that holds LXD's address, for `lxd.endpoint: auto`."""
+        """The file with LXD's address, for `lxd.endpoint: auto`."""
         return self.directory / "endpoint"
 
 
@@ -85,7 +86,7 @@ class _ResumingContext(ssl.SSLContext):
     _session: ssl.SSLSession | None = None
 
     def wrap_socket(self, *args: Any, **kwargs: Any) -> ssl.SSLSocket:
-        # With TLS 1.3 the ticket comes after the handshake, so the last socket is asked now.
+        # With TLS 1.3 the ticket comes after the handshake, so it is read from the last socket now.
         with contextlib.suppress(ValueError):  # Its handshake is not over yet.
             session = self._latest.session if self._latest is not None else None
             if session is not None and session.has_ticket:
@@ -95,7 +96,7 @@ class _ResumingContext(ssl.SSLContext):
 
 
 class NumericResolver(DefaultExecutorResolver):
-    """Takes an address as it is, where Tornado would ask a thread for every connection."""
+    """Returns numeric addresses unchanged; Tornado would use a thread for every connection."""
 
     async def resolve(
         self, host: str, port: int, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -113,21 +114,21 @@ async def _trusting(name: str, uuid: str) -> bool:
 
 
 class LxdClient:
-    """Speaks to one LXD, in one project.
+    """A client of one LXD, in one project.
 
-    What is sent to a path that is bound (see Bound), or copies from a bound name, is refused as LXD
-    refuses it where there is no such instance, once another one has the name.
+    Once another instance has a bound name (see Bound), a request to its path, or a copy from it,
+    fails as LXD fails for an instance that does not exist.
     """
 
     def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
-        """Raises NotSetUp if `podyd setup` has not left its certificates."""
+        """Raises NotSetUp if the certificates of `podyd setup` are missing."""
         self.project = project
         self._endpoint = endpoint
         self._tls = _tls_context(credentials)
-        # For the whole process: before Tornado 6.3, a websocket takes no resolver.
+        # For the whole process: before Tornado 6.3, a websocket has no parameter for a resolver.
         Resolver.configure(NumericResolver)
         self._http = SimpleAsyncHTTPClient(force_instance=True, max_clients=MAX_CONNECTIONS)
-        # What comes from the inside of a pod is as large as its root wants it to be.
+        # The size of a file in a pod is under the control of the pod's root.
         self._files = SimpleAsyncHTTPClient(
             force_instance=True, max_clients=MAX_CONNECTIONS, max_body_size=MAX_FILE_BYTES
         )
@@ -135,7 +136,7 @@ class LxdClient:
         self.is_there: Callable[[str, str], Awaitable[bool]] = _trusting
 
     async def check(self, name: object) -> None:
-        """Raises Gone if a bound name is of an instance that is not there any more."""
+        """Raises Gone if a bound name's instance does not exist any more."""
         if isinstance(name, Bound) and not await self.is_there(name.instance, name.uuid):
             raise Gone("Instance not found")
 
@@ -144,15 +145,15 @@ class LxdClient:
         self._files.close()
 
     async def get(self, path: str, **query: Any) -> Any:
-        """The metadata that LXD answers to a GET, within ANSWER_TIMEOUT."""
+        """The metadata of LXD's answer to a GET, within ANSWER_TIMEOUT."""
         return _answer(await self._ask(path, query))["metadata"]
 
     async def _ask(self, path: str, query: Mapping[str, Any]) -> HTTPResponse:
-        """What LXD answers to a question, or to the same one once more.
+        """LXD's answer to a GET, which is sent twice if necessary.
 
-        LXD 5.0.2 now and then closes a file that another request is reading ("bad file
-        descriptor"), or never answers. Nothing is changed by a second look; and the first may be
-        answered yet, where LXD has much to do.
+        LXD 5.0.2 sometimes closes a file that another request is reading ("bad file descriptor"),
+        or never answers. A second GET changes nothing; the first may still be answered if LXD is
+        busy.
         """
         loop = asyncio.get_running_loop()
         end = loop.time() + ANSWER_TIMEOUT
@@ -173,12 +174,12 @@ class LxdClient:
                 question.cancel()
 
     async def tagged(self, path: str) -> tuple[Any, str]:
-        """The metadata that LXD answers to a GET, and the ETag that a change of it may name."""
+        """The metadata of LXD's answer to a GET, and its ETag for a later change."""
         response = await self._ask(path, {})
         return _answer(response)["metadata"], response.headers.get("ETag", "")
 
     async def text(self, path: str, **query: Any) -> str:
-        """A file that LXD serves as it is, such as a log."""
+        """A text file that LXD serves, such as a log."""
         response = await self._ask(path, query)
         if response.code >= 400:
             _answer(response)
@@ -192,10 +193,9 @@ class LxdClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
-        """A request for a file of an instance, once more where LXD fails; done twice, each of them
-        comes to the same. Raises Missing where there is no such file.
-
-        An answer of more than MAX_FILE_BYTES is as none at all (Unavailable).
+        """A request for a file of an instance, repeated once if LXD fails, as all of them are
+        idempotent. Raises Missing if there is no such file, and Unavailable also for an answer of
+        more than MAX_FILE_BYTES.
         """
         for _ in range(2):
             response = await self._fetch(
@@ -209,7 +209,7 @@ class LxdClient:
             )
             if response.code < 500:
                 break
-        if method == "HEAD" and response.code >= 400:  # It comes without a reason.
+        if method == "HEAD" and response.code >= 400:  # It has no body with a reason.
             raise refusal(f"LXD does not show {path} ({response.code})", response.code)
         if response.code >= 400:
             _answer(response)
@@ -226,12 +226,12 @@ class LxdClient:
         began: Callable[[str], None] = lambda operation: None,
         is_repeatable: bool = False,
     ) -> Any:
-        """A request that changes something; waits for LXD's operation where there is one.
+        """A request that changes something; waits for the end of LXD's operation if there is one.
 
-        With `etag`, raises Changed if somebody else has changed the thing meanwhile. `began` is
-        told the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
-        What LXD has slipped over is asked for once more, but for a POST, which done twice may be
-        two things, unless it `is_repeatable`.
+        With `etag`, raises Changed if there was another change meanwhile. `began` is called with
+        the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
+        After Slipped it is repeated once; a POST, which may not be idempotent, only if it
+        `is_repeatable`.
         """
         if method != "POST" or is_repeatable:
             try:
@@ -265,12 +265,12 @@ class LxdClient:
                 code="lxd_timed_out",
             )
         if metadata["status_code"] >= 400:
-            # Its own status is none of HTTP's; a later LXD says that beside it.
+            # The operation's status is not one of HTTP; later LXDs have that in `err_code`.
             raise refusal(metadata["err"], metadata.get("err_code", 0))
         return metadata
 
     async def start(self, path: str, body: Any) -> Mapping[str, Any]:
-        """Begin an operation and return it (`id`, `metadata`) without waiting for its end."""
+        """Start an operation and return it (`id`, `metadata`) without waiting for its end."""
         answer = await self._call("POST", path, body=body)
         operation: Mapping[str, Any] = answer["metadata"]
         return operation
@@ -302,7 +302,7 @@ class LxdClient:
     async def upgraded(
         self, path: str, protocol: str
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to LXD on which, from now on, another protocol is spoken."""
+        """A connection to LXD that is upgraded to another protocol."""
         url = urlsplit(self._url(path, {}))
         head = (
             f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n"
@@ -371,7 +371,7 @@ class LxdClient:
 
 
 def _is_answer(question: asyncio.Task[HTTPResponse]) -> bool:
-    """Whether LXD has answered, be it with a no."""
+    """Whether LXD has answered, also with an error."""
     return question.done() and question.exception() is None and question.result().code < 500
 
 
@@ -388,7 +388,7 @@ def _answer(response: HTTPResponse) -> Any:
 
 
 def unreachable(error: BaseException) -> Unavailable:
-    """What a client is told when LXD does not answer."""
+    """The error for a client when LXD does not answer."""
     return Unavailable(
         f"LXD cannot be reached at the moment ({error}).",
         advice="Try again shortly, and tell your admin if it stays so.",
@@ -397,13 +397,13 @@ def unreachable(error: BaseException) -> Unavailable:
 
 
 def instance_path(name: str, *parts: str) -> str:
-    """The path of an instance, or of something of its; bound as its name is."""
+    """The path of an instance, or of a part of it; bound if its name is."""
     return meant_for(name, "/".join(["/1.0/instances", quote(name, safe=""), *parts]))
 
 
 def _tls_context(credentials: Credentials) -> ssl.SSLContext:
     context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
-    # LXD's certificate is its own; it is pinned as a whole, so its host name says nothing more.
+    # LXD's certificate is self-signed and pinned, so a check of its host name would add nothing.
     context.check_hostname = False
     try:
         context.load_cert_chain(credentials.certificate, credentials.key)

@@ -1,9 +1,9 @@
-"""How much room the host has left where LXD packs images.
+"""The free space of the host's filesystems on which LXD packs images.
 
-LXD writes an image into `images` of its own directory, and a squashfs into /tmp before. podyd may
-look into neither, and need not: statvfs takes no right on a directory itself. It tells what is free
-for everybody, and not whose the rest is: pods in a loop file beside the images grow there, too. So
-it says when there is room for nobody any more, and not how large one image is by now: growth.py.
+LXD writes an image into `images` of its own directory, and a squashfs into /tmp first. podyd has no
+access to either and needs none: statvfs requires no permission on the directory itself. It has the
+free space, and not what uses the rest: pods in a loop file beside the images grow there, too. So it
+shows that the disk is full, and not the size of one image so far, which is in growth.py.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from pathlib import Path
 from podyd.base.errors import Conflict
 from podyd.engine.packing import MOUNTED, image_places
 
-# What images leave to LXD's own database, to logs and to everybody else.
+# The reserve that images leave for LXD's own database, for logs and for all else.
 FLOOR_BYTES = 1024**3
 WATCH_SECONDS = 1.0
-# With PrivateTmp=, too, it is on the filesystem that LXD's is on.
+# Also with PrivateTmp=, it is on the same filesystem as LXD's.
 SCRATCH = Path("/tmp")  # noqa: S108 - nothing is written there
-# In a /tmp that is not with the images: it may be in memory.
+# The limit in a /tmp on another filesystem than the images, as that may be in memory.
 MAX_APART_BYTES = 2 * 1024**3
 
 
 @dataclass(frozen=True)
 class Filesystem:
-    """One that is seen, with what is free for others than root."""
+    """A filesystem, with its free bytes for other users than root."""
 
     device: int
     free_bytes: int
 
     @property
     def left_bytes(self) -> int:
-        """What images may take of it."""
+        """How many bytes images may use of it."""
         return max(0, self.free_bytes - FLOOR_BYTES)
 
 
 def filesystems(places: Sequence[Path]) -> list[Filesystem]:
-    """Those of directories, as far as they can be seen; may block."""
+    """The filesystems of directories, without those that cannot be read; may block."""
     found = []
     for place in places:
         with contextlib.suppress(OSError):
@@ -53,19 +53,19 @@ def filesystems(places: Sequence[Path]) -> list[Filesystem]:
 
 
 class HostRoom:
-    """The filesystems that LXD packs images on, as far as podyd can tell which these are."""
+    """The filesystems that LXD packs images on, as far as podyd knows them."""
 
     def __init__(self, seen: Callable[[Sequence[Path]], list[Filesystem]] = filesystems) -> None:
         self._images = image_places()
         self._seen = seen
 
     async def left(self) -> int | None:
-        """How many bytes images may take; None where podyd cannot tell."""
+        """How many bytes images may use; None if that is not known."""
         found = await asyncio.to_thread(self._seen, self._images)
         return min((item.left_bytes for item in found), default=None)
 
     async def for_squashfs(self) -> int:
-        """How large an image may become that LXD has in /tmp first, and then in both places."""
+        """The largest size, in bytes, of an image that LXD writes to /tmp first and then copies."""
         images, scratch = [
             await asyncio.to_thread(self._seen, places) for places in (self._images, [SCRATCH])
         ]
@@ -74,7 +74,7 @@ class HostRoom:
         return least if together else min(least, MAX_APART_BYTES)
 
     async def watch(self, *, scratch: bool) -> None:
-        """Goes on until there is no room left: raises Conflict then. `scratch`: in /tmp neither."""
+        """Raises Conflict once no space is left, with `scratch` also in /tmp; never returns."""
         places = [*self._images, *([SCRATCH] if scratch else [])]
         while True:
             for item in await asyncio.to_thread(self._seen, places):

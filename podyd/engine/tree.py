@@ -1,14 +1,14 @@
-"""The files of an instance that does not run, as LXD shows them by SFTP: nothing in it is run.
+"""The files of a stopped instance, as LXD shows them by SFTP: nothing in it is run.
 
-LXD 5.0.2 packs an image with a tar that knows no holes: a file is as large in it as it says it is,
-whatever it takes on the disk. It cannot be told to stop either (its operation is none that can be
-cancelled), and reads a file to its end even when the instance is deleted meanwhile. But a tar
-whose file has become shorter than its header says is an error, at once.
-To list a directory, LXD's SFTP server asks the C library for the owners' names, inside the root of
-the instance but outside of its namespaces. The library loads what nsswitch.conf there names, so
-that the pod's root could run code beside the pod, on the host, and it waits for ever where passwd
-is a pipe. It writes times as /etc/localtime says, and waits for ever where that is one. So these
-files are out of the way while directories are listed.
+LXD 5.0.2 packs an image with a tar without sparse files: each file has its full length in it,
+whatever it uses on the disk. Packing cannot be stopped either (the operation cannot be cancelled),
+and goes on to the end of a file even when the instance is deleted meanwhile. But it fails at once
+if a file has become shorter than its tar header says.
+To list a directory, LXD's SFTP server has the C library look up the owners' names, inside the root
+of the instance but outside of its namespaces. The library loads the modules of nsswitch.conf there,
+so that the pod's root could run code on the host, and blocks for ever if passwd is a pipe. It
+formats times by /etc/localtime, and blocks for ever if that is a pipe. So these files are renamed
+while directories are listed.
 Protocol: https://datatracker.ietf.org/doc/html/draft-ietf-secsh-filexfer-02, version 3.
 """
 
@@ -33,19 +33,19 @@ log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 300.0
 ASK_SECONDS = 15.0
-# What is read there for the names of owners, and for times.
+# The files that are read there for the names of owners, and for times.
 _READ_THERE = (b"/etc/nsswitch.conf", b"/etc/passwd", b"/etc/group", b"/etc/localtime")
-# Of those that `remove` removes at once.
+# The limit of files that `remove` removes.
 MAX_REMOVED = 1000
 AT_ONCE = 16
-# Of the names of directories still to be looked at, and of large files.
+# The limit of the names of directories that are not listed yet, and of large files.
 MAX_HELD_BYTES = 64 * 1024**2
 MAX_PACKET_BYTES = 1024**2
-# LXD says of no file how much of it is holes: the largest ones are looked into at so many places.
+# LXD does not show the holes of files: the largest files are sampled at this many offsets.
 MAX_SAMPLED, SAMPLES, SAMPLE_BYTES = 64, 1024, 4096
-# With so many samples more that are not zeros, there is less of that than they say (99.3 %).
+# Added to the samples that are not zeros, for an upper bound of the data (99.3 % confidence).
 MARGIN = 5
-# What is packed to less than that part of itself is compressed.
+# A sample that is packed to less than this part of its size is compressible.
 DENSE = 0.9
 
 _INIT, _OPEN, _CLOSE, _READ, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 9, 11, 12
@@ -58,7 +58,7 @@ _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
 
 
 async def look(client: LxdClient, name: str) -> Tree:
-    """Look at all files of an instance.
+    """List all files of an instance.
 
     Raises Conflict (too many of them, or one that LXD cannot show), TimedOut, Unavailable,
     LxdRefused.
@@ -74,15 +74,15 @@ async def look(client: LxdClient, name: str) -> Tree:
 
 
 async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
-    """Make files empty, so that LXD's packing of them fails instead of going on."""
+    """Truncate files to 0 bytes, so that LXD's packing of them fails instead of going on."""
     async with _connected(client, name) as sftp:
         await asyncio.gather(*(sftp.empty(file.path) for file in files))
 
 
 async def holes(client: LxdClient, name: str, tree: Tree) -> Holes:
-    """What of an instance's files is holes, by samples of the largest ones.
+    """The holes in an instance's files, estimated from samples of the largest ones.
 
-    Nobody knows beforehand where they are taken. Raises TimedOut, Unavailable, LxdRefused.
+    The offsets are random and cannot be predicted. Raises TimedOut, Unavailable, LxdRefused.
     """
     try:
         return await asyncio.wait_for(_holes(client, name, tree), ASK_SECONDS)
@@ -115,7 +115,7 @@ async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
 
 
 async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
-    """Remove the files of a directory, which is there, whose names begin so.
+    """Remove the files of an existing directory whose names begin with `prefix`.
 
     Raises Conflict if one cannot be removed, TimedOut, Unavailable, LxdRefused.
     """
@@ -139,7 +139,7 @@ async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> 
 
 
 async def end_packing(client: LxdClient, name: str) -> None:
-    """Let LXD fail soon that may still be packing an instance; nobody needs its files any more."""
+    """Make LXD's packing of an instance fail soon, if it goes on; its files are not needed."""
     try:
         await cut(client, name, (await look(client, name)).large)
     except PodydError as error:
@@ -179,7 +179,7 @@ def _below(directory: bytes, entry: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class _Sampled:
-    """At how many places a file has more than zeros, and at how many what does not compress."""
+    """How many samples of a file are not zeros, and how many are not compressible."""
 
     full: int
     dense: int
@@ -191,7 +191,7 @@ def _is_dense(sample: bytes) -> bool:
 
 @dataclass
 class _Directory:
-    """What is in one directory itself."""
+    """The contents of one directory, without those of its subdirectories."""
 
     size_bytes: int
     directories: list[bytes]
@@ -201,14 +201,14 @@ class _Directory:
         if mode & _KIND == _DIRECTORY and entry not in (b".", b".."):
             self.directories.append(entry)
         elif mode & _KIND == _FILE:
-            # It is packed once.
+            # A file with several names is packed once.
             self.size_bytes += size // links
             if size >= LARGE_BYTES:
                 self.large.append((entry, size))
 
 
 class _Sftp:
-    """An SFTP connection on which many questions are under way at once."""
+    """An SFTP connection with many concurrent requests."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -222,7 +222,7 @@ class _Sftp:
         await self._read()
 
     async def run(self) -> None:
-        """Take answers until the connection ends."""
+        """Read answers until the connection ends."""
         try:
             while True:
                 kind, data = await self._read()
@@ -234,7 +234,7 @@ class _Sftp:
             self.end(error)
 
     def end(self, error: BaseException) -> None:
-        """No more answers will come."""
+        """Fail all requests that are not answered."""
         self._ended = error
         for waiting in self._asked.values():
             if not waiting.done():
@@ -242,14 +242,14 @@ class _Sftp:
         self._asked.clear()
 
     async def directory(self, path: bytes) -> _Directory:
-        """What a directory has. Raises Conflict if it cannot be seen."""
+        """The contents of a directory. Raises Conflict if it cannot be read."""
         found = _Directory(0, [], [])
         async for entry in self.entries(path):
             found.add(*entry)
         return found
 
     async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int, int]]:
-        """Name, size, mode and number of names of all that a directory has, `.` and `..` too."""
+        """Name, size in bytes, mode and link count of each entry, `.` and `..` too."""
         kind, handle = await self._ask(_OPENDIR, _string(path))
         if kind != _HANDLE:
             raise _unseen(path)
@@ -263,19 +263,19 @@ class _Sftp:
         await self._ask(_CLOSE, handle)
 
     async def remove(self, path: bytes) -> None:
-        """Remove a file. Raises Conflict if that cannot be."""
+        """Remove a file. Raises Conflict if it cannot be removed."""
         if _status(*await self._ask(_REMOVE, _string(path))) != _OK:
             raise Conflict(f"{path.decode(errors='replace')!r} cannot be removed.")
 
     async def rename(self, path: bytes, to: bytes) -> bool:
-        """Rename what is not there under the new name; whether it is there at all."""
+        """Rename a file, if the new name does not exist; returns whether the file exists."""
         status = _status(*await self._ask(_RENAME, _string(path) + _string(to)))
         if status not in (_OK, _MISSING):
             raise Conflict(f"{path.decode(errors='replace')!r} cannot be renamed.")
         return status == _OK
 
     async def sampled(self, path: bytes, places: Sequence[int]) -> _Sampled:
-        """What a file has at these places; what cannot be read is taken for full, and not dense."""
+        """Sample a file at these offsets; a failed read counts as not zeros and compressible."""
         kind, handle = await self._ask(_OPEN, _string(path) + struct.pack(">II", _TO_READ, 0))
         if kind != _HANDLE:
             return _Sampled(len(places), 0)
@@ -290,7 +290,7 @@ class _Sftp:
         return _Sampled(full, dense)
 
     async def empty(self, path: bytes) -> None:
-        """Make a file empty; that it has gone is no error."""
+        """Truncate a file to 0 bytes, if it still exists."""
         await self._ask(_SETSTAT, _string(path) + struct.pack(">IQ", _HAS_SIZE, 0))
 
     async def _ask(self, kind: int, payload: bytes) -> tuple[int, bytes]:
@@ -333,9 +333,9 @@ async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
 
 @contextlib.asynccontextmanager
 async def _listing(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
-    """A connection on which directories are listed: nothing of the instance is run meanwhile.
+    """A connection to list directories, on which no code of the instance is run.
 
-    What fails leaves the files out of the way; nobody uses such an instance.
+    After an error the files stay renamed; such an instance is not used any more.
     """
     aside = b".podyd-" + secrets.token_hex(8).encode()
     async with _connected(client, name) as sftp:
@@ -350,7 +350,7 @@ def _string(data: bytes) -> bytes:
 
 
 def _status(kind: int, data: bytes) -> int:
-    """The code of a status; -1 for any other answer."""
+    """The code of a status; -1 for an answer of another type."""
     return int(struct.unpack_from(">I", data)[0]) if kind == _STATUS else -1
 
 
@@ -363,12 +363,12 @@ def _unseen(path: bytes) -> Conflict:
 
 
 def _entries(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
-    """Name, size, mode and number of names of each, from an answer to _READDIR."""
+    """Name, size in bytes, mode and link count of each entry in an answer to _READDIR."""
     (count,) = struct.unpack_from(">I", data)
     at = 4
     for _ in range(count):
         name, at = _text(data, at)
-        # As `ls -l` writes it: "-rw-r--r--    2 0        0 …".
+        # In the form of `ls -l`: "-rw-r--r--    2 0        0 …".
         line, at = _text(data, at)
         (has,) = struct.unpack_from(">I", data, at)
         at += 4
@@ -392,7 +392,7 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
 
 
 def _text(data: bytes, at: int) -> tuple[bytes, int]:
-    """A string of the protocol, and where it ends."""
+    """A string of the protocol, and the offset of its end."""
     (length,) = struct.unpack_from(">I", data, at)
     end = at + 4 + length
     return data[at + 4 : end], end

@@ -1,17 +1,17 @@
-"""The few lines of `sh` around a command in an instance, and the mark by which they tell its end.
+"""A `sh` script around a command in an instance, and the mark with which it reports the end.
 
-LXD's own exec falls short in three ways (measured on 5.0.2): it kills the leading process only,
-it reports the exit code only once every holder of stdout is gone, and it cannot tell what the
-leading process wrote from what a child writes later. So the command runs inside these lines, which
+LXD's own exec has three limits (measured on 5.0.2): it kills the leading process only, it reports
+the exit code only once all processes have closed stdout, and it does not separate output of the
+leading process from later output of a child. So the command runs in this script, which
 
-- put it into a cgroup of its own, so that everything it started can be killed at once, whatever
-  called setsid or cleared its environment, even while it forks;
-- say when it is over and with which code, by a mark with a nonce on both streams. What comes
-  before the mark is the command's output; nothing needs to be waited for after it. The code is
-  256 more where the kernel has killed something for memory meanwhile. A stream without its mark,
-  of a `sh` that was not killed, is not whole: LXD 5.0.2 loses output where it closes a file twice
-  (see Slipped), and says nothing of it;
-- move what it left in the background out of the cgroup, and remove the cgroup.
+- puts it into a cgroup of its own, so that all processes that it started can be killed at once,
+  also those that called setsid or cleared their environment, even while it forks;
+- writes a mark with a nonce and the exit code to both streams at its end. The output before the
+  mark is the command's; nothing has to be awaited after it. 256 is added to the code if the kernel
+  has killed a process for memory meanwhile. A stream without its mark, of a `sh` that was not
+  killed, is incomplete: LXD 5.0.2 loses output when it closes a file twice (see Slipped), without
+  an error;
+- moves background processes out of the cgroup, and removes the cgroup.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Sequence
 
 # Added to the code in the mark.
 OOM_KILLED = 256
-# Of an exit code, in the mark.
+# The number of digits of the exit code in the mark.
 CODE_DIGITS = 3
 
 _BOX = """
@@ -31,8 +31,8 @@ home=$box
 box=$box/podyd-$1
 """
 
-# $1: nonce; the rest are the words of the user's command. The box is missing where a pod's root has
-# hidden cgroup2; then the command runs all the same, and a timeout ends its leading process only.
+# $1: nonce; the rest is the user's command. There is no cgroup if the pod's root has hidden
+# cgroup2; then the command runs without it, and a timeout kills its leading process only.
 _RUN = (
     """exec 3>&1 4>&2 2>/dev/null
 oom_killed() {
@@ -95,8 +95,8 @@ exit $code
 """
 )
 
-# Where the command has not begun, the box that this makes keeps it from doing so. Where it is just
-# about to enter its box, it is killed there a round later, or finds the box gone and gives up.
+# If the command has not started, the cgroup that this creates prevents its start. If it is just
+# about to enter its cgroup, it is killed there in a later round, or fails as the cgroup is gone.
 _KILL = (
     """exec 2>/dev/null"""
     + _BOX
@@ -116,7 +116,7 @@ done
 """
 )
 
-# $2: the signal. A command that has only just been asked for has no process yet.
+# $2: the signal. A command that was requested just now may have no process yet.
 _SIGNAL = (
     """exec 2>/dev/null"""
     + _BOX
@@ -132,42 +132,42 @@ kill -s $2 $pids
 
 
 def wrapped(nonce: str, words: Sequence[str]) -> tuple[str, ...]:
-    """The words that run a command; `nonce` marks its end and names its cgroup."""
+    """The argv that runs a command; `nonce` marks its end and names its cgroup."""
     return ("/bin/sh", "-c", _RUN, "podyd", nonce, *words)
 
 
 def killing(nonce: str) -> tuple[str, ...]:
-    """The words that kill all that the command has started, or keep it from beginning."""
+    """The argv that kills all processes of the command, or prevents its start."""
     return ("/bin/sh", "-c", _KILL, "podyd", nonce)
 
 
 def signalling(nonce: str, name: str) -> tuple[str, ...]:
-    """The words that send a signal to all that the command has started."""
+    """The argv that sends a signal to all processes of the command."""
     return ("/bin/sh", "-c", _SIGNAL, "podyd", nonce, name)
 
 
 class MarkedStream:
-    """Finds the mark that ends a stream, also where it is cut into pieces.
+    """Finds the mark that ends a stream, also if it comes in several chunks.
 
-    Who reads the nonce in the pod can write the mark too, and so end the own command early. What
-    only looks like the mark is output: no more is held back than the mark is long.
+    A process in the pod that reads the nonce can write the mark too, and end its own command early.
+    Output that only resembles the mark is passed on: at most the mark's length is buffered.
     """
 
     def __init__(self, nonce: str) -> None:
         self._mark = f"\0podyd-{nonce}:".encode()
         self._end = re.compile(re.escape(self._mark) + rb"(\d{1,%d});" % CODE_DIGITS)
         self._held = b""
-        # So much of what is held has been given all the same.
+        # How many of the buffered bytes were returned already.
         self._given = 0
         self.exit_code: int | None = None
 
     @property
     def is_holding(self) -> bool:
-        """Whether there is output that may be the beginning of the mark."""
+        """Whether output is buffered that may be the start of the mark."""
         return len(self._held) > self._given
 
     def feed(self, data: bytes) -> bytes:
-        """The output in `data`; what may be the beginning of the mark is held back."""
+        """The output in `data`; what may be the start of the mark is buffered."""
         output = self._before_mark(self._held + data)
         given = min(self._given, len(output))
         self._given -= given
@@ -187,14 +187,14 @@ class MarkedStream:
         return data[:start]
 
     def _may_go_on(self, tail: bytes) -> bool:
-        """Whether more could make it the mark."""
+        """Whether `tail` may be the start of the mark."""
         code = tail.removeprefix(self._mark)
         return self._mark.startswith(tail) or (
             len(code) < len(tail) and len(code) <= CODE_DIGITS and code.isdigit()
         )
 
     def rest(self) -> bytes:
-        """What was held back and seems not to be the mark."""
+        """The buffered output, which is taken not to be the mark."""
         held = self._held[self._given :]
         self._given = len(self._held)
         return held
