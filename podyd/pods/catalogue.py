@@ -32,11 +32,11 @@ class Image:
     created: datetime
     architecture: str
     owner: str = ""
-    # Which account of that name, as `uid_of` says.
+    # The owner's uid, from `uid_of`.
     uid: str = ""
-    # What it was published from, an instance of podyd's that is gone by now.
+    # The name of the instance that it was published from, which is deleted by now.
     made_as: str = ""
-    # Of which project that instance was; "" in an older one.
+    # The project of that instance; "" for images of older versions.
     project: str = ""
 
     @classmethod
@@ -75,7 +75,7 @@ class Catalogue:
         return self._hint(await self.all())
 
     async def offered(self, member: Member, name: str) -> tuple[str, Image]:
-        """The alias and the image that `name` means to a member; `NAME:latest` also means `NAME`.
+        """The alias and the image of a `name` for a member; `NAME:latest` is the same as `NAME`.
 
         Raises NotFound if there is none, or another member's; Forbidden if it is not offered.
         """
@@ -121,7 +121,7 @@ class Catalogue:
         )
 
     async def remove(self, image: Image) -> None:
-        """Delete an image, if it is still there."""
+        """Delete an image, if it still exists."""
         with contextlib.suppress(Missing):
             await self._store.delete(image.fingerprint, timeout=DELETE_TIMEOUT)
 

@@ -1,8 +1,8 @@
 """Images that members make from their pods.
 
-A pod is not published itself, as LXD publishes no instance that runs, and as its ssh host keys and
-machine-id must not be in an image: a copy of it is, which never runs and is deleted again. As
-nothing can change that copy, its files are looked at once, before LXD packs them.
+Not the pod itself is published, as LXD does not publish a running instance, and as its ssh host
+keys and machine-id must not be in an image, but a copy of it, which never runs and is deleted
+afterwards. As nothing can change that copy, its files are checked once, before LXD packs them.
 """
 
 from __future__ import annotations
@@ -57,15 +57,17 @@ log = logging.getLogger(__name__)
 TIMEOUT = 1800.0
 REMOVE_TIMEOUT = 10.0
 COPY_TRIES = 5
-# Until LXD has noticed that what it packs is gone; behind somebody else's packing, it is later.
+# How long to wait until LXD's packing has failed as its files are gone; it is longer if another
+# image is packed first.
 END_TIMEOUT = 20.0
-# For an operation that goes on when podyd has given it up; LXD packs one image after the other.
+# The timeout of LXD's operation, which may go on after podyd's own timeout, as LXD packs one image
+# after the other.
 LATE_TIMEOUT = 24 * 3600.0
-# No image is taken for smaller than a tenth of the files that it is made of, nor than half of what
-# does not compress by itself (it may be there more than once).
+# The highest assumed ratio of files to image: of compressible files, and of others (which may be
+# there more than once).
 MOST_PACKED, DENSE_PACKED = 10, 2
 LARGEST_NAMED = 3
-# From so many zeros on.
+# The least zeros for which an image is packed with holes.
 HOLES_BYTES = 64 * 1024**2
 LESS = "Have less on the pod's disk, or delete another image with /image/delete."
 FILLED = " The holes of its sparse files are zeros in the image."
@@ -73,7 +75,7 @@ Kept = Literal["kept", "filled"] | None
 
 
 class Cancelled(Conflict):
-    """Its maker has cancelled an image."""
+    """The member has cancelled the image."""
 
     default_code = "commit_cancelled"
 
@@ -83,20 +85,20 @@ class _UnderWay:
     """An image that is being made of a pod."""
 
     ins: str
-    # LXD's operation that packs it, once it does, and who waits for its end.
+    # LXD's operation that packs it, once it has started, and the task that waits for its end.
     operation: str = ""
     packing: asyncio.Task[Any] | None = None
-    # LXD has spoiled it once.
+    # Packing was Slipped once, and is repeated.
     is_again: bool = False
-    # What takes LXD long to read.
+    # Large files, which LXD takes long to read.
     large: Sequence[File] = ()
-    # Raises Forbidden if an image of so many bytes is more than its maker may have.
+    # Raises Forbidden if an image of this size, in bytes, exceeds the member's quota.
     check_size: Callable[[int], Awaitable[None]] | None = None
-    # From then on it is there.
+    # The image has its name, and is complete.
     is_named: bool = False
-    # What it was made of has been deleted, with all else.
+    # The copy and all other remains are deleted.
     is_gone: bool = False
-    # What takes too long counts from here, also what is packed twice.
+    # The start of the timeout, also if it is packed twice; of the monotonic clock, in seconds.
     began: float = field(default_factory=time.monotonic)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     ended: asyncio.Event = field(default_factory=asyncio.Event)
@@ -109,13 +111,13 @@ class _UnderWay:
         return self.packing is not None and not self.packing.done()
 
     def go_on(self) -> None:
-        """Raises Cancelled if that is so."""
+        """Raises Cancelled if the image was cancelled."""
         if self.cancelled.is_set():
             raise Cancelled("The image was cancelled.")
 
     async def first(self, work: asyncio.Future[Any], *guards: Coroutine[Any, Any, None]) -> Any:
-        """The result of something, which goes on if it is cancelled or takes too long, or if one
-        of the `guards` raises an error, which is raised then."""
+        """The result of `work`, unless it is cancelled or times out, or one of the `guards` raises
+        an error, which is raised then; `work` itself goes on."""
         tasks = [asyncio.ensure_future(item) for item in (self.cancelled.wait(), *guards)]
         try:
             left = max(0.0, self.began + TIMEOUT - time.monotonic())
@@ -138,7 +140,7 @@ class _UnderWay:
 
 
 class Commits:
-    """Publishes pods; half-made images have no name, and are deleted."""
+    """Publishes pods; half-made images have no alias, and are deleted."""
 
     def __init__(
         self,
@@ -161,21 +163,21 @@ class Commits:
         self._files = files
         self._host = host
         self._packing = packing
-        # LXD is asked for one image after the other, so that each is known by when it has come.
+        # Images are requested one after the other, so that each is identified by its time.
         self._asking = asyncio.Lock()
         self._images = images
         self._owned = owned
         self._half_made = half_made
         self._disks = disks
         self._tasks = tasks
-        # One image at a time for each member: that is the quota's, and the processors' due.
+        # One image at a time for each member, for the quota and to limit the CPU time.
         self._under_way: dict[str, _UnderWay] = {}
 
     async def commit(self, member: Member, ins: str, tag: str, description: str) -> Committed:
-        """Make an image of a pod, which goes on as it is; it replaces the member's of that tag.
+        """Make an image of a pod, which is not changed; it replaces the member's with that tag.
 
-        Raises Conflict (the name is somebody else's), Forbidden (quota). If anything fails, an
-        older image stays as it was, and nothing of the new one is left.
+        Raises Conflict (the name is not the member's), Forbidden (quota). If anything fails, an
+        older image stays unchanged, and the new one is removed.
         """
         pod = await self._owned.find(member, ins)
         name = f"{member.name}-{tag}"
@@ -183,7 +185,7 @@ class Commits:
             old = await self._replaced(member, name)
             await self._check_room(member, old)
             room = await self._room(member, pod, old)
-            # Which may leave out what the pod shares with its own image.
+            # This may not include what the pod shares with its own image.
             room.check(await self._disks.used(pod.name, pod.instance.devices) or 0)
             async with self._template(pod, under_way) as template:
                 if member.quota.image_size != UNLIMITED:
@@ -212,9 +214,9 @@ class Commits:
         return Committed(name, kept, said + (FILLED if kept == "filled" else ""))
 
     async def cancel(self, member: Member, ins: str) -> str:
-        """End the making of an image; returns what came of it, when that is over.
+        """Cancel an image, wait for the end, and return what was done.
 
-        Raises NotFound (none is being made), Conflict (it is just there).
+        Raises NotFound (none is being made), Conflict (it was just completed).
         """
         await self._owned.find(member, ins)
         under_way = self._under_way.get(member.name)
@@ -240,7 +242,7 @@ class Commits:
         return f"The image of pod {ins} is cancelled, and nothing of it is left."
 
     async def progress(self, member: Member, ins: str) -> Progress:
-        """How far the image of a pod is. Raises NotFound."""
+        """The progress of a pod's image. Raises NotFound."""
         await self._owned.find(member, ins)
         under_way = self._under_way.get(member.name)
         if under_way is None or under_way.ins != ins:
@@ -257,9 +259,9 @@ class Commits:
         return Progress(doing, said.percent, said.speed)
 
     async def sweep(self) -> None:
-        """Delete the images that a podyd which was killed has left without a name.
+        """Delete images without an alias, of a podyd that was killed.
 
-        Those of another project are another podyd's, which may be about to name them.
+        Those of another project belong to another podyd, which may be about to name them.
         """
         for image in await self._images.all():
             is_ours = image.made_as and image.project in ("", self._project)
@@ -296,7 +298,7 @@ class Commits:
         return None
 
     async def _others(self, member: Member, old: Image | None) -> list[Image]:
-        """The member's images that stay."""
+        """The member's images without the one that is replaced."""
         gone = old.fingerprint if old else ""
         return [
             image
@@ -319,8 +321,8 @@ class Commits:
     async def _check_size(
         self, member: Member, old: Image | None, template: str, size: int
     ) -> None:
-        """Raises Forbidden if an image of so many bytes is too large; LXD may have just finished
-        it, made of `template`."""
+        """Raises Forbidden if an image of `size` bytes is too large; LXD may have just finished
+        it, from `template`."""
         limit = member.quota.image_size
         others = await self._others(member, old)
         used = sum(image.size for image in others if image.made_as != template)
@@ -339,20 +341,20 @@ class Commits:
         free = None
         with contextlib.suppress(LxdRefused):
             for pool in await self._disks.pools([pod.instance.devices]):
-                # LXD says 0 where it cannot tell.
+                # LXD returns 0 if it is not known.
                 free = pool.total - pool.used if pool.total else None
         return Room(pod.ins, member.quota.image_size, used, free, await self._host.left())
 
     @contextlib.asynccontextmanager
     async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:
-        """A copy of a pod without its identity, that is nobody's and never runs."""
+        """A copy of a pod without its identity and owner, which never runs."""
         name = f"{TEMPLATE}{secrets.token_hex(8)}"
         copy = NewInstance(
             name,
             CopyOf(pod.name),
             pod.instance.profiles,
             {MADE_AS: name, OWNER: ""},
-            # A full disk has no room for what LXD itself writes there.
+            # Without a limit, LXD can write its own files also if the pod's disk is full.
             without_limit(pod.instance.devices),
         )
         self._half_made.begin(name)
@@ -367,7 +369,7 @@ class Commits:
             await asyncio.wait({removing}, timeout=timeout)
 
     async def _copy(self, copy: NewInstance, under_way: _UnderWay) -> None:
-        """LXD copies; it cannot be told to stop, and stumbles where files go while the pod runs."""
+        """Copy a pod. LXD cannot stop a copy, and fails if files are deleted by the running pod."""
         for left in reversed(range(COPY_TRIES)):
             try:
                 await self._instances.create(copy, timeout=TIMEOUT)
@@ -380,7 +382,7 @@ class Commits:
                 under_way.go_on()
 
     async def _remove(self, template: str, under_way: _UnderWay) -> None:
-        """Delete what was published from, and what LXD has finished although podyd gave up."""
+        """Delete the copy, and an image that LXD has finished after podyd's timeout."""
         if under_way.is_packing:
             with contextlib.suppress(PodydError):
                 await self._files.cut(template, under_way.large)
@@ -392,7 +394,7 @@ class Commits:
         under_way.is_gone = True
 
     async def _seen(self, looking: Coroutine[Any, Any, Any], under_way: _UnderWay) -> Any:
-        """What somebody sees who looks at the copy, unless that is cancelled."""
+        """The result of `looking` at the copy, unless the image is cancelled."""
         task = self._tasks.spawn(looking, "looking at a copy")
         try:
             return await under_way.first(task)
@@ -410,7 +412,8 @@ class Commits:
         raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
 
     async def _pack_holes(self, new: NewImage, found: Holes, under_way: _UnderWay) -> Kept:
-        """Pack what has holes with them, if that can be; what has become of them."""
+        """Pack the copy, with the holes of its sparse files if possible; returns whether they are
+        kept or filled."""
         has_holes = found.zero_bytes >= HOLES_BYTES
         if has_holes and found.data_bytes <= await self._host.for_squashfs():
             try:
@@ -421,7 +424,7 @@ class Commits:
             except LxdRefused as error:
                 if isinstance(error, Slipped):
                     raise
-                # There is no tar2sqfs, or it has failed, of which LXD does not say why.
+                # tar2sqfs is missing, or has failed; LXD's error has no reason.
                 log.warning("files have no holes in an image without squashfs: %s", error.reason)
         await self._pack(new, under_way)
         return "filled" if has_holes else None
@@ -429,9 +432,9 @@ class Commits:
     async def _pack(
         self, new: NewImage, under_way: _UnderWay, uncertain: int | None = None
     ) -> None:
-        """Pack the copy, which stays as it is: what LXD spoils is packed once more.
+        """Pack the copy, once more after Slipped; the copy does not change meanwhile.
 
-        So many bytes of it are `uncertain`, as of Growth.
+        `uncertain` is in bytes, as in Growth.
         """
         try:
             await self._pack_once(new, under_way, uncertain)
@@ -451,7 +454,7 @@ class Commits:
         try:
             await under_way.first(under_way.packing, *guards)
         except DiskFull as error:
-            # The copy has no limit, so it is not the pod's disk.
+            # The copy's disk has no limit, so the host's disk is full.
             raise DiskFull(
                 error.reason,
                 f"The host has no room left where LXD makes images ({error.reason}), and nothing of"
@@ -460,7 +463,7 @@ class Commits:
             ) from error
 
     async def _ask(self, new: NewImage, under_way: _UnderWay) -> Growth:
-        """Have LXD begin to pack, or fail at once."""
+        """Wait until LXD has started to pack, or has failed."""
         async with self._asking:
             growth = await self._packing.begin()
             has_begun = asyncio.Event()
@@ -482,7 +485,7 @@ class Commits:
             return growth
 
     async def _name(self, name: str, image: Image, old: Image | None) -> None:
-        """Let the name mean the new image; from then on it is whole."""
+        """Give the new image its name; from then on it is complete."""
         if old is None:
             await self._store.name(name, image.fingerprint)
         else:
@@ -492,29 +495,28 @@ class Commits:
 async def _hold(
     growth: Growth, check: Callable[[int], Awaitable[None]], uncertain: int | None
 ) -> None:
-    """Goes on until an image is larger than it may be: raises Forbidden then."""
+    """Raises Forbidden once an image is larger than allowed; never returns."""
     while True:
-        # What LXD does not say now is looked at again.
+        # After an error of LXD it is read again.
         with contextlib.suppress(LxdRefused, Unavailable, TimedOut):
             await check(await growth.size(uncertain))
         await asyncio.sleep(WATCH_SECONDS)
 
 
 def _written_twice(found: Holes, under_way: _UnderWay) -> int:
-    """How much tar2sqfs may take back: it writes a file before it sees that it has the same."""
+    """How many bytes tar2sqfs may remove again: it writes a file before it detects a duplicate."""
     largest = max([LARGE_BYTES, *(file.size for file in under_way.large)])
     return min(largest, found.data_bytes // 2)
 
 
 @dataclass(frozen=True)
 class Room:
-    """For how many bytes of files an image of a pod has room.
+    """Limits of the files of an image, in bytes; None is not known.
 
-    LXD packs them one by one, says only how many it has read, and knows how large the image is when
-    it is there. So `quota_bytes`, which is of images as they are stored, and `host_bytes`, where
-    LXD keeps them, allow for ten times as much in files, but for twice as much of what does not
-    compress; and `free_bytes`, which is what the pods' pool has left, for as much: a pod that is
-    made of the image needs it. None: nobody knows.
+    LXD reports only how many bytes of files it has read, and the size of the image at the end. So
+    `quota_bytes`, which limits the stored images, and `host_bytes`, which is free where LXD stores
+    them, allow ten times as much in compressible files, and twice as much in others. `free_bytes`,
+    which is free in the pods' pool, allows as much in files, as a pod from the image needs that.
     """
 
     ins: str
@@ -524,13 +526,13 @@ class Room:
     host_bytes: int | None = None
 
     def check(self, size: int, large: Sequence[File] = (), dense: int = 0) -> None:
-        """Raises Forbidden or Conflict if files of this size are too much; `large` are named.
+        """Raises Forbidden or Conflict, which names `large` files, if `size` is too large.
 
-        So much of them is `dense`: it does not compress.
+        `size` is in bytes, of which `dense` do not compress.
         """
         files = f"The files of pod {self.ins!r} have {size} bytes"
         files += f", of which some {dense} do not compress" if dense else ""
-        # As much as files that do compress, of which a tenth is as large.
+        # The size of compressible files that would make an image as large.
         counted = size - dense + dense * MOST_PACKED // DENSE_PACKED
         taken = "an image is not taken for smaller than a tenth of them"
         taken += ", or half of what does not compress" if dense else ""
@@ -565,6 +567,6 @@ class Room:
 
 
 def _largest(large: Sequence[File]) -> str:
-    """Which files to look at first."""
+    """A sentence that names the largest files."""
     named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
     return f" The largest files: {named}; holes count, as LXD reads them all." if named else ""

@@ -24,7 +24,7 @@ from podyd.base.errors import (
 from podyd.engine.interface import Files
 
 SSH = "/etc/ssh/."  # Also where /etc/ssh is a link to a directory.
-# LXD's template, or systemd from the kernel's name, makes the host name anew.
+# LXD's template, or systemd from the kernel's name, writes the host name again.
 OTHERS = ("/etc/machine-id", "/var/lib/dbus/machine-id", "/etc/hostname")
 # An empty one is filled at the next boot, which does not count as the very first.
 MACHINE_ID = "/etc/machine-id"
@@ -39,7 +39,7 @@ async def forget_identity(files: Files, name: str) -> None:
         for path in OTHERS:
             await _delete(files, name, path)
         await files.make_empty(name, MACHINE_ID, 0o444)
-        # LXD's template starts nothing where this leads out of the pod.
+        # With a link that leads out of the pod, LXD's template makes the start fail.
         if await _kind(files, name, HOSTS) not in ("file", ""):
             await _delete(files, name, HOSTS)
     except (Busy, DiskFull, Gone, Slipped):
@@ -55,7 +55,7 @@ async def forget_identity(files: Files, name: str) -> None:
 
 
 async def _kind(files: Files, name: str, path: str) -> str:
-    """What LXD calls it: file, directory, symlink; "" if it is not there."""
+    """Its type in LXD: file, directory, symlink; "" if it does not exist."""
     try:
         return await files.kind(name, path)
     except Missing:

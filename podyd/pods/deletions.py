@@ -1,9 +1,9 @@
 """Deletion of files in pods, also in a stopped pod: one whose disk is full may not start.
 
-In a pod that runs, `rm` and `find` in it do the work, for the reasons in files.py. In one that
-is stopped nobody can put a pipe into the place of a file, so LXD's own way is safe there: it looks
-at a path without opening it, and removes one thing at a time. But it lists no directory: nothing
-keeps LXD from running the pod's code for that (see podyd/engine/tree.py).
+In a pod that runs, `rm` and `find` in it do the work, for the reasons in files.py. In one that is
+stopped no process can replace a file by a pipe, so LXD's file API is safe there: it reads the type
+of a path without opening it, and removes one file at a time. But no directory is listed by it, as
+nothing keeps LXD from running the pod's code for that (see podyd/engine/tree.py).
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from podyd.pods.slots import Slots
 
 MAX_PER_MEMBER = 4
 MAX_ALL = 32
-# For a directory with all that is below it.
+# The timeout for a directory with all its contents.
 SECONDS = 300.0
 
-# $1: the path, $2: not empty if all below it goes too, unless something is mounted there. -xdev is
-# not enough: the host's directories in a pod may be on the filesystem that its disk is on.
+# $1: the path, $2: not empty if its contents are deleted too, which fails if anything is mounted
+# there. -xdev is not sufficient: the host's directories in a pod may be on its disk's filesystem.
 _DELETE = """
 export LC_ALL=C
 if [ -d "$1" ] && [ ! -L "$1" ]; then
@@ -67,10 +67,10 @@ class Deletions:
         )
 
     async def delete(self, member: Member, request: DeleteFile) -> Log:
-        """Delete a file, or a directory; with `recursive`, in a pod that runs, all that is in it.
+        """Delete a file, or a directory; with `recursive`, in a pod that runs, all its contents.
 
-        Raises BadRequest (a path without a last name), NotFound, Conflict (it has something in it;
-        a frozen pod; it cannot be deleted) or TooMany.
+        Raises BadRequest (a path without a last component), NotFound, Conflict (a directory that
+        is not empty; a frozen pod; it cannot be deleted) or TooMany.
         """
         path = request.path.rstrip("/")
         if path.rpartition("/")[2] in ("", ".", ".."):
@@ -128,11 +128,11 @@ class Deletions:
             ) from error
 
     async def _kind(self, pod: Pod, path: str) -> str:
-        """What LXD calls it: file, directory or symlink, also a pipe is a file; "" for nothing."""
+        """Its type in LXD: file (also a pipe), directory or symlink; "" if it does not exist."""
         try:
             return await self._files.kind(pod.name, path)
         except LxdRefused as error:
-            # Where a part of the path is no directory, LXD says no more than that it failed.
+            # If a component of the path is not a directory, LXD's error has no reason.
             if isinstance(error, Missing) or type(error) is LxdRefused:
                 return ""
             raise

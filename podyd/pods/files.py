@@ -1,13 +1,13 @@
-"""Files in and out of pods: who may move how many at once, and that what is put is put whole.
+"""Transfers of files into and out of pods, with slots for each member and atomic uploads.
 
-The work is done by `stat`, `find`, `head`, `cat` and `tar` in the pod; those of busybox will do.
-LXD has a way of its own, but there a process of the host opens the file: at a pipe, or whatever
-else a pod's root puts in its place, that process hangs for good, and the pod can be neither stopped
-nor deleted any more (measured on 5.0.2). A command in the pod counts as the pod's, and is killed
-with all that it started when the caller goes.
+The work is done by `stat`, `find`, `head`, `cat` and `tar` in the pod; those of busybox suffice.
+LXD has a file API, but there a process of the host opens the file: if a pod's root replaces it by a
+pipe, that process hangs for ever, and the pod can be neither stopped nor deleted any more (measured
+on 5.0.2). A command in the pod counts towards the pod's limits, and is killed with all processes
+that it started when the caller disconnects.
 
-What these programs say is what the pod's root wants: it is bounded in bytes and time, and looked at
-before anything is made of it.
+The pod's root controls the output of these programs: it is limited in bytes and time, and checked
+before it is used.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ MAX_PER_MEMBER = 8
 MAX_ALL = 64
 MAX_ENTRIES = 10_000
 MAX_LIST_BYTES = 2 * 1024**2
-# What a file is, in a line that has four figures.
+# The limit of the first line, which has a file's type, size, mode and time.
 MAX_HEAD_BYTES = 128
-# For what it is, and for a directory's list, the pod has so many seconds.
+# The timeout for that line, and for the list of a directory.
 ANSWER_SECONDS = 60.0
-# A pod that gives or takes nothing for so long has no slot any more, nor has such a caller.
+# A transfer ends, and its slot is free, after this time without progress of the pod or the caller.
 POD_SECONDS = 300.0
 CALLER_SECONDS = 3600.0
 WATCH_SECONDS = 10.0
@@ -54,7 +54,7 @@ T = TypeVar("T")
 Send = Callable[[bytes], Awaitable[None]]
 Receive = Callable[[], Awaitable[bytes | None]]
 
-# For each program that is missing: its name, and this exit status.
+# The exit status if a program is missing, whose name is in stderr.
 _MISSING = 26
 _NEEDS = r"""
 export LC_ALL=C
@@ -65,9 +65,9 @@ needs() {
 }
 """
 
-# $1: the path, $2: the format. First a line about what it is, then what is in it; in a directory's
-# list, names end as no name can. No more of a file than the size that was said; those of /proc
-# say 0.
+# $1: the path, $2: the format. First a line about the file, then its contents; in a directory's
+# list, names have a terminator that no name has. Not more of a file than the size in the first
+# line; files of /proc have 0 there.
 _GIVE = (
     _NEEDS
     + r"""
@@ -93,8 +93,8 @@ esac
 """
 )
 
-# $1: the path, $2: a word that nobody knows. $target is where links lead to; a name may end in
-# newlines, which a shell would take away.
+# $1: the path, $2: a random word. $target is the path with links resolved; a name may end in
+# newlines, which a shell would remove.
 _WHERE = (
     _NEEDS
     + r"""
@@ -118,7 +118,7 @@ exec cat >"$beside"
 """
 )
 
-# $3: how many bytes it must have, $4: its mode or "", $5: its time or "".
+# $3: its size in bytes, which is checked, $4: its mode or "", $5: its time or "".
 _KEEP_FILE = (
     _WHERE
     + r"""
@@ -150,7 +150,7 @@ exec tar -x -p -f - --numeric-owner -C "$beside"
 """
 )
 
-# Into a directory that is there, links to the new files: one is there as a whole, or not at all.
+# In an existing directory, hard links to the new files are made: each appears atomically.
 _KEEP_TAR = (
     _WHERE
     + _INTO
@@ -191,7 +191,7 @@ _LISTED = re.compile(_ABOUT + rb" \./([^/]{1,255})")
 
 
 class Transfers:
-    """Gives slots; who has one can move a file."""
+    """Assigns slots for transfers; each transfer of a file needs one."""
 
     def __init__(self, *, owned: Owned, executor: Executor) -> None:
         self._executor = executor
@@ -205,7 +205,7 @@ class Transfers:
         )
 
     async def fetch(self, member: Member, request: OneFile) -> HeldAnswer[FileInfo] | Outgoing:
-        """What there is at a path: a file's bytes, a directory as a tar file, or words about it.
+        """The contents of a path: a file's bytes, a directory as a tar file, or information on it.
 
         Raises NotFound, Conflict (the pod does not run, or that is no file) or TooMany.
         """
@@ -219,14 +219,14 @@ class Transfers:
         return outgoing if about is None else HeldAnswer(about, outgoing.close)
 
     async def put(self, member: Member, request: PutFile) -> Incoming:
-        """A slot for a file that comes. Raises what `fetch` does."""
+        """A slot for an upload. Raises what `fetch` does."""
         pod = await self._owned.find_running(member, request.ins)
         return Incoming(self, pod, request, self._slots.take(member))
 
     async def run(
         self, pod: Pod, script: str, words: Sequence[str], pipe: Pipe, then: Afterwards | None
     ) -> int:
-        """Run a script in a pod; its exit status. Raises TimedOut if nothing goes on for long."""
+        """Run a script in a pod and return its exit status. Raises TimedOut without progress."""
         command = ("/bin/sh", "-c", script, "podyd", *words)
         running = self._executor.run(pod.name, command, pipe, timeout=None, then=then)
         end = await beside(running, pipe.watch())
@@ -242,13 +242,13 @@ class Transfers:
         return end.code
 
     def drop(self, pod: Pod, words: Sequence[str]) -> None:
-        """Remove what there is of a file that will not come, in the background."""
+        """Remove the temporary files of an upload that has failed, in the background."""
         command = ("/bin/sh", "-c", _DROP, "podyd", *words)
         self._executor.end(Ending(pod.name, command, outlives_stop=True))
 
 
 class Pipe:
-    """What a script is given and what it gives, without anybody who talks to it."""
+    """The input and output streams of a script that is not interactive."""
 
     def __init__(self, receive: Receive | None = None, send: Send | None = None) -> None:
         self._receive = receive
@@ -260,7 +260,7 @@ class Pipe:
 
     @property
     def complaint(self) -> str:
-        """The first line that it wrote to stderr."""
+        """The first line of its stderr."""
         text = self._complaint.decode(errors="replace").strip().partition("\n")[0][:MAX_SHOWN]
         return text.rstrip(".") or "a command in the pod failed"
 
@@ -278,7 +278,7 @@ class Pipe:
             await self._turn(self._send(data))
 
     async def _turn(self, caller: Awaitable[T]) -> T:
-        """Wait for the caller; what comes then is the pod's to do."""
+        """Wait for the caller; then the next progress is expected from the pod."""
         self._waits_for_caller, self._since = True, time.monotonic()
         try:
             return await caller
@@ -286,7 +286,7 @@ class Pipe:
             self._waits_for_caller, self._since = False, time.monotonic()
 
     async def watch(self) -> None:
-        """Raises TimedOut when whoever's turn it is does nothing for long."""
+        """Raises TimedOut if the pod or the caller, whichever is awaited, makes no progress."""
         while True:
             patience = CALLER_SECONDS if self._waits_for_caller else POD_SECONDS
             left = self._since + patience - time.monotonic()
@@ -300,7 +300,7 @@ class Pipe:
 
 
 class Outgoing:
-    """A file on its way out of a pod."""
+    """A download from a pod."""
 
     def __init__(
         self, transfers: Transfers, pod: Pod, request: OneFile, slot: contextlib.ExitStack
@@ -308,7 +308,7 @@ class Outgoing:
         self._transfers = transfers
         self._pod = pod
         self._request = request
-        # One piece at a time: the pod waits until it is taken.
+        # One chunk at a time: the pod waits until it is sent.
         self._pieces: asyncio.Queue[bytes] = asyncio.Queue(1)
         self._pipe = Pipe(send=self._pieces.put)
         self._work: asyncio.Task[int] | None = None
@@ -319,7 +319,7 @@ class Outgoing:
         self.headers: dict[str, str] = {}
 
     async def begin(self) -> FileInfo | None:
-        """Find out what it is; words about it, unless it is to be sent."""
+        """Read the type of the file; returns information on it, or None if it is to be sent."""
         words = (self._request.path, self._request.format or "")
         run = self._transfers.run(self._pod, _GIVE, words, self._pipe, None)
         self._work = asyncio.ensure_future(run)
@@ -405,7 +405,7 @@ class Outgoing:
         return None if self._pieces.empty() else self._pieces.get_nowait()
 
     async def run(self, send: Send) -> None:
-        """Send all of it. Raises PodydError if it ended before its end."""
+        """Send all of it. Raises PodydError if it is incomplete."""
         piece: bytes | None = self._rest
         sent = 0
         while piece is not None:
@@ -415,7 +415,7 @@ class Outgoing:
             piece = await self._piece()
         assert self._work is not None
         code = self._work.result()
-        # 1 is tar's for a file that has changed while it was read.
+        # tar's status is 1 if a file has changed while it was read.
         is_whole = code in ((0, 1) if self._request.format == "tar" else (0,))
         if not is_whole or sent < self._size:
             why = "it has become shorter meanwhile" if is_whole else self._pipe.complaint
@@ -424,12 +424,12 @@ class Outgoing:
             )
 
     def close(self) -> None:
-        """Give the slot back, and end what is not ended; a second time does nothing."""
+        """Release the slot, and end the script if it still runs; may be called again."""
         self._slot.close()
 
 
 class Incoming:
-    """A file on its way into a pod; nothing is at its place before all of it is there."""
+    """An upload to a pod; the file appears at its path when it is complete."""
 
     def __init__(
         self, transfers: Transfers, pod: Pod, request: PutFile, slot: contextlib.ExitStack
@@ -441,7 +441,7 @@ class Incoming:
         self._slot = slot
 
     async def run(self, receive: Receive) -> Log:
-        """Take all that `receive` gives, None at its end. Raises Conflict if the pod cannot."""
+        """Write all that `receive` returns, up to None. Raises Conflict if the pod cannot."""
         is_tar = self._request.format == "tar"
         pipe = Pipe(receive)
         await self._do(_TAKE_TAR if is_tar else _TAKE_FILE, self._words, pipe)
@@ -487,14 +487,14 @@ class Incoming:
                 complaint = "what had come was changed in the pod meanwhile"
         if "quota exceeded" in complaint:
             return full(self._pod)
-        # Not all that is mounted in a pod is its disk.
+        # Not every filesystem in a pod is its disk.
         is_full = "No space left" in complaint
         return Conflict(
             f"The pod did not take it: {complaint}.", code="disk_full" if is_full else "not_taken"
         )
 
     def close(self) -> None:
-        """Give the slot back; a second time does nothing."""
+        """Release the slot; may be called again."""
         self._slot.close()
 
 
@@ -515,7 +515,7 @@ def _caller_is_silent() -> TimedOut:
 
 
 async def _taken(sending: Awaitable[None]) -> None:
-    """Wait until the caller has taken a piece. Raises TimedOut."""
+    """Wait until a chunk is sent to the caller. Raises TimedOut."""
     task = asyncio.ensure_future(sending)
     task.add_done_callback(seen)
     try:
@@ -527,17 +527,17 @@ async def _taken(sending: Awaitable[None]) -> None:
 
 
 def _about(found: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
-    """Type, size, mode and time of change."""
+    """Type, size in bytes, mode and time of change."""
     kind, size, mode, modified = found.group(1, 2, 3, 4)
     seconds = int(modified)
-    # Linux knows times that no calendar has, and ISO 8601 wants four digits for the year.
+    # Linux has times beyond Python's dates, and ISO 8601 requires four digits for the year.
     is_date = _FIRST_TIME <= seconds <= _LAST_TIME
     when = iso(datetime.fromtimestamp(seconds, timezone.utc)) if is_date else None
     return _TYPES.get(kind, "link"), int(size), mode.decode().rjust(4, "0"), when
 
 
 def _entries(data: bytes, is_cut: bool) -> list[Entry] | None:
-    """What a directory has, one more than MAX_ENTRIES at most; None if it makes no sense."""
+    """A directory's entries, at most MAX_ENTRIES + 1; None if the output is malformed."""
     *lines, rest = data.split(b"/\n", MAX_ENTRIES + 1)
     found = [_LISTED.fullmatch(line) for line in lines]
     if not all(found) or (rest and not is_cut and len(lines) <= MAX_ENTRIES):
@@ -551,7 +551,7 @@ def _entries(data: bytes, is_cut: bool) -> list[Entry] | None:
 def _file_headers(about: FileInfo) -> dict[str, str]:
     headers = {
         "Content-Type": "application/octet-stream",
-        # A browser does not show what a pod's root has written as a page of podyd's.
+        # A browser must not show a file from a pod as a page of podyd.
         "Content-Disposition": "attachment",
         "X-Podyd-Size": str(about.size),
         "X-Podyd-Mode": about.mode,

@@ -1,4 +1,4 @@
-"""Instances that are half-made: those in the making, and what is left of those that failed."""
+"""Half-made instances: those that are being created, and the remains of failed ones."""
 
 from __future__ import annotations
 
@@ -19,45 +19,47 @@ log = logging.getLogger(__name__)
 STOP_TIMEOUT = 30
 DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
-# What LXD does not let go of is tried again after so many seconds at first, and at last.
+# The pause before a deletion is tried again, in seconds: the first, and the longest.
 REMOVE_SECONDS, REMOVE_SECONDS_MAX = 0.5, 60.0
 SWEEP_MARGIN = timedelta(seconds=10)
 
 
 class HalfMade:
-    """Knows what this podyd is making, and removes what it, or one before it, has left."""
+    """Tracks the instances that this podyd is creating, and removes half-made ones, also those of
+    an earlier podyd."""
 
     def __init__(self, *, instances: Instances, files: Files, tasks: Tasks) -> None:
         self._instances = instances
         self._files = files
         self._tasks = tasks
         self._began = datetime.now(timezone.utc)
-        # The names of the instances that are being made.
+        # The names of the instances that are being created.
         self._making: set[str] = set()
-        # What is being deleted, and the sign that it may go now.
+        # The deletions under way, and the event that makes them try again at once.
         self._removing: dict[str, asyncio.Task[None]] = {}
         self._again = asyncio.Event()
 
     def begin(self, name: str) -> None:
-        """An instance of this name is being made: until `end`, `sweep` lets it be."""
+        """Register an instance that is being created: until `end`, `sweep` skips it."""
         self._making.add(name)
 
     def end(self, name: str) -> None:
-        """It is whole, or removed."""
+        """The instance is complete, or removed."""
         self._making.discard(name)
 
     def is_under_way(self, name: str) -> bool:
-        """Whether this podyd is making it."""
+        """Whether this podyd is creating it."""
         return name in self._making
 
     async def remove(self, name: str) -> bool:
-        """Delete what is half-made; whether it is gone. If not, it goes in the background."""
+        """Delete a half-made instance; returns whether it is gone. If not, the deletion goes on in
+        the background."""
         removing = self.removal(name)
         gone, _ = await asyncio.wait({removing}, timeout=REMOVE_TIMEOUT)
         return bool(gone) and not removing.cancelled() and removing.exception() is None
 
     def removal(self, name: str) -> asyncio.Task[None]:
-        """Delete what is half-made, in the background, however long LXD does not let go of it."""
+        """Delete a half-made instance in the background, until LXD has deleted it."""
         if name not in self._removing:
             self._removing[name] = self._tasks.spawn(
                 self._remove(name), f"removing half-made pod {name}"
@@ -65,7 +67,7 @@ class HalfMade:
         return self._removing[name]
 
     async def _meant(self, name: str) -> str:
-        """A name, for that instance alone that has it now, if one does."""
+        """A name, bound to the instance that has it now, if there is one."""
         found = named(await self._instances.all(), name)
         return found.name if found else name
 
@@ -74,12 +76,12 @@ class HalfMade:
         try:
             while True:
                 try:
-                    # The name may be another's by the time of a later try.
+                    # Another instance may have the name by the time of a later attempt.
                     meant = meant if uuid_of(meant) else await self._meant(name)
                     return await delete(self._instances, meant)
                 except PodydError as error:
                     before, said = said, error.detail
-                    # LXD may be making it yet.
+                    # LXD may still be creating it.
                     if said != before and not isinstance(error, Busy):
                         log.warning("half-made pod %s is still there: %s", name, said)
                 await came(self._again, pause)
@@ -88,17 +90,17 @@ class HalfMade:
             del self._removing[name]
 
     async def sweep(self) -> None:
-        """Delete the pods that a podyd which was killed has left half-made.
+        """Delete half-made pods of a podyd that was killed.
 
-        What could not be deleted so far is tried again now, too.
+        Deletions that have failed so far are tried again now, too.
         """
         self._again.set()
         self._again.clear()
-        # What ends while the list is read, and what begins then.
+        # Includes those that end while the list is read, and those that begin then.
         before = self._in_hand()
         for instance in await self._instances.all():
             is_marked = instance.config.get(MADE_AS) == instance.name
-            # What is younger, this podyd is making, or somebody beside it.
+            # Younger ones are being created by this podyd, or by another process.
             is_old = instance.created < self._began + SWEEP_MARGIN
             if is_marked and is_old and instance.name not in before | self._in_hand():
                 try:
@@ -120,8 +122,8 @@ class HalfMade:
 
 
 async def delete(instances: Instances, name: str) -> None:
-    """Delete an instance, running or not; that it has gone already is no error."""
-    # Stopping what has stopped is an error that does not matter here.
+    """Delete an instance, running or not, if it still exists."""
+    # The error for an instance that has stopped already does not matter here.
     with contextlib.suppress(LxdRefused):
         await instances.set_status(name, "stop", timeout=STOP_TIMEOUT, force=True)
     with lxd_could_not("delete the pod"), contextlib.suppress(Gone):

@@ -1,4 +1,4 @@
-"""What is said of a pod."""
+"""The information on a pod."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from podyd.pods.quota import cpu_limit, memory_limit
 
 
 class Info:
-    """All about one pod."""
+    """Collects the information on one pod."""
 
     def __init__(
         self,
@@ -37,7 +37,7 @@ class Info:
         self._disks = disks
 
     async def of(self, member: Member, ins: str) -> PodInfo:
-        """All about a member's pod. Raises NotFound."""
+        """The information on a member's pod. Raises NotFound."""
         pod = await self._owned.find(member, ins)
         config = pod.instance.expanded_config
         running = pod.status == "running"
@@ -73,7 +73,7 @@ class Info:
         try:
             return await self._instances.state(pod.name)
         except LxdRefused:
-            return None  # It stopped or went away this moment.
+            return None  # It was stopped or deleted meanwhile.
 
 
 def _addresses(state: State | None) -> list[str]:
@@ -86,7 +86,7 @@ def _addresses(state: State | None) -> list[str]:
 
 
 def port_mapping(devices: Devices) -> list[str]:
-    """`HOST:POD` for each port that an LXD proxy device on the host leads into the pod."""
+    """`HOST:POD` for each port that an LXD proxy device on the host forwards to the pod."""
     found = []
     for device in devices.values():
         if device.get("type") == "proxy" and device.get("bind", "host") == "host":

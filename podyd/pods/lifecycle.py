@@ -1,4 +1,4 @@
-"""Pods made, copied and deleted: as a whole, or not at all."""
+"""Creation, copy and deletion of pods, each complete or not at all."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ from podyd.pods.power import Power
 
 log = logging.getLogger(__name__)
 
-# Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
+# Without shared blocks (a pool with the driver dir), LXD copies the whole disk.
 CREATE_TIMEOUT = 1800.0
 
 
 class Foreign(Conflict):
-    """LXD has something of a new pod's name that is not of this podyd's making."""
+    """LXD has an instance with a new pod's name that this podyd has not created."""
 
     default_code = "name_taken"
 
 
 class Lifecycle:
-    """Makes and deletes members' pods."""
+    """Creates and deletes members' pods."""
 
     def __init__(
         self,
@@ -79,13 +79,12 @@ class Lifecycle:
         gpus: CardChoice | None,
         disk_bytes: int | None,
     ) -> PodInfo:
-        """Make a pod from an image and start it; without `gpus` with those of its profiles.
+        """Create a pod from an image and start it; without `gpus`, with those of its profiles.
 
         `disk_bytes` is the limit of its disk; without it, or with -1, that of profiles and quota.
 
         Raises Conflict (name taken, GPU leased, no port free), Forbidden (over quota, image not
-        offered), NotFound (no such image), StartFailed. If anything fails, nothing of the pod is
-        left.
+        offered), NotFound (no such image), StartFailed. If anything fails, the pod is removed.
         """
         alias, image = await self._images.offered(member, image_name)
         source = FromImage(image.fingerprint)
@@ -100,7 +99,7 @@ class Lifecycle:
         gpus: CardChoice | None,
         disk_bytes: int | None,
     ) -> PodInfo:
-        """Make a pod `to` from another one, or from a snapshot of it, and start it.
+        """Create a pod `to` from another one, or from a snapshot of it, and start it.
 
         It has its own ssh host keys, machine-id and name, and the profiles, limits and cards of a
         new pod. Raises what `create` does.
@@ -148,14 +147,14 @@ class Lifecycle:
         try:
             await self._instances.create(new, timeout=CREATE_TIMEOUT)
         except NameTaken as error:
-            # Since the look at what there is: an admin has typed `lxc launch`, or LXD was slow.
+            # It is newer than the list of instances: of an admin's `lxc launch`, or LXD was slow.
             raise Foreign(
                 f"Something in LXD has got the name {new.name} at this moment.",
                 advice="Try again.",
             ) from error
 
     async def delete(self, member: Member, ins: str) -> str:
-        """Delete a pod, running or not, with all that is in it. Returns what was done."""
+        """Delete a pod, running or not, with all its files. Returns what was done."""
         pod = await self._owned.find(member, ins)
         await delete(self._instances, pod.name)
         log.info("%s deleted pod %s", member.name, pod.name)
@@ -165,9 +164,9 @@ class Lifecycle:
 async def twice_if_lxd_slips(
     make: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[bool]]
 ) -> None:
-    """Make something; what has failed is undone, and made once more if LXD alone is to blame.
+    """Call `make`, and after a failure `undo`; after Slipped, call `make` once more.
 
-    Nothing is undone where it is another's.
+    After Foreign nothing is undone.
     """
     try:
         await make()

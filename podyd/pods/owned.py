@@ -11,7 +11,7 @@ from podyd.model.pod import Pod, pods_of
 
 
 class Owned:
-    """The pods as LXD has them, by owner and name."""
+    """LXD's pods, by owner and name."""
 
     def __init__(self, instances: Instances) -> None:
         self._instances = instances
@@ -38,7 +38,7 @@ class Owned:
         return pods_of(await self._instances.all())
 
     async def find(self, member: Member, ins: str) -> Pod:
-        """A member's pod. Raises NotFound, also for somebody else's."""
+        """A member's pod. Raises NotFound, also for another member's."""
         for pod in await self._all():
             if pod.ins == ins and pod.is_of(member):
                 return pod
@@ -57,7 +57,7 @@ class Owned:
 
 
 def not_running(ins: str, status: str) -> Conflict:
-    """Why nothing can be run in a pod."""
+    """The error for a command in a pod that does not run."""
     return Conflict(
         f"Pod {ins!r} is {status}.",
         advice="Start it with /pod/start.",

@@ -1,4 +1,4 @@
-"""A new pod is planned as a whole, before anything of it is made."""
+"""The plan of a new pod, which is complete before anything is created."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from podyd.pods.quota import limits
 
 @dataclass(frozen=True)
 class NewPod:
-    """What a member asks for.
+    """A member's request for a pod.
 
-    Without `gpus`: those of its profiles. `disk_bytes` is the limit of its disk; without it, or
-    with -1, that of profiles and quota. `keys` are set on the instance besides podyd's own.
+    Without `gpus`, it has those of its profiles. `disk_bytes` is the limit of its disk; without it,
+    or with -1, that of profiles and quota applies. `keys` are added to podyd's own keys.
     """
 
     ins: str
@@ -40,8 +40,8 @@ class NewPod:
 
 
 class Planner:
-    """Plans new pods within their owners' quotas, and holds all that they need until they are
-    there: name, cards, ports, room on the disk."""
+    """Plans new pods within their owners' quotas, and reserves name, cards, ports and disk space
+    until they exist."""
 
     def __init__(
         self,
@@ -60,16 +60,16 @@ class Planner:
         self._disks = disks
         self._half_made = half_made
         self._locks: dict[str, asyncio.Lock] = {}
-        # The pods that are being made: by owner and name, their names in LXD.
+        # The instances' names of pods that are being created, by owner and pod name.
         self._making: dict[tuple[str, str], str] = {}
 
     @contextlib.asynccontextmanager
     async def plan(self, member: Member, new: NewPod) -> AsyncIterator[NewInstance]:
-        """The instance that a new pod shall be, and all of it held while the context lasts.
+        """The instance for a new pod; its resources are reserved while the context lasts.
 
-        Cards and profiles are asked for once; the list of instances follows LXD's events, so each
-        part looks at it anew while nobody else decides on the same. Raises Conflict (name taken,
-        GPU leased, no port free), Forbidden (over quota).
+        Cards and profiles are read once; the list of instances follows LXD's events, so each step
+        reads it again under its lock. Raises Conflict (name taken, GPU leased, no port free),
+        Forbidden (over quota).
         """
         picture = await self._scheduler.picture()
         profiles = _profiles_of(member, picture)
@@ -99,7 +99,7 @@ class Planner:
 
     @contextlib.asynccontextmanager
     async def _named(self, member: Member, ins: str) -> AsyncIterator[str]:
-        """Hold a place within the owner's quota, and a name in LXD."""
+        """Reserve a pod within the owner's quota, and a name in LXD."""
         lock = self._locks.setdefault(member.name, asyncio.Lock())
         async with lock:
             instances = await self._instances.all()
@@ -112,8 +112,8 @@ class Planner:
         try:
             yield name
         finally:
-            # Under the lock: nobody may have read LXD's list before the pod was in it and look
-            # here after it is gone.
+            # Under the lock, so that no other plan has read LXD's list before the pod was in it and
+            # reads this dictionary after its removal.
             async with lock:
                 del self._making[member.name, ins]
                 self._half_made.end(name)
@@ -134,7 +134,7 @@ class Planner:
 
 
 def _profiles_of(member: Member, picture: Picture) -> list[Profile]:
-    """The profiles of a member's new pods, without those that are of no use on this host."""
+    """The profiles of a member's new pods, without those that do not apply to this host."""
     missing = [name for name in member.profiles if name not in picture.profiles]
     if missing:
         raise PodydError(

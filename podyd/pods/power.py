@@ -1,4 +1,4 @@
-"""Pods started and stopped, whatever LXD is doing meanwhile."""
+"""Start and stop of pods, also during other operations of LXD."""
 
 from __future__ import annotations
 
@@ -29,13 +29,14 @@ log = logging.getLogger(__name__)
 
 START_TIMEOUT = 120.0
 STOP_TIMEOUT = 30
-# An init that has just been started is deaf to the signal to shut down, so it is sent some more.
+# An init that was just started ignores the signal to shut down, so it is sent again after these
+# seconds.
 DEAF_TIMEOUTS = (1, 3)
 DEAF_AGE = timedelta(seconds=10)
 
 
 class StartFailed(PodydError):
-    """LXD could not start a pod; `detail` has the reason from LXC's own log."""
+    """LXD could not start a pod; `detail` has the reason from LXC's log."""
 
     status = 502
     default_code = "pod_start_failed"
@@ -85,9 +86,9 @@ class Power:
         return f"Pod {ins} has stopped{how}, and is running again{await self._start_in_room(pod)}"
 
     async def _start_in_room(self, pod: Pod) -> str:
-        """Start a pod, in a little more room if its disk is full; returns the end of a sentence."""
+        """Start a pod, with a reserve if its disk is full; returns the end of a sentence."""
         with contextlib.suppress(DiskFull):
-            # Where LXD finds no room, it does not clean up after the start that has failed.
+            # If the disk is full, LXD does not clean up after a failed start.
             if await self._instances.has_room(pod.name):
                 await self.start_instance(pod.name)
                 return "."
@@ -101,14 +102,14 @@ class Power:
     async def start_instance(
         self, name: str, action: Literal["start", "unfreeze"] = "start"
     ) -> None:
-        """Start an instance, whosever it is. Raises DiskFull, StartFailed."""
+        """Start an instance of any owner. Raises DiskFull, StartFailed."""
         try:
             await self._instances.set_status(name, action, timeout=START_TIMEOUT)
         except Running:
             return
         except Slipped as error:
-            # It cannot change a file's owner on a full disk either. On ZFS nothing else is said of
-            # one: liblxc does not write its file, and LXD still writes its own.
+            # LXD cannot change a file's owner on a full disk either. On ZFS this is the only sign:
+            # liblxc cannot write its file, and LXD can still write its own.
             has_room = await self._instances.has_room(name)
             if has_room and not await self._disks.is_at_limit(name):
                 raise
@@ -120,7 +121,7 @@ class Power:
             raise StartFailed(f"The pod could not be started: {reason}.") from error
 
     async def _stop(self, pod: Pod) -> str:
-        """Stop a pod; returns how, if not in the ordinary way."""
+        """Stop a pod; returns how, unless it has shut down by itself."""
         for timeout in _stop_timeouts(pod):
             try:
                 await self._tell_to_stop(pod.name, timeout)
@@ -131,9 +132,9 @@ class Power:
         return ", by force, as it did not shut down in time" if pod.status == "running" else ""
 
     async def _tell_to_stop(self, name: str, timeout: float, *, force: bool = False) -> None:
-        """Have LXD stop a pod; where it has stopped, LXD's refusal is none, be it of the cleaning.
+        """Have LXD stop a pod; errors are ignored if it has stopped, also those of the clean-up.
 
-        It may also have done so before it was told, or just when its time was over.
+        It may also have stopped before the request, or just at the timeout.
         """
         try:
             with lxd_could_not("stop the pod"):
@@ -149,7 +150,7 @@ class Power:
 
 
 async def why_not_started(instances: Instances, name: str) -> str:
-    """What the last start of a pod failed for, in LXC's own words; "" if nobody can tell."""
+    """Why the last start of a pod failed, in LXC's words; "" if that is not known."""
     with contextlib.suppress(PodydError):
         return await instances.why_not_started(name)
     return ""
@@ -161,7 +162,7 @@ def _full_now(pod: Pod) -> str:
 
 
 def _stop_timeouts(pod: Pod) -> tuple[int, ...]:
-    """How many seconds a pod gets to shut down by itself, each time that it is told to."""
+    """The timeouts in seconds of each signal to a pod to shut down by itself."""
     if pod.status != "running":
         return ()  # A frozen one cannot.
     started = pod.instance.started

@@ -1,4 +1,4 @@
-"""What holds a pod within its owner's quota, where its profiles allow more."""
+"""The limits of a pod by its owner's quota, if its profiles allow more."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from podyd.node.facts import Facts
 
 
 def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
-    """The LXD keys of several profiles, of which the last one counts."""
+    """The LXD keys of several profiles; the last value of a key counts."""
     config: dict[str, str] = {}
     for profile in profiles:
         config |= profile.config
@@ -19,7 +19,7 @@ def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
 
 
 def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
-    """The LXD keys that hold a pod within its owner's quota, where its profiles allow more."""
+    """The LXD keys that limit a pod to its owner's quota, if its profiles allow more."""
     config = config_of(profiles)
     found = {}
     quota = member.quota
@@ -39,7 +39,7 @@ def memory_limit(config: Mapping[str, str]) -> int:
 
 
 def cpu_limit(config: Mapping[str, str]) -> int:
-    """The number of CPUs that `limits.cpu` gives (a count, or a set such as 0-3,8), or -1."""
+    """The number of CPUs of `limits.cpu` (a count, or a set such as 0-3,8), or -1."""
     text = config.get("limits.cpu", "")
     if not text:
         return UNLIMITED

@@ -1,4 +1,4 @@
-"""What a podyd that was killed has left half-made, removed once LXD has come to an end with it."""
+"""Removal of half-made pods and images of a podyd that was killed, once LXD has finished them."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from podyd.pods.half_made import HalfMade
 
 log = logging.getLogger(__name__)
 
-# Between two looks at what LXD is doing, at first and at last.
+# The pause between two reads of LXD's operations, in seconds: the first, and the longest.
 LOOK_SECONDS, LOOK_SECONDS_MAX = 0.25, 5.0
-# Where LXD could not be asked.
+# The pause, in seconds, after LXD did not answer.
 AGAIN_SECONDS = 60.0
 
 
 class Sweep:
-    """Looks whenever LXD is there (again), which may have been what ended the podyd before."""
+    """Sweeps after each connection to LXD, as LXD's end may also have ended an earlier podyd."""
 
     def __init__(self, *, operations: Operations, half_made: HalfMade, commits: Commits) -> None:
         self._operations = operations
@@ -29,11 +29,11 @@ class Sweep:
         self._there = asyncio.Event()
 
     def begin(self) -> None:
-        """LXD is there."""
+        """LXD is connected: start a sweep."""
         self._there.set()
 
     async def run(self) -> None:
-        """Sweep, for good."""
+        """Sweep after each `begin`, until cancelled."""
         timeout: float | None = None
         while True:
             await came(self._there, timeout)
@@ -46,15 +46,15 @@ class Sweep:
                 timeout = AGAIN_SECONDS
 
     async def sweep(self) -> None:
-        """Remove what is half-made now, and until all has ended that LXD is doing now.
+        """Remove half-made pods and images, until all current operations of LXD have ended.
 
-        A pod that LXD is still making, or an image, is not listed yet. Raises PodydError.
+        Those that LXD is still creating are not listed yet. Raises PodydError.
         """
         left = await self._under_way()
         pause = LOOK_SECONDS
         while True:
             await self._half_made.sweep()
-            # What an image was being made of is there until LXD has finished the image.
+            # The copy that an image is made from exists until LXD has finished the image.
             await self._commits.sweep()
             if not left:
                 return
