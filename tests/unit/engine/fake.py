@@ -1,7 +1,7 @@
-"""An engine in memory, which answers as LXD does; engine_cases.py has what both pass.
+"""A fake engine in memory, with LXD's answers; both pass the tests of engine_cases.py.
 
-Whatever goes wrong with an engine can be asked for: `refuse` for a call that fails, before it has
-done anything, after it has, or later on; `hold` for one that takes its time.
+Tests can inject errors and delays: `refuse` makes a call fail before or after its change, or with
+the change later; `hold` makes it wait.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ from podyd.engine.types import (
 BORN = datetime(2026, 1, 1, tzinfo=timezone.utc)
 IMAGE = StoredImage("f" * 64, ("small",), {"description": "small"}, 1024, BORN, "x86_64")
 PROFILE = Profile("podyd-base", devices={"root": {"type": "disk", "path": "/", "pool": "default"}})
-# What a call that fails has done: nothing, all of it, or all of it a little later.
+# When a call that fails makes its change: never, at once, or later.
 When = Literal["before", "after", "later"]
 
 
 @dataclass
 class _Kept:
-    """What can be restored of an instance, and the rest of it."""
+    """The files and settings of an instance or a snapshot."""
 
     config: dict[str, str]
     devices: dict[str, Mapping[str, str]]
@@ -88,10 +88,10 @@ class _Refusal:
 
 
 class FakeEngine:
-    """What is there, and what goes wrong with it.
+    """The engine's state, and the errors that it returns.
 
-    `asked` is every call, with what it was about, `done` each that has changed
-    something, and `refused` each that has failed as asked for.
+    `asked` has every call with its target, `done` those that have changed something, and `refused`
+    those that have failed by `refuse`.
     """
 
     def __init__(self, *profiles: Profile, project: str = "podyd") -> None:
@@ -108,11 +108,11 @@ class FakeEngine:
         self.asked: list[tuple[str, str]] = []
         self.done: list[tuple[str, str]] = []
         self.refused: list[tuple[str, str]] = []
-        # Called after every change, with the engine as it is then.
+        # Called after every change.
         self.checks: list[Callable[[], None]] = []
         self.subscribers: list[Callable[[], None]] = []
         self.running: dict[str, int] = {}
-        # How many calls of a kind there were at once, at most.
+        # The largest number of concurrent calls of a kind.
         self.most: dict[str, int] = {}
         self.refusals: list[_Refusal] = []
         self._gates: dict[tuple[str, str | None], asyncio.Event] = {}
@@ -129,7 +129,7 @@ class FakeEngine:
             server=_Server(self),
         )
 
-    # --- What goes wrong -------------------------------------------------------------------------
+    # --- Errors and delays -----------------------------------------------------------------------
 
     def refuse(
         self,
@@ -140,23 +140,23 @@ class FakeEngine:
         when: When = "before",
         times: int = 1,
     ) -> None:
-        """Let the next calls of this kind fail; `of` is the instance that they are about."""
+        """Make the next calls of this kind fail; `of` is their instance, None any."""
         self.refusals.append(_Refusal(call, of, error, when, times))
 
     def hold(self, call: str, of: str | None = None) -> asyncio.Event:
-        """Let calls of this kind wait for an event, from now on."""
+        """Make calls of this kind wait for the returned event."""
         self._gates[call, of] = gate = asyncio.Event()
         return gate
 
     def catch_up(self) -> None:
-        """Do what was to be done later."""
+        """Make the changes that were postponed."""
         late, self._late = self._late, []
         for work in late:
-            with suppress(PodydError):  # What it was about may be gone.
+            with suppress(PodydError):  # Its target may be gone.
                 work()
 
     async def turn(self, call: str, about: str, work: Callable[[], None]) -> None:
-        """A change: others go on meanwhile, and it may be refused."""
+        """Make a change, after a turn of the event loop; it may be refused."""
         with self._counted(call, about):
             await self.waited(call, about)
             refusal = self._next(call, about)
@@ -169,7 +169,7 @@ class FakeEngine:
                 raise refusal.error
 
     async def look(self, call: str, about: str = "") -> None:
-        """A question, which may be refused as well."""
+        """Record a read, which may be refused as well."""
         with self._counted(call, about):
             await self.waited(call, about)
             if refusal := self._next(call, about):
@@ -207,10 +207,10 @@ class FakeEngine:
                 return refusal
         return None
 
-    # --- What is there ---------------------------------------------------------------------------
+    # --- State -----------------------------------------------------------------------------------
 
     def add(self, *instances: Instance) -> None:
-        """Have these instances, as an admin would have made them."""
+        """Add instances, as if an admin had created them."""
         for item in instances:
             self.found[item.name] = _Instance(
                 config=dict(item.config),
@@ -225,14 +225,14 @@ class FakeEngine:
             )
 
     def one(self, name: str) -> _Instance:
-        """Raises Gone, also where the name is bound and another one's by now."""
+        """An instance. Raises Gone, also if the name is bound and another one has it now."""
         found = self.found.get(name)
         if found is None or uuid_of(name) not in ("", found.uuid):
             raise Gone("Instance not found")
         return found
 
     def shown(self, item: _Instance) -> Instance:
-        """As an engine shows it."""
+        """An instance as an engine shows it."""
         profiles = [self.profiles[name] for name in item.profiles if name in self.profiles]
         config: dict[str, str] = {}
         devices: dict[str, Mapping[str, str]] = {}
@@ -252,7 +252,7 @@ class FakeEngine:
         )
 
     def instance(self, name: str) -> Instance:
-        """One of them. Raises Gone."""
+        """An instance as an engine shows it, by name. Raises Gone."""
         return self.shown(self.one(name))
 
     def make(self, new: NewInstance) -> None:
@@ -461,7 +461,7 @@ class FakeInstances:
 
 
 def replace_kept(item: _Kept) -> _Kept:
-    """As it is now, whatever becomes of it."""
+    """A copy of the current state."""
     return _Kept(
         dict(item.config),
         dict(item.devices),
@@ -662,7 +662,7 @@ class _Server(_Part):
 
 
 async def until(condition: Callable[[], bool], turns: int = 10_000) -> None:
-    """Wait for what comes in some turns of the event loop."""
+    """Wait for a condition for at most `turns` turns of the event loop."""
     for _ in range(turns):
         if condition():
             return

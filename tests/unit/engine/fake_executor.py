@@ -1,4 +1,4 @@
-"""An Executor without an engine: commands are this machine's own, or coroutines of a test's."""
+"""A fake Executor: commands run on this machine, or are coroutines of a test."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Program = Callable[[Sequence[str], Streams], Awaitable[int]]
 
 
 async def on_this_machine(words: Sequence[str], streams: Streams) -> int:
-    """Run a command in a session of its own, all of which dies with it; its exit code."""
+    """Run a command in a session of its own, which is killed at its end; returns its exit code."""
     child = await asyncio.create_subprocess_exec(
         *words,
         stdin=asyncio.subprocess.PIPE,
@@ -54,7 +54,7 @@ async def _served(child: asyncio.subprocess.Process, streams: Streams) -> int:
 
     async def end() -> None:
         await _has_ended(child.pid)
-        # What it leaves in the background holds its streams open.
+        # Its background processes have its streams open.
         _kill(child, signal.SIGKILL)
 
     await together(give(STDOUT, child.stdout), give(STDERR, child.stderr), end())
@@ -63,7 +63,7 @@ async def _served(child: asyncio.subprocess.Process, streams: Streams) -> int:
 
 
 async def _has_ended(pid: int) -> None:
-    """Wait for the process alone: asyncio may wait for whoever has its streams, too."""
+    """Wait for the process only: asyncio may also wait until its streams are closed."""
     try:
         handle = os.pidfd_open(pid)
     except ProcessLookupError:
@@ -99,9 +99,9 @@ def _kill(child: asyncio.subprocess.Process, number: int) -> None:
 
 
 class FakeExecutor:
-    """Knows instances by name with their status; what is not "running" runs nothing.
+    """Has instances by name with their status; commands run only in those that are "running".
 
-    It has no terminals: a command with one has pipes all the same.
+    It has no terminals: a command with a terminal has pipes instead.
     """
 
     def __init__(self, instances: Mapping[str, str], program: Program = on_this_machine) -> None:
@@ -111,7 +111,7 @@ class FakeExecutor:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def settle(self) -> None:
-        """Wait until nothing is under way, nor to be ended."""
+        """Wait until no command is under way, nor being ended."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 

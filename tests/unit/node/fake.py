@@ -1,4 +1,4 @@
-"""A host in memory, of which a test says all that is so; test_contract.py keeps it true."""
+"""A fake host in memory, which tests configure; test_contract.py compares it with the real one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from podyd.node.sockdiag import SocketAddress
 
 
 class FakeNode:
-    """Nothing is on it, and it has no NVIDIA driver, until the test says otherwise."""
+    """A host without processes and without NVIDIA's driver, unless the test sets them."""
 
     def __init__(self) -> None:
         self.facts = Facts(kernel="6.1.0-9-amd64", memory_bytes=64 * 1024**3)
@@ -34,7 +34,7 @@ class FakeNode:
 
 
 class FakeSamples:
-    """NVML answers when a test calls `sampled` or `failed`; `is_old` makes the last sample so."""
+    """NVML answers when a test calls `sampled` or `failed`; `is_old` marks the last sample old."""
 
     def __init__(self) -> None:
         self.latest: Sample | None = None
@@ -68,7 +68,7 @@ class FakeSamples:
 
 
 class FakeProcesses:
-    """Those in `known`, in no cgroup of LXC's but as `cgroups` says."""
+    """The processes in `known`, with their LXC cgroups in `cgroups`."""
 
     def __init__(self) -> None:
         self.known: dict[int, Process] = {}
@@ -82,8 +82,9 @@ class FakeProcesses:
 
 
 class FakeSockets:
-    """`listening` are ports of the host, `pods` by the pid of a process in each, and `owners` who
-    has the first of two ends; one that is in `closed` is. `fails` is raised by all, if set."""
+    """`listening` are the host's ports, `pods` those of pods by the pid of a process in each,
+    `owners` the owners by a connection's two ends, `closed` the closed connections. `fails` is
+    raised by all methods, if set."""
 
     def __init__(self) -> None:
         self.listening: set[int] = set()
@@ -114,7 +115,7 @@ class FakeSockets:
 
 
 class FakeNeighbours:
-    """`known` is what the kernel has heard, `asked` what it was told to ask: where, and whom."""
+    """`known` is the kernel's table, `asked` the requests: the interface, and the address."""
 
     def __init__(self, known: Mapping[Nic, frozenset[str]] | None = None) -> None:
         self.known = dict(known or {})
@@ -128,8 +129,7 @@ class FakeNeighbours:
 
 
 class FakeRelays:
-    """A relay that runs once `begin` was called, and until `end`; the ports in `taken` are another
-    process'."""
+    """A relay that runs from `begin` to `end`; the ports in `taken` belong to another process."""
 
     def __init__(self) -> None:
         self.taken: set[int] = set()
@@ -176,7 +176,7 @@ class _FakeRelay:
 
 
 class FakeDirectories:
-    """All are fit but as `problems` says; one in `hanging` never answers."""
+    """All directories are valid, but those in `problems`; those in `hanging` never answer."""
 
     def __init__(self) -> None:
         self.problems: dict[Directory, Fitness] = {}
@@ -189,7 +189,7 @@ class FakeDirectories:
 
 
 class FakeAccounts:
-    """Those of `names`, by uid."""
+    """The accounts in `names`, by uid."""
 
     def __init__(self) -> None:
         self.names: dict[int, str] = {}
