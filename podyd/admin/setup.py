@@ -79,11 +79,11 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
 def openings(config: Config) -> Openings:
     """What pods need for 'pods.mounts': the paths, and the ids of accounts with a directory."""
     paths = {mount.prefix for mount in config.pods.mounts}
-    found = [own for path in paths for own in fit_directories(Path(path))]
+    owned = [directory for path in paths for directory in fit_directories(Path(path))]
     return Openings(
         paths=frozenset(paths),
-        uids=frozenset(str(own.uid) for own in found),
-        gids=frozenset(str(own.gid) for own in found),
+        uids=frozenset(str(directory.uid) for directory in owned),
+        gids=frozenset(str(directory.gid) for directory in owned),
     )
 
 

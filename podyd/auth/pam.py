@@ -117,10 +117,10 @@ def secret_of(user: str) -> Secret:
     """The entry of an account in shadow(5). Not by spwd, which Python 3.13 has removed."""
     find = ctypes.CDLL(None).getspnam
     find.restype = ctypes.POINTER(_Shadow)
-    found = find(user.encode())
-    if not found:
+    entry = find(user.encode())
+    if not entry:
         return Secret()
-    text: bytes = found.contents.password
+    text: bytes = entry.contents.password
     # usermod(8) locks by a '!' prefix.
     password = text.lstrip(b"!")
     # It includes the salt, so the password cannot be found by guessing.

@@ -44,19 +44,19 @@ def keys(kind: type = Config, below: str = "") -> Iterator[Key]:
     hints = typing.get_type_hints(kind)
     for item in dataclasses.fields(kind):
         path, check = _join(below, item.name), item.metadata.get("check")
-        told = item.metadata.get("help", "")
+        help_text = item.metadata.get("help", "")
         inner = next(filter(dataclasses.is_dataclass, _alternatives(hints[item.name])), None)
         if isinstance(inner, type):
-            yield Key(path, told)
+            yield Key(path, help_text)
             yield from keys(inner, path)
             continue
         expected = _expected(hints[item.name], check)
         if _required(item):
-            yield Key(path, told, expected, item.metadata["example"])
+            yield Key(path, help_text, expected, item.metadata["example"])
             continue
         factory = item.default_factory
         value = item.default if factory is dataclasses.MISSING else factory()
-        yield Key(path, told, expected, _written(value, check), has_default=True)
+        yield Key(path, help_text, expected, _written(value, check), has_default=True)
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:

@@ -441,20 +441,20 @@ def json_pairs(text: str, what: str) -> list[tuple[str, str]]:
         raise BadRequest(f"{accepted}.", code="malformed_body") from None
     if not isinstance(pairs, list):
         raise BadRequest(f"{accepted}.", code="malformed_body")
-    found = []
+    values = []
     for pair in pairs:
         if not isinstance(pair, tuple):
             raise BadRequest(f"{accepted}.", code="malformed_body")
         name, value = pair
         if isinstance(value, bool) or not isinstance(value, str | int | float):
             raise BadRequest(f"{accepted}; {name[:64]!a} has neither.", code="malformed_body")
-        found.append((name, value if isinstance(value, str) else repr(value)))
+        values.append((name, value if isinstance(value, str) else repr(value)))
     try:
         # JSON can have half of a surrogate pair ("\\ud800"), which is not valid text.
-        "".join(text for pair in found for text in pair).encode()
+        "".join(text for pair in values for text in pair).encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{what} has half of a surrogate pair.", code="not_utf8") from None
-    return found
+    return values
 
 
 def _names(request: type) -> str:

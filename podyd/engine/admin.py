@@ -304,7 +304,7 @@ class Admin:
 
     def pools(self) -> list[Pool]:
         """The storage pools with their usage."""
-        found = []
+        pools = []
         with _translated("LXD could not be asked for its storage pools"):
             for data in self._get(self._client.api.storage_pools):
                 name = data["name"]
@@ -312,16 +312,16 @@ class Admin:
                 used, total = space["space"].get("used", 0), space["space"].get("total", 0)
                 source = data["config"].get("source", "")
                 refquota = is_set(data["config"], REFQUOTA)
-                found.append(
+                pools.append(
                     Pool(name, data["driver"], source, data["status"], used, total, refquota)
                 )
-        return found
+        return pools
 
     def bridges(self) -> list[str]:
         """The bridges that LXD manages."""
         with _translated("LXD could not be asked for its networks"):
-            found = self._get(self._client.api.networks)
-        return [item["name"] for item in found if item["managed"] and item["type"] == "bridge"]
+            networks = self._get(self._client.api.networks)
+        return [item["name"] for item in networks if item["managed"] and item["type"] == "bridge"]
 
     def project_config(self) -> Mapping[str, str] | None:
         """The project's configuration; None if there is no such project."""
@@ -332,8 +332,8 @@ class Admin:
     def trust(self, fingerprint: str) -> Trust | None:
         """The permissions of a certificate; None if LXD does not have it."""
         with _translated("LXD could not be asked for its certificates"):
-            found = self._get(self._client.api.certificates)
-        for item in found:
+            certificates = self._get(self._client.api.certificates)
+        for item in certificates:
             if item["fingerprint"] == fingerprint:
                 return Trust(item["restricted"], tuple(item["projects"] or ()))
         return None
@@ -341,16 +341,16 @@ class Admin:
     def profiles(self) -> list[Profile]:
         """The project's profiles."""
         with _translated("LXD could not be asked for its profiles"):
-            found = self._get(self._in_project.api.profiles)
-        return [profile_of(item) for item in found]
+            profiles = self._get(self._in_project.api.profiles)
+        return [profile_of(item) for item in profiles]
 
     def image_aliases(self, *, without: str) -> list[str]:
         """The aliases of images of containers without this property."""
         with _translated("LXD could not be asked for its images"):
-            found = self._get(self._in_project.api.images)
+            stored = self._get(self._in_project.api.images)
         images = [
             item
-            for item in found
+            for item in stored
             if item["type"] == "container" and without not in item["properties"]
         ]
         return sorted(alias["name"] for item in images for alias in item["aliases"])
@@ -358,7 +358,7 @@ class Admin:
     def instances(self) -> list[ExpandedInstance]:
         """The project's instances."""
         with _translated("LXD could not be asked for its instances"):
-            found = self._get(self._in_project.api.instances)
+            instances = self._get(self._in_project.api.instances)
         return [
             ExpandedInstance(
                 item["name"],
@@ -366,14 +366,14 @@ class Admin:
                 item["devices"],
                 item["expanded_config"],
             )
-            for item in found
+            for item in instances
         ]
 
     def as_podyd_reads_them(self) -> list[Instance]:
         """The project's instances, in the form of podyd's engine."""
         with _translated("LXD could not be asked for its instances"):
-            found = self._get(self._in_project.api.instances)
-        return [instance_of(item) for item in found]
+            instances = self._get(self._in_project.api.instances)
+        return [instance_of(item) for item in instances]
 
     def openings_in_use(self, paths: Collection[str]) -> Openings:
         """What instances use of the host, without paths below `paths`.
@@ -381,17 +381,17 @@ class Admin:
         LXD does not remove a permission of a project while an instance uses it.
         """
         with _translated("LXD could not be asked for its instances"):
-            found = self._get(self._in_project.api.instances)
+            instances = self._get(self._in_project.api.instances)
         below = tuple(f"{path}/" for path in paths)
         sources = {
             device["source"]
-            for item in found
+            for item in instances
             for device in item["expanded_devices"].values()
             if device["type"] == "disk" and not device.get("pool")
         }
         ids = [
             words[:2]
-            for item in found
+            for item in instances
             for line in item["expanded_config"].get("raw.idmap", "").splitlines()
             if len(words := line.split()) > 1
         ]

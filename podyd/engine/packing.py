@@ -116,8 +116,8 @@ def _tell(connection: socket.socket, uid: int) -> None:
 
 def image_places() -> list[Path]:
     """The directories in which LXD may have its images."""
-    own = os.environ.get("LXD_DIR")
-    return [*([Path(own, "images")] if own else []), *IMAGES, *MOUNTED]
+    lxd_directory = os.environ.get("LXD_DIR")
+    return [*([Path(lxd_directory, "images")] if lxd_directory else []), *IMAGES, *MOUNTED]
 
 
 def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int | None]]]) -> Told:

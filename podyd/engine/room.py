@@ -42,14 +42,14 @@ class Filesystem:
 
 def filesystems(places: Sequence[Path]) -> list[Filesystem]:
     """The filesystems of directories, without those that cannot be read; may block."""
-    found = []
+    usable = []
     for place in places:
         with contextlib.suppress(OSError):
             if place in MOUNTED and not place.is_mount():
                 continue
-            said = os.statvfs(place)
-            found.append(Filesystem(place.stat().st_dev, said.f_bavail * said.f_frsize))
-    return found
+            status = os.statvfs(place)
+            usable.append(Filesystem(place.stat().st_dev, status.f_bavail * status.f_frsize))
+    return usable
 
 
 class HostRoom:
@@ -61,8 +61,8 @@ class HostRoom:
 
     async def left(self) -> int | None:
         """How many bytes images may use; None if that is not known."""
-        found = await asyncio.to_thread(self._seen, self._images)
-        return min((item.left_bytes for item in found), default=None)
+        disks = await asyncio.to_thread(self._seen, self._images)
+        return min((item.left_bytes for item in disks), default=None)
 
     async def for_squashfs(self) -> int:
         """The largest size, in bytes, of an image that LXD writes to /tmp first and then copies."""

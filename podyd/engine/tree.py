@@ -102,11 +102,11 @@ async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
         number = bisect.bisect_right(ends, place)
         places[number].append(place - ends[number] + files[number].size)
     async with _connected(client, name) as sftp:
-        found = await asyncio.gather(
+        samples = await asyncio.gather(
             *(sftp.sampled(file.path, where) for file, where in zip(files, places, strict=True))
         )
-    full = sum(item.full for item in found)
-    dense = sum({file.size: item.dense for file, item in zip(files, found, strict=True)}.values())
+    full = sum(item.full for item in samples)
+    dense = sum({file.size: item.dense for file, item in zip(files, samples, strict=True)}.values())
     return Holes(
         total * (SAMPLES - full) // SAMPLES,
         tree.size_bytes - total + total * min(SAMPLES, full + MARGIN) // SAMPLES,
@@ -149,19 +149,19 @@ async def end_packing(client: LxdClient, name: str) -> None:
 async def _look(client: LxdClient, name: str) -> Tree:
     size = held = 0
     large: list[File] = []
-    left = [b"/"]
+    pending = [b"/"]
     async with _listing(client, name) as sftp:
-        while left:
-            now, left = left[-AT_ONCE:], left[:-AT_ONCE]
-            held -= sum(map(len, now))
+        while pending:
+            batch, pending = pending[-AT_ONCE:], pending[:-AT_ONCE]
+            held -= sum(map(len, batch))
             for directory, found in zip(
-                now, await asyncio.gather(*map(sftp.directory, now)), strict=True
+                batch, await asyncio.gather(*map(sftp.directory, batch)), strict=True
             ):
                 size += found.size_bytes
                 paths = [_below(directory, entry) for entry in found.directories]
                 files = [File(_below(directory, entry), count) for entry, count in found.large]
                 held += sum(map(len, paths)) + sum(len(file.path) for file in files)
-                left += paths
+                pending += paths
                 large += files
             if held > MAX_HELD_BYTES:
                 raise Conflict(

@@ -68,22 +68,22 @@ class HalfMade:
 
     async def _meant(self, name: str) -> str:
         """A name, bound to the instance that has it now, if there is one."""
-        found = named(await self._instances.all(), name)
-        return found.name if found else name
+        instance = named(await self._instances.all(), name)
+        return instance.name if instance else name
 
     async def _remove(self, name: str) -> None:
-        pause, said, meant = REMOVE_SECONDS, "", name
+        pause, problem, target = REMOVE_SECONDS, "", name
         try:
             while True:
                 try:
                     # Another instance may have the name by the time of a later attempt.
-                    meant = meant if uuid_of(meant) else await self._meant(name)
-                    return await delete(self._instances, meant)
+                    target = target if uuid_of(target) else await self._meant(name)
+                    return await delete(self._instances, target)
                 except PodydError as error:
-                    before, said = said, error.detail
+                    before, problem = problem, error.detail
                     # LXD may still be creating it.
-                    if said != before and not isinstance(error, Busy):
-                        log.warning("half-made pod %s is still there: %s", name, said)
+                    if problem != before and not isinstance(error, Busy):
+                        log.warning("half-made pod %s is still there: %s", name, problem)
                 await came(self._again, pause)
                 pause = min(2 * pause, REMOVE_SECONDS_MAX)
         finally:
@@ -106,7 +106,7 @@ class HalfMade:
                 try:
                     await self._sweep_one(instance)
                 except LxdRefused as error:
-                    log.warning("%s is left as it is: %s", instance.name, error.reason)
+                    log.warning("%s is not changed: %s", instance.name, error.reason)
 
     def _in_hand(self) -> set[str]:
         return {*self._making, *self._removing}

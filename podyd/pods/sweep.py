@@ -42,7 +42,7 @@ class Sweep:
                 await self.sweep()
                 timeout = None
             except PodydError as error:
-                log.warning("nobody could look for what is half-made: %s", error)
+                log.warning("half-made pods and images could not be removed: %s", error)
                 timeout = AGAIN_SECONDS
 
     async def sweep(self) -> None:
@@ -50,17 +50,17 @@ class Sweep:
 
         Those that LXD is still creating are not listed yet. Raises PodydError.
         """
-        left = await self._under_way()
+        operations = await self._under_way()
         pause = LOOK_SECONDS
         while True:
             await self._half_made.sweep()
             # The copy that an image is made from exists until LXD has finished the image.
             await self._commits.sweep()
-            if not left:
+            if not operations:
                 return
             await asyncio.sleep(pause)
             pause = min(2 * pause, LOOK_SECONDS_MAX)
-            left &= await self._under_way()
+            operations &= await self._under_way()
 
     async def _under_way(self) -> set[str]:
         return {item.id for item in await self._operations.under_way()}

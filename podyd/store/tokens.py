@@ -46,11 +46,11 @@ class TokenStore:
         """The token with this digest, expired or not."""
 
         def work(connection: sqlite3.Connection) -> Token | None:
-            found = connection.execute(
+            row = connection.execute(
                 f"SELECT {_TOKEN} FROM tokens WHERE digest = ?",  # noqa: S608 - constants
                 (digest,),
             ).fetchone()
-            return Token(*found) if found else None
+            return Token(*row) if row else None
 
         return await self._database.run(work)
 

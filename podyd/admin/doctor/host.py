@@ -145,12 +145,12 @@ def lines_of(path: Path) -> list[str]:
 
 def ranges_of_root(lines: Sequence[str]) -> list[tuple[int, int]]:
     """Root's ranges: the first id and the count of each."""
-    found = []
+    ranges = []
     for line in lines:
         owner, first, count = [*line.split(":"), "", ""][:3]
         if owner == "root" and first.isdigit() and count.isdigit():
-            found.append((int(first), int(count)))
-    return found
+            ranges.append((int(first), int(count)))
+    return ranges
 
 
 def _within(wanted: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> bool:
