@@ -183,6 +183,20 @@ class Client:
         token = base64.b64encode(f"{self.user}:{self.password}".encode()).decode()
         return {"Authorization": f"Basic {token}"}
 
+    def sees(self, ins: str, **fields: object) -> None:
+        """Wait until /pod/info has these values: podyd hears by LXD's events what an admin does,
+        which may come after LXD's answer to the admin."""
+
+        def has_come() -> bool:
+            info = self.get("/pod/info", ins=ins)
+            return info.status == 200 and fields.items() <= info.body.items()
+
+        wait_until(has_come, f"{ins} with {fields}")
+
+    def lists(self, *pods: str) -> None:
+        """Wait until these are all the pods that there are; see `sees`."""
+        wait_until(lambda: self.get("/pod/list").ok == sorted(pods), f"{pods} and no more")
+
     def exec(self, ins: str, cmd: str, **params: object) -> Json:
         """The answer of a command that podyd could run."""
         return self.post("/pod/exec", ins=ins, cmd=cmd, **params).ok

@@ -105,7 +105,7 @@ def test_two_at_once_are_not_above_the_quota_of_all(limited: Client) -> None:
 def test_an_equal_share_and_what_was_without_a_limit(limited: Client, node: Node) -> None:
     name = node.instance_of(limited.user, "main")["name"]
     node.lxc("config", "device", "remove", name, "root")
-    assert disk_of(limited, "main")[1] == -1
+    limited.sees("main", disk_limit=-1)
     body = limited.post("/pod/create", ins="more", image=IMAGE).refused(403, "quota_exceeded")
     assert name in body["detail"]
     share = limited.post("/pod/limits", ins="main", disk="none").ok["disk_limit"]

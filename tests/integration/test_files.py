@@ -370,6 +370,7 @@ def test_the_log_of_a_pod_that_does_not_run(
     client = new_user()
     client.post("/pod/create", ins=ins, image=SMALL).ok
     node.lxc("stop", "--force", node.instance_of(client.user, ins)["name"])
+    client.sees(ins, status="stopped")
     assert client.get("/pod/logs", ins=ins).ok["source"] in ("console", "lxc")
     assert fetch(client, ins, "/etc/hostname").code == "pod_not_running"
     client.post("/pod/delete", ins=ins).ok
@@ -388,6 +389,7 @@ def test_the_log_of_a_frozen_pod_is_not_its_console(node: Node, own_pod: Client)
     name = node.instance_of(own_pod.user, "p")["name"]
     node.lxc("pause", name)
     try:
+        own_pod.sees("p", status="frozen")
         body = own_pod.get("/pod/logs", ins="p").refused(409, "pod_not_running")
         assert (body["status"], body["advice"]) == ("frozen", "Let it go on with /pod/start.")
         pody = as_user(own_pod)

@@ -117,7 +117,7 @@ def test_a_full_pod_starts_again_in_a_little_more_room(
     assert client.get("/pod/info", ins="full").ok["status"] == "running"
     node.lxc("pause", node.instance_of(client.user, "full")["name"])
     client.post("/pod/restart", ins="full").refused(409, "disk_full")
-    assert client.get("/pod/info", ins="full").ok["status"] == "frozen"
+    client.sees("full", status="frozen")
     client.post("/pod/start", ins="full").ok
     fill_and_cut_off(node, client, thin)
     body = client.post("/pod/start", ins="full").refused(409, "disk_full")

@@ -80,6 +80,7 @@ def test_what_is_on_the_instance_stays_as_it_is_now(node: Node, own: Client) -> 
     node.lxc("config", "unset", name, stale.partition("=")[0])
     node.lxc("config", "set", name, f"user.podyd.owner={own.user}", "limits.memory=300MiB")
     node.lxc("config", "device", "remove", name, "old")
+    own.sees("main", memory_limit=300 * 1024**2)
     before = node.instance_of(own.user, "main")
     own.post("/pod/restore", ins="main", name="s").ok
     after = node.instance_of(own.user, "main")
