@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
-from podyd.auth.protocol import Account
+from podyd.auth.protocol import AccountEntry
 
 NOBODY_UID = 65534
 
@@ -32,7 +32,7 @@ def has_login_shell(entry: pwd.struct_passwd) -> bool:
     return Path(entry.pw_shell).name not in ("nologin", "false")
 
 
-def account_of(entry: pwd.struct_passwd) -> Account:
+def account_of(entry: pwd.struct_passwd) -> AccountEntry:
     """The account with its groups, each of which NSS is asked for."""
     names = []
     for gid in os.getgrouplist(entry.pw_name, entry.pw_gid):
@@ -41,7 +41,7 @@ def account_of(entry: pwd.struct_passwd) -> Account:
     return _as_account(entry, names)
 
 
-def all_accounts(min_uid: int) -> tuple[Account, ...]:
+def all_accounts(min_uid: int) -> tuple[AccountEntry, ...]:
     """All that NSS enumerates, by name; the groups are read once, not once per account."""
     primary: dict[int, str] = {}
     memberships: dict[str, list[str]] = defaultdict(list)
@@ -61,8 +61,8 @@ def all_accounts(min_uid: int) -> tuple[Account, ...]:
     return tuple(accounts)
 
 
-def _as_account(entry: pwd.struct_passwd, groups: list[str]) -> Account:
-    return Account(
+def _as_account(entry: pwd.struct_passwd, groups: list[str]) -> AccountEntry:
+    return AccountEntry(
         name=entry.pw_name,
         uid=entry.pw_uid,
         gid=entry.pw_gid,

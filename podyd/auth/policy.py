@@ -10,7 +10,16 @@ from syslog import LOG_INFO, LOG_NOTICE, LOG_WARNING
 from podyd.auth import pam
 from podyd.auth.accounts import account_of, all_accounts, find, has_login_shell
 from podyd.auth.log import log, quoted
-from podyd.auth.protocol import AllAccounts, Error, Login, OneAccount, Passwd, Ping, Reply, Request
+from podyd.auth.protocol import (
+    AllAccounts,
+    Error,
+    LoginRequest,
+    OneAccount,
+    Passwd,
+    Ping,
+    Reply,
+    Request,
+)
 
 # Of what a person could want to see among many logins; else LOG_INFO.
 _LEVELS = {
@@ -35,7 +44,7 @@ class Policy:
 def perform(request: Request, policy: Policy) -> Reply:
     """Do what was asked; it may block for as long as a PAM or NSS module does."""
     match request:
-        case Login() | Passwd() | OneAccount():
+        case LoginRequest() | Passwd() | OneAccount():
             return judge(request, policy)
         case AllAccounts():
             return Reply(accounts=all_accounts(policy.min_uid))
@@ -43,12 +52,12 @@ def perform(request: Request, policy: Policy) -> Reply:
             return Reply()
 
 
-def judge(request: Login | Passwd | OneAccount, policy: Policy) -> Reply:
+def judge(request: LoginRequest | Passwd | OneAccount, policy: Policy) -> Reply:
     """Answer about one account, and log what was said."""
     began = time.monotonic()
     entry = find(request.user, policy.min_uid)
     match request:
-        case Login():
+        case LoginRequest():
             what, remote, answer = "login", request.remote, _login(request, entry, policy)
         case OneAccount():
             what, remote, answer = "account", request.remote, _one(request, entry, policy)
@@ -63,7 +72,7 @@ def judge(request: Login | Passwd | OneAccount, policy: Policy) -> Reply:
     return answer
 
 
-def _login(request: Login, entry: pwd.struct_passwd | None, policy: Policy) -> Reply:
+def _login(request: LoginRequest, entry: pwd.struct_passwd | None, policy: Policy) -> Reply:
     if entry is None:
         pam.spend_time(request.password)
         return Reply(Error.DENIED)

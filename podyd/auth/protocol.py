@@ -39,7 +39,7 @@ class Error(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Account:
+class AccountEntry:
     """A Linux account, as NSS has it; `groups` are names, sorted, the primary one included."""
 
     name: str
@@ -56,8 +56,8 @@ class Reply:
 
     error: Error | None = None
     reason: str = ""
-    account: Account | None = None
-    accounts: tuple[Account, ...] | None = None
+    account: AccountEntry | None = None
+    accounts: tuple[AccountEntry, ...] | None = None
     mark: str = ""
 
     def to_line(self) -> bytes:
@@ -75,7 +75,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Login:
+class LoginRequest:
     """Check a password, and whether the account may log in now."""
 
     user: str
@@ -110,10 +110,10 @@ class Ping:
     """Check that the helper answers."""
 
 
-Request = Login | Passwd | OneAccount | AllAccounts | Ping
+Request = LoginRequest | Passwd | OneAccount | AllAccounts | Ping
 
 _OPERATIONS: dict[object, type[Request]] = {
-    "login": Login,
+    "login": LoginRequest,
     "passwd": Passwd,
     "account": OneAccount,
     "accounts": AllAccounts,

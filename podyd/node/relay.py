@@ -165,7 +165,7 @@ def _bound(number: int) -> socket.socket:
     return item
 
 
-class Relay:
+class RelayServer:
     """The event loop: one thread, which blocks in epoll only."""
 
     def __init__(
@@ -530,7 +530,7 @@ def main(arguments: list[str]) -> int:
     except OSError as error:
         _log(f"cannot serve {path}: {error.strerror}")
         return 1
-    Relay(control, version).run()
+    RelayServer(control, version).run()
     return 0
 
 

@@ -246,7 +246,7 @@ def test_system_accounts_are_denied_with_the_right_password(
 def test_system_accounts_are_not_shown_to_pam(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pam, "authenticate", lambda *_: pytest.fail("PAM was asked about root"))
     settings = policy.Policy(SERVICE, frozenset(), 1, 1.0, 1000)
-    assert policy.judge(protocol.Login("root", "x"), settings).error is protocol.Error.DENIED
+    assert policy.judge(protocol.LoginRequest("root", "x"), settings).error is protocol.Error.DENIED
 
 
 def test_root_is_nobody_even_where_system_accounts_may_log_in() -> None:
@@ -578,7 +578,7 @@ def test_log_has_users_and_outcomes_and_no_passwords(auth: Running, member: str)
 
 
 def test_passwords_are_not_in_a_repr() -> None:
-    assert "secret" not in repr(protocol.Login("u", "secret"))
+    assert "secret" not in repr(protocol.LoginRequest("u", "secret"))
     assert "secret" not in repr(protocol.Passwd("u", "secret", "secret"))
 
 

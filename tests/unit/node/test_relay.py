@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from podyd.node import relay
-from podyd.node.relay import Relay, listen, unfit
+from podyd.node.relay import RelayServer, listen, unfit
 from tests.integration.harness import free_port, wait_until
 
 Serve = Callable[[Callable[[socket.socket], None]], list[object]]
@@ -50,7 +50,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "ports" / "ports.sock"
     control = listen(str(path))
     over = threading.Event()
-    found = Relay(control, "1", unfit=lambda address: "")
+    found = RelayServer(control, "1", unfit=lambda address: "")
 
     def run() -> None:
         while not over.is_set():
