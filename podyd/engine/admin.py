@@ -22,8 +22,8 @@ from podyd.base.errors import SetupError
 from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import BRIDGE, POOL, body_of
 from podyd.engine.profiles import profile_of
-from podyd.engine.server import card_of
-from podyd.engine.types import Instance, PciCard, Profile, is_set
+from podyd.engine.server import DISK, GIDS, PATHS, UIDS, card_of
+from podyd.engine.types import Allowed, Instance, PciCard, Profile, is_set
 
 SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
 HTTPS_PORT = 8443
@@ -47,7 +47,7 @@ PROJECT_CONFIG = {
     "features.profiles": "true",
     "features.storage.volumes": "true",
     "restricted": "true",
-    "restricted.devices.disk": "managed",
+    DISK: "managed",
     "restricted.devices.gpu": "allow",
     "restricted.devices.nic": "allow",
     "restricted.snapshots": "allow",
@@ -55,20 +55,13 @@ PROJECT_CONFIG = {
 
 Say = Callable[[str], None]
 
-DISK, PATHS = "restricted.devices.disk", "restricted.devices.disk.paths"
-UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
-
 
 @dataclass(frozen=True)
-class Openings:
+class Openings(Allowed):
     """What pods may use of the host: the paths that they may mount, and the ids of their owners.
 
     The ids are in LXD's syntax: 1000, or 1000-1999.
     """
-
-    paths: frozenset[str] = frozenset()
-    uids: frozenset[str] = frozenset()
-    gids: frozenset[str] = frozenset()
 
     def __or__(self, other: Openings) -> Openings:
         return Openings(self.paths | other.paths, self.uids | other.uids, self.gids | other.gids)

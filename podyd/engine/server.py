@@ -10,6 +10,7 @@ from podyd.engine.rest import LxdClient
 from podyd.engine.types import Allowed, PciCard
 
 # Of a restricted project.
+DISK = "restricted.devices.disk"
 PATHS = "restricted.devices.disk.paths"
 UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
 

@@ -225,6 +225,22 @@ def named(instances: Iterable[Instance], name: str) -> Instance | None:
     return next((item for item in instances if item.name == name), None)
 
 
+def devices_of(profiles: Iterable[Profile]) -> Devices:
+    """The devices of several profiles, of which the last one takes precedence."""
+    devices: dict[str, Mapping[str, str]] = {}
+    for profile in profiles:
+        devices |= profile.devices
+    return devices
+
+
+def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
+    """The LXD keys of several profiles; the last value of a key counts."""
+    config: dict[str, str] = {}
+    for profile in profiles:
+        config |= profile.config
+    return config
+
+
 def profiles_of(instance: Instance, known: Mapping[str, Profile]) -> list[Profile]:
     """An instance's profiles among these, in the order in which they are applied."""
     return [known[name] for name in instance.profiles if name in known]

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field, replace
 from podyd.base.errors import Unavailable
 from podyd.base.tasks import came
 from podyd.engine.interface import Server
-from podyd.engine.types import Devices, PciCard, Profile, is_set
+from podyd.engine.types import Devices, PciCard, Profile, devices_of, is_set
 from podyd.model.gpu import CardChoice
 from podyd.node.interface import Samples
 from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
@@ -199,10 +199,7 @@ def natural(
 
     `covers` names the devices of profiles that podyd has masked; an admin may have masked others.
     """
-    merged: dict[str, Mapping[str, str]] = {}
-    for profile in profiles:
-        merged |= profile.devices
-    return merged | of_the_admin(own, covers)
+    return {**devices_of(profiles), **of_the_admin(own, covers)}
 
 
 def with_cards(

@@ -29,7 +29,16 @@ from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
 from podyd.engine.interface import Instances, Pools, Profiles
 from podyd.engine.streams import Executor, bash
-from podyd.engine.types import Devices, Instance, PoolUse, Profile, State, named, root_of
+from podyd.engine.types import (
+    Devices,
+    Instance,
+    PoolUse,
+    Profile,
+    State,
+    devices_of,
+    named,
+    root_of,
+)
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod, pods_of
 
@@ -342,14 +351,6 @@ class Disks:
                 code="disk_in_use",
             )
         return int(kib) * 1024
-
-
-def devices_of(profiles: Iterable[Profile]) -> Devices:
-    """The devices of several profiles, of which the last one takes precedence."""
-    devices: dict[str, Mapping[str, str]] = {}
-    for profile in profiles:
-        devices |= profile.devices
-    return devices
 
 
 def limit_of(instance: Instance) -> int:

@@ -13,10 +13,10 @@ from podyd.engine.bound import uuid_of
 from podyd.engine.interface import Files, Instances
 from podyd.engine.types import Instance, named
 from podyd.model.pod import MADE_AS, TEMPLATE, is_half_made
+from podyd.pods.power import STOP_TIMEOUT
 
 log = logging.getLogger(__name__)
 
-STOP_TIMEOUT = 30
 DELETE_TIMEOUT = 120.0
 REMOVE_TIMEOUT = 10.0
 # The pause before a deletion is tried again, in seconds: the first, and the longest.

@@ -8,13 +8,13 @@ from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
 from podyd.base.quantities import UNLIMITED
 from podyd.contract.pods import PodInfo
 from podyd.engine.interface import Instances, Profiles
-from podyd.engine.types import Profile
+from podyd.engine.types import Profile, config_of
 from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
 from podyd.pods.disks import Disks
 from podyd.pods.info import Info
 from podyd.pods.owned import Owned
-from podyd.pods.quota import config_of, limits, memory_limit
+from podyd.pods.quota import limits, memory_limit
 
 log = logging.getLogger(__name__)
 

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from podyd.base.quantities import UNLIMITED, parse_size
-from podyd.engine.types import Profile
+from podyd.engine.types import Profile, config_of
 from podyd.model.member import Member
 from podyd.node.facts import Facts
-
-
-def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
-    """The LXD keys of several profiles; the last value of a key counts."""
-    config: dict[str, str] = {}
-    for profile in profiles:
-        config |= profile.config
-    return config
 
 
 def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
