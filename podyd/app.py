@@ -215,7 +215,10 @@ def _backends(settings: Settings) -> Backends:
         engine=lxd_engine(client, RestoreGuard(config.data_dir / "restoring")),
         endings=endings,
         executor=LxdExecutor(client, cleaning, endings),
-        node=LocalNode(ports_socket=lambda: settings.current.ports.socket),
+        node=LocalNode(
+            ports_socket=lambda: settings.current.ports.socket,
+            cards_socket=lambda: str(settings.current.cards_socket),
+        ),
         database=Database(config.data_dir / "podyd.db"),
         background=Tasks(),
         cleaning=cleaning,

@@ -310,6 +310,11 @@ class Config:
         return Path(self.auth.socket).with_name("setup.error")
 
     @property
+    def cards_socket(self) -> Path:
+        """The unix socket of `podyd cards`, beside that of `podyd auth`."""
+        return Path(self.auth.socket).with_name("cards.sock")
+
+    @property
     def packing_socket(self) -> Path:
         """The socket of 'podyd packing'."""
         return Path(self.auth.socket).with_name("packing.sock")

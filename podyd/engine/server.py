@@ -52,10 +52,12 @@ class LxdServer:
 def card_of(data: Mapping[str, Any]) -> PciCard:
     """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs, and it leaves out
     the address of one at USB."""
-    nvidia = data.get("nvidia") or {}
+    nvidia, drm = data.get("nvidia") or {}, data.get("drm") or {}
+    numbers = (nvidia.get("card_device"), drm.get("card_device"), drm.get("render_device"))
     return PciCard(
         data.get("pci_address", ""),
         data.get("vendor_id", ""),
         nvidia.get("uuid", ""),
         nvidia.get("model", data.get("product", "")),
+        frozenset(filter(None, numbers)),
     )

@@ -203,12 +203,16 @@ class LxdOperation:
 
 @dataclass(frozen=True)
 class PciCard:
-    """A graphics card of the host; `vendor` is PCI's number of it. "" is what nobody tells."""
+    """A graphics card of the host; `vendor` is PCI's number of it. "" is what nobody tells.
+
+    `numbers` are those of its character devices, as `major:minor`.
+    """
 
     pci: str
     vendor: str
     uuid: str = ""
     name: str = ""
+    numbers: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)

@@ -39,13 +39,15 @@ _COVER = {"type": "none"}
 class Card:
     """A card; `pci` as sysfs writes it, such as 0000:41:00.0. `uuid` is "" if it is not known.
 
-    Two are equal if their addresses are.
+    `numbers` are those of its character devices, as `major:minor`. Two cards are equal if their
+    addresses are.
     """
 
     index: int = field(compare=False)
     pci: str
     uuid: str = field(compare=False)
     name: str = field(default="", compare=False)
+    numbers: frozenset[str] = field(default=frozenset(), compare=False)
 
     @property
     def key(self) -> str:
@@ -155,7 +157,10 @@ class Inventory:
 def _by_address(found: Sequence[PciCard]) -> tuple[Card, ...]:
     nvidia = [card for card in found if card.vendor == NVIDIA_VENDOR_ID]
     nvidia.sort(key=lambda card: card.pci)
-    return tuple(Card(index, card.pci, card.uuid, card.name) for index, card in enumerate(nvidia))
+    return tuple(
+        Card(index, card.pci, card.uuid, card.name, card.numbers)
+        for index, card in enumerate(nvidia)
+    )
 
 
 def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:

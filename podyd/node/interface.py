@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
 from podyd.node.arp import Nic
+from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
 from podyd.node.pod_sockets import PodSockets
@@ -105,6 +106,31 @@ class Relays(Protocol):
         """Connect to the relay of this host. Raises Unavailable."""
 
 
+class CardAccess(Protocol):
+    """Which cards the processes of pods may open, and who has which one open."""
+
+    @property
+    def gone(self) -> asyncio.Future[Any]:
+        """Done once the helper has ended; the rules that it set stay."""
+
+    async def permit(self, permissions: Permissions) -> Enforcement:
+        """Let the kernel refuse to each pod all NVIDIA cards but these, from now on and when it
+        starts; what is open stays open. Raises Unavailable."""
+
+    async def holders(self) -> tuple[Holder, ...]:
+        """The processes of pods that have a card open, whether they may or not. Raises
+        Unavailable."""
+
+    async def end(self, holders: Iterable[Holder], *, kill: bool) -> None:
+        """Send SIGTERM, or SIGKILL, to those of these processes that still have a card open.
+        Raises Unavailable."""
+
+
+class CardAccesses(Protocol):
+    def card_access(self) -> AbstractAsyncContextManager[CardAccess]:
+        """Connect to the helper of this host. Raises Unavailable."""
+
+
 class Directories(Protocol):
     async def fitness(self, directory: Directory) -> Fitness:
         """Whether a directory can be mounted into its owner's pods. May never return, as it may be
@@ -136,6 +162,9 @@ class Node(Protocol):
 
     @property
     def relays(self) -> Relays: ...
+
+    @property
+    def card_accesses(self) -> CardAccesses: ...
 
     @property
     def directories(self) -> Directories: ...

@@ -9,6 +9,7 @@ from contextlib import AbstractAsyncContextManager
 
 from podyd.node import arp, directories, sockdiag
 from podyd.node.arp import Nic
+from podyd.node.card_access import CardAccessClient, card_access_at
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
 from podyd.node.pod_sockets import PodSockets, pod_sockets
@@ -25,16 +26,23 @@ POD_SECONDS = 5.0
 
 
 class LocalNode:
-    """The node interface for this host; `ports_socket` returns the path of `podyd ports`' unix
-    socket."""
+    """The node interface for this host; `ports_socket` and `cards_socket` return the paths of the
+    unix sockets of `podyd ports` and `podyd cards`."""
 
-    def __init__(self, *, ports_socket: Callable[[], str], timing: Timing = USUAL) -> None:
+    def __init__(
+        self,
+        *,
+        ports_socket: Callable[[], str],
+        cards_socket: Callable[[], str],
+        timing: Timing = USUAL,
+    ) -> None:
         self.facts = Facts.of_this_host()
         self.samples = Telemetry(timing)
         self.processes = Reader()
         self.sockets = LocalSockets()
         self.neighbours = LocalNeighbours()
         self.relays = LocalRelays(ports_socket)
+        self.card_accesses = LocalCardAccesses(cards_socket)
         self.directories = LocalDirectories()
         self.accounts = UserNames()
 
@@ -99,6 +107,14 @@ class LocalRelays:
 
     def relay(self) -> AbstractAsyncContextManager[RelayClient]:
         return relay_at(self._socket())
+
+
+class LocalCardAccesses:
+    def __init__(self, socket: Callable[[], str]) -> None:
+        self._socket = socket
+
+    def card_access(self) -> AbstractAsyncContextManager[CardAccessClient]:
+        return card_access_at(self._socket())
 
 
 class LocalDirectories:

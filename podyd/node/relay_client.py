@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from podyd import __version__
 from podyd.base.errors import Unavailable
+from podyd.node.line_client import LineClient, connected
 
-TIMEOUT = 10.0
 # The request that changes nothing, and only asks for an answer.
 QUESTION = b"null\n"
-NOT_ITS_ANSWER = (LookupError, TypeError, ValueError, AttributeError)
-MAX_ANSWER_BYTES = 1024**2
 
 # Host ports with the address and port of their targets; None reserves a port without a target.
 Table = Mapping[int, tuple[str, int] | None]
@@ -44,48 +41,30 @@ class RelayAnswer:
 
 
 class RelayClient:
-    """A connection to the relay, which only its end closes."""
+    """A connection to the relay."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-        # At rest this ends when the relay does.
-        self.gone: asyncio.Future[Any] = asyncio.ensure_future(reader.readline())
+    def __init__(self, lines: LineClient) -> None:
+        self._lines = lines
+
+    @property
+    def gone(self) -> asyncio.Future[Any]:
+        """Done once the relay has ended."""
+        return self._lines.gone
 
     async def put(self, table: Table) -> RelayAnswer:
         """Forward the ports as in this table, and close all others. Raises Unavailable."""
         sent = {str(port): target and list(target) for port, target in table.items()}
-        try:
-            self._writer.write(json.dumps(sent).encode() + b"\n")
-            answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
-            self.gone = asyncio.ensure_future(self._reader.readline())
+        answer = await self._lines.ask(sent)
+        with self._lines.understood():
             return RelayAnswer.of(answer)
-        except (*NOT_ITS_ANSWER, OSError, asyncio.TimeoutError) as error:
-            raise _away(error) from error
-
-    async def close(self) -> None:
-        self.gone.cancel()
-        with contextlib.suppress(OSError, ValueError, asyncio.CancelledError):
-            await self.gone
-        self._writer.close()
 
 
 @contextlib.asynccontextmanager
 async def relay_at(path: str) -> AsyncIterator[RelayClient]:
     """The relay behind the unix socket at `path`. Raises Unavailable."""
-    try:
-        reader, writer = await asyncio.wait_for(
-            asyncio.open_unix_connection(path, limit=MAX_ANSWER_BYTES), TIMEOUT
-        )
-    except (OSError, asyncio.TimeoutError) as error:
-        raise _away(error) from error
-    relay = RelayClient(reader, writer)
-    try:
-        yield relay
-    finally:
-        await relay.close()
+    async with connected(path, _away) as lines:
+        yield RelayClient(lines)
 
 
-def _away(error: BaseException) -> Unavailable:
-    why = getattr(error, "strerror", None) or type(error).__name__
+def _away(why: str) -> Unavailable:
     return Unavailable(f"'podyd ports' does not answer ({why})", code="ports_unreachable")

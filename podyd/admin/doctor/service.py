@@ -20,7 +20,8 @@ from podyd.base.errors import ConfigError
 from podyd.config.loader import load
 from podyd.config.schema import DEFAULT_PATH, Config
 from podyd.engine.growth import parsed
-from podyd.node.relay_client import NOT_ITS_ANSWER, QUESTION, RelayAnswer
+from podyd.node.line_client import NOT_ITS_ANSWER
+from podyd.node.relay_client import QUESTION, RelayAnswer
 
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024

@@ -10,6 +10,7 @@ from typing import Any
 from podyd.base.errors import Unavailable
 from podyd.base.tasks import came
 from podyd.node.arp import Nic
+from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
 from podyd.node.pod_sockets import PodSockets
@@ -29,6 +30,7 @@ class FakeNode:
         self.sockets = FakeSockets()
         self.neighbours = FakeNeighbours()
         self.relays = FakeRelays()
+        self.card_accesses = FakeCardAccesses()
         self.directories = FakeDirectories()
         self.accounts = FakeAccounts()
 
@@ -173,6 +175,76 @@ class _FakeRelay:
         self._relays.table = {port: to for port, to in table.items() if port not in taken}
         refused = dict.fromkeys(sorted(table.keys() & taken), "Address already in use")
         return RelayAnswer(refused, self._version)
+
+
+class FakeCardAccesses:
+    """A helper that runs until `end`, and again from `begin` on. `permissions` is the last table,
+    `held` who has cards open, `ended` the processes that were signalled, with whether they were to
+    be killed; `stubborn` are the pids that go on after SIGTERM, `immortal` those after SIGKILL."""
+
+    def __init__(self) -> None:
+        self.way, self.problem = "bpf", ""
+        self.permissions: dict[str, frozenset[str]] = {}
+        self.held: list[Holder] = []
+        self.ended: list[tuple[Holder, bool]] = []
+        self.stubborn: set[int] = set()
+        self.immortal: set[int] = set()
+        self._is_there = True
+        self._gone: list[asyncio.Future[Any]] = []
+
+    def begin(self) -> None:
+        self._is_there = True
+
+    def end(self) -> None:
+        self._is_there = False
+        for future in self._gone:
+            future.set_result(b"")
+        self._gone = []
+
+    @contextlib.asynccontextmanager
+    async def card_access(self) -> AsyncIterator[_FakeCardAccess]:
+        if not self._is_there:
+            raise _no_card_access()
+        access = _FakeCardAccess(self)
+        self._gone.append(access.gone)
+        try:
+            yield access
+        finally:
+            if access.gone in self._gone:
+                self._gone.remove(access.gone)
+            access.gone.cancel()
+
+
+def _no_card_access() -> Unavailable:
+    return Unavailable("'podyd cards' does not answer", code="cards_unreachable")
+
+
+class _FakeCardAccess:
+    def __init__(self, helper: FakeCardAccesses) -> None:
+        self._helper = helper
+        self.gone: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+    def _check(self) -> None:
+        if self.gone.done():
+            raise _no_card_access()
+
+    async def permit(self, permissions: Permissions) -> Enforcement:
+        self._check()
+        self._helper.permissions = dict(permissions)
+        return Enforcement(self._helper.way, self._helper.problem)
+
+    async def holders(self) -> tuple[Holder, ...]:
+        self._check()
+        return tuple(self._helper.held)
+
+    async def end(self, holders: Iterable[Holder], *, kill: bool) -> None:
+        self._check()
+        helper = self._helper
+        survivors = helper.immortal if kill else helper.immortal | helper.stubborn
+        for holder in set(holders) & set(helper.held):
+            helper.ended.append((holder, kill))
+            if holder.pid not in survivors:
+                helper.held.remove(holder)
 
 
 class FakeDirectories:

@@ -86,6 +86,7 @@ class LocalWorld(World):
         self._monkeypatch = monkeypatch
         self._clients: dict[SocketAddress, socket.socket] = {}
         self.local = LocalNode(
+            cards_socket=lambda: str(self._directory / "no cards"),
             ports_socket=lambda: str(self._path),
             timing=Timing(silent=SECONDS, absent_retry=0.1, retry=0.1, stale=SECONDS),
         )
