@@ -171,5 +171,13 @@ class HostFiles:
             return match[1] if match else None
         return None
 
+    def nvidia_parameters(self) -> dict[str, str] | None:
+        """The parameters of the NVIDIA driver in the kernel; None if none is loaded."""
+        with contextlib.suppress(FileNotFoundError):
+            text = (self.proc / "driver/nvidia/params").read_text()
+            pairs = (line.partition(":") for line in text.splitlines())
+            return {name: value.strip().strip('"') for name, _, value in pairs}
+        return None
+
 
 THIS_HOST = HostFiles()

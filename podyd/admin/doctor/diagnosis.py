@@ -51,6 +51,7 @@ def _of_nvidia(places: HostPaths) -> list[Finding]:
         *nvidia.nvidia_driver(places),
         *nvidia.nvidia_versions(places),
         *nvidia.nvidia_nodes(places),
+        *nvidia.nvidia_scrubbing(places),
         *nvidia.nvml_answers(places),
         *nvidia.nvidia_persistence(places),
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -109,6 +110,25 @@ def nvidia_nodes(places: HostPaths) -> Iterator[Remark]:
                 do,
             )
     yield ok("The NVIDIA driver's device files are there.")
+
+
+@check
+def nvidia_scrubbing(places: HostPaths) -> Iterator[Remark]:
+    """The driver clears a card's memory when a process has freed it.
+
+    It does by default (NVIDIA's open kernel modules, nvrm_registry.h: RMDisableScrubOnFree).
+    """
+    parameters = places.files.nvidia_parameters()
+    if parameters is None:
+        return
+    dwords = f"{parameters.get('RegistryDwords')};{parameters.get('RegistryDwordsPerDevice')}"
+    if re.search(r"\bRMDisableScrubOnFree\s*=\s*(0x)?0*[1-9a-f]", dwords, re.IGNORECASE):
+        yield warning(
+            "The NVIDIA driver is told not to clear the memory of cards (RMDisableScrubOnFree), so"
+            " that a pod can read what the one before has left there.",
+            "remove RMDisableScrubOnFree from NVreg_RegistryDwords in /etc/modprobe.d, then reboot",
+        )
+    yield ok("The NVIDIA driver clears the memory of cards when it is freed.")
 
 
 @check

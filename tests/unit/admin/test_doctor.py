@@ -498,6 +498,25 @@ def test_nodes(places: HostPaths) -> None:
     assert only(nvidia.nvidia_nodes(places)).level is Level.OK
 
 
+@pytest.mark.parametrize(
+    ("dwords", "level"),
+    [
+        ("", Level.OK),
+        ("RMDisableScrubOnFree=0; RmForceEnableGen2=1", Level.OK),
+        ("RmForceEnableGen2=1;rmdisablescrubonfree = 0x1", Level.WARNING),
+    ],
+)
+@pytest.mark.parametrize("key", ["RegistryDwords", "RegistryDwordsPerDevice"])
+def test_scrubbing(places: HostPaths, key: str, dwords: str, level: Level) -> None:
+    assert not list(nvidia.nvidia_scrubbing(places))
+    load_driver(places)
+    assert not list(nvidia.nvidia_scrubbing(places))
+    put(places.files.proc / "driver/nvidia/params", f'EnableMSI: 1\n{key}: "{dwords}"\n')
+    found = only(nvidia.nvidia_scrubbing(places))
+    assert found.level is level
+    assert ("/etc/modprobe.d" in found.do) == (level is Level.WARNING)
+
+
 def test_nvml(places: HostPaths) -> None:
     load_driver(places)
     gpu = Gpu("GPU-1", ADDRESS, "NVIDIA A100")
