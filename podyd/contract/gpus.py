@@ -16,14 +16,17 @@ from podyd.model.gpu import CardChoice
 class ChangeGpus:
     ins: str = param(PodName(), "the pod's name")
     gpus: CardChoice = param(Cards(), WHICH_CARDS)
-    force: bool = param(Flag(), "1 takes cards away that a process of the pod uses", default=False)
+    force: bool = param(Flag(), "1: also remove GPUs that a process in the pod uses", default=False)
 
 
 @dataclass(frozen=True)
 class LeaseCards:
     ins: str = param(PodName(), "the pod's name")
     gpus: CardChoice = param(Cards(), WHICH_CARDS)
-    hours: float = param(Duration("hours", MAX_HOURS), "for how long")
+    hours: float = param(
+        Duration("hours", MAX_HOURS),
+        "how long the lease lasts, in hours; at most podyd.yaml's lease.max_hours",
+    )
 
 
 @dataclass(frozen=True)
@@ -31,14 +34,18 @@ class ReleaseCards:
     ins: str = param(PodName(), "the pod's name")
     gpus: CardChoice | None = param(
         Cards(),
-        f"{WHICH_CARDS}; without it all, and the pod's place in line; none: that place alone",
+        f"{WHICH_CARDS}; without it, all of the pod's leases end and it leaves the queue; none: it"
+        " only leaves the queue",
         default=None,
     )
-    force: bool = param(Flag(), "1 takes cards away that a process of the pod uses", default=False)
+    force: bool = param(Flag(), "1: also remove GPUs that a process in the pod uses", default=False)
 
 
 @dataclass(frozen=True)
 class LeasedCard:
+    """A GPU that a pod has leased: no other pod has it from `since` to `until`. `index` is that of
+    nvidia-smi."""
+
     index: int
     uuid: str
     since: str
@@ -47,7 +54,8 @@ class LeasedCard:
 
 @dataclass(frozen=True)
 class LeaseResult:
-    """`place` in line, from 1; 0 if the cards are attached."""
+    """The pod's leases after the call. `place` is its place in the queue, from 1; 0 if it does not
+    wait. `log` says what was done, in one sentence."""
 
     log: str
     place: int
@@ -56,7 +64,11 @@ class LeaseResult:
 
 @dataclass(frozen=True)
 class Waiting:
-    """A pod in line for cards; `hours` is for how long it will have them."""
+    """A request for GPUs in the queue. `place` begins at 1; `pod` is LXD's name of the instance.
+
+    `gpus` is the request's parameter of that name, `hours` how long the lease will be from when it
+    begins, `since` when the request was made.
+    """
 
     place: int
     pod: str
@@ -71,7 +83,7 @@ POD_GPUS = Operation(
     POST,
     ChangeGpus,
     Json(PodInfo),
-    "Change a pod's GPUs, also while it runs.",
+    "Change the GPUs of a pod, which may be running.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -80,7 +92,7 @@ GPU_LEASE = Operation(
     POST,
     LeaseCards,
     Json(LeaseResult),
-    "Have GPUs for one pod alone, for a time.",
+    "Lease GPUs: for some hours, no other pod has them.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -89,7 +101,7 @@ GPU_QUEUE = Operation(
     POST,
     LeaseCards,
     Json(LeaseResult),
-    "The same, in line where none is free now.",
+    "Lease GPUs as /gpu/lease does, or queue for them if too few are free now.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -98,7 +110,7 @@ GPU_LINE = Operation(
     GET,
     Nothing,
     Json(list[Waiting]),
-    "Who is in line for GPUs.",
+    "The queue for GPUs, in the order in which it is served.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -107,7 +119,7 @@ GPU_RELEASE = Operation(
     POST,
     ReleaseCards,
     Json(LeaseResult),
-    "Give leased GPUs back, or leave the line.",
+    "End leases of GPUs before their time, or leave the queue.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

@@ -13,7 +13,7 @@ from podyd.contract.operation import GET, Access, Nothing, Operation, Proof
 class GpuIndices:
     id: tuple[int, ...] | None = param(
         Indices(),
-        "GPU indices as nvidia-smi shows them, separated by commas",
+        "GPU indices as nvidia-smi shows them, separated by commas; without it, all GPUs",
         default=None,
         aliases=("gpu-id",),
     )
@@ -21,9 +21,14 @@ class GpuIndices:
 
 @dataclass(frozen=True)
 class GpuProcess:
-    """A process on a GPU; `pod` is LXD's instance name, "" for a process of the host, and
-    `<project>/<name>` for an instance that is no pod. `cmd` is `[<name>]` where there is no command
-    line, or the process hangs so that it cannot be read."""
+    """A process on a GPU; null for a figure that is not known.
+
+    `pid` is its number on the host. `pod` is LXD's name of the instance that it runs in: "" for a
+    process of the host, `<project>/<name>` for an instance that is not a pod. `cmd` is its command
+    line, or `[<name>]` if that cannot be read; of another user's process on the host, members see
+    the user's name instead. `uptime` in seconds; `memory_used` (of the host) and `gpu_memory_used`
+    in bytes. `idle`: for how many seconds it has not used the GPU.
+    """
 
     pid: int
     pod: str
@@ -36,7 +41,8 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class CardHolder:
-    """A pod that has a card. `since` and `until` are those of its lease, null where it shares."""
+    """A pod that has a GPU. `pod` is LXD's name of the instance. `exclusive`: it has leased the
+    GPU, from `since` to `until`; otherwise it shares the GPU and both are null."""
 
     pod: str
     owner: str
@@ -47,9 +53,14 @@ class CardHolder:
 
 @dataclass(frozen=True)
 class GpuInfo:
-    """A card; null where it does not support the figure. Memory in bytes, utilisation in percent,
-    temperature in degrees Celsius, power in watts; `idle`: for so many seconds nobody who holds it
-    has used it, null where nobody holds it or where that cannot be known."""
+    """A GPU; null for a figure that it does not support, or that NVML does not report now.
+
+    `index` is that of nvidia-smi, `pci` its PCI address, `driver` the version of the NVIDIA driver.
+    Memory in bytes, `utilisation` in percent, `temperature` in degrees Celsius, `power` and
+    `power_limit` in watts. `idle`: for how many seconds no process of those that hold it has used
+    it; null if nothing holds it, or if that cannot be known. `problem` says what is wrong with it,
+    null if nothing is. `pods` are the pods that have it.
+    """
 
     index: int
     uuid: str
@@ -69,6 +80,9 @@ class GpuInfo:
 
 @dataclass(frozen=True)
 class HostSpec:
+    """Versions; null for what is not installed or does not answer. `cuda` is the newest version
+    that the NVIDIA driver supports."""
+
     podyd: str
     lxd: str | None
     kernel: str
@@ -81,7 +95,8 @@ HOST_GPU_PS = Operation(
     GET,
     GpuIndices,
     Json(dict[str, list[GpuProcess]]),
-    "Per GPU, the processes on it and the pods that they are in.",
+    "The processes on each GPU, by its index, with the pods that they run in; header Age is the age"
+    " of the data in seconds.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -90,7 +105,7 @@ HOST_GPUS = Operation(
     GET,
     Nothing,
     Json(list[GpuInfo]),
-    "The GPUs, what they do and which pods have them.",
+    "The GPUs with their utilisation, and the pods that have them.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -99,7 +114,7 @@ HOST_SPEC = Operation(
     GET,
     Nothing,
     Json(HostSpec),
-    "Versions of podyd and of what it stands on.",
+    "Versions of podyd, LXD, the kernel and the NVIDIA driver.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )

@@ -11,11 +11,14 @@ from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation,
 
 @dataclass(frozen=True)
 class OneImage:
-    image: str = param(Text(200), "an image of /host/images")
+    image: str = param(Text(200), "the name of an image, from /host/images")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
+    """An image. `name` is the one that was asked for, `aliases` all of its names in LXD. `size` is
+    the size as stored, in bytes; a pod made from it needs more. `fingerprint` is LXD's id of it."""
+
     name: str
     aliases: list[str]
     description: str
@@ -30,7 +33,8 @@ HOST_IMAGES = Operation(
     GET,
     Nothing,
     Json(list[str]),
-    "The images that a pod can be made from; if none, header X-Podyd-Hint says how to get one.",
+    "The names of the images that a pod can be created from; if there are none, header X-Podyd-Hint"
+    " says how to get one.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -48,7 +52,7 @@ IMAGE_INSPECT = Operation(
     GET,
     OneImage,
     Json(ImageInfo),
-    "All about an image.",
+    "Information on an image.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -57,7 +61,7 @@ IMAGE_DELETE = Operation(
     POST,
     OneImage,
     Json(Log),
-    "Delete an image that the caller has committed.",
+    "Delete an image that the caller made with /pod/commit.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

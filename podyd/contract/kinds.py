@@ -286,7 +286,7 @@ class Window(Kind):
         return {"type": "string", "pattern": f"^({self._PATTERN})$"}
 
 
-WHICH_CARDS = "all, none, how many (2), or which ones: indices (0,1 or 0,) or UUIDs"
+WHICH_CARDS = "all, none, a number of GPUs (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
 
 @dataclass(frozen=True)
@@ -307,8 +307,8 @@ class Cards(Kind):
             re.fullmatch(name, item, re.IGNORECASE) for item in named
         ):
             raise ValueError(
-                "must be 'all', 'none', how many (2), or which ones: indices (0,1 or 0,) or UUIDs,"
-                " separated by commas, each one once"
+                "must be 'all', 'none', a number of GPUs (2), or which ones: indices (0,1 or 0,) or"
+                " UUIDs, separated by commas, each one once"
             )
         return CardChoice(named=named)
 

@@ -12,7 +12,9 @@ from podyd.contract.operation import GET, Access, Nothing, Operation, Proof
 
 @dataclass(frozen=True)
 class HelpOf:
-    path: str | None = param(Text(200), "a route, or a prefix that ends in '/'", default=None)
+    path: str | None = param(
+        Text(200), "a path, or a prefix that ends in '/'; without it, all", default=None
+    )
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class HelpParam:
 
 @dataclass(frozen=True)
 class HelpEntry:
+    """A call of the API. `methods` has the one method that a client should use; `websocket`: the
+    call is a WebSocket, whose protocol is in /openapi.json."""
+
     path: str
     methods: list[str]
     params: list[HelpParam]
@@ -36,7 +41,7 @@ HELP = Operation(
     GET,
     HelpOf,
     Json(list[HelpEntry]),
-    "The routes and their parameters.",
+    "The calls of this API and their parameters.",
     access=Access.MEMBER,
     proof=Proof.READS,
     takes_turns=False,
@@ -46,7 +51,7 @@ VERSION = Operation(
     GET,
     Nothing,
     Json(list[int]),
-    "podyd's version.",
+    "The version of podyd, as numbers: major, minor, patch.",
     access=Access.OPEN,
     proof=Proof.READS,
     takes_turns=False,
@@ -56,7 +61,7 @@ OPENAPI = Operation(
     GET,
     Nothing,
     Json(dict[str, Any]),
-    "This API as OpenAPI 3.1.",
+    "This API as an OpenAPI 3.1 document.",
     access=Access.MEMBER,
     proof=Proof.READS,
     takes_turns=False,
@@ -66,7 +71,7 @@ METRICS = Operation(
     GET,
     Nothing,
     PlainText("text/plain; version=0.0.4; charset=utf-8"),
-    "podyd's figures for Prometheus.",
+    "Metrics in Prometheus' text format; for admins and the addresses of metrics.allow.",
     access=Access.SCRAPER,
     proof=Proof.READS,
 )

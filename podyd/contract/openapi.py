@@ -21,12 +21,15 @@ ERROR_SCHEMA = {
     "type": "object",
     "required": ["detail", "code"],
     "properties": {
-        "detail": {"type": "string", "description": "one sentence: what is the matter"},
+        "detail": {"type": "string", "description": "one sentence: what is wrong"},
         "advice": {
             "type": "string",
-            "description": "what can be done about it, if anything",
+            "description": "what the user can do about it; absent if there is nothing to do",
         },
-        "code": {"type": "string", "description": "stable, in snake_case"},
+        "code": {
+            "type": "string",
+            "description": "the kind of the error, in snake_case; later versions keep it",
+        },
     },
 }
 
@@ -45,17 +48,23 @@ def document() -> dict[str, Any]:
         "info": {
             "title": "podyd",
             "version": __version__,
-            "description": "Sizes are bytes, durations seconds, times ISO 8601 in UTC.",
+            "description": "Sizes are in bytes, durations in seconds and times in ISO 8601 in UTC,"
+            " unless a field says otherwise. A limit of -1 is no limit. In a call's parameters,"
+            " `ins` is the name of a pod as its owner uses it.",
         },
         "paths": paths,
         "components": {
             "schemas": schemas,
             "securitySchemes": {
-                "basic": {"type": "http", "scheme": "basic", "description": "a Linux account"},
+                "basic": {
+                    "type": "http",
+                    "scheme": "basic",
+                    "description": "a Linux account's name and password",
+                },
                 "token": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "a token of /user/token, of the scope that is named",
+                    "description": "a token from /user/token of a scope that the call names",
                 },
             },
         },
@@ -91,9 +100,9 @@ def _responses(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
         "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
     if isinstance(answer, WebSocket):
-        return {"default": error, "101": {"description": "the WebSocket is open"}}
+        return {"default": error, "101": {"description": "the WebSocket is open; see x-websocket"}}
     return {
-        "200": {"description": "done", "content": _content(answer, schemas)},
+        "200": {"description": "success", "content": _content(answer, schemas)},
         "default": error,
     }
 

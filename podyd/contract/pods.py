@@ -42,21 +42,23 @@ MAX_ROWS, MAX_COLUMNS = 1000, 1000
 MAX_WINDOW_BYTES = 16 * 1024**2
 MAX_LOG_LINES = 10_000
 SIGNALS = ("INT", "TERM", "HUP", "QUIT", "KILL", "USR1", "USR2", "STOP", "CONT")
-HOW_LARGE = "how large its disk may become, such as 100GiB; without it, what profiles and quota say"
+HOW_LARGE = "the limit of its disk, such as 100GiB; without it, as its profiles and the quota say"
 # The protocol between a client and a command, over a WebSocket.
 FRAMES = """\
-Each message is binary, and its first byte says what the rest is: 0 stdin, 1 stdout, 2 stderr, 3
-the end, 4 control; 3 and 4 are JSON. With a terminal all output is stdout. The client begins with
-a control message that says what shall run ({"cmd": "make", "timeout": 60}, or {} for a shell),
-within ten seconds; others are {"resize": {"rows": 24, "cols": 80}}, {"signal": "INT"} (to all
-that the command started) and {"eof": true}. podyd's last message is 3 {"exit_code": 0,
-"timed_out": false, "oom_killed": false, "memory_limit": null}, as of /pod/exec; if it was not the
-command's own end, `detail`, `advice` (if there is any) and `code` say why. podyd holds 262144 bytes
-of stdin that the command has not read; it says {"taken": N}, the sum so far, as it goes on, and
-cuts a client off that sends more. A client that has said {"window": BYTES} at first is sent no more
-than that ahead of its own {"taken": N}; for others the connection itself is held back. podyd pings
-every 20 seconds; a client that is silent for a minute has vanished, and all that the command
-started is killed."""
+Each message is binary. Its first byte is the channel: 0 stdin, 1 stdout, 2 stderr, 3 end, 4
+control; the rest is data, on channels 3 and 4 a JSON object. With a terminal, all output is on
+channel 1. Within ten seconds the client sends a control message with what to run ({"cmd": "make",
+"timeout": 60}; on /pod/shell {} is a login shell). Its later control messages are {"resize":
+{"rows": 24, "cols": 80}}, {"signal": "INT"} (sent to all processes that the command started) and
+{"eof": true} (the end of stdin). podyd's last message is on channel 3: {"exit_code": 0,
+"timed_out": false, "oom_killed": false, "memory_limit": null}, as in the answer of /pod/exec; if
+podyd ended the command or has lost output of it, `detail`, `code` and perhaps `advice` follow, as
+in an error. podyd buffers 262144 bytes of stdin that the command has not read: it sends {"window":
+262144} first and {"taken": N} as the command reads, N being the sum so far in bytes, and ends the
+session of a client that sends more. A client whose first message has {"window": BYTES} gets at most
+that many bytes of output beyond the N of the last {"taken": N} that it sent; for others, TCP's flow
+control is the limit. podyd sends a ping every 20 seconds. If nothing comes from a client for 60
+seconds, its connection is taken as lost, and all processes that the command started are killed."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,8 @@ class OnePod:
 
 @dataclass(frozen=True)
 class Create:
-    ins: str = param(PodName(), "a name for the pod")
-    image: str = param(Text(200), "an image of /host/images")
+    ins: str = param(PodName(), "a name for the new pod")
+    image: str = param(Text(200), "the name of an image, from /host/images")
     gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
     disk: int | None = param(Size(MIN_DISK_BYTES), HOW_LARGE, default=None)
 
@@ -76,22 +78,24 @@ class Create:
 class NewSnapshot:
     ins: str = param(PodName(), "the pod's name")
     name: str | None = param(
-        SnapshotName(), "a name for the snapshot; without it, the time in UTC", default=None
+        SnapshotName(), "a name for the snapshot; without it, the time now in UTC", default=None
     )
 
 
 @dataclass(frozen=True)
 class OneSnapshot:
     ins: str = param(PodName(), "the pod's name")
-    name: str = param(SnapshotName(), "a snapshot of /pod/snapshots")
+    name: str = param(SnapshotName(), "the name of a snapshot, from /pod/snapshots")
 
 
 @dataclass(frozen=True)
 class Copy:
-    ins: str = param(PodName(), "the pod that is copied")
+    ins: str = param(PodName(), "the name of the pod to copy")
     to: str = param(PodName(), "a name for the copy")
     snapshot: str | None = param(
-        SnapshotName(), "the pod as it was at this snapshot; without it, as it is", default=None
+        SnapshotName(),
+        "copy this snapshot of the pod; without it, the pod as it is now",
+        default=None,
     )
     gpus: CardChoice | None = param(Cards(), WHICH_CARDS, default=None)
     disk: int | None = param(Size(MIN_DISK_BYTES), HOW_LARGE, default=None)
@@ -100,14 +104,14 @@ class Copy:
 @dataclass(frozen=True)
 class OnePort:
     ins: str = param(PodName(), "the pod's name")
-    port: int = param(Whole(1, 65535), "a port in the pod, such as 8888")
+    port: int = param(Whole(1, 65535), "a TCP port in the pod, such as 8888")
 
 
 @dataclass(frozen=True)
 class Commit:
     ins: str = param(PodName(), "the pod's name")
     tag: str | None = param(
-        Tag(), "the image will be <user>-<tag>; without it, the pod's name", default=None
+        Tag(), "the image is named <user>-<tag>; without it, <user>-<the pod's name>", default=None
     )
     msg: str = param(Text(1000, minimum=0), "a description of the image", default="")
 
@@ -116,13 +120,17 @@ class Commit:
 class ChangeLimits:
     ins: str = param(PodName(), "the pod's name")
     memory: int | None = param(
-        Size(MIN_MEMORY_BYTES), "such as 8GiB; none: as its profiles say", default=None
+        Size(MIN_MEMORY_BYTES),
+        "a limit of its memory, such as 8GiB; none: that of a new pod",
+        default=None,
     )
     cpu: int | None = param(
-        WholeOrNone(MAX_CPUS), "how many CPUs; none: as its profiles say", default=None
+        WholeOrNone(MAX_CPUS), "how many CPUs it may use; none: that of a new pod", default=None
     )
     disk: int | None = param(
-        Size(MIN_DISK_BYTES), "such as 100GiB; none: what a new pod would have", default=None
+        Size(MIN_DISK_BYTES),
+        "a limit of its disk, such as 100GiB; none: that of a new pod",
+        default=None,
     )
 
 
@@ -131,41 +139,48 @@ class Exec:
     ins: str = param(PodName(), "the pod's name")
     cmd: str = param(
         Text(MAX_COMMAND_BYTES),
-        "what /bin/bash -c, or /bin/sh where there is none, shall run, as root in the pod",
+        "a command for /bin/bash -c (/bin/sh -c in a pod without bash), run as root in the pod",
     )
     timeout: float | None = param(
-        Duration(), "seconds after which all that it started is killed", default=None
+        Duration(),
+        "after how many seconds all processes that it started are killed; without it, podyd.yaml's"
+        " exec_timeout",
+        default=None,
     )
 
 
 @dataclass(frozen=True)
 class Shell:
     ins: str = param(PodName(), "the pod's name")
-    rows: int = param(Whole(1, MAX_ROWS), "the terminal's height", default=24)
-    cols: int = param(Whole(1, MAX_COLUMNS), "the terminal's width", default=80)
+    rows: int = param(Whole(1, MAX_ROWS), "the terminal's height in rows", default=24)
+    cols: int = param(Whole(1, MAX_COLUMNS), "the terminal's width in columns", default=80)
 
 
 @dataclass(frozen=True)
 class Start:
-    """The first control message of a WebSocket: what shall run. It stands in no URL."""
+    """The first control message of a WebSocket: what to run. It is not in the URL, which is logged
+    in many places."""
 
     cmd: str | None = param(
         Text(MAX_COMMAND_BYTES),
-        "what /bin/bash, or /bin/sh where there is none, shall run, as root in the pod; without it,"
-        " /pod/shell is a login shell",
+        "a command for /bin/bash, run as root in the pod (/pod/exec-stream: for /bin/sh if the pod"
+        " has no bash); without it, /pod/shell runs a login shell",
         default=None,
     )
     timeout: float | None = param(
-        Duration(), "seconds after which all that it started is killed", default=None
+        Duration(),
+        "after how many seconds all processes that it started are killed; without it, never",
+        default=None,
     )
     window: int | None = param(
         Whole(1, MAX_WINDOW_BYTES),
-        "so many bytes of output may be on their way before the client says that it took some",
+        "how many bytes of output podyd may send before the client acknowledges some with taken;"
+        " without it, podyd is limited by the connection alone",
         default=None,
     )
     term: str = param(
-        Pattern(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", "a terminal's name, as of $TERM", maximum=40),
-        "what kind of terminal a shell has",
+        Pattern(r"[A-Za-z0-9][A-Za-z0-9.+_-]*", "a terminal's type as in $TERM", maximum=40),
+        "the type of the terminal, for $TERM",
         default="xterm-256color",
     )
 
@@ -173,11 +188,11 @@ class Start:
 @dataclass(frozen=True)
 class OneFile:
     ins: str = param(PodName(), "the pod's name")
-    path: str = param(PodPath(), "where it is in the pod, from / on; links are followed")
+    path: str = param(PodPath(), "the absolute path in the pod; symbolic links are followed")
     format: Literal["stat", "tar"] | None = param(
         Word(("stat", "tar")),
-        "stat: what it is; tar: a directory with all that is in it; without it, a file's bytes or"
-        " what a directory has",
+        "stat: information on it as JSON; tar: a directory with all its contents as a tar file;"
+        " without it, a file's contents, or a directory's entries as JSON",
         default=None,
     )
 
@@ -185,29 +200,33 @@ class OneFile:
 @dataclass(frozen=True)
 class PutFile:
     ins: str = param(PodName(), "the pod's name")
-    path: str = param(PodPath(), "where it shall be in the pod, from / on; links are followed")
+    path: str = param(PodPath(), "the absolute path in the pod; symbolic links are followed")
     format: Literal["tar"] | None = param(
         Word(("tar",)),
-        "tar: the body is a tar file, and what is in it goes into the directory; without it, the"
-        " body is the file",
+        "tar: the body is a tar file, which is unpacked into the directory at path; without it,"
+        " the body is the file's contents",
         default=None,
     )
     mode: str | None = param(
-        Mode(), "the file's; without it, that of the file before, or 644", default=None
+        Mode(), "the file's mode; without it, that of the file it replaces, or 644", default=None
     )
     mtime: int | None = param(
-        Whole(0, 2**36), "when it was changed, in seconds since 1970; without it, now", default=None
+        Whole(0, 2**36),
+        "the file's modification time, in seconds since 1970 (UTC); without it, now",
+        default=None,
     )
 
 
 @dataclass(frozen=True)
 class DeleteFile:
     ins: str = param(PodName(), "the pod's name")
-    path: str = param(PodPath(), "what shall be deleted, from / on; of a link, the link itself")
+    path: str = param(
+        PodPath(), "the absolute path in the pod; of a symbolic link, the link itself is deleted"
+    )
     recursive: bool = param(
         Flag(),
-        "1 deletes a directory with all that is in it, in a pod that runs; where something in it is"
-        " mounted, nothing",
+        "1: delete a directory with all its contents; the pod must run, and nothing may be mounted"
+        " in the directory",
         default=False,
     )
 
@@ -215,20 +234,29 @@ class DeleteFile:
 @dataclass(frozen=True)
 class LogsOf:
     ins: str = param(PodName(), "the pod's name")
-    lines: int = param(Whole(1, MAX_LOG_LINES), "the last so many", default=100)
+    lines: int = param(Whole(1, MAX_LOG_LINES), "how many lines, from the end", default=100)
     since: float | None = param(
         Window(),
-        "how far back, in seconds or as 2d 4h 5s; of a pod that runs, and without it all that it"
-        " keeps",
+        "only what is not older than this, in seconds or as 2d 4h 5s; it applies to the journal, so"
+        " to a pod that runs",
         default=None,
     )
 
 
 @dataclass(frozen=True)
 class PodInfo:
-    """A pod; `name` is LXD's, `ins` the owner's; `uptime` is null unless it runs. `disk_used` is
-    what LXD says, on btrfs without what it shares with its image, snapshots and copies; null where
-    the storage cannot tell. `disk_limit` is null where the storage holds none."""
+    """A pod. `name` is LXD's name of the instance, `ins` the name that the owner uses.
+
+    `image` is the name of the image that it was created from. `addresses` are its IP addresses;
+    `port_mapping` has `HOST:POD` for each TCP port of the host that is forwarded to a port of the
+    pod. `gpu_ids` are indices as nvidia-smi shows them. `memory_limit` in bytes, `cpu_limit` in
+    CPUs; -1 is no limit.
+
+    `disk_used` in bytes as LXD reports it, on btrfs without the data that is shared with its image,
+    snapshots and copies; null if the storage does not report it. `disk_limit` in bytes, -1 if there
+    is none; null if the storage does not support limits. `uptime` in seconds; null unless `status`
+    is running.
+    """
 
     name: str
     ins: str
@@ -249,6 +277,8 @@ class PodInfo:
 
 @dataclass(frozen=True)
 class PodSummary:
+    """A pod. `name` is LXD's name of the instance, `ins` the name that the owner uses."""
+
     name: str
     ins: str
     owner: str
@@ -259,7 +289,7 @@ class PodSummary:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """`size` in bytes; null where the storage cannot tell."""
+    """A snapshot. `size` in bytes; null if the storage does not report it."""
 
     name: str
     created: str
@@ -268,8 +298,9 @@ class SnapshotInfo:
 
 @dataclass(frozen=True)
 class ListeningPort:
-    """What listens in a pod; `host_port` leads there, null if none does. What listens on a loopback
-    address (127.0.0.1, ::1) alone can be reached from within the pod only."""
+    """A TCP port on which a process in a pod listens, at `address`. `host_port` is the port of the
+    host that is forwarded to it, null if none is. A port at a loopback address (127.0.0.1, ::1) is
+    reachable only from inside the pod."""
 
     port: int
     address: str
@@ -279,8 +310,8 @@ class ListeningPort:
 
 @dataclass(frozen=True)
 class Committed:
-    """`holes` says what sparse files are in the image: as they were, or full of zeros; null where
-    there are none of 64 MiB and more."""
+    """The new image. `holes`: `kept` if sparse files are sparse in the image too, `filled` if their
+    holes are stored as zeros; null if the pod has less than 64 MiB of them."""
 
     image_name: str
     holes: Literal["kept", "filled"] | None
@@ -289,9 +320,10 @@ class Committed:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far an image is that is being made of a pod; null where none is, or LXD does not say.
-    `percent` and `bytes_per_second` are of what is on the pod's disk, before it is compressed.
-    `packing again`: LXD has slipped, and packs the same copy once more."""
+    """The progress of /pod/commit. `doing` is null if no image of the pod is being made; `packing
+    again` means that LXD made a defective image and repeats it from the same copy. `percent` (0 to
+    100) and `bytes_per_second` count the data on the pod's disk before compression; null while LXD
+    does not report them."""
 
     doing: Literal["copying", "packing", "packing again"] | None
     percent: int | None
@@ -300,12 +332,15 @@ class Progress:
 
 @dataclass(frozen=True)
 class ExecResult:
-    """`exit_code` is -1 if time was up; 128 + N if signal N ended the command.
+    """The result of a command. `exit_code` is -1 if it was killed at its timeout (`timed_out`),
+    128 + N if signal N ended it. `seconds` is how long it ran.
 
-    `log` has both streams as they came; after 16,384 changes from one to the other, first all the
-    rest of stdout. `truncated` if there was more on a stream than is kept. `oom_killed` if the
-    kernel has killed something for memory meanwhile, whatever the exit code; `memory_limit` is then
-    the pod's, in bytes, -1 if it has none.
+    `stdout` and `stderr` are decoded as UTF-8. `log` has both in the order in which they were
+    written; after 16,384 changes between the two, the rest of stdout comes before the rest of
+    stderr. `truncated`: a stream had more output than podyd keeps (podyd.yaml's exec_output_max),
+    and its end is missing. `oom_killed`: the kernel killed a process for lack of memory while the
+    command ran, whatever `exit_code` is; `memory_limit` is then the pod's in bytes, -1 if it has
+    none, and otherwise null.
     """
 
     exit_code: int
@@ -321,7 +356,8 @@ class ExecResult:
 
 @dataclass(frozen=True)
 class Ended:
-    """How a command that was talked to ended; the figures are those of ExecResult."""
+    """How the command of a WebSocket ended; the fields are as in ExecResult. If podyd ended it or
+    has lost output of it, `detail`, `code` and perhaps `advice` follow, as in Error."""
 
     exit_code: int = -1
     timed_out: bool = False
@@ -334,8 +370,9 @@ FileType = Literal["file", "directory", "link", "pipe", "socket", "device"]
 
 @dataclass(frozen=True)
 class Entry:
-    """What a directory has; `name` is a name alone, with what is not UTF-8 replaced. `modified` is
-    null for a time that no calendar has."""
+    """An entry of a directory. `name` is without the directory, and bytes in it that are not UTF-8
+    are replaced by U+FFFD. `size` in bytes, `mode` in octal, such as 0644. `modified` is null if
+    its year is before 1000 or after 9999."""
 
     name: str
     type: FileType
@@ -346,8 +383,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What there is at a path; `mode` is octal, `modified` as in Entry. `entries` are those of a
-    directory that was asked for as it is, else null; `truncated` if there were too many."""
+    """A file or directory at a path; `size`, `mode` and `modified` are as in Entry. `entries` are
+    those of a directory, null for anything else and with format=stat. `truncated`: there are more
+    entries than one answer can have (10,000, or 2 MiB of names)."""
 
     path: str
     type: FileType
@@ -360,9 +398,9 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class PodLog:
-    """`source` is the pod's own journal, its console, or LXC's log of its last start.
-
-    `truncated` if the journal is not all here, as it is too large, or took too long to read.
+    """A pod's log. `source` is where it is from: the pod's journal, its console, or LXC's log of
+    its last start, which failed. `truncated`: lines are missing, since the journal is too large or
+    took too long to read.
     """
 
     log: LongText
@@ -375,7 +413,7 @@ POD_CREATE = Operation(
     POST,
     Create,
     Json(PodInfo),
-    "Make a pod and start it.",
+    "Create a pod and start it.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -384,7 +422,7 @@ POD_DELETE = Operation(
     POST,
     OnePod,
     Json(Log),
-    "Delete a pod and all that is in it, for good.",
+    "Delete a pod with all its data and snapshots.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -393,7 +431,7 @@ POD_INFO = Operation(
     GET,
     OnePod,
     Json(PodInfo),
-    "All about a pod.",
+    "Information on a pod.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -411,7 +449,7 @@ POD_LIST = Operation(
     GET,
     Nothing,
     Json(list[str]),
-    "The caller's pods.",
+    "The names of the caller's pods.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -420,7 +458,7 @@ POD_LISTALL = Operation(
     GET,
     Nothing,
     Json(list[PodSummary]),
-    "Every pod with its owner.",
+    "All pods with their owners; for admins only.",
     access=Access.ADMIN,
     proof=Proof.READS,
 )
@@ -456,7 +494,7 @@ POD_SNAPSHOT = Operation(
     POST,
     NewSnapshot,
     Json(SnapshotInfo),
-    "Keep a pod's disk as it is now.",
+    "Make a snapshot of a pod's disk.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -474,7 +512,8 @@ POD_RESTORE = Operation(
     POST,
     OneSnapshot,
     Json(Log),
-    "Make a pod's disk as it was; what came after is lost. A pod that runs is stopped for it.",
+    "Restore a pod's disk from a snapshot; all later changes are lost. A pod that runs is stopped,"
+    " and started again afterwards.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -483,7 +522,7 @@ POD_SNAPSHOT_DELETE = Operation(
     POST,
     OneSnapshot,
     Json(Log),
-    "Delete a snapshot for good.",
+    "Delete a snapshot.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -492,7 +531,7 @@ POD_PORT = Operation(
     POST,
     OnePort,
     Json(PodInfo),
-    "Lead a port of the host, which podyd chooses, to a port of a pod.",
+    "Forward a TCP port of the host, which podyd chooses, to a port of a pod.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -501,7 +540,7 @@ POD_PORT_DELETE = Operation(
     POST,
     OnePort,
     Json(Log),
-    "Lead no port of the host to this port any longer.",
+    "Stop forwarding a port of the host to this port of a pod.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -510,7 +549,7 @@ POD_PORTS = Operation(
     GET,
     OnePod,
     Json(list[ListeningPort]),
-    "What listens for TCP in a pod.",
+    "The TCP ports on which processes in a pod listen.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -519,7 +558,7 @@ POD_COPY = Operation(
     POST,
     Copy,
     Json(PodInfo),
-    "Make a new pod from a pod of the caller's, and start it.",
+    "Copy a pod of the caller to a new pod, and start that.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -528,7 +567,7 @@ POD_COMMIT = Operation(
     POST,
     Commit,
     Json(Committed),
-    "Make an image of the caller's own from a pod, which goes on running.",
+    "Make an image of a pod, which only the caller can use; the pod continues to run.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -537,7 +576,7 @@ POD_COMMIT_CANCEL = Operation(
     POST,
     OnePod,
     Json(Log),
-    "End a /pod/commit that goes on; answered when that is over.",
+    "Cancel the /pod/commit of a pod; answered when that has ended.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )
@@ -546,7 +585,7 @@ POD_PROGRESS = Operation(
     GET,
     OnePod,
     Json(Progress),
-    "How far /pod/commit is with a pod, while it goes on.",
+    "The progress of the /pod/commit of a pod.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -555,7 +594,7 @@ POD_EXEC = Operation(
     POST,
     Exec,
     Json(ExecResult),
-    "Run a command in a pod.",
+    "Run a command in a pod, and return its output when it has ended.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -566,7 +605,7 @@ POD_EXEC_STREAM = Operation(
     GET,
     OnePod,
     WebSocket(Start, Ended, FRAMES),
-    "Run a command in a pod and talk to it meanwhile; a WebSocket.",
+    "Run a command in a pod, with its input and output as a stream; a WebSocket.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -577,7 +616,7 @@ POD_SHELL = Operation(
     GET,
     Shell,
     WebSocket(Start, Ended, FRAMES),
-    "A terminal in a pod, with a shell or another command; a WebSocket.",
+    "Open a terminal in a pod, with a shell or another command; a WebSocket.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER_OR_PODYD,
@@ -588,8 +627,8 @@ POD_FILE = Operation(
     GET,
     OneFile,
     FileOut(FileInfo),
-    "A file of a pod that runs, or what a directory has; headers X-Podyd-Size, -Mode and"
-    " -Modified describe a file.",
+    "Read a file or a directory of a pod that runs. Of a file, the headers X-Podyd-Size (in bytes),"
+    " X-Podyd-Mode (in octal) and X-Podyd-Modified have what FileInfo has.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -600,8 +639,8 @@ POD_FILE_PUT = Operation(
     POST,
     PutFile,
     FileIn(Log),
-    "Put a file, or a tar file's content, into a pod that runs: all of it, or nothing. The body is"
-    " what it shall be; the parameters stand in the query.",
+    "Write a file, or unpack a tar file, in a pod that runs. The request's body is the file; the"
+    " parameters are in the query. An upload that is cut off changes nothing.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -612,7 +651,8 @@ POD_FILE_DELETE = Operation(
     POST,
     DeleteFile,
     Json(Log),
-    "Delete a file or a directory in a pod, also in one that is stopped, whose disk may be full.",
+    "Delete a file or a directory in a pod. In a pod that is stopped, such as one whose disk is"
+    " full, only a file or an empty directory.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -622,7 +662,7 @@ POD_LOGS = Operation(
     GET,
     LogsOf,
     Json(PodLog),
-    "A pod's journal while it runs, its console and why it did not start while it is stopped.",
+    "The journal of a pod that runs; of a stopped one, its console and why its last start failed.",
     access=Access.MEMBER,
     proof=Proof.INSIDE,
     ends=Ends.WITH_CALLER,
@@ -632,7 +672,7 @@ POD_LIMITS = Operation(
     POST,
     ChangeLimits,
     Json(PodInfo),
-    "Change a pod's memory, CPUs and disk while it runs.",
+    "Change the limits of a pod's memory, CPUs or disk, also while it runs.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

@@ -12,11 +12,14 @@ from podyd.contract.operation import GET, Access, Operation, Proof
 @dataclass(frozen=True)
 class UsageOf:
     user: tuple[str, ...] | None = param(
-        Names(), "user names, separated by commas; without it, all who have any", default=None
+        Names(),
+        "user names, separated by commas; without it, all users with more than 0",
+        default=None,
     )
     t: float | None = param(
         Window(),
-        "how far back, in seconds or as 1y 2w 3d 4h 5s; without it, all that is kept",
+        "the period up to now, in seconds or as 1y 2w 3d 4h 5s; without it, 366 days, which is all"
+        " that podyd keeps",
         default=None,
     )
 
@@ -26,7 +29,7 @@ STAT_CPUTIME = Operation(
     GET,
     UsageOf,
     Json(dict[str, float]),
-    "Per user, CPU seconds of their pods.",
+    "CPU seconds that the pods of each user have used.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
@@ -35,7 +38,7 @@ STAT_GPUTIME = Operation(
     GET,
     UsageOf,
     Json(dict[str, float]),
-    "Per user, seconds for which processes of their pods held a GPU, added up over the GPUs.",
+    "Seconds for which processes in the pods of each user had a GPU open, added up over the GPUs.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )

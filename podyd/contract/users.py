@@ -20,31 +20,50 @@ class NewPassword:
 
 @dataclass(frozen=True)
 class NewToken:
-    name: str = param(Text(100), "what it is for, such as the machine that will keep it")
+    name: str = param(
+        Text(100), "a description of the token, such as the machine that will store it"
+    )
     days: float | None = param(
-        Duration("days", MAX_DAYS), "for how long it works; without it 30", default=None
+        Duration("days", MAX_DAYS),
+        "after how many days it expires; without it, 30 or the server's maximum if that is less",
+        default=None,
     )
     scope: TokenScope = param(
         Word(("all", "read")),
-        "all that you may do, or read: what only looks, and at nothing that is in a pod",
+        "all: every call that the user may make, except those that need the password; read: only"
+        " calls that read data of podyd itself, not files, logs or output from inside a pod",
         default="all",
     )
 
 
 @dataclass(frozen=True)
 class RevokeToken:
-    id: str = param(TokenId(), "a token's id, or all")
-    user: str | None = param(UserLogin(), "whose; somebody else's for admins", default=None)
+    id: str = param(TokenId(), "the id of a token from /user/tokens, or all")
+    user: str | None = param(
+        UserLogin(),
+        "the owner of the token; only admins may name another user; without it, the caller",
+        default=None,
+    )
 
 
 @dataclass(frozen=True)
 class UserName:
+    """A user. `is_admin` is 1 or 0."""
+
     name: str
     is_admin: int
 
 
 @dataclass(frozen=True)
 class QuotaInfo:
+    """What a user may have; -1 is no limit.
+
+    For each pod: `memory_limit` in bytes, `cpu_limit` in CPUs, `disk_limit` in bytes,
+    `max_snapshots`, `max_ports` (TCP ports of the host that are forwarded to it). For all pods of
+    the user together: `max_pods`, `gpu_count`, `disk_total` in bytes. For all images that the user
+    made with /pod/commit: `max_images`, and `image_size`, their size as stored in bytes.
+    """
+
     max_pods: int
     gpu_count: int
     memory_limit: int
@@ -65,7 +84,7 @@ class UserInfo:
 
 @dataclass(frozen=True)
 class CreatedToken:
-    """A new token; `token` is the secret itself, and is shown this once."""
+    """A new token. `token` is the secret; podyd stores only its hash and cannot show it again."""
 
     token: str
     id: str
@@ -77,7 +96,7 @@ class CreatedToken:
 
 @dataclass(frozen=True)
 class TokenInfo:
-    """A token without what is secret; `last_used` to the minute, null if it never was."""
+    """A token without its secret. `last_used` is exact to a minute, null if it was never used."""
 
     id: str
     name: str
@@ -92,7 +111,7 @@ USER_INFO = Operation(
     GET,
     Nothing,
     Json(UserInfo),
-    "The caller and their quota.",
+    "The caller, and their quota.",
     access=Access.MEMBER,
     proof=Proof.READS,
     takes_turns=False,
@@ -102,7 +121,7 @@ USER_LIST = Operation(
     GET,
     Nothing,
     Json(list[UserName]),
-    "The members of this node.",
+    "All members: the users who may use podyd.",
     access=Access.MEMBER,
     proof=Proof.READS,
     takes_turns=False,
@@ -112,7 +131,7 @@ USER_CH_PASSWD = Operation(
     GET + POST,
     NewPassword,
     Json(Log),
-    "Change the caller's own Linux password, also one that has expired, and revoke their tokens.",
+    "Change the caller's Linux password, which may have expired, and revoke all of their tokens.",
     access=Access.MEMBER,
     proof=Proof.OLD_PASSWORD,
     takes_turns=False,
@@ -122,7 +141,7 @@ USER_TOKEN = Operation(
     POST,
     NewToken,
     Json(CreatedToken),
-    "Make a token, which a program can have instead of the password.",
+    "Create a token, which a program can use in place of the password.",
     access=Access.MEMBER,
     proof=Proof.PASSWORD,
     takes_turns=False,
@@ -142,7 +161,7 @@ USER_TOKEN_REVOKE = Operation(
     POST,
     RevokeToken,
     Json(Log),
-    "Revoke a token, or all; with a token none but itself.",
+    "Revoke a token, or all tokens; a token can revoke only itself.",
     access=Access.MEMBER,
     proof=Proof.ANY_TOKEN,
     takes_turns=False,
