@@ -327,6 +327,15 @@ class OutputLost(PodydError):
     default_code = "output_lost"
 
 
+class NotLimited(LxdRefused):
+    """The kernel does not let LXD limit the instance, as its cgroup has no controller for it."""
+
+    status = 502
+    default_code = "limits_unavailable"
+    sentence = "This host does not limit the pod's memory, CPUs or processes ({reason})."
+    remedy = "Tell your admin: 'podyd doctor' says what LXD lacks for it."
+
+
 class Lacks(LxdRefused):
     """The host has no such program, or LXD does not see it."""
 

@@ -23,6 +23,7 @@ from podyd.base.errors import (
     Gone,
     InUse,
     LxdRefused,
+    NotLimited,
     PodydError,
     Slipped,
     Unsettled,
@@ -31,6 +32,7 @@ from podyd.base.tasks import seen
 from podyd.engine.bound import bound, meant_for
 from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import LxdOperations
+from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient, instance_path
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.start_log import why_not_started
@@ -289,7 +291,7 @@ class LxdInstances:
     ) -> None:
         """Start, stop or unfreeze an instance; LXD gives that up itself after `timeout` seconds.
 
-        Raises Busy, Running, NotRunning, DidNotShutDown, DiskFull, Slipped, TimedOut.
+        Raises Busy, Running, NotRunning, DidNotShutDown, DiskFull, NotLimited, Slipped, TimedOut.
         """
         body = {"action": action, "timeout": int(timeout), "force": force}
         self.check_free(name)
@@ -302,8 +304,21 @@ class LxdInstances:
                     "PUT", instance_path(name, "state"), body, timeout=timeout + 5
                 )
             )
+        except LxdRefused as error:
+            if action == "start" and not error.is_telling:
+                await self._check_limited(name)
+            raise
         finally:
             self.invalidate()
+
+    async def _check_limited(self, name: str) -> None:
+        """Raises NotLimited if that is why an instance has not started: only its log says it."""
+        try:
+            why = refusal(await self.why_not_started(name))
+        except PodydError:
+            return
+        if isinstance(why, NotLimited):
+            raise why
 
     async def remove_key(self, name: str, key: str) -> None:
         """Take a key of an instance away, and change nothing else. Raises Busy."""

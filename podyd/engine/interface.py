@@ -88,7 +88,7 @@ class Instances(Protocol):
     ) -> None:
         """Start, stop or unfreeze an instance within `timeout` seconds.
 
-        Raises Gone, Busy, Running, NotRunning, DidNotShutDown, DiskFull, Slipped.
+        Raises Gone, Busy, Running, NotRunning, DidNotShutDown, DiskFull, NotLimited, Slipped.
         """
 
     async def edit(
@@ -103,7 +103,7 @@ class Instances(Protocol):
 
         Concurrent changes by others are kept. In a running instance it takes effect at once. While
         the engine is busy with the instance, it waits `patience` seconds at most. Raises Gone,
-        Busy, Changed.
+        Busy, Changed, NotLimited.
         """
 
     async def remove_key(self, name: str, key: str) -> None:

@@ -20,6 +20,7 @@ from podyd.base.errors import (
     LxdRefused,
     Missing,
     NameTaken,
+    NotLimited,
     NotNewest,
     NotRunning,
     Running,
@@ -39,6 +40,12 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
     (r"saving config file for the container failed", Slipped),
     # storage/drivers/driver_btrfs_utils.go: LXD looks for subvolumes in a pod that runs.
     (r"(lstat|readdirent|open|fdopendir) \S+/rootfs/.*: no such file or directory", Slipped),
+    # go-lxc's, of an instance that runs: its cgroup has no such file, or the kernel has refused.
+    (r"setting cgroup item for the container failed", NotLimited),
+    # liblxc's in cgroups/cgfsng.c, in the log of a start: cgroup2, then cgroup v1, then both.
+    (r'could not enable "[^"]*" controllers in the unified cgroup', NotLimited),
+    (r'failed to setup limits for the "\w+" controller', NotLimited),
+    (r'failed to set "(memory|cpu|cpuset|pids|io|blkio|hugetlb)\.', NotLimited),
     # instance/operationlock
     (r'instance is busy running an? "?(?P<operation>[\w -]+?)"? operation', Busy),
     # The same, if that operation was of the same kind: LXD has only waited for its end.

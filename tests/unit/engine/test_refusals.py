@@ -19,6 +19,7 @@ from podyd.base.errors import (
     LxdRefused,
     Missing,
     NameTaken,
+    NotLimited,
     NotNewest,
     NotRunning,
     PodydError,
@@ -122,6 +123,23 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
     ),
     # shared/idmap, on a disk that is full: it is that which can be mended.
     ("Failed to change ownership of: /x: disk quota exceeded", 0, DiskFull),
+    # An LXD whose hierarchies of memory and pids are not mounted, and one with cgroup2 whose own
+    # cgroup holds processes; all but the first are lines of a start's log.
+    ("setting cgroup item for the container failed", 500, NotLimited),
+    (
+        'Device or resource busy - Could not enable "+memory +pids" controllers in the unified'
+        " cgroup 8",
+        0,
+        NotLimited,
+    ),
+    (
+        'No such file or directory - Failed to setup limits for the "memory" controller. The'
+        ' controller seems to be unused by "cgfsng" cgroup driver or not enabled on the cgroup'
+        " hierarchy",
+        0,
+        NotLimited,
+    ),
+    ('No such file or directory - Failed to set "memory.max" to "209715200"', 0, NotLimited),
     ("readdirent /var/lib/lxd/x: bad file descriptor", 0, Slipped),
     (
         "Create instance from copy: readdirent /var/lib/lxd/storage-pools/default/containers/p_a-m/"

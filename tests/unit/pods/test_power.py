@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, PodydError, TimedOut
+from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, NotLimited, PodydError, TimedOut
 from podyd.engine import instances
 from podyd.engine.instances import LxdInstances
 from podyd.engine.refusals import refusal
@@ -161,6 +161,31 @@ def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
     assert "could not be started: Device or resource busy." in told.value.detail
     assert told.value.status == 502
     assert lxd.asked == ["start"]
+
+
+# Of LXC 5.0.2, where the hierarchy of memory is not mounted.
+UNLIMITED_LOG = """\
+lxc a 20261128132913.525 ERROR    cgfsng - ../src/lxc/cgroups/cgfsng.c:cg_legacy_set_data:3098 - \
+No such file or directory - Failed to setup limits for the "memory" controller. The controller \
+seems to be unused by "cgfsng" cgroup driver or not enabled on the cgroup hierarchy
+lxc a 20261128132913.525 ERROR    start - ../src/lxc/start.c:lxc_spawn:1795 - Failed to setup \
+cgroup limits for container "a"
+lxc a 20261128132913.527 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - Failed to spawn \
+container "a"
+"""
+
+
+def test_that_the_host_cannot_limit_a_pod_is_told() -> None:
+    class Unlimited(Lxd):
+        async def text(self, path: str) -> str:
+            return UNLIMITED_LOG
+
+    lxd = Unlimited([refusal("Failed to run: /usr/bin/lxd forkstart ann-main: exit status 1")])
+    with pytest.raises(NotLimited) as told:
+        asyncio.run(power_on(lxd).start_instance("ann-main"))
+    assert (told.value.status, told.value.code) == (502, "limits_unavailable")
+    assert 'for the "memory" controller' in told.value.detail
+    assert "podyd doctor" in told.value.advice
 
 
 @pytest.mark.parametrize(
