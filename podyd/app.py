@@ -45,6 +45,7 @@ from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
 from podyd.node.local import LocalNode
 from podyd.people.login import Logins
+from podyd.people.notices import Notices
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
@@ -68,6 +69,7 @@ from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
+from podyd.store.notices import NoticeStore
 from podyd.store.tokens import TokenStore
 from podyd.store.usage import UsageStore
 
@@ -93,10 +95,11 @@ class Backends:
 
 @dataclass(frozen=True)
 class People:
-    """Who may come in."""
+    """Who may come in, and what they are told."""
 
     logins: Logins
     sessions: Sessions
+    notices: Notices
 
 
 @dataclass(frozen=True)
@@ -151,6 +154,7 @@ class App:
         keep, engine = self.backends.background.keep, self.backends.engine
         gpus, pods, usage = self.gpus, self.pods, self.accounting.usage
         keep(self.people.sessions.run, "ending what logins no longer allow")
+        keep(self.people.notices.run, "writing notices")
         keep(gpus.cgroups.follow, "learning the pods' cgroups")
         keep(self.backends.node.samples.run, "asking NVML")
         keep(gpus.identities.run, "remembering cards")
@@ -177,6 +181,7 @@ class App:
         await self.requests.finish(timeout)
         await backends.background.cancel()
         backends.cleaning.spawn(self.accounting.usage.flush(), "writing the last usage")
+        backends.cleaning.spawn(self.people.notices.flush(), "writing the last notices")
         await backends.cleaning.finish(KILL_SECONDS)
         await backends.database.close()
         backends.node.close()
@@ -188,7 +193,7 @@ def build(settings: Settings) -> App:
     """Raises NotSetUp if `podyd setup` has not been run."""
     backends = _backends(settings)
     people = _people(backends)
-    gpus = _gpus(backends)
+    gpus = _gpus(backends, people.notices)
     disks = _disks(backends)
     accounting = _accounting(backends, gpus, disks)
     pods = _pods(backends, gpus, disks, accounting.metrics)
@@ -233,10 +238,10 @@ def _people(backends: Backends) -> People:
         Tokens(TokenStore(backends.database), settings),
         settings,
     )
-    return People(logins, Sessions(logins))
+    return People(logins, Sessions(logins), Notices(NoticeStore(backends.database)))
 
 
-def _gpus(backends: Backends) -> Gpus:
+def _gpus(backends: Backends, notices: Notices) -> Gpus:
     engine, node, settings = backends.engine, backends.node, backends.settings
     project = engine.server.project
     cgroups = Cgroups(
@@ -259,7 +264,11 @@ def _gpus(backends: Backends) -> Gpus:
         settings=settings,
     )
     idle = IdleLeases(
-        scheduler=scheduler, activity=activity, executor=backends.executor, settings=settings
+        scheduler=scheduler,
+        activity=activity,
+        executor=backends.executor,
+        notify=notices.tell,
+        settings=settings,
     )
     return Gpus(cgroups, attribution, activity, identities, inventory, scheduler, idle)
 

@@ -16,6 +16,7 @@ from podyd.gpus.activity import Activity
 from podyd.gpus.inventory import Card
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Scheduler
+from podyd.model.notice import Tell
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +41,18 @@ class IdleLeases:
     """Applies podyd.yaml's `idle` to every lease."""
 
     def __init__(
-        self, *, scheduler: Scheduler, activity: Activity, executor: Executor, settings: Settings
+        self,
+        *,
+        scheduler: Scheduler,
+        activity: Activity,
+        executor: Executor,
+        notify: Tell,
+        settings: Settings,
     ) -> None:
         self._scheduler = scheduler
         self._activity = activity
         self._executor = executor
+        self._notify = notify
         self._settings = settings
         self._problem = ""
         # The leases of which a warning was given, by pod and card, and for how many seconds the
@@ -95,7 +103,7 @@ class IdleLeases:
         if policy.policy == "release":
             text += f"; its lease ends in {policy.grace:.0f} s unless it is used"
         log.info("%s: %s", lease.pod.name, text)
-        await self._tell(lease, f"podyd: {text}.")
+        await self._tell(lease, f"{text}.")
 
     async def _release(self, card: Card, lease: Lease, policy: IdleConfig) -> bool:
         """End the lease, unless the card is used after all; whether it has ended."""
@@ -107,14 +115,15 @@ class IdleLeases:
         if not await self._scheduler.end(lease, still=is_still_idle):
             return False
         log.info("%s: GPU %d is given back, as it was idle", lease.pod.name, card.index)
-        await self._tell(lease, f"podyd: the lease of GPU {card.index} has ended: it was idle.")
+        await self._tell(lease, f"The lease of GPU {card.index} has ended: it was idle.")
         return True
 
     async def _tell(self, lease: Lease, text: str) -> None:
-        """Write a line to every terminal of the pod."""
+        """A notice to the owner, and a line on every terminal of the pod."""
+        self._notify(lease.pod.account, text, pod=lease.pod.name)
         if lease.pod.status != "running":
             return
-        command = _TELL.format(text=shlex.quote(text))
+        command = _TELL.format(text=shlex.quote(f"podyd: {text}"))
         try:
             await self._executor.run(
                 lease.pod.name, bash(command), Collected(1024), timeout=TELL_SECONDS

@@ -63,6 +63,12 @@ class Pod:
         return owns(owner, self.owner, uid_of(self.instance.config))
 
     @property
+    def account(self) -> str:
+        """The account that owns it, as its key says, "alice:1001"; "alice" is any of that name."""
+        uid = uid_of(self.instance.config)
+        return account_key(self.owner, uid) if uid else self.owner
+
+    @property
     def status(self) -> Status:
         return self.instance.status
 
@@ -74,7 +80,12 @@ class Pod:
 
 def owner_keys(owner: Owner) -> dict[str, str]:
     """The keys that make an account the owner of an instance or an image."""
-    return {OWNER: owner.name, ACCOUNT: f"{owner.name}:{owner.uid}"}
+    return {OWNER: owner.name, ACCOUNT: account_key(owner.name, owner.uid)}
+
+
+def account_key(name: str, uid: int | str) -> str:
+    """An account apart from later ones of its name: "alice:1001"."""
+    return f"{name}:{uid}"
 
 
 def uid_of(keys: Mapping[str, str]) -> str:

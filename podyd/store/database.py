@@ -69,6 +69,21 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         # The last known PCI address of each card.
         "CREATE TABLE cards (pci TEXT PRIMARY KEY, uuid TEXT NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # `account` is "alice:1001", "alice" (any account of that name) or "" for the admins; `time`
+        # in seconds since 1970. A later notice has a higher id, whatever the clock says.
+        """CREATE TABLE notices (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            account TEXT NOT NULL,
+            pod TEXT NOT NULL,
+            text TEXT NOT NULL,
+            count INTEGER NOT NULL,
+            time REAL NOT NULL
+        )""",
+        "CREATE INDEX notices_of_account ON notices (account, id)",
+        # Up to which id an account ("alice:1001") has read those for it.
+        "CREATE TABLE notices_read (account TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
+    ),
 )
 
 
