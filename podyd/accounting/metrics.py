@@ -131,11 +131,11 @@ class Metrics:
         )
         for pod in view.pods:
             labels = (pod.name, pod.owner)
-            size, found = limit_of(pod.instance), self._disks.last_used(pod)
-            if size != UNLIMITED:
-                limit.add_metric(labels, size)
-            if found is not None:
-                used.add_metric(labels, found)
+            limit_bytes, used_bytes = limit_of(pod.instance), self._disks.last_used(pod)
+            if limit_bytes != UNLIMITED:
+                limit.add_metric(labels, limit_bytes)
+            if used_bytes is not None:
+                used.add_metric(labels, used_bytes)
         yield from (limit, used)
 
     def _of_holders(self, view: View) -> Iterator[Metric]:

@@ -92,8 +92,8 @@ class Usage:
         these owners or of all who have any. Raises Unavailable."""
         now = self._clock.wall()
         since = now - (KEPT_SECONDS if window is None else window)
-        found = await self._store.totals(kind, since, now)
-        rounded = {owner: round(found[owner], 3) for owner in sorted(found)}
+        totals = await self._store.totals(kind, since, now)
+        rounded = {owner: round(totals[owner], 3) for owner in sorted(totals)}
         if owners is None:
             return {owner: seconds for owner, seconds in rounded.items() if seconds}
         return {owner: rounded.get(owner, 0.0) for owner in owners}

@@ -23,11 +23,11 @@ def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> st
     if not is_among(_parse(peer), proxies):
         return peer
     for item in reversed(request.headers.get("X-Forwarded-For", "").split(",")):
-        found = _parse(item.strip())
-        if found is None:
+        address = _parse(item.strip())
+        if address is None:
             return peer
-        if not is_among(found, proxies):
-            return str(found)
+        if not is_among(address, proxies):
+            return str(address)
     return peer
 
 

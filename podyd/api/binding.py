@@ -84,7 +84,7 @@ class Incoming(Protocol[A_co]):
     def close(self) -> None: ...
 
 
-class Talk(Protocol):
+class Session(Protocol):
     """A session over a WebSocket; whoever gets this object closes it."""
 
     async def run(self, start: Start, streams: Streams) -> Ended:
@@ -118,7 +118,7 @@ def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | HeldAnswer[A] |
 @overload
 def serves(*operations: Operation[R, FileIn[A]]) -> Mark[R, Incoming[A]]: ...
 @overload
-def serves(*operations: Operation[R, WebSocket[Start, Ended]]) -> Mark[R, Talk]: ...
+def serves(*operations: Operation[R, WebSocket[Start, Ended]]) -> Mark[R, Session]: ...
 def serves(*operations: AnyOperation) -> Mark[Any, Any]:
     """Mark a method as what these operations call; its types are theirs."""
     return Mark(*operations)
@@ -126,18 +126,18 @@ def serves(*operations: AnyOperation) -> Mark[Any, Any]:
 
 def bound(*families: object) -> dict[AnyOperation, Bound]:
     """What each operation of the table calls: one method of these, or podyd does not start."""
-    found: dict[AnyOperation, Bound] = {}
+    methods: dict[AnyOperation, Bound] = {}
     for family in families:
         for name in dir(family):
             method = getattr(family, name)
             for operation in getattr(method, "serves", ()):
-                if operation in found:
+                if operation in methods:
                     raise TypeError(f"{operation.path} is bound twice")
-                found[operation] = method
-    unknown = [operation.path for operation in found if operation not in OPERATIONS]
+                methods[operation] = method
+    unknown = [operation.path for operation in methods if operation not in OPERATIONS]
     if unknown:
         raise TypeError(f"not in the table: {', '.join(unknown)}")
-    missing = [operation.path for operation in OPERATIONS if operation not in found]
+    missing = [operation.path for operation in OPERATIONS if operation not in methods]
     if missing:
         raise TypeError(f"bound to nothing: {', '.join(missing)}")
-    return found
+    return methods

@@ -14,7 +14,7 @@ from typing import Any
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
-from podyd.api.binding import Talk
+from podyd.api.binding import Session
 from podyd.api.frames import WINDOW_BYTES, Frames
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
@@ -34,7 +34,7 @@ class Socket(Endpoint, WebSocketHandler):
     """Serves one operation over a WebSocket."""
 
     is_over = False
-    _shell: Talk | None = None
+    _session: Session | None = None
     _pinging: asyncio.Future[None] | None = None
 
     def _need_upgrade(self) -> None:
@@ -54,7 +54,7 @@ class Socket(Endpoint, WebSocketHandler):
             raise going_down()
 
     async def _give(self, answer: Any) -> None:
-        self._shell = answer
+        self._session = answer
         try:
             self._need_upgrade()
             # It returns when the connection is closed.
@@ -79,7 +79,9 @@ class Socket(Endpoint, WebSocketHandler):
         self._frames = Frames(self._send)
         self._heard = asyncio.get_running_loop().time()
         self._pinging = asyncio.ensure_future(self._ping())
-        self._begin(self._talk(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD)
+        self._begin(
+            self._run_session(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD
+        )
 
     def on_message(self, message: str | bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
@@ -124,22 +126,22 @@ class Socket(Endpoint, WebSocketHandler):
 
     # --- What runs -------------------------------------------------------------------------------
 
-    async def _talk(self) -> None:
-        assert self._shell is not None
+    async def _run_session(self) -> None:
+        assert self._session is not None
         try:
-            end = await self._run(self._shell)
-            self._shell.close()
+            end = await self._run(self._session)
+            self._session.close()
             with contextlib.suppress(WebSocketClosedError, StreamClosedError):
                 await self._frames.end(end)
         finally:
-            self._shell.close()
+            self._session.close()
             self.close(1000)
 
-    async def _run(self, shell: Talk) -> dict[str, Any]:
+    async def _run(self, session: Session) -> dict[str, Any]:
         """Run the session to its end; returns the end message."""
         try:
             await self._frames.control({"window": WINDOW_BYTES})
-            return vars(await shell.run(await self._frames.start(), self._frames))
+            return vars(await session.run(await self._frames.start(), self._frames))
         except PodydError as error:
             if error.status >= 500:
                 log.warning("%s: %s", self.operation.path, error)

@@ -56,8 +56,8 @@ def all_accounts(min_uid: int) -> tuple[AccountEntry, ...]:
     }
     accounts = []
     for name, entry in sorted(people.items()):
-        own = [primary[entry.pw_gid]] if entry.pw_gid in primary else []
-        accounts.append(_as_account(entry, own + memberships[name]))
+        primary_group = [primary[entry.pw_gid]] if entry.pw_gid in primary else []
+        accounts.append(_as_account(entry, primary_group + memberships[name]))
     return tuple(accounts)
 
 

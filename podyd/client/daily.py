@@ -196,9 +196,9 @@ def change(
     """
     server = server or server_of(options.cacert)
     server.log_in()
-    said = [(key, utf8(value)) for key, value in more if value is not None]
+    parameters = [(key, utf8(value)) for key, value in more if value is not None]
     with waiting(doing, how_far and partial(how_far, server, options.ins)):
-        answer = server.post(route, [("ins", utf8(options.ins)), *said])
+        answer = server.post(route, [("ins", utf8(options.ins)), *parameters])
     output.answered(route, answer, raw=options.raw)
 
 
@@ -232,7 +232,9 @@ def _cards(answer: Answer) -> list[Row]:
 
 
 def _processes(answer: Answer) -> list[Row]:
-    return [{"gpu": gpu, **process} for gpu, found in answer.data.items() for process in found]
+    return [
+        {"gpu": gpu, **process} for gpu, processes in answer.data.items() for process in processes
+    ]
 
 
 def _top(options: argparse.Namespace) -> None:

@@ -105,24 +105,24 @@ def cancel(server: Server, ins: str, began: float) -> None:
     while True:
         try:
             with waiting("Cancelling"):
-                said = server.post("pod/commit-cancel", [("ins", utf8(ins))]).data["log"]
+                message = server.post("pod/commit-cancel", [("ins", utf8(ins))]).data["log"]
         except Refused as refused:
-            said = str(refused)
+            message = str(refused)
             # podyd may not have begun with what it was just asked for.
             if refused.code == "no_commit" and time.monotonic() < began + BEGIN_SECONDS:
                 time.sleep(AGAIN_SECONDS)
                 continue
-        output.complain(said)
+        output.complain(message)
         return
 
 
 def how_far(server: Server, ins: str) -> str:
     """How far an image is, as `packing 43 % (30 MiB/s)`; "" where podyd cannot tell."""
     with contextlib.suppress(Failure):
-        found = server.get("pod/progress", [("ins", ins)]).data
-        parts = [found["doing"] or ""]
-        parts += [] if found["percent"] is None else [f"{found['percent']} %"]
-        speed = found["bytes_per_second"]
+        progress = server.get("pod/progress", [("ins", ins)]).data
+        parts = [progress["doing"] or ""]
+        parts += [] if progress["percent"] is None else [f"{progress['percent']} %"]
+        speed = progress["bytes_per_second"]
         parts += [] if speed is None else [f"({show.size(speed)}/s)"]
         return " ".join(parts)
     return ""

@@ -13,9 +13,9 @@ class Failure(Exception):
     status: ClassVar[int] = 1
 
 
-def whole_text(said: Mapping[str, Any]) -> str:
+def whole_text(body: Mapping[str, Any]) -> str:
     """What podyd says of an error, and what there is to do; raises KeyError if it says nothing."""
-    return f"{said['detail']} {said.get('advice', '')}".rstrip()
+    return f"{body['detail']} {body.get('advice', '')}".rstrip()
 
 
 class Refused(Failure):

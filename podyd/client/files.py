@@ -97,8 +97,8 @@ def _places(prefix: str, **_: object) -> list[str]:
     folder = prefix[: prefix.rfind("/") + 1]
     here: list[str] = []
     with suppress(OSError):
-        found = Path(folder or ".").iterdir()
-        here = [f"{folder}{path.name}{'/' if path.is_dir() else ''}" for path in found]
+        paths = Path(folder or ".").iterdir()
+        here = [f"{folder}{path.name}{'/' if path.is_dir() else ''}" for path in paths]
     return [f"{name}:" for name in daily.complete("pod/list")()] + here
 
 
@@ -225,14 +225,17 @@ class _Copier:
         except OSError as error:
             raise Usage(f"{path} cannot be read: {error.strerror}.") from error
         with file:
-            found = os.fstat(file.fileno())
+            status = os.fstat(file.fileno())
             is_plain = path.is_file()
 
             def give(body: Sent) -> None:
-                with Progress(path.name, found.st_size if is_plain else None) as progress:
+                with Progress(path.name, status.st_size if is_plain else None) as progress:
                     _pour(file, str(path), body, progress)
 
-            about = [("mode", f"{found.st_mode & 0o777:03o}"), ("mtime", str(int(found.st_mtime)))]
+            about = [
+                ("mode", f"{status.st_mode & 0o777:03o}"),
+                ("mtime", str(int(status.st_mtime))),
+            ]
             pairs = [*place.pairs, *(about if is_plain and os.name != "nt" else [])]
             # A file that grows or shrinks meanwhile has no size that could be said.
             self._server.upload("pod/file-put", pairs, give)

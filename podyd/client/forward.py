@@ -34,11 +34,11 @@ class Ports:
     @classmethod
     def of(cls, text: str) -> Ports:
         """Read `[LOCAL:]PORT`. Raises Usage."""
-        found = re.fullmatch(r"(?:([0-9]{1,5}):)?([0-9]{1,5})", text)
-        if found is None:
+        match = re.fullmatch(r"(?:([0-9]{1,5}):)?([0-9]{1,5})", text)
+        if match is None:
             raise _no_ports(text)
-        inside = int(found[2])
-        local = inside if found[1] is None else int(found[1])
+        inside = int(match[2])
+        local = inside if match[1] is None else int(match[1])
         if not 1 <= inside <= MAX_PORT or local > MAX_PORT:
             raise _no_ports(text)
         return cls(local, inside)

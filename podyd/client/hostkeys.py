@@ -47,13 +47,13 @@ def keep(server: Server, ins: str) -> str:
             f"Pod {ins} has no ssh server; install one: pody exec {ins} -- 'apt-get update &&"
             " apt-get install -y openssh-server'."
         )
-    found = [match[1] for line in done["stdout"].splitlines() if (match := _KEY.fullmatch(line))]
-    if not found:
+    keys = [match[1] for line in done["stdout"].splitlines() if (match := _KEY.fullmatch(line))]
+    if not keys:
         raise Failure(
             f"Pod {ins} has no ssh host keys; make them: pody exec {ins} -- ssh-keygen -A"
         )
     name = alias(server, ins)
-    _write(path_of(name), "".join(f"{name} {key}\n" for key in found[:MAX_KEYS]))
+    _write(path_of(name), "".join(f"{name} {key}\n" for key in keys[:MAX_KEYS]))
     return name
 
 

@@ -33,8 +33,8 @@ def _limits(options: argparse.Namespace) -> None:
         answer = server.post("pod/limits", named + changes)
     else:
         answer = server.get("pod/info", named)
-    found = {key: answer.data[key] for key in SHOWN}
+    limits = {key: answer.data[key] for key in SHOWN}
     if options.raw or not sys.stdout.isatty():
-        output.write_json(json.dumps(found).encode())
+        output.write_json(json.dumps(limits).encode())
     else:
-        sys.stdout.write(show.answer("pod/limits", found, output.columns()))
+        sys.stdout.write(show.answer("pod/limits", limits, output.columns()))

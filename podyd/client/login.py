@@ -29,10 +29,10 @@ def log_in(base: Base) -> Login:
     """The login for a server. Raises NoLogin or Usage."""
     user = os.environ.get("PODY_USERNAME")
     if not os.environ.get("PODY_PASSWORD"):
-        found = kept.load(base)
+        stored = kept.load(base)
         # A token is never used in another one's name.
-        if found is not None and user in (None, "", found.user):
-            return with_token(found)
+        if stored is not None and user in (None, "", stored.user):
+            return with_token(stored)
     return with_password(user or _local_user(), base)
 
 
@@ -43,8 +43,8 @@ def typed(base: Base) -> Login:
 
 def proven(base: Base) -> Login:
     """The same for who is logged in by a token that is kept, if somebody is."""
-    found = None if os.environ.get("PODY_USERNAME") else kept.load(base)
-    return typed(base) if found is None else with_password(found.user, base)
+    stored = None if os.environ.get("PODY_USERNAME") else kept.load(base)
+    return typed(base) if stored is None else with_password(stored.user, base)
 
 
 def with_token(token: Kept) -> Login:

@@ -240,12 +240,12 @@ def _version(options: argparse.Namespace) -> None:
 
 def _begin(options: argparse.Namespace) -> None:
     before = kept.load(base_of())
-    said = session.begin(server_of(options.cacert, typed))
+    message = session.begin(server_of(options.cacert, typed))
     if before is not None:
         # It may have ended already; the new one is kept in any case.
         with contextlib.suppress(Failure):
             session.revoke(server_of(options.cacert, lambda _: with_token(before)), before.id)
-    print(said)
+    print(message)
 
 
 def _end(options: argparse.Namespace) -> None:

@@ -38,22 +38,22 @@ def _refuse(error: OSError) -> None:
 
 def _add(tar: tarfile.TarFile, path: Path, name: str, leave: Leave) -> None:
     try:
-        found = path.lstat()
+        status = path.lstat()
     except OSError as error:
         _refuse(error)
         raise
     info = tarfile.TarInfo(name)
     # In the pod it is root's; who is setuid there, its owner decides there.
-    info.mode = stat.S_IMODE(found.st_mode) & 0o777
-    info.mtime = found.st_mtime
-    if stat.S_ISDIR(found.st_mode):
+    info.mode = stat.S_IMODE(status.st_mode) & 0o777
+    info.mtime = status.st_mtime
+    if stat.S_ISDIR(status.st_mode):
         info.type = tarfile.DIRTYPE
         tar.addfile(info)
-    elif stat.S_ISLNK(found.st_mode):
+    elif stat.S_ISLNK(status.st_mode):
         info.type = tarfile.SYMTYPE
         info.linkname = os.readlink(path)  # noqa: PTH115 - Path would tidy it
         tar.addfile(info)
-    elif stat.S_ISREG(found.st_mode):
+    elif stat.S_ISREG(status.st_mode):
         try:
             file = path.open("rb")
         except OSError as error:

@@ -79,8 +79,8 @@ def waiting(what: str, how_far: Callable[[], str] | None = None) -> Iterator[Non
             with writing:
                 if over:
                     return
-                said = ", ".join([*([far] if far else []), f"{time.monotonic() - began:.0f} s"])
-                line = show.cut(show.harmless(f"{what} … {said}"), output.columns() - 1)
+                state = ", ".join([*([far] if far else []), f"{time.monotonic() - began:.0f} s"])
+                line = show.cut(show.harmless(f"{what} … {state}"), output.columns() - 1)
                 print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
 
     teller = threading.Thread(target=tell, daemon=True)

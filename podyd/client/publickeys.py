@@ -60,8 +60,8 @@ def copy(server: Server, ins: str, key: PublicKey) -> None:
     words = shlex.join(["sh", "-c", _SCRIPT, "pody", key.bare, str(key)])
     done = server.post("pod/exec", [("ins", ins), ("cmd", words)]).data
     if done["exit_code"] != 0:
-        said = str(done["log"]).strip() or f"exit status {done['exit_code']}"
-        raise Failure(f"The key could not be put into pod {ins}: {said}")
+        reason = str(done["log"]).strip() or f"exit status {done['exit_code']}"
+        raise Failure(f"The key could not be put into pod {ins}: {reason}")
 
 
 def choose(file: str | None) -> PublicKey:
@@ -74,8 +74,8 @@ def choose(file: str | None) -> PublicKey:
         if path.exists():
             return _of_file(path)
     for line in _agent():
-        if found := _parse(line, "the ssh agent"):
-            return found
+        if key := _parse(line, "the ssh agent"):
+            return key
     raise Usage("You have no ssh key yet; type 'ssh-keygen -t ed25519', and then this again.")
 
 
@@ -91,13 +91,13 @@ def _of_file(path: Path) -> PublicKey:
             f" {path}.pub."
         )
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
-    found = _parse(lines[0], str(path)) if len(lines) == 1 else None
-    if found is None:
+    key = _parse(lines[0], str(path)) if len(lines) == 1 else None
+    if key is None:
         raise Usage(
             f"{path} is no public key of ssh, which is one line such as 'ssh-ed25519 AAAA… name';"
             " ssh-keygen makes one."
         )
-    return found
+    return key
 
 
 def _parse(line: str, source: str) -> PublicKey | None:

@@ -51,11 +51,11 @@ def _token(server: Server) -> Any:
 def change(server: Server) -> str:
     """Change the password; a token that is kept, and ends with it, is replaced. What to tell."""
     server.log_in()
-    said: str = server.change_password(from_stdin(UNSEEN)).data["log"]
+    message: str = server.change_password(from_stdin(UNSEEN)).data["log"]
     before = kept.load(server.base)
     if before is None or before.user != server.user:
-        return said
-    return f"{said}\n{begin(server)}"
+        return message
+    return f"{message}\n{begin(server)}"
 
 
 def end(server: Server, id: str) -> str:

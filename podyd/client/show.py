@@ -52,16 +52,16 @@ def is_output(data: Any) -> bool:
 
 def remarks(output: Mapping[str, Any]) -> list[str]:
     """What there is to say of a command beside its output."""
-    said = []
+    lines = []
     if output.get("timed_out"):
-        said.append("Time was up: the command and all that it started are ended.")
+        lines.append("Time was up: the command and all that it started are ended.")
     elif output["exit_code"] != 0:
-        said.append(f"The command ended with exit status {output['exit_code']}.")
+        lines.append(f"The command ended with exit status {output['exit_code']}.")
     if output.get("truncated"):
-        said.append("There was more output; what was above the limit is lost.")
+        lines.append("There was more output; what was above the limit is lost.")
     if output.get("oom_killed"):
-        said.append(killed(output.get("memory_limit")))
-    return said
+        lines.append(killed(output.get("memory_limit")))
+    return lines
 
 
 def killed(limit: int | None, ins: str = "NAME") -> str:

@@ -103,10 +103,10 @@ def _refuse_control(text: str) -> None:
 
 def _ourselves() -> str:
     """Where this pody is. Raises Usage."""
-    found = shutil.which(sys.argv[0]) or shutil.which("pody")
-    if found is None:
+    executable = shutil.which(sys.argv[0]) or shutil.which("pody")
+    if executable is None:
         raise Usage("ssh has to call pody, and it is not on the PATH.")
-    return str(Path(found).absolute())
+    return str(Path(executable).absolute())
 
 
 # --- ~/.ssh ---------------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ class Stream:
 
     def _write_output(self) -> Mapping[str, Any]:
         """Write what comes to where it belongs; podyd's last message."""
-        got = told = 0
+        received = acknowledged = 0
         while True:
             frame = self._next()
             if isinstance(frame, Exception):
@@ -168,10 +168,10 @@ class Stream:
                 end: Mapping[str, Any] = json.loads(data)
                 return end
             self._ends.write(channel, data)
-            got += len(data)
-            if got - told >= WINDOW_BYTES // 4:
-                told = got
-                self.control({"taken": got})
+            received += len(data)
+            if received - acknowledged >= WINDOW_BYTES // 4:
+                acknowledged = received
+                self.control({"taken": received})
 
     def _next(self) -> Frame | Exception:
         while True:

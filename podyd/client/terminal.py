@@ -25,10 +25,10 @@ def need(word: str) -> None:
 def size() -> tuple[int, int]:
     """Rows and columns."""
     try:
-        found = os.get_terminal_size(sys.stdout.fileno())
+        size = os.get_terminal_size(sys.stdout.fileno())
     except OSError:
         return 24, 80
-    return min(found.lines, 1000) or 24, min(found.columns, 1000) or 80
+    return min(size.lines, 1000) or 24, min(size.columns, 1000) or 80
 
 
 @contextlib.contextmanager

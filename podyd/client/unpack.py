@@ -113,11 +113,11 @@ class _Unpacker:
 
     def _place(self, name: str) -> Path | None:
         parts = PurePosixPath(name).parts
-        own = [part for part in parts if part != "."]
+        names = [part for part in parts if part != "."]
         is_odd = any(
-            part in ("..", "/", "//") or (os.name == "nt" and _is_odd(part)) for part in own
+            part in ("..", "/", "//") or (os.name == "nt" and _is_odd(part)) for part in names
         )
-        return None if is_odd else self._top.joinpath(*own)
+        return None if is_odd else self._top.joinpath(*names)
 
     def _write(self, tar: tarfile.TarFile, info: tarfile.TarInfo, path: Path) -> None:
         content = tar.extractfile(info)

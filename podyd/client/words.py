@@ -13,10 +13,10 @@ UNSEEN = "passwd"
 
 def split(word: str) -> tuple[str, str]:
     """`key:value` or `key=value`, split at whichever comes first. Raises Usage."""
-    found = re.fullmatch(r"([^:=]+)[:=](.*)", word, re.DOTALL)
-    if found is None:
+    match = re.fullmatch(r"([^:=]+)[:=](.*)", word, re.DOTALL)
+    if match is None:
         raise Usage(f"{word!r} is no parameter; write key:value.")
-    return found[1], utf8(found[2])
+    return match[1], utf8(match[2])
 
 
 def utf8(text: str) -> str:

@@ -35,10 +35,10 @@ def above_0(parse: Callable[[Any], int]) -> Callable[[Any], int]:
     """A parser that also refuses 0, for resources of which a pod needs some."""
 
     def check(value: Any) -> int:
-        found = parse(value)
-        if not found:
+        number = parse(value)
+        if not number:
             raise ValueError("more than 0, or -1 for no limit")
-        return found
+        return number
 
     return check
 

@@ -319,8 +319,8 @@ class Admin:
     def project_config(self) -> Mapping[str, str] | None:
         """The project's configuration; None if there is no such project."""
         with _translated("LXD could not be asked for its projects"):
-            found = self._get(self._client.api.projects)
-        return next((item["config"] for item in found if item["name"] == self._project), None)
+            projects = self._get(self._client.api.projects)
+        return next((item["config"] for item in projects if item["name"] == self._project), None)
 
     def trust(self, fingerprint: str) -> Trust | None:
         """The permissions of a certificate; None if LXD does not have it."""
@@ -403,8 +403,8 @@ class Admin:
     def cards(self) -> list[PciCard]:
         """The GPUs that LXD has found; without nvidia-container-cli it has no `uuid`."""
         with _translated("LXD could not be asked for its GPUs"):
-            found = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
-        return [card_of(item) for item in found]
+            cards = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
+        return [card_of(item) for item in cards]
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
         """All members of a collection with their contents."""

@@ -18,9 +18,9 @@ def bound(name: str, uuid: str) -> str:
     """The name of the instance with this uuid; "" if LXD has not given it one yet."""
     if not uuid:
         return name
-    found = Bound(name)
-    found.instance, found.uuid = name, uuid
-    return found
+    bound_name = Bound(name)
+    bound_name.instance, bound_name.uuid = name, uuid
+    return bound_name
 
 
 def uuid_of(name: str) -> str:
@@ -32,6 +32,6 @@ def meant_for(name: str, text: str) -> str:
     """A text that contains an instance's name, bound to the same instance as the name."""
     if not isinstance(name, Bound):
         return text
-    found = Bound(text)
-    found.instance, found.uuid = name.instance, name.uuid
-    return found
+    bound_text = Bound(text)
+    bound_text.instance, bound_text.uuid = name.instance, name.uuid
+    return bound_text

@@ -58,11 +58,11 @@ class Endings:
 
     def _load(self, path: Path) -> None:
         try:
-            found = json.loads(path.read_text())
-            said = found["ending"]
-            instance = bound(said["instance"], found.get("uuid", ""))
-            ending = Ending(**{**said, "words": tuple(said["words"]), "instance": instance})
-            self._due[ending] = _Due(ending, float(found["since"]))
+            stored = json.loads(path.read_text())
+            fields = stored["ending"]
+            instance = bound(fields["instance"], stored.get("uuid", ""))
+            ending = Ending(**{**fields, "words": tuple(fields["words"]), "instance": instance})
+            self._due[ending] = _Due(ending, float(stored["since"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("%s cannot be read and is dropped: %s", path, error)
             path.unlink(missing_ok=True)
@@ -131,11 +131,11 @@ class Endings:
             # The commands of a stopped pod have ended; those of a frozen one have not.
             if error.fields.get("status") != "frozen" and not ending.outlives_stop:
                 return True
-            problem = error.detail
+            problem = str(error)
         except Unavailable:
             raise
         except PodydError as error:
-            problem = error.detail
+            problem = str(error)
         level = logging.INFO if due.tries else logging.WARNING
         log.log(level, "%s: a clean-up is retried: %s", ending.instance, problem)
         return False

@@ -24,8 +24,8 @@ class LxdImageStore:
 
     async def all(self) -> list[StoredImage]:
         """Every image that a container can be made of."""
-        found = await self._client.get(_IMAGES, recursion=1)
-        return [image_of(item) for item in found if item["type"] == "container"]
+        images = await self._client.get(_IMAGES, recursion=1)
+        return [image_of(item) for item in images if item["type"] == "container"]
 
     async def delete(self, fingerprint: str, *, timeout: float) -> None:
         """Delete an image. Raises Missing."""
@@ -48,8 +48,8 @@ class LxdImageStore:
     async def progress(self, packing: str) -> PackProgress:
         """The progress of an image that is being made. Raises Missing if that has ended."""
         operation = await self._client.get(packing)
-        said = (operation["metadata"] or {}).get("progress", {})
-        return PackProgress(_whole(said, "percent"), _whole(said, "speed"))
+        progress = (operation["metadata"] or {}).get("progress", {})
+        return PackProgress(_whole(progress, "percent"), _whole(progress, "speed"))
 
     async def name(self, alias: str, fingerprint: str) -> None:
         """Give an image a name that no other one has. Raises NameTaken."""
@@ -61,9 +61,9 @@ class LxdImageStore:
         await self._client.change("PUT", path, {"target": fingerprint})
 
 
-def _whole(said: Mapping[str, str], key: str) -> int | None:
+def _whole(progress: Mapping[str, str], key: str) -> int | None:
     """A number in LXD's progress; None if LXD leaves it out."""
-    text = said.get(key, "")
+    text = progress.get(key, "")
     return int(text) if text.isdecimal() else None
 
 

@@ -19,7 +19,7 @@ class LxdOperations:
 
     async def under_way(self) -> list[LxdOperation]:
         """The project's tasks that have not ended; commands that somebody talks to are none."""
-        found = await self._client.get("/1.0/operations", recursion=1)
+        operations = await self._client.get("/1.0/operations", recursion=1)
         return [
             LxdOperation(
                 item["id"],
@@ -29,6 +29,6 @@ class LxdOperations:
                 ),
             )
             for status in _UNDER_WAY
-            for item in found.get(status, ())
+            for item in operations.get(status, ())
             if item["class"] == "task"
         ]

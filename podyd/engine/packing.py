@@ -50,14 +50,14 @@ SCRATCH: tuple[Place, ...] = (
 IDLE_SECONDS = 60.0
 # Any user can create many files in /tmp.
 MAX_ENTRIES = 100_000
-MAX_TOLD = 256
+MAX_SIZES = 256
 MAX_LINE_BYTES = 64 * 1024
 
 _BUILD = re.compile(r"lxd_build_[0-9]{1,20}")
 _IMAGE = re.compile(r"lxd_build_image_[0-9]{1,20}(\.compressed)?")
 _COMPRESS = re.compile(r"lxd_compress_[0-9]{1,20}")
 
-Told = dict[str, int | None] | None
+Sizes = dict[str, int | None] | None
 
 
 class _TooManyError(Exception):
@@ -120,8 +120,11 @@ def image_places() -> list[Path]:
     return [*([Path(lxd_directory, "images")] if lxd_directory else []), *IMAGES, *MOUNTED]
 
 
-def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int | None]]]) -> Told:
-    """The sizes, in bytes, that `told` returns for each existing directory of `places`, each once.
+def look(
+    places: Sequence[Place], sizes_in: Callable[[int], Iterator[tuple[str, int | None]]]
+) -> Sizes:
+    """The sizes, in bytes, that `sizes_in` returns for each existing directory of `places`; each
+    directory counts once.
 
     None if there is no directory, or if one has too many entries.
     """
@@ -133,8 +136,8 @@ def look(places: Sequence[Place], told: Callable[[int], Iterator[tuple[str, int 
                 status = os.fstat(directory)
                 if (status.st_dev, status.st_ino) not in seen:
                     seen.add((status.st_dev, status.st_ino))
-                    sizes.update((f"{number}/{name}", size) for name, size in told(directory))
-            if len(sizes) > MAX_TOLD:
+                    sizes.update((f"{number}/{name}", size) for name, size in sizes_in(directory))
+            if len(sizes) > MAX_SIZES:
                 return None
     except _TooManyError:
         return None
@@ -160,10 +163,10 @@ def squashed(directory: int) -> Iterator[tuple[str, int | None]]:
 @contextlib.contextmanager
 def _opened(place: Place) -> Iterator[int]:
     """A descriptor of the directory at a place. Raises OSError."""
-    with contextlib.ExitStack() as way:
+    with contextlib.ExitStack() as descriptors:
         directory = None
         for name in place:
-            directory = way.enter_context(_directory(name, directory))
+            directory = descriptors.enter_context(_directory(name, directory))
         assert directory is not None
         yield directory
 

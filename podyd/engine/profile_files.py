@@ -64,8 +64,8 @@ def _device_on(device: Mapping[str, str], pool: str, bridge: str) -> dict[str, s
 def shipped() -> dict[str, Profile]:
     """The profiles that podyd brings. Raises SetupError if they are nowhere."""
     for directory in SHIPPED_DIRECTORIES:
-        if found := read(directory):
-            return found
+        if profiles := read(directory):
+            return profiles
     raise SetupError(
         "podyd's own profiles are in none of"
         f" {', '.join(str(directory) for directory in SHIPPED_DIRECTORIES)}.",

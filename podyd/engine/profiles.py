@@ -17,8 +17,8 @@ class LxdProfiles:
 
     async def all(self) -> Mapping[str, Profile]:
         """The profiles by name."""
-        found = await self._client.get("/1.0/profiles", recursion=1)
-        return {item["name"]: profile_of(item) for item in found}
+        profiles = await self._client.get("/1.0/profiles", recursion=1)
+        return {item["name"]: profile_of(item) for item in profiles}
 
     async def of(self, instance: Instance) -> list[Profile]:
         """An instance's profiles, in the order in which LXD applies them."""

@@ -103,10 +103,10 @@ class NumericResolver(DefaultExecutorResolver):
     ) -> list[tuple[int, Any]]:
         if not is_valid_ip(host):
             return await super().resolve(host, port, family)
-        found = socket.getaddrinfo(
+        addresses = socket.getaddrinfo(
             host, port, family, socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
         )
-        return [(item[0], item[4]) for item in found]
+        return [(item[0], item[4]) for item in addresses]
 
 
 async def _trusting(name: str, uuid: str) -> bool:

@@ -35,7 +35,7 @@ class Filesystem:
     free_bytes: int
 
     @property
-    def left_bytes(self) -> int:
+    def usable_bytes(self) -> int:
         """How many bytes images may use of it."""
         return max(0, self.free_bytes - FLOOR_BYTES)
 
@@ -55,21 +55,22 @@ def filesystems(places: Sequence[Path]) -> list[Filesystem]:
 class HostRoom:
     """The filesystems that LXD packs images on, as far as podyd knows them."""
 
-    def __init__(self, seen: Callable[[Sequence[Path]], list[Filesystem]] = filesystems) -> None:
+    def __init__(self, read: Callable[[Sequence[Path]], list[Filesystem]] = filesystems) -> None:
         self._images = image_places()
-        self._seen = seen
+        self._filesystems = read
 
-    async def left(self) -> int | None:
+    async def usable(self) -> int | None:
         """How many bytes images may use; None if that is not known."""
-        disks = await asyncio.to_thread(self._seen, self._images)
-        return min((item.left_bytes for item in disks), default=None)
+        disks = await asyncio.to_thread(self._filesystems, self._images)
+        return min((item.usable_bytes for item in disks), default=None)
 
-    async def for_squashfs(self) -> int:
+    async def usable_for_squashfs(self) -> int:
         """The largest size, in bytes, of an image that LXD writes to /tmp first and then copies."""
         images, scratch = [
-            await asyncio.to_thread(self._seen, places) for places in (self._images, [SCRATCH])
+            await asyncio.to_thread(self._filesystems, places)
+            for places in (self._images, [SCRATCH])
         ]
-        least = min((item.left_bytes for item in [*images, *scratch]), default=0) // 2
+        least = min((item.usable_bytes for item in [*images, *scratch]), default=0) // 2
         together = {item.device for item in images} == {item.device for item in scratch}
         return least if together else min(least, MAX_APART_BYTES)
 
@@ -77,8 +78,8 @@ class HostRoom:
         """Raises Conflict once no space is left, with `scratch` also in /tmp; never returns."""
         places = [*self._images, *([SCRATCH] if scratch else [])]
         while True:
-            for item in await asyncio.to_thread(self._seen, places):
-                if not item.left_bytes:
+            for item in await asyncio.to_thread(self._filesystems, places):
+                if not item.usable_bytes:
                     raise Conflict(
                         f"The host has less than {FLOOR_BYTES} bytes left where LXD makes"
                         " images, so this one is ended and deleted.",

@@ -37,8 +37,8 @@ class LxdServer:
 
     async def cards(self) -> tuple[PciCard, ...]:
         """The host's graphics cards of all vendors."""
-        found = (await self._client.get("/1.0/resources"))["gpu"]["cards"] or []
-        return tuple(card_of(item) for item in found)
+        cards = (await self._client.get("/1.0/resources"))["gpu"]["cards"] or []
+        return tuple(card_of(item) for item in cards)
 
     async def allowed(self) -> Allowed:
         """What the project's instances may use of the host."""

@@ -19,8 +19,10 @@ class LxdSnapshotStore:
 
     async def all(self, instance: str) -> list[Snapshot]:
         """An instance's snapshots, the oldest first."""
-        found = await self._client.get(instance_path(instance, "snapshots"), recursion=1)
-        return sorted(map(_snapshot_of, found or []), key=lambda item: (item.created, item.name))
+        snapshots = await self._client.get(instance_path(instance, "snapshots"), recursion=1)
+        return sorted(
+            map(_snapshot_of, snapshots or []), key=lambda item: (item.created, item.name)
+        )
 
     async def one(self, instance: str, name: str) -> Snapshot:
         """A snapshot of an instance. Raises Missing."""

@@ -21,9 +21,9 @@ def why_not_started(log_text: str) -> str:
     """The last errors of an lxc.log that say something, and what to do about the usual one."""
     errors = re.findall(r" ERROR +\S+ - \S+?:(\w+):\d+ - (.*)", log_text)
     telling = [message for function, message in errors if function not in _CONSEQUENCES]
-    said = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
-    if "mount hooks" in said:
-        said += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
-    if re.search("new[ug]idmap", said):
-        said += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
-    return said
+    reasons = "; ".join(dict.fromkeys((telling or [message for _, message in errors])[-LOG_LINES:]))
+    if "mount hooks" in reasons:
+        reasons += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
+    if re.search("new[ug]idmap", reasons):
+        reasons += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
+    return reasons

@@ -128,13 +128,13 @@ async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> N
 async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
     path = directory.encode()
     async with _listing(client, name) as sftp:
-        found = []
+        files = []
         async for entry, *_ in sftp.entries(path):
             if entry.startswith(prefix.encode()):
-                found.append(_below(path, entry))
-            if len(found) > MAX_REMOVED:
+                files.append(_below(path, entry))
+            if len(files) > MAX_REMOVED:
                 raise Conflict(f"There are more than {MAX_REMOVED} {directory}/{prefix}*.")
-        for file in found:
+        for file in files:
             await sftp.remove(file)
 
 
@@ -154,12 +154,12 @@ async def _look(client: LxdClient, name: str) -> Tree:
         while pending:
             batch, pending = pending[-AT_ONCE:], pending[:-AT_ONCE]
             held -= sum(map(len, batch))
-            for directory, found in zip(
+            for directory, contents in zip(
                 batch, await asyncio.gather(*map(sftp.directory, batch)), strict=True
             ):
-                size += found.size_bytes
-                paths = [_below(directory, entry) for entry in found.directories]
-                files = [File(_below(directory, entry), count) for entry, count in found.large]
+                size += contents.size_bytes
+                paths = [_below(directory, entry) for entry in contents.directories]
+                files = [File(_below(directory, entry), count) for entry, count in contents.large]
                 held += sum(map(len, paths)) + sum(len(file.path) for file in files)
                 pending += paths
                 large += files
@@ -243,10 +243,10 @@ class _Sftp:
 
     async def directory(self, path: bytes) -> _Directory:
         """The contents of a directory. Raises Conflict if it cannot be read."""
-        found = _Directory(0, [], [])
+        contents = _Directory(0, [], [])
         async for entry in self.entries(path):
-            found.add(*entry)
-        return found
+            contents.add(*entry)
+        return contents
 
     async def entries(self, path: bytes) -> AsyncIterator[tuple[bytes, int, int, int]]:
         """Name, size in bytes, mode and link count of each entry, `.` and `..` too."""

@@ -68,8 +68,8 @@ before=$killed
 )
 code=$?
 oom_killed
-said=$code
-[ $killed = $before ] || said=$((code + 256))
+reported=$code
+[ $killed = $before ] || reported=$((code + 256))
 if [ -n "$box" ] && ! rmdir $box; then
   while IFS=: read -r id _ path; do [ "$id" = 0 ] && home=$home$path; done </proc/self/cgroup
   tries=0
@@ -82,7 +82,7 @@ fi
 # What a command has made non-blocking, and filled, takes no mark until LXD has read some of it.
 mark() {
   tries=0
-  until printf '\\000podyd-%s:%d;' $nonce $said || [ $tries = 3000 ]; do
+  until printf '\\000podyd-%s:%d;' $nonce $reported || [ $tries = 3000 ]; do
     sleep 0.02
     tries=$((tries + 1))
   done
@@ -156,25 +156,25 @@ class MarkedStream:
     def __init__(self, nonce: str) -> None:
         self._mark = f"\0podyd-{nonce}:".encode()
         self._end = re.compile(re.escape(self._mark) + rb"(\d{1,%d});" % CODE_DIGITS)
-        self._held = b""
+        self._buffer = b""
         # How many of the buffered bytes were returned already.
-        self._given = 0
+        self._returned = 0
         self.exit_code: int | None = None
 
     @property
     def is_holding(self) -> bool:
         """Whether output is buffered that may be the start of the mark."""
-        return len(self._held) > self._given
+        return len(self._buffer) > self._returned
 
     def feed(self, data: bytes) -> bytes:
         """The output in `data`; what may be the start of the mark is buffered."""
-        output = self._before_mark(self._held + data)
-        given = min(self._given, len(output))
-        self._given -= given
-        return output[given:]
+        output = self._before_mark(self._buffer + data)
+        skipped = min(self._returned, len(output))
+        self._returned -= skipped
+        return output[skipped:]
 
     def _before_mark(self, data: bytes) -> bytes:
-        self._held = b""
+        self._buffer = b""
         if end := self._end.search(data):
             self.exit_code = int(end[1])
             return data[: end.start()]
@@ -183,7 +183,7 @@ class MarkedStream:
             start = data.find(b"\0", start + 1)
         if start < 0:
             return data
-        self._held = data[start:]
+        self._buffer = data[start:]
         return data[:start]
 
     def _may_go_on(self, tail: bytes) -> bool:
@@ -195,6 +195,6 @@ class MarkedStream:
 
     def rest(self) -> bytes:
         """The buffered output, which is taken not to be the mark."""
-        held = self._held[self._given :]
-        self._given = len(self._held)
-        return held
+        rest = self._buffer[self._returned :]
+        self._returned = len(self._buffer)
+        return rest

@@ -97,5 +97,5 @@ class Attribution:
             subscriber(self._latest)
 
     def _whose(self, cgroup: InstanceCgroup | None) -> Whose:
-        found = self._instance_of(cgroup)
-        return HOST if found is None else Whose(*found, is_pod=found[0] == self._project)
+        instance = self._instance_of(cgroup)
+        return HOST if instance is None else Whose(*instance, is_pod=instance[0] == self._project)

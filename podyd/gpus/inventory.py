@@ -99,12 +99,12 @@ class Identities:
         self._asked = asyncio.Event()
         self._news = asyncio.Event()
 
-    async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
-        """The UUIDs by address; `told` is what LXD and NVML report now, and is stored."""
+    async def of(self, reported: Mapping[str, str]) -> Mapping[str, str]:
+        """The UUIDs by address; `reported` is what LXD and NVML report now, and is stored."""
         await came(self._asked, RECALL_SECONDS)
         self._asked.set()  # Only the first call waits for the database.
-        if told.items() - self._known.items():
-            self._known = _brought_up(self._known, told)
+        if reported.items() - self._known.items():
+            self._known = _brought_up(self._known, reported)
             self._news.set()
         return self._known
 
@@ -128,10 +128,10 @@ class Identities:
                 await asyncio.sleep(RETRY_SECONDS)
 
 
-def _brought_up(known: Mapping[str, str], told: Mapping[str, str]) -> dict[str, str]:
-    """`known` updated with `told`, which takes precedence; a UUID is at one address only."""
-    uuids = frozenset(told.values())
-    return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(told)
+def _brought_up(known: Mapping[str, str], reported: Mapping[str, str]) -> dict[str, str]:
+    """`known` updated with `reported`, which takes precedence; a UUID is at one address only."""
+    uuids = frozenset(reported.values())
+    return {pci: uuid for pci, uuid in known.items() if uuid not in uuids} | dict(reported)
 
 
 class Inventory:
@@ -147,15 +147,15 @@ class Inventory:
         """The host's NVIDIA cards, by index."""
         now = time.monotonic()
         if self._kept is None or self._kept[0] <= now:
-            found = _by_address(await self._server.cards())
-            self._kept = now + KEPT_SECONDS, found
+            cards = _by_address(await self._server.cards())
+            self._kept = now + KEPT_SECONDS, cards
         cards = _in_order(self._kept[1], self._samples.latest)
         known = await self._identities.of({card.pci: card.uuid for card in cards if card.uuid})
         return tuple(replace(card, uuid=card.uuid or known.get(card.pci, "")) for card in cards)
 
 
-def _by_address(found: Sequence[PciCard]) -> tuple[Card, ...]:
-    nvidia = [card for card in found if card.vendor == NVIDIA_VENDOR_ID]
+def _by_address(cards: Sequence[PciCard]) -> tuple[Card, ...]:
+    nvidia = [card for card in cards if card.vendor == NVIDIA_VENDOR_ID]
     nvidia.sort(key=lambda card: card.pci)
     return tuple(
         Card(index, card.pci, card.uuid, card.name, card.numbers)
@@ -186,15 +186,15 @@ def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
 
     An LXD `gpu` device without an address passes them all (canonical/lxd#11841).
     """
-    found: set[Card] = set()
+    chosen: set[Card] = set()
     for device in devices.values():
         if device.get("type") != "gpu":
             continue
         if device.get("vendorid") not in (None, NVIDIA_VENDOR_ID):
             continue
         wanted = device.get("pci")
-        found |= {card for card in cards if wanted is None or card.is_named(wanted)}
-    return frozenset(found)
+        chosen |= {card for card in cards if wanted is None or card.is_named(wanted)}
+    return frozenset(chosen)
 
 
 def natural(

@@ -88,16 +88,16 @@ def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
 
     Such a pair comes of an admin's copy of an instance.
     """
-    found: dict[str, Lease] = {}
+    by_card: dict[str, Lease] = {}
     for pod in pods:
         for written, value in written_leases(pod).items():
             lease = _lease(pod, key_of(written, cards), value)
             if lease is None:
                 key = lease_key(written)
                 log.warning("%s: %s is not an interval of times: %r", pod.name, key, value)
-            elif lease.key not in found or _age(lease) < _age(found[lease.key]):
-                found[lease.key] = lease
-    return found
+            elif lease.key not in by_card or _age(lease) < _age(by_card[lease.key]):
+                by_card[lease.key] = lease
+    return by_card
 
 
 def queue_of(pods: Iterable[Pod], cards: Sequence[Card]) -> list[QueueEntry]:

@@ -103,14 +103,14 @@ def location_of(instance: Instance, heard: Heard, before: Location | None) -> Lo
 
 def held_nics(instance: Instance) -> list[Nic]:
     """The interfaces that LXD limits to the address that it gave them."""
-    found = []
+    nics = []
     for name, device in sorted(instance.devices.items()):
         hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")
         is_held = is_set(device, "security.ipv4_filtering")
         parent = device.get("parent")
         if device.get("type") == "nic" and parent and is_held and hardware:
-            found.append(Nic(parent, hardware.lower()))
-    return found
+            nics.append(Nic(parent, hardware.lower()))
+    return nics
 
 
 def _claimed(state: State) -> set[str]:

@@ -96,8 +96,8 @@ class Ports:
         inner = self._settings.current.ports.expose
         if member.quota.max_ports != UNLIMITED:
             inner = inner[: member.quota.max_ports]
-        async with self._held(f"{member.name}/{ins}", inner) as found:
-            yield {PORTS: written(found)}
+        async with self._held(f"{member.name}/{ins}", inner) as ports:
+            yield {PORTS: written(ports)}
 
     async def add(self, member: Member, pod: Pod, inner: int) -> None:
         """Forward one more port of the host to a pod. Raises Conflict, Forbidden (quota)."""
@@ -153,7 +153,7 @@ class Ports:
                     if not await self._settle():
                         delay = RETRY_SECONDS
                 except PodydError as error:
-                    problem = error.detail
+                    problem = str(error)
                 if problem and problem != logged:
                     log.warning("ports cannot be assigned now: %s", problem)
                 logged = problem
@@ -189,23 +189,23 @@ class Ports:
         """The ports that a pod has, and the ports in it that need a new one of the host."""
         instances = await self._instances.all()
         instance = named(instances, pod.name) or pod.instance
-        own = ports_of(instances).get(pod.name, {})
-        said = parse(instance.config.get(PORTS, ""))
-        wanted = self._settings.current.ports.expose if said is None else said.values()
-        return own, [inner for inner in wanted if inner not in own.values()]
+        mapped = ports_of(instances).get(pod.name, {})
+        stored = parse(instance.config.get(PORTS, ""))
+        wanted = self._settings.current.ports.expose if stored is None else stored.values()
+        return mapped, [inner for inner in wanted if inner not in mapped.values()]
 
     @contextlib.asynccontextmanager
     async def _held(self, name: str, inner: Sequence[int]) -> AsyncIterator[Mapped]:
         """Reserve free ports for a pod until they are stored on its instance. Raises Conflict."""
         async with self._lock:
-            found = await self._free(name, inner)
-            self._reserved |= found.keys()
+            mapped = await self._free(name, inner)
+            self._reserved |= mapped.keys()
         try:
-            yield found
+            yield mapped
         finally:
             # Under the lock, so that the next caller sees them in LXD's list, or here.
             async with self._lock:
-                self._reserved -= found.keys()
+                self._reserved -= mapped.keys()
 
     async def _free(self, name: str, inner: Sequence[int]) -> Mapped:
         """Free ports of the host, under the lock. Raises Conflict if there are too few.
@@ -260,7 +260,7 @@ class Ports:
                     async with self._relays.relay() as relay:
                         await self._follow(relay, poke)
                 except PodydError as error:
-                    self._say(f"{AWAY}: {error.detail}")
+                    self._say(f"{AWAY}: {error}")
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _follow(self, relay: Relay, poke: asyncio.Event) -> None:
@@ -362,23 +362,25 @@ def written(mapped: Mapped) -> str:
 
 def ports_of(instances: Iterable[Instance]) -> dict[str, Mapped]:
     """The ports of each instance, by its name; one that several claim belongs to the oldest."""
-    found: dict[str, Mapped] = {}
+    by_instance: dict[str, Mapped] = {}
     taken: set[int] = set()
     for instance in _by_age(instances):
         mapped = parse(instance.config.get(PORTS, "")) or {}
-        found[instance.name] = {host: inner for host, inner in mapped.items() if host not in taken}
+        by_instance[instance.name] = {
+            host: inner for host, inner in mapped.items() if host not in taken
+        }
         taken |= mapped.keys()
-    return found
+    return by_instance
 
 
 def _lacking(instances: Iterable[Instance]) -> list[str]:
     """The instances that have no ports, or claim another one's, the oldest first."""
     instances = list(instances)
-    own = ports_of(instances)
+    by_instance = ports_of(instances)
     return [
         instance.name
         for instance in _by_age(instances)
-        if parse(instance.config.get(PORTS, "")) != own[instance.name]
+        if parse(instance.config.get(PORTS, "")) != by_instance[instance.name]
     ]
 
 

@@ -30,12 +30,12 @@ class Nic(NamedTuple):
 
 def neighbours(arp: Path = ARP) -> Mapping[Nic, frozenset[str]]:
     """The IPv4 addresses of each interface in the ARP table."""
-    found: dict[Nic, set[str]] = {}
+    by_nic: dict[Nic, set[str]] = {}
     for line in arp.read_text().splitlines()[1:]:
         address, _, flags, hardware, _, interface = line.split()
         if int(flags, 16) & _COMPLETE:
-            found.setdefault(Nic(interface, hardware.lower()), set()).add(address)
-    return {nic: frozenset(addresses) for nic, addresses in found.items()}
+            by_nic.setdefault(Nic(interface, hardware.lower()), set()).add(address)
+    return {nic: frozenset(addresses) for nic, addresses in by_nic.items()}
 
 
 def probe(interface: str, addresses: Iterable[str]) -> None:

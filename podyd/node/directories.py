@@ -113,4 +113,4 @@ def fit_directories(prefix: Path) -> list[Directory]:
     """Those that pods can have; none where others than root could change them."""
     if unsafe(prefix):
         return []
-    return [found for found in directories(prefix) if not unfit(found)]
+    return [directory for directory in directories(prefix) if not unfit(directory)]

@@ -63,14 +63,14 @@ class ProcessFiles:
 
     def mounts(self) -> list[MountEntry]:
         """The mounts in its mount namespace. Raises OSError."""
-        found = []
+        mounts = []
         for line in (self.directory / "mountinfo").read_text(errors="replace").splitlines():
             about, _, filesystem = line.partition(" - ")
             # The source may be empty.
             fields, (kind, source, options) = about.split(), filesystem.split(" ", 2)
             both = frozenset(f"{fields[5]},{options}".split(","))
-            found.append(MountEntry(Path(fields[4]), kind, source, both))
-        return found
+            mounts.append(MountEntry(Path(fields[4]), kind, source, both))
+        return mounts
 
 
 @dataclass(frozen=True)
@@ -99,15 +99,15 @@ class HostFiles:
 
     def proc_options(self) -> dict[str, str]:
         """The options with which /proc is mounted."""
-        found: dict[str, str] = {}
+        mount_options: dict[str, str] = {}
         for line in (self.proc / "self/mounts").read_text().splitlines():
             _, where, kind, options = line.split()[:4]
             if (where, kind) == ("/proc", "proc"):
-                found = {
+                mount_options = {
                     name: value
                     for name, _, value in (item.partition("=") for item in options.split(","))
                 }
-        return found
+        return mount_options
 
     @property
     def cgroups(self) -> Path:
@@ -150,7 +150,7 @@ class HostFiles:
 
     def nvidia_cards(self) -> list[str]:
         """The PCI addresses of the NVIDIA cards that are not passed to virtual machines."""
-        found = []
+        addresses = []
         for path in sorted((self.sysfs / "bus/pci/devices").glob("*")):
             with contextlib.suppress(OSError):  # A card may vanish, or be no more than a name.
                 is_display = (path / "class").read_text().startswith("0x03")
@@ -158,8 +158,8 @@ class HostFiles:
                 driver = path / "driver"
                 is_passed = driver.is_symlink() and driver.readlink().name == "vfio-pci"
                 if is_display and is_nvidia and not is_passed:
-                    found.append(path.name)
-        return found
+                    addresses.append(path.name)
+        return addresses
 
     def nvidia_driver(self) -> str | None:
         """The version of the NVIDIA driver in the kernel; None if none is loaded."""

@@ -81,10 +81,10 @@ class LocalSockets:
                 return error
 
         asked = await self._pods.ask("sockets", read, [pid], POD_SECONDS)
-        found = asked.get(pid, TimeoutError())
-        if isinstance(found, OSError):
-            raise found
-        return found
+        result = asked.get(pid, TimeoutError())
+        if isinstance(result, OSError):
+            raise result
+        return result
 
     async def owner_of(self, end: SocketAddress, other: SocketAddress) -> int | None:
         loop = asyncio.get_running_loop()

@@ -41,8 +41,8 @@ class PodSockets:
 def pod_sockets(pid: int, proc: Path = Path("/proc")) -> PodSockets:
     """The listening sockets in the network namespace of this process. Raises OSError."""
     texts = [_head(proc / str(pid) / "net" / name) for name in ("tcp", "tcp6")]
-    found = frozenset(item for text in texts for item in parse(text))
-    return PodSockets(cgroup_of(pid, proc), found)
+    sockets = frozenset(item for text in texts for item in parse(text))
+    return PodSockets(cgroup_of(pid, proc), sockets)
 
 
 def _head(path: Path) -> str:

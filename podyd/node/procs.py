@@ -132,8 +132,8 @@ class Reader:
         If the command line of one cannot be read in time, it has its name in place of that.
         """
         read = await self.ask("process", lambda pid: look_up(pid, self._proc), pids)
-        found = {pid: read.get(pid, _HIDDEN) for pid in pids}
-        alive = {pid: process for pid, process in found.items() if process is not None}
+        known = {pid: read.get(pid, _HIDDEN) for pid in pids}
+        alive = {pid: process for pid, process in known.items() if process is not None}
         lines = await self.ask("command line", lambda pid: command_line(pid, self._proc), alive)
         return {
             pid: replace(process, cmd=lines.get(pid) or process.cmd)
@@ -142,8 +142,8 @@ class Reader:
 
     async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
         """The instance's cgroup that a process is in; None also if it cannot be read."""
-        found = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])
-        return found.get(pid)
+        cgroups = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])
+        return cgroups.get(pid)
 
     async def ask(
         self,
@@ -163,28 +163,28 @@ class Reader:
         async with self._turns:
             end = time.monotonic() + max(LIMIT_SECONDS, patience)
             while remaining and len(self._stuck) < MAX_STUCK and time.monotonic() < end:
-                way = _Way(read, remaining)
+                reader = _Reader(read, remaining)
                 try:
-                    await way.go(patience, end)
+                    await reader.run(patience, end)
                 finally:
-                    if not way.is_over:
-                        self._give_up(what, way)
-                results |= way.found
-                remaining = [] if way.is_over else remaining[remaining.index(way.at) + 1 :]
+                    if not reader.is_over:
+                        self._give_up(what, reader)
+                results |= reader.results
+                remaining = [] if reader.is_over else remaining[remaining.index(reader.at) + 1 :]
         return results
 
-    def _give_up(self, what: str, way: _Way[T]) -> None:
-        key = what, way.at
+    def _give_up(self, what: str, reader: _Reader[T]) -> None:
+        key = what, reader.at
         self._stuck.add(key)
-        way.give_up(lambda: self._stuck.discard(key))
+        reader.give_up(lambda: self._stuck.discard(key))
 
 
-class _Way(Generic[T]):
-    """A thread that reads some processes in turn: `at` is the current one, `found` the results."""
+class _Reader(Generic[T]):
+    """A thread that reads processes one after the other: `at` is the current one."""
 
     def __init__(self, read: Callable[[int], T], pids: Sequence[int]) -> None:
         self.at = pids[0]
-        self.found: dict[int, T] = {}
+        self.results: dict[int, T] = {}
         self._read = read
         self._pids = pids
         self._is_given_up = False
@@ -195,7 +195,7 @@ class _Way(Generic[T]):
     def is_over(self) -> bool:
         return self._over.done()
 
-    async def go(self, patience: float, end: float) -> None:
+    async def run(self, patience: float, end: float) -> None:
         """Run while each read takes less than `patience` seconds, and until `end` on the monotonic
         clock."""
         threading.Thread(target=self._walk, name="procs", daemon=True).start()
@@ -217,7 +217,7 @@ class _Way(Generic[T]):
                     return
                 self.at = pid
                 with contextlib.suppress(OSError):
-                    self.found[pid] = self._read(pid)
+                    self.results[pid] = self._read(pid)
         finally:
             with contextlib.suppress(RuntimeError):  # The loop has been closed meanwhile.
                 self._loop.call_soon_threadsafe(self._end)

@@ -28,11 +28,11 @@ class RelayAnswer:
     version: str
 
     @classmethod
-    def of(cls, said: Any) -> RelayAnswer:
+    def of(cls, answer: Any) -> RelayAnswer:
         """From the decoded JSON. Raises LookupError, TypeError, ValueError or AttributeError if it
         is no answer of a relay."""
-        refused = {int(port): str(why) for port, why in said["refused"].items()}
-        return cls(refused, str(said["version"]))
+        refused = {int(port): str(why) for port, why in answer["refused"].items()}
+        return cls(refused, str(answer["version"]))
 
     @property
     def is_old(self) -> bool:

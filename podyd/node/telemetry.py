@@ -104,17 +104,17 @@ class Telemetry:
         while True:
             try:
                 line = await asyncio.wait_for(process.stdout.readline(), self._timing.silent)
-                found = parse_line(line)
+                parsed = parse_line(line)
             except asyncio.TimeoutError:
                 self._failed(Failure("NVML hangs", absent=False))
                 return
             except (ValueError, KeyError, TypeError):
                 self._failed(Failure("the process that asks NVML has died", absent=False))
                 return
-            if isinstance(found, Failure):
-                self._failed(found)
+            if isinstance(parsed, Failure):
+                self._failed(parsed)
                 return
-            self._sampled(found)
+            self._sampled(parsed)
 
     async def _end(self, process: Process) -> None:
         with contextlib.suppress(ProcessLookupError):

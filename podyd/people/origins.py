@@ -64,7 +64,7 @@ def _gone() -> Unauthorized:
 
 
 def _network(address: str) -> str:
-    found = parse_address(address)
-    if isinstance(found, ipaddress.IPv6Address):
-        return str(ipaddress.IPv6Network((found, IPV6_PREFIX), strict=False))
-    return address if found is None else str(found)
+    parsed = parse_address(address)
+    if isinstance(parsed, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((parsed, IPV6_PREFIX), strict=False))
+    return address if parsed is None else str(parsed)

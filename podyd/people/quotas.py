@@ -13,11 +13,11 @@ def quota_of(account: Account, config: Config) -> Quota:
     """The limits of a user; of several groups that set one, the most generous counts."""
     quotas = config.quota
     groups = [quotas.groups[name] for name in sorted(account.groups) if name in quotas.groups]
-    own = quotas.users.get(account.name, QuotaPart())
+    of_user = quotas.users.get(account.name, QuotaPart())
     limits = {}
     for item in dataclasses.fields(Quota):
         of_groups = [value for part in groups if (value := getattr(part, item.name)) is not None]
-        value = getattr(own, item.name)
+        value = getattr(of_user, item.name)
         if value is None and of_groups:
             value = UNLIMITED if UNLIMITED in of_groups else max(of_groups)
         limits[item.name] = getattr(quotas.default, item.name) if value is None else value

@@ -23,8 +23,8 @@ from podyd.pods.slots import Slots
 
 MAX_EXECS_PER_MEMBER = 32
 MAX_EXECS = 256
-MAX_SHELLS_PER_MEMBER = 20
-MAX_SHELLS = 256
+MAX_SESSIONS_PER_MEMBER = 20
+MAX_SESSIONS = 256
 
 
 class Executed(Protocol):
@@ -51,15 +51,15 @@ class Commands:
         self._executed = executed
         self._settings = settings
         self._execs = Slots(
-            own=MAX_EXECS_PER_MEMBER,
-            all=MAX_EXECS,
+            per_member=MAX_EXECS_PER_MEMBER,
+            total=MAX_EXECS,
             what="of your commands are running",
             advice="Wait until one has ended.",
             code="too_many_execs",
         )
-        self._shells = Slots(
-            own=MAX_SHELLS_PER_MEMBER,
-            all=MAX_SHELLS,
+        self._sessions = Slots(
+            per_member=MAX_SESSIONS_PER_MEMBER,
+            total=MAX_SESSIONS,
             what="shells and commands of yours are open",
             advice="End one first.",
             code="too_many_shells",
@@ -110,17 +110,17 @@ class Commands:
             )
             return HeldAnswer(result, slot.pop_all().close)
 
-    # --- Interactive -----------------------------------------------------------------------------
+    # --- Sessions --------------------------------------------------------------------------------
 
-    async def open(self, member: Member, ins: str, size: TerminalSize | None) -> OpenShell:
-        """Take a slot for a session in a running pod, with a terminal of that size or without.
+    async def open(self, member: Member, ins: str, size: TerminalSize | None) -> CommandSession:
+        """Open a session in a running pod, with a terminal of that size or without.
 
         Raises NotFound, Conflict (the pod does not run) or TooMany.
         """
         pod = await self._owned.find_running(member, ins)
-        return OpenShell(self, pod, size, self._shells.take(member))
+        return CommandSession(self, pod, size, self._sessions.take(member))
 
-    async def talk(
+    async def run_session(
         self, pod: Pod, start: Start, size: TerminalSize | None, streams: Streams
     ) -> Ended:
         """Run what `start` says, until it has ended."""
@@ -150,8 +150,8 @@ class Commands:
         return None
 
 
-class OpenShell:
-    """A slot for an interactive shell or command, until it is closed."""
+class CommandSession:
+    """An interactive shell or command: it has a slot of its member's until it is closed."""
 
     def __init__(
         self, commands: Commands, pod: Pod, size: TerminalSize | None, slot: contextlib.ExitStack
@@ -163,7 +163,7 @@ class OpenShell:
 
     async def run(self, start: Start, streams: Streams) -> Ended:
         """Run what `start` says, until it has ended."""
-        return await self._commands.talk(self._pod, start, self._size, streams)
+        return await self._commands.run_session(self._pod, start, self._size, streams)
 
     def close(self) -> None:
         """Release the slot; a second time does nothing."""

@@ -190,14 +190,16 @@ class Commits:
             async with self._template(pod, under_way) as template:
                 if member.quota.image_size != UNLIMITED:
                     under_way.check_size = partial(self._check_size, member, old, template)
-                tree: Tree = await self._seen(self._files.look(template), under_way)
+                tree: Tree = await self._unless_cancelled(self._files.look(template), under_way)
                 under_way.large = tree.large
                 room.check(tree.size_bytes, tree.large)
-                found: Holes = await self._seen(self._files.holes(template, tree), under_way)
-                room.check(tree.size_bytes, tree.large, found.dense_bytes)
+                holes: Holes = await self._unless_cancelled(
+                    self._files.holes(template, tree), under_way
+                )
+                room.check(tree.size_bytes, tree.large, holes.dense_bytes)
                 keys = {**owner_keys(member), MADE_AS: template, PROJECT: self._project}
                 properties = {**keys, "description": description}
-                image, kept = await self._publish(template, found, properties, under_way)
+                image, kept = await self._publish(template, holes, properties, under_way)
                 try:
                     await self._check_size(member, old, template, image.size)
                     under_way.go_on()
@@ -210,8 +212,8 @@ class Commits:
                 await self._images.remove(old)
         log.info("%s made image %s of pod %s", member.name, name, pod.name)
         replaced = ", in place of the older one" if old else ""
-        said = f"Pod {ins} is image {name} ({image.size} bytes){replaced}."
-        return Committed(name, kept, said + (FILLED if kept == "filled" else ""))
+        done = f"Pod {ins} is image {name} ({image.size} bytes){replaced}."
+        return Committed(name, kept, done + (FILLED if kept == "filled" else ""))
 
     async def cancel(self, member: Member, ins: str) -> str:
         """Cancel an image, wait for the end, and return what was done.
@@ -253,10 +255,10 @@ class Commits:
             "packing again" if under_way.is_again else "packing"
         )
         try:
-            said = await self._store.progress(under_way.operation)
+            progress = await self._store.progress(under_way.operation)
         except LxdRefused:  # It has ended.
             return Progress(doing, None, None)
-        return Progress(doing, said.percent, said.speed)
+        return Progress(doing, progress.percent, progress.speed)
 
     async def sweep(self) -> None:
         """Delete images without an alias, of a podyd that was killed.
@@ -343,7 +345,7 @@ class Commits:
             for pool in await self._disks.pools([pod.instance.devices]):
                 # LXD returns 0 if it is not known.
                 free = pool.total - pool.used if pool.total else None
-        return Room(pod.ins, member.quota.image_size, used, free, await self._host.left())
+        return Room(pod.ins, member.quota.image_size, used, free, await self._host.usable())
 
     @contextlib.asynccontextmanager
     async def _template(self, pod: Pod, under_way: _UnderWay) -> AsyncIterator[str]:
@@ -393,7 +395,9 @@ class Commits:
         await self.sweep()
         under_way.is_gone = True
 
-    async def _seen(self, looking: Coroutine[Any, Any, Any], under_way: _UnderWay) -> Any:
+    async def _unless_cancelled(
+        self, looking: Coroutine[Any, Any, Any], under_way: _UnderWay
+    ) -> Any:
         """The result of `looking` at the copy, unless the image is cancelled."""
         task = self._tasks.spawn(looking, "looking at a copy")
         try:
@@ -402,23 +406,23 @@ class Commits:
             task.cancel()
 
     async def _publish(
-        self, template: str, found: Holes, properties: Mapping[str, str], under_way: _UnderWay
+        self, template: str, holes: Holes, properties: Mapping[str, str], under_way: _UnderWay
     ) -> tuple[Image, Kept]:
         new = NewImage(template, properties)
-        kept = await self._pack_holes(new, found, under_way)
+        kept = await self._pack_holes(new, holes, under_way)
         for image in await self._images.all():
             if image.made_as == template:
                 return image, kept
         raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
 
-    async def _pack_holes(self, new: NewImage, found: Holes, under_way: _UnderWay) -> Kept:
+    async def _pack_holes(self, new: NewImage, holes: Holes, under_way: _UnderWay) -> Kept:
         """Pack the copy, with the holes of its sparse files if possible; returns whether they are
         kept or filled."""
-        has_holes = found.zero_bytes >= HOLES_BYTES
-        if has_holes and found.data_bytes <= await self._host.for_squashfs():
+        has_holes = holes.zero_bytes >= HOLES_BYTES
+        if has_holes and holes.data_bytes <= await self._host.usable_for_squashfs():
             try:
                 await self._pack(
-                    replace(new, keeps_holes=True), under_way, _written_twice(found, under_way)
+                    replace(new, keeps_holes=True), under_way, _written_twice(holes, under_way)
                 )
                 return "kept"
             except LxdRefused as error:
@@ -446,7 +450,7 @@ class Commits:
             await self._pack_once(new, under_way, uncertain)
 
     async def _pack_once(self, new: NewImage, under_way: _UnderWay, uncertain: int | None) -> None:
-        growth = await self._seen(self._ask(new, under_way), under_way)
+        growth = await self._unless_cancelled(self._ask(new, under_way), under_way)
         assert under_way.packing is not None
         guards = [self._host.watch(scratch=new.keeps_holes)]
         if under_way.check_size is not None:
@@ -503,10 +507,10 @@ async def _hold(
         await asyncio.sleep(WATCH_SECONDS)
 
 
-def _written_twice(found: Holes, under_way: _UnderWay) -> int:
+def _written_twice(holes: Holes, under_way: _UnderWay) -> int:
     """How many bytes tar2sqfs may remove again: it writes a file before it detects a duplicate."""
     largest = max([LARGE_BYTES, *(file.size for file in under_way.large)])
-    return min(largest, found.data_bytes // 2)
+    return min(largest, holes.data_bytes // 2)
 
 
 @dataclass(frozen=True)

@@ -59,8 +59,8 @@ class Deletions:
         self._executor = executor
         self._owned = owned
         self._slots = Slots(
-            own=MAX_PER_MEMBER,
-            all=MAX_ALL,
+            per_member=MAX_PER_MEMBER,
+            total=MAX_ALL,
             what="deletions of yours are going on",
             advice="Wait until one has ended.",
             code="too_many_files",

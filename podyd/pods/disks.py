@@ -356,10 +356,10 @@ class Disks:
 def limit_of(instance: Instance) -> int:
     """The limit of a pod's disk in bytes, without the reserve; -1 if it has none."""
     held = _held(instance.devices)
-    own = instance.config.get(DISK, "")
+    stored = instance.config.get(DISK, "")
     # An admin may have set another one meanwhile.
-    has_reserve = own.isdecimal() and int(own) == held - RESERVE_BYTES
-    return int(own) if has_reserve else held
+    has_reserve = stored.isdecimal() and int(stored) == held - RESERVE_BYTES
+    return int(stored) if has_reserve else held
 
 
 def full(pod: Pod) -> Conflict:

@@ -197,8 +197,8 @@ class Transfers:
         self._executor = executor
         self._owned = owned
         self._slots = Slots(
-            own=MAX_PER_MEMBER,
-            all=MAX_ALL,
+            per_member=MAX_PER_MEMBER,
+            total=MAX_ALL,
             what="files of yours are on their way",
             advice="Wait until one is there.",
             code="too_many_files",
@@ -352,11 +352,11 @@ class Outgoing:
             if piece is None:
                 raise self._headless()
             data += piece
-        found = _HEAD.match(data)
-        if found is None:
+        match = _HEAD.match(data)
+        if match is None:
             raise self._unusable()
-        self._rest = data[found.end() :]
-        return FileInfo(self._request.path, *_about(found), None, False)
+        self._rest = data[match.end() :]
+        return FileInfo(self._request.path, *_about(match), None, False)
 
     def _headless(self) -> PodydError:
         assert self._work is not None
@@ -526,9 +526,9 @@ async def _taken(sending: Awaitable[None]) -> None:
         task.cancel()
 
 
-def _about(found: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
+def _about(match: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
     """Type, size in bytes, mode and time of change."""
-    kind, size, mode, modified = found.group(1, 2, 3, 4)
+    kind, size, mode, modified = match.group(1, 2, 3, 4)
     seconds = int(modified)
     # Linux has times beyond Python's dates, and ISO 8601 requires four digits for the year.
     is_date = _FIRST_TIME <= seconds <= _LAST_TIME
@@ -539,11 +539,13 @@ def _about(found: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
 def _entries(data: bytes, is_cut: bool) -> list[Entry] | None:
     """A directory's entries, at most MAX_ENTRIES + 1; None if the output is malformed."""
     *lines, rest = data.split(b"/\n", MAX_ENTRIES + 1)
-    found = [_LISTED.fullmatch(line) for line in lines]
-    if not all(found) or (rest and not is_cut and len(lines) <= MAX_ENTRIES):
+    matches = [_LISTED.fullmatch(line) for line in lines]
+    if not all(matches) or (rest and not is_cut and len(lines) <= MAX_ENTRIES):
         return None
     entries = [
-        Entry(item[5].decode(errors="replace"), *_about(item)) for item in found if item is not None
+        Entry(item[5].decode(errors="replace"), *_about(item))
+        for item in matches
+        if item is not None
     ]
     return sorted(entries, key=lambda entry: entry.name)
 

@@ -66,7 +66,7 @@ class HalfMade:
             )
         return self._removing[name]
 
-    async def _meant(self, name: str) -> str:
+    async def _bound(self, name: str) -> str:
         """A name, bound to the instance that has it now, if there is one."""
         instance = named(await self._instances.all(), name)
         return instance.name if instance else name
@@ -77,10 +77,10 @@ class HalfMade:
             while True:
                 try:
                     # Another instance may have the name by the time of a later attempt.
-                    target = target if uuid_of(target) else await self._meant(name)
+                    target = target if uuid_of(target) else await self._bound(name)
                     return await delete(self._instances, target)
                 except PodydError as error:
-                    before, problem = problem, error.detail
+                    before, problem = problem, str(error)
                     # LXD may still be creating it.
                     if problem != before and not isinstance(error, Busy):
                         log.warning("half-made pod %s is still there: %s", name, problem)

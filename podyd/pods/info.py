@@ -77,19 +77,19 @@ class Info:
 
 
 def _addresses(state: State | None) -> list[str]:
-    found = [
+    addresses = [
         (item.family, item.address)
         for item in (state.addresses if state else ())
         if item.interface != "lo"
     ]
-    return [address for _, address in sorted(found)]
+    return [address for _, address in sorted(addresses)]
 
 
 def port_mapping(devices: Devices) -> list[str]:
     """`HOST:POD` for each port that an LXD proxy device on the host forwards to the pod."""
-    found = []
+    mappings = []
     for device in devices.values():
         if device.get("type") == "proxy" and device.get("bind", "host") == "host":
             outside, inside = (device[end].rpartition(":")[2] for end in ("listen", "connect"))
-            found.append(f"{outside}:{inside}")
-    return sorted(found)
+            mappings.append(f"{outside}:{inside}")
+    return sorted(mappings)

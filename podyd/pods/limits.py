@@ -96,5 +96,5 @@ def _check(asked: int | None, limit: int, what: str) -> None:
         )
 
 
-def _memory(profiles: list[Profile], own: str | None) -> int:
-    return memory_limit(config_of(profiles) if own is None else {MEMORY: own})
+def _memory(profiles: list[Profile], limit: str | None) -> int:
+    return memory_limit(config_of(profiles) if limit is None else {MEMORY: limit})

@@ -38,18 +38,18 @@ class Listening:
         if pod.status not in ("running", "frozen"):
             raise not_running(pod.ins, pod.status)
         pid = await self._instances.first_process(pod.name)
-        found = await self._read(pid, (self._project, pod.name))
+        sockets = await self._read(pid, (self._project, pod.name))
         outside = {inner: host for host, inner in (await self._ports.of(pod)).items()}
         return [
             ListeningPort(port, address, "tcp", outside.get(port))
-            for port, address in sorted(found)
+            for port, address in sorted(sockets)
         ]
 
     async def _read(self, pid: int, whose: tuple[str, str]) -> Iterable[ListeningSocket]:
         try:
-            found = await self._sockets.pod_sockets(pid)
+            sockets = await self._sockets.pod_sockets(pid)
             # Its number may be another's by now.
-            if self._cgroups.instance_of(found.cgroup) != whose:
+            if self._cgroups.instance_of(sockets.cgroup) != whose:
                 raise ProcessLookupError(f"process {pid} has ended")
         except OSError as error:
             raise Unavailable(
@@ -57,4 +57,4 @@ class Listening:
                 advice="Tell your admin if it stays so.",
                 code="listeners_unknown",
             ) from error
-        return found.listening
+        return sockets.listening

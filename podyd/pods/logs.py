@@ -87,5 +87,5 @@ def _whole(text: str, source: Literal["console", "lxc"]) -> HeldAnswer[PodLog]:
 
 def _tail(text: str, lines: int) -> str:
     # Lines of a console end with CR LF.
-    found = re.sub(r"\r+\n", "\n", text).splitlines(keepends=True)[-lines:]
-    return "".join(found)
+    kept = re.sub(r"\r+\n", "\n", text).splitlines(keepends=True)[-lines:]
+    return "".join(kept)

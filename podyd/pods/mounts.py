@@ -74,8 +74,8 @@ class Mounts:
         if instance.expanded_config.get(RAW, "") != (mapped or ""):
             return None
         wanted = await self._of(member)
-        own = {name: device for name, device in instance.own_devices.items() if _is_own(name)}
-        return None if (mapped, own) == (wanted.config[IDMAP], wanted.devices) else wanted
+        mounted = {name: device for name, device in instance.own_devices.items() if _is_own(name)}
+        return None if (mapped, mounted) == (wanted.config[IDMAP], wanted.devices) else wanted
 
     async def apply(self, pod: Pod, due: MountConfig | None) -> None:
         """Write these mounts to a stopped pod."""
@@ -111,21 +111,21 @@ class Mounts:
         return MountConfig({RAW: idmap, IDMAP: idmap}, devices)
 
     async def _check(self, member: Member, mount: Mount) -> None:
-        own = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)
+        directory = Directory(Path(mount.prefix, member.name), member.name, member.uid, member.gid)
         try:
-            fitness = await asyncio.wait_for(self._directories.fitness(own), LOOK_SECONDS)
+            fitness = await asyncio.wait_for(self._directories.fitness(directory), LOOK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
-                f"Your directory {own.path} is on a disk that does not answer.",
+                f"Your directory {directory.path} is on a disk that does not answer.",
                 advice="Tell your admin.",
                 code="directory_hangs",
             ) from None
         if problem := fitness.unsafe or fitness.unfit:
             raise Conflict(
-                f"Your pods have {own.path}, but {problem}.",
+                f"Your pods have {directory.path}, but {problem}.",
                 advice="Tell your admin that 'podyd doctor' says what to do."
                 if fitness.unsafe
-                else f"Ask your admin to type: {to_make(own)} && podyd setup.",
+                else f"Ask your admin to type: {to_make(directory)} && podyd setup.",
                 code="directory_unfit",
             )
 

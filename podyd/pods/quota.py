@@ -13,13 +13,13 @@ from podyd.node.facts import Facts
 def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
     """The LXD keys that limit a pod to its owner's quota, if its profiles allow more."""
     config = config_of(profiles)
-    found = {}
+    keys = {}
     quota = member.quota
     if quota.memory_limit != UNLIMITED and not 0 <= memory_limit(config) <= quota.memory_limit:
-        found["limits.memory"] = str(quota.memory_limit)
+        keys["limits.memory"] = str(quota.memory_limit)
     if quota.cpu_limit != UNLIMITED and not 0 <= cpu_limit(config) <= quota.cpu_limit:
-        found["limits.cpu"] = str(quota.cpu_limit)
-    return found
+        keys["limits.cpu"] = str(quota.cpu_limit)
+    return keys
 
 
 def memory_limit(config: Mapping[str, str]) -> int:

@@ -10,14 +10,14 @@ from podyd.model.member import Member
 
 
 class Slots:
-    """Counts slots: at most `own` of each member, and `all` together.
+    """Counts slots: at most `per_member` of each member, and `total` of all together.
 
     The error has the member's number before `what`, and `advice`.
     """
 
-    def __init__(self, *, own: int, all: int, what: str, advice: str, code: str) -> None:
-        self._own = own
-        self._all = all
+    def __init__(self, *, per_member: int, total: int, what: str, advice: str, code: str) -> None:
+        self._per_member = per_member
+        self._total = total
         self._what = what
         self._advice = advice
         self._code = code
@@ -28,10 +28,10 @@ class Slots:
 
         Raises TooMany.
         """
-        own = self._taken[member.name]
-        if own >= self._own or self._taken.total() >= self._all:
+        taken = self._taken[member.name]
+        if taken >= self._per_member or self._taken.total() >= self._total:
             raise TooMany(
-                f"{own} {self._what}.", advice=self._advice, retry_after=1, code=self._code
+                f"{taken} {self._what}.", advice=self._advice, retry_after=1, code=self._code
             )
         self._taken[member.name] += 1
         slot = contextlib.ExitStack()

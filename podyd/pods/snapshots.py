@@ -163,7 +163,7 @@ class Snapshots:
                     await self._instances.settle(name)
                     log.info("%s has its settings of before a restore again", name)
                 except PodydError as error:
-                    problems[name] = error.detail
+                    problems[name] = str(error)
                     if problems[name] != known.get(name):
                         log.warning("%s: %s", name, error)
             await came(self._poke, LOOK_SECONDS if problems else None)
@@ -193,5 +193,5 @@ def _check_room(member: Member, name: str, existing: list[str]) -> None:
         )
 
 
-def _info(found: Snapshot) -> SnapshotInfo:
-    return SnapshotInfo(name=found.name, created=iso(found.created), size=found.size)
+def _info(snapshot: Snapshot) -> SnapshotInfo:
+    return SnapshotInfo(name=snapshot.name, created=iso(snapshot.created), size=snapshot.size)

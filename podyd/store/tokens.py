@@ -67,12 +67,12 @@ class TokenStore:
         first."""
 
         def work(connection: sqlite3.Connection) -> list[Token]:
-            found = connection.execute(
+            rows = connection.execute(
                 f"SELECT {_TOKEN} FROM tokens WHERE {_OF_ACCOUNT}"  # noqa: S608 - constants
                 " ORDER BY created, id",
                 (owner, uid, mark, now),
             )
-            return [Token(*row) for row in found]
+            return [Token(*row) for row in rows]
 
         return await self._database.run(work)
 

@@ -69,8 +69,8 @@ class UsageStore:
         """The stored counters, by the instances' uuids."""
 
         def work(connection: sqlite3.Connection) -> dict[str, Counter]:
-            found = connection.execute("SELECT uuid, nanoseconds, taken FROM cpu_counters")
-            return {uuid: Counter(nanoseconds, taken) for uuid, nanoseconds, taken in found}
+            rows = connection.execute("SELECT uuid, nanoseconds, taken FROM cpu_counters")
+            return {uuid: Counter(nanoseconds, taken) for uuid, nanoseconds, taken in rows}
 
         return await self._database.run(work)
 

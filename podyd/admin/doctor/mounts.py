@@ -32,16 +32,16 @@ def own_directories(case: Case) -> Iterator[Remark]:
                 f" write there: install -d -m 755 -o root -g root {prefix}",
             )
             continue
-        for own in directories(prefix):
-            problem = unfit(own) if is_mappable(own.uid, own.gid) else ""
+        for directory in directories(prefix):
+            problem = unfit(directory) if is_mappable(directory.uid, directory.gid) else ""
             if problem:
                 yield warning(
-                    f"Pods of {own.owner} cannot start: {problem}.",
-                    f"{to_make(own)} && {case.podyd('setup')}",
+                    f"Pods of {directory.owner} cannot start: {problem}.",
+                    f"{to_make(directory)} && {case.podyd('setup')}",
                 )
-        missing = [own for own in _accounts(prefix) if not own.path.exists()]
+        missing = [directory for directory in _accounts(prefix) if not directory.path.exists()]
         if missing:
-            names = ", ".join(own.owner for own in missing[:SHOWN])
+            names = ", ".join(directory.owner for directory in missing[:SHOWN])
             more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
             yield note(
                 f"These accounts cannot start pods, as they have no directory below {prefix}:"

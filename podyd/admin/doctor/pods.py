@@ -92,9 +92,9 @@ def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Re
 
 def _told_by_nvml(places: HostPaths) -> set[str]:
     with contextlib.suppress(subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
-        found = nvidia.asked(places, nvidia.NVML_SECONDS)
-        if isinstance(found, Sample):
-            return {gpu.pci for gpu in found.gpus if gpu.uuid}
+        sample = nvidia.asked(places, nvidia.NVML_SECONDS)
+        if isinstance(sample, Sample):
+            return {gpu.pci for gpu in sample.gpus if gpu.uuid}
     return set()
 
 

@@ -25,16 +25,16 @@ class MetaRoutes:
     async def help(self, call: Call[HelpOf]) -> list[HelpEntry]:
         path = "/" + (call.request.path or "/").lstrip("/")
         if path.endswith("/"):
-            found = [item for item in OPERATIONS if item.path.startswith(path)]
+            operations = [item for item in OPERATIONS if item.path.startswith(path)]
         else:
-            found = [item for item in OPERATIONS if item.path == path]
-        if not found:
+            operations = [item for item in OPERATIONS if item.path == path]
+        if not operations:
             raise NotFound(
                 f"There is no route {path[:100]!r}.",
                 advice=suggestion(path),
                 code="no_such_route",
             )
-        return [_help_entry(item) for item in found]
+        return [_help_entry(item) for item in operations]
 
     @serves(VERSION)
     async def version(self, call: Call[Nothing]) -> list[int]:

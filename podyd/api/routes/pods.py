@@ -60,7 +60,7 @@ from podyd.contract.pods import (
 )
 from podyd.engine.streams import TerminalSize
 from podyd.network.ports import Ports
-from podyd.pods.commands import Commands, OpenShell
+from podyd.pods.commands import Commands, CommandSession
 from podyd.pods.commits import Commits
 from podyd.pods.deletions import Deletions
 from podyd.pods.files import Incoming, Outgoing, Transfers
@@ -203,11 +203,11 @@ class PodRoutes:
         return await self._commands.exec(call.caller, request.ins, request.cmd, request.timeout)
 
     @serves(POD_EXEC_STREAM)
-    async def pod_exec_stream(self, call: Call[OnePod]) -> OpenShell:
+    async def pod_exec_stream(self, call: Call[OnePod]) -> CommandSession:
         return await self._commands.open(call.caller, call.request.ins, None)
 
     @serves(POD_SHELL)
-    async def pod_shell(self, call: Call[Shell]) -> OpenShell:
+    async def pod_shell(self, call: Call[Shell]) -> CommandSession:
         request = call.request
         size = TerminalSize(request.rows, request.cols)
         return await self._commands.open(call.caller, request.ins, size)

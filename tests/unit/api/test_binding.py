@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from podyd.api.application import HANDLERS
-from podyd.api.binding import Call, Headed, Incoming, Outgoing, Talk, bound, serves
+from podyd.api.binding import Call, Headed, Incoming, Outgoing, Session, bound, serves
 from podyd.base.longtext import HeldAnswer
 from podyd.contract.answers import Answer, Json
 from podyd.contract.meta import METRICS, VERSION
@@ -72,7 +72,7 @@ class Right:
         raise NotImplementedError
 
     @serves(POD_SHELL)
-    async def socket(self, call: Call[Shell]) -> Talk:
+    async def socket(self, call: Call[Shell]) -> Session:
         raise NotImplementedError
 
 

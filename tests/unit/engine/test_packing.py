@@ -17,7 +17,7 @@ import pytest
 
 from podyd.engine import packing
 from podyd.engine.growth import Packing
-from podyd.engine.packing import IMAGES, MOUNTED, Told, built, look, squashed
+from podyd.engine.packing import IMAGES, MOUNTED, Sizes, built, look, squashed
 
 BUILD, IMAGE, SQUASHFS = "lxd_build_1", "lxd_build_image_2", "lxd_compress_3"
 
@@ -28,7 +28,7 @@ def put(path: Path, size: int = 8192) -> Path:
     return path
 
 
-def images(*places: Path) -> Told:
+def images(*places: Path) -> Sizes:
     return look([[place] for place in places], built)
 
 
@@ -119,11 +119,11 @@ def test_what_is_somebody_elses_does_not_count(tmp_path: Path) -> None:
 
 
 def test_too_many_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(packing.MAX_TOLD):
+    for number in range(packing.MAX_SIZES):
         put(tmp_path / f"lxd_compress_{10**19 + number}", 1)
     told = look([[tmp_path]], squashed)
     assert told is not None
-    assert len(told) == packing.MAX_TOLD
+    assert len(told) == packing.MAX_SIZES
     both = dict.fromkeys(("images", "scratch"), told)
     assert len(json.dumps(both)) < packing.MAX_LINE_BYTES
     put(tmp_path / "lxd_compress_1")

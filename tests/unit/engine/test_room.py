@@ -36,17 +36,17 @@ class Host:
 
 
 def test_what_is_left_above_the_floor() -> None:
-    assert asyncio.run(Host(3 * GIB, 0).room.left()) == 2 * GIB
-    assert asyncio.run(Host(GIB // 2, 0).room.left()) == 0
-    assert asyncio.run(Host(None, 0).room.left()) is None
+    assert asyncio.run(Host(3 * GIB, 0).room.usable()) == 2 * GIB
+    assert asyncio.run(Host(GIB // 2, 0).room.usable()) == 0
+    assert asyncio.run(Host(None, 0).room.usable()) is None
 
 
 def test_a_squashfs_is_there_twice() -> None:
-    assert asyncio.run(Host(41 * GIB, 21 * GIB).room.for_squashfs()) == 10 * GIB
+    assert asyncio.run(Host(41 * GIB, 21 * GIB).room.usable_for_squashfs()) == 10 * GIB
     # A /tmp of its own may be in memory.
-    assert asyncio.run(Host(41 * GIB, 21 * GIB, apart=True).room.for_squashfs()) == 2 * GIB
-    assert asyncio.run(Host(41 * GIB, 2 * GIB, apart=True).room.for_squashfs()) == GIB // 2
-    assert asyncio.run(Host(None, 21 * GIB).room.for_squashfs()) == 2 * GIB
+    assert asyncio.run(Host(41 * GIB, 21 * GIB, apart=True).room.usable_for_squashfs()) == 2 * GIB
+    assert asyncio.run(Host(41 * GIB, 2 * GIB, apart=True).room.usable_for_squashfs()) == GIB // 2
+    assert asyncio.run(Host(None, 21 * GIB).room.usable_for_squashfs()) == 2 * GIB
 
 
 def test_it_is_watched_until_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:

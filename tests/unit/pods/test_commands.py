@@ -222,7 +222,7 @@ def test_a_caller_who_hangs_up_ends_the_command_and_gives_the_slot_back(
 def test_a_shell_has_a_terminal_and_its_slot_until_it_is_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MAX_SHELLS_PER_MEMBER", 1)
+    monkeypatch.setattr(module, "MAX_SESSIONS_PER_MEMBER", 1)
     words_seen: list[Sequence[str]] = []
 
     async def shell(words: Sequence[str], streams: Streams) -> int:

@@ -76,7 +76,7 @@ class Wide(HostRoom):
         super().__init__(lambda places: [])
         self.free = free
 
-    async def for_squashfs(self) -> int:
+    async def usable_for_squashfs(self) -> int:
         return self.free
 
 

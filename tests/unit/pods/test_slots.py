@@ -19,7 +19,9 @@ ANN, BOB, CAT = map(named, ("ann", "bob", "cat"))
 
 
 def slots() -> Slots:
-    return Slots(own=2, all=3, what="of yours are open", advice="End one first.", code="too_many_x")
+    return Slots(
+        per_member=2, total=3, what="of yours are open", advice="End one first.", code="too_many_x"
+    )
 
 
 def test_each_has_so_many_and_no_more() -> None:
