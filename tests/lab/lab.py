@@ -104,6 +104,9 @@ class Card:
     device_id: str = "0x20b5"
 
 
+# 1 to 6 are the host's own logins, 7 and 8 its screen; VT_GETSTATE knows 1 to 15.
+FIRST_TERMINAL = 10
+
 DEFAULT_CARDS = (
     Card(0, "GPU-5f1c2a3e-7b84-4d6a-9c0f-1e2d3c4b5a60", "0000:41:00.0"),
     Card(1, "GPU-a9d8c7b6-1234-4f5e-8a9b-0c1d2e3f4a5b", "0000:61:00.0"),
@@ -120,9 +123,20 @@ def cards_description(cards: Sequence[Card]) -> Json:
 
 
 def device_nodes(cards: Sequence[Card]) -> dict[str, int]:
-    """Path → device number, as the NVIDIA driver makes them; uvm's major is dynamic, 510 here."""
-    nodes = {f"/dev/nvidia{card.minor}": os.makedev(195, card.minor) for card in cards}
-    return nodes | {"/dev/nvidiactl": os.makedev(195, 255), "/dev/nvidia-uvm": os.makedev(510, 0)}
+    """Path → device number, as the NVIDIA driver makes them; uvm's major is dynamic, 510 here.
+
+    The cards themselves are virtual terminals of the kernel's, as nobody can open 195:MINOR without
+    the driver. Whether any process has one of them open, and be it as a descriptor on its way
+    through a socket, the kernel says to VT_GETSTATE (ioctl_console(2)). As LXD itself says that the
+    number of /dev/nvidia0 is 195:0, what can be opened in a pod is /dev/dri/card0.
+    """
+    terminals = {card.minor: os.makedev(4, FIRST_TERMINAL + card.minor) for card in cards}
+    return {
+        **{f"/dev/nvidia{minor}": number for minor, number in terminals.items()},
+        **{f"/dev/dri/card{minor}": number for minor, number in terminals.items()},
+        "/dev/nvidiactl": os.makedev(195, 255),
+        "/dev/nvidia-uvm": os.makedev(510, 0),
+    }
 
 
 def pci_files(card: Card) -> dict[str, str]:
@@ -133,6 +147,7 @@ def pci_files(card: Card) -> dict[str, str]:
         "device": f"{card.device_id}\n",
         "numa_node": "0\n",
         "uevent": f"DRIVER=nvidia\nPCI_CLASS=30200\nPCI_SLOT_NAME={card.pci}\n",
+        f"drm/card{card.minor}/dev": f"4:{FIRST_TERMINAL + card.minor}\n",
     }
 
 
@@ -558,6 +573,7 @@ def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
         directory = seen / card.pci
         directory.mkdir()
         for name, text in pci_files(card).items():
+            (directory / name).parent.mkdir(parents=True, exist_ok=True)
             (directory / name).write_text(text)
         # LXD follows the link and takes the last word; sysfs has no room for /sys/bus/…/nvidia.
         (directory / "nvidia").mkdir()
@@ -589,6 +605,7 @@ def make_device_nodes(cards: Sequence[Card]) -> list[str]:
     made = []
     for path, number in device_nodes(cards).items():
         if not os.path.lexists(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
             os.mknod(path, 0o666 | stat.S_IFCHR, number)
             os.chmod(path, 0o666)
             made.append(path)
@@ -597,8 +614,10 @@ def make_device_nodes(cards: Sequence[Card]) -> list[str]:
 
 def remove_device_nodes(made: Sequence[str]) -> None:
     for path in made:
-        if path.startswith("/dev/nvidia"):
+        if path.startswith(("/dev/nvidia", "/dev/dri/card")):
             Path(path).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.rmdir("/dev/dri")
 
 
 def write_stand_in(cards: Sequence[Card]) -> None:

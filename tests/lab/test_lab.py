@@ -100,11 +100,13 @@ def test_only_true_makes_an_lxd_ours(tmp_path: Path) -> None:
     assert lab.read_state(path) == lab.State("/x", False, False)
 
 
-def test_device_nodes_are_the_drivers() -> None:
+def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None:
     nodes = lab.device_nodes(lab.DEFAULT_CARDS)
     assert {path: (os.major(n), os.minor(n)) for path, n in nodes.items()} == {
-        "/dev/nvidia0": (195, 0),
-        "/dev/nvidia1": (195, 1),
+        "/dev/nvidia0": (4, 10),
+        "/dev/nvidia1": (4, 11),
+        "/dev/dri/card0": (4, 10),
+        "/dev/dri/card1": (4, 11),
         "/dev/nvidiactl": (195, 255),
         "/dev/nvidia-uvm": (510, 0),
     }

@@ -291,6 +291,7 @@ class Machine:
     def make_device(self, inside: str, kind: int, number: int) -> None:
         """A node in its /dev, which is not this host's."""
         path = self._seen(inside)
+        path.parent.mkdir(exist_ok=True)
         os.mknod(path, 0o666 | kind, number)
         path.chmod(0o666)
 
