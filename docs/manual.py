@@ -31,7 +31,7 @@ PODYD: dict[str, str | dict[str, str]] = {
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
         "/run/podyd": "Where podyd asks 'podyd auth' and 'podyd packing'.",
         "/run/podyd-ports": "Where podyd tells 'podyd ports' which port leads where.",
-        "/var/lib/podyd": "podyd's certificate for LXD, the usage history, and tokens.",
+        "/var/lib/podyd": "podyd's certificate for LXD, the usage history, tokens and notices.",
     },
     "SIGNALS": {
         "SIGHUP": "Read the configuration again; if the new one is wrong, the old one is kept.",

@@ -412,7 +412,7 @@ def _application(
     )
     calls = bound(
         MetaRoutes(metrics=accounting.metrics),
-        UserRoutes(logins=people.logins),
+        UserRoutes(logins=people.logins, notices=people.notices),
         pods.routes,
         GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler),
         ImageRoutes(images=pods.images),
@@ -424,6 +424,7 @@ def _application(
         logins=people.logins,
         requests=requests,
         sessions=people.sessions,
+        notices=people.notices,
         address_of=lambda request: client_address(request, backends.settings.current.proxies),
         metrics=accounting.metrics,
     )

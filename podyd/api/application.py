@@ -17,6 +17,7 @@ from podyd.api.under_way import Requests
 from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation
 from podyd.people.login import Logins
+from podyd.people.notices import Notices
 from podyd.people.sessions import Sessions
 
 HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
@@ -34,6 +35,7 @@ def application(
     logins: Logins,
     requests: Requests,
     sessions: Sessions,
+    notices: Notices,
     address_of: AddressOf,
     metrics: Metrics,
 ) -> Application:
@@ -42,6 +44,7 @@ def application(
         "logins": logins,
         "requests": requests,
         "sessions": sessions,
+        "notices": notices,
         "address_of": address_of,
     }
     return Application(

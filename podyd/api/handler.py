@@ -40,6 +40,7 @@ from podyd.contract.operation import Access, AnyOperation, Ends, Proof
 from podyd.model.naming import instance_name
 from podyd.model.token import Token
 from podyd.people.login import Login, Logins
+from podyd.people.notices import Notices
 from podyd.people.sessions import Sessions
 
 log = logging.getLogger(__name__)
@@ -143,10 +144,12 @@ class Endpoint(JsonHandler):
         logins: Logins,
         requests: Requests,
         sessions: Sessions,
+        notices: Notices,
         address_of: AddressOf,
     ) -> None:
         self.address_of = address_of
         self.sessions = sessions
+        self.notices = notices
         self.operation = operation
         self.bound = bound
         self.logins = logins
@@ -193,6 +196,8 @@ class Endpoint(JsonHandler):
             await self._give(answer)
 
     async def _give(self, answer: Any) -> None:
+        if self._login is not None and (unread := self.notices.unread(self._login.member)):
+            self.set_header("X-Podyd-Notices", str(unread))
         if isinstance(answer, Headed):
             for name, value in answer.headers.items():
                 self.set_header(name, value)

@@ -137,10 +137,11 @@ def _ls(options: argparse.Namespace) -> None:
     server = server_of(options.cacert)
     if options.all:
         write_rows(options, server.get("pod/listall").data, ("owner", "ins", "status", "image"))
-        return
-    names = server.get("pod/list").data
-    pods = [server.get("pod/info", [("ins", name)]).data for name in names]
-    write_rows(options, pods, ("ins", "status", "image", "disk_used", "gpu_ids", "addresses"))
+    else:
+        names = server.get("pod/list").data
+        pods = [server.get("pod/info", [("ins", name)]).data for name in names]
+        write_rows(options, pods, ("ins", "status", "image", "disk_used", "gpu_ids", "addresses"))
+    output.remind(server)
 
 
 def _new(options: argparse.Namespace) -> None:
@@ -218,8 +219,10 @@ PROCESS_COLUMNS = ("gpu", "pid", "pod", "gpu_memory_used", "uptime", "cmd")
 
 
 def _gpus(options: argparse.Namespace) -> None:
-    answer = server_of(options.cacert).get("host/gpus")
+    server = server_of(options.cacert)
+    answer = server.get("host/gpus")
     write_rows(options, answer.data, GPU_COLUMNS, _cards(answer))
+    output.remind(server)
 
 
 def _ps(options: argparse.Namespace) -> None:

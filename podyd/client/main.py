@@ -12,7 +12,19 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.client import daily, disk, files, kept, limits, logs, output, reach, session, show
+from podyd.client import (
+    daily,
+    disk,
+    files,
+    kept,
+    limits,
+    logs,
+    notices,
+    output,
+    reach,
+    session,
+    show,
+)
 from podyd.client.completion import complete
 from podyd.client.failure import Failure, Refused, Usage
 from podyd.client.login import proven, typed, with_token
@@ -101,6 +113,7 @@ def parser() -> argparse.ArgumentParser:
     files.add_words(add)
     logs.add_words(add)
     limits.add_words(add)
+    notices.add_words(add)
     about = add("help", _help, "Show podyd's routes and their parameters.")
     route = about.add_argument(
         "route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/"
@@ -240,12 +253,14 @@ def _version(options: argparse.Namespace) -> None:
 
 def _begin(options: argparse.Namespace) -> None:
     before = kept.load(base_of())
-    message = session.begin(server_of(options.cacert, typed))
+    server = server_of(options.cacert, typed)
+    message = session.begin(server)
     if before is not None:
         # It may have ended already; the new one is kept in any case.
         with contextlib.suppress(Failure):
             session.revoke(server_of(options.cacert, lambda _: with_token(before)), before.id)
     print(message)
+    output.remind(server)
 
 
 def _end(options: argparse.Namespace) -> None:

@@ -6,12 +6,20 @@ import os
 import sys
 
 from podyd.client import show
-from podyd.client.server import Answer
+from podyd.client.server import Answer, Server
 
 
 def complain(text: str) -> None:
     """One line for the user, beside the output."""
     print(f"pody: {show.harmless(text)}", file=sys.stderr)
+
+
+def remind(server: Server) -> None:
+    """One line for whoever sits at a terminal, if there are notices that they have not read."""
+    if server.unread and sys.stderr.isatty():
+        sys.stdout.flush()
+        what = "1 new notice" if server.unread == 1 else f"{server.unread} new notices"
+        complain(f"{what}: pody notices")
 
 
 def answered(route: str, answer: Answer, *, raw: bool) -> None:

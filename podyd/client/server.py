@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Iterator, Sequence
@@ -68,6 +69,8 @@ class Server:
         self._log_in = log_in
         self._login: Login | None = None
         self._patience = CONNECT_SECONDS
+        # How many notices the caller has not read, by the last answer.
+        self.unread = 0
 
     @property
     def user(self) -> str:
@@ -287,6 +290,8 @@ class Server:
     def _answer(self, response: http.client.HTTPResponse, body: bytes) -> Answer:
         media = response.headers.get_content_type()
         hint = response.headers.get("X-Podyd-Hint", "")
+        unread = response.headers.get("X-Podyd-Notices", "")
+        self.unread = int(unread) if re.fullmatch("[0-9]{1,4}", unread) else 0
         if 300 <= response.status < 400:
             place = response.headers.get("Location", "elsewhere")
             raise Away(f"{self.base} redirects to {place}; set PODY_API_BASE to podyd itself.")

@@ -155,8 +155,8 @@ class LeaseConfig:
 class IdleConfig:
     """What is done about a leased card that the pod's processes have not used for `after` seconds.
 
-    `report` shows it; `warn` also warns in the pod's terminals; `release` also ends the lease,
-    `grace` seconds after the warning.
+    `report` shows it; `warn` also warns the owner, by a notice and in the pod's terminals;
+    `release` also ends the lease, `grace` seconds after the warning.
     """
 
     after: float = _key(
@@ -166,7 +166,8 @@ class IdleConfig:
     policy: str = _key(
         "report",
         one_of("report", "warn", "release"),
-        help="report shows it, warn also tells the pod's terminals, release also ends the lease.",
+        help="report shows it, warn also tells the owner (a notice) and the pod's terminals,"
+        " release also ends the lease.",
     )
 
 
@@ -284,7 +285,7 @@ class Config:
     )
     insecure: bool = _key(False, help="Let passwords cross the network in the clear.")
     state_dir: str = _key(
-        "/var/lib/podyd", help="The certificate for LXD, the usage history, tokens."
+        "/var/lib/podyd", help="The certificate for LXD, the usage history, tokens, notices."
     )
     lxd: LxdConfig = _key(LxdConfig, help="How LXD is reached.")
     auth: AuthConfig = _key(AuthConfig, help="Who may log in.")

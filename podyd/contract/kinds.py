@@ -15,8 +15,10 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field
+from datetime import datetime, timezone
 from typing import Any, TypeVar
 
+from podyd.base.clock import now
 from podyd.base.errors import BadRequest
 from podyd.base.quantities import SECONDS, typed_size
 from podyd.model.gpu import CardChoice
@@ -284,6 +286,32 @@ class Window(Kind):
 
     def schema(self) -> dict[str, Any]:
         return {"type": "string", "pattern": f"^({self._PATTERN})$"}
+
+
+@dataclass(frozen=True)
+class Moment(Kind):
+    """A time in seconds since 1970: written as ISO 8601, UTC unless it says otherwise, or as a
+    `Window` before now."""
+
+    _PATTERN = r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)?)?"
+
+    def parse(self, text: str) -> float:
+        try:
+            if not re.fullmatch(self._PATTERN, text, re.ASCII):
+                return now().timestamp() - Window().parse(text)
+            # Python 3.10 does not read the Z.
+            moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+            if moment.tzinfo is None:
+                moment = moment.replace(tzinfo=timezone.utc)
+            return moment.timestamp()
+        except (ValueError, OverflowError):
+            raise ValueError(
+                "must be a time such as 2026-11-24T08:00:00Z, or how long ago, in seconds or made"
+                " of years, weeks, days, hours and seconds, such as 2d 4h"
+            ) from None
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "examples": ["2026-11-24T08:00:00Z", "2026-11-24", "2d 4h"]}
 
 
 WHICH_CARDS = "all, none, a number of GPUs (2), or which ones: indices (0,1 or 0,) or UUIDs"

@@ -15,6 +15,8 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     users.USER_TOKEN,
     users.USER_TOKENS,
     users.USER_TOKEN_REVOKE,
+    users.USER_NOTICES,
+    users.USER_NOTICES_READ,
     pods.POD_CREATE,
     pods.POD_DELETE,
     pods.POD_INFO,

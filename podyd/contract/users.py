@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from podyd.base.clock import MAX_HOURS
 from podyd.contract.answers import Json
-from podyd.contract.kinds import Duration, Password, Text, TokenId, UserLogin, Word, param
+from podyd.contract.kinds import (
+    Duration,
+    Moment,
+    Password,
+    Text,
+    TokenId,
+    UserLogin,
+    Whole,
+    Word,
+    param,
+)
 from podyd.contract.operation import GET, POST, Access, Log, Nothing, Operation, Proof
 from podyd.model.token import TokenScope
 
 MAX_DAYS = MAX_HOURS / 24
+# More than are kept for one reader, an admin.
+MAX_NOTICES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,6 +57,23 @@ class RevokeToken:
         "the owner of the token; only admins may name another user; without it, the caller",
         default=None,
     )
+
+
+@dataclass(frozen=True)
+class ListNotices:
+    since: float | None = param(
+        Moment(),
+        "only notices of this time and later: ISO 8601, or how long ago, such as 2d",
+        default=None,
+    )
+    limit: int = param(
+        Whole(1, MAX_NOTICES), "at most so many, the newest; without it, all", default=MAX_NOTICES
+    )
+
+
+@dataclass(frozen=True)
+class NoticesRead:
+    id: int = param(Whole(1, 10**12), "this notice and all with a lower id become read")
 
 
 @dataclass(frozen=True)
@@ -106,6 +136,27 @@ class TokenInfo:
     last_used: str | None
 
 
+NoticeReader = Literal["you", "admins"]
+
+
+@dataclass(frozen=True)
+class NoticeInfo:
+    """A message of podyd to the caller (`to` is you) or to all admins, kept for 30 days.
+
+    A later notice has a higher `id`. A text that is repeated within a minute is one notice: `count`
+    is how often it was sent, `time` when last. `pod` is the instance's name in LXD, "" if the
+    notice is about no pod. `read`: whether the caller has marked it as read (/user/notices-read).
+    """
+
+    id: int
+    time: str
+    pod: str
+    text: str
+    count: int
+    to: NoticeReader
+    read: bool
+
+
 USER_INFO = Operation(
     "/user/info",
     GET,
@@ -165,4 +216,23 @@ USER_TOKEN_REVOKE = Operation(
     access=Access.MEMBER,
     proof=Proof.ANY_TOKEN,
     takes_turns=False,
+)
+USER_NOTICES = Operation(
+    "/user/notices",
+    GET,
+    ListNotices,
+    Json(list[NoticeInfo]),
+    "The notices of podyd to the caller, for admins also those to all admins, the newest last. The"
+    " header X-Podyd-Notices of any answer is the number of unread ones, absent if there are none.",
+    access=Access.MEMBER,
+    proof=Proof.READS,
+)
+USER_NOTICES_READ = Operation(
+    "/user/notices-read",
+    POST,
+    NoticesRead,
+    Json(Log),
+    "Mark the caller's notices as read.",
+    access=Access.MEMBER,
+    proof=Proof.CHANGES,
 )

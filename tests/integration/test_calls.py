@@ -58,6 +58,8 @@ def test_every_answer_is_as_the_document_says(
         "/user/ch-passwd": [],
         "/user/token": [{"name": "x"}],
         "/user/token-revoke": [{"id": "all"}],
+        "/user/notices": [{}, {"since": "2d", "limit": "1"}],
+        "/user/notices-read": [{"id": "1"}],
         # WebSockets: test_shell.py.
         "/pod/exec-stream": [],
         "/pod/shell": [],

@@ -532,6 +532,18 @@ def test_what_podyd_adds_to_an_answer() -> None:
         assert Pody(fake.base).shown("get", "host/images", "--raw") == f"[]\n{said}"
 
 
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [("1", "1 new notice: pody notices"), ("12", "12 new notices: pody notices"), ("\xb2\x9b", "")],
+)
+def test_new_notices_are_said_at_a_terminal(header: str, said: str) -> None:
+    with served(Fake(headers={"X-Podyd-Notices": header})) as fake:
+        assert Pody(fake.base)("ls") == Done(0, "[]\n", "")
+        last = f"pody: {said}\n" if said else ""
+        assert Pody(fake.base).shown("ls").endswith(f"address\n{last}")
+        assert len(fake.asked) == 2, "without another request"
+
+
 @pytest.mark.parametrize("greeting", [b"SSH-2.0-OpenSSH_9.2\r\n", b""])
 def test_a_server_that_speaks_no_http(greeting: bytes) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:

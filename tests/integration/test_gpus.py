@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import secrets
 import ssl
 import threading
@@ -35,6 +36,7 @@ from tests.integration.harness import (
     started,
     wait_until,
 )
+from tests.integration.test_client import as_user
 from tests.lab.lab import CARDS_FILE, DEFAULT_CARDS, write_atomically
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 
@@ -712,6 +714,30 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
 # --- Idle ---------------------------------------------------------------------------------------
 
 
+def check_notices(client: Client, pod: str) -> None:
+    """That what was told of an idle card of this member's pod can still be read, and by them."""
+    told = client.get("/user/notices").ok
+    warned, ended = told
+    assert re.fullmatch(
+        r"GPU 1 has been idle for \d+ s; its lease ends in 3 s unless it is used\.", warned["text"]
+    )
+    assert ended["text"] == "The lease of GPU 1 has ended: it was idle."
+    for notice in told:
+        assert (notice["pod"], notice["to"], notice["count"]) == (pod, "you", 1)
+        assert (notice["read"], notice["id"] > 0) == (False, True)
+    assert client.get("/user/notices", limit=1).ok == [ended]
+    assert client.get("/user/notices", since="2099-01-01").ok == []
+    pody = as_user(client)
+    assert json.loads(pody("notices").ok) == told
+    assert "pody: 2 new notices: pody notices" in pody.shown("ls")
+    shown = pody.shown("notices").splitlines()
+    assert [line.partition("  ")[0] for line in shown] == ["time", warned["time"], ended["time"]]
+    assert shown[-1].endswith(f"{pod}  {ended['text']}")
+    assert "notice" not in pody.shown("ls")
+    assert [notice["read"] for notice in client.get("/user/notices").ok] == [True, True]
+    client.post("/user/notices-read", id=0).refused(400, "malformed_parameter")
+
+
 def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
     bed.restart(idle={"after": 3, "grace": 3, "policy": "release"})
     busy, lazy = bed.client(), bed.client()
@@ -729,12 +755,15 @@ def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
             )
             wait_for_cards(lazy, "l", [])
             wait_until(lambda: "has ended" in lazy.exec("l", screen)["stdout"], "the end of it")
+            check_notices(lazy, f"{lazy.user}-l")
             # Nobody is logged in there, but it computes.
             assert cards_in(busy, "b") == [0]
             (row,) = busy.get("/host/gpu-ps").ok["0"]
             assert row["idle"] < 2
             assert busy.get("/host/gpus").ok[0]["idle"] < 2
+            assert busy.get("/user/notices").ok == []
     bed.restart()
+    assert len(bed.client(lazy.user).get("/user/notices").ok) == 2, "the next podyd has them too"
 
 
 def test_a_process_that_does_nothing_is_shown_as_idle(bed: Bed) -> None:

@@ -44,6 +44,7 @@ LINES = (
     ("gpus", "A100"),
     ("ps", "pid"),
     ("stat cputime", "time"),
+    ("notices --since 1d", "time"),
     ("rm one --yes", "deleted"),
     ("rm two --yes", "deleted"),
     ("rm three --yes", "deleted"),

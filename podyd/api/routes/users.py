@@ -11,12 +11,17 @@ from podyd.contract.users import (
     USER_CH_PASSWD,
     USER_INFO,
     USER_LIST,
+    USER_NOTICES,
+    USER_NOTICES_READ,
     USER_TOKEN,
     USER_TOKEN_REVOKE,
     USER_TOKENS,
     CreatedToken,
+    ListNotices,
     NewPassword,
     NewToken,
+    NoticeInfo,
+    NoticesRead,
     QuotaInfo,
     RevokeToken,
     TokenInfo,
@@ -26,11 +31,13 @@ from podyd.contract.users import (
 from podyd.model.member import Member
 from podyd.model.token import Token
 from podyd.people.login import Logins
+from podyd.people.notices import Notices
 
 
 class UserRoutes:
-    def __init__(self, *, logins: Logins) -> None:
+    def __init__(self, *, logins: Logins, notices: Notices) -> None:
         self._logins = logins
+        self._notices = notices
 
     @serves(USER_INFO)
     async def user_info(self, call: Call[Nothing]) -> UserInfo:
@@ -84,6 +91,28 @@ class UserRoutes:
     async def revoke_token(self, call: Call[RevokeToken]) -> Log:
         request = call.request
         return Log(await self._logins.revoke_token(call.proven, request.id, request.user))
+
+    @serves(USER_NOTICES)
+    async def notices(self, call: Call[ListNotices]) -> list[NoticeInfo]:
+        since, most = call.request.since or 0.0, call.request.limit
+        found = await self._notices.of(call.caller, since=since, most=most)
+        return [
+            NoticeInfo(
+                id=item.id,
+                time=_time(item.notice.time),
+                pod=item.notice.pod,
+                text=item.notice.text,
+                count=item.notice.count,
+                to="admins" if item.notice.account is None else "you",
+                read=self._notices.is_read(call.caller, item.id),
+            )
+            for item in found
+        ]
+
+    @serves(USER_NOTICES_READ)
+    async def notices_read(self, call: Call[NoticesRead]) -> Log:
+        await self._notices.read(call.caller, call.request.id)
+        return Log(f"Notices that are not read: {self._notices.unread(call.caller)}.")
 
 
 def _token_info(token: Token) -> TokenInfo:

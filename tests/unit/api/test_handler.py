@@ -33,10 +33,12 @@ from podyd.contract.pods import POD_EXEC, POD_INFO
 from podyd.contract.users import USER_INFO
 from podyd.model.member import Member
 from podyd.people.login import Logins
+from podyd.people.notices import Notices
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
 from podyd.store.database import Database
+from podyd.store.notices import NoticeStore
 from podyd.store.tokens import TokenStore
 from tests.unit.node.fake import FakeSockets
 
@@ -58,6 +60,7 @@ async def serving(bound: Bound, operation: AnyOperation = CRASHING) -> AsyncIter
         "logins": logins,
         "requests": Requests(),
         "sessions": Sessions(logins),
+        "notices": Notices(NoticeStore(database)),
         "address_of": lambda request: request.remote_ip,
     }
     route = (operation.path, HANDLERS[type(operation.answer)], parts)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
 
 from podyd.base.errors import BadRequest
-from podyd.contract.kinds import Kind, Names, Window, parse
+from podyd.contract.kinds import Kind, Moment, Names, Window, parse
 from podyd.contract.users import NewPassword
 
 
@@ -34,6 +35,32 @@ def test_windows(text: str, seconds: float) -> None:
 def test_what_is_no_window(text: str) -> None:
     with pytest.raises(ValueError, match="years, weeks, days, hours and seconds"):
         Window().parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("2026-11-24T08:00:00Z", 1_795_507_200),
+        ("2026-11-24T09:00+01:00", 1_795_507_200),
+        ("2026-11-24 08:00", 1_795_507_200),
+        ("2026-11-24", 1_795_507_200 - 8 * 3600),
+    ],
+)
+def test_moments(text: str, seconds: float) -> None:
+    assert Moment().parse(text) == seconds
+
+
+def test_a_moment_that_is_some_time_ago() -> None:
+    assert Moment().parse("2d") == pytest.approx(time.time() - 2 * 86400, abs=60)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0", "yesterday", "2026-13-01", "2026-11-24T25:00", "2026-11-24T08:00:00Z ", "20٢6-11-24"],
+)
+def test_what_is_no_moment(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a time such as"):
+        Moment().parse(text)
 
 
 def test_names() -> None:

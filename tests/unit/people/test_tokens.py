@@ -76,6 +76,7 @@ def test_what_a_token_that_reads_may_call() -> None:
         "/stat/gputime",
         "/user/info",
         "/user/list",
+        "/user/notices",
         "/user/token-revoke",
         "/user/tokens",
         "/version",
