@@ -55,7 +55,8 @@ def prepare(config: Config, user: str, say: Say) -> None:
         ) from error
 
 
-def _free_network() -> IPv4Network:
+def free_network() -> IPv4Network:
+    """A network for a bridge that the host does not use."""
     return netlink.free_network(netlink.used_networks())
 
 
@@ -66,7 +67,7 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
-    bridge = admin.prepare_bridge(_free_network, say)
+    bridge = admin.prepare_bridge(free_network, say)
     admin.prepare_project(bridge, openings(config), say)
     _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
     _prepare_data(config.data_dir, account, say)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
@@ -32,6 +33,8 @@ THIN_DRIVERS = ("btrfs", "zfs")
 # Without it, on ZFS, LXD's disk limit includes snapshots, and not what is shared with the image.
 REFQUOTA = "volume.zfs.use_refquota"
 TIMEOUT = 120
+# LXD's words for a warning (db/warningtype/warning_type.go), up to 5.0 with "Couldn't".
+_NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controller$")
 
 # The certificate has access to this project only. Storage volumes are the project's own, so that no
 # pod can mount another project's; images are shared, so that the admin's are offered. Networks are
@@ -100,6 +103,15 @@ class Pool:
     used_bytes: int
     total_bytes: int
     has_refquota: bool = False
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """A bridge: its own IPv4 address, such as 10.0.0.1/24, or "", and whether pods get theirs."""
+
+    name: str
+    address: str
+    has_dhcp: bool
 
 
 @dataclass(frozen=True)
@@ -176,10 +188,10 @@ class Admin:
 
     def prepare_bridge(self, free_network: Callable[[], IPv4Network], say: Say) -> str:
         """The bridge for pods; creates one, in a free network, only if LXD manages none."""
-        names = self.bridges()
+        bridges = self.bridges()
         with _translated("LXD could not make a bridge"):
-            if names:
-                return self._preferred("network", names)
+            if bridges:
+                return self._preferred("network", [bridge.name for bridge in bridges])
             network = free_network()
             address = f"{next(network.hosts())}/{network.prefixlen}"
             config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
@@ -283,7 +295,8 @@ class Admin:
                 "LXD has no storage pool or no bridge.",
                 advice="Run 'podyd setup' first.",
             )
-        return self._preferred("pool", pools), self._preferred("network", bridges)
+        names = [bridge.name for bridge in bridges]
+        return self._preferred("pool", pools), self._preferred("network", names)
 
     # --- What doctor reads; nothing here changes anything. ---------------------------------------
 
@@ -294,6 +307,15 @@ class Admin:
         environment = data["environment"]
         address = data["config"].get("core.https_address", "")
         return ServerInfo(environment["server_version"], environment["server_pid"], address)
+
+    def missing_controllers(self) -> set[str]:
+        """The cgroup controllers that LXD did not find when it started, by their names there."""
+        with _translated("LXD could not be asked for its warnings"):
+            warnings = self._get(self._client.api.warnings)
+        found = (
+            _NO_CONTROLLER.search(item["type"]) for item in warnings if item["status"] != "resolved"
+        )
+        return {match[1].lower() for match in found if match}
 
     def pools(self) -> list[Pool]:
         """The storage pools with their usage."""
@@ -310,11 +332,13 @@ class Admin:
                 )
         return pools
 
-    def bridges(self) -> list[str]:
+    def bridges(self) -> list[Bridge]:
         """The bridges that LXD manages."""
         with _translated("LXD could not be asked for its networks"):
             networks = self._get(self._client.api.networks)
-        return [item["name"] for item in networks if item["managed"] and item["type"] == "bridge"]
+        return [
+            bridge_of(item) for item in networks if item["managed"] and item["type"] == "bridge"
+        ]
 
     def project_config(self) -> Mapping[str, str] | None:
         """The project's configuration; None if there is no such project."""
@@ -423,6 +447,13 @@ class Admin:
                 "environment"
             ]
         return environment
+
+
+def bridge_of(data: Mapping[str, Any]) -> Bridge:
+    """From LXD's JSON of a bridge."""
+    address = data["config"].get("ipv4.address", "none")
+    has_dhcp = is_set({"ipv4.dhcp": "true", **data["config"]}, "ipv4.dhcp")
+    return Bridge(data["name"], "" if address == "none" else address, has_dhcp)
 
 
 def _local(address: str) -> str:

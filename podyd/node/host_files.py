@@ -61,6 +61,13 @@ class ProcessFiles:
         lines = [line.split() for line in text.splitlines()]
         return [(int(inside), int(count)) for inside, _, count in lines]
 
+    def cgroups(self) -> dict[str, str]:
+        """Its cgroups, by the controllers of each hierarchy; "" is cgroup2. Raises OSError."""
+        lines = (self.directory / "cgroup").read_text(errors="replace").splitlines()
+        return {
+            controllers: path for _, controllers, path in (line.split(":", 2) for line in lines)
+        }
+
     def mounts(self) -> list[MountEntry]:
         """The mounts in its mount namespace. Raises OSError."""
         mounts = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pwd
+import secrets
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -12,9 +14,12 @@ from pathlib import Path
 
 import pytest
 
-from podyd.admin.doctor.case import HostPaths
+from podyd.admin.doctor import limits, lxd
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import Finding, Level
+from podyd.config.schema import Config, PodsConfig
+from podyd.engine.admin import Admin, find_socket
 from podyd.node.host_files import HostFiles
 from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
 
@@ -33,6 +38,7 @@ OF_THE_HOST = {
     "cgroup2",
     "service_memory",
     "service_killed",
+    "lxd_limits",
 }
 
 
@@ -94,9 +100,11 @@ def test_all_is_well(node: Node, server: Server) -> None:
         "lxd_answers",
         "lxd_pool",
         "lxd_bridge",
+        "lxd_limits",
         "lxd_address",
         "lxd_project",
         "lxd_profiles",
+        "pod_addresses",
         "lxd_images",
         "certificate_files",
         "certificate_trust",
@@ -253,6 +261,71 @@ def test_a_card_that_is_not_there(node: Node, server: Server, profile: str) -> N
         node.lxc(*words[1:-2])
     assert "id=" in by_id["do"]
     assert not problems(doctor(node, server.config)[1])
+
+
+def test_a_bridge_without_addresses(node: Node, seen: None, profile: str) -> None:
+    bridge, key = f"pt{secrets.token_hex(4)}", "restricted.networks.access"
+    allowed = node.lxd.get(f"/1.0/projects/{node.project}")["config"][key]
+    # Networks are the default project's.
+    url, without = f"/1.0/networks/{bridge}", {"ipv4.address": "none", "ipv6.address": "none"}
+    admin = Admin(find_socket(), node.project, 10.0)
+    case = Case(Config(pods=PodsConfig(profiles=(profile,))))
+    node.lxd.change("POST", "/1.0/networks", {"name": bridge, "config": without})
+    try:
+        node.lxc("project", "set", node.project, f"{key}={allowed},{bridge}")
+        nic = ("nictype=bridged", f"parent={bridge}")
+        node.lxc("profile", "device", "add", profile, "eth0", "nic", *nic)
+        (found,) = lxd.pod_addresses(admin, case)
+        assert found.level is Level.ERROR
+        assert f"Bridge {bridge} has no IPv4 address" in found.what
+        # What it says to type, but for the words "lxc network set" and the bridge.
+        words = found.do.partition(",")[0].split()[4:]
+        node.lxd.change("PATCH", url, {"config": dict(word.split("=") for word in words)})
+        (found,) = lxd.pod_addresses(admin, case)
+        assert found.level is Level.OK
+        node.lxd.change("PATCH", url, {"config": {"ipv4.dhcp": "false"}})
+        (found,) = lxd.pod_addresses(admin, case)
+        assert found.do.startswith(f"lxc network unset {bridge} ipv4.dhcp")
+    finally:
+        node.lxc("profile", "device", "remove", profile, "eth0")
+        node.lxc("project", "set", node.project, f"{key}={allowed}")
+        node.lxd.change("DELETE", url)
+
+
+# In a mount namespace of its own.
+WITHOUT_TWO = (
+    "mount --make-rprivate / && umount /sys/fs/cgroup/memory /sys/fs/cgroup/pids &&"
+    ' exec lxd --logfile="$LXD_DIR/log"'
+)
+
+
+@pytest.fixture
+def unlimited(
+    node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[subprocess.Popen[bytes]]:
+    """An LXD of a test's own where the hierarchies of memory and pids are not mounted."""
+    if not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() or not shutil.which("lxd"):
+        pytest.skip("needs cgroup v1, and LXD's own program")
+    monkeypatch.setenv("LXD_DIR", str(tmp_path))
+    environment = {**node.environment, "LXD_DIR": str(tmp_path)}
+    command = ["unshare", "--mount", "sh", "-c", WITHOUT_TWO]
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
+        try:
+            ready = ["lxd", "waitready", "--timeout=60"]
+            subprocess.run(ready, env=environment, check=True)
+            yield process
+        finally:
+            process.kill()
+
+
+def test_an_lxd_that_cannot_limit_pods(unlimited: subprocess.Popen[bytes]) -> None:
+    admin = Admin(find_socket(), "default", 10.0)
+    assert admin.server().pid == unlimited.pid
+    found = limits.lxd_limits(admin, Case(Config()), "lxd")
+    assert [item.level for item in found] == [Level.ERROR]
+    assert "no cgroup hierarchy memory, pids is mounted where it looks" in found[0].what
+    assert "Pods with a limit of memory, pids do not start" in found[0].what
+    assert "mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory;" in found[0].do
 
 
 def of(check: str, findings: list[Finding]) -> list[Finding]:

@@ -183,6 +183,8 @@ NAMED_ELSEWHERE = {
     ("pods/deletions.py", "_DELETE"): IN_A_POD,
     ("config/values.py", "_NOT_BELOW"): "where members' own directories may not be",
     ("admin/doctor/host.py", "other_processes"): "what an admin is told, and what to type",
+    ("admin/doctor/limits.py", "_why"): "what an admin is told, and what to type",
+    ("admin/doctor/limits.py", "_not_in_the_kernel"): "what an admin is told to type",
 }
 
 

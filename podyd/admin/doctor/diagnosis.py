@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from podyd.admin.doctor import host, mounts, nvidia, owners, pods, service, storage
+from podyd.admin.doctor import host, limits, mounts, nvidia, owners, pods, service, storage
 from podyd.admin.doctor import lxd as on_lxd
 from podyd.admin.doctor.case import HOST, Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
@@ -65,6 +65,7 @@ def _of_lxd(case: Case) -> list[Finding]:
     findings += [
         *on_lxd.lxd_pool(admin, case),
         *on_lxd.lxd_bridge(admin, case),
+        *limits.lxd_limits(admin, case, on_lxd.unit_of(find_socket())),
         *on_lxd.lxd_address(admin, case),
         *on_lxd.lxd_project(admin, case),
         *host.id_ranges(admin, case.places),
@@ -77,6 +78,7 @@ def _of_lxd(case: Case) -> list[Finding]:
     return [
         *findings,
         *on_lxd.lxd_profiles(admin, case),
+        *on_lxd.pod_addresses(admin, case),
         *on_lxd.lxd_images(admin, case),
         *on_lxd.half_made_pods(admin, case),
         *storage.disk_limits(admin, case),

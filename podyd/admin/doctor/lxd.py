@@ -11,11 +11,11 @@ from pathlib import Path
 
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import AS_ROOT, Remark, check, error, note, ok, warning
-from podyd.admin.setup import fingerprint, openings
+from podyd.admin.setup import fingerprint, free_network, openings
 from podyd.base.errors import LxdRefused, SetupError, Unavailable
 from podyd.config.schema import Config
 from podyd.engine import profile_files
-from podyd.engine.admin import PROJECT_CONFIG, Admin, find_socket
+from podyd.engine.admin import PROJECT_CONFIG, Admin, Bridge, find_socket
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.server import LxdServer
 from podyd.model.pod import OWNER, is_half_made
@@ -52,10 +52,15 @@ def lxd_answers(timeout: float) -> Iterator[Remark]:
     try:
         version = Admin(socket, "default", timeout).server().version
     except SetupError as problem:
-        unit = "snap.lxd.daemon" if "snap" in socket.parts else "lxd"
+        unit = unit_of(socket)
         yield error(str(problem), f"systemctl restart {unit}; journalctl -u {unit}")
         return
     yield ok(f"LXD {version} answers at {socket}.")
+
+
+def unit_of(socket: Path) -> str:
+    """The unit of the LXD that listens at a socket."""
+    return "snap.lxd.daemon" if "snap" in socket.parts else "lxd"
 
 
 @check
@@ -78,9 +83,44 @@ def lxd_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is a bridge."""
     bridges = admin.bridges()
     if bridges:
-        yield ok(f"Bridges: {', '.join(bridges)}.")
+        yield ok(f"Bridges: {', '.join(bridge.name for bridge in bridges)}.")
     else:
         yield error("LXD manages no bridge, so pods have no network.", case.podyd("setup"))
+
+
+@check
+def pod_addresses(admin: Admin, case: Case) -> Iterator[Remark]:
+    """The bridges that profiles give to pods give IPv4 addresses to these."""
+    used = {
+        device.get("parent") or device.get("network")
+        for profile in admin.profiles()
+        if profile.name in _named(case.config)
+        for device in profile.devices.values()
+        if device.get("type") == "nic"
+    }
+    # One that LXD does not manage is the admin's own, and so is what gives out addresses there.
+    yield from about_addresses([bridge for bridge in admin.bridges() if bridge.name in used])
+
+
+def about_addresses(bridges: Sequence[Bridge]) -> Iterator[Remark]:
+    """The same for these bridges."""
+    for bridge in bridges:
+        if not bridge.address:
+            network = free_network()
+            address = f"{next(network.hosts())}/{network.prefixlen}"
+            yield error(
+                f"Bridge {bridge.name} has no IPv4 address, so pods have none either: no port leads"
+                " into them, and they reach nothing.",
+                f"lxc network set {bridge.name} ipv4.address={address} ipv4.nat=true, and restart"
+                " the pods",
+            )
+        elif not bridge.has_dhcp:
+            yield error(
+                f"Bridge {bridge.name} gives pods no IPv4 addresses (ipv4.dhcp=false): no port"
+                " leads into them, and they reach nothing.",
+                f"lxc network unset {bridge.name} ipv4.dhcp, and restart the pods",
+            )
+    yield ok("Pods get IPv4 addresses.")
 
 
 @check

@@ -20,7 +20,7 @@ import pytest
 
 from podyd import __version__
 from podyd.admin import kernel
-from podyd.admin.doctor import host, lxd, nvidia, pods, service
+from podyd.admin.doctor import host, limits, lxd, nvidia, pods, service
 from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
@@ -28,8 +28,9 @@ from podyd.base.errors import SetupError
 from podyd.cli.doctor import show
 from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
-from podyd.engine.admin import Admin
+from podyd.engine.admin import Admin, Bridge
 from podyd.engine.types import PciCard
+from podyd.node.controllers import ALL, Controllers
 from podyd.node.host_files import HostFiles, ProcessFiles
 from podyd.node.samples import Failure, Gpu, Sample
 from tests.unit.pods.test_half_made import half_made
@@ -293,6 +294,98 @@ def test_other_processes(
     found = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
     assert found.level is level
     assert do in found.do
+
+
+ONLY_MEMORY = frozenset({"memory"})
+NEITHER = ALL - {"memory", "pids"}
+
+
+@pytest.mark.parametrize(
+    ("found", "says", "do"),
+    [
+        # cgroup v1.
+        (
+            Controllers(ALL, NEITHER),
+            "no cgroup hierarchy memory, pids is mounted",
+            "mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory;",
+        ),
+        (Controllers(NEITHER, NEITHER), "the kernel has no controller memory", "cgroup_enable="),
+        # cgroup2.
+        (
+            Controllers(NEITHER, ALL, "/system.slice/lxd.service", "/", is_root=True),
+            "its own cgroup /system.slice/lxd.service has no controller memory, pids",
+            "systemctl edit lxd: [Service], Delegate=yes; then systemctl restart lxd",
+        ),
+        (
+            Controllers(ONLY_MEMORY, frozenset(), "/core", "/core", is_full=True),
+            "/core, the cgroup in which those of pods are made, has processes in it",
+            "/sys/fs/cgroup/core/cgroup.subtree_control; then restart LXD",
+        ),
+        (
+            Controllers(NEITHER, NEITHER, "/", "/", is_root=True),
+            "the kernel has no controller memory, pids",
+            "cgroup_disable=",
+        ),
+        (
+            Controllers(NEITHER, NEITHER, "/lxd", "/"),
+            "/, the cgroup in which those of pods are made, has no controller memory, pids",
+            "let what runs this container delegate it",
+        ),
+    ],
+)
+def test_an_lxd_that_cannot_limit_pods(found: Controllers, says: str, do: str) -> None:
+    remark, last = limits.about_limits(found, (), "lxd")
+    assert (remark.level, last.level) == (Level.ERROR, Level.OK)
+    assert says in remark.what
+    assert "What has no limit then: memory;" in remark.what
+    assert do in remark.do
+    fails = "memory" in found.seen - found.passed
+    assert ("do not start, and a quota in podyd.yaml is one" in remark.what) is fails
+
+
+@pytest.mark.parametrize(
+    ("missing", "untold", "levels"),
+    [
+        ((), (), [Level.OK]),
+        # Of other controllers LXD may say what it likes.
+        ((), ("blkio", "devices", "hugetlb"), [Level.OK]),
+        ((), ("pids", "cpuacct"), [Level.ERROR, Level.OK]),
+        (("io",), (), [Level.NOTE, Level.OK]),
+        (("cpu", "io"), ("cpu",), [Level.WARNING, Level.OK]),
+        (("cpuset",), (), [Level.ERROR, Level.OK]),
+    ],
+)
+def test_how_bad_it_is_that_lxd_cannot_limit_something(
+    missing: tuple[str, ...], untold: tuple[str, ...], levels: list[Level]
+) -> None:
+    there = ALL - set(missing)
+    remarks = list(limits.about_limits(Controllers(there, there, "/", "/"), untold, "lxd"))
+    assert [remark.level for remark in remarks] == levels
+
+
+def test_an_lxd_that_has_not_seen_the_controllers_is_restarted() -> None:
+    remark, _ = limits.about_limits(Controllers(ALL, ALL), ("pids", "cpuacct"), "snap.lxd.daemon")
+    assert "when it started, there was no controller pids, cpu." in remark.what
+    assert remark.do == "systemctl restart snap.lxd.daemon"
+
+
+@pytest.mark.parametrize(
+    ("bridge", "says", "do"),
+    [
+        (Bridge("lxdbr0", "10.0.0.1/24", True), "Pods get IPv4 addresses", ""),
+        (Bridge("lxdbr0", "", True), "has no IPv4 address", "lxc network set lxdbr0 ipv4.address="),
+        (
+            Bridge("lxdbr0", "10.0.0.1/24", False),
+            "gives pods no IPv4 addresses",
+            "lxc network unset lxdbr0 ipv4.dhcp",
+        ),
+    ],
+)
+def test_a_bridge_that_gives_pods_no_addresses(bridge: Bridge, says: str, do: str) -> None:
+    first, *_ = lxd.about_addresses([bridge])
+    assert first.level is (Level.ERROR if do else Level.OK)
+    assert says in first.what
+    assert first.do.startswith(do)
 
 
 WHOLE = "         0          0 4294967295\n"

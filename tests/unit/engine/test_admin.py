@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin
+from podyd.engine.admin import Admin, Bridge
 
 
 class Lxd(socketserver.ThreadingUnixStreamServer):
@@ -45,7 +45,28 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path:
             case "/1.0/networks?recursion=1":
-                self.answer([{"name": "lxdbr0", "managed": True, "type": "bridge"}])
+                config = {"ipv4.address": "10.0.0.1/24"}
+                bridge = {"managed": True, "type": "bridge"}
+                self.answer(
+                    [
+                        {"name": "lxdbr0", "config": config, **bridge},
+                        {"name": "none", "config": {"ipv4.address": "none"}, **bridge},
+                        {"name": "static", "config": {**config, "ipv4.dhcp": "false"}, **bridge},
+                        {"name": "eth0", "config": {}, "managed": False, "type": "physical"},
+                    ]
+                )
+            case "/1.0/warnings?recursion=1":
+                self.answer(
+                    [
+                        {"type": f"Couldn't find the CGroup {what}", "status": status}
+                        for what, status in (
+                            ("CPU controller", "new"),
+                            ("pids controller", "acknowledged"),
+                            ("memory controller", "resolved"),
+                            ("memory swap accounting", "new"),
+                        )
+                    ]
+                )
             case "/1.0/networks":
                 self.answer(["/1.0/networks/lxdbr0", "/1.0/networks/veth1"])
             case "/1.0/networks/veth1":
@@ -146,3 +167,16 @@ def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
     assert admin.prepare_bridge(no_network, print) == "lxdbr0"
     lxd.pools["default"] = {"driver": "dir"}
     assert admin.pool_and_bridge() == ("default", "lxdbr0")
+
+
+def test_which_bridges_give_addresses(lxd: Lxd) -> None:
+    address = "10.0.0.1/24"
+    assert Admin(lxd.path, "podyd").bridges() == [
+        Bridge("lxdbr0", address, True),
+        Bridge("none", "", True),
+        Bridge("static", address, False),
+    ]
+
+
+def test_which_controllers_lxd_has_missed(lxd: Lxd) -> None:
+    assert Admin(lxd.path, "podyd").missing_controllers() == {"cpu", "pids"}

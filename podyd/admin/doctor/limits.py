@@ -1,0 +1,117 @@
+"""That LXD can limit pods: that their cgroups have the kernel's controllers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from podyd.admin.doctor.case import Case
+from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.engine.admin import Admin
+from podyd.node.controllers import Controllers, controllers
+
+# What is not limited, or not known, without a controller.
+_WITHOUT = {
+    "memory": "memory",
+    "cpuset": "how many CPUs they have",
+    "pids": "how many processes they have, so that a fork bomb in one takes the whole host down",
+    "cpu": "CPU time, which is not counted either (/stat/cputime)",
+    "io": "how much they read and write (limits.read and limits.write of disks)",
+}
+# podyd itself sets no such limit.
+_OPTIONAL = {"io"}
+# LXD's names of controllers in its warnings.
+_NAMES = {"cpuacct": "cpu"}
+
+
+@check
+def lxd_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
+    """LXD's pods have the controllers with which they are limited."""
+    files = case.places.files
+    found = controllers(files.process(admin.server().pid), files.process(1))
+    yield from about_limits(found, admin.missing_controllers(), unit)
+
+
+def about_limits(found: Controllers, untold: Collection[str], unit: str) -> Iterator[Remark]:
+    """The same for these controllers; LXD, a unit of systemd, missed those in `untold` when it
+    started."""
+    missing = [name for name in _WITHOUT if name not in found.seen & found.passed]
+    if serious := [name for name in missing if name not in _OPTIONAL]:
+        why, do = _why(found, serious, unit)
+        level = warning if serious == ["cpu"] else error
+        yield level(f"LXD cannot limit pods: {why}. {_what_follows(found, serious)}", do)
+    elif missed := {_NAMES.get(name, name) for name in untold} & set(_WITHOUT) - _OPTIONAL:
+        names = [name for name in _WITHOUT if name in missed]
+        yield error(
+            f"LXD does not limit pods: when it started, there was no controller {_listed(names)}."
+            f" {_what_follows(found, names)}",
+            f"systemctl restart {unit}",
+        )
+    elif missing:
+        yield note(f"LXD cannot limit {_WITHOUT['io']}: pods' cgroups have no controller io.")
+    yield ok("LXD can limit memory, CPUs and processes of pods.")
+
+
+def _what_follows(found: Controllers, names: Collection[str]) -> str:
+    follows = f"What has no limit then: {'; '.join(_WITHOUT[name] for name in names)}."
+    # LXD has liblxc set what it sees itself, and liblxc gives the start up.
+    if failing := [name for name in names if name in found.seen - found.passed]:
+        follows += (
+            f" Pods with a limit of {_listed(failing)} do not start, and a quota in podyd.yaml is"
+            " one."
+        )
+    return follows
+
+
+def _why(found: Controllers, names: Collection[str], unit: str) -> tuple[str, str]:
+    """The reason, and what to type."""
+    listed, restart = _listed(names), f"systemctl restart {unit}"
+    if not found.is_unified:
+        unmounted = [name for name in names if name in found.seen]
+        if unmounted:
+            mounts = "; ".join(
+                f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup"
+                f" /sys/fs/cgroup/{name}"
+                for name in map(_of_v1, unmounted)
+            )
+            why = f"no cgroup hierarchy {_listed(unmounted)} is mounted where it looks"
+            return why, f"{mounts}; {restart}"
+        return _not_in_the_kernel(listed)
+    untold = [name for name in names if name not in found.passed]
+    if not untold:
+        return (
+            f"its own cgroup {found.own} has no controller {listed}, and it goes by that",
+            f"systemctl edit {unit}: [Service], Delegate=yes; then {restart}",
+        )
+    if found.is_full:
+        everything = " ".join(f"+{name}" for name in _WITHOUT)
+        directory = f"/sys/fs/cgroup{found.parent}".rstrip("/")
+        return (
+            f"{found.parent}, the cgroup in which those of pods are made, has processes in it, and"
+            f" so cannot pass the controller {_listed(untold)} on",
+            f"mkdir -p {directory}/init.scope; for pid in $(cat {directory}/cgroup.procs); do echo"
+            f" $pid >{directory}/init.scope/cgroup.procs; done; echo {everything}"
+            f" >{directory}/cgroup.subtree_control; then restart LXD",
+        )
+    if found.is_root:
+        return _not_in_the_kernel(listed)
+    return (
+        f"{found.parent}, the cgroup in which those of pods are made, has no controller"
+        f" {_listed(untold)}",
+        "let what runs this container delegate it, and restart LXD",
+    )
+
+
+def _not_in_the_kernel(listed: str) -> tuple[str, str]:
+    return (
+        f"the kernel has no controller {listed}",
+        "grep -o 'cgroup[^ ]*' /proc/cmdline; take cgroup_disable= away, or boot with"
+        " cgroup_enable=memory",
+    )
+
+
+def _of_v1(name: str) -> str:
+    return "cpu,cpuacct" if name == "cpu" else name
+
+
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(names)
