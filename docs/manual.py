@@ -27,25 +27,25 @@ PODYD: dict[str, str | dict[str, str]] = {
         "/etc/podyd/profiles/*.yaml": (
             "LXD profiles of the admin's own; 'podyd profiles apply' puts them into LXD."
         ),
-        "/usr/share/podyd/profiles/*.yaml": "The profiles that podyd brings.",
+        "/usr/share/podyd/profiles/*.yaml": "The profiles of the package.",
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
-        "/run/podyd": "Where podyd asks 'podyd auth' and 'podyd packing'.",
-        "/run/podyd-ports": "Where podyd tells 'podyd ports' which port leads where.",
+        "/run/podyd": "The Unix sockets of 'podyd auth' and 'podyd packing'.",
+        "/run/podyd-ports": "The Unix socket of 'podyd ports'.",
         "/var/lib/podyd": "podyd's certificate for LXD, the usage history, tokens and notices.",
     },
     "SIGNALS": {
         "SIGHUP": "Read the configuration again; if the new one is wrong, the old one is kept.",
         "SIGTERM": (
-            "End. Requests that are under way have ten seconds; a longer command is ended, and its"
-            " caller told so (503)."
+            "End. Running requests have ten seconds; a longer command is ended, and its caller"
+            " gets the error 503."
         ),
     },
     "EXIT STATUS": {
-        "0": "Done, or nothing to do. podyd doctor: all is well.",
-        "1": "What was asked cannot be done; one sentence on standard error says why.",
+        "0": "Done, or nothing to do. podyd doctor: no problem.",
+        "1": "It failed; one sentence on standard error says why.",
         "2": "The command line is wrong.",
         "78": (
-            "Trying again does not help (EX_CONFIG): podyd.yaml or its TLS files cannot be used, or"
+            "A retry does not help (EX_CONFIG): podyd.yaml or its TLS files cannot be used, or"
             " podyd is not set up. systemd does not start podyd again then."
         ),
     },
@@ -57,9 +57,9 @@ PODY: dict[str, str | dict[str, str]] = {
         "~/.config/pody/*.json": (
             "The tokens of pody login, one for each server; $XDG_CONFIG_HOME replaces ~/.config."
         ),
-        "~/.config/pody/known_hosts/*": "The ssh host keys of pods, as podyd said them last.",
+        "~/.config/pody/known_hosts/*": "The ssh host keys of pods, as podyd reported them last.",
         "~/.ssh/pody.d/*.conf": (
-            "What pody ssh-config --write has told ssh; ~/.ssh/config includes it."
+            "The settings that pody ssh-config --write made; ~/.ssh/config includes them."
         ),
     },
     "SEE ALSO": "podx(1), ssh(1), ssh_config(5), podyd(8)",
@@ -144,8 +144,8 @@ def settings_page() -> str:
             "DESCRIPTION",
             "A file in YAML. Every key is optional, and an empty file is valid; a key that is not"
             " known or a value that cannot be used is refused with what was expected. 'podyd check'"
-            " tells, and 'systemctl reload podyd' makes a running podyd read it again. A key such"
-            " as auth.admin_groups stands as admin_groups below auth. All keys with their defaults"
+            " shows that, and 'systemctl reload podyd' makes a running podyd read it again. The key"
+            " auth.admin_groups is written as admin_groups below auth. All keys with their defaults"
             " are in /usr/share/doc/podyd/examples/podyd.yaml.",
         ),
         ".SH KEYS",
@@ -161,7 +161,7 @@ def settings_page() -> str:
 
 
 def example() -> str:
-    """A podyd.yaml that says nothing: each key with its default, behind a #."""
+    """A podyd.yaml that sets nothing: each key with its default, behind a #."""
     from podyd.config.loader import keys
 
     lines = [

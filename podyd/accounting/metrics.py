@@ -96,7 +96,7 @@ class Metrics:
         yield GaugeMetricFamily("podyd_nvml_up", "Whether NVML answers.", value=up)
         if sample is not None:
             yield GaugeMetricFamily(
-                "podyd_nvml_sample_age_seconds", "The age of what NVML said.", value=sample.age
+                "podyd_nvml_sample_age_seconds", "The age of NVML's last sample.", value=sample.age
             )
 
     def _of(self, view: View | None) -> Iterator[Metric]:
@@ -107,7 +107,7 @@ class Metrics:
             pods.add_metric((status,), count)
         yield pods
         yield GaugeMetricFamily(
-            "podyd_gpu_queue_length", "Pods in line for GPUs.", value=len(view.queue)
+            "podyd_gpu_queue_length", "Pods in the queue for GPUs.", value=len(view.queue)
         )
         yield from self._of_disks(view)
         yield from self._of_holders(view)
@@ -126,7 +126,7 @@ class Metrics:
         )
         used = GaugeMetricFamily(
             "podyd_pod_disk_used_bytes",
-            "What is on it, as LXD says it; on btrfs without what it shares with others.",
+            "Bytes used on it, as LXD reports; on btrfs without data shared with others.",
             labels=("pod", "owner"),
         )
         for pod in view.pods:

@@ -202,10 +202,10 @@ def _environment(socket: Path | None) -> dict[str, str]:
 def _check(alias: str, release: Release, socket: Path | None) -> None:
     """Check what would fail late, before anything is downloaded. Raises BuildError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
-        raise BuildError(f"{alias!r} is no image alias: take letters, digits, '-', '_' and '.'.")
+        raise BuildError(f"{alias!r} is not an image alias: use letters, digits, '-', '_' and '.'.")
     if not re.fullmatch(r"[a-z][a-z0-9-]*", release.suite):
         suites = ", ".join(item.suite for item in RELEASES)
-        raise BuildError(f"{release.suite!r} is no suite: take one such as {suites}.")
+        raise BuildError(f"{release.suite!r} is not a suite: use one such as {suites}.")
     if os.geteuid() != 0:
         raise BuildError("Building an image needs root.")
     missing = [tool for tool in TOOLS if shutil.which(tool, path=SYSTEM_PATH) is None]
@@ -213,7 +213,7 @@ def _check(alias: str, release: Release, socket: Path | None) -> None:
         packages = " ".join(TOOLS[tool] for tool in missing)
         raise BuildError(f"Missing {', '.join(missing)}: run apt-get install {packages}")
     if alias in aliases(socket):
-        raise BuildError(f"LXD has an image {alias!r} already: delete it or take another alias.")
+        raise BuildError(f"LXD has an image {alias!r} already: delete it or use another alias.")
 
 
 def aliases(socket: Path | None = None) -> set[str]:

@@ -107,7 +107,7 @@ class Frames:
         done, _ = await asyncio.wait({self._start}, timeout=START_SECONDS)
         if not done:
             raise BadRequest(
-                f"No control message has said within {START_SECONDS:g} s what shall run.",
+                f"No control message with what to run has come within {START_SECONDS:g} s.",
                 code="nothing_to_run",
             )
         return self._start.result()

@@ -324,7 +324,7 @@ class Endpoint(JsonHandler):
             return
         if self.operation.proof in (Proof.PASSWORD, Proof.OLD_PASSWORD):
             raise Forbidden(
-                f"{self.operation.path} needs your password; a token will not do.",
+                f"{self.operation.path} needs your password, not a token.",
                 code="password_needed",
             )
         does = "reaches into a pod" if self.operation.proof is Proof.INSIDE else "changes something"

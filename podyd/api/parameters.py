@@ -22,7 +22,7 @@ def parameters(query: str, body: bytes, content_type: str) -> list[tuple[str, st
     if both:
         name = min(both)
         raise BadRequest(
-            f"Parameter {name[:64]!r} stands in the query and in the body.",
+            f"Parameter {name[:64]!r} is both in the query and in the body.",
             advice="Give it once.",
             code="repeated_parameter",
             parameter=name[:64],

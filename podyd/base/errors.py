@@ -1,8 +1,8 @@
 """The errors of podyd, and what each one looks like from outside.
 
 An error carries everything that a client is told: the HTTP `status`, a stable `code` in
-snake_case, one sentence in `detail` that says what is the matter, where there is something to do
-another in `advice`, and `fields` that help a program.
+snake_case, one sentence in `detail` that says what is wrong, one in `advice` where the user can do
+something about it, and `fields` that help a program.
 Whatever a lower library raises is turned into one of these where it is met.
 """
 
@@ -173,7 +173,7 @@ class LxdRefused(PodydError):
 
     @property
     def is_telling(self) -> bool:
-        """Whether it says by itself what is the matter, whatever LXD was asked for."""
+        """Whether its sentence is enough by itself, whatever LXD was asked for."""
         return type(self) not in (LxdRefused, Missing)
 
 
@@ -242,7 +242,7 @@ class Gone(Missing):
     """LXD does not have the instance itself."""
 
     default_code = "no_such_pod"
-    sentence = "The pod is not there any more."
+    sentence = "The pod does not exist any more."
     remedy = "See /pod/list."
 
 
@@ -260,7 +260,7 @@ class Changed(LxdRefused):
 
     status = 409
     default_code = "pod_changed"
-    sentence = "The pod has been changed at the same moment."
+    sentence = "The pod was changed at the same time."
     remedy = "Try again."
 
 
@@ -271,9 +271,8 @@ class DiskFull(LxdRefused):
     default_code = "disk_full"
     sentence = "The pod's disk is full ({reason})."
     remedy = (
-        "Delete files in it, which /pod/file-delete does also while it is stopped, or give it more"
-        " with 'disk' of /pod/limits; where it has room, the storage of all pods is full: tell your"
-        " admin."
+        "Delete files in it (/pod/file-delete works also while it is stopped), or raise 'disk' with"
+        " /pod/limits; if the disk has space, the storage of all pods is full: tell your admin."
     )
 
 
@@ -283,8 +282,8 @@ class Unsettled(LxdRefused):
     status = 409
     default_code = "settings_not_back"
     sentence = (
-        "The pod has the snapshot's disk, but LXD does not take back the settings that it had"
-        " ({reason}), and it cannot be started before that."
+        "The pod's disk is restored, but LXD does not accept the settings that the pod had before"
+        " ({reason}), and the pod cannot be started until it does."
     )
     remedy = "Tell your admin; podyd tries again whenever something changes."
 
@@ -295,16 +294,16 @@ class NotNewest(LxdRefused):
     status = 409
     default_code = "snapshot_not_newest"
     sentence = (
-        "On ZFS a pod goes back to its newest snapshot only, and not while there is a copy that was"
-        " made of it after that."
+        "On ZFS only the newest snapshot of a pod can be restored, and only if no copy of the pod"
+        " was made after it."
     )
     remedy = (
-        "Delete the later snapshots and copies first, or make a pod of this one with /pod/copy."
+        "Delete the later snapshots and copies first, or make a pod from this one with /pod/copy."
     )
 
 
 class Slipped(LxdRefused):
-    """LXD has stumbled over what goes by, so it can be tried again.
+    """LXD has failed with a transient error, so it can be tried again.
 
     While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
     a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too). And it does not copy a
@@ -313,7 +312,7 @@ class Slipped(LxdRefused):
 
     status = 503
     default_code = "lxd_slipped"
-    sentence = "LXD has slipped ({reason})."
+    sentence = "LXD had a transient error ({reason})."
     remedy = "Try again."
 
 
@@ -345,7 +344,7 @@ class Lacks(LxdRefused):
 
 @contextlib.contextmanager
 def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
-    """Say what LXD was to do, where its refusal does not say by itself what is the matter."""
+    """Say what LXD was to do, where its refusal does not say by itself what is wrong."""
     try:
         yield
     except LxdRefused as error:

@@ -1,4 +1,4 @@
-"""The words of daily life: each is one or two calls, and a line or a table that says what came."""
+"""The commands for every day: each is one or two calls, and a line or a table as the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FAILED = 255
 
 
 class Add(Protocol):
-    """Makes the parser of a word."""
+    """Makes the parser of a command."""
 
     def __call__(self, name: str, command: Command, help: str) -> argparse.ArgumentParser: ...
 
@@ -43,11 +43,11 @@ def add_cacert(made: argparse.ArgumentParser) -> None:
 
 
 def add_gpus(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--gpus", help="all, none, how many (2), or which ones (0,1)")
+    made.add_argument("--gpus", help="all, none, a number of GPUs (2), or which ones (0,1)")
 
 
 def add_disk(made: argparse.ArgumentParser) -> None:
-    made.add_argument("--disk", metavar="SIZE", help="how large it may become, such as 100GiB")
+    made.add_argument("--disk", metavar="SIZE", help="the limit of its disk, such as 100GiB")
 
 
 def add_yes(made: argparse.ArgumentParser) -> None:
@@ -55,15 +55,15 @@ def add_yes(made: argparse.ArgumentParser) -> None:
 
 
 def add_words(add: Add) -> None:
-    """The words, with what each of them takes."""
+    """The commands, with the arguments of each."""
     listed = add("ls", _ls, "List your pods.")
-    listed.add_argument("-a", "--all", action="store_true", help="everybody's, for admins")
-    new = of_pod(add("new", _new, "Make a pod and start it."))
-    image = new.add_argument("--image", help="which, if there are several; see pody images")
+    listed.add_argument("-a", "--all", action="store_true", help="those of all users, for admins")
+    new = of_pod(add("new", _new, "Create a pod and start it."))
+    image = new.add_argument("--image", help="needed if there are several; see pody images")
     image.completer = complete("host/images")  # type: ignore[attr-defined]
     add_gpus(new)
     add_disk(new)
-    removed = of_pod(add("rm", _rm, "Delete a pod and all that is in it, for good."))
+    removed = of_pod(add("rm", _rm, "Delete a pod with all its data and snapshots."))
     add_yes(removed)
     changing = [
         of_pod(add(name, _set_state, f"{name.capitalize()} a pod."))
@@ -71,11 +71,11 @@ def add_words(add: Add) -> None:
     ]
     for made in changing:
         made.set_defaults(route=f"pod/{made.prog.split()[-1]}")
-    described = of_pod(add("info", _info, "Show all about a pod."))
+    described = of_pod(add("info", _info, "Show information on a pod."))
     simple = [
-        add("ps", _ps, "List the processes on the GPUs, and the pods that they are in."),
-        add("gpus", _gpus, "List the GPUs, what they do and which pods have them."),
-        add("images", _images, "List the images that a pod can be made from."),
+        add("ps", _ps, "List the processes on the GPUs, and the pods that they run in."),
+        add("gpus", _gpus, "List the GPUs with their utilisation, and the pods that have them."),
+        add("images", _images, "List the images that a pod can be created from."),
     ]
     for made in (listed, new, removed, described, *changing, *simple):
         add_raw(made)
@@ -96,8 +96,10 @@ def _add_talking(add: Add) -> None:
         help="after --: one word is a line for bash (sh in a pod without it); several are a command"
         " and its arguments",
     )
-    run.add_argument("--timeout", metavar="SECONDS", help="end it then (default: never)")
-    entered = of_pod(add("shell", _shell, "Have a shell in a pod, at this terminal."))
+    run.add_argument(
+        "--timeout", metavar="SECONDS", help="kill it after this time (default: never)"
+    )
+    entered = of_pod(add("shell", _shell, "Open a shell in a pod, on this terminal."))
     entered.add_argument("words", nargs="*", metavar="COMMAND", help="after --: run this instead")
     for made in (run, entered):
         made.set_defaults(raw=False, failed=FAILED)
@@ -116,7 +118,7 @@ def of_pod(made: argparse.ArgumentParser, help: str = "the pod's name") -> argpa
 
 def _exec(options: argparse.Namespace) -> int:
     if not options.words:
-        raise Usage("Say what to run: pody exec POD -- COMMAND.")
+        raise Usage("Name a command: pody exec POD -- COMMAND.")
     server = server_of(options.cacert)
     return stream.execute(server, utf8(options.ins), _line(options.words), options.timeout)
 
@@ -158,21 +160,21 @@ def _only_image(server: Server) -> str:
     if len(names) == 1:
         return names[0]
     if names:
-        raise Usage(f"Say which image: --image {' or '.join(names)}.")
+        raise Usage(f"Name an image: --image {' or '.join(names)}.")
     raise Usage(answer.hint or "No image is offered; your admin can make one.")
 
 
 def _rm(options: argparse.Namespace) -> None:
-    confirm(options, f"Delete pod {options.ins!r} and all that is in it?")
+    confirm(options, f"Delete pod {options.ins!r} with all its data and snapshots?")
     change(options, "pod/delete")
 
 
 def confirm(options: argparse.Namespace, question: str) -> None:
-    """Go on if somebody says yes, or --yes has said it. Raises Usage."""
+    """Ask for confirmation, unless --yes is given. Raises Usage."""
     if options.yes:
         return
     if not sys.stdin.isatty():
-        raise Usage("Nobody can be asked here; with --yes it is done without a question.")
+        raise Usage("There is no terminal to ask for confirmation; add --yes.")
     print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         raise Usage("Nothing is done.")
@@ -191,7 +193,7 @@ def change(
     server: Server | None = None,
     how_far: Callable[[Server, str], str] | None = None,
 ) -> None:
-    """Call a route with the pod, and with those of `more` that are said; show what came of it.
+    """Call a route with the pod, and with those of `more` that are given; show the answer.
 
     Meanwhile a terminal shows `doing`, and what `how_far` says, which a thread calls.
     """

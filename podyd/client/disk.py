@@ -1,4 +1,4 @@
-"""The words that keep what is on a pod's disk: snapshots, copies and images."""
+"""The commands for a pod's disk: snapshots, copies and images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ BEGIN_SECONDS, AGAIN_SECONDS = 3.0, 0.3
 
 
 def add_words(add: daily.Add) -> None:
-    """The words, with what each of them takes."""
+    """The commands, with the arguments of each."""
     taken = daily.of_pod(add("snapshot", _snapshot, "Keep a pod's disk as it is now."))
     taken.add_argument("name", nargs="?", metavar="NAME", help="default: the time, in UTC")
     listed = daily.of_pod(add("snapshots", _snapshots, "List a pod's snapshots, oldest first."))
@@ -33,9 +33,9 @@ def add_words(add: daily.Add) -> None:
     copied.add_argument("to", metavar="NEW", help="a name for the copy")
     daily.add_gpus(copied)
     daily.add_disk(copied)
-    what = "Make an image of your own from a pod, which goes on running."
+    what = "Make an image of a pod, which only you can use; the pod continues to run."
     published = daily.of_pod(add("commit", _commit, what))
-    published.add_argument("tag", metavar="TAG", help="the image is called USER-TAG")
+    published.add_argument("tag", metavar="TAG", help="the image is named USER-TAG")
     published.add_argument("-m", "--message", metavar="TEXT", help="a description of it")
     for made in (taken, listed, restored, removed, copied, published):
         daily.add_raw(made)
@@ -43,7 +43,9 @@ def add_words(add: daily.Add) -> None:
 
 
 def _of_snapshot(made: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    name = daily.of_pod(made).add_argument("name", metavar="NAME", help="one of pody snapshots")
+    name = daily.of_pod(made).add_argument(
+        "name", metavar="NAME", help="a snapshot, see pody snapshots"
+    )
     names = daily.complete("pod/snapshots", itemgetter("name"), of_pod=True)
     name.completer = names  # type: ignore[attr-defined]
     daily.add_yes(made)
@@ -94,7 +96,7 @@ def _commit(options: argparse.Namespace) -> int:
         daily.change(options, "pod/commit", more, doing=doing, server=server, how_far=how_far)
     except KeyboardInterrupt:
         # To hang up would end nothing. A second Ctrl-C ends pody here.
-        output.complain("Cancelling the image; Ctrl-C again leaves at once.")
+        output.complain("Cancelling the image; Ctrl-C again ends pody at once.")
         cancel(server, options.ins, began)
         return INTERRUPTED
     return 0

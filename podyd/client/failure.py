@@ -14,12 +14,12 @@ class Failure(Exception):
 
 
 def whole_text(body: Mapping[str, Any]) -> str:
-    """What podyd says of an error, and what there is to do; raises KeyError if it says nothing."""
+    """The error's sentence and its advice; raises KeyError if there is none."""
     return f"{body['detail']} {body.get('advice', '')}".rstrip()
 
 
 class Refused(Failure):
-    """podyd said no; `body` is its JSON."""
+    """podyd refused the request; `body` is its JSON."""
 
     status = 1
 
@@ -29,29 +29,29 @@ class Refused(Failure):
 
     @property
     def code(self) -> str:
-        """podyd's word for why."""
+        """The code of the error."""
         return str(json.loads(self.body).get("code", ""))
 
 
 class Usage(Failure):
-    """The user has to write it differently."""
+    """The command line is wrong."""
 
     status = 2
 
 
 class WrongLogin(Refused):
-    """podyd does not take this user with this password."""
+    """podyd refused this user with this password."""
 
     status = 3
 
 
 class NoLogin(Failure):
-    """There is no password, and nobody who could be asked for it."""
+    """There is no password, and no terminal to ask for it."""
 
     status = 3
 
 
 class Away(Failure):
-    """podyd cannot be reached, or what answers is not to be trusted or no podyd."""
+    """podyd cannot be reached, or what answers is not trusted or not podyd."""
 
     status = 4

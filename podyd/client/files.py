@@ -84,7 +84,7 @@ def add_words(add: daily.Add) -> None:
 def _file_rm(options: argparse.Namespace) -> None:
     place = Remote.of(options.place)
     if place is None:
-        raise Usage("Say which file of which pod: pody file-rm POD:PATH.")
+        raise Usage("Name a file of a pod: pody file-rm POD:PATH.")
     more = [("recursive", "1")] if options.recursive else []
     server = server_of(options.cacert)
     with waiting(f"Deleting {place.path} in pod {place.ins}"):
@@ -105,7 +105,7 @@ def _places(prefix: str, **_: object) -> list[str]:
 def _cp(options: argparse.Namespace) -> int:
     *sources, target = options.words
     if not sources:
-        raise Usage("Say from where and to where: pody cp FROM… TO, one of them POD:PATH.")
+        raise Usage("Name a source and a target: pody cp FROM… TO, one of them POD:PATH.")
     copier = _Copier(server_of(options.cacert))
     far = [Remote.of(source) for source in sources]
     to = Remote.of(target)
@@ -115,8 +115,8 @@ def _cp(options: argparse.Namespace) -> int:
         copier.put(sources, to)
     else:
         raise Usage(
-            "One side is in a pod (POD:PATH) and the other one on this machine; from pod to pod it"
-            " goes by way of this machine, or with pody copy as a whole."
+            "One side must be in a pod (POD:PATH) and the other on this machine; copy from pod to"
+            " pod through this machine, or a whole pod with pody copy."
         )
     return 1 if copier.left else 0
 
@@ -147,7 +147,7 @@ class _Copier:
         target = Path(word)
         is_folder = word != STREAM and target.is_dir()
         if len(sources) > 1 and not is_folder:
-            raise Usage(f"Several go into a folder, and {word!r} is none.")
+            raise Usage(f"Several files need a folder as the target, and {word!r} is none.")
         for source in sources:
             about = self._about(source)
             if about is None:
@@ -170,7 +170,7 @@ class _Copier:
 
     def _fetch_folder(self, source: Remote, place: Path) -> None:
         if os.path.lexists(place) and not place.is_dir():
-            raise Usage(f"{place} is there, and is no folder.")
+            raise Usage(f"{place} exists and is not a folder.")
 
         def take(coming: Coming) -> None:
             with Progress(source.name or source.path, None) as progress:
@@ -196,11 +196,11 @@ class _Copier:
         about = self._about(target)
         is_folder = about is not None and about["type"] == "directory"
         if len(words) > 1 and not is_folder:
-            raise Usage(f"Several go into a folder, and {target.path!r} is none in the pod.")
+            raise Usage(f"Several files need a folder as the target, and {target.path!r} is none.")
         for word in words:
             if word == STREAM:
                 if is_folder:
-                    raise Usage("Standard input has no name; say which file it shall be.")
+                    raise Usage("Standard input has no name; name the target file.")
                 self._put_stream(target)
                 continue
             path = Path(word)

@@ -45,14 +45,16 @@ class Ports:
 
 
 def forward(server: Server, ins: str, pairs: Sequence[Ports]) -> None:
-    """Lead connections into a pod until Ctrl-C. Raises Usage where one cannot listen here."""
+    """Forward connections to a pod until Ctrl-C. Raises Usage if a port cannot be listened on."""
     with selectors.DefaultSelector() as waiting:
         for ports in pairs:
             listener = _listener(ports.local)
             local = listener.getsockname()[1]
             waiting.register(listener, selectors.EVENT_READ, _Forwarded(server, ins, ports.inside))
-            print(f"127.0.0.1:{local} leads to port {ports.inside} of pod {ins}.", flush=True)
-        print("Ctrl-C ends it.", file=sys.stderr)
+            print(
+                f"127.0.0.1:{local} is forwarded to port {ports.inside} of pod {ins}.", flush=True
+            )
+        print("Ctrl-C ends this.", file=sys.stderr)
         while True:
             for ready, _ in waiting.select(WAIT_SECONDS):
                 with suppress(OSError):  # Who called has hung up already.
@@ -61,7 +63,7 @@ def forward(server: Server, ins: str, pairs: Sequence[Ports]) -> None:
 
 
 def lead_standard(server: Server, ins: str, port: int) -> None:
-    """Lead our own standard input and output to a port of a pod. Raises Failure."""
+    """Forward standard input and output to a port of a pod. Raises Failure."""
 
     def end() -> None:
         # Not closed: what is opened next would take its place.
@@ -78,7 +80,7 @@ def lead_standard(server: Server, ins: str, port: int) -> None:
 
 
 class _Forwarded:
-    """One port of a pod, and what was last said of it."""
+    """One port of a pod, and the last message about it."""
 
     def __init__(self, server: Server, ins: str, port: int) -> None:
         self._server = server
@@ -87,7 +89,7 @@ class _Forwarded:
         self._said = ""
 
     def lead(self, near: socket.socket) -> None:
-        """Lead one connection, to its end; what is wrong is said once, and the others go on."""
+        """Forward one connection; an error is shown once, and does not end the others."""
 
         def end() -> None:
             with suppress(OSError):  # It has hung up.
@@ -120,7 +122,7 @@ def _run(server: Server, ins: str, port: int, lead: Lead) -> None:
         raise Failure(f"Nothing listens on port {port} in pod {ins}.")
     if status == NO_INTERPRETER:
         raise Failure(
-            f"Pod {ins} has neither perl nor python3, one of which leads connections into it."
+            f"Pod {ins} has neither perl nor python3, one of which must relay connections."
         )
     if status:
         raise Failure(f"The relay in pod {ins} ended with exit status {status}.")

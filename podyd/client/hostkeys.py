@@ -62,4 +62,4 @@ def _write(path: Path, text: str) -> None:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         private.write(path, text.encode())
     except OSError as error:
-        raise Usage(f"The host keys cannot be kept in {path}: {error.strerror}.") from error
+        raise Usage(f"The host keys cannot be stored in {path}: {error.strerror}.") from error

@@ -37,7 +37,7 @@ def load(base: Base) -> Kept | None:
         raise Usage(f"{path} cannot be read: {error.strerror}.") from error
     except (ValueError, TypeError):
         # Without `from`: the error holds the token.
-        raise Usage(f"{path} is not as pody wrote it; remove it, and type 'pody login'.") from None
+        raise Usage(f"{path} is malformed; remove it, and type 'pody login'.") from None
 
 
 def save(base: Base, kept: Kept) -> Path:
@@ -47,7 +47,7 @@ def save(base: Base, kept: Kept) -> Path:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         private.write(path, json.dumps(asdict(kept)).encode())
     except OSError as error:
-        raise Usage(f"The token cannot be kept in {path}: {error.strerror}.") from error
+        raise Usage(f"The token cannot be stored in {path}: {error.strerror}.") from error
     return path
 
 
@@ -77,7 +77,7 @@ def directory() -> Path:
     try:
         return Path.home() / default / "pody"
     except RuntimeError:
-        raise Usage(f"This machine knows no home of yours; set {variable}.") from None
+        raise Usage(f"You have no home directory on this machine; set {variable}.") from None
 
 
 def _refuse_if_shared(path: Path, status: os.stat_result) -> None:
@@ -87,7 +87,7 @@ def _refuse_if_shared(path: Path, status: os.stat_result) -> None:
         raise Usage(f"{path} is not your own; remove it, and type 'pody login'.")
     if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise Usage(
-            f"Others can read the token in {path}; make it yours alone (chmod 600), and type"
+            f"Others can read the token in {path}; type 'chmod 600' on it, and"
             " 'pody login' for another one."
         )
 

@@ -14,12 +14,12 @@ SHOWN = ("memory_limit", "cpu_limit", "disk_limit")
 
 
 def add_words(add: daily.Add) -> None:
-    """The one word."""
+    """The command."""
     what = "Show a pod's limits of memory, CPUs and disk, or change them while it runs."
     made = daily.of_pod(add("limits", _limits, what))
-    made.add_argument("--memory", metavar="SIZE", help="such as 8GiB; none: as its profiles say")
-    made.add_argument("--cpu", metavar="COUNT", help="how many CPUs; none: as its profiles say")
-    made.add_argument("--disk", metavar="SIZE", help="such as 100GiB; none: as for a new pod")
+    made.add_argument("--memory", metavar="SIZE", help="such as 8GiB; none: that of a new pod")
+    made.add_argument("--cpu", metavar="COUNT", help="a number of CPUs; none: that of a new pod")
+    made.add_argument("--disk", metavar="SIZE", help="such as 100GiB; none: that of a new pod")
     daily.add_raw(made)
     daily.add_cacert(made)
 

@@ -94,7 +94,7 @@ def _asked_user(base: Base) -> str:
     print(f"User at {base} [{local}]: ", end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
-        raise NoLogin("No user; nothing is done.")
+        raise NoLogin("No user name; nothing is done.")
     return line.strip() or local
 
 
@@ -102,4 +102,4 @@ def _local_user() -> str:
     try:
         return getpass.getuser()
     except (ImportError, KeyError, OSError):  # It differs between Python's versions.
-        raise Usage("This machine does not say who you are; set PODY_USERNAME.") from None
+        raise Usage("Your user name is not known on this machine; set PODY_USERNAME.") from None

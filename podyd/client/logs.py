@@ -40,16 +40,16 @@ def _logs(options: argparse.Namespace) -> int:
             sys.stdout.write(f"{show.harmless(line)}\n")
         sys.stdout.flush()
     if answer.data.get("truncated"):
-        output.complain("The journal is not all here: it is too large, or took too long to read.")
+        output.complain("The journal is incomplete: it is too large, or took too long to read.")
     return 0
 
 
 def _follow(server: Server, ins: str, options: argparse.Namespace) -> int:
     """What the journal has, and then what comes, until Ctrl-C."""
     if options.since or options.raw:
-        raise Usage("With --follow there is no --since and no --raw.")
+        raise Usage("--follow cannot be used with --since or --raw.")
     if not (options.lines or "100").isdecimal():
-        raise Usage(f"--lines is a number, and {options.lines!r} is none.")
+        raise Usage(f"--lines must be a number, not {options.lines!r}.")
     words = ["journalctl", "--follow", "--quiet", "--no-pager", "--output=short-iso"]
     command = " ".join(["exec", *words, f"--lines={options.lines or 100}"])
     lines = Lines()

@@ -62,7 +62,7 @@ environment:
   PODY_USERNAME   your account there (default: your local user name)
   PODY_PASSWORD   its password, or a token; without it, the token of pody login
                   is used, and if there is none, pody asks
-  PODY_CA         a file with the CA that your lab's server is to be trusted by
+  PODY_CA         a file with the CA by which your lab's server is trusted
   PODY_INSECURE   1: send the password over http:// to another machine too
 
 exit status:
@@ -71,8 +71,8 @@ exit status:
   failed
 """
 WORDS = (
-    "The first ':' or '=' splits. A last value that is left empty (passwd:) is read from standard"
-    " input. A route that ends in '/' shows the routes below it."
+    "The first ':' or '=' separates key and value. If the last value is empty (passwd:), it is read"
+    " from standard input. A ROUTE that ends in '/' lists the calls below it."
 )
 
 
@@ -97,13 +97,13 @@ def parser() -> argparse.ArgumentParser:
         made.set_defaults(command=command)
         return made
 
-    _add_call(add("get", _get, "Call a route with GET: for what only looks."))
-    _add_call(add("post", _post, "Call a route with POST: for what changes something."))
-    _add_call(add("fetch", _fetch, "Call a route by the method that podyd advises (as podx)."))
+    _add_call(add("get", _get, "Make a call with GET, which only reads."))
+    _add_call(add("post", _post, "Make a call with POST, which changes something."))
+    _add_call(add("fetch", _fetch, "Make a call with the method that podyd advises (as podx)."))
     for made in (
-        add("login", _begin, "Keep a token on this machine, so that pody asks for no password."),
-        add("logout", _end, "Revoke that token and forget it."),
-        add("passwd", _passwd, "Change your password, also one that has expired."),
+        add("login", _begin, "Store a token on this machine, so that pody asks for no password."),
+        add("logout", _end, "Revoke that token and delete it."),
+        add("passwd", _passwd, "Change your password, which may have expired."),
     ):
         made.set_defaults(raw=False)
         daily.add_cacert(made)
@@ -114,9 +114,9 @@ def parser() -> argparse.ArgumentParser:
     logs.add_words(add)
     limits.add_words(add)
     notices.add_words(add)
-    about = add("help", _help, "Show podyd's routes and their parameters.")
+    about = add("help", _help, "Show the calls of podyd and their parameters.")
     route = about.add_argument(
-        "route", nargs="?", default="/", metavar="ROUTE", help="one, or pod/"
+        "route", nargs="?", default="/", metavar="ROUTE", help="a call, or a prefix such as pod/"
     )
     route.completer = _routes  # type: ignore[attr-defined]
     daily.add_raw(about)
@@ -130,7 +130,7 @@ def parser() -> argparse.ArgumentParser:
 def podx_parser() -> argparse.ArgumentParser:
     """The command line of `podx`."""
     whole = _command_line(
-        "podx", "Call a route of podyd, by the method that it advises: the same as pody fetch."
+        "podx", "Make a call of podyd with the method that it advises: the same as pody fetch."
     )
     whole.set_defaults(command=_fetch)
     _add_call(whole)
@@ -299,7 +299,7 @@ def _call(options: argparse.Namespace, server: Server, method: str) -> None:
 
 def _refuse_secrets(pairs: Sequence[tuple[str, str]]) -> None:
     if any(key == UNSEEN for key, _ in pairs):
-        raise Usage("With GET the password would stand in a URL; use pody post.")
+        raise Usage("With GET the password would be in a URL; use pody post.")
 
 
 def _show_routes(options: argparse.Namespace, server: Server) -> None:

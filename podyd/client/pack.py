@@ -63,7 +63,7 @@ def _add(tar: tarfile.TarFile, path: Path, name: str, leave: Leave) -> None:
             info.size = os.fstat(file.fileno()).st_size
             tar.addfile(info, _Exactly(file, path))  # type: ignore[arg-type]
     else:
-        leave(f"{path} is no file, folder or link, and is left out.")
+        leave(f"{path} is not a file, folder or link, and is skipped.")
 
 
 class _Exactly:
@@ -79,5 +79,5 @@ class _Exactly:
         except OSError as error:
             raise Usage(f"{self._path} cannot be read: {error.strerror}.") from error
         if len(data) < count:
-            raise Usage(f"{self._path} has become shorter while it was read; try again.")
+            raise Usage(f"{self._path} became shorter while it was read; try again.")
         return data

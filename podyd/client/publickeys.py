@@ -56,7 +56,7 @@ class PublicKey:
 
 
 def copy(server: Server, ins: str, key: PublicKey) -> None:
-    """Let the key's owner into a pod as root; that it is there already is no error."""
+    """Add the key to root's authorized_keys in a pod, if it is not there yet."""
     words = shlex.join(["sh", "-c", _SCRIPT, "pody", key.bare, str(key)])
     done = server.post("pod/exec", [("ins", ins), ("cmd", words)]).data
     if done["exit_code"] != 0:
@@ -76,7 +76,7 @@ def choose(file: str | None) -> PublicKey:
     for line in _agent():
         if key := _parse(line, "the ssh agent"):
             return key
-    raise Usage("You have no ssh key yet; type 'ssh-keygen -t ed25519', and then this again.")
+    raise Usage("You have no ssh key; make one with 'ssh-keygen -t ed25519', and repeat this.")
 
 
 def _of_file(path: Path) -> PublicKey:
@@ -87,14 +87,14 @@ def _of_file(path: Path) -> PublicKey:
         raise Usage(f"{path} cannot be read: {error.strerror}.") from error
     if "PRIVATE KEY" in text:
         raise Usage(
-            f"{path} is a private key, which never leaves your machine; its public half is"
+            f"{path} is a private key, which must stay on your machine; its public key is"
             f" {path}.pub."
         )
     lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
     key = _parse(lines[0], str(path)) if len(lines) == 1 else None
     if key is None:
         raise Usage(
-            f"{path} is no public key of ssh, which is one line such as 'ssh-ed25519 AAAA… name';"
+            f"{path} is not a public ssh key, which is one line such as 'ssh-ed25519 AAAA… name';"
             " ssh-keygen makes one."
         )
     return key
@@ -136,4 +136,4 @@ def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise Usage("This machine knows no home of yours; name the key's file.") from None
+        raise Usage("You have no home directory on this machine; name the key's file.") from None

@@ -1,4 +1,4 @@
-"""The words that reach into a pod from a member's machine: its ports, and ssh."""
+"""The commands that connect a member's machine to a pod: its ports, and ssh."""
 
 from __future__ import annotations
 
@@ -30,17 +30,22 @@ USED = ("cputime", "gputime")
 
 
 def add_words(add: Add) -> None:
-    """The words, with what each of them takes."""
+    """The commands, with the arguments of each."""
     _add_ports(add)
     _add_forward(add)
     _add_ssh(add)
-    keyed = of_pod(add("copy-id", _copy_id, "Let your ssh key into a pod."))
+    keyed = of_pod(add("copy-id", _copy_id, "Add your public ssh key to a pod."))
     keyed.add_argument(
-        "file", nargs="?", metavar="KEYFILE", help="a public key (default: the one that ssh offers)"
+        "file",
+        nargs="?",
+        metavar="KEYFILE",
+        help="a public key (default: the first that ssh offers)",
     )
     used = add("stat", _stat, "Show how much GPU or CPU time each user has used.")
-    used.add_argument("what", choices=USED, help="of the GPUs, or of the CPUs")
-    used.add_argument("time", nargs="?", metavar="TIME", help="since when: 1y 1w 1d 1h, or seconds")
+    used.add_argument("what", choices=USED, help="GPU time, or CPU time")
+    used.add_argument(
+        "time", nargs="?", metavar="TIME", help="the period up to now: 1y 1w 1d 1h, or seconds"
+    )
     keyed.set_defaults(raw=False)
     add_raw(used)
     for made in (keyed, used):
@@ -48,10 +53,10 @@ def add_words(add: Add) -> None:
 
 
 def _add_ports(add: Add) -> None:
-    what = "List what listens in a pod, and the ports of the host that lead into it."
+    what = "List the ports on which a pod listens, and the host's ports that are forwarded to it."
     listed = of_pod(add("ports", _ports, what))
-    led = of_pod(add("port", _port, "Lead a port of the host, open to all, to a port of a pod."))
-    ended = of_pod(add("port-rm", _port, "Lead no port of the host to this port any longer."))
+    led = of_pod(add("port", _port, "Forward a port of the host, open to all, to a port of a pod."))
+    ended = of_pod(add("port-rm", _port, "Stop forwarding a port of the host to this port."))
     heard = complete("pod/ports", itemgetter("port"), of_pod=True)
     for made, route in ((led, "pod/port"), (ended, "pod/port-delete")):
         port = made.add_argument("port", metavar="PORT", help="the pod's, such as 8888")
@@ -63,16 +68,18 @@ def _add_ports(add: Add) -> None:
 
 
 def _add_forward(add: Add) -> None:
-    what = "Lead ports of this machine into a pod; without a port, list what listens there."
+    what = "Forward ports of this machine to a pod; without a port, list those that listen there."
     led = of_pod(add("forward", _forward, what))
     led.add_argument(
         "ports",
         nargs="*",
         metavar="[LOCAL:]PORT",
-        help="the pod's, and if it is not the same, this machine's (0: any that is free)",
+        help="the pod's port, and before it this machine's if that is another (0: any free one)",
     )
-    led.add_argument("--stdio", action="store_true", help="lead standard input and output there")
-    led.add_argument("--host-keys", action="store_true", help="keep the pod's, for ssh, before")
+    led.add_argument("--stdio", action="store_true", help="forward standard input and output")
+    led.add_argument(
+        "--host-keys", action="store_true", help="first store the pod's host keys for ssh"
+    )
     led.add_argument("--server", metavar="URL", help="instead of $PODY_API_BASE")
     led.add_argument("--user", metavar="NAME", help="instead of $PODY_USERNAME")
     add_raw(led)
@@ -81,7 +88,7 @@ def _add_forward(add: Add) -> None:
 
 def _add_ssh(add: Add) -> None:
     entered = [
-        of_pod(add("ssh", _ssh, "Run ssh to a pod, as root in it, by way of podyd.")),
+        of_pod(add("ssh", _ssh, "Run ssh to a pod, as root, through podyd.")),
         of_pod(add("connect", _ssh, "The same as ssh.")),
     ]
     for made in entered:
@@ -89,12 +96,12 @@ def _add_ssh(add: Add) -> None:
             "words",
             nargs=argparse.REMAINDER,
             metavar="WORD",
-            help="ssh's own options, and a command; pody's own stand before POD",
+            help="options of ssh, and a command; options of pody go before POD",
         )
         made.set_defaults(raw=False, failed=FAILED)
-    what = "Show what ssh, scp, rsync and VS Code need, to reach your pods as pod-NAME."
+    what = "Show the settings with which ssh, scp, rsync and VS Code reach your pods as pod-NAME."
     shown = add("ssh-config", _ssh_config, what)
-    shown.add_argument("--write", action="store_true", help="put it into ~/.ssh")
+    shown.add_argument("--write", action="store_true", help="write them to ~/.ssh")
     shown.set_defaults(raw=False)
     for made in (*entered, shown):
         add_cacert(made)
@@ -157,11 +164,11 @@ def _list_ports(options: argparse.Namespace, server: Server, ins: str) -> None:
         if refused.code != "no_such_route":
             raise
         raise Failure(
-            f"This podyd cannot say what listens in a pod; name a port: pody forward {ins} 8888."
+            f"This podyd cannot list a pod's ports; name one: pody forward {ins} 8888."
         ) from None
     write_rows(options, answer.data, PORT_COLUMNS)
     if sys.stdout.isatty() and not options.raw:
-        output.complain(f"Name the ports that you want here: pody forward {ins} PORT.")
+        output.complain(f"Name the ports to forward: pody forward {ins} PORT.")
 
 
 def _need_running(server: Server, ins: str) -> None:
@@ -187,7 +194,7 @@ def _ssh_config(options: argparse.Namespace) -> None:
         print(text, end="")
         return
     path = ssh.write(server, text)
-    hosts = ", ".join(ssh.host(ins) for ins in names) or "none yet; make a pod, and type this again"
+    hosts = ", ".join(ssh.host(ins) for ins in names) or "none yet; create a pod, and repeat this"
     print(f"ssh now knows your pods ({path}): {hosts}.")
 
 
@@ -207,7 +214,7 @@ def _copy_id(options: argparse.Namespace) -> None:
     ins = utf8(options.ins)
     key = publickeys.choose(options.file)
     publickeys.copy(server_of(options.cacert), ins, key)
-    print(f"The key of {key.source} may now enter pod {ins}: pody ssh {ins}")
+    print(f"The key {key.source} can now log in to pod {ins}: pody ssh {ins}")
 
 
 # --- Usage --------------------------------------------------------------------------------------

@@ -224,7 +224,7 @@ class Server:
         insecure = os.environ.get("PODY_INSECURE") == "1"
         if self.base.scheme == "http" and not self.base.is_loopback and not insecure:
             raise Usage(
-                f"To {self.base} your password or token would cross the network in the clear; use https://,"
+                f"Your password or token would be sent to {self.base} unencrypted; use https://,"
                 " or set PODY_INSECURE=1 where the network itself is safe."
             )
 
@@ -274,14 +274,12 @@ class Server:
                 f"The certificate of {self.base} is not trusted ({why}); {advice}."
             ) from error
         except ssl.SSLError as error:
-            raise Away(
-                f"{self.base} speaks no TLS that can be used ({_said(error)}); is it http://?"
-            ) from error
+            raise Away(f"{self.base} has no usable TLS ({_said(error)}); is it http://?") from error
         except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one.
             hint = f"{hint} Is it https://?" if self.base.scheme == "http" else hint
-            raise Away(f"{self.base} hung up without an answer; {hint}") from error
+            raise Away(f"{self.base} closed the connection without an answer; {hint}") from error
         except http.client.BadStatusLine as error:
-            raise self.no_podyd("it speaks no HTTP") from error
+            raise self.no_podyd("it does not use HTTP") from error
         except (OSError, http.client.HTTPException) as error:
             # A server without TLS may wait for the rest of what it takes for a request.
             hint = "is it http://?" if "handshake" in str(error) else hint

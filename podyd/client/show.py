@@ -46,26 +46,26 @@ def answer(route: str, data: Any, width: int) -> str:
 
 
 def is_output(data: Any) -> bool:
-    """Whether an answer is what a command of the user's own wrote."""
+    """Whether an answer has the output of a command."""
     return isinstance(data, dict) and "exit_code" in data and isinstance(data.get("log"), str)
 
 
 def remarks(output: Mapping[str, Any]) -> list[str]:
-    """What there is to say of a command beside its output."""
+    """Remarks on a command, beside its output."""
     lines = []
     if output.get("timed_out"):
-        lines.append("Time was up: the command and all that it started are ended.")
+        lines.append("The command reached its timeout; it and all that it started were killed.")
     elif output["exit_code"] != 0:
         lines.append(f"The command ended with exit status {output['exit_code']}.")
     if output.get("truncated"):
-        lines.append("There was more output; what was above the limit is lost.")
+        lines.append("There was more output; what exceeded the limit is lost.")
     if output.get("oom_killed"):
         lines.append(killed(output.get("memory_limit")))
     return lines
 
 
 def killed(limit: int | None, ins: str = "NAME") -> str:
-    """What is said of a command of which the kernel has killed something for memory."""
+    """The message if the kernel has killed a process of a command for memory."""
     if limit is not None and limit < 0:
         return "killed: the host had no more memory; the pod has no limit of its own"
     of = "" if limit is None else f" of {size(limit)}"

@@ -30,7 +30,9 @@ def run(server: Server, ins: str, words: Sequence[str], cacert: str | None) -> i
     if ssh is None:
         raise Usage("There is no ssh on this machine; install it (Debian: openssh-client).")
     if not server.asks_nobody:
-        raise NoLogin("ssh calls pody by itself, and cannot ask then; type 'pody login' once.")
+        raise NoLogin(
+            "ssh runs pody, which cannot ask for a password then; type 'pody login' once."
+        )
     hostkeys.keep(server, ins)
     options = settings(server, ins, cacert, keeps_keys=False)
     command = [ssh, *(f"-o{key}={value}" for key, value in options.items()), host(ins), *words]
@@ -92,20 +94,20 @@ def _argument(path: str) -> str:
     if os.name == "nt":
         path = path.replace("\\", "/")
     if re.search(r'["\\]|\$\{', path):
-        raise Usage(f'ssh cannot be told of {path!r}: it takes no \'"\', "\\" or "${{" there.')
+        raise Usage(f'ssh cannot use {path!r}: it must not have \'"\', "\\" or "${{" there.')
     return '"' + path.replace("%", "%%") + '"'
 
 
 def _refuse_control(text: str) -> None:
     if not text.isprintable():
-        raise Usage(f"ssh cannot be told of {text!r}: it has what is no visible character.")
+        raise Usage(f"ssh cannot use {text!r}: it has a character that is not printable.")
 
 
 def _ourselves() -> str:
     """Where this pody is. Raises Usage."""
     executable = shutil.which(sys.argv[0]) or shutil.which("pody")
     if executable is None:
-        raise Usage("ssh has to call pody, and it is not on the PATH.")
+        raise Usage("ssh must run pody, which is not on the PATH.")
     return str(Path(executable).absolute())
 
 
@@ -132,7 +134,7 @@ def _home() -> Path:
     try:
         return Path.home()
     except RuntimeError:
-        raise Usage("This machine knows no home of yours.") from None
+        raise Usage("You have no home directory on this machine.") from None
 
 
 def _include(path: Path) -> None:

@@ -52,7 +52,7 @@ def unpack(source: Any, target: Path, leave: Leave) -> None:
         else:
             draft.rename(target)
     except tarfile.TarError as error:
-        raise Away(f"What came is no whole tar file ({error}); try again.") from error
+        raise Away(f"The answer is not a complete tar file ({error}); try again.") from error
     except OSError as error:
         raise Failure(f"{target} cannot be written: {error.strerror}.") from error
     finally:
@@ -88,7 +88,7 @@ class _Unpacker:
     def _take(self, tar: tarfile.TarFile, info: tarfile.TarInfo) -> None:
         path = self._place(info.name)
         if path is None:
-            self._leave(f"{info.name} would lie elsewhere, and is left out.")
+            self._leave(f"{info.name} is outside of the folder, and is skipped.")
             return
         try:
             if info.isdir():
@@ -103,13 +103,13 @@ class _Unpacker:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(other, path)
             else:
-                self._leave(f"{info.name} is no file, folder or link, and is left out.")
+                self._leave(f"{info.name} is not a file, folder or link, and is skipped.")
         except (OSError, ValueError) as error:
             if getattr(error, "errno", None) in FATAL:
                 raise
             # A name that this system does not have, or has already (where A is a).
             reason = getattr(error, "strerror", None) or error
-            self._leave(f"{info.name} is left out: {reason}.")
+            self._leave(f"{info.name} is skipped: {reason}.")
 
     def _place(self, name: str) -> Path | None:
         parts = PurePosixPath(name).parts
@@ -135,10 +135,12 @@ class _Unpacker:
             if inside != top and top not in inside.parents:
                 path.unlink()
                 shown = path.relative_to(self._top)
-                self._leave(f"{shown} is a link to {target}, outside, and is left out.")
+                self._leave(
+                    f"{shown} is a link to {target}, outside of the folder, and is skipped."
+                )
         except (OSError, ValueError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
-            self._leave(f"{path.name} is left out: {reason}.")
+            self._leave(f"{path.name} is skipped: {reason}.")
 
 
 class _Header(tarfile.TarInfo):
@@ -192,6 +194,6 @@ def _merge(draft: Path, target: Path, leave: Leave) -> None:
         if is_folder and place.is_dir() and not place.is_symlink():
             _merge(path, place, leave)
         elif os.path.lexists(place) and (is_folder or place.is_dir()):
-            leave(f"{place} is in the way of what the pod has there, which is left out.")
+            leave(f"{place} exists with another type than in the pod, and is not replaced.")
         else:
             path.replace(place)

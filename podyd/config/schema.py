@@ -53,9 +53,9 @@ def _key(
 class TlsConfig:
     cert: str = _key(
         dataclasses.MISSING,
-        help="The certificate and those that link it to its authority, in PEM. podyd looks at"
-        " this file and the key every 5 s, and uses a new pair from the next connection on, without"
-        " reload or restart.",
+        help="The certificate and the intermediate ones, in PEM. podyd checks this file and"
+        " the key every 5 s, and uses a new pair from the next connection on, without reload or"
+        " restart.",
         example="/etc/podyd/tls/fullchain.pem",
     )
     key: str = _key(
@@ -68,7 +68,7 @@ class TlsConfig:
 @dataclass(frozen=True)
 class LxdConfig:
     endpoint: str = _key(
-        "auto", parse_endpoint, help="LXD's address; auto is the one that 'podyd setup' noted."
+        "auto", parse_endpoint, help="LXD's address; auto is the one that 'podyd setup' stored."
     )
     project: str = _key("podyd", help="The LXD project with all pods, restricted by podyd.")
 
@@ -78,11 +78,14 @@ class AuthConfig:
     """Who may log in, and how many failures are too many in `failure_window` seconds."""
 
     pam_service: str = _key(
-        "podyd", parse_pam_service, help="The file in /etc/pam.d that says how to log in."
+        "podyd",
+        parse_pam_service,
+        help="The PAM service, a file in /etc/pam.d, that checks logins.",
     )
-    socket: str = _key("/run/podyd/auth.sock", help="Where 'podyd auth' listens.")
+    socket: str = _key("/run/podyd/auth.sock", help="The Unix socket of 'podyd auth'.")
     member_groups: tuple[str, ...] = _key(
-        [], help="Groups whose members may log in; none: every account with a uid of 1000 or more."
+        [],
+        help="Groups whose members may log in; if empty, every account with a uid of 1000 or more.",
     )
     admin_groups: tuple[str, ...] = _key(
         ["podyd-admin", "sudo"], help="Groups whose members see and manage everybody's pods."
@@ -90,9 +93,10 @@ class AuthConfig:
     failures_per_user: int = _key(
         6,
         parse_positive,
-        help="Wrong passwords of one user in failure_window, after which a try waits for its turn"
-        " or is refused (429): a third of them only where the user has not failed yet, and as many"
-        " more where they have logged in before.",
+        help="How many wrong passwords of one user in failure_window are allowed before attempts"
+        " are delayed or refused (429). A third of them is reserved for addresses from which the"
+        " user has not failed yet; addresses from which they have logged in before have as many"
+        " more.",
     )
     failures_per_address: int = _key(
         60,
@@ -101,10 +105,12 @@ class AuthConfig:
         " from one account. A /64 of IPv6 is one address.",
     )
     failure_window: float = _key(
-        60.0, parse_duration, help="Seconds that wrong passwords count for."
+        60.0, parse_duration, help="For how many seconds a wrong password counts."
     )
     token_days_max: int = _key(
-        365, parse_days, help="The most days that a token, which stands for a password, works for."
+        365,
+        parse_days,
+        help="The longest life of a token, in days; a token replaces the password in programs.",
     )
 
 
@@ -117,29 +123,32 @@ class PodsConfig:
         help="LXD profiles of a new pod, in the order in which LXD applies them.",
     )
     group_profiles: dict[str, tuple[str, ...]] = _key(
-        {}, help="Groups with the profiles that their members' pods have instead."
+        {}, help="The profiles of new pods of a group's members, in place of pods.profiles."
     )
     user_profiles: dict[str, tuple[str, ...]] = _key(
-        {}, help="Users with the profiles that their pods have instead of all others."
+        {}, help="The profiles of new pods of a user, in place of all others."
     )
     exec_timeout: float = _key(
-        10.0, parse_duration, help="Seconds for a command in a pod, when the call names none."
+        10.0,
+        parse_duration,
+        help="The timeout of a command in a pod in seconds, if the call has none.",
     )
     exec_timeout_max: float = _key(
-        3600.0, parse_duration, help="The most seconds a call can ask for."
+        3600.0, parse_duration, help="The longest timeout in seconds that a call can have."
     )
     exec_output_max: int = _key(
         1024**2,
         parse_output_size,
-        help="The most bytes kept of a command's stdout, and of its stderr, up to 16MiB; podyd can"
-        " need 512 times as much memory.",
+        help="How many bytes of a command's stdout, and of its stderr, are kept at most, up to"
+        " 16MiB; podyd can need 512 times as much memory.",
     )
     mounts: tuple[Mount, ...] = _key(
         [],
         parse_mounts,
-        help="Members' own directories on the host, and where their pods have them, such as"
-        ' ["/data/$user:/workspace"]; with :ro only to be read. $user is the account\'s name. Run'
-        " 'podyd setup' after a change; a pod has it from its next start by podyd on.",
+        help="Directories of members on the host, and their paths in pods, such as"
+        ' ["/data/$user:/workspace"]; with :ro at the end they are read-only. $user is the'
+        " account's name. Run 'podyd setup' after a change; it applies to a pod when podyd"
+        " next starts it.",
     )
 
 
@@ -147,13 +156,13 @@ class PodsConfig:
 class LeaseConfig:
     """How long, in hours, and how many cards a member may lease exclusively; -1 is no limit."""
 
-    max_hours: float = _key(168.0, parse_hours, help="The most hours of one lease.")
-    max_gpus: int = _key(UNLIMITED, parse_count, help="The most GPUs that one user leases at once.")
+    max_hours: float = _key(168.0, parse_hours, help="The longest lease, in hours.")
+    max_gpus: int = _key(UNLIMITED, parse_count, help="How many GPUs one user may lease at a time.")
 
 
 @dataclass(frozen=True)
 class IdleConfig:
-    """What is done about a leased card that the pod's processes have not used for `after` seconds.
+    """The policy for a leased GPU that the pod's processes have not used for `after` seconds.
 
     `report` shows it; `warn` also warns the owner, by a notice and in the pod's terminals;
     `release` also ends the lease, `grace` seconds after the warning.
@@ -162,11 +171,13 @@ class IdleConfig:
     after: float = _key(
         1800.0, parse_duration, help="Seconds without use until the policy applies."
     )
-    grace: float = _key(600.0, parse_duration, help="Seconds from there to the release of the GPU.")
+    grace: float = _key(
+        600.0, parse_duration, help="Seconds from the warning to the release of the GPU."
+    )
     policy: str = _key(
         "report",
         one_of("report", "warn", "release"),
-        help="report shows it, warn also tells the owner (a notice) and the pod's terminals,"
+        help="report only shows it, warn also warns the owner (a notice) and the pod's terminals,"
         " release also ends the lease.",
     )
 
@@ -178,15 +189,16 @@ class MetricsConfig:
     allow: tuple[Network, ...] = _key(
         [],
         parse_networks,
-        help="Who reads /metrics without a login. It counts only for requests that come directly,"
-        " without X-Forwarded-For; through a proxy, Prometheus needs an admin's login.",
+        help="Addresses and networks that may read /metrics without a login. They apply only to"
+        " direct requests without X-Forwarded-For; through a proxy, Prometheus needs an admin's"
+        " login.",
     )
 
 
 @dataclass(frozen=True)
 class ImagesConfig:
     offer: tuple[str, ...] = _key(
-        ["*"], help="Aliases of the LXD images that pods can be made of, as shell patterns."
+        ["*"], help="Aliases of the LXD images that members can use, as shell patterns."
     )
 
 
@@ -195,13 +207,13 @@ class PortsConfig:
     range: tuple[int, int] = _key(
         (20000, 21000),
         parse_port_range,
-        help="The host's ports that lead into pods. One that a pod has stays its own, whatever"
-        " stands here later.",
+        help="The ports of the host that podyd forwards to pods, first-last. A pod keeps its ports"
+        " if this is changed later.",
     )
     expose: tuple[int, ...] = _key(
-        [22], parse_ports, help="The ports of a new pod that can be reached."
+        [22], parse_ports, help="The ports of a new pod to which a port of the host is forwarded."
     )
-    socket: str = _key("/run/podyd-ports/ports.sock", help="Where 'podyd ports' listens.")
+    socket: str = _key("/run/podyd-ports/ports.sock", help="The Unix socket of 'podyd ports'.")
 
 
 @dataclass(frozen=True)
@@ -211,22 +223,23 @@ class Quota:
     `memory_limit`, `cpu_limit`, `disk_limit`, `max_snapshots` and `max_ports` apply to each pod.
     """
 
-    max_pods: int = _key(5, parse_count, help="Pods of one user.")
+    max_pods: int = _key(5, parse_count, help="How many pods a user may have.")
     gpu_count: int = _key(UNLIMITED, parse_count, help="GPUs in all pods of one user.")
-    memory_limit: int = _key(UNLIMITED, above_0(parse_size), help="Memory of each pod.")
+    memory_limit: int = _key(UNLIMITED, above_0(parse_size), help="Memory of each pod, in bytes.")
     cpu_limit: int = _key(UNLIMITED, above_0(parse_count), help="CPUs of each pod.")
-    disk_limit: int = _key(UNLIMITED, parse_size, help="What the disk of each pod may have.")
+    disk_limit: int = _key(UNLIMITED, parse_size, help="The disk of each pod, in bytes.")
     disk_total: int = _key(
         UNLIMITED,
         parse_size,
-        help="What the disks of all pods of one user may have together, by their limits. A new pod"
-        " has what its profiles say, else an equal share (disk_total / max_pods), and at most what"
-        " is left.",
+        help="The sum of the disk limits of all pods of one user, in bytes. A new pod has the limit"
+        " of its profiles, else an equal share (disk_total / max_pods), but at most what is left.",
     )
     max_snapshots: int = _key(10, parse_count, help="Snapshots of each pod.")
-    max_ports: int = _key(10, parse_count, help="Ports of the host that lead into each pod.")
-    max_images: int = _key(5, parse_count, help="Images that one user has committed.")
-    image_size: int = _key(UNLIMITED, parse_size, help="Bytes of all images of one user.")
+    max_ports: int = _key(10, parse_count, help="Ports of the host that are forwarded to each pod.")
+    max_images: int = _key(5, parse_count, help="Images that one user has made with /pod/commit.")
+    image_size: int = _key(
+        UNLIMITED, parse_size, help="The size of all images of one user together, in bytes."
+    )
 
 
 @dataclass(frozen=True)
@@ -247,14 +260,14 @@ class QuotaPart:
 
 @dataclass(frozen=True)
 class QuotasConfig:
-    default: Quota = _key(Quota, help="The quota of everybody.")
+    default: Quota = _key(Quota, help="The quota of every user.")
     groups: dict[str, QuotaPart] = _key(
         {},
-        help="What is different for a group, such as {students: {max_pods: 2, gpu_count: 1}}; who"
-        " is in several has the best of each.",
+        help="Other limits for a group's members, such as {students: {max_pods: 2, gpu_count: 1}};"
+        " of several groups, the highest limit applies.",
     )
     users: dict[str, QuotaPart] = _key(
-        {}, help="What is different for a user, whatever the groups say."
+        {}, help="Other limits for a user, which override those of the groups."
     )
 
 
@@ -263,7 +276,7 @@ class UsageConfig:
     """All pods' CPU time is read from LXD every `interval` seconds."""
 
     interval: float = _key(
-        60.0, parse_interval, help="Seconds between two looks at the CPU time of all pods."
+        60.0, parse_interval, help="Seconds between two readings of the CPU time of all pods."
     )
 
 
@@ -274,31 +287,33 @@ class Config:
     listen: str = _key(
         "127.0.0.1:8799",
         parse_listen,
-        help="Where to listen; beyond loopback only with tls, or with insecure.",
+        help="The address and port to listen on; other than loopback only with tls or insecure.",
     )
     tls: TlsConfig | None = _key(None, help="HTTPS instead of HTTP.")
     proxies: tuple[Network, ...] = _key(
         [],
         parse_networks,
-        help="Proxies whose X-Forwarded-For says who asks. Every account on such a host can pretend"
-        " to be the proxy; on podyd's own host, failed logins count against that account then.",
+        help="Addresses of proxies whose X-Forwarded-For has the client's address. Every account on"
+        " such a host can pretend to be the proxy; on podyd's host, its failed logins then count"
+        " against that account.",
     )
-    insecure: bool = _key(False, help="Let passwords cross the network in the clear.")
+    insecure: bool = _key(False, help="Allow passwords to be sent over the network unencrypted.")
     state_dir: str = _key(
-        "/var/lib/podyd", help="The certificate for LXD, the usage history, tokens, notices."
+        "/var/lib/podyd", help="The directory of podyd's certificate for LXD and its database."
     )
-    lxd: LxdConfig = _key(LxdConfig, help="How LXD is reached.")
+    lxd: LxdConfig = _key(LxdConfig, help="The connection to LXD.")
     auth: AuthConfig = _key(AuthConfig, help="Who may log in.")
-    pods: PodsConfig = _key(PodsConfig, help="What pods are made of, and commands in them.")
-    lease: LeaseConfig = _key(LeaseConfig, help="GPUs that one pod has for itself for a time.")
+    pods: PodsConfig = _key(PodsConfig, help="Profiles of pods, and limits of commands in them.")
+    lease: LeaseConfig = _key(LeaseConfig, help="Leases of GPUs, for one pod alone.")
     idle: IdleConfig = _key(IdleConfig, help="A leased GPU that its pod does not use.")
-    metrics: MetricsConfig = _key(MetricsConfig, help="What Prometheus reads.")
-    images: ImagesConfig = _key(ImagesConfig, help="What pods can be made of.")
-    ports: PortsConfig = _key(PortsConfig, help="Ports of the host that lead into pods.")
+    metrics: MetricsConfig = _key(MetricsConfig, help="Access to /metrics, for Prometheus.")
+    images: ImagesConfig = _key(ImagesConfig, help="The images that members can use.")
+    ports: PortsConfig = _key(PortsConfig, help="Ports of the host that are forwarded to pods.")
     quota: QuotasConfig = _key(
-        QuotasConfig, help="What a user may have; the user's own, else the best group's."
+        QuotasConfig,
+        help="Quotas: the user's limit, else the highest of their groups, else the default.",
     )
-    usage: UsageConfig = _key(UsageConfig, help="What is noted of the use of CPUs.")
+    usage: UsageConfig = _key(UsageConfig, help="The measurement of CPU time.")
 
     @property
     def data_dir(self) -> Path:

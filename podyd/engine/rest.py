@@ -237,7 +237,7 @@ class LxdClient:
             try:
                 return await self._change(method, path, body, timeout, etag, began)
             except Slipped as error:
-                log.warning("LXD has slipped at %s %s: %s", method, path, error.reason)
+                log.warning("LXD had a transient error at %s %s: %s", method, path, error.reason)
         return await self._change(method, path, body, timeout, etag, began)
 
     async def _change(
@@ -260,7 +260,7 @@ class LxdClient:
         metadata = waited["metadata"]
         if metadata["status_code"] < 200:
             raise TimedOut(
-                f"LXD has not finished within {timeout:g} s and goes on.",
+                f"LXD has not finished within {timeout:g} s and continues.",
                 advice="Ask /pod/info later.",
                 code="lxd_timed_out",
             )

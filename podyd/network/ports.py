@@ -106,7 +106,7 @@ class Ports:
             mapped = [*current.values(), *missing]
             if inner in mapped:
                 raise Conflict(
-                    f"A port of the host leads to port {inner} of pod {pod.ins!r} already.",
+                    f"A port of the host is already forwarded to port {inner} of pod {pod.ins!r}.",
                     advice="See /pod/info.",
                     code="port_taken",
                     port=inner,
@@ -129,7 +129,7 @@ class Ports:
             current, missing = await self._own(pod)
             if inner not in [*current.values(), *missing]:
                 raise NotFound(
-                    f"No port of the host leads to port {inner} of pod {pod.ins!r}.",
+                    f"No port of the host is forwarded to port {inner} of pod {pod.ins!r}.",
                     advice="See /pod/info.",
                     code="no_such_port",
                 )
@@ -137,7 +137,7 @@ class Ports:
             missing = [port for port in missing if port != inner]
             async with self._held(f"{pod.owner}/{pod.ins}", missing) as added:
                 await self._write(pod, others | added)
-        return f"No port of the host leads to port {inner} of pod {pod.ins} any longer."
+        return f"No port of the host is forwarded to port {inner} of pod {pod.ins} any more."
 
     async def settle(self) -> None:
         """Assign ports to pods that have none or another pod's, until cancelled.

@@ -60,12 +60,12 @@ def unfit(address: str) -> str:
     try:
         first, second = socket.inet_pton(socket.AF_INET, address)[:2]
     except OSError:
-        return "it leads to no IPv4 address"
+        return "its target is not an IPv4 address"
     if first in (0, 127) or first >= 224 or (first, second) == (169, 254):
-        return "it leads to no machine's own address"
+        return "its target is not the address of one machine"
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, contextlib.suppress(OSError):
         probe.bind((address, 0))
-        return "it leads to this host itself"
+        return "its target is this host"
     return ""
 
 
@@ -311,7 +311,7 @@ class RelayServer:
             return number, None
         address, inner = target
         if not isinstance(inner, int) or not 0 < inner < 65536:
-            raise ValueError("it leads to no port")
+            raise ValueError("its target has no port from 1 to 65535")
         if why := self._unfit(str(address)):
             raise ValueError(why)
         return number, (str(address), inner)

@@ -176,7 +176,7 @@ def _words(start: Start, *, is_shell: bool) -> Sequence[str]:
     if is_shell:
         return ("/bin/bash", "-l")
     raise BadRequest(
-        "Parameter 'cmd' is missing: what shall run.",
+        "Parameter 'cmd' is missing: a command to run.",
         code="missing_parameter",
         parameter="cmd",
     )

@@ -69,7 +69,7 @@ MOST_PACKED, DENSE_PACKED = 10, 2
 LARGEST_NAMED = 3
 # The least zeros for which an image is packed with holes.
 HOLES_BYTES = 64 * 1024**2
-LESS = "Have less on the pod's disk, or delete another image with /image/delete."
+LESS = "Delete files in the pod, or delete another image with /image/delete."
 FILLED = " The holes of its sparse files are zeros in the image."
 Kept = Literal["kept", "filled"] | None
 
@@ -132,8 +132,8 @@ class _UnderWay:
                 if task.done():
                     task.result()
             raise TimedOut(
-                f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is given up.",
-                advice="Have less on the pod's disk, or try again when others make no images.",
+                f"The image was not made within {TIMEOUT / 60:.0f} minutes, and is cancelled.",
+                advice="Delete files in the pod, or try again when nobody else makes an image.",
                 code="commit_timed_out",
             )
         return work.result()
@@ -229,7 +229,7 @@ class Commits:
             )
         if under_way.is_named:
             raise Conflict(
-                "It is too late: the image is there.",
+                "The image is already made.",
                 advice="/image/delete deletes it.",
                 code="commit_done",
             )
@@ -238,8 +238,8 @@ class Commits:
         log.info("%s cancelled an image of pod %s", member.name, ins)
         if not under_way.is_gone:
             return (
-                f"The image of pod {ins} is cancelled; it is deleted when LXD lets go of it (it may"
-                " be packing somebody else's before)."
+                f"The image of pod {ins} is cancelled; LXD deletes it later, as it may be packing"
+                " another image first."
             )
         return f"The image of pod {ins} is cancelled, and nothing of it is left."
 
@@ -276,7 +276,7 @@ class Commits:
         if member.name in self._under_way:
             raise Conflict(
                 "An image is being made of a pod of yours already.",
-                advice="Wait until it is there.",
+                advice="Wait until it is made.",
                 code="commit_under_way",
             )
         under_way = self._under_way[member.name] = _UnderWay(ins)
@@ -538,8 +538,8 @@ class Room:
         files += f", of which some {dense} do not compress" if dense else ""
         # The size of compressible files that would make an image as large.
         counted = size - dense + dense * MOST_PACKED // DENSE_PACKED
-        taken = "an image is not taken for smaller than a tenth of them"
-        taken += ", or half of what does not compress" if dense else ""
+        taken = "podyd expects an image to have at least a tenth of them"
+        taken += ", or half of those that do not compress" if dense else ""
         left = max(0, self.quota_bytes - self.used_bytes)
         if self.quota_bytes != UNLIMITED and counted > left * MOST_PACKED:
             raise Forbidden(
@@ -555,14 +555,14 @@ class Room:
             raise Conflict(
                 f"{files}, and the pods' storage has room for {self.free_bytes}: no pod could be"
                 " made of the image.",
-                advice=f"Have less on the pod's disk, or tell your admin.{_largest(large)}",
+                advice=f"Delete files in the pod, or tell your admin.{_largest(large)}",
                 code="disk_full",
                 free=self.free_bytes,
                 files=size,
             )
         if self.host_bytes is not None and counted >= self.host_bytes * MOST_PACKED:
             raise Conflict(
-                f"{files}, and the host has {self.host_bytes} to spare for images; {taken}.",
+                f"{files}, and the host has {self.host_bytes} left for images; {taken}.",
                 advice=f"Tell your admin.{_largest(large)}",
                 code="disk_full",
                 free=self.host_bytes,

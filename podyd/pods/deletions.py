@@ -61,7 +61,7 @@ class Deletions:
         self._slots = Slots(
             per_member=MAX_PER_MEMBER,
             total=MAX_ALL,
-            what="deletions of yours are going on",
+            what="deletions of yours are running",
             advice="Wait until one has ended.",
             code="too_many_files",
         )
@@ -75,7 +75,7 @@ class Deletions:
         path = request.path.rstrip("/")
         if path.rpartition("/")[2] in ("", ".", ".."):
             raise BadRequest(
-                "Parameter 'path' must end with the name of what shall be deleted.",
+                "Parameter 'path' must end with the name of a file or directory.",
                 code="malformed_parameter",
                 parameter="path",
             )
@@ -101,7 +101,7 @@ class Deletions:
         if code == 21:
             raise Conflict(
                 f"Nothing of {path!r} is deleted, as {pipe.complaint} in it is mounted.",
-                advice="Delete what is beside that, or unmount it.",
+                advice="Unmount it, or delete the other files one by one.",
                 code="not_deleted",
             )
         if code != 0:
@@ -121,9 +121,9 @@ class Deletions:
             if kind != "directory" or isinstance(error, Missing):
                 raise _not_deleted(path, error.reason) from error
             raise Conflict(
-                f"{path!r} is a directory that has something in it, and such are deleted only"
-                f" while pod {pod.ins!r} runs.",
-                advice="Delete a large file of it by its name, so that it starts.",
+                f"{path!r} is a directory that is not empty, which can be deleted only while pod"
+                f" {pod.ins!r} runs.",
+                advice="Delete a large file in it first, so that the pod can start.",
                 code="directory_not_empty",
             ) from error
 
@@ -144,8 +144,8 @@ def _no_such_file(pod: Pod, path: str) -> NotFound:
 
 def _not_empty(path: str) -> Conflict:
     return Conflict(
-        f"{path!r} is a directory that has something in it.",
-        advice="With recursive=1 all of it is deleted.",
+        f"{path!r} is a directory that is not empty.",
+        advice="recursive=1 deletes it with all its contents.",
         code="directory_not_empty",
     )
 
@@ -156,7 +156,7 @@ def _not_deleted(path: str, reason: str) -> PodydError:
 
 def _unfinished() -> TimedOut:
     return TimedOut(
-        f"There is so much in it that not all is deleted after {SECONDS:.0f} s.",
-        advice="Ask again.",
+        f"It has so many files that not all are deleted after {SECONDS:.0f} s.",
+        advice="Repeat the request to delete the rest.",
         code="timed_out",
     )

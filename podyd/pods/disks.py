@@ -323,7 +323,7 @@ class Disks:
             used = max(used, await self._look(pod))
         if asked < used:
             raise Conflict(
-                f"On the disk of pod {pod.ins!r} are {used} bytes, so {asked} would be too few.",
+                f"Pod {pod.ins!r} uses {used} bytes of its disk, which is more than {asked}.",
                 advice="Delete files in it first, or ask for more.",
                 code="disk_in_use",
                 used=used,
@@ -334,7 +334,7 @@ class Disks:
         """The bytes of all files of a running pod, as `du` counts them in it."""
         if pod.status != "running":
             raise Conflict(
-                f"How much is on the disk of pod {pod.ins!r} is known only while it runs.",
+                f"How much pod {pod.ins!r} uses of its disk is known only while it runs.",
                 advice="Start it with /pod/start before its disk is made smaller.",
                 code="pod_not_running",
                 status=pod.status,
@@ -345,8 +345,8 @@ class Disks:
         # du's own errors are about files that were deleted meanwhile.
         if not (kib.isascii() and kib.isdecimal()):
             raise Conflict(
-                f"How much is on the disk of pod {pod.ins!r} could not be seen within"
-                f" {LOOK_SECONDS:.0f} s ('du -skx /' in it tells).",
+                f"How much pod {pod.ins!r} uses of its disk could not be measured within"
+                f" {LOOK_SECONDS:.0f} s (with 'du -skx /' in it).",
                 advice="Try again.",
                 code="disk_in_use",
             )
@@ -380,8 +380,8 @@ def fullness(pod: Pod) -> tuple[str, str]:
         return "the storage of all pods is full", "Tell your admin."
     return (
         f"its disk is full (its limit is {limit} bytes)",
-        "Delete files in it, which /pod/file-delete does also while it is stopped, or give it more"
-        " with 'disk' of /pod/limits; on ZFS, its snapshots may count too.",
+        "Delete files in it (/pod/file-delete works also while it is stopped), or raise 'disk' with"
+        " /pod/limits; on ZFS, its snapshots may count too.",
     )
 
 

@@ -199,8 +199,8 @@ class Transfers:
         self._slots = Slots(
             per_member=MAX_PER_MEMBER,
             total=MAX_ALL,
-            what="files of yours are on their way",
-            advice="Wait until one is there.",
+            what="file transfers of yours are running",
+            advice="Wait until one has ended.",
             code="too_many_files",
         )
 
@@ -234,7 +234,7 @@ class Transfers:
         if end.code == _MISSING:
             program = pipe.complaint if re.fullmatch("[a-z]{1,20}", pipe.complaint) else "a program"
             raise Conflict(
-                f"Pod {pod.ins!r} has no {program!r}, which files need.",
+                f"Pod {pod.ins!r} has no {program!r}, which file transfers need.",
                 advice="Install it there.",
                 code="program_missing",
                 program=program,
@@ -368,9 +368,9 @@ class Outgoing:
 
     def _unusable(self) -> Conflict:
         return Conflict(
-            f"What 'stat' and 'find' say of {self._request.path!r} in pod {self._pod.ins!r}"
-            " makes no sense.",
-            advice="See whether they are its system's own.",
+            f"The output of 'stat' or 'find' in pod {self._pod.ins!r} for {self._request.path!r} is"
+            " malformed.",
+            advice="Check that these programs are those of its distribution.",
             code="pod_answer_unusable",
         )
 
@@ -477,20 +477,21 @@ class Incoming:
             case 22:
                 return Conflict(
                     f"{path!r} is a directory.",
-                    advice="Say which file in it.",
+                    advice="Name a file in it.",
                     code="wrong_file_type",
                 )
             case 23 | 25:
                 wanted = "file" if code == 23 else "directory"
-                return Conflict(f"{path!r} is there and is no {wanted}.", code="wrong_file_type")
+                return Conflict(f"{path!r} exists and is not a {wanted}.", code="wrong_file_type")
             case 24:
-                complaint = "what had come was changed in the pod meanwhile"
+                complaint = "it was changed in the pod during the transfer"
         if "quota exceeded" in complaint:
             return full(self._pod)
         # Not every filesystem in a pod is its disk.
         is_full = "No space left" in complaint
         return Conflict(
-            f"The pod did not take it: {complaint}.", code="disk_full" if is_full else "not_taken"
+            f"It could not be written in the pod: {complaint}.",
+            code="disk_full" if is_full else "not_taken",
         )
 
     def close(self) -> None:

@@ -176,7 +176,7 @@ async def twice_if_lxd_slips(
         is_undone = await undo()
         if not is_undone or not isinstance(error, Slipped):
             raise
-        log.warning("LXD has slipped, trying once more: %s", error)
+        log.warning("trying once more: %s", error)
     else:
         return
     try:

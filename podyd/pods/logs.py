@@ -38,8 +38,8 @@ class Logs:
         if pod.status == "frozen":
             # Its journal cannot be read while it is frozen, and its console would mislead.
             raise Conflict(
-                f"Pod {request.ins!r} is frozen, and what would show its journal is too.",
-                advice="Let it go on with /pod/start.",
+                f"Pod {request.ins!r} is frozen, so its journal cannot be read.",
+                advice="Resume it with /pod/start.",
                 code="pod_not_running",
                 status=pod.status,
             )

@@ -140,8 +140,7 @@ def _profiles_of(member: Member, picture: Picture) -> list[Profile]:
         raise PodydError(
             f"LXD has no profile {missing[0]!r}.",
             advice=(
-                "Your admin can put it there with 'podyd profiles apply', or take it out of"
-                " podyd.yaml."
+                "Your admin can add it with 'podyd profiles apply', or remove it from podyd.yaml."
             ),
             code="profile_missing",
         )

@@ -425,7 +425,7 @@ def test_a_journal_that_is_not_all_there_says_so(own_pod: Client) -> None:
     assert (len(large["log"]), large["truncated"]) == (1_000_000, True)
     said = as_user(own_pod)("logs", "p")
     assert said.status == 0
-    assert "not all here" in said.err
+    assert "incomplete" in said.err
 
 
 # --- pody cp ------------------------------------------------------------------------------------

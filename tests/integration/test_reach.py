@@ -76,7 +76,9 @@ class Laptop:
             try:
                 assert process.stdout is not None
                 said = process.stdout.readline().decode()
-                match = re.fullmatch(r"127\.0\.0\.1:(\d+) leads to port \d+ of pod .*\n", said)
+                match = re.fullmatch(
+                    r"127\.0\.0\.1:(\d+) is forwarded to port \d+ of pod .*\n", said
+                )
                 assert match is not None, (said, process.communicate(timeout=5))
                 yield process, int(match[1])
             finally:

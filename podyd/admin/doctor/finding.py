@@ -81,11 +81,11 @@ def check(function: Callable[P, Iterator[Remark]]) -> Callable[P, list[Finding]]
             remarks.extend(function(*args, **kwargs))
         except PermissionError as problem:
             where = f" ({problem.filename})" if problem.filename else ""
-            remarks.append(note(f"Only root can look at the {what}{where}.", AS_ROOT))
+            remarks.append(note(f"Only root can check the {what}{where}.", AS_ROOT))
         except PodydError as problem:
-            remarks.append(warning(f"Not looked at: {what}. {problem}", ""))
+            remarks.append(warning(f"Not checked: {what}. {problem}", ""))
         except Exception as problem:  # Also for a bug in podyd, so that the other checks run.
-            remarks.append(warning(f"Not looked at: {what}. {reason(problem)}.", ""))
+            remarks.append(warning(f"Not checked: {what}. {reason(problem)}.", ""))
         alone = all(remark.level is Level.OK for remark in remarks)
         return [
             Finding(name, remark.level, remark.what, remark.do)

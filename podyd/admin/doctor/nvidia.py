@@ -124,7 +124,7 @@ def nvidia_scrubbing(places: HostPaths) -> Iterator[Remark]:
     dwords = f"{parameters.get('RegistryDwords')};{parameters.get('RegistryDwordsPerDevice')}"
     if re.search(r"\bRMDisableScrubOnFree\s*=\s*(0x)?0*[1-9a-f]", dwords, re.IGNORECASE):
         yield warning(
-            "The NVIDIA driver is told not to clear the memory of cards (RMDisableScrubOnFree), so"
+            "The NVIDIA driver is set not to clear the memory of cards (RMDisableScrubOnFree), so"
             " that a pod can read what the one before has left there.",
             "remove RMDisableScrubOnFree from NVreg_RegistryDwords in /etc/modprobe.d, then reboot",
         )

@@ -76,21 +76,21 @@ def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
 
 def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Remark]:
     """Whether each card's UUID is known, from LXD or NVML."""
-    untold = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
-    if untold:
-        untold -= _told_by_nvml(places)
-    if not untold:
+    unknown = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
+    if unknown:
+        unknown -= _reported_by_nvml(places)
+    if not unknown:
         return
     yield warning(
-        f"Neither LXD nor NVML tells the UUID of {', '.join(sorted(untold))}. podyd goes by what it"
-        " remembers of them; if that is nothing, and a pod has leased, chosen or waits for a card"
-        " that is not known, they stay with the pods that have them.",
+        f"Neither LXD nor NVML reports the UUID of {', '.join(sorted(unknown))}. podyd uses those"
+        " that it has stored; if it has none, and a pod has leased, chosen or waits for a card that"
+        " is not known, they stay with the pods that have them.",
         "nvidia-smi -L; apt install libnvidia-container-tools (or nvidia-container-toolkit), then"
         " restart LXD; after an update of the driver, reboot",
     )
 
 
-def _told_by_nvml(places: HostPaths) -> set[str]:
+def _reported_by_nvml(places: HostPaths) -> set[str]:
     with contextlib.suppress(subprocess.TimeoutExpired, OSError, ValueError, KeyError, TypeError):
         sample = nvidia.asked(places, nvidia.NVML_SECONDS)
         if isinstance(sample, Sample):

@@ -67,7 +67,7 @@ def pam_service(case: Case) -> Iterator[Remark]:
         yield ok(f"{path} is there.")
     else:
         yield error(
-            f"There is no {path}; PAM then lets nobody log in, or asks as for any other program.",
+            f"There is no {path}; PAM then applies /etc/pam.d/other, which may let nobody in.",
             case.podyd("setup"),
         )
 
@@ -163,7 +163,7 @@ def service_memory(places: HostPaths) -> Iterator[Remark]:
         words = f"{unit} has {used // MIB} MiB of memory, of {limit // MIB} MiB that it may have"
         if used > NEARLY * limit:
             yield warning(
-                f"{words}; beyond that the kernel ends it, and systemd begins it anew.",
+                f"{words}; beyond that the kernel ends it, and systemd starts it again.",
                 _more_memory(unit),
             )
         else:

@@ -50,9 +50,9 @@ class GpuRoutes:
             call.caller, pod, request.gpus, request.hours, wait=wait
         )
         message = (
-            f"Pod {request.ins} is number {place} in line; it gets the GPUs by itself."
+            f"Pod {request.ins} is number {place} in the queue; it gets the GPUs at its turn."
             if place
-            else f"Pod {request.ins} has its GPUs for itself for {request.hours:g} hours."
+            else f"Pod {request.ins} has leased its GPUs for {request.hours:g} hours."
         )
         return LeaseResult(message, place, await self._scheduler.leases(pod))
 
@@ -66,7 +66,7 @@ class GpuRoutes:
         pod = await self._owned.find(call.caller, request.ins)
         cards, has_left = await self._scheduler.release(pod, request.gpus, force=request.force)
         numbers = ", ".join(str(card.index) for card in cards)
-        done = [f"GPU {numbers} is given back."] if cards else []
-        done += [f"Pod {request.ins} has left the line."] if has_left else []
-        message = " ".join(done) or "There was no lease to give back, and no place in line."
+        done = [f"The lease of GPU {numbers} has ended."] if cards else []
+        done += [f"Pod {request.ins} has left the queue."] if has_left else []
+        message = " ".join(done) or "The pod had no lease to end, and was not in the queue."
         return LeaseResult(message, 0, await self._scheduler.leases(pod))

@@ -301,8 +301,8 @@ def test_a_log_stands_for_itself() -> None:
     assert show.answer("pod/start", {"log": "Pod a runs.\nAll \x1b is well.\n"}, 80) == (
         "Pod a runs.\nAll \\x1b is well.\n"
     )
-    lease = {"log": "Number 2 in line.", "place": 2, "leases": []}
-    assert show.answer("gpu/queue", lease, 80) == "Number 2 in line.\nplace: 2\nleases: -\n"
+    lease = {"log": "Number 2 in the queue.", "place": 2, "leases": []}
+    assert show.answer("gpu/queue", lease, 80) == "Number 2 in the queue.\nplace: 2\nleases: -\n"
 
 
 def test_usage_is_in_seconds_whatever_the_users_names_are() -> None:
@@ -316,8 +316,8 @@ def test_what_a_command_said_is_shown_as_it_is() -> None:
     assert show.remarks(done) == ["The command ended with exit status 3."]
     assert show.remarks(done | {"exit_code": 0}) == []
     assert show.remarks(done | {"exit_code": -1, "timed_out": True, "truncated": True}) == [
-        "Time was up: the command and all that it started are ended.",
-        "There was more output; what was above the limit is lost.",
+        "The command reached its timeout; it and all that it started were killed.",
+        "There was more output; what exceeded the limit is lost.",
     ]
     assert show.remarks(done | {"exit_code": 0, "oom_killed": True, "memory_limit": 2**29}) == [
         "killed: the pod's memory limit of 512 MiB was reached; more, within your quota:"

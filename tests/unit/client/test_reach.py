@@ -137,7 +137,7 @@ def test_words_come_through_a_shell_as_they_are() -> None:
     assert shlex.split(line.replace("%%", "%")) == words
     windows = ssh.command_line([r"C:\Program Files\pody.exe", "forward"], is_windows=True)
     assert windows == r'"C:\Program Files\pody.exe" forward'
-    with pytest.raises(Usage, match="no visible character"):
+    with pytest.raises(Usage, match="not printable"):
         ssh.command_line(["/home/a\nProxyCommand x/pody"], is_windows=False)
 
 
@@ -147,7 +147,7 @@ def test_places_that_ssh_cannot_be_told_of(
 ) -> None:
     monkeypatch.setattr("sys.argv", [str(program(tmp_path))])
     monkeypatch.setenv("XDG_CONFIG_HOME", directory)
-    with pytest.raises(Usage, match="ssh cannot be told"):
+    with pytest.raises(Usage, match="ssh cannot use"):
         ssh.config(server(), ["first"], None)
 
 
@@ -242,13 +242,13 @@ def test_the_key_of_the_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ("text", "said"),
     [
         ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n", "private key"),
-        ("", "no public key"),
-        (f"{KEY}\n{KEY}\n", "no public key"),
-        (f"ssh-rsa {BLOB}", "no public key"),
-        (f'command="x" {KEY}', "no public key"),
-        ("ssh-ed25519 AAAA", "no public key"),
-        ("ssh-ed25519 AAA=A", "no public key"),
-        ("\0" * 100_000, "no public key"),
+        ("", "not a public ssh key"),
+        (f"{KEY}\n{KEY}\n", "not a public ssh key"),
+        (f"ssh-rsa {BLOB}", "not a public ssh key"),
+        (f'command="x" {KEY}', "not a public ssh key"),
+        ("ssh-ed25519 AAAA", "not a public ssh key"),
+        ("ssh-ed25519 AAA=A", "not a public ssh key"),
+        ("\0" * 100_000, "not a public ssh key"),
     ],
 )
 def test_what_is_no_public_key(text: str, said: str, tmp_path: Path) -> None:

@@ -313,7 +313,7 @@ def test_what_a_table_may_not_say(podyd: Podyd) -> None:
             {"80": None, "x": None, str(busy): None, str(good): ["10.0.0.1", 0], "70000": None}
         )
     assert refused.pop(str(busy)) == "Address already in use"
-    assert refused.pop(str(good)) == "it leads to no port"
+    assert refused.pop(str(good)) == "its target has no port from 1 to 65535"
     assert sorted(refused) == ["70000", "80", "x"]
     # The same is asked for without a table.
     assert len(podyd.put(None)) == 5
@@ -331,7 +331,7 @@ def test_addresses_that_are_no_pods(address: str) -> None:
 def test_an_address_of_this_host_is_no_pods() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         probe.connect(("192.0.2.1", 9))  # Sends nothing.
-        assert unfit(probe.getsockname()[0]) == "it leads to this host itself"
+        assert unfit(probe.getsockname()[0]) == "its target is this host"
     assert unfit("192.0.2.1") == ""
 
 

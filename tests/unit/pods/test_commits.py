@@ -156,7 +156,7 @@ def test_what_an_image_has_room_for() -> None:
         room.check(301, large)
     assert refused.value.fields == {"limit": 100, "used": 70, "files": 301}
     assert refused.value.advice == (
-        "Have less on the pod's disk, or delete another image with /image/delete. The largest"
+        "Delete files in the pod, or delete another image with /image/delete. The largest"
         " files: '/f0' (100), '/f1' (99), '/f2' (98); holes count, as LXD reads them all."
     )
     # What the others have may be more by now than the quota is.
@@ -167,7 +167,7 @@ def test_what_an_image_has_room_for() -> None:
     with pytest.raises(Conflict, match="room for 500") as full:
         unlimited.check(501)
     assert full.value.code == "disk_full"
-    assert full.value.advice == "Have less on the pod's disk, or tell your admin."
+    assert full.value.advice == "Delete files in the pod, or tell your admin."
     Room("main", UNLIMITED, 0, None).check(1 << 70)
     # What does not compress takes half of itself at least, and the rest a tenth.
     room.check(130, large, 42)
@@ -175,10 +175,10 @@ def test_what_an_image_has_room_for() -> None:
         room.check(130, large, 60)
     hosts = Room("main", UNLIMITED, 0, None, host_bytes=10)
     hosts.check(99)
-    with pytest.raises(Conflict, match="the host has 10 to spare") as full:
+    with pytest.raises(Conflict, match="the host has 10 left") as full:
         hosts.check(100)
     assert full.value.code == "disk_full"
-    with pytest.raises(Conflict, match="the host has 0 to spare"):
+    with pytest.raises(Conflict, match="the host has 0 left"):
         Room("main", UNLIMITED, 0, None, host_bytes=0).check(1)
 
 
@@ -376,7 +376,7 @@ def test_what_is_cancelled_or_takes_too_long(monkeypatch: pytest.MonkeyPatch) ->
         under_way = _UnderWay("main")
         work: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         monkeypatch.setattr("podyd.pods.commits.TIMEOUT", 0.01)
-        with pytest.raises(TimedOut, match="given up"):
+        with pytest.raises(TimedOut, match="is cancelled"):
             await under_way.first(work)
         monkeypatch.setattr("podyd.pods.commits.TIMEOUT", 60.0)
         waiting = asyncio.ensure_future(under_way.first(work))
