@@ -716,8 +716,8 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
 
 def check_notices(client: Client, pod: str) -> None:
     """That what was told of an idle card of this member's pod can still be read, and by them."""
-    told = client.get("/user/notices").ok
-    warned, ended = told
+    wait_until(lambda: len(client.get("/user/notices").ok) == 2, "them to be written")
+    warned, ended = told = client.get("/user/notices").ok
     assert re.fullmatch(
         r"GPU 1 has been idle for \d+ s; its lease ends in 3 s unless it is used\.", warned["text"]
     )
