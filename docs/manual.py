@@ -29,9 +29,10 @@ PODYD: dict[str, str | dict[str, str]] = {
         ),
         "/usr/share/podyd/profiles/*.yaml": "The profiles of the package.",
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
-        "/run/podyd": "The Unix sockets of 'podyd auth' and 'podyd packing'.",
+        "/run/podyd": "The Unix sockets of 'podyd auth', 'podyd packing' and 'podyd cards'.",
         "/run/podyd-ports": "The Unix socket of 'podyd ports'.",
         "/var/lib/podyd": "podyd's certificate for LXD, the usage history, tokens and notices.",
+        "/var/lib/podyd-cards": "Which cards each pod may open, as 'podyd cards' was told last.",
     },
     "SIGNALS": {
         "SIGHUP": "Read the configuration again; if the new one is wrong, the old one is kept.",

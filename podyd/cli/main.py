@@ -81,6 +81,8 @@ def parser() -> argparse.ArgumentParser:
     )
     packing = add("packing", _packing, "Tell 'podyd serve' how large LXD's images become; as root.")
     packing.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
+    cards = add("cards", _cards, "Have the kernel refuse cards to pods that lack them; as root.")
+    cards.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
     add("ports", _ports, "Relay TCP into pods for 'podyd serve'; needs no rights.")
     nvml = add("nvml", _nvml, "Print what NVML says, a line of JSON a second; for podyd itself.")
     nvml.add_argument("--once", action="store_true", help="print one line and end")
@@ -189,6 +191,26 @@ def _packing(options: argparse.Namespace) -> int:
         serve(path_of, uid=account.pw_uid, gid=account.pw_gid)
     except OSError as error:
         raise SetupError(f"'podyd packing' cannot serve its socket: {error}.") from error
+    return 0
+
+
+def _cards(options: argparse.Namespace) -> int:
+    from podyd.node.card_server import serve
+
+    config = _configuration(options)
+    account = _asking(options)
+    # Not below `state_dir`, which is podyd's own.
+    kept = Path(os.environ.get("STATE_DIRECTORY") or f"{config.state_dir}-cards", "permit.json")
+    try:
+        serve(
+            lambda: config.cards_socket,
+            kept,
+            project=config.lxd.project,
+            uid=account.pw_uid,
+            gid=account.pw_gid,
+        )
+    except OSError as error:
+        raise SetupError(f"'podyd cards' cannot serve its socket: {error}.") from error
     return 0
 
 

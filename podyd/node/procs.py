@@ -140,6 +140,10 @@ class Reader:
             for pid, process in alive.items()
         }
 
+    def hanging(self, what: str) -> frozenset[int]:
+        """The processes whose read of this kind hangs."""
+        return frozenset(pid for kind, pid in self._stuck if kind == what)
+
     async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
         """The instance's cgroup that a process is in; None also if it cannot be read."""
         cgroups = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])

@@ -51,6 +51,7 @@ def node() -> Iterator[Node]:
         node.start_helper()
         node.start_relay()
         node.start_packing()
+        node.start_cards()
         yield node
     finally:
         node.close()

@@ -364,6 +364,7 @@ class Node:
         self._helper: subprocess.Popen[bytes] | None = None
         self._relay: subprocess.Popen[bytes] | None = None
         self._packing: subprocess.Popen[bytes] | None = None
+        self._cards: subprocess.Popen[bytes] | None = None
         self._install()
         slips.claim(self.project)
         self._prepare()
@@ -483,6 +484,21 @@ class Node:
         wait_until(path.is_socket, "the socket of 'podyd packing'")
         return self._packing
 
+    def start_cards(self, way: str = "") -> subprocess.Popen[bytes]:
+        """`podyd cards`, as root; `way` is the only one that it may take, else that of the host."""
+        config = self.write_config({})
+        constants = {"podyd.node.card_enforcement.WAYS": way} if way else {}
+        with (self.directory / "cards.log").open("ab") as log:
+            self._cards = subprocess.Popen(
+                [PYTHON, "-m", "podyd", "cards", "--config", config, "--user", self.account],
+                env={**self.environment, **self._with(constants)},
+                cwd="/",
+                stderr=log,
+            )
+        path = Path(self.base["auth"]["socket"]).with_name("cards.sock")
+        wait_until(lambda: _answers(path), "'podyd cards'")
+        return self._cards
+
     def start_relay(self) -> subprocess.Popen[bytes]:
         """`podyd ports`, as podyd's own account, where only that may go."""
         path = Path(self.base["ports"]["socket"])
@@ -556,7 +572,7 @@ class Node:
         server.wait_for_log("following LXD's events")
         return server
 
-    def _with(self, constants: Mapping[str, float]) -> Mapping[str, str]:
+    def _with(self, constants: Mapping[str, float | str]) -> Mapping[str, str]:
         """The environment in which Python sets these before it runs podyd."""
         if not constants:
             return {}
@@ -566,7 +582,7 @@ class Node:
         for name, value in constants.items():
             module, _, constant = name.rpartition(".")
             lines.append(
-                f"import {module}\nassert hasattr({module}, {constant!r})\n{name} = {value}\n"
+                f"import {module}\nassert hasattr({module}, {constant!r})\n{name} = {value!r}\n"
             )
         (directory / "sitecustomize.py").write_text("".join(lines))
         return {"PYTHONPATH": f"{directory}:{self.environment['PYTHONPATH']}"}
@@ -649,7 +665,7 @@ class Node:
             self._helper.send_signal(signal.SIGCONT)
             self._helper.terminate()
             self._helper.wait(10)
-        for process in (self._relay, self._packing):
+        for process in (self._relay, self._packing, self._cards):
             if process is not None:
                 process.kill()
                 process.wait()

@@ -158,11 +158,13 @@ def test_a_podyd_that_is_taken_apart() -> None:
         server = node.serve()
         found = problems(doctor(node, server.config)[1])
         levels = {check: item["level"] for check, (item,) in found.items()}
-        away = {"packing_service": "warning", "port_relay": "warning"}
+        helpers = ("packing_service", "cards_service", "port_relay")
+        away = dict.fromkeys(helpers, "warning")
         assert levels == {"login_service": "error", **away}
         node.start_helper()
         node.start_relay()
         node.start_packing()
+        node.start_cards()
         assert not problems(doctor(node, server.config)[1])
 
         trusted = node.lxd.get("/1.0/certificates?recursion=1")

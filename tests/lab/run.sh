@@ -67,10 +67,12 @@ as_podyd() {
 auth=$!
 "$PODYD" packing &
 packing=$!
+"$PODYD" cards &
+cards=$!
 install -d -m 700 -o podyd -g podyd /run/podyd-ports
 as_podyd ports &
 ports=$!
-trap 'kill $auth $packing $ports 2>/dev/null || true; wait $auth $packing $ports || true' EXIT
+trap 'kill $auth $packing $cards $ports 2>/dev/null || true; wait $auth $packing $cards $ports || true' EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 

@@ -24,6 +24,7 @@ UNITS = (
     "podyd-setup.service",
     "podyd-auth.service",
     "podyd-packing.service",
+    "podyd-cards.service",
     "podyd-ports.service",
 )
 EXPOSURE_MAX = 2.0
@@ -106,8 +107,8 @@ def test_without_an_image_it_says_how_to_get_one(site: Site) -> None:
 def test_units_are_enabled_and_nothing_has_failed(site: Site) -> None:
     machine = site.machine
     assert machine.run("systemctl", "--failed", "--no-legend", "--plain") == ""
-    sockets = ("podyd-auth.socket", "podyd-packing.socket")
-    for unit in ("podyd.service", *sockets, "podyd-ports.service"):
+    sockets = ("podyd-auth.socket", "podyd-packing.socket", "podyd-cards.socket")
+    for unit in ("podyd.service", *sockets, "podyd-cards.service", "podyd-ports.service"):
         assert machine.show(unit, "UnitFileState") == "enabled"
     assert machine.run("podyd", "check").startswith("/etc/podyd/podyd.yaml can be used")
 
@@ -258,7 +259,7 @@ def test_the_service_cannot_set_a_password_without_the_old_one(
     site.machine.client("alice", PASSWORD).get("/user/info").ok
 
 
-@pytest.mark.parametrize("name", ["auth", "packing"])
+@pytest.mark.parametrize("name", ["auth", "packing", "cards"])
 def test_nobody_else_may_ask_the_helper(site: Site, name: str) -> None:
     script = f"import socket; socket.socket(socket.AF_UNIX).connect('/run/podyd/{name}.sock')"
     done = site.machine.attempt("runuser", "-u", "alice", "--", "python3", "-c", script)

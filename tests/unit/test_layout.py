@@ -138,7 +138,7 @@ ONLY_IMPORTERS = {
     "podyd.node.netlink": {"admin/setup.py"},
     "podyd.node.telemetry": {"node/local.py"},
     "podyd.node.user_names": {"node/local.py"},
-    "podyd.node.procs.Reader": {"node/local.py"},
+    "podyd.node.procs.Reader": {"node/card_holders.py", "node/local.py"},
     "podyd.node.relay_client.relay_at": {"node/local.py"},
     "podyd.node.arp.neighbours": set(),
     "podyd.node.arp.probe": set(),

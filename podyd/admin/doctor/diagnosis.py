@@ -35,6 +35,7 @@ def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
         *service.pam_service(case),
         *service.login_service(case),
         *service.packing_service(case),
+        *service.cards_service(case),
         *service.port_relay(case),
         *service.service_answers(case),
         *host.other_processes(case),

@@ -28,7 +28,14 @@ MAX_ANSWER_BYTES = 64 * 1024
 RESTART_PORTS = "systemctl restart podyd-ports"
 RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
 RESTART_PACKING = "systemctl restart podyd-packing.socket podyd-packing.service"
-UNITS = ("podyd.service", "podyd-auth.service", "podyd-packing.service", "podyd-ports.service")
+RESTART_CARDS = "systemctl restart podyd-cards.socket podyd-cards.service"
+UNITS = (
+    "podyd.service",
+    "podyd-auth.service",
+    "podyd-packing.service",
+    "podyd-cards.service",
+    "podyd-ports.service",
+)
 MIB = 1024**2
 # The part of a memory limit from which on there is a warning.
 NEARLY = 0.8
@@ -108,6 +115,31 @@ def packing_service(case: Case) -> Iterator[Remark]:
         )
         return
     yield ok(f"'podyd packing' answers at {path}.")
+
+
+@check
+def cards_service(case: Case) -> Iterator[Remark]:
+    """`podyd cards` answers, and the kernel refuses to each pod the cards that it lacks."""
+    path = str(case.config.cards_socket)
+    spoiled = "A lease of a card binds only who keeps to it"
+    try:
+        answer = _ask(path, b'{"enforcement": null}\n')
+        way, problem = str(answer["way"]), str(answer["problem"])
+    except PermissionError as refusal:
+        raise PermissionError(refusal.errno, refusal.strerror, path) from refusal
+    except (OSError, *NOT_ITS_ANSWER) as silence:
+        yield warning(
+            f"{spoiled}: 'podyd cards' does not answer at {path} ({reason(silence)}).",
+            f"{RESTART_CARDS}; journalctl -u podyd-cards",
+        )
+        return
+    if way:
+        yield ok(f"'podyd cards' answers at {path}, and the kernel refuses cards by {way}.")
+    else:
+        yield warning(
+            f"{spoiled}: the kernel does not refuse cards to pods ({problem}).",
+            "journalctl -u podyd-cards",
+        )
 
 
 @check

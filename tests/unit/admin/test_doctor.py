@@ -228,6 +228,24 @@ def test_packing_service(tmp_path: Path, answer: object, level: Level) -> None:
 
 
 @pytest.mark.parametrize(
+    ("answer", "level", "words"),
+    [
+        ({"way": "bpf", "problem": ""}, Level.OK, "by bpf"),
+        ({"way": "", "problem": "bpf: Operation not permitted"}, Level.WARNING, "not permitted"),
+        ({"error": "forbidden"}, Level.WARNING, "does not answer"),
+        ([], Level.WARNING, "does not answer"),
+    ],
+)
+def test_cards_service(tmp_path: Path, answer: object, level: Level, words: str) -> None:
+    config = parse_config(f"auth: {{socket: {tmp_path}/auth.sock}}")
+    assert only(service.cards_service(Case(config))).level is Level.WARNING, "nobody listens"
+    with answering(tmp_path / "cards.sock", json.dumps(answer).encode() + b"\n"):
+        found = only(service.cards_service(Case(config)))
+    assert found.level is level
+    assert words in found.what
+
+
+@pytest.mark.parametrize(
     ("answer", "level"),
     [
         ({"version": __version__, "refused": {}}, Level.OK),

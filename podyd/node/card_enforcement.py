@@ -1,0 +1,253 @@
+"""Has the kernel refuse cards to pods: in the `devices` hierarchy of cgroup v1 where it is mounted,
+else by a BPF program at the pod's cgroup of v2."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from podyd.node import bpf
+from podyd.node.card_access import Enforcement
+from podyd.node.card_rules import Numbers, Table, card_numbers, lines, permitted, program
+from podyd.node.inotify import Inotify
+from podyd.node.payloads import Hierarchy, Payload, below, hierarchies, is_place, payload_at, places
+
+# In this order; a test has others.
+WAYS = "cgroup1 bpf"
+PROGRAM_NAME = "podyd_cards"
+# Of a pod's own cgroups, in which something is allowed again.
+MAX_BELOW = 10_000
+
+
+class Way(Protocol):
+    """How devices are refused to the processes of a cgroup, and of all below it."""
+
+    name: str
+
+    def check(self) -> None:
+        """Raises OSError if the kernel does not know this way, or refuses it."""
+
+    def refuse(self, payload: Payload, refused: Numbers, cards: Numbers) -> None:
+        """Refuse these of all `cards`, and no others. Raises OSError."""
+
+
+class Cgroup1:
+    """Writes what it has not yet written, as the kernel does not tell what is refused."""
+
+    name = "cgroup1"
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        self._root = hierarchy.root
+        self._refused: dict[int, Numbers] = {}
+
+    def check(self) -> None:
+        with (self._root / "devices.deny").open("wb"):
+            pass
+
+    def refuse(self, payload: Payload, refused: Numbers, cards: Numbers) -> None:
+        before = self._refused.get(payload.inode)
+        more = refused if before is None else refused - before
+        fewer = (cards if before is None else before) - refused
+        _write(payload.path / "devices.deny", lines(more))
+        # What is allowed does not pass on to the cgroups below it, as what is refused does.
+        for path in _with_all_below(payload.path) if fewer else ():
+            with contextlib.suppress(FileNotFoundError):  # The pod's, and gone.
+                # An instance that may open only what is listed shall not get more by this.
+                if (path / "devices.list").read_bytes().startswith(b"a "):
+                    _write(path / "devices.allow", lines(fewer))
+        self._refused[payload.inode] = refused
+
+
+def _write(path: Path, wanted: Sequence[bytes]) -> None:
+    if not wanted:
+        return
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for line in wanted:
+            os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def _with_all_below(top: Path) -> Iterator[Path]:
+    left = [top]
+    for _ in range(MAX_BELOW):
+        if not left:
+            return
+        yield left[0]
+        left = [*left[1:], *below(left[0])]
+
+
+class Bpf:
+    """A program at each cgroup. The kernel asks all programs that are there, and there is none
+    without another while one replaces the other."""
+
+    name = "bpf"
+
+    def __init__(self, hierarchy: Hierarchy) -> None:
+        self._root = hierarchy.root
+
+    def check(self) -> None:
+        with bpf.loaded(program(frozenset()), PROGRAM_NAME), _directory(self._root) as cgroup:
+            bpf.attached(cgroup)
+
+    def refuse(self, payload: Payload, refused: Numbers, cards: Numbers) -> None:
+        with contextlib.ExitStack() as held:
+            wanted = held.enter_context(bpf.loaded(program(refused), PROGRAM_NAME))
+            _, tag = bpf.name_and_tag(wanted)
+            cgroup = held.enter_context(_directory(payload.path))
+            others, is_there = [], False
+            for identity in bpf.attached(cgroup):
+                old = held.enter_context(bpf.opened(identity))
+                name, old_tag = bpf.name_and_tag(old)
+                if name != PROGRAM_NAME:
+                    continue
+                if old_tag == tag and not is_there:
+                    is_there = True
+                else:
+                    others.append(old)
+            if not is_there:
+                bpf.attach(cgroup, wanted)
+            for old in others:
+                bpf.detach(cgroup, old)
+
+
+@contextlib.contextmanager
+def _directory(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+_KINDS: dict[str, tuple[str, Callable[[Hierarchy], Way]]] = {
+    Cgroup1.name: ("devices", Cgroup1),
+    Bpf.name: ("", Bpf),
+}
+
+
+class Enforcer:
+    """Refuses to the pods of one project what `table` does not permit them: at once to those that
+    there are, and to others when their cgroup is made, which is before their first process.
+
+    `table` is None, and nothing is refused, before there ever was one.
+    """
+
+    def __init__(self, project: str, table: Table | None) -> None:
+        self._project = project
+        self._table = table
+        self._cards: Numbers = frozenset()
+        self._way: Way | None = None
+        self._problem = ""
+        self._payloads: dict[Path, Payload] = {}
+        # By inode: what a pod was ever permitted; all that there is, if it was there before us.
+        self._had: dict[int, Numbers | None] = {}
+        mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
+        self.hierarchy = next(iter(mounted.values()), None)
+        self._choose(mounted)
+        self.inotify = Inotify()
+        self._look_for_payloads(is_first=True)
+
+    def _choose(self, mounted: dict[str, Hierarchy]) -> None:
+        problems = ["no cgroup hierarchy for devices is mounted"] if not mounted else []
+        for name in WAYS.split():
+            controller, kind = _KINDS[name]
+            if controller not in mounted:
+                continue
+            way = kind(mounted[controller])
+            try:
+                way.check()
+            except OSError as error:
+                problems.append(f"{name}: {error.strerror}")
+            else:
+                self._way, self.hierarchy = way, mounted[controller]
+                return
+        self._problem = "; ".join(problems)
+
+    @property
+    def cards(self) -> Numbers:
+        return self._cards
+
+    @property
+    def payloads(self) -> dict[Path, Payload]:
+        """The pods' cgroups by their directories."""
+        return self._payloads
+
+    def withdrawn(self, payload: Payload) -> Numbers:
+        """What a pod's processes may have opened before, and may no longer."""
+        if self._table is None:
+            return frozenset()
+        had = self._had.get(payload.inode)
+        return (self._cards if had is None else had) - permitted(self._table, payload.cgroup)
+
+    def permit(self, table: Table) -> Enforcement:
+        """Enforce another table."""
+        self._table = table
+        return self.enforce()
+
+    def enforce(self) -> Enforcement:
+        """Look for all pods and cards, and refuse to each what it may not open."""
+        self._look_for_payloads()
+        self._cards = card_numbers()
+        problems = dict.fromkeys(map(self._apply, self._payloads.values()))
+        said = self._problem or "; ".join(filter(None, problems))
+        return Enforcement(self._way.name if self._way and not said else "", said)
+
+    def look_again(self) -> Enforcement | None:
+        """The same, if there are other cards, such as after the driver was loaded."""
+        self._look_for_payloads()
+        return self.enforce() if card_numbers() != self._cards else None
+
+    def _apply(self, payload: Payload) -> str:
+        """What the kernel said against it."""
+        if self._table is None or self._way is None:
+            return ""
+        allowed = permitted(self._table, payload.cgroup) & self._cards
+        had = self._had.setdefault(payload.inode, frozenset())
+        self._had[payload.inode] = None if had is None else had | allowed
+        try:
+            self._way.refuse(payload, self._cards - allowed, self._cards)
+        except FileNotFoundError:  # The pod has stopped.
+            pass
+        except OSError as error:
+            return f"{self._way.name}: {error.strerror}"
+        return ""
+
+    def _look_for_payloads(self, *, is_first: bool = False) -> None:
+        self._payloads = self._found(self.hierarchy.root) if self.hierarchy else {}
+        inodes = {payload.inode for payload in self._payloads.values()}
+        if is_first:
+            self._had = dict.fromkeys(inodes)
+        self._had = {inode: had for inode, had in self._had.items() if inode in inodes}
+
+    def _found(self, top: Path) -> dict[Path, Payload]:
+        """The pods' cgroups from `top` on; others that are made there will be heard of."""
+        found: dict[Path, Payload] = {}
+        for place in places(top):
+            with contextlib.suppress(OSError):  # It is gone, or there are too many to watch.
+                self.inotify.watch(place)
+            for path in below(place):
+                payload = payload_at(path, self._project)
+                if payload is not None:
+                    found[path] = payload
+        return found
+
+    def heard(self) -> str:
+        """Apply the rules to the cgroups that were made since; what the kernel said against it."""
+        made = self.inotify.made()
+        if made is None:
+            return self.enforce().problem
+        found: dict[Path, Payload] = {}
+        for path in made:
+            payload = payload_at(path, self._project)
+            if payload is not None:
+                found[path] = payload
+            elif is_place(path):
+                found |= self._found(path)
+        self._payloads |= found
+        problems = [self._apply(payload) for payload in found.values()]
+        return "; ".join(dict.fromkeys(filter(None, problems)))

@@ -1,0 +1,207 @@
+"""`podyd cards`: has the kernel refuse NVIDIA cards to pods, and ends processes that have one open.
+
+It is root and answers root and podyd's account alone, in lines of JSON, one for each request:
+
+    {"permit": {"alice-main": ["195:0"]}}   -> {"way": "bpf", "problem": ""}
+    {"enforcement": null}                   -> {"way": "bpf", "problem": ""}
+    {"holders": null}                       -> {"holders": [{"cgroup", "pid", "started", "numbers",
+                                                             "is_init"}]}
+    {"end": [{"pid": 1, "started": 2}], "kill": false}          -> {"ended": 1}
+
+and {"error": "..."} to all else. See card_access.py for what they mean. Whoever breaks into podyd
+wins little by it: it can refuse nothing but NVIDIA's cards to nobody but podyd's pods, and end
+nothing but a process of theirs that has one open.
+
+The last table is kept, and counts before podyd has sent one: pods may start at boot before podyd
+does. While there never was one, nothing is refused.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from syslog import LOG_INFO, LOG_WARNING
+from typing import Any
+
+from podyd.base import systemd, unix_socket
+from podyd.base.files import make_directory
+from podyd.base.logs import stderr_is_journal
+from podyd.node.card_access import Enforcement
+from podyd.node.card_enforcement import Enforcer
+from podyd.node.card_holders import Holders
+from podyd.node.card_rules import Table, packed, table_of
+from podyd.node.line_client import MAX_ANSWER_BYTES
+
+MAX_CONNECTIONS = 16
+MAX_ENDED = 1000
+# A pod's cgroup is to have its rules soon, also while its processes are looked at in a thread.
+SWITCH_SECONDS = 0.0005
+
+
+def serve(path_of: Callable[[], Path], kept: Path, *, project: str, uid: int, gid: int) -> None:
+    """Answer root and the account `uid` until SIGTERM or SIGINT; the table is in the file `kept`.
+
+    A listening socket inherited from systemd is used instead of one at `path_of()`. Raises OSError
+    if the socket cannot be created or another process serves it.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    with contextlib.ExitStack() as held:
+        listener = unix_socket.inherited()
+        if listener is None:
+            listener = held.enter_context(unix_socket.own(path_of(), uid, gid, 0o600))
+        held.enter_context(listener)
+        asyncio.run(_Server(Enforcer(project, _read(kept)), kept, uid).run(listener))
+
+
+def _read(kept: Path) -> Table | None:
+    try:
+        return table_of(json.loads(kept.read_text()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        # Nobody may have a card then, until podyd says who may.
+        _log(f"{kept} cannot be used: {error}", LOG_WARNING)
+        return {}
+
+
+class _Server:
+    def __init__(self, enforcer: Enforcer, kept: Path, uid: int) -> None:
+        self._enforcer = enforcer
+        self._holders = Holders()
+        self._kept = kept
+        self._uid = uid
+        self._looking = asyncio.Lock()
+        self._said: str | None = None
+        self._connections = 0
+
+    async def run(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        ended = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, ended.set)
+        enforcement = self._enforcer.enforce()
+        self._tell(enforcement.problem, f"refuses cards by {enforcement.way}")
+        loop.add_reader(self._enforcer.inotify.fileno(), self._heard)
+        listener.setblocking(False)
+        server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_ANSWER_BYTES)
+        async with server:
+            systemd.ready("Refuses cards to pods.")
+            await ended.wait()
+        # Threads that hang are not waited for, nor connections.
+        os._exit(0)
+
+    def _heard(self) -> None:
+        self._tell(self._enforcer.heard())
+
+    def _tell(self, problem: str, well: str = "") -> None:
+        said = f"cards are not refused: {problem}" if problem else well
+        if said and said != self._said:
+            _log(said, LOG_WARNING if problem else LOG_INFO)
+            self._said = said
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asking = unix_socket.peer_uid(writer.get_extra_info("socket"))
+        self._connections += 1
+        try:
+            if asking not in (0, self._uid):
+                _log(f"a process of uid {asking} connected and was refused", LOG_WARNING)
+                writer.write(b'{"error": "forbidden"}\n')
+            elif self._connections > MAX_CONNECTIONS:
+                writer.write(b'{"error": "too many connections"}\n')
+            else:
+                await self._converse(reader, writer)
+        except (OSError, ValueError):  # It has gone, or its line is too long.
+            pass
+        finally:
+            self._connections -= 1
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            try:
+                answer = await self._answer(json.loads(line))
+            except (OSError, ValueError, RecursionError) as error:
+                answer = {"error": str(error)[:200]}
+                _log(f"refused a request: {answer['error']}", LOG_WARNING)
+            writer.write(json.dumps(answer).encode() + b"\n")
+            await writer.drain()
+
+    async def _answer(self, request: Any) -> dict[str, Any]:
+        """Raises ValueError for what is no request, OSError."""
+        match request:
+            case {"permit": table}:
+                return dataclasses.asdict(self._permit(table))
+            case {"enforcement": None}:
+                return dataclasses.asdict(self._enforcer.enforce())
+            case {"holders": None}:
+                return {"holders": await self._look()}
+            case {"end": list(who), "kill": bool(kill)} if len(who) <= MAX_ENDED:
+                return {"ended": sum([await self._end(process, kill) for process in who])}
+            case _:
+                raise ValueError("no such request")
+
+    def _permit(self, data: Any) -> Enforcement:
+        table = table_of(data)
+        make_directory(self._kept.parent)
+        partial = self._kept.with_name(f".{self._kept.name}.new")
+        partial.write_text(packed(table))
+        partial.replace(self._kept)
+        enforcement = self._enforcer.permit(table)
+        self._tell(enforcement.problem, f"refuses cards by {enforcement.way}")
+        return enforcement
+
+    async def _look(self) -> list[dict[str, Any]]:
+        async with self._looking:
+            again = self._enforcer.look_again()
+            if again is not None:
+                self._tell(again.problem)
+            found = await self._holders.holders(
+                self._enforcer.hierarchy,
+                self._enforcer.payloads,
+                self._enforcer.cards,
+                self._enforcer.withdrawn,
+            )
+        return [
+            {**dataclasses.asdict(holder), "numbers": sorted(holder.numbers)} for holder in found
+        ]
+
+    async def _end(self, process: Any, kill: bool) -> bool:
+        match process:
+            case {"pid": int(pid), "started": int(begun)} if pid > 0:
+                pass
+            case _:
+                raise ValueError("no process")
+        if self._enforcer.hierarchy is None:
+            return False
+        payloads = frozenset(self._enforcer.payloads)
+        try:
+            # Held while it is looked at, so that no other process can have the pid.
+            held = os.pidfd_open(pid)
+        except OSError:
+            return False
+        try:
+            if not await self._holders.is_still(
+                (pid, begun), self._enforcer.hierarchy, payloads, self._enforcer.cards
+            ):
+                return False
+            signal.pidfd_send_signal(held, signal.SIGKILL if kill else signal.SIGTERM)
+        except ProcessLookupError:
+            return False
+        finally:
+            os.close(held)
+        return True
+
+
+def _log(text: str, level: int) -> None:
+    """Write one line; the journal removes the prefix with the level (sd-daemon(3))."""
+    prefix = f"<{level}>" if stderr_is_journal() else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{prefix}podyd cards: {text}\n".encode())
