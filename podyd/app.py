@@ -252,7 +252,7 @@ def _gpus(backends: Backends, notices: Notices) -> Gpus:
     )
     engine.instances.subscribe(cgroups.changed)
     attribution = Attribution(node.samples, project=project, instance_of=cgroups.instance_of)
-    activity = Activity(attribution)
+    activity = Activity(attribution, rest=lambda: settings.current.idle.rest)
     identities = Identities(CardStore(backends.database))
     inventory = Inventory(engine.server, node.samples, identities)
     scheduler = Scheduler(

@@ -27,7 +27,8 @@ class GpuProcess:
     process of the host, `<project>/<name>` for an instance that is not a pod. `cmd` is its command
     line, or `[<name>]` if that cannot be read; of another user's process on the host, members see
     the user's name instead. `uptime` in seconds; `memory_used` (of the host) and `gpu_memory_used`
-    in bytes. `idle`: for how many seconds it has not used the GPU.
+    in bytes. `idle`: for how many seconds nothing has been seen of it, neither use of the GPU nor a
+    change of its memory there nor more CPU time than rest needs.
     """
 
     pid: int
@@ -57,9 +58,9 @@ class GpuInfo:
 
     `index` is that of nvidia-smi, `pci` its PCI address, `driver` the version of the NVIDIA driver.
     Memory in bytes, `utilisation` in percent, `temperature` in degrees Celsius, `power` and
-    `power_limit` in watts. `idle`: for how many seconds no process of those that hold it has used
-    it; null if nothing holds it, or if that cannot be known. `problem` says what is wrong with it,
-    null if nothing is. `pods` are the pods that have it.
+    `power_limit` in watts. `idle`: for how many seconds none of the processes that hold it has done
+    anything, as in /host/gpu-ps; null if nothing holds it, or if that cannot be known. `problem`
+    says what is wrong with it, null if nothing is. `pods` are the pods that have it.
     """
 
     index: int

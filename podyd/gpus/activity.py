@@ -1,7 +1,9 @@
 """Which pods have processes on which cards, and for how long they have been idle.
 
-Computed from the samples of NVML. A process that computes never counts as idle: what counts is its
-utilisation of the card, not whether anybody is logged in.
+Computed from the samples of NVML. No single figure tells whether a process uses a card: a driver
+that measures in percent shows nothing of a millisecond now and then. So a process is idle for as
+long as all witnesses say so, NVML, its memory on the card, and its CPU time, without which nothing
+gets onto a card. Whether anybody is logged in does not count.
 """
 
 from __future__ import annotations
@@ -10,21 +12,26 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from podyd.config.schema import IdleConfig
 from podyd.gpus.attribution import GAP_SECONDS, Attributed, Attribution
 from podyd.node.samples import Gpu, ProcessSample
 
 
 @dataclass
 class _Use:
-    """A process on a card; `used` is the monotonic time at which its utilisation was last above
-    zero, None if that is not known."""
+    """A process on a card; `used` is the monotonic time at which it was last seen to do anything,
+    None if that is not known. `memory` is its memory on the card, in bytes."""
 
     used: float | None
     pod: str = ""
+    memory: int | None = None
 
 
 class Activity:
-    """Usage of each card, accumulated from samples; `clock` returns monotonic seconds.
+    """Usage of each card, accumulated from samples, which come every second.
+
+    A process that has used no more than `rest()` seconds of CPU time since the last one may be
+    idle, as podyd.yaml has it; `clock` returns monotonic seconds.
 
     Pods, instances of other projects and the host are named as in Whose.
     """
@@ -33,8 +40,10 @@ class Activity:
         self,
         attribution: Attribution,
         *,
+        rest: Callable[[], float] = lambda: IdleConfig().rest,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._rest = rest
         self._clock = clock
         self._began = clock()
         self._sampled: float | None = None
@@ -57,13 +66,20 @@ class Activity:
                     use.used = None
                 continue
             before = self._uses.get(gpu.pci, {})
+            is_explained = any(_is_seen(process) for process in gpu.processes)
             uses = {}
             for process in gpu.processes:
                 # A pid that was there a second ago is the same process.
                 use = before.get(process.pid) or _Use(now)
                 use.pod = attributed.whose[process.pid].name
-                busy = _is_busy(gpu, process)
+                said = (
+                    _nvml_says(gpu, process, is_explained),
+                    _memory_says(process, use.memory),
+                    _cpu_says(process, self._rest()),
+                )
+                busy = True if True in said else None if None in said else False
                 use.used = None if busy is None else now if busy else use.used or now
+                use.memory = process.memory_used
                 uses[process.pid] = use
                 if use.used is not None:
                     key = gpu.pci, use.pod
@@ -86,15 +102,15 @@ class Activity:
         return self._sampled is None or self._clock() - self._sampled > GAP_SECONDS
 
     def process_idle(self, pci: str, pid: int) -> float | None:
-        """Seconds since a process last used the card; None if that is not known."""
+        """Seconds since a process was last seen to do anything; None if that is not known."""
         if self._is_blind():
             return None
         use = self._uses.get(pci, {}).get(pid)
         return None if use is None or use.used is None else self._clock() - use.used
 
     def pod_idle(self, pci: str, pod: str, held_for: float) -> float | None:
-        """Seconds since a process of the pod last used the card, which it has held for `held_for`
-        seconds; None if that is not known."""
+        """Seconds since a process of the pod on the card was last seen to do anything; the pod has
+        held it for `held_for` seconds. None if that is not known."""
         if self._is_blind():
             return None
         if any(use.pod == pod and use.used is None for use in self._uses.get(pci, {}).values()):
@@ -110,11 +126,29 @@ class Activity:
             del self._last[key]
 
 
-def _is_busy(gpu: Gpu, process: ProcessSample) -> bool | None:
-    """Whether a process has used the card since the last sample.
+def _is_seen(process: ProcessSample) -> bool:
+    return process.seen or bool(process.utilisation)
 
-    Where the driver has no utilisation of processes (MIG, old cards), the whole card's counts for
-    each of them: an idle process may then count as busy, but never a busy one as idle.
-    """
-    percent = gpu.utilisation if process.utilisation is None else process.utilisation
-    return None if percent is None else percent > 0
+
+# Whether a process has used the card since the last sample, as each witness has it; None if that
+# one cannot tell.
+
+
+def _nvml_says(gpu: Gpu, process: ProcessSample, is_explained: bool) -> bool | None:
+    """Where NVML has use of the card that no process of its list explains, or does not list what
+    each has used (MIG, old cards), that counts for each of them: an idle process may then count as
+    busy, but never a busy one as idle."""
+    if _is_seen(process):
+        return True
+    card = [figure for figure in (gpu.utilisation, gpu.peak) if figure is not None]
+    if process.utilisation is None:
+        return max(card) > 0 if card else None
+    return not is_explained and max(card, default=0) > 0
+
+
+def _memory_says(process: ProcessSample, before: int | None) -> bool:
+    return None not in (before, process.memory_used) and process.memory_used != before
+
+
+def _cpu_says(process: ProcessSample, rest: float) -> bool | None:
+    return None if process.cpu is None else process.cpu > rest

@@ -20,12 +20,19 @@ NVIDIA_VENDOR_ID = "10de"
 @dataclass(frozen=True)
 class ProcessSample:
     """A process on a card. `memory_used` in bytes, `utilisation` in percent of the card since the
-    last sample; None if the driver does not report it. `cgroup` is its instance's."""
+    last sample; None if the driver does not report it. `cgroup` is its instance's.
+
+    `seen` if the driver's buffer has it using the card at a later time than at the last sample,
+    which a mean of less than 1 % does not show. `cpu` is the CPU time, in seconds, that it and the
+    processes below it have used since then; None if that is not known.
+    """
 
     pid: int
     memory_used: int | None
     utilisation: int | None
     cgroup: InstanceCgroup | None = None
+    seen: bool = False
+    cpu: float | None = None
 
 
 @dataclass(frozen=True)
@@ -33,8 +40,8 @@ class Gpu:
     """A card at one moment; None where it does not support the figure.
 
     `pci` as LXD and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
-    percent, `temperature` in degrees Celsius, power in watts. `problem` says why a card does not
-    answer.
+    percent, `peak` the highest that it was since the last sample, `temperature` in degrees Celsius,
+    power in watts. `problem` says why a card does not answer.
     """
 
     uuid: str
@@ -43,6 +50,7 @@ class Gpu:
     memory_total: int | None = None
     memory_used: int | None = None
     utilisation: int | None = None
+    peak: int | None = None
     temperature: int | None = None
     power: float | None = None
     power_limit: float | None = None

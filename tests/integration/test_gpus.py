@@ -738,14 +738,28 @@ def check_notices(client: Client, pod: str) -> None:
     client.post("/user/notices-read", id=0).refused(400, "malformed_parameter")
 
 
-def test_an_idle_lease_is_warned_of_and_released(bed: Bed) -> None:
+# A few milliseconds of work now and then, of which NVML shows nothing.
+LITTLE_TRAFFIC = """cat >/root/serve <<'EOF'
+import time
+while True:
+    time.sleep(0.3)
+    sum(range(100_000))
+EOF
+"""
+
+
+def test_an_idle_lease_is_warned_of_and_released_and_one_of_little_use_is_not(bed: Bed) -> None:
     bed.restart(idle={"after": 3, "grace": 3, "policy": "release"})
     busy, lazy = bed.client(), bed.client()
-    with pods((busy, "b"), gpus="none"), pods((lazy, "l"), image=IMAGE, gpus="none"):
+    with pods((busy, "b"), (lazy, "l"), image=IMAGE, gpus="none"):
         lazy.exec("l", "setsid script -qfc 'sleep 60' /root/screen </dev/null >/dev/null 2>&1 &")
-        with process_in(busy, "b") as working:
-            state = FakeNvml().holding(0, FakeProcess(working.pid, utilisation=5))
-            bed.driver.write(state)
+        busy.exec("b", LITTLE_TRAFFIC)
+        with (
+            process_in(busy, "b", "python3 /root/serve") as serving,
+            process_in(lazy, "l") as resting,
+        ):
+            state = FakeNvml().holding(0, FakeProcess(serving.pid))
+            bed.driver.write(state.holding(1, FakeProcess(resting.pid)))
             busy.post("/gpu/lease", ins="b", gpus="0,", hours=1).ok
             lazy.post("/gpu/lease", ins="l", gpus="1,", hours=1).ok
             wait_until(lambda: (busy.get("/host/gpus").ok[1]["idle"] or 0) > 2, "it to be idle")

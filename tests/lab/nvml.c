@@ -20,8 +20,12 @@
  *     power 61000              milliwatts, as the next
  *     limit 300000
  *     persistence 1
+ *     peak 40                  the highest of its last three samples; else all are as its utilisation
  *     no-process-utilisation
- *     process 4711 compute 1048576 40     pid, kind, bytes or "-", percent
+ *     new-process-utilisation  only the newer of the two calls for it works, as on Blackwell
+ *     process 4711 compute 1048576 40 1 0     pid, kind, bytes or "-", percent since the time that
+ *                              is asked for, percent in the whole buffer, and the time of its
+ *                              sample in the buffer (microseconds; 0: now)
  *
  * Layouts and return values are those of nvml.h, as NVIDIA's Python binding has them.
  */
@@ -76,6 +80,28 @@ typedef struct {
     unsigned smUtil, memUtil, encUtil, decUtil;
 } nvmlProcessUtilizationSample_t;
 
+typedef struct {
+    unsigned long long timeStamp;
+    unsigned pid, smUtil, memUtil, encUtil, decUtil, jpgUtil, ofaUtil;
+} nvmlProcessUtilizationInfo_v1_t;
+
+typedef struct {
+    unsigned version, processSamplesCount;
+    unsigned long long lastSeenTimeStamp;
+    nvmlProcessUtilizationInfo_v1_t *procUtilArray;
+} nvmlProcessesUtilizationInfo_v1_t;
+
+typedef struct {
+    unsigned long long timeStamp;
+    union {
+        double d;
+        unsigned ui;
+    } sampleValue;
+} nvmlSample_t;
+
+#define GPU_UTILIZATION_SAMPLES 1
+#define VALUE_TYPE_UNSIGNED_INT 1
+#define CARD_SAMPLES 3
 #define MAX_CARDS 16
 #define MAX_PROCESSES 512
 #define ABSENT (-1LL)
@@ -86,13 +112,14 @@ struct process {
     unsigned pid;
     char kind[16];
     long long memory;
-    unsigned utilisation;
+    unsigned utilisation, in_buffer;
+    unsigned long long sampled;
 };
 
 struct card {
     char uuid[80], pci[32], name[96];
-    int lost, no_process_utilisation;
-    long long minor, total, used, utilisation, temperature, power, limit, persistence;
+    int lost, no_process_utilisation, new_process_utilisation;
+    long long minor, total, used, utilisation, peak, temperature, power, limit, persistence;
     unsigned count;
     struct process processes[MAX_PROCESSES];
 };
@@ -122,7 +149,8 @@ static void read_process(struct card *card, const char *text)
         return;
     process = &card->processes[card->count++];
     memset(process, 0, sizeof *process);
-    sscanf(text, "%u %15s %31s %u", &process->pid, process->kind, memory, &process->utilisation);
+    sscanf(text, "%u %15s %31s %u %u %llu", &process->pid, process->kind, memory,
+           &process->utilisation, &process->in_buffer, &process->sampled);
     process->memory = number(memory);
 }
 
@@ -146,6 +174,8 @@ static void read_card_line(struct card *card, const char *word, const char *rest
         card->used = number(used);
     } else if (!strcmp(word, "utilisation"))
         card->utilisation = number(rest);
+    else if (!strcmp(word, "peak"))
+        card->peak = number(rest);
     else if (!strcmp(word, "temperature"))
         card->temperature = number(rest);
     else if (!strcmp(word, "power"))
@@ -156,6 +186,8 @@ static void read_card_line(struct card *card, const char *word, const char *rest
         card->persistence = number(rest);
     else if (!strcmp(word, "no-process-utilisation"))
         card->no_process_utilisation = 1;
+    else if (!strcmp(word, "new-process-utilisation"))
+        card->new_process_utilisation = 1;
     else if (!strcmp(word, "process"))
         read_process(card, rest);
 }
@@ -166,7 +198,7 @@ static struct card *new_card(void)
 
     memset(card, 0, offsetof(struct card, processes));
     card->minor = card->total = card->used = card->utilisation = card->temperature = ABSENT;
-    card->power = card->limit = card->persistence = ABSENT;
+    card->peak = card->power = card->limit = card->persistence = ABSENT;
     return card;
 }
 
@@ -473,23 +505,44 @@ nvmlReturn_t nvmlDeviceGetMPSComputeRunningProcesses_v3(void *device, unsigned *
     return list(device, "mps", count, infos);
 }
 
+/* The time of the last measurement. */
+static unsigned long long last_tick(void)
+{
+    struct timeval clock;
+    unsigned long long now;
+
+    gettimeofday(&clock, NULL);
+    now = (unsigned long long)clock.tv_sec * 1000000 + (unsigned long long)clock.tv_usec;
+    return now - now % TICK_MICROSECONDS;
+}
+
+static unsigned long long sampled(const struct process *process)
+{
+    return process->sampled ? process->sampled : last_tick();
+}
+
+/* How many samples are newer than that. */
+static unsigned newer(const struct card *card, unsigned long long since)
+{
+    unsigned found = 0;
+
+    for (unsigned i = 0; i < card->count; i++)
+        found += sampled(&card->processes[i]) > since;
+    return found;
+}
+
 nvmlReturn_t nvmlDeviceGetProcessUtilization(void *device, nvmlProcessUtilizationSample_t *samples,
                                              unsigned *count, unsigned long long since)
 {
     const struct card *card;
     nvmlReturn_t result = find(device, &card);
     unsigned found = 0;
-    unsigned long long now;
-    struct timeval clock;
 
     if (result != SUCCESS)
         return result;
-    if (card->no_process_utilisation)
+    if (card->no_process_utilisation || card->new_process_utilisation)
         return NOT_SUPPORTED;
-    gettimeofday(&clock, NULL);
-    now = (unsigned long long)clock.tv_sec * 1000000 + (unsigned long long)clock.tv_usec;
-    now -= now % TICK_MICROSECONDS;
-    if (card->count == 0 || now <= since)
+    if (!newer(card, since))
         return NOT_FOUND;
     /* And one more: the driver gives old slots of its buffer, too. */
     if (!samples || *count < card->count + 1) {
@@ -497,13 +550,87 @@ nvmlReturn_t nvmlDeviceGetProcessUtilization(void *device, nvmlProcessUtilizatio
         return INSUFFICIENT_SIZE;
     }
     memset(samples, 0, *count * sizeof *samples);
-    for (; found < card->count; found++) {
-        samples[found].pid = card->processes[found].pid;
-        samples[found].timeStamp = now;
-        samples[found].smUtil = card->processes[found].utilisation;
+    for (unsigned i = 0; i < card->count; i++) {
+        const struct process *process = &card->processes[i];
+
+        if (sampled(process) <= since)
+            continue;
+        samples[found].pid = process->pid;
+        samples[found].timeStamp = sampled(process);
+        samples[found++].smUtil = since ? process->utilisation : process->in_buffer;
     }
     samples[found].pid = card->processes[0].pid;
     samples[found].smUtil = 100;
     *count = found + 1;
+    return SUCCESS;
+}
+
+nvmlReturn_t nvmlDeviceGetProcessesUtilizationInfo(void *device,
+                                                   nvmlProcessesUtilizationInfo_v1_t *info)
+{
+    const struct card *card;
+    nvmlReturn_t result = find(device, &card);
+    unsigned found = 0;
+
+    if (result != SUCCESS)
+        return result;
+    if (info->version != (sizeof *info | 1 << 24))
+        return INVALID_ARGUMENT;
+    if (card->no_process_utilisation)
+        return NOT_SUPPORTED;
+    if (!newer(card, info->lastSeenTimeStamp))
+        return NOT_FOUND;
+    if (!info->procUtilArray || info->processSamplesCount < card->count) {
+        info->processSamplesCount = card->count;
+        return INSUFFICIENT_SIZE;
+    }
+    for (unsigned i = 0; i < card->count; i++) {
+        const struct process *process = &card->processes[i];
+        nvmlProcessUtilizationInfo_v1_t *sample = &info->procUtilArray[found];
+
+        if (sampled(process) <= info->lastSeenTimeStamp)
+            continue;
+        memset(sample, 0, sizeof *sample);
+        sample->pid = process->pid;
+        sample->timeStamp = sampled(process);
+        sample->smUtil = info->lastSeenTimeStamp ? process->utilisation : process->in_buffer;
+        found++;
+    }
+    info->processSamplesCount = found;
+    return SUCCESS;
+}
+
+/* The card's own, of the last three measurements; the peak is the middle one. */
+nvmlReturn_t nvmlDeviceGetSamples(void *device, int type, unsigned long long since, int *value_type,
+                                  unsigned *count, nvmlSample_t *samples)
+{
+    const struct card *card;
+    nvmlReturn_t result = find(device, &card);
+    unsigned long long tick = last_tick();
+    unsigned found = 0;
+
+    if (result != SUCCESS)
+        return result;
+    if (type != GPU_UTILIZATION_SAMPLES || card->utilisation == ABSENT)
+        return NOT_SUPPORTED;
+    if (tick <= since)
+        return NOT_FOUND;
+    *value_type = VALUE_TYPE_UNSIGNED_INT;
+    if (!samples) {
+        *count = CARD_SAMPLES;
+        return SUCCESS;
+    }
+    for (unsigned back = CARD_SAMPLES; back-- > 0 && found < *count;) {
+        nvmlSample_t *sample = &samples[found];
+
+        memset(sample, 0, sizeof *sample);
+        sample->timeStamp = tick - back * TICK_MICROSECONDS;
+        if (sample->timeStamp <= since)
+            continue;
+        sample->sampleValue.ui =
+            (unsigned)(back == 1 && card->peak != ABSENT ? card->peak : card->utilisation);
+        found++;
+    }
+    *count = found;
     return SUCCESS;
 }

@@ -25,21 +25,29 @@ GIB = 1024**3
 @dataclass(frozen=True)
 class FakeProcess:
     """A process on a card; `kind` is compute, graphics or mps. Memory in bytes, None where the
-    driver does not tell; `utilisation` in percent of the card."""
+    driver does not tell; `utilisation` in percent of the card since the time that is asked for,
+    `in_buffer` in the driver's whole buffer (the same, if None), where its sample is of the time
+    `sampled` in microseconds, or always of now."""
 
     pid: int
     memory: int | None = 2 * GIB
     utilisation: int = 0
     kind: str = "compute"
+    in_buffer: int | None = None
+    sampled: int = 0
 
     def line(self) -> str:
-        return f"process {self.pid} {self.kind} {_figure(self.memory)} {self.utilisation}"
+        in_buffer = self.utilisation if self.in_buffer is None else self.in_buffer
+        figures = f"{_figure(self.memory)} {self.utilisation} {in_buffer} {self.sampled}"
+        return f"process {self.pid} {self.kind} {figures}"
 
 
 @dataclass(frozen=True)
 class FakeGpu:
     """A card; None for a figure that it does not support. Memory in bytes, `utilisation` in
-    percent, power in watts. A `lost` one has fallen off the bus."""
+    percent, power in watts; `peak` is the highest of its last samples (None: `utilisation`). A
+    `lost` one has fallen off the bus, and of a `blackwell` one the older call does not tell what
+    its processes use."""
 
     uuid: str
     pci: str
@@ -48,11 +56,13 @@ class FakeGpu:
     memory_total: int | None = 80 * GIB
     memory_used: int | None = 0
     utilisation: int | None = 0
+    peak: int | None = None
     temperature: int | None = 35
     power: float | None = 61.5
     power_limit: float | None = 300.0
     persistence: bool | None = True
     process_utilisation: bool = True
+    blackwell: bool = False
     lost: bool = False
     processes: tuple[FakeProcess, ...] = ()
 
@@ -64,12 +74,15 @@ class FakeGpu:
         yield f"name {self.name}"
         yield f"memory {_figure(self.memory_total)} {_figure(self.memory_used)}"
         yield f"utilisation {_figure(self.utilisation)}"
+        yield f"peak {_figure(self.peak)}"
         yield f"temperature {_figure(self.temperature)}"
         yield f"power {_figure(self.power, 1000)}"
         yield f"limit {_figure(self.power_limit, 1000)}"
         yield f"persistence {_figure(self.persistence)}"
         if not self.process_utilisation:
             yield "no-process-utilisation"
+        if self.blackwell:
+            yield "new-process-utilisation"
         if self.lost:
             yield "lost"
         for process in self.processes:

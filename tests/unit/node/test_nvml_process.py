@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -26,6 +27,7 @@ OTHER_DRIVER = "550.54.15"
 NOT_SUPPORTED = dict.fromkeys(
     ("memory_total", "memory_used", "utilisation", "temperature", "power", "power_limit")
 )
+FUTURE = 2**52  # Microseconds since 1970: in a hundred years.
 
 
 @pytest.fixture
@@ -81,6 +83,7 @@ def test_the_cards(driver: FakeDriver) -> None:
             memory_total=80 * GIB,
             memory_used=0,
             utilisation=0,
+            peak=0,
             temperature=35,
             power=61.5,
             power_limit=300.0,
@@ -110,12 +113,17 @@ def test_who_is_on_a_card(driver: FakeDriver) -> None:
     )
     first, second = sample().gpus
     assert first.processes == ()
-    assert second.processes == (
+    assert as_nvml_says(second) == (
         ProcessSample(10, 2 * GIB, 0),
         ProcessSample(20, None, 0),
-        ProcessSample(30, GIB, 5),
-        ProcessSample(40, 3 * GIB, 90),
+        ProcessSample(30, GIB, 5, seen=True),
+        ProcessSample(40, 3 * GIB, 90, seen=True),
     )
+
+
+def as_nvml_says(gpu: Gpu) -> tuple[ProcessSample, ...]:
+    """Without what this machine says of the pids."""
+    return tuple(dataclasses.replace(process, cgroup=None, cpu=None) for process in gpu.processes)
 
 
 def test_what_a_card_does_not_support_is_none(driver: FakeDriver) -> None:
@@ -123,7 +131,7 @@ def test_what_a_card_does_not_support_is_none(driver: FakeDriver) -> None:
     driver.write(state.holding(0, FakeProcess(7)))
     gpu = sample().gpus[0]
     assert {name: getattr(gpu, name) for name in NOT_SUPPORTED} == NOT_SUPPORTED
-    assert gpu.processes == (ProcessSample(7, 2 * GIB, None),)
+    assert as_nvml_says(gpu) == (ProcessSample(7, 2 * GIB, None),)
     assert gpu.problem is None
 
 
@@ -142,7 +150,10 @@ def test_a_lost_card_keeps_its_name_and_harms_no_other(driver: FakeDriver) -> No
         lost, well = after.gpus
         card = before.gpus[0]
         assert lost == Gpu(card.uuid, card.pci, card.name, problem="GPU is lost")
-        assert well == before.gpus[1]
+        assert (well.uuid, as_nvml_says(well)) == (
+            before.gpus[1].uuid,
+            as_nvml_says(before.gpus[1]),
+        )
     driver.write(FakeNvml().with_gpu(0, lost=True))
     assert sample().gpus[0] == Gpu("", "", "", problem="GPU is lost")
 
@@ -161,6 +172,71 @@ def take(said: Iterator[Sample | Failure], count: int) -> Iterator[Sample]:
         found = next(said)
         assert isinstance(found, Sample)
         yield found
+
+
+def test_a_use_of_less_than_a_percent_is_in_the_whole_buffer_at_its_time(
+    driver: FakeDriver,
+) -> None:
+    again = FakeProcess(7, utilisation=0, in_buffer=1)
+    once = dataclasses.replace(again, pid=8, sampled=1_700_000_000_000_000)
+    # By a clock that is then set back.
+    back = dataclasses.replace(again, pid=9, sampled=FUTURE)
+    resting = FakeProcess(6)
+    driver.write(FakeNvml().holding(0, resting, again, once, back))
+    with sampler() as said:
+        (first,) = take(said, 1)
+        driver.write(
+            FakeNvml().holding(0, resting, again, once, dataclasses.replace(back, sampled=0))
+        )
+        later = list(take(said, 2))
+    assert [process.seen for process in first.gpus[0].processes] == [False] + [True] * 3
+    assert {
+        process.pid for item in later for process in item.gpus[0].processes if process.seen
+    } == {
+        7,
+        9,
+    }
+    assert [process.utilisation for process in later[-1].gpus[0].processes] == [0] * 4
+
+
+def test_the_highest_of_the_cards_own_samples_counts_until_the_next_look(
+    driver: FakeDriver,
+) -> None:
+    driver.write(FakeNvml().with_gpu(0, peak=7))
+    with sampler() as said:
+        (first,) = take(said, 1)
+        assert (first.gpus[0].utilisation, first.gpus[0].peak) == (0, 7)
+        driver.write(FakeNvml())
+        assert [item.gpus[0].peak for item in take(said, 2)][-1] == 0
+
+
+def test_a_card_that_has_the_newer_call_alone(driver: FakeDriver) -> None:
+    state = FakeNvml().with_gpu(0, blackwell=True)
+    driver.write(state.holding(0, FakeProcess(7, utilisation=0), FakeProcess(9, utilisation=4)))
+    assert as_nvml_says(sample().gpus[0]) == (
+        ProcessSample(7, 2 * GIB, 0),
+        ProcessSample(9, 2 * GIB, 4, seen=True),
+    )
+
+
+def test_cpu_time_is_that_of_a_process_and_of_all_below_it(driver: FakeDriver) -> None:
+    worker = "while :; do :; done"
+    with (
+        subprocess.Popen(["sh", "-c", f"({worker}) & wait"], start_new_session=True) as loading,
+        subprocess.Popen(["sleep", "60"]) as resting,
+    ):
+        pids = (loading.pid, resting.pid, 2**22 + 1)
+        driver.write(FakeNvml().holding(0, *map(FakeProcess, pids)))
+        try:
+            with sampler() as said:
+                cpu = {item.pid: item.cpu for item in list(take(said, 2))[-1].gpus[0].processes}
+        finally:
+            os.killpg(loading.pid, signal.SIGKILL)
+            resting.kill()
+    used = cpu[loading.pid]
+    assert used is not None
+    assert used > 0.01
+    assert (cpu[resting.pid], cpu[2**22 + 1]) == (0.0, None)
 
 
 def test_many_cards_and_processes(driver: FakeDriver) -> None:
