@@ -23,6 +23,10 @@ class Notice:
 
 
 class Tell(Protocol):
-    """Tells a member, or the admins if `account` is None; never waits and never fails."""
+    """Tells a member, or the admins if `account` is None; never waits and never fails.
+
+    Text without pids and times is the same text when it is told again, and is then counted: else
+    a pod that causes many notices pushes all others out.
+    """
 
     def __call__(self, account: str | None, text: str, *, pod: str = "") -> None: ...
