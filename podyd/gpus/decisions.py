@@ -122,9 +122,9 @@ class View:
         cards = ", ".join(f"GPU {card.index} ({card.pci})" for card in in_order(self.frozen))
         pod = min(self.unknown)
         return Unavailable(
-            f"Neither LXD nor NVML tells the UUID of {cards}, and it may be that of"
+            f"Neither LXD nor NVML reports the UUID of {cards}, and it may be that of"
             f" {min(self.unknown[pod])}, which {pod} has leased, chosen or waits for; until it is"
-            " told, such a GPU stays where it is.",
+            " known, such a GPU stays where it is.",
             advice="Tell your admin, who sees with 'podyd doctor' what is wrong.",
             code="gpus_unknown",
         )
@@ -397,7 +397,7 @@ class View:
         """The other pods that use a card now, or to which the admin has given it."""
         if self.users is None:
             raise Unavailable(
-                f"Nobody can tell at present who uses the GPUs: {self.problem}.", code="nvml_failed"
+                f"It is not known now who uses the GPUs: {self.problem}.", code="nvml_failed"
             )
         names = self.users.get(card, frozenset())
         return [
@@ -436,7 +436,7 @@ class View:
                     sentences.append(f"GPU {card.index} is in use by {pod.name} of {pod.owner}")
         waiting = len(list(before))
         if waiting:
-            sentences.append(f"{waiting} in line before you, see /gpu/line")
+            sentences.append(f"{waiting} in the queue before you, see /gpu/line")
         advice = "/gpu/queue waits for a turn." if to_lease else ""
         detail = "; ".join(sentences) or "The GPUs that you share are in use by others"
         return Conflict(f"{detail}.", advice=advice, code="gpu_held", holders=holders)

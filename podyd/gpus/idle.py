@@ -68,7 +68,7 @@ class IdleLeases:
                 try:
                     await self._look(policy)
                 except PodydError as error:
-                    problem = error.detail
+                    problem = str(error)
                 if problem and problem != self._problem:
                     log.warning("leases are not checked for idle GPUs at present: %s", problem)
                 self._problem = problem

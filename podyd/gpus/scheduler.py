@@ -415,7 +415,7 @@ class Scheduler:
             if other.pod.name == entry.pod.name:
                 raise Conflict(
                     f"Pod {entry.pod.ins!r} waits for other GPUs already.",
-                    advice="/gpu/release with gpus=none leaves the line.",
+                    advice="/gpu/release with gpus=none leaves the queue.",
                     code="already_waiting",
                 )
         await self._write(view, entry.pod, view.due(entry.pod), {WAITING: entry_value(entry)})
@@ -428,7 +428,7 @@ class Scheduler:
         for card in () if force else in_order(cards):
             if view.users is None or card in view.troubled:
                 raise Unavailable(
-                    "Nobody can tell at present whether the pod uses the GPU:"
+                    "It is not known now whether the pod uses the GPU:"
                     f" {view.troubled.get(card, view.problem)}.",
                     advice="With force=1 it is taken away anyway.",
                     code="nvml_failed",
@@ -454,7 +454,7 @@ class Scheduler:
             try:
                 delay = await self._reconcile(problems)
             except PodydError as error:
-                problems[""] = error.detail
+                problems[""] = str(error)
             for name, problem in problems.items():
                 if problem != self._problems.get(name):
                     log.warning("%s: GPUs cannot be shared out now: %s", name or "LXD", problem)
@@ -481,7 +481,7 @@ class Scheduler:
             async with self._lock:
                 view, moment = await self._look(), now()
                 if view.frozen:
-                    problems["some cards"] = view.undecided().detail
+                    problems["some cards"] = str(view.undecided())
                 if not await self._step(view, moment, tried, problems):
                     self._activity.forget({pod.name for pod in view.pods})
                     return _until_next(view, moment)
@@ -616,7 +616,7 @@ def _noted(pod: Pod, problems: dict[str, str]) -> Iterator[None]:
     try:
         yield
     except PodydError as error:
-        problems[pod.name] = error.detail
+        problems[pod.name] = str(error)
 
 
 def _troubled(cards: Iterable[Card], sample: Sample) -> dict[Card, str]:

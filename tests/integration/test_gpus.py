@@ -446,7 +446,7 @@ def test_who_has_a_card_does_not_keep_it_from_the_line(bed: Bed) -> None:
         assert [item["until"] for item in again] == [item["until"] for item in first]
         assert bob.post("/gpu/queue", ins="b", gpus="0,", hours=1).ok["place"] == 1
         body = alice.post("/gpu/lease", ins="a", gpus="0,", hours=9).refused(409, "gpu_held")
-        assert "1 in line before you" in body["detail"]
+        assert "1 in the queue before you" in body["detail"]
         alice.post("/gpu/lease", ins="a", gpus="1,", hours=9).ok
         # Who has one and waits for another keeps both when the first is prolonged.
         alice.post("/gpu/release", ins="a", gpus="1,").ok

@@ -112,7 +112,7 @@ def test_those_before_are_not_passed_over() -> None:
     waiting = entry(B, "1", 1)
     found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(waiting, entry(C, "1", 2)))
     assert len(found.grantable(waiting)) == 1
-    with pytest.raises(Conflict, match="1 in line before you"):
+    with pytest.raises(Conflict, match="1 in the queue before you"):
         found.grantable(entry(C, "1", 2))
     # Who waits for one card keeps nobody from another.
     found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
@@ -129,7 +129,7 @@ def test_who_waits_for_more_than_there_is_holds_nobody_up() -> None:
 
 def test_a_holder_does_not_prolong_past_the_line() -> None:
     found = view(A, B, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
-    with pytest.raises(Conflict, match="in line before you"):
+    with pytest.raises(Conflict, match="in the queue before you"):
         found.grantable(entry(A, "0,", 2))
     assert indices(view(A, B, leases=(lease(A, CARDS[0]),)).grantable(entry(A, "0,", 2))) == [0]
 
