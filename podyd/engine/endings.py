@@ -111,7 +111,7 @@ class Endings:
         by_instance: dict[str, list[_Due]] = {}
         for due in list(self._due.values()):
             if time.time() - due.since > KEPT_SECONDS or due.tries > MAX_TRIES:
-                log.warning("%s: a clean-up is given up", due.ending.instance)
+                log.warning("%s: a clean-up is abandoned", due.ending.instance)
                 self._drop(due)
             else:
                 by_instance.setdefault(due.ending.instance, []).append(due)

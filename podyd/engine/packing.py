@@ -180,7 +180,7 @@ def _directory(path: Path | str, within: int | None = None) -> Iterator[int]:
     descriptor = os.open(path, flags, dir_fd=within)
     try:
         if os.fstat(descriptor).st_uid != os.geteuid():
-            raise PermissionError(f"{path} is somebody else's")
+            raise PermissionError(f"{path} belongs to another account")
         yield descriptor
     finally:
         os.close(descriptor)

@@ -109,15 +109,15 @@ def about_addresses(bridges: Sequence[Bridge]) -> Iterator[Remark]:
             network = free_network()
             address = f"{next(network.hosts())}/{network.prefixlen}"
             yield error(
-                f"Bridge {bridge.name} has no IPv4 address, so pods have none either: no port leads"
-                " into them, and they reach nothing.",
+                f"Bridge {bridge.name} has no IPv4 address, so pods have none either: no port is"
+                " forwarded to them, and they have no network.",
                 f"lxc network set {bridge.name} ipv4.address={address} ipv4.nat=true, and restart"
                 " the pods",
             )
         elif not bridge.has_dhcp:
             yield error(
                 f"Bridge {bridge.name} gives pods no IPv4 addresses (ipv4.dhcp=false): no port"
-                " leads into them, and they reach nothing.",
+                " is forwarded to them, and they have no network.",
                 f"lxc network unset {bridge.name} ipv4.dhcp, and restart the pods",
             )
     yield ok("Pods get IPv4 addresses.")
