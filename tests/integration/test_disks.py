@@ -1,6 +1,7 @@
 """The disks of pods: how large they may become, and what is said of them.
 
-The image needs some 280 MiB. All sizes here are small: the pool is everybody's.
+The image needs some 280 MiB, on ZFS, which packs it, 142. All sizes here are small: the pool is
+everybody's.
 """
 
 from __future__ import annotations
@@ -64,15 +65,15 @@ def test_a_limit_holds_and_is_shown(limited: Client, node: Node) -> None:
 
 
 def test_it_grows_and_shrinks_while_the_pod_runs(limited: Client) -> None:
-    assert limited.post("/pod/limits", ins="main", disk="500MiB").ok["disk_limit"] == 500 * MIB
-    assert write(limited, "main", 150)
+    assert limited.post("/pod/limits", ins="main", disk="600MiB").ok["disk_limit"] == 600 * MIB
+    assert write(limited, "main", 280)
     body = limited.post("/pod/limits", ins="main", disk="400MiB").refused(409, "disk_in_use")
     assert body["asked"] == 400 * MIB
     assert body["used"] > 400 * MIB
-    assert disk_of(limited, "main")[1] == 500 * MIB
+    assert disk_of(limited, "main")[1] == 600 * MIB
     limited.exec("main", "rm /big; sync -f /")
     assert limited.post("/pod/limits", ins="main", disk="400MiB").ok["disk_limit"] == 400 * MIB
-    assert not write(limited, "main", 150)
+    assert not write(limited, "main", 280)
     limited.exec("main", "rm -f /big; sync -f /")
 
 
@@ -131,8 +132,10 @@ def test_prometheus_is_told(limited: Client, node: Node, thin: Pool) -> None:
         lambda: bool(figure(scrape(nobody), "podyd_pod_disk_used_bytes", **labels)), "the figure"
     )
     found = scrape(nobody)
-    assert figure(found, "podyd_pool_bytes", pool=thin.name) == 3 * 1024 * MIB
-    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=thin.name) or 0) < 3 * 1024 * MIB
+    whole = figure(found, "podyd_pool_bytes", pool=thin.name)
+    # ZFS keeps some for itself.
+    assert 2.5 * 1024 * MIB < (whole or 0) <= 3 * 1024 * MIB
+    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=thin.name) or 0) < (whole or 0)
 
 
 @pytest.fixture(scope="module")

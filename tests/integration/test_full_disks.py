@@ -184,12 +184,12 @@ def test_a_full_pod_is_an_image_and_a_copy(client: Client, ins: str) -> None:
 
 
 def test_an_image_that_does_not_fit(client: Client, thin: Pool, ins: str) -> None:
-    answer = client.post("/pod/create", ins=ins, image=IMAGE, disk="200MiB")
+    answer = client.post("/pod/create", ins=ins, image=IMAGE, disk="100MiB")
     if answer.status == 200 and thin.has_lost_count():
         client.post("/pod/delete", ins=ins).ok
         thin.count_anew()
-        answer = client.post("/pod/create", ins=ins, image=IMAGE, disk="200MiB")
-    assert answer.refused(409, "disk_full")["limit"] == 200 * MIB
+        answer = client.post("/pod/create", ins=ins, image=IMAGE, disk="100MiB")
+    assert answer.refused(409, "disk_full")["limit"] == 100 * MIB
     assert ins not in client.get("/pod/list").ok
 
 
