@@ -243,6 +243,8 @@ class Enforcer:
             return self.enforce().problem
         found: dict[Path, Payload] = {}
         for path in made:
+            if self.hierarchy and path.parent != self.hierarchy.root and not is_place(path.parent):
+                continue  # It has been given to somebody since.
             payload = payload_at(path, self._project)
             if payload is not None:
                 found[path] = payload

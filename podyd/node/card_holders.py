@@ -287,9 +287,13 @@ def payload_of(
     pid: int, hierarchy: Hierarchy, payloads: frozenset[Path], proc: Path = Path("/proc")
 ) -> Path | None:
     """Which of these cgroups a process is in, or in one below it."""
+    own = f"{proc}/{pid}"
     try:
-        with open(f"{proc}/{pid}/cgroup", errors="replace") as file:  # noqa: PTH123 - of hundreds
-            path = hierarchy.path_in(file.read())
+        path = _cgroup_of(own, hierarchy)
+        if path == "/":
+            # Where cgroup v1 has what has ended, as a first thread may have before others.
+            threads = (name for name in _names(Path(own, "task")) if name != str(pid))
+            path = next((_cgroup_of(f"{own}/task/{name}", hierarchy) for name in threads), path)
     except OSError:
         return None
     if path is None or "/lxc.payload." not in path:
@@ -297,3 +301,8 @@ def payload_of(
     top, _, rest = path.partition("/lxc.payload.")
     at = Path(f"{hierarchy.root}{top}", f"lxc.payload.{rest.partition('/')[0]}")
     return at if at in payloads else None
+
+
+def _cgroup_of(task: str, hierarchy: Hierarchy) -> str | None:
+    with open(f"{task}/cgroup", errors="replace") as file:  # noqa: PTH123 - of hundreds
+        return hierarchy.path_in(file.read())
