@@ -391,7 +391,7 @@ def test_the_log_of_a_frozen_pod_is_not_its_console(node: Node, own_pod: Client)
     try:
         own_pod.sees("p", status="frozen")
         body = own_pod.get("/pod/logs", ins="p").refused(409, "pod_not_running")
-        assert (body["status"], body["advice"]) == ("frozen", "Let it go on with /pod/start.")
+        assert (body["status"], body["advice"]) == ("frozen", "Resume it with /pod/start.")
         pody = as_user(own_pod)
         for words in ((), ("-f",)):
             said = pody("logs", "p", *words)
@@ -502,7 +502,7 @@ def test_cp_standard_input_and_output(pody: Pody, pod: str) -> None:
         (["/etc/hostname", "{pod}:/no/where/x"], "no directory '/no/where'"),
         (["/etc/hostname", "/etc/passwd", "{pod}:/root/x"], "Several"),
         (["-", "{pod}:/root"], "no name"),
-        (["only"], "from where"),
+        (["only"], "a source and a target"),
     ],
 )
 def test_cp_says_what_is_wrong(pody: Pody, pod: str, words: list[str], said: str) -> None:

@@ -452,7 +452,7 @@ def test_who_has_a_card_does_not_keep_it_from_the_line(bed: Bed) -> None:
         alice.post("/gpu/release", ins="a", gpus="1,").ok
         bob.post("/gpu/lease", ins="b", gpus="1,", hours=1).ok
         assert [item["owner"] for item in bob.get("/gpu/line").ok] == [bob.user]
-        assert "left the line" in bob.post("/gpu/release", ins="b", gpus="none").ok["log"]
+        assert "left the queue" in bob.post("/gpu/release", ins="b", gpus="none").ok["log"]
         assert bob.get("/gpu/line").ok == []
         assert cards_in(bob, "b") == [1]
 

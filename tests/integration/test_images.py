@@ -281,7 +281,7 @@ def test_ctrl_c_cancels_a_commit(node: Node, own: Client) -> None:
     with as_user(own).at_terminal("commit", "main", "torch") as terminal:
         terminal.wait_for("packing")
         terminal.type("\3")
-        terminal.wait_for("leaves at once")
+        terminal.wait_for("ends pody at once")
         terminal.type("\3")
         assert terminal.end() == 130
         assert "is left" not in terminal.text

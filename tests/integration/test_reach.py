@@ -222,7 +222,7 @@ def test_what_is_refused_is_said_once_and_it_goes_on(laptop: Laptop, pod: str) -
         _, said = process.communicate(timeout=10)
         assert process.returncode == 130
     assert said.decode().splitlines() == [
-        "Ctrl-C ends it.",
+        "Ctrl-C ends this.",
         f"pody: Nothing listens on port 4003 in pod {pod}.",
     ]
     wait_until(lambda: not relays(), "the relays to end")
