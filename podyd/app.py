@@ -34,12 +34,17 @@ from podyd.engine.lxd import lxd_engine
 from podyd.engine.rest import Credentials, LxdClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.room import HostRoom
+from podyd.gpus.access import Access
 from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import Attribution
+from podyd.gpus.ending import Ender
 from podyd.gpus.idle import IdleLeases
 from podyd.gpus.inventory import Identities, Inventory
+from podyd.gpus.presence import Presences
 from podyd.gpus.report import Report
 from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.terminals import Terminals
+from podyd.gpus.watch import Watch
 from podyd.network.locations import Locations
 from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
@@ -64,7 +69,7 @@ from podyd.pods.logs import Logs
 from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
 from podyd.pods.planner import Planner
-from podyd.pods.power import Power
+from podyd.pods.power import STOP_TIMEOUT, Power
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
 from podyd.store.cards import CardStore
@@ -111,7 +116,9 @@ class Gpus:
     activity: Activity
     identities: Identities
     inventory: Inventory
+    access: Access
     scheduler: Scheduler
+    watch: Watch
     idle: IdleLeases
 
 
@@ -161,7 +168,9 @@ class App:
         keep(usage.follow_gpus, "counting GPU time")
         keep(usage.follow_cpu, "counting CPU time")
         keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
+        keep(gpus.access.run, "telling the kernel who may open which GPU")
         keep(gpus.scheduler.run, "sharing GPUs out")
+        keep(gpus.watch.run, "watching GPUs")
         keep(self.backends.endings.run, "ending commands that are left over")
         keep(gpus.idle.run, "looking for idle GPUs")
         keep(pods.snapshots.run, "writing settings back after restores")
@@ -255,22 +264,60 @@ def _gpus(backends: Backends, notices: Notices) -> Gpus:
     activity = Activity(attribution, rest=lambda: settings.current.idle.rest)
     identities = Identities(CardStore(backends.database))
     inventory = Inventory(engine.server, node.samples, identities)
+    access = Access(node.card_accesses, aliases=lambda: cgroups.names)
     scheduler = Scheduler(
         instances=engine.instances,
         profiles=engine.profiles,
         inventory=inventory,
         samples=node.samples,
         activity=activity,
+        access=access,
+        settings=settings,
+    )
+    cgroups.subscribe(scheduler.poke)
+    terminals = Terminals(backends.executor)
+    watch = Watch(
+        access=access,
+        attribution=attribution,
+        presences=Presences(
+            access=access,
+            attribution=attribution,
+            activity=activity,
+            samples=node.samples,
+            processes=node.processes,
+        ),
+        ender=Ender(
+            access=access,
+            processes=node.processes,
+            executor=backends.executor,
+            stop=partial(
+                engine.instances.set_status, action="stop", timeout=STOP_TIMEOUT, force=True
+            ),
+        ),
+        terminals=terminals,
+        notify=notices.tell,
+        withdrawn=scheduler.withdrawn,
+        tasks=backends.background,
         settings=settings,
     )
     idle = IdleLeases(
         scheduler=scheduler,
         activity=activity,
-        executor=backends.executor,
+        terminals=terminals,
         notify=notices.tell,
         settings=settings,
     )
-    return Gpus(cgroups, attribution, activity, identities, inventory, scheduler, idle)
+    return Gpus(
+        cgroups=cgroups,
+        attribution=attribution,
+        activity=activity,
+        identities=identities,
+        inventory=inventory,
+        access=access,
+        scheduler=scheduler,
+        watch=watch,
+        idle=idle,
+    )
 
 
 def _disks(backends: Backends) -> Disks:
@@ -297,6 +344,7 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         disks=disks,
         samples=backends.node.samples,
         activity=gpus.activity,
+        watch=gpus.watch,
     )
     return Accounting(usage, metrics)
 
@@ -409,12 +457,13 @@ def _application(
         activity=gpus.activity,
         attribution=gpus.attribution,
         scheduler=gpus.scheduler,
+        watch=gpus.watch,
     )
     calls = bound(
         MetaRoutes(metrics=accounting.metrics),
         UserRoutes(logins=people.logins, notices=people.notices),
         pods.routes,
-        GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler),
+        GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler, watch=gpus.watch),
         ImageRoutes(images=pods.images),
         HostRoutes(report=report),
         StatRoutes(usage=accounting.usage),

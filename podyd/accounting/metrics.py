@@ -7,7 +7,7 @@ from collections import Counter as Tally
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from podyd import __version__
 from podyd.base.errors import PodydError
@@ -17,6 +17,7 @@ from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import View
 from podyd.gpus.inventory import Card, cards_in
 from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.watch import Watch
 from podyd.node.interface import Samples
 from podyd.node.samples import Gpu
 from podyd.pods.disks import Disks, limit_of
@@ -30,12 +31,19 @@ class Metrics:
     """All of podyd's metrics; `text` is the answer of /metrics."""
 
     def __init__(
-        self, *, scheduler: Scheduler, disks: Disks, samples: Samples, activity: Activity
+        self,
+        *,
+        scheduler: Scheduler,
+        disks: Disks,
+        samples: Samples,
+        activity: Activity,
+        watch: Watch,
     ) -> None:
         self._scheduler = scheduler
         self._disks = disks
         self._samples = samples
         self._activity = activity
+        self._watch = watch
         self._registry = CollectorRegistry()
         self._requests = Counter(
             "podyd_requests",
@@ -98,6 +106,15 @@ class Metrics:
             yield GaugeMetricFamily(
                 "podyd_nvml_sample_age_seconds", "The age of NVML's last sample.", value=sample.age
             )
+
+        intruders = CounterMetricFamily(
+            "podyd_gpu_intruders",
+            "Processes on GPUs that their pods did not have: seen there, and gone after a signal.",
+            labels=("what",),
+        )
+        intruders.add_metric(("seen",), self._watch.seen)
+        intruders.add_metric(("ended",), self._watch.ended)
+        yield intruders
 
     def _of(self, view: View | None) -> Iterator[Metric]:
         if view is None:

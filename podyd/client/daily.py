@@ -233,7 +233,12 @@ def _ps(options: argparse.Namespace) -> None:
 
 
 def _cards(answer: Answer) -> list[Row]:
-    return [{**card, "pods": [holder["pod"] for holder in card["pods"]]} for card in answer.data]
+    return [{**card, "pods": [_holder(holder) for holder in card["pods"]]} for card in answer.data]
+
+
+def _holder(holder: Row) -> str:
+    # Older servers only name those that have it.
+    return f"{holder['pod']}{'' if holder.get('attached', True) else ' (still on it)'}"
 
 
 def _processes(answer: Answer) -> list[Row]:

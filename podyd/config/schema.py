@@ -17,6 +17,7 @@ from podyd.config.values import (
     parse_days,
     parse_duration,
     parse_endpoint,
+    parse_grace,
     parse_hours,
     parse_interval,
     parse_listen,
@@ -154,10 +155,23 @@ class PodsConfig:
 
 @dataclass(frozen=True)
 class LeaseConfig:
-    """How long, in hours, and how many cards a member may lease exclusively; -1 is no limit."""
+    """How long, in hours, and how many cards a member may lease exclusively; -1 is no limit. `end`
+    and `grace` are for processes on cards that their pods may not have."""
 
     max_hours: float = _key(168.0, parse_hours, help="The longest lease, in hours.")
     max_gpus: int = _key(UNLIMITED, parse_count, help="How many GPUs one user may lease at a time.")
+    end: str = _key(
+        "end",
+        one_of("end", "leave"),
+        help="What becomes of a pod's processes on a GPU that the pod may not have, such as after"
+        " its lease: end ends them, leave only says so.",
+    )
+    grace: float = _key(
+        30.0,
+        parse_grace,
+        help="Seconds from there until they are killed; SIGTERM comes a second after they are"
+        " seen.",
+    )
 
 
 @dataclass(frozen=True)

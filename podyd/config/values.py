@@ -155,6 +155,12 @@ def parse_duration(value: Any) -> float:
     return float(value)
 
 
+def parse_grace(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 3600:
+        raise ValueError("a number of seconds from 0 to 3600")
+    return float(value)
+
+
 def parse_interval(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 3600:
         raise ValueError("a number of seconds from 1 to 3600")

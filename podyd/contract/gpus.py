@@ -16,7 +16,9 @@ from podyd.model.gpu import CardChoice
 class ChangeGpus:
     ins: str = param(PodName(), "the pod's name")
     gpus: CardChoice = param(Cards(), WHICH_CARDS)
-    force: bool = param(Flag(), "1: also remove GPUs that a process in the pod uses", default=False)
+    force: bool = param(
+        Flag(), "1: also remove GPUs that a process in the pod uses; it is ended", default=False
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class ReleaseCards:
         " only leaves the queue",
         default=None,
     )
-    force: bool = param(Flag(), "1: also remove GPUs that a process in the pod uses", default=False)
+    force: bool = param(
+        Flag(), "1: also remove GPUs that a process in the pod uses; it is ended", default=False
+    )
 
 
 @dataclass(frozen=True)
@@ -53,13 +57,36 @@ class LeasedCard:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """Processes on a GPU that their pod no longer has: podyd ends them, with SIGTERM and, `grace`
+    seconds after the pod lost the GPU, SIGKILL. `gpu` is the index of nvidia-smi, `pod` LXD's name
+    of the instance, `processes` their number at present."""
+
+    gpu: int
+    pod: str
+    grace: float
+    processes: int
+
+
+@dataclass(frozen=True)
 class LeaseResult:
     """The pod's leases after the call. `place` is its place in the queue, from 1; 0 if it does not
-    wait. `log` says what was done, in one sentence."""
+    wait. `log` says what was done, in one sentence. `ending` are the processes that are being ended
+    on the GPUs that the pod has given back, and those of other pods on the GPUs that it has leased;
+    it is empty if podyd.yaml's lease.end is leave."""
 
     log: str
     place: int
     leases: list[LeasedCard]
+    ending: list[Ending]
+
+
+@dataclass(frozen=True)
+class ChangedGpus(PodInfo):
+    """The pod after the call, as of /pod/info, and its processes that are being ended on GPUs that
+    it no longer has."""
+
+    ending: list[Ending]
 
 
 @dataclass(frozen=True)
@@ -82,7 +109,7 @@ POD_GPUS = Operation(
     "/pod/gpus",
     POST,
     ChangeGpus,
-    Json(PodInfo),
+    Json(ChangedGpus),
     "Change the GPUs of a pod, which may be running.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,

@@ -42,14 +42,32 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class CardHolder:
-    """A pod that has a GPU. `pod` is LXD's name of the instance. `exclusive`: it has leased the
-    GPU, from `since` to `until`; otherwise it shares the GPU and both are null."""
+    """A pod that has a GPU or is on it. `pod` is LXD's name of the instance. `attached`: it has the
+    GPU; otherwise a process of it is on the GPU all the same. `exclusive`: it has leased the GPU,
+    from `since` to `until`; otherwise both are null."""
 
     pod: str
     owner: str
+    attached: bool
     exclusive: bool
     since: str | None
     until: str | None
+
+
+@dataclass(frozen=True)
+class Intruder:
+    """A process on a GPU that its pod does not have, such as after the pod's lease.
+
+    `pid` is its number on the host, `pod` LXD's name of the instance, `since` when it was first
+    seen there. `state`: seen (once), warned (with SIGTERM), killed (with SIGKILL), or left, if
+    podyd.yaml says so.
+    """
+
+    pid: int
+    pod: str
+    owner: str
+    since: str
+    state: str
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ class GpuInfo:
     Memory in bytes, `utilisation` in percent, `temperature` in degrees Celsius, `power` and
     `power_limit` in watts. `idle`: for how many seconds none of the processes that hold it has done
     anything, as in /host/gpu-ps; null if nothing holds it, or if that cannot be known. `problem`
-    says what is wrong with it, null if nothing is. `pods` are the pods that have it.
+    says what is wrong with it, null if nothing is. `pods` are the pods that have it
+    or are on it, `intruders` the processes on it whose pods do not have it.
     """
 
     index: int
@@ -77,6 +96,7 @@ class GpuInfo:
     idle: float | None
     problem: str | None
     pods: list[CardHolder]
+    intruders: list[Intruder]
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ gets onto a card. Whether anybody is logged in does not count.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from podyd.config.schema import IdleConfig
@@ -85,6 +85,12 @@ class Activity:
                     key = gpu.pci, use.pod
                     self._last[key] = max(self._last.get(key, 0.0), use.used)
             self._uses[gpu.pci] = uses
+
+    def ended(self, pids: Iterable[int]) -> None:
+        """These processes have ended since the last sample."""
+        for uses in self._uses.values():
+            for pid in pids:
+                uses.pop(pid, None)
 
     def pids(self, pci: str, pod: str) -> list[int]:
         """The pids of a pod's processes on a card; `pod` is LXD's name of it."""

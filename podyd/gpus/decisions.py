@@ -24,9 +24,12 @@ from podyd.gpus.leases import (
     WAITING,
     Lease,
     QueueEntry,
+    Withdrawal,
     entry_value,
+    evict_key,
     lease_key,
     lease_value,
+    written_evictions,
     written_leases,
 )
 from podyd.model.gpu import CardChoice
@@ -80,7 +83,8 @@ class View:
 
     `making` is by the name of the instance. `users` are the names of the pods with processes on a
     card; None if they are not known, for the reason in `problem`. A card in `troubled` does not
-    answer, for the reason there, and its users are not known.
+    answer, for the reason there, and its users are not known. `withdrawals` are those under way.
+    `strangers` are the project's instances that are no pods.
     """
 
     cards: tuple[Card, ...]
@@ -92,6 +96,8 @@ class View:
     users: Mapping[Card, frozenset[str]] | None
     troubled: Mapping[Card, str]
     problem: str = ""
+    withdrawals: tuple[Withdrawal, ...] = ()
+    strangers: tuple[Instance, ...] = ()
 
     # --- Which card is which ---------------------------------------------------------------------
 
@@ -158,6 +164,10 @@ class View:
         for entry in self.queue:
             if entry.pod.name == pod.name and entry_value(entry) != pod.instance.config[WAITING]:
                 keys[WAITING] = entry_value(entry)
+        under_way = {item.key for item in self.withdrawals if item.pod.name == pod.name}
+        for written in written_evictions(pod):
+            if key_of(written, self.cards) not in under_way:
+                keys[evict_key(written)] = None
         return keys
 
     # --- What pods have --------------------------------------------------------------------------
@@ -205,13 +215,28 @@ class View:
             if key_of(written, self.cards) in wanted
         ]
 
-    def taken(self, pod_name: str) -> Cards:
+    def leased_by_others(self, pod_name: str) -> Cards:
         """The cards that pods other than this one have for themselves."""
         return frozenset(
             card
             for card in self.cards
             if card.key in self.leases and self.leases[card.key].pod.name != pod_name
         )
+
+    @cached_property
+    def withdrawn(self) -> Mapping[Card, tuple[Withdrawal, ...]]:
+        """The cards that are being taken from pods whose leases have ended."""
+        found: dict[Card, tuple[Withdrawal, ...]] = {}
+        for card in self.cards:
+            items = tuple(item for item in self.withdrawals if item.key == card.key)
+            if items:
+                found[card] = items
+        return found
+
+    def taken(self, pod_name: str) -> Cards:
+        """The cards that this pod cannot share: others have them for themselves, or they are being
+        taken from somebody, as then those in line are served first."""
+        return self.leased_by_others(pod_name) | frozenset(self.withdrawn)
 
     def due(self, pod: Pod) -> Cards:
         """The cards that a pod should have now."""
@@ -354,8 +379,8 @@ class View:
         mine = self.leased(pod) - promised
         if choice.count is not None and len(mine) >= choice.count:
             return frozenset(in_order(mine)[: choice.count])
-        out_of_reach = self.taken(pod.name) | promised | frozenset(self.troubled) | self._planned
-        out_of_reach |= self.frozen
+        out_of_reach = self.leased_by_others(pod.name) | promised | self._planned
+        out_of_reach |= frozenset(self.troubled) | self.frozen
         free = mine | frozenset(
             card for card in possible - mine - out_of_reach if not self._others_on(card, pod.name)
         )
@@ -394,12 +419,14 @@ class View:
         return 0 < len(self._possible(choice)) >= self.asked(choice)
 
     def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
-        """The other pods that use a card now, or to which the admin has given it."""
+        """The other pods that use a card now, from which it is being taken, or to which the admin
+        has given it."""
         if self.users is None:
             raise Unavailable(
                 f"It is not known now who uses the GPUs: {self.problem}.", code="nvml_failed"
             )
         names = self.users.get(card, frozenset())
+        names |= {item.pod.name for item in self.withdrawn.get(card, ())}
         return [
             pod
             for pod in self.pods
@@ -426,6 +453,14 @@ class View:
                     f"GPU {card.index} is leased to {lease.pod.name} of {lease.pod.owner} since"
                     f" {since} until {until}"
                 )
+            elif card in self.withdrawn:
+                for item in self.withdrawn[card]:
+                    since, until = iso(item.since), iso(item.until)
+                    holders.append(holder(card, item.pod, since, until))
+                    sentences.append(
+                        f"GPU {card.index} is being taken from {item.pod.name} of"
+                        f" {item.pod.owner} until {until}"
+                    )
             elif card in self.troubled:
                 sentences.append(f"GPU {card.index} does not answer: {self.troubled[card]}")
             elif card in self._planned:

@@ -4,32 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import shlex
 
 from podyd.base.clock import now
 from podyd.base.errors import PodydError
 from podyd.config.current import Settings
 from podyd.config.schema import IdleConfig
-from podyd.engine.collected import Collected
-from podyd.engine.streams import Executor, bash
 from podyd.gpus.activity import Activity
 from podyd.gpus.inventory import Card
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.terminals import Terminals
 from podyd.model.notice import Tell
 
 log = logging.getLogger(__name__)
 
 LOOK_SECONDS = 5.0
-TELL_SECONDS = 5.0
-
-# A terminal that is stopped with Ctrl-S blocks the write, which must not delay the others.
-_TELL = """
-for terminal in /dev/pts/[0-9]*; do
-  timeout 1 sh -c 'printf "\\r\\n%s\\r\\n" "$1" >"$2"' tell {text} "$terminal" &
-done
-wait
-"""
 
 
 def held_for(lease: Lease) -> float:
@@ -45,13 +34,13 @@ class IdleLeases:
         *,
         scheduler: Scheduler,
         activity: Activity,
-        executor: Executor,
+        terminals: Terminals,
         notify: Tell,
         settings: Settings,
     ) -> None:
         self._scheduler = scheduler
         self._activity = activity
-        self._executor = executor
+        self._terminals = terminals
         self._notify = notify
         self._settings = settings
         self._problem = ""
@@ -121,12 +110,4 @@ class IdleLeases:
     async def _tell(self, lease: Lease, text: str) -> None:
         """A notice to the owner, and a line on every terminal of the pod."""
         self._notify(lease.pod.account, text, pod=lease.pod.name)
-        if lease.pod.status != "running":
-            return
-        command = _TELL.format(text=shlex.quote(f"podyd: {text}"))
-        try:
-            await self._executor.run(
-                lease.pod.name, bash(command), Collected(1024), timeout=TELL_SECONDS
-            )
-        except PodydError as error:
-            log.warning("%s: its terminals could not be written to: %s", lease.pod.name, error)
+        await self._terminals.tell(lease.pod, text)

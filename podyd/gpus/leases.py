@@ -3,15 +3,19 @@
 `user.podyd.lease.<UUID>` is `<since>/<until>`, `user.podyd.waiting` an entry of the queue: so they
 outlive the process, and an admin reads them with `lxc config show`. A card whose UUID was not known
 when the key was written is stored with its PCI address.
+
+`user.podyd.evict.<UUID>` is since when a card is being withdrawn from a pod whose lease has ended,
+and whose processes still had it open: until they are gone, it is shared with nobody.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 from podyd.base.clock import MAX_HOURS
@@ -22,6 +26,7 @@ from podyd.model.pod import Pod
 log = logging.getLogger(__name__)
 
 LEASE_PREFIX = "user.podyd.lease."
+EVICT_PREFIX = "user.podyd.evict."
 WAITING = "user.podyd.waiting"
 
 
@@ -31,6 +36,18 @@ class Lease:
 
     pod: Pod
     key: str
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True)
+class Withdrawal:
+    """A card, by its key, that is being taken from a pod since a lease of it has ended; what is on
+    it has until `until`. `value` is what is stored of it."""
+
+    pod: Pod
+    key: str
+    value: str
     since: datetime
     until: datetime
 
@@ -55,6 +72,16 @@ def lease_key(card_key: str) -> str:
     return LEASE_PREFIX + card_key
 
 
+def evict_key(card_key: str) -> str:
+    """The key of an instance from which a card is being withdrawn."""
+    return EVICT_PREFIX + card_key
+
+
+def evict_value(since: datetime) -> str:
+    """An ISO 8601 time."""
+    return _text(since)
+
+
 def lease_value(since: datetime, until: datetime) -> str:
     """An ISO 8601 interval."""
     return f"{_text(since)}/{_text(until)}"
@@ -76,11 +103,35 @@ def entry_value(entry: QueueEntry) -> str:
 
 def written_leases(pod: Pod) -> dict[str, str]:
     """The stored values of a pod's leases, by the cards' keys as they were written."""
+    return _written(pod, LEASE_PREFIX)
+
+
+def written_evictions(pod: Pod) -> dict[str, str]:
+    """Since when each card is being withdrawn from a pod, by the cards' keys as they were
+    written."""
+    return _written(pod, EVICT_PREFIX)
+
+
+def _written(pod: Pod, prefix: str) -> dict[str, str]:
     return {
-        key.removeprefix(LEASE_PREFIX): value
+        key.removeprefix(prefix): value
         for key, value in pod.instance.config.items()
-        if key.startswith(LEASE_PREFIX)
+        if key.startswith(prefix)
     }
+
+
+def withdrawals_of(
+    pods: Iterable[Pod], cards: Sequence[Card], grace: timedelta
+) -> list[Withdrawal]:
+    """The withdrawals that are stored, each with `grace` from its beginning."""
+    found = []
+    for pod in pods:
+        for written, value in written_evictions(pod).items():
+            with contextlib.suppress(ValueError):  # One that is malformed is removed.
+                since = _moment(value)
+                key = key_of(written, cards)
+                found.append(Withdrawal(pod, key, value, since, since + grace))
+    return found
 
 
 def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:

@@ -14,9 +14,10 @@ from podyd.gpus.activity import Activity
 from podyd.gpus.attribution import Attributed, Attribution, Whose
 from podyd.gpus.decisions import View
 from podyd.gpus.idle import held_for
-from podyd.gpus.inventory import Card, cards_in
+from podyd.gpus.inventory import Card
 from podyd.gpus.leases import Lease
 from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.watch import Watch
 from podyd.model.pod import Pod
 from podyd.node.interface import FIRST_SAMPLE_SECONDS, Node
 from podyd.node.procs import Process
@@ -36,11 +37,13 @@ class Report:
         activity: Activity,
         attribution: Attribution,
         scheduler: Scheduler,
+        watch: Watch,
     ) -> None:
         self._server = server
         self._activity = activity
         self._attribution = attribution
         self._scheduler = scheduler
+        self._watch = watch
         self._node = node
         self._samples = node.samples
 
@@ -149,12 +152,17 @@ class Report:
             power_limit=gpu.power_limit,
             idle=_rounded(self._idle(view, card, lease)),
             problem=problem,
-            pods=[
-                _holder(pod, view.lease_of(pod, card))
-                for pod in view.pods
-                if card in cards_in(pod.instance.devices, view.cards)
-            ],
+            pods=self._pods(view, card),
+            intruders=self._watch.intruders(card),
         )
+
+    def _pods(self, view: View, card: Card) -> list[CardHolder]:
+        on_it = self._activity.pods(card.pci) | self._watch.pods_on(card)
+        return [
+            _holder(pod, view.lease_of(pod, card), is_attached=is_attached)
+            for pod in view.pods
+            if (is_attached := card in view.present(pod)) or pod.name in on_it
+        ]
 
     def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
         """Since when nobody of those who hold a card, leased or with a process, has used it."""
@@ -166,10 +174,11 @@ class Report:
         return min(known) if known and len(known) == len(idle) else None
 
 
-def _holder(pod: Pod, lease: Lease | None) -> CardHolder:
+def _holder(pod: Pod, lease: Lease | None, *, is_attached: bool) -> CardHolder:
     return CardHolder(
         pod=pod.name,
         owner=pod.owner,
+        attached=is_attached,
         exclusive=lease is not None,
         since=iso(lease.since) if lease else None,
         until=iso(lease.until) if lease else None,

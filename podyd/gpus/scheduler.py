@@ -3,6 +3,10 @@
 What a pod should have is stored in the configuration of its instance; from that and from the leases
 of all pods follow the devices of each. One lock guards every decision. The loop in `run` reconciles
 the instances: after each decision, when a lease ends, and when podyd or LXD starts again.
+
+Before a pod's devices are changed, the kernel is told which cards each pod may open (access.py): so
+a card is refused before it is unplugged, and permitted before it is plugged. Whoever is on a card
+that they may not have is ended by the watch (watch.py).
 """
 
 from __future__ import annotations
@@ -40,9 +44,11 @@ from podyd.config.current import Settings
 from podyd.contract.gpus import LeasedCard, Waiting
 from podyd.engine.interface import Instances, Profiles
 from podyd.engine.types import Devices, Profile
+from podyd.gpus.access import Access
 from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import (
     COVERS,
+    NO_CARDS,
     WISH,
     Keys,
     Making,
@@ -52,17 +58,32 @@ from podyd.gpus.decisions import (
     in_order,
     wish_of,
 )
-from podyd.gpus.inventory import Card, Inventory, by_index, cards_in, lasting, natural, with_cards
+from podyd.gpus.inventory import (
+    Card,
+    Inventory,
+    by_index,
+    cards_in,
+    key_of,
+    lasting,
+    natural,
+    with_cards,
+)
 from podyd.gpus.leases import (
     WAITING,
     Lease,
     QueueEntry,
+    Withdrawal,
     entry_value,
+    evict_key,
+    evict_value,
     lease_key,
     lease_value,
     leases_of,
     queue_of,
+    withdrawals_of,
+    written_evictions,
 )
+from podyd.gpus.rights import rights_of
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
 from podyd.model.pod import Pod, pods_of
@@ -110,6 +131,7 @@ class Scheduler:
         inventory: Inventory,
         samples: Samples,
         activity: Activity,
+        access: Access,
         settings: Settings,
     ) -> None:
         self._instances = instances
@@ -117,12 +139,15 @@ class Scheduler:
         self._inventory = inventory
         self._samples = samples
         self._activity = activity
+        self._access = access
         self._settings = settings
         self._lock = asyncio.Lock()
         self._poke = asyncio.Event()
         # The pods that are being made, by the names of their instances.
         self._making: dict[str, Making] = {}
         self._problems: dict[str, str] = {}
+        # The withdrawals that are over, by pod and what its instance has of them.
+        self._withdrawn: set[tuple[str, str, str]] = set()
 
     async def view(self) -> View:
         """A snapshot, without the lock."""
@@ -143,13 +168,16 @@ class Scheduler:
         making = dict(self._making)
         asked = picture or await self._ask()
         cards = asked.cards
-        pods = tuple(pods_of(await self._instances.all()))
+        instances = await self._instances.all()
+        pods = tuple(pods_of(instances))
+        leases = leases_of(pods, cards)
+        names = {pod.name for pod in pods}
         sample, absent = self._samples.current, self._samples.absent
         return View(
             cards=cards,
             pods=pods,
             profiles=asked.profiles,
-            leases=leases_of(pods, cards),
+            leases=leases,
             queue=tuple(queue_of(pods, cards)),
             making=making,
             users={card: frozenset(self._activity.pods(card.pci)) for card in cards}
@@ -157,7 +185,37 @@ class Scheduler:
             else None,
             troubled=_troubled(cards, sample) if sample else {},
             problem=f"NVML does not answer ({self._samples.problem or 'it hangs'})",
+            withdrawals=self._withdrawals(pods, cards, leases),
+            strangers=tuple(item for item in instances if item.name not in names),
         )
+
+    def _withdrawals(
+        self, pods: Sequence[Pod], cards: Sequence[Card], leases: Mapping[str, Lease]
+    ) -> tuple[Withdrawal, ...]:
+        """Those that are under way: of a pod that may still be on the card."""
+        ends = self._settings.current.lease
+        stored = withdrawals_of(pods, cards, timedelta(seconds=ends.grace))
+        self._withdrawn &= {_stored(item) for item in stored}
+        known = {card.key for card in cards}
+        are_all_known = all(card.uuid for card in cards)
+        return tuple(
+            item
+            for item in stored
+            if ends.end == "end"
+            and item.pod.status != "stopped"
+            and item.key not in leases
+            and _stored(item) not in self._withdrawn
+            and (item.key in known or not are_all_known)
+        )
+
+    async def withdrawn(self, pod_name: str, card: Card) -> None:
+        """Nobody of a pod has a card open any more that is being taken from it."""
+        view = await self._look()
+        for item in view.withdrawn.get(card, ()):
+            if item.pod.name == pod_name:
+                self._withdrawn.add(_stored(item))
+                log.info("%s has nothing on GPU %d any more", pod_name, card.index)
+        self._poke.set()
 
     @contextlib.asynccontextmanager
     async def _alone(self, picture: Picture | None = None) -> AsyncIterator[View]:
@@ -221,6 +279,7 @@ class Scheduler:
         async with self._alone(picture) as view:
             plan, due, counted = self._plan(view, member, profiles, choice)
             self._making[name] = Making(member.name, due, counted)
+            await self._permit(view)
         try:
             yield plan
         finally:
@@ -323,9 +382,13 @@ class Scheduler:
             lost = cards - view.wished(pod)
             self._check_unused(view, pod, lost, force=force)
             keys: Keys = dict.fromkeys(view.lease_keys(pod, (card.key for card in cards)))
+            withdrawn = await self._open(view, pod, cards if force else lost)
+            keys |= _evictions(withdrawn)
             if leaves:
                 keys[WAITING] = None
-            await self._write(view, pod, view.due(pod) - lost, keys)
+            await self._write(view, pod, view.due(pod) - lost - withdrawn, keys)
+            if withdrawn:  # Whoever asks next what is being ended is told.
+                await self._permit(await self._look())
             return in_order(cards), leaves and WAITING in pod.instance.config
 
     async def end(self, lease: Lease, *, still: Callable[[], bool]) -> bool:
@@ -390,7 +453,11 @@ class Scheduler:
                 since if old is None else old.since,
                 until if old is None else max(old.until, until),
             )
-        after = replace(view, leases={**view.leases, **leases})
+        after = replace(
+            view,
+            leases={**view.leases, **leases},
+            withdrawals=tuple(item for item in view.withdrawals if item.key not in leases),
+        )
         # Detached from all others before they are attached: a leased card is never at two pods.
         others = [other for other in view.pods if other.name != entry.pod.name]
         await _all_of(
@@ -401,6 +468,12 @@ class Scheduler:
         keys: Keys = dict.fromkeys(view.lease_keys(entry.pod, leases))
         for key, lease in leases.items():
             keys[lease_key(key)] = lease_value(lease.since, lease.until)
+        # What is still on a card that was being taken from it may stay there.
+        keys |= {
+            evict_key(written): None
+            for written in written_evictions(entry.pod)
+            if key_of(written, view.cards) in leases
+        }
         if any(_is_same(entry, other) for other in view.queue):
             keys[WAITING] = None
         await self._write(after, entry.pod, after.due(entry.pod), keys)
@@ -443,6 +516,14 @@ class Scheduler:
                     pids=sorted(pids),
                 )
 
+    async def _open(self, view: View, pod: Pod, cards: frozenset[Card]) -> frozenset[Card]:
+        """Of these cards, those that processes of the pod have open and that must be withdrawn."""
+        if not cards or pod.status == "stopped" or self._settings.current.lease.end != "end":
+            return NO_CARDS
+        users, holders = view.users or {}, await self._access.holders() or ()
+        held = NO_CARDS.union(*(item.cards for item in holders if item.pod == pod.name))
+        return frozenset(card for card in cards if card in held or pod.name in users.get(card, ()))
+
     # --- Reconciliation --------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -480,6 +561,7 @@ class Scheduler:
             # Between two steps other decisions are taken, so each begins with a new snapshot.
             async with self._lock:
                 view, moment = await self._look(), now()
+                await self._permit(view)
                 if view.frozen:
                     problems["some cards"] = str(view.undecided())
                 if not await self._step(view, moment, tried, problems):
@@ -491,7 +573,8 @@ class Scheduler:
     ) -> bool:
         """Do the first step that is needed and was not `tried` yet; returns whether there was one.
 
-        Leases end first, then cards are detached, then attached, then the queue is served.
+        Leases end first, then cards are detached, then the queue is served, then cards are
+        attached.
         """
         ended = [
             lease
@@ -506,10 +589,8 @@ class Scheduler:
             pod for pod in view.pods if ("write", pod.name) not in tried and _is_behind(view, pod)
         ]
         losing = [pod for pod in behind if view.present(pod) - view.due(pod)]
-        if behind:
-            some = (losing or behind)[:WRITERS]
-            tried |= {("write", pod.name) for pod in some}
-            await _all_of(partial(self._catch_up, view, pod, problems) for pod in some)
+        if losing:
+            await self._catch_all_up(view, losing, tried, problems)
             return True
         for entry in view.queue:
             # An entry that cannot be served yet blocks those behind it for the same cards.
@@ -520,7 +601,16 @@ class Scheduler:
                     with _noted(entry.pod, problems):
                         await self._grant(view, entry, cards)
                     return True
-        return False
+        if behind:
+            await self._catch_all_up(view, behind, tried, problems)
+        return bool(behind)
+
+    async def _catch_all_up(
+        self, view: View, pods: Sequence[Pod], tried: set[tuple[str, str]], problems: dict[str, str]
+    ) -> None:
+        some = pods[:WRITERS]
+        tried |= {("write", pod.name) for pod in some}
+        await _all_of(partial(self._catch_up, view, pod, problems) for pod in some)
 
     async def _catch_up(self, view: View, pod: Pod, problems: dict[str, str]) -> None:
         """Write an instance that is not up to date, unless a card that it has leased is still at
@@ -535,14 +625,19 @@ class Scheduler:
     async def _expire(self, view: View, ended: Sequence[Lease]) -> dict[str, str]:
         """End leases; returns the errors, by pod."""
         problems: dict[str, str] = {}
-        gone = {lease.key for lease in ended}
-        leases = {key: lease for key, lease in view.leases.items() if key not in gone}
-        after = replace(view, leases=leases)
         for pod in {lease.pod.name: lease.pod for lease in ended}.values():
-            keys = view.lease_keys(pod, (item.key for item in ended if item.pod.name == pod.name))
+            gone = {lease.key for lease in ended if lease.pod.name == pod.name}
+            leases = {key: lease for key, lease in view.leases.items() if key not in gone}
+            after = replace(view, leases=leases)
+            cards = frozenset(card for card in view.cards if card.key in gone)
+            withdrawn = await self._open(view, pod, cards)
+            keys = view.lease_keys(pod, gone)
+            ends: Keys = {**dict.fromkeys(keys), **_evictions(withdrawn)}
             with _noted(pod, problems):
-                await self._write(after, pod, after.due(pod), dict.fromkeys(keys))
+                await self._write(view, pod, after.due(pod) - withdrawn, ends)
                 log.info("%s has given back %d leased GPUs", pod.name, len(keys))
+                # What is not written is still this pod's, so nobody else is given it.
+                view = after
         return problems
 
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
@@ -561,7 +656,12 @@ class Scheduler:
         with contextlib.suppress(Gone):  # It has no cards any more.
             await self._write(view, pod, view.due(pod), view.key_updates(pod))
 
+    async def _permit(self, view: View, due: Mapping[str, frozenset[Card]] | None = None) -> None:
+        making = {name: item.cards for name, item in self._making.items()}
+        await self._access.permit(rights_of(view, making, due or {}))
+
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
+        await self._permit(view, {pod.name: due})
         _, covers = _devices(view, pod, due, pod.instance.own_devices)
         with lxd_could_not("change the pod"):
             await self._instances.edit(
@@ -585,6 +685,15 @@ def _is_behind(view: View, pod: Pod) -> bool:
     """Whether an instance has other devices or keys than it should."""
     own = pod.instance.own_devices
     return bool(view.key_updates(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
+
+
+def _stored(item: Withdrawal) -> tuple[str, str, str]:
+    return item.pod.name, item.key, item.value
+
+
+def _evictions(cards: Iterable[Card]) -> Keys:
+    """The keys that withdraw these cards from a pod, from now on."""
+    return {evict_key(card.key): evict_value(now()) for card in cards}
 
 
 async def _all_of(work: Iterable[Callable[[], Awaitable[None]]]) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from datetime import datetime
 from typing import Protocol
 
@@ -55,6 +55,16 @@ class Cgroups:
         # Each running pod's cgroup, for as long as it has not been started anew.
         self._known: dict[tuple[str, datetime | None], str] = {}
         self._names: dict[str, str] = {}
+        self._subscribers: list[Callable[[], None]] = []
+
+    @property
+    def names(self) -> Mapping[str, str]:
+        """The names of running pods, by those of their cgroups."""
+        return self._names
+
+    def subscribe(self, subscriber: Callable[[], None]) -> None:
+        """Call `subscriber` whenever `names` has changed."""
+        self._subscribers.append(subscriber)
 
     def changed(self) -> None:
         """A pod may have been started."""
@@ -86,4 +96,8 @@ class Cgroups:
                 cgroup = await self._cgroup_of(await self._first_process(key[0]))
                 if cgroup is not None:
                     self._known[key] = cgroup[1]
-        self._names = {cgroup: name for (name, _), cgroup in self._known.items()}
+        names = {cgroup: name for (name, _), cgroup in self._known.items()}
+        if names != self._names:
+            self._names = names
+            for subscriber in self._subscribers:
+                subscriber()

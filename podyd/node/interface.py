@@ -62,6 +62,9 @@ class Processes(Protocol):
         """The instance's cgroup that a process is in; None if there is none or it cannot be
         read."""
 
+    async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
+        """The pids that these processes have in their pods, without those that are in none."""
+
 
 class Sockets(Protocol):
     """TCP sockets of the host and of pods, as the kernel reports them."""

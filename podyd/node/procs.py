@@ -40,12 +40,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Process:
-    """A process: its uptime in seconds, its resident memory in bytes; None if not known."""
+    """A process: its uptime in seconds, its resident memory in bytes; None if not known.
+
+    `started` is field 22 of proc_pid_stat(5), in clock ticks: with the pid, it identifies a
+    process.
+    """
 
     uid: int | None
     cmd: str
     uptime: float | None
     memory_used: int | None
+    started: int | None = None
 
 
 def cgroup_of(pid: int, proc: Path = Path("/proc")) -> InstanceCgroup | None:
@@ -76,6 +81,7 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
             # proc(5): starttime is field 22, rss (in pages) field 24; state is field 3.
             uptime=max(0.0, time.clock_gettime(time.CLOCK_BOOTTIME) - int(fields[19]) / _TICKS),
             memory_used=int(fields[21]) * _PAGE_BYTES,
+            started=int(fields[19]),
         )
     except (FileNotFoundError, ProcessLookupError):
         return _HIDDEN if _is_there(pid) else None
@@ -84,6 +90,12 @@ def look_up(pid: int, proc: Path = Path("/proc")) -> Process | None:
 
 
 _HIDDEN = Process(None, "", None, None)
+
+
+def pid_in_pod(pid: int, proc: Path = Path("/proc")) -> int | None:
+    """The pid that a process has one namespace further in; None on the host. Raises OSError."""
+    match = re.search(r"^NSpid:\t\d+\t(\d+)", _head(proc, pid, "status"), re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def command_line(pid: int, proc: Path = Path("/proc")) -> str:
@@ -148,6 +160,11 @@ class Reader:
         """The instance's cgroup that a process is in; None also if it cannot be read."""
         cgroups = await self.ask("cgroup", lambda pid: cgroup_of(pid, self._proc), [pid])
         return cgroups.get(pid)
+
+    async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
+        """The pids that these processes have in their pods, without those that are in none."""
+        found = await self.ask("status", lambda pid: pid_in_pod(pid, self._proc), pids)
+        return {pid: inner for pid, inner in found.items() if inner is not None}
 
     async def ask(
         self,

@@ -294,7 +294,9 @@ def test_a_lease_is_exclusive_and_given_back(bed: Bed) -> None:
             assert cards_in(bob, "later") == [0]
             info = {item["index"]: item["pods"] for item in bob.get("/host/gpus").ok}
             holder = {key: lease[key] for key in ("since", "until")}
-            assert info[1] == [{"pod": name, "owner": alice.user, "exclusive": True, **holder}]
+            assert info[1] == [
+                {"pod": name, "owner": alice.user, "attached": True, "exclusive": True, **holder}
+            ]
             assert len(info[0]) == 3
             assert not any(item["exclusive"] for item in info[0])
             alice.post("/gpu/release", ins="a").ok
@@ -523,6 +525,7 @@ def test_host_gpus_has_what_nvml_says(bed: Bed) -> None:
         "idle": None,
         "problem": None,
         "pods": [],
+        "intruders": [],
     }
     assert {key: second[key] for key in nothing} == nothing
 

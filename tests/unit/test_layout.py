@@ -180,6 +180,7 @@ IN_A_POD = "a script that runs in the pod"
 NAMED_ELSEWHERE = {
     ("engine/wrapper.py", "_BOX"): IN_A_POD,
     ("engine/wrapper.py", "_RUN"): IN_A_POD,
+    ("gpus/ending.py", "_KILL"): IN_A_POD,
     ("pods/deletions.py", "_DELETE"): IN_A_POD,
     ("config/values.py", "_NOT_BELOW"): "where members' own directories may not be",
     ("admin/doctor/host.py", "other_processes"): "what an admin is told, and what to type",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from podyd.api.binding import Call, serves
 from podyd.contract.gpus import (
     GPU_LEASE,
@@ -9,31 +11,35 @@ from podyd.contract.gpus import (
     GPU_QUEUE,
     GPU_RELEASE,
     POD_GPUS,
+    ChangedGpus,
     ChangeGpus,
+    Ending,
     LeaseCards,
     LeaseResult,
     ReleaseCards,
     Waiting,
 )
 from podyd.contract.operation import Nothing
-from podyd.contract.pods import PodInfo
 from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.watch import Watch
 from podyd.pods.info import Info
 from podyd.pods.owned import Owned
 
 
 class GpuRoutes:
-    def __init__(self, *, owned: Owned, info: Info, scheduler: Scheduler) -> None:
+    def __init__(self, *, owned: Owned, info: Info, scheduler: Scheduler, watch: Watch) -> None:
         self._owned = owned
         self._info = info
         self._scheduler = scheduler
+        self._watch = watch
 
     @serves(POD_GPUS)
-    async def pod_gpus(self, call: Call[ChangeGpus]) -> PodInfo:
+    async def pod_gpus(self, call: Call[ChangeGpus]) -> ChangedGpus:
         request = call.request
         pod = await self._owned.find(call.caller, request.ins)
         await self._scheduler.change(call.caller, pod, request.gpus, force=request.force)
-        return await self._info.of(call.caller, request.ins)
+        info = await self._info.of(call.caller, request.ins)
+        return ChangedGpus(**vars(info), ending=await self._watch.ending(pod))
 
     @serves(GPU_LEASE)
     async def gpu_lease(self, call: Call[LeaseCards]) -> LeaseResult:
@@ -49,12 +55,14 @@ class GpuRoutes:
         place = await self._scheduler.lease(
             call.caller, pod, request.gpus, request.hours, wait=wait
         )
+        ending = await self._watch.ending(pod)
         message = (
             f"Pod {request.ins} is number {place} in the queue; it gets the GPUs at its turn."
             if place
             else f"Pod {request.ins} has leased its GPUs for {request.hours:g} hours."
         )
-        return LeaseResult(message, place, await self._scheduler.leases(pod))
+        message += _said(ending)
+        return LeaseResult(message, place, await self._scheduler.leases(pod), ending)
 
     @serves(GPU_LINE)
     async def gpu_line(self, call: Call[Nothing]) -> list[Waiting]:
@@ -69,4 +77,13 @@ class GpuRoutes:
         done = [f"The lease of GPU {numbers} has ended."] if cards else []
         done += [f"Pod {request.ins} has left the queue."] if has_left else []
         message = " ".join(done) or "The pod had no lease to end, and was not in the queue."
-        return LeaseResult(message, 0, await self._scheduler.leases(pod))
+        ending = await self._watch.ending(pod)
+        message += _said(ending)
+        return LeaseResult(message, 0, await self._scheduler.leases(pod), ending)
+
+
+def _said(ending: Iterable[Ending]) -> str:
+    return "".join(
+        f" {item.processes} processes of {item.pod} on GPU {item.gpu} end within {item.grace:g} s."
+        for item in ending
+    )

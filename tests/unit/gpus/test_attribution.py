@@ -108,6 +108,7 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
             activity=activity,
             attribution=found,
             scheduler=none,
+            watch=none,
         )
         rows, _ = await report.gpu_processes(None, viewer="alice", sees_all=False)
         assert [row.pod for row in rows["0"]] == ["default/alice-main"]

@@ -39,7 +39,12 @@ def report_of(found: FakeNode) -> Report:
     told = attribution(found.samples)
     none: Any = None
     return Report(
-        server=none, node=found, activity=Activity(told), attribution=told, scheduler=none
+        server=none,
+        node=found,
+        activity=Activity(told),
+        attribution=told,
+        scheduler=none,
+        watch=none,
     )
 
 

@@ -16,6 +16,7 @@ from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.contract.kinds import Cards
 from podyd.engine.types import Devices, Instance, PciCard, Profile
+from podyd.gpus.access import Access
 from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import COVERS, WISH
 from podyd.gpus.inventory import Card, Identities, Inventory, cards_in
@@ -27,9 +28,12 @@ from podyd.model.pod import Pod, pods_of
 from podyd.node.samples import Gpu, Sample
 from tests.unit.engine.fake import FakeEngine, until
 from tests.unit.gpus.attributing import attribution
-from tests.unit.node.fake import FakeSamples
+from tests.unit.node.fake import FakeCardAccesses, FakeSamples
 
-CARDS = tuple(Card(index, f"0000:{index}1:00.0", f"GPU-{index}") for index in range(2))
+CARDS = tuple(
+    Card(index, f"0000:{index}1:00.0", f"GPU-{index}", numbers=frozenset({f"195:{index}"}))
+    for index in range(2)
+)
 START = datetime(2026, 11, 24, tzinfo=timezone.utc)
 HOURS = lease_value(
     datetime.now(timezone.utc) - timedelta(hours=1), datetime.now(timezone.utc) + timedelta(hours=9)
@@ -45,8 +49,12 @@ class Lxd(FakeEngine):
     def __init__(self, *instances: Instance, told: bool = True) -> None:
         super().__init__(PROFILE)
         self.add(*instances)
-        self.cards = tuple(PciCard(card.pci, "10de", card.uuid if told else "") for card in CARDS)
+        self.cards = tuple(
+            PciCard(card.pci, "10de", card.uuid if told else "", numbers=card.numbers)
+            for card in CARDS
+        )
         self.told = told
+        self.helper = FakeCardAccesses()
         self.checks.append(self.check)
 
     @property
@@ -128,6 +136,7 @@ def scheduler_of(lxd: Lxd) -> Scheduler:
         inventory=Inventory(engine.server, samples, Remembering()),
         samples=samples,
         activity=Activity(attribution(samples)),
+        access=Access(lxd.helper, aliases=dict),
         settings=Settings(Config()),
     )
 
@@ -144,12 +153,13 @@ def choice(text: str) -> CardChoice:
 
 @contextlib.asynccontextmanager
 async def running(found: Scheduler) -> Any:
-    task = asyncio.ensure_future(found.run())
+    tasks = {asyncio.ensure_future(work) for work in (found._access.run(), found.run())}
     try:
         yield
     finally:
-        task.cancel()
-        await asyncio.wait({task})
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def play(work: Callable[[], Coroutine[Any, Any, None]]) -> None:

@@ -70,17 +70,22 @@ class FakeSamples:
 
 
 class FakeProcesses:
-    """The processes in `known`, with their LXC cgroups in `cgroups`."""
+    """The processes in `known`, with their LXC cgroups in `cgroups` and their pids in pods in
+    `inner`."""
 
     def __init__(self) -> None:
         self.known: dict[int, Process] = {}
         self.cgroups: dict[int, InstanceCgroup] = {}
+        self.inner: dict[int, int] = {}
 
     async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
         return {pid: self.known[pid] for pid in pids if pid in self.known}
 
     async def cgroup_of(self, pid: int) -> InstanceCgroup | None:
         return self.cgroups.get(pid)
+
+    async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
+        return {pid: self.inner[pid] for pid in pids if pid in self.inner}
 
 
 class FakeSockets:

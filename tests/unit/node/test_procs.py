@@ -117,6 +117,15 @@ def test_a_long_command_line_is_cut_and_odd_bytes_do_no_harm() -> None:
     assert len(process.cmd) == MAX_HEAD_BYTES
 
 
+def test_the_pid_in_the_pod_is_that_of_one_namespace_further_in(tmp_path: Path) -> None:
+    # The third number is that of a container in the pod.
+    for pid, numbers in ((7, "7"), (8, "8\t21"), (9, "9\t22\t3")):
+        (tmp_path / str(pid)).mkdir()
+        (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{numbers}\nVmRSS:\t1\n")
+    found = asyncio.run(Reader(tmp_path).pids_in_pod([7, 8, 9, 10]))
+    assert found == {8: 21, 9: 22}
+
+
 def test_a_name_with_parentheses(tmp_path: Path) -> None:
     odd = tmp_path / "a) R 1 (b"
     odd.symlink_to("/bin/sleep")

@@ -26,6 +26,7 @@ from podyd.base.tasks import Tasks
 from podyd.config.current import Settings
 from podyd.config.schema import Config, ImagesConfig, Quota
 from podyd.engine.types import PciCard
+from podyd.gpus.access import Access
 from podyd.gpus.activity import Activity
 from podyd.gpus.decisions import WISH
 from podyd.gpus.inventory import Inventory
@@ -107,6 +108,7 @@ async def podyd(lxd: FakeEngine, node: FakeNode | None = None) -> AsyncIterator[
             inventory=inventory,
             samples=node.samples,
             activity=Activity(attribution(node.samples)),
+            access=Access(node.card_accesses, aliases=dict),
             settings=settings,
         ),
         ports=ports,
