@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import secrets
+import signal
 import ssl
 import threading
 import time
@@ -16,6 +18,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +33,9 @@ from tests.integration.harness import (
     SMALL,
     Client,
     Node,
+    Running,
     Server,
+    pids,
     process_in,
     run,
     started,
@@ -69,6 +74,7 @@ def bed(lab_cards: None) -> Iterator[Bed]:
     node = Node()
     try:
         node.start_helper()
+        node.start_cards()
         driver = FakeDriver(node.directory / "nvidia")
         yield Bed(node, driver, node.serve(environment=driver.environment))
     finally:
@@ -494,6 +500,119 @@ def test_the_line_moves_when_a_process_ends(bed: Bed) -> None:
         bed.driver.write(FakeNvml())
         wait_until(lambda: alice.get("/gpu/line").ok == [], "its turn")
         assert len(cards_in(bob, "b")) == 1
+
+
+# --- What ends, ends ----------------------------------------------------------------------------
+
+
+@contextmanager
+def holding(client: Client, ins: str, card: int, *, stubborn: bool = False) -> Iterator[Running]:
+    """A process in a pod that has a card open; a `stubborn` one ignores SIGTERM."""
+    cmd = f"sleep {secrets.randbelow(10**9) + 10**9}"
+    trap = 'trap "" TERM; ' if stubborn else ""
+    # A process that leads no session, as the card is a terminal.
+    script = f"({trap}exec 7<>/dev/dri/card{card} && exec {cmd}) &"
+    client.exec(ins, f"setsid sh -c '{script}' >/dev/null 2>&1 &")
+    wait_until(lambda: started(cmd) == 1, cmd)
+    (pid,) = pids(cmd)
+    try:
+        yield Running(pid, cmd)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+        wait_until(lambda: not started(cmd), f"{cmd} to end")
+
+
+def end_of_lease(bed: Bed, client: Client, ins: str) -> float:
+    """When the lease of the first card ends, in seconds since 1970."""
+    value = bed.node.instance_of(client.user, ins)["config"][f"user.podyd.lease.{UUIDS[0]}"]
+    until = datetime.fromisoformat(value.partition("/")[2].replace("Z", "+00:00"))
+    return until.timestamp()
+
+
+def test_who_is_next_waits_no_longer_than_the_grace(bed: Bed) -> None:
+    bed.restart(lease={"grace": 2})
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b"), gpus="none"), pods((alice, "other"), gpus="0,"):
+        alice.post("/gpu/lease", ins="a", gpus="0,", hours=6 * SECOND).ok
+        end = end_of_lease(bed, alice, "a")
+        with holding(alice, "a", 0, stubborn=True) as running:
+            assert bob.post("/gpu/queue", ins="b", gpus="0,", hours=1).ok["place"] == 1
+            wait_until(lambda: cards_in(alice, "a") == [], "the end of the lease")
+            assert started(running.cmd) == 1
+            body = alice.post("/gpu/lease", ins="other", gpus="0,", hours=1).refused(409)
+            assert body["code"] == "gpu_held"
+            wait_until(lambda: bob.get("/gpu/line").ok == [], "its turn")
+            took = time.time() - end
+            assert started(running.cmd) == 0
+            print(f"{took:.2f} s from the end of a lease to the next one's")
+            assert took < 10
+            assert (cards_in(bob, "b"), cards_in(alice, "other")) == ([0], [])
+        (notice,) = alice.get("/user/notices").ok
+        assert "The lease of GPU 0 has ended" in notice["text"]
+        bob.post("/gpu/release", ins="b").ok
+        wait_for_cards(alice, "other", [0])
+
+
+def test_what_is_to_end_is_ended_by_the_next_podyd_too(bed: Bed) -> None:
+    ends = {"lease": {"grace": 3}}
+    bed.restart(**ends)
+    alice = bed.client()
+    with pods((alice, "a"), gpus="0,"):
+        alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+        with holding(alice, "a", 0, stubborn=True) as running:
+            done = alice.post("/gpu/release", ins="a", force=1).ok
+            name = bed.node.instance_of(alice.user, "a")["name"]
+            assert done["ending"] == [{"gpu": 0, "pod": name, "grace": 3.0, "processes": 1}]
+            bed.server.process.kill()
+            bed.server.process.wait()
+            key = f"user.podyd.evict.{UUIDS[0]}"
+            assert key in bed.node.instance_of(alice.user, "a")["config"]
+            assert started(running.cmd) == 1
+            bed.server = bed.node.serve(ends, environment=bed.driver.environment)
+            wait_until(lambda: not started(running.cmd), "it to be killed")
+        alice = bed.client(alice.user)
+        wait_for_cards(alice, "a", [0])
+        assert key not in bed.node.instance_of(alice.user, "a")["config"]
+        alice.post("/pod/delete", ins="a").ok
+
+
+def test_who_still_has_a_leased_card_open_is_ended(bed: Bed) -> None:
+    bed.restart(lease={"grace": 1})
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="all"):
+        name = bed.node.instance_of(bob.user, "b")["name"]
+        with holding(bob, "b", 0, stubborn=True) as kept, holding(bob, "b", 1) as other:
+            done = alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+            assert done["ending"] == [{"gpu": 0, "pod": name, "grace": 1.0, "processes": 1}]
+
+            def shown() -> list[Any]:
+                found = alice.get("/host/gpus").ok[0]
+                attached = {item["pod"]: item["attached"] for item in found["pods"]}
+                assert attached.get(name, False) is False
+                return [(item["pid"], item["pod"]) for item in found["intruders"]]
+
+            wait_until(lambda: shown() == [(kept.pid, name)], "it to be shown")
+            wait_until(lambda: not started(kept.cmd), "it to be ended")
+            assert started(other.cmd) == 1, "it may have its card"
+            wait_until(lambda: shown() == [], "it to be shown no more")
+        for client in (alice, bob):
+            (notice,) = client.get("/user/notices").ok
+            assert f"pid {kept.pid}" in notice["text"]
+        alice.post("/gpu/release", ins="a").ok
+
+
+def test_who_computes_where_they_may_not_is_ended_by_a_command_in_the_pod(bed: Bed) -> None:
+    """As NVML alone shows it, and it has no card open."""
+    bed.restart(lease={"grace": 1})
+    client = bed.client()
+    with pods((client, "busy"), gpus="1,"), process_in(client, "busy") as running:
+        bed.driver.write(FakeNvml().holding(1, FakeProcess(running.pid)))
+        wait_until(lambda: bool(client.get("/host/gpu-ps").ok["1"]), "the process")
+        done = client.post("/pod/gpus", ins="busy", gpus="none", force=1).ok
+        assert [(item["gpu"], item["processes"]) for item in done["ending"]] == [(1, 1)]
+        wait_until(lambda: not started(running.cmd), "it to be ended")
+    bed.restart()
 
 
 # --- What the cards do --------------------------------------------------------------------------
