@@ -62,6 +62,7 @@ from podyd.pods.disks import Disks
 from podyd.pods.files import Transfers
 from podyd.pods.half_made import HalfMade
 from podyd.pods.info import Info
+from podyd.pods.kernel_limits import KernelLimits
 from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listening
@@ -376,7 +377,8 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
     info = Info(
         owned=owned, instances=instances, inventory=gpus.inventory, ports=ports, disks=disks
     )
-    power = Power(owned=owned, instances=instances, disks=disks, mounts=mounts)
+    kernel = KernelLimits(instances=instances, processes=node.processes)
+    power = Power(owned=owned, instances=instances, disks=disks, mounts=mounts, kernel=kernel)
     lifecycle = Lifecycle(
         owned=owned,
         instances=instances,
@@ -424,7 +426,12 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
         snapshots=snapshots,
         commits=commits,
         limits=Limits(
-            instances=instances, profiles=engine.profiles, owned=owned, disks=disks, info=info
+            instances=instances,
+            profiles=engine.profiles,
+            owned=owned,
+            disks=disks,
+            info=info,
+            kernel=kernel,
         ),
         commands=commands,
         ports=ports,

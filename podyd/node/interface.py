@@ -16,6 +16,7 @@ from podyd.node.arp import Nic
 from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
+from podyd.node.pod_limits import PodLimits
 from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
@@ -64,6 +65,10 @@ class Processes(Protocol):
 
     async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
         """The pids that these processes have in their pods, without those that are in none."""
+
+    async def pod_limits(self, pid: int) -> PodLimits | None:
+        """The kernel's limits of the pod that a process is in; None if it is in none, or they
+        cannot be read."""
 
 
 class Sockets(Protocol):

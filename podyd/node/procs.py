@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from podyd.node.pod_limits import PodLimits, pod_limits
+
 # lxc.payload.<instance> in LXD's default project, lxc.payload.<project>_<instance> in any other;
 # project names cannot hold '_'. A nested container has a second one further down.
 _PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
@@ -165,6 +167,11 @@ class Reader:
         """The pids that these processes have in their pods, without those that are in none."""
         found = await self.ask("status", lambda pid: pid_in_pod(pid, self._proc), pids)
         return {pid: inner for pid, inner in found.items() if inner is not None}
+
+    async def pod_limits(self, pid: int) -> PodLimits | None:
+        """The limits of the pod that a process is in; None also if they cannot be read."""
+        found = await self.ask("limits", lambda pid: pod_limits(pid, self._proc), [pid])
+        return found.get(pid)
 
     async def ask(
         self,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 
-from podyd.base.errors import BadRequest, Conflict, Forbidden, lxd_could_not
+from podyd.base.errors import BadRequest, Conflict, Forbidden, TimedOut, lxd_could_not
 from podyd.base.quantities import UNLIMITED
 from podyd.contract.pods import PodInfo
 from podyd.engine.interface import Instances, Profiles
@@ -13,25 +14,32 @@ from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
 from podyd.pods.disks import Disks
 from podyd.pods.info import Info
+from podyd.pods.kernel_limits import KernelLimits, own_swap
 from podyd.pods.owned import Owned
-from podyd.pods.quota import limits, memory_limit
+from podyd.pods.quota import CPU, MEMORY, limits, memory_limit
 
 log = logging.getLogger(__name__)
-
-MEMORY, CPU = "limits.memory", "limits.cpu"
 
 
 class Limits:
     """Sets limits on the instance, which override its profiles'; quotas apply to each pod alone."""
 
     def __init__(
-        self, *, instances: Instances, profiles: Profiles, owned: Owned, disks: Disks, info: Info
+        self,
+        *,
+        instances: Instances,
+        profiles: Profiles,
+        owned: Owned,
+        disks: Disks,
+        info: Info,
+        kernel: KernelLimits,
     ) -> None:
         self._instances = instances
         self._profiles = profiles
         self._owned = owned
         self._info = info
         self._disks = disks
+        self._kernel = kernel
 
     async def change(
         self,
@@ -44,7 +52,8 @@ class Limits:
         """Set the limits that are not None, in bytes and in CPUs; -1 resets one to a new pod's.
 
         Raises BadRequest (nothing is given), Forbidden (quota), Conflict (the pod uses more memory
-        than that: the kernel would kill its processes; or more of its disk).
+        than that: the kernel would kill its processes; or more of its disk), TimedOut (they are
+        set, and the kernel does not have the CPUs yet).
         """
         if memory_bytes is None and cpus is None and disk_bytes is None:
             raise BadRequest(
@@ -65,11 +74,26 @@ class Limits:
             changes[DISK] = None
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
+            changes |= own_swap(pod.instance)
         async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
             with lxd_could_not("set the limits"):
                 await self._instances.edit(pod.name, config=changes, devices=devices)
+        if pod.status == "running":
+            await self._follow(pod, changes)
         log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
         return await self._info.of(member, ins)
+
+    async def _follow(self, pod: Pod, changes: Mapping[str, str | None]) -> None:
+        """Wait until the kernel has the limits of a pod that runs. Raises TimedOut."""
+        if MEMORY in changes:
+            await self._kernel.allow_swap(pod.name)
+        if CPU in changes and not await self._kernel.cpus_set(pod.name):
+            raise TimedOut(
+                f"The limits are set, but LXD has not given pod {pod.ins!r} its new number of CPUs"
+                " in time.",
+                advice="Restart the pod, or tell your admin.",
+                code="limits_pending",
+            )
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
         if asked == UNLIMITED or pod.status not in ("running", "frozen"):

@@ -22,6 +22,7 @@ from podyd.engine.types import named
 from podyd.model.member import Member
 from podyd.model.pod import Pod
 from podyd.pods.disks import Disks, full, fullness
+from podyd.pods.kernel_limits import KernelLimits
 from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
 
@@ -45,11 +46,20 @@ class StartFailed(PodydError):
 class Power:
     """Starts and stops members' pods."""
 
-    def __init__(self, *, owned: Owned, instances: Instances, disks: Disks, mounts: Mounts) -> None:
+    def __init__(
+        self,
+        *,
+        owned: Owned,
+        instances: Instances,
+        disks: Disks,
+        mounts: Mounts,
+        kernel: KernelLimits,
+    ) -> None:
         self._owned = owned
         self._instances = instances
         self._disks = disks
         self._mounts = mounts
+        self._kernel = kernel
 
     async def start(self, member: Member, ins: str) -> str:
         """Start a pod. Returns what was done."""
@@ -90,6 +100,7 @@ class Power:
         with contextlib.suppress(DiskFull):
             # If the disk is full, LXD does not clean up after a failed start.
             if await self._instances.has_room(pod.name):
+                await self._kernel.before_start(pod.instance)
                 await self.start_instance(pod.name)
                 return "."
         await self._disks.add_reserve(pod)
@@ -119,6 +130,8 @@ class Power:
                 raise
             reason = await why_not_started(self._instances, name) or error.reason
             raise StartFailed(f"The pod could not be started: {reason}.") from error
+        if action == "start":
+            await self._kernel.after_start(name)
 
     async def _stop(self, pod: Pod) -> str:
         """Stop a pod; returns how, unless it has shut down by itself."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from podyd.node.pod_limits import pod_limits
 from tests.integration.harness import IMAGE, Client, Node, process_in
 from tests.integration.talking import ended, shell, streamed
 from tests.integration.test_client import Pody, as_user
@@ -64,6 +65,17 @@ def test_memory_changes_under_a_living_process(limited: Client, text: str, value
         assert (info["memory_limit"], info["cpu_limit"]) == (value, 2)
         assert in_the_kernel(process.pid) == value
         assert Path(f"/proc/{process.pid}").exists()
+
+
+def test_cpus_are_there_when_it_answers(limited: Client) -> None:
+    """LXD sets them after its answer, and now and then (5.0.2) not at all."""
+    with process_in(limited, "main") as process:
+        for cpus in (1, 2) * 5:
+            limited.post("/pod/limits", ins="main", cpu=str(cpus)).ok
+            there = pod_limits(process.pid)
+            assert there is not None
+            assert there.cpus == min(cpus, there.cpus_there)
+        assert limits_of(limited)[1] == 2
 
 
 def test_none_is_what_a_new_pod_has(limited: Client, node: Node) -> None:

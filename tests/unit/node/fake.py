@@ -13,6 +13,7 @@ from podyd.node.arp import Nic
 from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
+from podyd.node.pod_limits import PodLimits
 from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
@@ -71,12 +72,13 @@ class FakeSamples:
 
 class FakeProcesses:
     """The processes in `known`, with their LXC cgroups in `cgroups` and their pids in pods in
-    `inner`."""
+    `inner`, and pods' limits by the pid of a process in each."""
 
     def __init__(self) -> None:
         self.known: dict[int, Process] = {}
         self.cgroups: dict[int, InstanceCgroup] = {}
         self.inner: dict[int, int] = {}
+        self.limits: dict[int, PodLimits] = {}
 
     async def processes(self, pids: Iterable[int]) -> dict[int, Process]:
         return {pid: self.known[pid] for pid in pids if pid in self.known}
@@ -86,6 +88,9 @@ class FakeProcesses:
 
     async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
         return {pid: self.inner[pid] for pid in pids if pid in self.inner}
+
+    async def pod_limits(self, pid: int) -> PodLimits | None:
+        return self.limits.get(pid)
 
 
 class FakeSockets:

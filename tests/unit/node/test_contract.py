@@ -133,6 +133,7 @@ def test_a_process_and_none_that_has_ended(world: World) -> None:
             assert 0 <= process.uptime < 60
             assert process.memory_used
             assert await world.node.processes.cgroup_of(pid) is None, "it is the host's"
+            assert await world.node.processes.pod_limits(pid) is None
         assert await world.node.processes.processes([pid]) == {}
         assert await world.node.processes.cgroup_of(pid) is None
 

@@ -42,6 +42,7 @@ from podyd.pods.catalogue import Catalogue
 from podyd.pods.disks import Disks
 from podyd.pods.half_made import HalfMade
 from podyd.pods.info import Info
+from podyd.pods.kernel_limits import KernelLimits
 from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
@@ -124,7 +125,13 @@ async def podyd(lxd: FakeEngine, node: FakeNode | None = None) -> AsyncIterator[
         images=Catalogue(engine.images, settings),
         planner=planner,
         disks=disks,
-        power=Power(owned=owned, instances=instances, disks=disks, mounts=mounts),
+        power=Power(
+            owned=owned,
+            instances=instances,
+            disks=disks,
+            mounts=mounts,
+            kernel=KernelLimits(instances=instances, processes=node.processes),
+        ),
         half_made=half_made,
         info=Info(owned=owned, instances=instances, inventory=inventory, ports=ports, disks=disks),
     )

@@ -19,9 +19,11 @@ from podyd.engine.types import Instance
 from podyd.model.member import Member
 from podyd.model.pod import INS, OWNER, Pod
 from podyd.pods.disks import Disks
+from podyd.pods.kernel_limits import KernelLimits
 from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
 from podyd.pods.power import Power, StartFailed
+from tests.unit.node.fake import FakeProcesses
 
 UPDATE, SNAPSHOT = Busy("busy", operation="update"), Busy("busy", operation="snapshot")
 DEAF = DidNotShutDown("shutting down the container failed")
@@ -87,7 +89,11 @@ class Lxd(LxdInstances):
 def power_on(lxd: LxdInstances, disks: object = None, mounts: object = None) -> Power:
     """Needs nothing but LXD, and these parts."""
     return Power(
-        owned=Owned(lxd), instances=lxd, disks=cast(Disks, disks), mounts=cast(Mounts, mounts)
+        owned=Owned(lxd),
+        instances=lxd,
+        disks=cast(Disks, disks),
+        mounts=cast(Mounts, mounts),
+        kernel=KernelLimits(instances=lxd, processes=FakeProcesses()),
     )
 
 
