@@ -16,22 +16,28 @@ from podyd.config.schema import IdleConfig
 from podyd.gpus.attribution import GAP_SECONDS, Attributed, Attribution
 from podyd.node.samples import Gpu, ProcessSample
 
+# What rests needs twice as much CPU time now and then; what does so again within this time works.
+ALONE_SECONDS = 60.0
+
 
 @dataclass
 class _Use:
     """A process on a card; `used` is the monotonic time at which it was last seen to do anything,
-    None if that is not known. `memory` is its memory on the card, in bytes."""
+    None if that is not known. `memory` is its memory on the card, in bytes; `restless` is when it
+    last used more CPU time than rest needs."""
 
     used: float | None
     pod: str = ""
     memory: int | None = None
+    restless: float | None = None
 
 
 class Activity:
     """Usage of each card, accumulated from samples, which come every second.
 
     A process that has used no more than `rest()` seconds of CPU time since the last one may be
-    idle, as podyd.yaml has it; `clock` returns monotonic seconds.
+    idle, as podyd.yaml has it, and one that has used up to twice that once in `ALONE_SECONDS`;
+    `clock` returns monotonic seconds.
 
     Pods, instances of other projects and the host are named as in Whose.
     """
@@ -75,7 +81,7 @@ class Activity:
                 said = (
                     _nvml_says(gpu, process, is_explained),
                     _memory_says(process, use.memory),
-                    _cpu_says(process, self._rest()),
+                    self._cpu_says(process, use, now),
                 )
                 busy = True if True in said else None if None in said else False
                 use.used = None if busy is None else now if busy else use.used or now
@@ -91,6 +97,15 @@ class Activity:
         for uses in self._uses.values():
             for pid in pids:
                 uses.pop(pid, None)
+
+    def _cpu_says(self, process: ProcessSample, use: _Use, now: float) -> bool | None:
+        if process.cpu is None:
+            return None
+        rest = self._rest()
+        if process.cpu <= rest:
+            return False
+        last, use.restless = use.restless, now
+        return process.cpu > 2 * rest or (last is not None and now - last <= ALONE_SECONDS)
 
     def pids(self, pci: str, pod: str) -> list[int]:
         """The pids of a pod's processes on a card; `pod` is LXD's name of it."""
@@ -154,7 +169,3 @@ def _nvml_says(gpu: Gpu, process: ProcessSample, is_explained: bool) -> bool | N
 
 def _memory_says(process: ProcessSample, before: int | None) -> bool:
     return None not in (before, process.memory_used) and process.memory_used != before
-
-
-def _cpu_says(process: ProcessSample, rest: float) -> bool | None:
-    return None if process.cpu is None else process.cpu > rest
