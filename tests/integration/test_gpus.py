@@ -838,25 +838,29 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
 
 def check_notices(client: Client, pod: str) -> None:
     """That what was told of an idle card of this member's pod can still be read, and by them."""
-    wait_until(lambda: len(client.get("/user/notices").ok) == 2, "them to be written")
-    warned, ended = told = client.get("/user/notices").ok
+    wait_until(lambda: len(client.get("/user/notices").ok) == 3, "them to be written")
+    warned, ended, still = told = client.get("/user/notices").ok
     assert re.fullmatch(
         r"GPU 1 has been idle for \d+ s; its lease ends in 3 s unless it is used\.", warned["text"]
     )
     assert ended["text"] == "The lease of GPU 1 has ended: it was idle."
+    assert still["text"].startswith("The lease of GPU 1 has ended; still on it: pid ")
     for notice in told:
         assert (notice["pod"], notice["to"], notice["count"]) == (pod, "you", 1)
         assert (notice["read"], notice["id"] > 0) == (False, True)
-    assert client.get("/user/notices", limit=1).ok == [ended]
+    assert client.get("/user/notices", limit=1).ok == [still]
     assert client.get("/user/notices", since="2099-01-01").ok == []
     pody = as_user(client)
     assert json.loads(pody("notices").ok) == told
-    assert "pody: 2 new notices: pody notices" in pody.shown("ls")
+    assert "pody: 3 new notices: pody notices" in pody.shown("ls")
     shown = pody.shown("notices").splitlines()
-    assert [line.partition("  ")[0] for line in shown] == ["time", warned["time"], ended["time"]]
-    assert shown[-1].endswith(f"{pod}  {ended['text']}")
+    assert [line.partition("  ")[0] for line in shown] == [
+        "time",
+        *(notice["time"] for notice in told),
+    ]
+    assert shown[-1].endswith(f"{pod}  {still['text']}")
     assert "notice" not in pody.shown("ls")
-    assert [notice["read"] for notice in client.get("/user/notices").ok] == [True, True]
+    assert [notice["read"] for notice in client.get("/user/notices").ok] == [True] * 3
     client.post("/user/notices-read", id=0).refused(400, "malformed_parameter")
 
 
@@ -899,7 +903,7 @@ def test_an_idle_lease_is_warned_of_and_released_and_one_of_little_use_is_not(be
             assert busy.get("/host/gpus").ok[0]["idle"] < 2
             assert busy.get("/user/notices").ok == []
     bed.restart()
-    assert len(bed.client(lazy.user).get("/user/notices").ok) == 2, "the next podyd has them too"
+    assert len(bed.client(lazy.user).get("/user/notices").ok) == 3, "the next podyd has them too"
 
 
 def test_a_process_that_does_nothing_is_shown_as_idle(bed: Bed) -> None:
