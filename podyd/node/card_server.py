@@ -92,11 +92,10 @@ class _Server:
         loop.add_reader(self._enforcer.inotify.fileno(), self._heard)
         listener.setblocking(False)
         server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_ANSWER_BYTES)
-        async with server:
-            systemd.ready("Refuses cards to pods.")
-            await ended.wait()
-        # Threads that hang are not waited for, nor connections.
-        os._exit(0)
+        systemd.ready("Refuses cards to pods.")
+        await ended.wait()
+        # Not for the connections, which podyd keeps.
+        server.close()
 
     def _heard(self) -> None:
         self._tell(self._enforcer.heard())

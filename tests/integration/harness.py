@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import pwd
+import re
 import secrets
 import shlex
 import shutil
@@ -485,17 +486,24 @@ class Node:
         return self._packing
 
     def start_cards(self, way: str = "") -> subprocess.Popen[bytes]:
-        """`podyd cards`, as root; `way` is the only one that it may take, else that of the host."""
+        """`podyd cards`, as root with those of its rights that its unit leaves; `way` is the only
+        one that it may take, else that of the host."""
         config = self.write_config({})
         constants = {"podyd.node.card_enforcement.WAYS": way} if way else {}
+        path = Path(self.base["auth"]["socket"]).with_name("cards.sock")
+        # One that was killed has left it, and another may not ask whose it is.
+        path.unlink(missing_ok=True)
         with (self.directory / "cards.log").open("ab") as log:
             self._cards = subprocess.Popen(
-                [PYTHON, "-m", "podyd", "cards", "--config", config, "--user", self.account],
+                [
+                    *("setpriv", "--no-new-privs", "--bounding-set", _rights_of_cards()),
+                    *(PYTHON, "-m", "podyd", "cards", "--config", str(config)),
+                    *("--user", self.account),
+                ],
                 env={**self.environment, **self._with(constants)},
                 cwd="/",
                 stderr=log,
             )
-        path = Path(self.base["auth"]["socket"]).with_name("cards.sock")
         wait_until(lambda: _answers(path), "'podyd cards'")
         return self._cards
 
@@ -678,6 +686,14 @@ class Node:
         self._held.close()
         left = [path for path in self.lxd.get("/1.0/projects") if path.endswith(self.project)]
         assert not left, left
+
+
+def _rights_of_cards() -> str:
+    """As setpriv takes them, from the unit; systemd makes its socket there."""
+    unit = (ROOT / "systemd/podyd-cards.service").read_text()
+    (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
+    rights = ("chown", "fowner", *(name.removeprefix("CAP_").lower() for name in names.split()))
+    return ",".join(("-all", *(f"+{name}" for name in rights)))
 
 
 def _answers(path: Path) -> bool:
