@@ -184,6 +184,10 @@ class Enforcer:
         had = self._had.get(payload.inode)
         return (self._cards if had is None else had) - permitted(self._table, payload.cgroup)
 
+    def had_none(self, payload: Payload) -> bool:
+        """Whether a pod's processes never could open a card."""
+        return self._table is not None and self._had.get(payload.inode) == frozenset()
+
     def permit(self, table: Table) -> Enforcement:
         """Enforce another table."""
         self._table = table

@@ -15,12 +15,14 @@ import os
 import platform
 import re
 import stat
+import struct
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, zip_longest
 from pathlib import Path
+from typing import Any
 
 from podyd.node.card_access import Holder
 from podyd.node.card_rules import Number, Numbers, written
@@ -32,7 +34,8 @@ _KCMP = {"x86_64": 312, "aarch64": 272}.get(platform.machine())
 _KCMP_FILES = 2
 # statx(2): what the kernel knows itself, without asking a file server; struct statx.
 _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE = 0x4000, 0x3
-_STATX_BYTES, _MODE_AT, _MAJOR_AT = 256, 28, 128
+_STATX_BYTES, _STATX = 256, struct.Struct("=28xH98xII")
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 # For one process: this many descriptors are read in a tenth of it.
 PATIENCE_SECONDS = 2.0
@@ -40,56 +43,102 @@ PATIENCE_SECONDS = 2.0
 MAX_HANGING = 4
 # A place that could hide a card is taken for one that does after so long, seen each time.
 HIDDEN_SECONDS, HIDDEN_LOOKS = 2.0, 3
+# The processes of pods that never had a card are looked at so seldom; so are the mappings, which
+# take longest, of those that have lost none.
+CLEAN_EVERY, MAPPINGS_EVERY = 4, 8
 MAX_MAPS_BYTES = 32 * 1024**2
 MAX_TOLD = 1000
+_PAYLOAD = "/lxc.payload."
+# Of /proc/PID/task: its own two, and one for each thread.
+_LINKS_OF_ONE = 3
 
-_MAPPING = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ [1-9][0-9]*) +(.*)$", re.MULTILINE)
+_MAPPING = re.compile(rb"^([0-9a-f]+-[0-9a-f]+) \S+ \S+ (\S+ [1-9][0-9]* .*)$", re.MULTILINE)
 # Descriptors on their way to a socket's reader (Linux 5.12), or registered in an io_uring.
 _HIDING = re.compile(rb"^(?:scm_fds|UserFiles):\s*[1-9]", re.MULTILINE)
 
 
 @dataclass(frozen=True)
 class Look:
-    """What was seen of a process: the cards that it has open, and where it might have others."""
+    """What was seen of a process: the cards that it has open or mapped, and where it might have
+    others."""
 
     started: int
-    numbers: Numbers = frozenset()
+    open: Numbers = frozenset()
+    mapped: Numbers = frozenset()
     hiding: frozenset[str] = frozenset()
     is_init: bool = False
 
 
-def look(pid: int, cards: Numbers, *, may_hide: bool = False, proc: Path = Path("/proc")) -> Look:
-    """Look at a process; at places that hide cards only if it `may_hide`. Raises OSError."""
-    own = proc / str(pid)
-    begun = started(pid, proc)
-    numbers: set[Number] = set()
-    hiding: set[str] = set()
-    for thread in _with_files_of_their_own(pid, own):
-        with contextlib.suppress(OSError):  # It has ended.
-            for descriptor, kind, number in _descriptors(thread):
-                if kind == stat.S_IFCHR and number in cards:
-                    numbers.add(number)
-                elif may_hide and kind in (stat.S_IFSOCK, 0):
-                    hiding |= _hiding(thread, descriptor)
-    numbers |= cards & _mapped(own)
-    is_init = bool(numbers or hiding) and _is_init(own)
-    if started(pid, proc) != begun:
-        raise ProcessLookupError
-    return Look(begun, frozenset(numbers), frozenset(hiding), is_init)
+def look(
+    pid: int,
+    cards: Numbers,
+    *,
+    at_mappings: bool = True,
+    may_hide: bool = False,
+    proc: Path = Path("/proc"),
+) -> Look:
+    """Look at a process; at its mappings and at places that hide cards only if told so. Raises
+    OSError."""
+    # All through this, which leads to no other process after this one has ended.
+    own = os.open(f"{proc}/{pid}", _DIRECTORY)
+    try:
+        numbers: set[Number] = set()
+        hiding: set[str] = set()
+        for thread in _with_files_of_their_own(pid, own):
+            with contextlib.suppress(OSError):  # It has ended.
+                for descriptor, kind, number in _descriptors(own, thread):
+                    if kind == stat.S_IFCHR:
+                        numbers.add(number)
+                    elif may_hide and kind in (stat.S_IFSOCK, 0):
+                        hiding |= _hiding(own, thread, descriptor)
+        opened = cards & numbers
+        mapped = cards & _mapped(own) if at_mappings else frozenset()
+        is_init = bool(opened or mapped or hiding) and _is_init(own)
+        return Look(_started(own), opened, mapped, frozenset(hiding), is_init)
+    finally:
+        os.close(own)
 
 
 def started(pid: int, proc: Path = Path("/proc")) -> int:
     """Field 22 of proc_pid_stat(5). Raises OSError."""
-    with (proc / str(pid) / "stat").open("rb", buffering=0) as file:
-        return int(file.read(4096).rpartition(b")")[2].split()[19])
+    own = os.open(f"{proc}/{pid}", _DIRECTORY)
+    try:
+        return _started(own)
+    finally:
+        os.close(own)
 
 
-def _with_files_of_their_own(pid: int, own: Path) -> Iterator[Path]:
+def _started(own: int) -> int:
+    return int(_read(own, "stat", 4096).rpartition(b")")[2].split()[19])
+
+
+def _read(own: int, name: str, limit: int) -> bytes:
+    """A file of a process, up to `limit` bytes."""
+    parts = []
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=own)
+    try:
+        # /proc gives a page at a time.
+        while limit > 0 and (part := os.read(descriptor, min(limit, 65536))):
+            parts.append(part)
+            limit -= len(part)
+    finally:
+        os.close(descriptor)
+    return b"".join(parts)
+
+
+def _with_files_of_their_own(pid: int, own: int) -> Iterator[str]:
     """One thread for each table of descriptors; the first thread may have ended before others."""
-    yield own / "task" / str(pid)
-    for name in _names(own / "task"):
-        if name != str(pid) and not _share_files(pid, int(name)):
-            yield own / "task" / name
+    for name in _listed(own, "task"):
+        if name == str(pid) or not _share_files(pid, int(name)):
+            yield name
+
+
+def _listed(own: int, name: str) -> list[str]:
+    descriptor = os.open(name, _DIRECTORY, dir_fd=own)
+    try:
+        return _names(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _names(directory: Path | int) -> list[str]:
@@ -100,78 +149,85 @@ def _share_files(one: int, other: int) -> bool:
     return _KCMP is not None and _libc.syscall(_KCMP, one, other, _KCMP_FILES, 0, 0) == 0
 
 
-def _descriptors(thread: Path) -> Iterator[tuple[str, int, Number]]:
+def _descriptors(own: int, thread: str) -> Iterator[tuple[str, int, Number]]:
     """Name, kind and device number of each; the kind of what has no file system is 0."""
-    directory = os.open(thread / "fd", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(f"task/{thread}/fd", _DIRECTORY, dir_fd=own)
     try:
-        for name in _names(directory):
-            found = _kind_and_number(directory, os.fsencode(name))
-            if found is not None:
-                yield name, *found
+        names = _names(directory)
+        found = _kinds_and_numbers(directory, map(os.fsencode, names))
+        for name, (kind, number) in zip(names, found, strict=True):
+            yield name, kind, number
     finally:
         os.close(directory)
 
 
-def _kind_and_number(directory: int, name: bytes) -> tuple[int, Number] | None:
+def _kinds_and_numbers(directory: int, names: Iterable[bytes]) -> Iterator[tuple[int, Number]]:
+    """Of each; the kind is -1 of what is gone."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
-    if _libc.statx(directory, name, _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE, buffer) < 0:
-        return None
-    raw = buffer.raw
-    mode = int.from_bytes(raw[_MODE_AT : _MODE_AT + 2], "little")
-    major, minor = (int.from_bytes(raw[at : at + 4], "little") for at in (_MAJOR_AT, _MAJOR_AT + 4))
-    return stat.S_IFMT(mode), (major, minor)
+    statx = _libc.statx
+    for name in names:
+        if statx(directory, name, _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE, buffer) < 0:
+            yield -1, (0, 0)
+        else:
+            mode, major, minor = _STATX.unpack_from(buffer)
+            yield stat.S_IFMT(mode), (major, minor)
 
 
-def _hiding(thread: Path, descriptor: str) -> set[str]:
-    with contextlib.suppress(OSError), (thread / "fdinfo" / descriptor).open("rb") as file:
-        if _HIDING.search(file.read(65536)):
-            return {f"{(thread / 'fd' / descriptor).readlink()} {descriptor}"}
+def _hiding(own: int, thread: str, descriptor: str) -> set[str]:
+    with contextlib.suppress(OSError):
+        if _HIDING.search(_read(own, f"task/{thread}/fdinfo/{descriptor}", 65536)):
+            link = os.readlink(f"task/{thread}/fd/{descriptor}", dir_fd=own)
+            return {f"{link} {descriptor}"}
     return set()
 
 
-def _mapped(own: Path) -> Numbers:
+def _mapped(own: int) -> Numbers:
     """The devices that are mapped, of all kinds."""
-    for thread in _names(own / "task"):
-        with contextlib.suppress(OSError), (own / "task" / thread / "maps").open("rb") as file:
-            text = file.read(MAX_MAPS_BYTES)
-            if text:
-                break
-    else:
-        return frozenset()
+    text = b""
+    for thread in _listed(own, "task"):
+        with contextlib.suppress(OSError):
+            text = text or _read(own, f"task/{thread}/maps", MAX_MAPS_BYTES)
     # Most mappings are of the same few libraries.
-    each = {match[2] + match[3]: match[1] for match in _MAPPING.finditer(text)}
+    each = {match[2]: match[1] for match in _MAPPING.finditer(text)}
     if not each:
         return frozenset()
-    directory = os.open(own / "map_files", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open("map_files", _DIRECTORY, dir_fd=own)
     try:
-        found = [_kind_and_number(directory, name) for name in each.values()]
+        found = _kinds_and_numbers(directory, each.values())
+        return frozenset(number for kind, number in found if kind == stat.S_IFCHR)
     finally:
         os.close(directory)
-    return frozenset(item[1] for item in found if item is not None and item[0] == stat.S_IFCHR)
 
 
-def _is_init(own: Path) -> bool:
+def _is_init(own: int) -> bool:
     """Whether it is the first process of a PID namespace directly below ours."""
-    status = (own / "status").read_bytes()
-    match = re.search(rb"^NSpid:\s*\d+\s+1$", status, re.MULTILINE)
-    return match is not None
+    return re.search(rb"^NSpid:\s*\d+\s+1$", _read(own, "status", 65536), re.MULTILINE) is not None
 
 
 # --- All of them --------------------------------------------------------------------------------
 
 
 class Holders:
-    """The processes of pods that have a card open; `proc` is for tests."""
+    """The processes of pods that have a card open; a test has another `proc` and less time."""
 
-    def __init__(self, proc: Path = Path("/proc")) -> None:
+    def __init__(
+        self,
+        proc: Path = Path("/proc"),
+        *,
+        patience: float = PATIENCE_SECONDS,
+        hidden_seconds: float = HIDDEN_SECONDS,
+    ) -> None:
         self._proc = proc
-        self._reader = Reader(proc, patience=PATIENCE_SECONDS)
+        self._hidden_seconds = hidden_seconds
+        self._reader = Reader(proc, patience=patience)
         self._looks: dict[int, Look] = {}
+        self._started: dict[int, int] = {}
         # When each process was last looked at, and since when and how often each place that may
         # hide a card has been seen.
         self._looked: dict[int, float] = {}
         self._places: dict[tuple[int, int, str], tuple[float, int]] = {}
-        self._told_hidden: set[tuple[int, int]] = set()
+        self._hiding: set[tuple[int, int]] = set()
+        self._turn = 0
 
     async def holders(
         self,
@@ -179,8 +235,10 @@ class Holders:
         payloads: Mapping[Path, Payload],
         cards: Numbers,
         withdrawn: Callable[[Payload], Numbers],
+        had_none: Callable[[Payload], bool],
     ) -> list[Holder]:
-        """Look at all processes of these pods."""
+        """Look at all processes of these pods; `withdrawn` are the cards that one may no longer
+        have, `had_none` tells whether it never had any."""
         if hierarchy is None or not cards:
             return []
         loop = asyncio.get_running_loop()
@@ -188,30 +246,54 @@ class Holders:
             None, members_of, hierarchy, frozenset(payloads), self._proc
         )
         pods = {pid: payloads[path] for path, pids in members.items() for pid in pids}
-        for kept in (self._looks, self._looked):
+        kept: dict[int, Any]
+        for kept in (self._looks, self._looked, self._started):
             for pid in set(kept) - set(pods):
                 del kept[pid]
-        suspects = {pid for pid, payload in pods.items() if withdrawn(payload)}
+        lost = {payload: withdrawn(payload) for payload in set(pods.values())}
+        clean = {payload for payload in lost if had_none(payload)}
+        self._turn += 1
+
+        def has_turn(pid: int, every: int) -> bool:
+            before = self._looks.get(pid)
+            is_new = before is None or bool(before.open or before.mapped)
+            return is_new or (self._turn + pid) % every == 0
 
         def see(pid: int) -> None:
-            # Kept at once: also what takes longer than anybody waits counts the next time.
-            self._looks[pid] = look(pid, cards, may_hide=pid in suspects, proc=self._proc)
+            payload = pods[pid]
+            if payload in clean and not has_turn(pid, CLEAN_EVERY):
+                return
+            is_suspect = bool(lost[payload])
+            try:
+                self._started[pid] = started(pid, self._proc)
+                # Kept at once: also what takes longer than anybody waits counts the next time.
+                self._looks[pid] = look(
+                    pid,
+                    cards,
+                    at_mappings=is_suspect or has_turn(pid, MAPPINGS_EVERY),
+                    may_hide=is_suspect,
+                    proc=self._proc,
+                )
+            except OSError:
+                self._looks.pop(pid, None)
             self._looked[pid] = time.monotonic()
 
         hanging = self._reader.hanging("cards")
         await self._reader.ask("cards", see, self._in_turn(members, hanging))
-        for pid in suspects & self._reader.hanging("cards"):
-            with contextlib.suppress(OSError):
-                self._looks[pid] = Look(started(pid, self._proc), hiding=frozenset({"hangs"}))
+        for pid in self._reader.hanging("cards") & set(pods) & set(self._started):
+            if lost[pods[pid]]:
+                self._looks[pid] = Look(self._started[pid], hiding=frozenset({"hangs"}))
         hidden = self._hidden(pods)
-        self._told_hidden = {(pid, self._looks[pid].started) for pid in hidden}
-        found = []
-        for pid, seen in list(self._looks.items()):
-            numbers = seen.numbers | (withdrawn(pods[pid]) if pid in hidden else frozenset())
-            if pid in pods and numbers:
-                said = frozenset(written(numbers))
-                found.append(Holder(pods[pid].cgroup, pid, seen.started, said, seen.is_init))
-        return found[:MAX_TOLD]
+        found = [
+            self._told(pid, seen, pods[pid], lost[pods[pid]] if pid in hidden else frozenset())
+            for pid, seen in list(self._looks.items())
+            if pid in pods and (seen.open or seen.mapped or pid in hidden)
+        ]
+        return sorted(found, key=lambda told: not lost[pods[told.pid]])[:MAX_TOLD]
+
+    def _told(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
+        numbers = frozenset(written(seen.open | seen.mapped | hidden))
+        return Holder(payload.cgroup, pid, seen.started, numbers, seen.is_init)
 
     async def is_still(
         self,
@@ -225,18 +307,15 @@ class Holders:
         pid, begun = holder
 
         def see(pid: int) -> bool:
-            if payload_of(pid, hierarchy, payloads, self._proc) is None:
+            is_it = started(pid, self._proc) == begun
+            if not is_it or payload_of(pid, hierarchy, payloads, self._proc) is None:
                 return False
-            return bool(look(pid, cards, proc=self._proc).numbers) or holder in self._told_hidden
+            seen = look(pid, cards, proc=self._proc)
+            return bool(seen.open or seen.mapped) or holder in self._hiding
 
-        try:
-            if started(pid, self._proc) != begun:
-                return False
-        except OSError:
-            return False
         seen = await self._reader.ask("cards", see, [pid])
         hangs = pid in self._reader.hanging("cards")
-        return seen.get(pid, hangs and holder in self._told_hidden)
+        return seen.get(pid, hangs and holder in self._hiding)
 
     def _in_turn(
         self, members: Mapping[Path, Iterable[int]], hanging: frozenset[int]
@@ -263,11 +342,12 @@ class Holders:
             since, looks = self._places.get(place, (now, 0))
             places[place] = since, looks + 1
         self._places = places
-        return {
-            pid
-            for (pid, _, _), (since, looks) in places.items()
-            if looks >= HIDDEN_LOOKS and now - since >= HIDDEN_SECONDS
+        self._hiding = {
+            (pid, begun)
+            for (pid, begun, _), (since, looks) in places.items()
+            if looks >= HIDDEN_LOOKS and now - since >= self._hidden_seconds
         }
+        return {pid for pid, _ in self._hiding}
 
 
 def members_of(
@@ -289,20 +369,25 @@ def payload_of(
     """Which of these cgroups a process is in, or in one below it."""
     own = f"{proc}/{pid}"
     try:
-        path = _cgroup_of(own, hierarchy)
-        if path == "/":
-            # Where cgroup v1 has what has ended, as a first thread may have before others.
+        text = _cgroups(own)
+        path = hierarchy.path_in(text) if hierarchy.controller or _PAYLOAD in text else None
+        # Cgroup v1 has what has ended at the top, as a first thread may have before others.
+        if path == "/" and os.stat(f"{own}/task").st_nlink > _LINKS_OF_ONE:  # noqa: PTH116
             threads = (name for name in _names(Path(own, "task")) if name != str(pid))
-            path = next((_cgroup_of(f"{own}/task/{name}", hierarchy) for name in threads), path)
+            found = (hierarchy.path_in(_cgroups(f"{own}/task/{name}")) for name in threads)
+            path = next(found, None)
     except OSError:
         return None
-    if path is None or "/lxc.payload." not in path:
+    if path is None or _PAYLOAD not in path:
         return None
-    top, _, rest = path.partition("/lxc.payload.")
-    at = Path(f"{hierarchy.root}{top}", f"lxc.payload.{rest.partition('/')[0]}")
+    top, _, rest = path.partition(_PAYLOAD)
+    at = Path(f"{hierarchy.root}{top}", f"{_PAYLOAD[1:]}{rest.partition('/')[0]}")
     return at if at in payloads else None
 
 
-def _cgroup_of(task: str, hierarchy: Hierarchy) -> str | None:
-    with open(f"{task}/cgroup", errors="replace") as file:  # noqa: PTH123 - of hundreds
-        return hierarchy.path_in(file.read())
+def _cgroups(task: str) -> str:
+    descriptor = os.open(f"{task}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return os.read(descriptor, 65536).decode(errors="replace")
+    finally:
+        os.close(descriptor)

@@ -117,7 +117,8 @@ class _Server:
                 writer.write(b'{"error": "too many connections"}\n')
             else:
                 await self._converse(reader, writer)
-        except (OSError, ValueError):  # It has gone, or its line is too long.
+        # It has gone, its line is too long, or this process ends.
+        except (OSError, ValueError, asyncio.CancelledError):
             pass
         finally:
             self._connections -= 1
@@ -167,6 +168,7 @@ class _Server:
                 self._enforcer.payloads,
                 self._enforcer.cards,
                 self._enforcer.withdrawn,
+                self._enforcer.had_none,
             )
         return [
             {**dataclasses.asdict(holder), "numbers": sorted(holder.numbers)} for holder in found
