@@ -155,7 +155,10 @@ def test_a_process_that_has_ended_is_not_shown(
     with process_in(alice, pod) as running:
         nvml.write(FakeNvml().holding(0, FakeProcess(running.pid)))
         rows_of(client, running.pid)
-    assert client.get("/host/gpu-ps").ok == {"0": [], "1": []}
+    # Until its parent has asked what became of it, it is a zombie.
+    wait_until(
+        lambda: client.get("/host/gpu-ps").ok == {"0": [], "1": []}, "it to be shown no more"
+    )
 
 
 def test_a_zombie_is_shown_as_one(
