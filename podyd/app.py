@@ -273,6 +273,7 @@ def _gpus(backends: Backends, notices: Notices) -> Gpus:
         samples=node.samples,
         activity=activity,
         access=access,
+        notify=notices.tell,
         settings=settings,
     )
     cgroups.subscribe(scheduler.poke)

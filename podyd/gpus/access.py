@@ -156,11 +156,13 @@ class Access:
             card for card in rights.cards if self._numbers.get(card, NOTHING) & holder.numbers
         )
 
-    async def end(self, holders: Iterable[Holder], *, kill: bool) -> None:
-        """Send SIGTERM, or SIGKILL, to these processes, if the helper is there."""
+    async def end(self, due: Callable[[], Iterable[Holder]], *, kill: bool) -> None:
+        """Send SIGTERM, or SIGKILL, to the processes that are due just then, if the helper is
+        there."""
         async with self._looks.turn:
-            if self._looks.connected is not None:
-                await self._answer(self._looks, self._looks.connected.end(holders, kill=kill))
+            access, holders = self._looks.connected, list(due())
+            if access is not None and holders:
+                await self._answer(self._looks, access.end(holders, kill=kill))
 
     async def _answer(self, line: _Line, question: Awaitable[T]) -> T | None:
         # Before Python 3.12, asyncio.wait_for may lose a cancellation.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 from podyd.base.errors import Gone, NotRunning, PodydError
 from podyd.engine.collected import Collected
@@ -55,19 +55,38 @@ class Ender:
     async def end(self, pod: Pod, on_cards: Iterable[OnCard], *, kill: bool) -> None:
         """Send SIGTERM, or SIGKILL, to processes of a pod; never fails."""
         on_cards = list(on_cards)
-        holders = {item.holder for item in on_cards if item.holder is not None}
-        if holders:
-            await self._access.end(holders, kill=kill)
-        others = {item.pid: item.started for item in on_cards if item.holder is None}
+        known = [item for item in on_cards if item.holder is not None]
+        if known:
+            await self._access.end(
+                lambda: {item.holder for item in self._due(known) if item.holder is not None},
+                kill=kill,
+            )
+        others = [item for item in on_cards if item.holder is None]
         if others:
-            await self._signal(pod, others, "KILL" if kill else "TERM")
+            inner = await self._processes.pids_in_pod(item.pid for item in others)
+            started = {item.pid: item.started for item in self._due(others)}
+            await self._signal(pod, inner, started, "KILL" if kill else "TERM")
 
-    async def _signal(self, pod: Pod, started: dict[int, int | None], name: str) -> None:
-        inner = await self._processes.pids_in_pod(started)
+    def _due(self, on_cards: Iterable[OnCard]) -> list[OnCard]:
+        """Those that their pods may still not have: it may have leased the card meanwhile."""
+        rights = self._access.rights
+        return [
+            item
+            for item in on_cards
+            if rights is not None and rights.forbids(item.pod, item.card, computes=item.computes)
+        ]
+
+    async def _signal(
+        self,
+        pod: Pod,
+        inner: Mapping[int, int],
+        started: Mapping[int, int | None],
+        name: str,
+    ) -> None:
         words = [
             str(word)
             for pid, inner_pid in sorted(inner.items())[:MAX_AT_ONCE]
-            if inner_pid != 1 and started[pid] is not None
+            if inner_pid != 1 and started.get(pid) is not None
             for word in (inner_pid, started[pid])
         ]
         if not words:

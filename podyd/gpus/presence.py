@@ -61,10 +61,10 @@ class Presences:
         self._processes = processes
         self._clock = clock
 
-    async def look(self, rights: Rights) -> Look:
-        """All processes of pods on cards."""
+    async def look(self, rights: Rights, *, asks_helper: bool = True) -> Look:
+        """All processes of pods on cards; unless the helper is asked, those alone that compute."""
         taken = self._clock()
-        held = await self._access.holders()
+        held = await self._access.holders() if asks_helper else None
         by_pid = {item.holder.pid: item for item in held or ()}
         found = {
             (item.holder.pid, card): OnCard(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from podyd.gpus.decisions import Cards, View
@@ -21,7 +21,7 @@ class Rights:
     """
 
     cards: tuple[Card, ...]
-    pods: Mapping[str, Pod]
+    pods: Mapping[str, Pod] = field(compare=False)
     rows: Mapping[str, Cards]
     leased: Mapping[Card, str]
     withdrawn: Mapping[tuple[str, Card], datetime]

@@ -39,7 +39,7 @@ from podyd.base.errors import (
     lxd_could_not,
 )
 from podyd.base.quantities import UNLIMITED
-from podyd.base.tasks import came
+from podyd.base.tasks import came, seen
 from podyd.config.current import Settings
 from podyd.contract.gpus import LeasedCard, Waiting
 from podyd.engine.interface import Instances, Profiles
@@ -86,6 +86,7 @@ from podyd.gpus.leases import (
 from podyd.gpus.rights import rights_of
 from podyd.model.gpu import CardChoice
 from podyd.model.member import Member
+from podyd.model.notice import Tell
 from podyd.model.pod import Pod, pods_of
 from podyd.node.interface import FIRST_SAMPLE_SECONDS, Samples
 from podyd.node.samples import Sample
@@ -132,6 +133,7 @@ class Scheduler:
         samples: Samples,
         activity: Activity,
         access: Access,
+        notify: Tell,
         settings: Settings,
     ) -> None:
         self._instances = instances
@@ -140,6 +142,7 @@ class Scheduler:
         self._samples = samples
         self._activity = activity
         self._access = access
+        self._notify = notify
         self._settings = settings
         self._lock = asyncio.Lock()
         self._poke = asyncio.Event()
@@ -477,8 +480,7 @@ class Scheduler:
         if any(_is_same(entry, other) for other in view.queue):
             keys[WAITING] = None
         await self._write(after, entry.pod, after.due(entry.pod), keys)
-        numbers = ", ".join(str(card.index) for card in in_order(cards))
-        log.info("leased GPU %s to %s until %s", numbers, entry.pod.name, iso(until))
+        log.info("leased GPU %s to %s until %s", _numbers(cards), entry.pod.name, iso(until))
 
     async def _enter(self, view: View, entry: QueueEntry) -> int:
         """Join the queue; who asks again for the same keeps their place, which is returned."""
@@ -520,7 +522,12 @@ class Scheduler:
         """Of these cards, those that processes of the pod have open and that must be withdrawn."""
         if not cards or pod.status == "stopped" or self._settings.current.lease.end != "end":
             return NO_CARDS
-        users, holders = view.users or {}, await self._access.holders() or ()
+        asking = asyncio.ensure_future(self._access.holders())
+        await asyncio.wait({asking}, timeout=PATIENCE_SECONDS)
+        if not asking.done():
+            asking.add_done_callback(seen)
+            return cards  # Which the watch finds out.
+        users, holders = view.users or {}, asking.result() or ()
         held = NO_CARDS.union(*(item.cards for item in holders if item.pod == pod.name))
         return frozenset(card for card in cards if card in held or pod.name in users.get(card, ()))
 
@@ -584,6 +591,7 @@ class Scheduler:
         if ended:
             tried |= {("end", lease.key) for lease in ended}
             problems |= await self._expire(view, ended)
+            self._tell_ends(view, ended, problems)
             return True
         behind = [
             pod for pod in view.pods if ("write", pod.name) not in tried and _is_behind(view, pod)
@@ -600,6 +608,8 @@ class Scheduler:
                     tried.add(("grant", entry.pod.name))
                     with _noted(entry.pod, problems):
                         await self._grant(view, entry, cards)
+                        text = f"It was this pod's turn: it has leased GPU {_numbers(cards)}."
+                        self._notify(entry.pod.account, text, pod=entry.pod.name)
                     return True
         if behind:
             await self._catch_all_up(view, behind, tried, problems)
@@ -639,6 +649,15 @@ class Scheduler:
                 # What is not written is still this pod's, so nobody else is given it.
                 view = after
         return problems
+
+    def _tell_ends(self, view: View, ended: Sequence[Lease], problems: Mapping[str, str]) -> None:
+        pods = {lease.pod.name: lease.pod for lease in ended}
+        for pod in pods.values():
+            keys = {lease.key for lease in ended if lease.pod.name == pod.name}
+            cards = [card for card in view.cards if card.key in keys]
+            if cards and pod.name not in problems:
+                text = f"The lease of GPU {_numbers(cards)} has ended: its time is up."
+                self._notify(pod.account, text, pod=pod.name)
 
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
         """Detach cards from a pod that are another's in this view.
@@ -685,6 +704,10 @@ def _is_behind(view: View, pod: Pod) -> bool:
     """Whether an instance has other devices or keys than it should."""
     own = pod.instance.own_devices
     return bool(view.key_updates(pod)) or _devices(view, pod, view.due(pod), own)[0] != own
+
+
+def _numbers(cards: Iterable[Card]) -> str:
+    return ", ".join(str(card.index) for card in in_order(cards))
 
 
 def _stored(item: Withdrawal) -> tuple[str, str, str]:

@@ -196,7 +196,9 @@ class Watch:
         rights, ends = self._access.rights, self._settings.current.lease
         if rights is None:
             return None
-        self._last = look = await self._presences.look(rights)
+        # Who has a card open that nobody has leased disturbs nobody.
+        asks_helper = bool(rights.leased or rights.withdrawn or self._intruders)
+        self._last = look = await self._presences.look(rights, asks_helper=asks_helper)
         rights = self._access.rights or rights  # They may have changed meanwhile.
         self._update(look, rights)
         for name in {key[0] for key in self._intruders}:
@@ -338,6 +340,8 @@ class Watch:
         if at - self._stopping.get(pod.name, at - LAST_SECONDS) < LAST_SECONDS:
             return
         self._stopping[pod.name] = at
+        text = "The pod is stopped by force: its processes on a GPU cannot be ended otherwise."
+        self._notify(pod.account, text, pod=pod.name)
         self._tasks.spawn(self._and_look(self._ender.stop(pod)), "stopping a pod by force")
 
     # --- Telling ---------------------------------------------------------------------------------

@@ -548,8 +548,11 @@ def test_who_is_next_waits_no_longer_than_the_grace(bed: Bed) -> None:
             print(f"{took:.2f} s from the end of a lease to the next one's")
             assert took < 10
             assert (cards_in(bob, "b"), cards_in(alice, "other")) == ([0], [])
-        (notice,) = alice.get("/user/notices").ok
-        assert "The lease of GPU 0 has ended" in notice["text"]
+        ended, left = (item["text"] for item in alice.get("/user/notices").ok)
+        assert ended == "The lease of GPU 0 has ended: its time is up."
+        assert f"still on it: pid {running.pid}" in left
+        (turn,) = bob.get("/user/notices").ok
+        assert turn["text"] == "It was this pod's turn: it has leased GPU 0."
         bob.post("/gpu/release", ins="b").ok
         wait_for_cards(alice, "other", [0])
 
@@ -582,6 +585,8 @@ def test_who_still_has_a_leased_card_open_is_ended(bed: Bed) -> None:
     alice, bob = bed.client(), bed.client()
     with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="all"):
         name = bed.node.instance_of(bob.user, "b")["name"]
+        bob.exec("b", "touch /root/stash && mount --bind /dev/dri/card0 /root/stash")
+        assert bob.exec("b", "(exec 7<>/root/stash)")["exit_code"] == 0
         with holding(bob, "b", 0, stubborn=True) as kept, holding(bob, "b", 1) as other:
             done = alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
             assert done["ending"] == [{"gpu": 0, "pod": name, "grace": 1.0, "processes": 1}]
@@ -592,6 +597,7 @@ def test_who_still_has_a_leased_card_open_is_ended(bed: Bed) -> None:
                 assert attached.get(name, False) is False
                 return [(item["pid"], item["pod"]) for item in found["intruders"]]
 
+            assert "not permitted" in bob.exec("b", "(exec 7<>/root/stash)")["stderr"]
             wait_until(lambda: shown() == [(kept.pid, name)], "it to be shown")
             wait_until(lambda: not started(kept.cmd), "it to be ended")
             assert started(other.cmd) == 1, "it may have its card"
@@ -844,7 +850,10 @@ def check_notices(client: Client, pod: str) -> None:
         r"GPU 1 has been idle for \d+ s; its lease ends in 3 s unless it is used\.", warned["text"]
     )
     assert ended["text"] == "The lease of GPU 1 has ended: it was idle."
-    assert still["text"].startswith("The lease of GPU 1 has ended; still on it: pid ")
+    assert re.fullmatch(
+        r"The lease of GPU 1 has ended; still on it: pid \d+; they are ended in 1 s\.",
+        still["text"],
+    )
     for notice in told:
         assert (notice["pod"], notice["to"], notice["count"]) == (pod, "you", 1)
         assert (notice["read"], notice["id"] > 0) == (False, True)
@@ -875,7 +884,7 @@ EOF
 
 
 def test_an_idle_lease_is_warned_of_and_released_and_one_of_little_use_is_not(bed: Bed) -> None:
-    bed.restart(idle={"after": 3, "grace": 3, "policy": "release"})
+    bed.restart(idle={"after": 3, "grace": 3, "policy": "release"}, lease={"grace": 1})
     busy, lazy = bed.client(), bed.client()
     with pods((busy, "b"), (lazy, "l"), image=IMAGE, gpus="none"):
         lazy.exec("l", "setsid script -qfc 'sleep 60' /root/screen </dev/null >/dev/null 2>&1 &")
@@ -896,6 +905,7 @@ def test_an_idle_lease_is_warned_of_and_released_and_one_of_little_use_is_not(be
             wait_for_cards(lazy, "l", [])
             wait_until(lambda: "has ended" in lazy.exec("l", screen)["stdout"], "the end of it")
             check_notices(lazy, f"{lazy.user}-l")
+            wait_until(lambda: not started(resting.cmd), "what has not used the card to be ended")
             # Nobody is logged in there, but it computes.
             assert cards_in(busy, "b") == [0]
             (row,) = busy.get("/host/gpu-ps").ok["0"]

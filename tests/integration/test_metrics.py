@@ -66,6 +66,7 @@ def test_cards_pods_requests_and_commands(
     assert figure(found, "podyd_gpu_temperature_celsius", **card) is None, "not supported is no 0"
     assert figure(found, "podyd_gpu_held", **owned, exclusive="false") == 1
     assert figure(found, "podyd_gpu_queue_length") == 0
+    assert figure(found, "podyd_gpu_intruders_total", what="seen") is not None
     assert (figure(found, "podyd_lxd_up"), figure(found, "podyd_nvml_up")) == (1, 1)
     assert (figure(found, "podyd_nvml_sample_age_seconds") or 99) < 5
     assert (figure(found, "podyd_pods", status="running") or 0) >= 1

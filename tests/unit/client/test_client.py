@@ -16,6 +16,7 @@ import pytest
 import podyd.client
 from podyd.client import kept, main, show
 from podyd.client.base import Base
+from podyd.client.daily import _cards
 from podyd.client.disk import cancel, how_far
 from podyd.client.failure import Refused, Usage
 from podyd.client.kept import Kept
@@ -67,6 +68,15 @@ def test_the_client_runs_on_macos_and_windows(source: Path) -> None:
         "fcntl",
         "resource",
     }
+
+
+# --- GPUs ---------------------------------------------------------------------------------------
+
+
+def test_who_is_on_a_gpu_that_is_not_theirs_is_marked() -> None:
+    pods = [{"pod": "a", "attached": True}, {"pod": "b", "attached": False}, {"pod": "older"}]
+    answer = cast(Answer, SimpleNamespace(data=[{"index": 0, "pods": pods}]))
+    assert _cards(answer) == [{"index": 0, "pods": ["a", "b (still on it)", "older"]}]
 
 
 # --- Words --------------------------------------------------------------------------------------

@@ -14,7 +14,9 @@ import pytest
 from podyd.engine.streams import Streams
 from podyd.gpus.access import Access
 from podyd.gpus.ending import Ender
+from podyd.gpus.inventory import Card
 from podyd.gpus.presence import OnCard
+from podyd.gpus.rights import Rights
 from podyd.gpus.terminals import MAX_CHARACTERS, Terminals
 from podyd.model.pod import Pod
 from tests.unit.engine.fake_executor import FakeExecutor
@@ -28,14 +30,25 @@ def nothing(name: str) -> Awaitable[None]:
     raise AssertionError(name)
 
 
-def ender(processes: FakeProcesses) -> Ender:
-    """Its commands run on this machine."""
+def rights(*cards: Card) -> Rights:
+    """The pod may have these cards alone."""
+    return Rights(CARDS, {POD.name: POD}, {POD.name: frozenset(cards)}, {}, {}, frozenset())
+
+
+async def ender(processes: FakeProcesses, *cards: Card) -> Ender:
+    """Its commands run on this machine; the pod may have these cards alone."""
+    access = Access(FakeCardAccesses(), aliases=dict)
+    await access.permit(rights(*cards))
     return Ender(
-        access=Access(FakeCardAccesses(), aliases=dict),
+        access=access,
         processes=processes,
         executor=FakeExecutor({"alice-main": "running"}),
         stop=nothing,
     )
+
+
+async def end(processes: FakeProcesses, found: Sequence[OnCard], *cards: Card, kill: bool) -> None:
+    await (await ender(processes, *cards)).end(POD, found, kill=kill)
 
 
 def started(pid: int) -> int:
@@ -56,7 +69,9 @@ def test_a_process_is_ended_by_pid_and_start_time(kill: bool, number: int, tmp_p
         processes.inner = {one.pid: one.pid, other.pid: other.pid}
         found = [on_card(one.pid, started(one.pid)), on_card(other.pid, started(other.pid) + 1)]
         try:
-            asyncio.run(ender(processes).end(POD, found, kill=kill))
+            asyncio.run(end(processes, found, CARDS[0], kill=kill))  # It may have the card now.
+            assert one.poll() is None
+            asyncio.run(end(processes, found, kill=kill))
             assert one.wait(10) == -number
             assert other.poll() is None, "it is another one"
         finally:
@@ -70,8 +85,8 @@ def test_the_first_process_of_a_pod_is_not_signalled() -> None:
 
     async def whole() -> None:
         found = [on_card(7, 1), on_card(8, 1)]
-        assert await ender(processes).inits(found) == {7}
-        await ender(processes).end(POD, found[:1], kill=True)  # Nothing is run: it would be pid 1.
+        assert await (await ender(processes)).inits(found) == {7}
+        await end(processes, found[:1], kill=True)  # Nothing is run: it would be pid 1.
 
     asyncio.run(whole())
 

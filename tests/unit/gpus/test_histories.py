@@ -243,6 +243,26 @@ def test_a_lease_that_was_written_and_refused_all_the_same_is_a_lease(clock: Clo
     play(whole)
 
 
+def test_several_leases_end_at_once_and_one_is_not_written(clock: Clock) -> None:
+    """Nobody is given its card for a moment."""
+
+    async def whole() -> None:
+        lxd = Lxd(instance("a"), instance("b"))
+        found = scheduler_of(lxd)
+        await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+        await found.lease(member("b"), lxd.pod("b"), choice("1,"), 1, wait=False)
+        clock.jump(2)
+        lxd.refuse("edit", LxdRefused("It rains"), of="a")
+        problems: dict[str, str] = {}
+        await found._reconcile(problems)
+        assert [*problems] == ["a"]
+        assert leased(lxd, "a", "b") == {"a": [0], "b": []}
+        await settled(found)
+        assert (lxd.of("a"), lxd.of("b")) == ([0, 1], [0, 1])
+
+    play(whole)
+
+
 def test_a_lease_that_lxd_writes_too_late_yields_to_the_one_before(clock: Clock) -> None:
     """LXD goes on with what podyd has given up, so both have the card until podyd looks."""
 

@@ -127,6 +127,9 @@ def member(name: str) -> Member:
     return Member(f"owner-{name}", False, Quota(), (), 1000, 1000)
 
 
+def tell_nobody(account: str | None, text: str, *, pod: str = "") -> None: ...
+
+
 def scheduler_of(lxd: Lxd) -> Scheduler:
     samples = sampled(fails=not lxd.told)
     engine = lxd.engine
@@ -137,6 +140,7 @@ def scheduler_of(lxd: Lxd) -> Scheduler:
         samples=samples,
         activity=Activity(attribution(samples)),
         access=Access(lxd.helper, aliases=dict),
+        notify=tell_nobody,
         settings=Settings(Config()),
     )
 

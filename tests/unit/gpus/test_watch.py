@@ -171,7 +171,10 @@ def test_a_lease_that_nobody_uses_ends_at_once(monkeypatch: pytest.MonkeyPatch) 
             await found.go(10)
             assert (found.lxd.of("a"), found.lxd.of("b")) == ([], [0, 1])
             assert FIRST not in found.config("a")
-        assert (found.helper.ended, found.told) == ([], [])
+        assert found.helper.ended == []
+        assert [text for _, text, _ in found.told] == [
+            "The lease of GPU 0 has ended: its time is up."
+        ]
 
     play(whole)
 
@@ -196,8 +199,14 @@ def test_who_is_next_has_the_card_when_the_grace_is_over(
             assert found.signals() == [*terms, (STUBBORN, True)]
             await found.go(0.25)
             assert FIRST not in found.config("a")
-            assert [(account, pod) for account, _, pod in found.told] == [("owner-a", "a")]
-            assert "lease of GPU 0 has ended" in found.told[0][1]
+            assert [(account, pod) for account, _, pod in found.told] == [
+                ("owner-a", "a"),
+                ("owner-a", "a"),
+                ("owner-c", "c"),
+            ]
+            assert "its time is up" in found.told[0][1]
+            assert "still on it: pid 41" in found.told[1][1]
+            assert "turn" in found.told[2][1]
             assert (found.watch.seen, found.watch.ended) == (1, 1)
             assert found.stopped == []
 
@@ -311,6 +320,7 @@ def test_what_cannot_be_ended_ends_with_its_pod(
             assert found.stopped == (["a"] if how else [])
             await found.go(1)
             assert found.stopped == ["a"]
+            assert "stopped by force" in found.told[-1][1]
             assert all(holder.is_init is False for holder, _ in found.helper.ended)
             assert found.lxd.of("b") == [0, 1]
 

@@ -78,6 +78,7 @@ class World:
             samples=self.node.samples,
             activity=self.activity,
             access=self.access,
+            notify=self._notify,
             settings=self.settings,
         )
         executor = FakeExecutor(dict.fromkeys(self.lxd.found, "running"), self._run)

@@ -51,7 +51,7 @@ from podyd.pods.power import Power
 from tests.unit.engine.fake import PROFILE, FakeEngine, When
 from tests.unit.engine.fake_executor import FakeExecutor
 from tests.unit.gpus.attributing import attribution
-from tests.unit.gpus.test_scheduler import Remembering
+from tests.unit.gpus.test_scheduler import Remembering, tell_nobody
 from tests.unit.node.fake import FakeNode
 
 ALICE = Member("alice", False, Quota(max_pods=2), (PROFILE.name,), 1000, 1000)
@@ -110,6 +110,7 @@ async def podyd(lxd: FakeEngine, node: FakeNode | None = None) -> AsyncIterator[
             samples=node.samples,
             activity=Activity(attribution(node.samples)),
             access=Access(node.card_accesses, aliases=dict),
+            notify=tell_nobody,
             settings=settings,
         ),
         ports=ports,
