@@ -821,7 +821,7 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
         bed.restart(state_dir=str(untold.state))
         alice, bob = bed.client(alice.user), bed.client(bob.user)
         assert [item["uuid"] for item in bob.get("/host/gpus").ok] == ["", ""]
-        bed.server.wait_for_log("cannot be shared out now: Neither LXD nor NVML tells the UUID")
+        bed.server.wait_for_log("cannot be shared out now: Neither LXD nor NVML reports the UUID")
         for refused in (
             bob.post("/pod/gpus", ins="b", gpus="all"),
             bob.post("/gpu/lease", ins="b", gpus="1,", hours=1),
