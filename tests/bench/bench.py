@@ -22,13 +22,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from podyd.engine.rest import Credentials, LxdClient
-from tests.integration.harness import IMAGE, Client, Node, Server, wait_until
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, stopped, wait_until
+from tests.integration.test_cards import MOUNTED, NUMBER, Helper, cgroup
 from tests.integration.test_client import as_user
 from tests.lab.nvml import DEFAULT_GPUS, FakeDriver, FakeNvml, FakeProcess
 
@@ -199,6 +200,7 @@ class Bench:
         yield self.memory_of_ports()
         yield from self.execs()
         yield from self.creates()
+        yield from self.cards()
         yield from self.lists()
         yield from self.user_info()
         yield self.gpu_ps()
@@ -294,6 +296,37 @@ class Bench:
             at_most=1.2,
             goal_is_ratio=True,
         )
+
+    def cards(self) -> Iterator[Row]:
+        """What it adds to a pod's start that the kernel refuses it cards, and how long it takes to
+        refuse other ones to all pods."""
+        process = self.node.start_cards()
+        helper = Helper(self.node.cards_socket)
+        way = helper.permit({})["way"]
+        self.node.lxc("init", SMALL, "carded", "-p", "podyd-base")
+        figures: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(ROUNDS):
+            for has_rules, took in figures.items():
+                with nullcontext() if has_rules else stopped(process):
+                    took.append(timed(self.node.lxc, "start", "carded"))
+                self.node.lxc("stop", "-f", "carded")
+        self.node.lxc("delete", "carded")
+        # Of starts that take hundreds of ms, one more or less: only the quickest tell a few apart.
+        rules = min(figures[True]) - min(figures[False])
+        yield Row(f"rules for cards at a start ({way})", "ms", rules, at_most=20)
+        with ExitStack() as held:
+            names = [f"p{number}" for number in range(PODS)]
+            for name in names:
+                for hierarchy in MOUNTED.values():
+                    held.enter_context(
+                        cgroup(hierarchy.root / f"lxc.payload.{self.node.project}_{name}")
+                    )
+            tables = [{name: [NUMBER] for name in names}, {}] * ROUNDS
+            took = [timed(helper.permit, table) for table in tables]
+            seen = [timed(helper.holders) for _ in tables]
+        helper.close()
+        yield Row(f"other rules for {PODS} pods, p50", "ms", statistics.median(took))
+        yield Row("who has a card open, p50", "ms", statistics.median(seen))
 
     def lists(self) -> Iterator[Row]:
         with self._many_pods():

@@ -485,12 +485,16 @@ class Node:
         wait_until(path.is_socket, "the socket of 'podyd packing'")
         return self._packing
 
+    @property
+    def cards_socket(self) -> Path:
+        return Path(self.base["auth"]["socket"]).with_name("cards.sock")
+
     def start_cards(self, way: str = "") -> subprocess.Popen[bytes]:
         """`podyd cards`, as root with those of its rights that its unit leaves; `way` is the only
         one that it may take, else that of the host."""
         config = self.write_config({})
         constants = {"podyd.node.card_enforcement.WAYS": way} if way else {}
-        path = Path(self.base["auth"]["socket"]).with_name("cards.sock")
+        path = self.cards_socket
         # One that was killed has left it, and another may not ask whose it is.
         path.unlink(missing_ok=True)
         with (self.directory / "cards.log").open("ab") as log:

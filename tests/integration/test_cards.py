@@ -200,10 +200,6 @@ class Site:
     one: Pod
     two: Pod
 
-    @property
-    def socket(self) -> Path:
-        return Path(self.node.base["auth"]["socket"]).with_name("cards.sock")
-
     def restart(self, meanwhile: Callable[[], None]) -> None:
         """Kill the helper, and start it again."""
         self.helper.close()
@@ -211,7 +207,7 @@ class Site:
         self.process.wait()
         meanwhile()
         self.process = self.node.start_cards(self.way)
-        self.helper = Helper(self.socket)
+        self.helper = Helper(self.node.cards_socket)
 
 
 @pytest.fixture(scope="module", params=WAYS.split())
@@ -220,7 +216,7 @@ def way(cards_node: Node, request: pytest.FixtureRequest) -> Iterator[Site]:
     if CONTROLLERS[name] not in MOUNTED:
         pytest.skip(f"this machine has no cgroups for {name}")
     process = cards_node.start_cards(name)
-    helper = Helper(Path(cards_node.base["auth"]["socket"]).with_name("cards.sock"))
+    helper = Helper(cards_node.cards_socket)
     pods = [make(cards_node, f"{kind}-{name}") for kind in ("one", "two")]
     site = Site(cards_node, name, MOUNTED[CONTROLLERS[name]], process, helper, *pods)
     assert helper.permit({}) == {"way": name, "problem": ""}
@@ -515,13 +511,13 @@ def test_nobody_else_may_ask(site: Site) -> None:
     )
 
     def ask() -> subprocess.CompletedProcess[str]:
-        command = [PYTHON, "-c", code, str(site.socket)]
+        command = [PYTHON, "-c", code, str(site.node.cards_socket)]
         return subprocess.run(
             command, user=65534, group=65534, capture_output=True, text=True, check=False
         )
 
     assert "PermissionError" in ask().stderr
-    site.socket.chmod(0o666)
+    site.node.cards_socket.chmod(0o666)
     assert json.loads(ask().stdout) == {"error": "forbidden"}
     assert site.one.opens()
 

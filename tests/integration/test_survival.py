@@ -9,6 +9,7 @@ import signal
 import pytest
 
 from tests.integration.harness import Client, Node, Server, wait_until
+from tests.integration.test_cards import NUMBER, Helper, make
 from tests.lab import lab
 
 
@@ -46,3 +47,30 @@ def test_the_lab_comes_up_again_and_podyd_with_it(
     assert (done["exit_code"], done["stdout"]) == (0, "kept\n"), done
     total_kb = int(alice.exec(pod, "awk '/^MemTotal/ {print $2}' /proc/meminfo")["stdout"])
     assert total_kb > 0, "lxcfs is alive"
+
+
+def test_rules_for_cards_outlive_lxd_and_are_there_for_the_pods_that_it_starts(
+    lab_cards: None,
+) -> None:
+    """By a podyd's own machine, whose helper nobody else tells anything."""
+    node = Node()
+    try:
+        node.start_cards()
+        with contextlib.closing(Helper(node.cards_socket)) as helper:
+            pod = make(node, "kept")
+            helper.permit({pod.name: [NUMBER]})
+            pod.start()
+            assert pod.opens()
+            helper.permit({})
+            lab.stop_daemon("lxd")
+            assert lab.main(["up"]) == 0
+            assert not pod.opens()
+            kill_everything(node)
+            assert lab.main(["up"]) == 0
+            wait_until(lambda: pod.init() > 0, "the pod to be started again", 60)
+            assert not pod.opens()
+            helper.permit({pod.name: [NUMBER]})
+            assert pod.opens()
+            pod.close()
+    finally:
+        node.close()
