@@ -11,7 +11,7 @@ from typing import Protocol
 
 from podyd.node import bpf
 from podyd.node.card_access import Enforcement
-from podyd.node.card_rules import Numbers, Table, card_numbers, lines, permitted, program
+from podyd.node.card_rules import Kept, Numbers, Table, card_numbers, lines, permitted, program
 from podyd.node.inotify import Inotify
 from podyd.node.payloads import Hierarchy, Payload, below, hierarchies, is_place, payload_at, places
 
@@ -134,23 +134,25 @@ class Enforcer:
     """Refuses to the pods of one project what `table` does not permit them: at once to those that
     there are, and to others when their cgroup is made, which is before their first process.
 
-    `table` is None, and nothing is refused, before there ever was one.
+    Nothing is refused before there ever was a table. `kept` is what another one has kept.
     """
 
-    def __init__(self, project: str, table: Table | None) -> None:
+    def __init__(self, project: str, kept: Kept) -> None:
         self._project = project
-        self._table = table
+        self._table = kept.table
         self._cards: Numbers = frozenset()
         self._way: Way | None = None
         self._problem = ""
         self._payloads: dict[Path, Payload] = {}
-        # By inode: what a pod was ever permitted; all that there is, if it was there before us.
-        self._had: dict[int, Numbers | None] = {}
+        self._had = dict(kept.had)
         mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
         self.hierarchy = next(iter(mounted.values()), None)
         self._choose(mounted)
         self.inotify = Inotify()
-        self._look_for_payloads(is_first=True)
+        self._look_for_payloads()
+        # Nobody was there to refuse them anything when they started.
+        for payload in self._payloads.values():
+            self._had.setdefault(payload.inode, None)
 
     def _choose(self, mounted: dict[str, Hierarchy]) -> None:
         problems = ["no cgroup hierarchy for devices is mounted"] if not mounted else []
@@ -184,6 +186,11 @@ class Enforcer:
         had = self._had.get(payload.inode)
         return (self._cards if had is None else had) - permitted(self._table, payload.cgroup)
 
+    @property
+    def kept(self) -> Kept:
+        """What another one is to know."""
+        return Kept(self._table, self._had)
+
     def had_none(self, payload: Payload) -> bool:
         """Whether a pod's processes never could open a card."""
         return self._table is not None and self._had.get(payload.inode) == frozenset()
@@ -209,6 +216,7 @@ class Enforcer:
     def _apply(self, payload: Payload) -> str:
         """What the kernel said against it."""
         if self._table is None or self._way is None:
+            self._had[payload.inode] = None
             return ""
         allowed = permitted(self._table, payload.cgroup) & self._cards
         had = self._had.setdefault(payload.inode, frozenset())
@@ -221,11 +229,9 @@ class Enforcer:
             return f"{self._way.name}: {error.strerror}"
         return ""
 
-    def _look_for_payloads(self, *, is_first: bool = False) -> None:
+    def _look_for_payloads(self) -> None:
         self._payloads = self._found(self.hierarchy.root) if self.hierarchy else {}
         inodes = {payload.inode for payload in self._payloads.values()}
-        if is_first:
-            self._had = dict.fromkeys(inodes)
         self._had = {inode: had for inode, had in self._had.items() if inode in inodes}
 
     def _found(self, top: Path) -> dict[Path, Payload]:

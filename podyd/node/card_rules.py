@@ -12,6 +12,7 @@ import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -99,9 +100,37 @@ def written(numbers: Iterable[Number]) -> list[str]:
     return [f"{major}:{minor}" for major, minor in sorted(numbers)]
 
 
-def packed(table: Table) -> str:
-    """As `table_of` reads it."""
-    return json.dumps({name: written(numbers) for name, numbers in table.items()})
+@dataclass(frozen=True)
+class Kept:
+    """What outlives the helper: the last table, if there ever was one, and what each pod was ever
+    permitted, by the inode of its cgroup; None is all that there is."""
+
+    table: Table | None = None
+    had: Mapping[int, Numbers | None] = field(default_factory=dict)
+
+    def packed(self) -> str:
+        """As `kept_of` reads it."""
+        table = {name: written(numbers) for name, numbers in (self.table or {}).items()}
+        had = {
+            inode: None if numbers is None else written(numbers)
+            for inode, numbers in self.had.items()
+        }
+        return json.dumps({"permit": None if self.table is None else table, "had": had})
+
+
+def kept_of(text: str) -> Kept:
+    """Raises ValueError."""
+    match json.loads(text):
+        case {"permit": table, "had": dict(had)}:
+            return Kept(
+                None if table is None else table_of(table),
+                {
+                    int(key): None if value is None else _numbers(value)
+                    for key, value in had.items()
+                },
+            )
+        case _:
+            raise ValueError("nothing that was kept")
 
 
 def permitted(table: Table, cgroup: str) -> Numbers:

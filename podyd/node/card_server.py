@@ -37,7 +37,7 @@ from podyd.base.logs import stderr_is_journal
 from podyd.node.card_access import Enforcement
 from podyd.node.card_enforcement import Enforcer
 from podyd.node.card_holders import Holders
-from podyd.node.card_rules import Table, packed, table_of
+from podyd.node.card_rules import Kept, kept_of, table_of
 from podyd.node.line_client import MAX_ANSWER_BYTES
 
 MAX_CONNECTIONS = 16
@@ -61,15 +61,15 @@ def serve(path_of: Callable[[], Path], kept: Path, *, project: str, uid: int, gi
         asyncio.run(_Server(Enforcer(project, _read(kept)), kept, uid).run(listener))
 
 
-def _read(kept: Path) -> Table | None:
+def _read(path: Path) -> Kept:
     try:
-        return table_of(json.loads(kept.read_text()))
+        return kept_of(path.read_text())
     except FileNotFoundError:
-        return None
+        return Kept()
     except (OSError, ValueError) as error:
         # Nobody may have a card then, until podyd says who may.
-        _log(f"{kept} cannot be used: {error}", LOG_WARNING)
-        return {}
+        _log(f"{path} cannot be used: {error}", LOG_WARNING)
+        return Kept({})
 
 
 class _Server:
@@ -80,6 +80,7 @@ class _Server:
         self._uid = uid
         self._looking = asyncio.Lock()
         self._said: str | None = None
+        self._written = ""
         self._connections = 0
 
     async def run(self, listener: socket.socket) -> None:
@@ -99,6 +100,10 @@ class _Server:
 
     def _heard(self) -> None:
         self._tell(self._enforcer.heard())
+        try:
+            self._keep()
+        except OSError as error:
+            _log(f"{self._kept} cannot be written: {error.strerror}", LOG_WARNING)
 
     def _tell(self, problem: str, well: str = "") -> None:
         said = f"cards are not refused: {problem}" if problem else well
@@ -150,13 +155,20 @@ class _Server:
 
     def _permit(self, data: Any) -> Enforcement:
         table = table_of(data)
-        make_directory(self._kept.parent)
-        partial = self._kept.with_name(f".{self._kept.name}.new")
-        partial.write_text(packed(table))
-        partial.replace(self._kept)
         enforcement = self._enforcer.permit(table)
+        self._keep()
         self._tell(enforcement.problem, f"refuses cards by {enforcement.way}")
         return enforcement
+
+    def _keep(self) -> None:
+        """Write down what another helper is to know. Raises OSError."""
+        text = self._enforcer.kept.packed()
+        if text != self._written:
+            make_directory(self._kept.parent)
+            partial = self._kept.with_name(f".{self._kept.name}.new")
+            partial.write_text(text)
+            partial.replace(self._kept)
+            self._written = text
 
     async def _look(self) -> list[dict[str, Any]]:
         async with self._looking:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from podyd.node.card_rules import (
+    Kept,
     Numbers,
     card_numbers,
+    kept_of,
     lines,
-    packed,
     permitted,
     program,
     table_of,
@@ -88,10 +89,18 @@ def test_what_is_no_table_is_refused(data: Any) -> None:
         table_of(data)
 
 
-def test_a_table_is_kept_as_it_was_sent() -> None:
+def test_what_is_kept_is_read_again() -> None:
     table = {"alice-main": frozenset({(195, 1), (195, 0)}), "bob": frozenset[tuple[int, int]]()}
-    assert packed(table) == '{"alice-main": ["195:0", "195:1"], "bob": []}'
+    kept = Kept(table, {7: frozenset({(195, 0)}), 8: None})
+    assert kept_of(kept.packed()) == kept
+    assert kept_of(Kept().packed()) == Kept()
     assert table_of({"alice-main": ["195:0", "195:1"], "bob": []}) == table
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"permit": [], "had": {}}', '{"permit": {}}'])
+def test_what_was_not_kept_is_refused(text: str) -> None:
+    with pytest.raises(ValueError):
+        kept_of(text)
 
 
 def test_a_cgroup_that_liblxc_numbered_is_the_pods_unless_another_is_called_so() -> None:
