@@ -53,3 +53,12 @@ def parse_count(value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < UNLIMITED:
         raise ValueError("a whole number, or -1 for no limit")
     return value
+
+
+def numbers_of(text: str) -> frozenset[int]:
+    """The numbers of a set such as `0-3,8`, as LXD and the kernel write one; "" is none. Raises
+    ValueError."""
+    ends = [part.partition("-") for part in text.split(",") if part]
+    return frozenset(
+        number for low, _, high in ends for number in range(int(low), int(high or low) + 1)
+    )

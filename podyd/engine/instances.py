@@ -45,6 +45,7 @@ from podyd.engine.types import (
     FromImage,
     Instance,
     NewInstance,
+    NewKeys,
     Source,
     State,
     Status,
@@ -129,11 +130,12 @@ def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _edited(
     data: Mapping[str, Any],
-    config: Mapping[str, str | None],
+    config: NewKeys,
     devices: Callable[[Devices], Devices],
 ) -> dict[str, Any]:
     """LXD's JSON of an instance with these keys set, or removed, and with new own devices."""
-    merged = {**data["config"], **config}
+    keys = config(data["config"]) if callable(config) else config
+    merged = {**data["config"], **keys}
     return {
         **data,
         "config": {key: value for key, value in merged.items() if value is not None},
@@ -333,7 +335,7 @@ class LxdInstances:
         self,
         name: str,
         *,
-        config: Mapping[str, str | None],
+        config: NewKeys,
         devices: Callable[[Devices], Devices],
         patience: float = UPDATE_SECONDS,
     ) -> None:
@@ -358,7 +360,7 @@ class LxdInstances:
             self.invalidate()
 
     async def _edit_held(
-        self, name: str, config: Mapping[str, str | None], devices: Callable[[Devices], Devices]
+        self, name: str, config: NewKeys, devices: Callable[[Devices], Devices]
     ) -> bool:
         """Edit what is kept since a restore, and have LXD take that; whether anything is kept."""
         async with self._settling(name):

@@ -21,6 +21,7 @@ from podyd.engine.types import (
     LxdOperation,
     NewImage,
     NewInstance,
+    NewKeys,
     PackProgress,
     PciCard,
     PoolUse,
@@ -95,11 +96,12 @@ class Instances(Protocol):
         self,
         name: str,
         *,
-        config: Mapping[str, str | None],
+        config: NewKeys,
         devices: Callable[[Devices], Devices],
         patience: float = UPDATE_SECONDS,
     ) -> None:
-        """Set these keys of an instance (None removes one), and replace its own devices.
+        """Set these keys of an instance (None removes one), which may depend on those that it has
+        at that moment, and replace its own devices.
 
         Concurrent changes by others are kept. In a running instance it takes effect at once. While
         the engine is busy with the instance, it waits `patience` seconds at most. Raises Gone,

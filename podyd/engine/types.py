@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -12,6 +12,10 @@ Status = Literal["running", "stopped", "frozen", "error"]
 # Changes of an instance's status.
 Action = Literal["start", "stop", "unfreeze"]
 Devices = Mapping[str, Mapping[str, str]]
+# Keys of an instance with their values, None for one to remove; or what makes these of its present
+# ones.
+Keys = Mapping[str, str | None]
+NewKeys = Keys | Callable[[Mapping[str, str]], Keys]
 # Smaller files are read quickly.
 LARGE_BYTES = 64 * 1024**2
 

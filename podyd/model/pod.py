@@ -28,6 +28,8 @@ DISK = "user.podyd.disk"
 # Written with a `limits.memory.swap` of podyd's own, which is there only until the pod has another
 # limit of memory or is started anew (kernel_limits.py).
 SWAP = "user.podyd.swap"
+# The `limits.cpu` that it had, or "none", while that has another text so that LXD sets it anew.
+CPU_BEFORE = "user.podyd.cpu"
 # The instance's own name, written when podyd creates it and removed once it runs. An instance that
 # has it and was never started was left half-made by a podyd that was killed, and is deleted. So a
 # finished pod must not keep it: a copy that an admin renamed was never started either.

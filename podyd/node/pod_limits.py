@@ -10,17 +10,19 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.base.quantities import numbers_of
+
 # The outermost one is the pod's, see procs.py.
 _POD = re.compile(r"^\d+:(?P<controllers>[^:]*):(?P<path>/(?:.*?/)??lxc\.payload\.[^/\s]+)", re.M)
 
 
 @dataclass(frozen=True)
 class PodLimits:
-    """How many CPUs a pod has, of how many that it could have; `is_unswappable` if none of its
+    """How many CPUs a pod has, and which ones LXD may give it; `is_unswappable` if none of its
     memory may be swapped out."""
 
     cpus: int
-    cpus_there: int
+    usable: frozenset[int]
     is_unswappable: bool = False
 
 
@@ -42,7 +44,7 @@ def pod_limits(
             cgroup = mounted / "cpuset" / found["path"][1:]
             return PodLimits(
                 len(_set(cgroup / "cpuset.cpus")),
-                len(_usable(cgroup.parent / "cpuset.effective_cpus", sysfs)),
+                _usable(cgroup.parent / "cpuset.effective_cpus", sysfs),
             )
     return None
 
@@ -51,18 +53,16 @@ def _unified(cgroup: Path, sysfs: Path) -> PodLimits:
     swap = cgroup / "memory.swap.max"
     return PodLimits(
         len(_set(cgroup / "cpuset.cpus.effective")),
-        len(_usable(cgroup.parent / "cpuset.cpus.effective", sysfs)),
+        _usable(cgroup.parent / "cpuset.cpus.effective", sysfs),
         swap.exists() and swap.read_text().strip() == "0",
     )
 
 
-def _usable(path: Path, sysfs: Path) -> set[int]:
-    # LXD gives none of these to pods (devices.go, deviceTaskBalance).
+def _usable(path: Path, sysfs: Path) -> frozenset[int]:
+    # LXD gives no isolated ones to pods (devices.go, deviceTaskBalance).
     isolated = sysfs / "devices/system/cpu/isolated"
-    return _set(path) - (_set(isolated) if isolated.exists() else set())
+    return _set(path) - (_set(isolated) if isolated.exists() else frozenset())
 
 
-def _set(path: Path) -> set[int]:
-    """The numbers of a set such as 0-3,8."""
-    ends = [part.partition("-") for part in path.read_text().strip().split(",") if part]
-    return {cpu for low, _, high in ends for cpu in range(int(low), int(high or low) + 1)}
+def _set(path: Path) -> frozenset[int]:
+    return numbers_of(path.read_text().strip())

@@ -12,14 +12,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from podyd.base.errors import PodydError
-from podyd.base.quantities import UNLIMITED
+from podyd.base.quantities import UNLIMITED, numbers_of
 from podyd.engine.interface import Instances
-from podyd.engine.types import Instance, named
-from podyd.model.pod import SWAP
+from podyd.engine.types import Instance, Keys, NewKeys, named
+from podyd.model.pod import CPU_BEFORE, SWAP
 from podyd.node.interface import Processes
 from podyd.node.pod_limits import PodLimits
 from podyd.pods.quota import CPU, MEMORY, cpu_limit
@@ -27,6 +28,8 @@ from podyd.pods.quota import CPU, MEMORY, cpu_limit
 log = logging.getLogger(__name__)
 
 MEMORY_SWAP = "limits.memory.swap"
+# CPU_BEFORE of an instance that had no limit of its own; to LXD an empty value is none.
+NONE = "none"
 # So long a pod's CPUs are waited for.
 CPU_SECONDS = 5.0
 # After so long LXD is told once more. Where it has not missed a change it takes milliseconds, or as
@@ -66,15 +69,19 @@ class KernelLimits:
 
     async def _tell_again(self, instance: Instance, now: PodLimits) -> None:
         """Have LXD set the CPUs of its instances anew, by a change that changes nothing."""
-        own = instance.config.get(CPU)
+        before = instance.config.get(CPU)
         # To LXD another text is another limit, and a zero in front leaves a number what it is.
-        text = f"0{instance.expanded_config.get(CPU) or now.cpus_there}"
+        text = f"0{instance.expanded_config.get(CPU) or len(now.usable)}"
+
+        def told(config: Mapping[str, str]) -> Keys:
+            if config.get(CPU) != before:
+                return {}  # Somebody has set another limit, of which LXD is told by that.
+            return {CPU: text, CPU_BEFORE: config.get(CPU_BEFORE, before or NONE)}
+
         log.info("LXD has missed the CPUs of %s: telling it again", instance.name)
         try:
-            await self._set(instance.name, {CPU: text})
-            changed = named(await self._instances.all(), instance.name)
-            if changed is not None and changed.config.get(CPU) == text:
-                await self._set(instance.name, {CPU: own})
+            await self._set(instance.name, told)
+            await self._set(instance.name, own_cpus)
         except PodydError as error:
             log.warning("LXD is not told again of the CPUs of %s: %s", instance.name, error)
 
@@ -95,8 +102,8 @@ class KernelLimits:
 
     async def before_start(self, instance: Instance) -> None:
         """Take away what the kernel needs no more once an instance has stopped. Raises Busy."""
-        if keys := own_swap(instance):
-            await self._set(instance.name, keys)
+        if {SWAP, CPU_BEFORE} & set(instance.config):
+            await self._set(instance.name, lambda now: own_swap(now) | own_cpus(now))
 
     async def after_start(self, name: str) -> None:
         """Wait until the kernel has the CPUs of an instance that has just started, if that has a
@@ -105,15 +112,42 @@ class KernelLimits:
         if instance is not None and CPU in instance.expanded_config:
             await self.cpus_set(name)
 
-    async def _set(self, name: str, keys: Mapping[str, str | None]) -> None:
+    async def _set(self, name: str, keys: NewKeys) -> None:
         await self._instances.edit(name, config=keys, devices=lambda own: own)
 
 
-def own_swap(instance: Instance) -> dict[str, str | None]:
+def beside_own(changes: Keys) -> Callable[[Mapping[str, str]], Keys]:
+    """These changes of limits, and what is podyd's own of the same limits taken away."""
+
+    def keys(config: Mapping[str, str]) -> Keys:
+        own = own_swap(config) if MEMORY in changes else {}
+        own |= own_cpus(config) if CPU in changes else {}
+        return {**own, **changes}
+
+    return keys
+
+
+def own_swap(config: Mapping[str, str]) -> dict[str, str | None]:
     """The change that takes away what `allow_swap` has set."""
-    return {MEMORY_SWAP: None, SWAP: None} if SWAP in instance.config else {}
+    return {MEMORY_SWAP: None, SWAP: None} if SWAP in config else {}
+
+
+def own_cpus(config: Mapping[str, str]) -> dict[str, str | None]:
+    """The change that takes away what `_tell_again` has set, also if podyd was killed then."""
+    before = config.get(CPU_BEFORE)
+    keys: dict[str, str | None] = {}
+    if before is not None:
+        keys[CPU_BEFORE] = None
+        # Without the zero it is what an admin has set since then.
+        if re.match(r"0\d", config.get(CPU, "")):
+            keys[CPU] = None if before == NONE else before
+    return keys
 
 
 def _due(instance: Instance, now: PodLimits) -> int:
+    text = instance.expanded_config.get(CPU, "")
+    if text and not text.isdecimal():
+        # Of a set LXD gives a pod those that are there.
+        return len(numbers_of(text) & now.usable)
     limit = cpu_limit(instance.expanded_config)
-    return now.cpus_there if limit == UNLIMITED else min(limit, now.cpus_there)
+    return len(now.usable) if limit == UNLIMITED else min(limit, len(now.usable))

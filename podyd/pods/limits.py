@@ -14,7 +14,7 @@ from podyd.model.member import Member
 from podyd.model.pod import DISK, Pod
 from podyd.pods.disks import Disks
 from podyd.pods.info import Info
-from podyd.pods.kernel_limits import KernelLimits, own_swap
+from podyd.pods.kernel_limits import KernelLimits, beside_own
 from podyd.pods.owned import Owned
 from podyd.pods.quota import CPU, MEMORY, limits, memory_limit
 
@@ -74,10 +74,9 @@ class Limits:
             changes[DISK] = None
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
-            changes |= own_swap(pod.instance)
         async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
             with lxd_could_not("set the limits"):
-                await self._instances.edit(pod.name, config=changes, devices=devices)
+                await self._instances.edit(pod.name, config=beside_own(changes), devices=devices)
         if pod.status == "running":
             await self._follow(pod, changes)
         log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)

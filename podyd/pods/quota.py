@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from podyd.base.quantities import UNLIMITED, parse_size
+from podyd.base.quantities import UNLIMITED, numbers_of, parse_size
 from podyd.engine.types import Profile, config_of
 from podyd.model.member import Member
 from podyd.node.facts import Facts
@@ -39,5 +39,4 @@ def cpu_limit(config: Mapping[str, str]) -> int:
         return UNLIMITED
     if text.isdecimal():
         return int(text)
-    ranges = [part.partition("-") for part in text.split(",")]
-    return len({cpu for low, _, high in ranges for cpu in range(int(low), int(high or low) + 1)})
+    return len(numbers_of(text))

@@ -74,7 +74,7 @@ def test_cpus_are_there_when_it_answers(limited: Client) -> None:
             limited.post("/pod/limits", ins="main", cpu=str(cpus)).ok
             there = pod_limits(process.pid)
             assert there is not None
-            assert there.cpus == min(cpus, there.cpus_there)
+            assert there.cpus == min(cpus, len(there.usable))
         assert limits_of(limited)[1] == 2
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,7 +10,7 @@ import pytest
 
 from podyd.base.errors import Busy, Gone, LxdRefused, Missing, NameTaken, NotRunning, Running
 from podyd.engine.interface import Engine
-from podyd.engine.types import CopyOf, FromImage, Instance, NewImage, NewInstance, named
+from podyd.engine.types import CopyOf, FromImage, Instance, Keys, NewImage, NewInstance, named
 
 SECONDS = 60.0
 MARK = "user.podyd.contract"
@@ -184,6 +184,20 @@ async def snapshots_are_kept_by_name(world: World) -> None:
         await snapshots.delete(name, "a", timeout=SECONDS)
     with pytest.raises(Missing):
         await snapshots.one(name, "a")
+
+
+@case
+async def a_change_may_depend_on_the_keys_of_that_moment(world: World) -> None:
+    name = await world.create(**{"user.a": "1"})
+
+    def keys(config: Mapping[str, str]) -> Keys:
+        return {"user.a": None, "user.b": config["user.a"]} if "user.a" in config else {}
+
+    for _ in range(2):
+        await world.engine.instances.edit(name, config=keys, devices=dict)
+        config = (await world.one(name)).config
+        assert "user.a" not in config
+        assert config["user.b"] == "1"
 
 
 @case

@@ -39,6 +39,7 @@ from podyd.engine.types import (
     LxdOperation,
     NewImage,
     NewInstance,
+    NewKeys,
     PackProgress,
     PciCard,
     PoolUse,
@@ -385,13 +386,14 @@ class FakeInstances:
         self,
         name: str,
         *,
-        config: Mapping[str, str | None],
+        config: NewKeys,
         devices: Callable[[Devices], Devices],
         patience: float = UPDATE_SECONDS,
     ) -> None:
         def change() -> None:
             item = self._kept.get(name) or self._world.one(name)
-            merged = {**item.config, **config}
+            keys = config(item.config) if callable(config) else config
+            merged = {**item.config, **keys}
             item.config = {key: value for key, value in merged.items() if value is not None}
             item.devices = dict(devices(item.devices))
 

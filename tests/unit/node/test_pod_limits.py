@@ -9,6 +9,10 @@ import pytest
 from podyd.node.pod_limits import PodLimits, pod_limits
 
 
+def cpus(count: int) -> frozenset[int]:
+    return frozenset(range(count))
+
+
 class Host:
     def __init__(self, directory: Path) -> None:
         self.proc, self.sysfs = directory / "proc", directory / "sys"
@@ -29,18 +33,18 @@ def host(tmp_path: Path) -> Host:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "isolated", "swap", "limits"),
+    ("held", "isolated", "swap", "limits"),
     [
-        ("0-3", "", "max", PodLimits(4, 16)),
-        ("0-3,8,10-11", "", "0", PodLimits(7, 16, is_unswappable=True)),
-        ("0", "14-15", "1048576", PodLimits(1, 14)),
-        ("1", "", None, PodLimits(1, 16)),
+        ("0-3", "", "max", PodLimits(4, cpus(16))),
+        ("0-3,8,10-11", "", "0", PodLimits(7, cpus(16), is_unswappable=True)),
+        ("0", "14-15", "1048576", PodLimits(1, cpus(14))),
+        ("1", "", None, PodLimits(1, cpus(16))),
     ],
 )
-def test_cgroup2(host: Host, cpus: str, isolated: str, swap: str | None, limits: PodLimits) -> None:
+def test_cgroup2(host: Host, held: str, isolated: str, swap: str | None, limits: PodLimits) -> None:
     host.put("fs/cgroup/cpuset.cpus.effective", "0-15")
     host.put("devices/system/cpu/isolated", isolated)
-    host.put("fs/cgroup/lxc.payload.p_a-x/cpuset.cpus.effective", cpus)
+    host.put("fs/cgroup/lxc.payload.p_a-x/cpuset.cpus.effective", held)
     if swap is not None:
         host.put("fs/cgroup/lxc.payload.p_a-x/memory.swap.max", swap)
     # What is in the pod is its root's to write.
@@ -54,11 +58,12 @@ V1 = "9:pids:/{0}\n3:cpuset,x:/core/{0}\n0::/{0}"
 
 
 @pytest.mark.parametrize(
-    ("cpus", "limits"), [("0-1", PodLimits(2, 4)), ("2", PodLimits(1, 4)), ("", PodLimits(0, 4))]
+    ("held", "limits"),
+    [("0-1", PodLimits(2, cpus(4))), ("2", PodLimits(1, cpus(4))), ("", PodLimits(0, cpus(4)))],
 )
-def test_cgroup_v1(host: Host, cpus: str, limits: PodLimits) -> None:
+def test_cgroup_v1(host: Host, held: str, limits: PodLimits) -> None:
     host.put("fs/cgroup/cpuset/core/cpuset.effective_cpus", "0-3")
-    host.put("fs/cgroup/cpuset/core/lxc.payload.a-x/cpuset.cpus", cpus)
+    host.put("fs/cgroup/cpuset/core/lxc.payload.a-x/cpuset.cpus", held)
     assert host.limits(V1.format("lxc.payload.a-x/x")) == limits
 
 

@@ -14,7 +14,7 @@ from podyd.base.errors import Busy, TimedOut
 from podyd.config.schema import Quota
 from podyd.engine.types import Devices
 from podyd.model.member import Member
-from podyd.model.pod import SWAP
+from podyd.model.pod import CPU_BEFORE, SWAP
 from podyd.node.pod_limits import PodLimits
 from podyd.pods import kernel_limits
 from podyd.pods.disks import Disks
@@ -30,6 +30,7 @@ from tests.unit.pods.test_power import POD
 CPU, SWAP_KEY = "limits.cpu", "limits.memory.swap"
 PID = 1000
 NAME = "ann-main"
+EIGHT = frozenset(range(8))
 
 
 class Host:
@@ -38,7 +39,7 @@ class Host:
     def __init__(self, config: dict[str, str], *, cpus: int = 8, misses: int = 0) -> None:
         self.lxd, self.node = FakeEngine(), FakeNode()
         self.lxd.add(replace(POD, config=config))
-        self.node.processes.limits[PID] = PodLimits(cpus, 8)
+        self.node.processes.limits[PID] = PodLimits(cpus, EIGHT)
         self.limits = KernelLimits(
             instances=self.lxd.engine.instances, processes=self.node.processes
         )
@@ -58,7 +59,7 @@ class Host:
             self.set_cpus(min(8, cpu_limit(self.config)) if said else 8)
 
     def set_cpus(self, cpus: int) -> None:
-        self.node.processes.limits[PID] = PodLimits(cpus, 8)
+        self.node.processes.limits[PID] = PodLimits(cpus, EIGHT)
 
     @property
     def config(self) -> dict[str, str]:
@@ -74,7 +75,9 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernel_limits, "CPU_SECONDS", 2.0)
 
 
-@pytest.mark.parametrize(("limit", "cpus"), [("2", 2), ("16", 8), ("0-3", 4), (None, 8)])
+@pytest.mark.parametrize(
+    ("limit", "cpus"), [("2", 2), ("16", 8), ("0-3", 4), ("6-9", 2), (None, 8)]
+)
 def test_cpus_that_are_there_are_not_waited_for(limit: str | None, cpus: int) -> None:
     host = Host({CPU: limit} if limit else {}, cpus=cpus)
     assert host.waits()
@@ -117,6 +120,54 @@ def test_an_admin_who_changes_it_meanwhile_is_not_overruled() -> None:
     host.lxd.checks.append(meddle)
     assert host.waits()
     assert host.config[CPU] == "3"
+
+
+@pytest.mark.parametrize("own", [{CPU: "2"}, {}])
+def test_a_limit_that_is_set_just_before_it_is_told_again_stays(
+    monkeypatch: pytest.MonkeyPatch, own: dict[str, str]
+) -> None:
+    monkeypatch.setattr(kernel_limits, "MISSED_SECONDS", 0.0)
+    host = Host(own, cpus=7)
+    look = host.node.processes.pod_limits
+
+    asked = []
+
+    async def another_request(pid: int) -> PodLimits | None:
+        asked.append(pid)
+        now = await look(pid)
+        if len(asked) == 1:
+            host.lxd.found[NAME].config[CPU] = "4"
+        return now
+
+    monkeypatch.setattr(host.node.processes, "pod_limits", another_request)
+    assert host.waits()
+    assert host.config == {CPU: "4"}
+
+
+@pytest.mark.parametrize("own", [{CPU: "2"}, {CPU: "0-3"}, {}])
+def test_a_podyd_that_is_killed_meanwhile_leaves_no_limit_of_its_own(own: dict[str, str]) -> None:
+    host = Host(own, cpus=7, misses=10_000)
+
+    class Killed(BaseException):
+        pass
+
+    def kill() -> None:
+        if host.config != own:
+            raise Killed
+
+    host.lxd.checks.append(kill)
+    with pytest.raises(Killed):
+        host.waits()
+    assert host.config != own
+    host.lxd.checks.remove(kill)
+    asyncio.run(host.limits.before_start(host.lxd.instance(NAME)))
+    assert host.config == own
+
+
+def test_another_limit_is_no_longer_podyds_own() -> None:
+    host = Host({**POD.config, CPU: "08", CPU_BEFORE: "none"})
+    change(host, cpus=2)
+    assert host.config == {**POD.config, CPU: "2"}
 
 
 @pytest.mark.parametrize("refused", [False, True])
@@ -188,7 +239,7 @@ def test_a_new_limit_of_memory_takes_podyds_own_key_away() -> None:
 
 def test_without_a_limit_of_memory_a_pod_may_swap_again() -> None:
     host = Host({**POD.config, "limits.memory": "1GiB"})
-    host.node.processes.limits[PID] = PodLimits(8, 8, is_unswappable=True)
+    host.node.processes.limits[PID] = PodLimits(8, EIGHT, is_unswappable=True)
     change(host, memory=-1)
     assert host.config == {**POD.config, SWAP_KEY: "false", SWAP: "true"}
 
@@ -211,7 +262,7 @@ def test_what_has_no_limit_of_memory_may_be_swapped_again(
     config: dict[str, str], is_unswappable: bool, is_set: bool
 ) -> None:
     host = Host(config)
-    host.node.processes.limits[PID] = PodLimits(8, 8, is_unswappable)
+    host.node.processes.limits[PID] = PodLimits(8, EIGHT, is_unswappable)
     asyncio.run(host.limits.allow_swap(NAME))
     marks = {SWAP_KEY: "false", SWAP: "true"} if is_set else {}
     assert host.config == {**config, **marks}
