@@ -46,6 +46,8 @@ SOON_SECONDS, ENDING_SECONDS, LEASED_SECONDS = 0.1, 0.5, 2.0
 BLIND_SECONDS = 10.0
 # A pod whose processes come and go is told once in so long.
 TELL_AGAIN_SECONDS = 60.0
+# How long a pod was on a card that it may not have counts until it has kept off it for so long.
+FORGET_SECONDS = 600.0
 # So many pids stand in a line of the log.
 SHOWN = 10
 
@@ -82,6 +84,18 @@ class _Intruder:
         ]
 
 
+@dataclass
+class _Stay:
+    """How long a pod's processes, one or many, have been on a card that it may not have, up to
+    `last` on the monotonic clock; `begun` is when the first was seen, `start` that of the pod."""
+
+    start: datetime | None
+    begun: float
+    last: float
+    seconds: float = 0.0
+    is_on: bool = True
+
+
 class Watch:
     """Looks who is on the cards, and ends those that may not be there.
 
@@ -114,8 +128,8 @@ class Watch:
         self._poke = asyncio.Event()
         self._last = Look((), None)
         self._intruders: dict[Key, _Intruder] = {}
-        # Since when a pod is on a card that it may not have, and since when one is not.
-        self._on: dict[tuple[str, Card], float] = {}
+        # Of each pod on a card that it may not have, and since when one is not on it any more.
+        self._stays: dict[tuple[str, Card], _Stay] = {}
         self._free: dict[tuple[str, Card], float] = {}
         self._told: dict[tuple[str, Card], float] = {}
         self._stopping: dict[str, float] = {}
@@ -220,17 +234,33 @@ class Watch:
         for key, on_cards in found.items():
             intruder = self._intruders.setdefault(key, _Intruder(now()))
             intruder.update(on_cards, self._access.refused_since)
-        before, at = self._on, self._clock()
-        self._on = {
-            (item.pod, item.card): before.get((item.pod, item.card), at)
-            for on_cards in found.values()
-            for item in on_cards
-        }
+        self._count((item for on_cards in found.values() for item in on_cards), rights)
         self._stopping = {
             name: since
             for name, since in self._stopping.items()
             if any(key[0] == name for key in found)
         }
+
+    def _count(self, on_cards: Iterable[OnCard], rights: Rights) -> None:
+        """Count for how long pods are where they may not be; who leaves a card for a moment, or
+        hides it, has no new grace when it comes back."""
+        seen: dict[tuple[str, Card], float] = {}
+        for item in on_cards:
+            key = item.pod, item.card
+            seen[key] = max(item.at, seen.get(key, item.at))
+        for key, at in seen.items():
+            stay, start = self._stays.get(key), rights.pods[key[0]].instance.started
+            is_same = stay is not None and stay.start == start
+            if stay is None or not is_same or stay.begun < self._access.refused_since(*key):
+                stay = self._stays[key] = _Stay(start, at, at)
+            elif stay.is_on:
+                # By what was seen: a sample that is asked again is no longer stay.
+                stay.seconds += max(0.0, at - stay.last)
+            stay.last, stay.is_on = max(at, stay.last), True
+        for key in self._stays.keys() - seen.keys():
+            self._stays[key].is_on = False
+            if self._clock() - self._stays[key].last > FORGET_SECONDS:
+                del self._stays[key]
 
     async def _find_free(self, look: Look, rights: Rights, ends: LeaseConfig) -> None:
         """Find the cards that nobody has open any more of those from whom they are being taken."""
@@ -298,18 +328,20 @@ class Watch:
     def _is_relay(self, pod: Pod, ends: LeaseConfig) -> bool:
         """Whether processes of a pod follow one another on a card for longer than one might."""
         longest = CONFIRM_SECONDS + ends.grace + 2 * LAST_SECONDS
-        at = self._clock()
         return any(
-            name == pod.name and at - max(since, self._access.refused_since(name, card)) > longest
-            for (name, card), since in self._on.items()
+            name == pod.name and stay.is_on and stay.seconds > longest
+            for (name, _), stay in self._stays.items()
         )
 
     def _end_of(self, intruder: _Intruder, rights: Rights, ends: LeaseConfig) -> float:
         """When its time is up: `lease.grace` after its lease has ended or, without one, since it
-        was first seen; after SIGTERM it has a second."""
+        was first seen, less what others of its pod had of that; after SIGTERM it has a second."""
         at = self._clock()
         begun = [*intruder.first.values()]
         for item in intruder.on_cards:
+            stay = self._stays.get((item.pod, item.card))
+            if stay is not None:
+                begun.append(at - stay.seconds)
             since = rights.withdrawn.get((item.pod, item.card))
             if since is not None:
                 begun.append(at - (now() - since).total_seconds())

@@ -433,6 +433,53 @@ def test_who_has_a_leased_card_open_is_ended(monkeypatch: pytest.MonkeyPatch) ->
     play(whole)
 
 
+def test_who_hides_in_between_has_no_new_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A descriptor in a socket's queue is not seen for a moment; another process takes it out."""
+
+    async def whole() -> None:
+        found = world(monkeypatch)
+        found.helper.stubborn = set(range(100, 200))
+        on_card: list[float] = []
+        async with found.podyd():
+            await found.lease("a", "0,", 1000)
+            for pid in itertools.count(100):
+                found.open("b", pid, 0)
+                before = found.seconds
+                while found.seconds < before + GRACE and found.helper.held:
+                    await found.go(0.25)
+                on_card.append(found.seconds - before)
+                if found.stopped:
+                    break
+                found.gone(pid)
+                await found.go(1.5)
+            assert max(on_card[1:]) < 3
+            assert sum(on_card) < GRACE + 15
+            # What it does after that counts anew.
+            found.lxd.found["b"].status, found.lxd.found["b"].started = "running", found.now()
+            found.open("b", STUBBORN, 0)
+            await found.go(2)
+            assert (found.stopped, found.signals()[-1]) == (["b"], (STUBBORN, False))
+
+    play(whole)
+
+
+def test_short_visits_end_no_pod(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Such as of nvidia-smi each minute, where the kernel does not refuse it."""
+
+    async def whole() -> None:
+        found = world(monkeypatch)
+        async with found.podyd():
+            await found.lease("a", "0,", 10_000)
+            for pid in range(100, 200):
+                found.open("b", pid, 0)
+                await found.go(0)
+                found.gone(pid)
+                await found.go(3)
+            assert (found.signals(), found.stopped) == ([], [])
+
+    play(whole)
+
+
 def test_who_computes_where_they_may_not_is_ended_in_the_pod(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -469,7 +516,7 @@ def test_a_sample_that_is_old_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> No
             await found.go(1)
             found.sample = lambda: None  # type: ignore[method-assign]
             await found.go(20)
-            assert (found.ran, found.watch.seen) == ([], 0)
+            assert (found.ran, found.watch.seen, found.stopped) == ([], 0, [])
 
     play(whole)
 
