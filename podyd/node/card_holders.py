@@ -4,6 +4,10 @@ mapping, or maybe where nobody can look.
 Root of a pod is hostile. So nothing here trusts a name, and a file's own server, such as that of
 FUSE, is never asked anything. What it may do is to make a read of one of its processes hang, or to
 have more of them than can be read: then this reads on where it has stopped, the pods in turn.
+
+Two things stay unseen, and neither computes while it does: a descriptor in a connection to a unix
+socket that nobody has accepted yet, and one that goes from process to process faster than anybody
+looks. Only the end of all that runs in the pod ends these.
 """
 
 from __future__ import annotations
