@@ -223,7 +223,8 @@ USER_NOTICES = Operation(
     ListNotices,
     Json(list[NoticeInfo]),
     "The notices of podyd to the caller, for admins also those to all admins, the newest last. The"
-    " header X-Podyd-Notices of any answer is the number of unread ones, absent if there are none.",
+    " header X-Podyd-Notices of a JSON answer that is no error is the number of unread ones, absent"
+    " if there are none.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )

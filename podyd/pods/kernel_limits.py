@@ -93,10 +93,8 @@ class KernelLimits:
             return
         now = await self._processes.pod_limits(await self._instances.first_process(name))
         if now is not None and now.is_unswappable:
-            # With this LXD takes the limit away and sets no other; that it sets one where there is
-            # none is the mistake. SWAP says that the key is to go with the next start or limit.
             try:
-                await self._set(name, {MEMORY_SWAP: "false", SWAP: "true"})
+                await self._set(name, _swap_allowed)
             except PodydError as error:
                 log.warning("%s may not swap until it is started anew: %s", name, error)
 
@@ -125,6 +123,14 @@ def beside_own(changes: Keys) -> Callable[[Mapping[str, str]], Keys]:
         return {**own, **changes}
 
     return keys
+
+
+def _swap_allowed(config: Mapping[str, str]) -> Keys:
+    # With this LXD takes the limit away and sets no other; that it sets one where there is none is
+    # the mistake. SWAP says that the key is to go with the next start or limit.
+    if {MEMORY, MEMORY_SWAP} & set(config):
+        return {}  # It has got one meanwhile.
+    return {MEMORY_SWAP: "false", SWAP: "true"}
 
 
 def own_swap(config: Mapping[str, str]) -> dict[str, str | None]:

@@ -268,6 +268,21 @@ def test_what_has_no_limit_of_memory_may_be_swapped_again(
     assert host.config == {**config, **marks}
 
 
+@pytest.mark.parametrize("limit", ["limits.memory", SWAP_KEY])
+def test_a_limit_that_comes_meanwhile_is_not_made_one_without_swapping(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    host = Host({})
+
+    async def another_request(pid: int) -> PodLimits:
+        host.lxd.found[NAME].config[limit] = "1GiB"
+        return PodLimits(8, EIGHT, is_unswappable=True)
+
+    monkeypatch.setattr(host.node.processes, "pod_limits", another_request)
+    asyncio.run(host.limits.allow_swap(NAME))
+    assert host.config == {limit: "1GiB"}
+
+
 @pytest.mark.parametrize(
     ("config", "left"),
     [({SWAP_KEY: "false", SWAP: "true"}, {}), ({SWAP_KEY: "false"}, {SWAP_KEY: "false"})],
