@@ -17,8 +17,8 @@ NOT_ITS_ANSWER = (LookupError, TypeError, ValueError, AttributeError)
 
 
 class LineClient:
-    """A connection that only its end closes; `away` makes the error for a helper that does not
-    answer, from the reason."""
+    """A connection that lasts until it ends or a request fails; `away` makes the error for a helper
+    that does not answer, from the reason."""
 
     def __init__(
         self,
@@ -33,10 +33,16 @@ class LineClient:
         self.gone: asyncio.Future[Any] = asyncio.ensure_future(reader.readline())
 
     async def ask(self, request: Any) -> Any:
-        """The decoded answer to a request. Raises Unavailable."""
+        """The decoded answer to a request. Raises Unavailable; the connection has then ended, also
+        if the caller is cancelled."""
         with self.understood():
-            self._writer.write(json.dumps(request).encode() + b"\n")
-            answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
+            try:
+                self._writer.write(json.dumps(request).encode() + b"\n")
+                answer = json.loads(await asyncio.wait_for(asyncio.shield(self.gone), TIMEOUT))
+            except BaseException:
+                # What comes later would be taken for the answer to the next request.
+                self._writer.close()
+                raise
             self.gone = asyncio.ensure_future(self._reader.readline())
             return answer
 
