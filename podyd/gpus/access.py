@@ -145,10 +145,12 @@ class Access:
         names = self._aliases()
         if found is None:
             return None
+        # At rest systemd has a descriptor on its way through a socket. Nobody computes with such a
+        # one, and whoever takes it out has it open.
         return [
             Held(names.get(holder.cgroup, holder.cgroup), cards, holder)
             for holder in found
-            if (cards := self._cards(rights, holder))
+            if not holder.dormant and (cards := self._cards(rights, holder))
         ]
 
     def _cards(self, rights: Rights, holder: Holder) -> Cards:

@@ -8,6 +8,7 @@ than the change that took the card, that show the same pid and start time. Then 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import defaultdict
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from podyd.base.clock import iso, now
+from podyd.base.errors import PodydError
 from podyd.base.tasks import Tasks, came
 from podyd.config.current import Settings
 from podyd.config.schema import LeaseConfig
@@ -226,15 +228,16 @@ class Watch:
         for item in look.on_cards:
             if rights.forbids(item.pod, item.card, computes=item.computes):
                 found[item.pod, item.pid, item.started].append(item)
+        there = {(item.pod, item.pid, item.started) for item in look.on_cards}
         for key in self._intruders.keys() - found.keys():
             gone = self._intruders.pop(key)
-            is_there = any((item.pod, item.pid, item.started) == key for item in look.on_cards)
-            if gone.warned is not None and look.taken is not None and not is_there:
+            if gone.warned is not None and look.taken is not None and key not in there:
                 self.ended += 1
         for key, on_cards in found.items():
             intruder = self._intruders.setdefault(key, _Intruder(now()))
             intruder.update(on_cards, self._access.refused_since)
         self._count((item for on_cards in found.values() for item in on_cards), rights)
+        self._told = {key: at for key, at in self._told.items() if key[0] in rights.pods}
         self._stopping = {
             name: since
             for name, since in self._stopping.items()
@@ -275,7 +278,8 @@ class Watch:
                 self._free[key] = before.get(key, look.taken)
                 is_over = look.taken - self._free[key] >= FREE_SECONDS
             if is_over:
-                await self._withdrawn(*key)
+                with contextlib.suppress(PodydError):  # LXD does not answer now.
+                    await self._withdrawn(*key)
 
     def _until_next(self, rights: Rights, ends: LeaseConfig) -> float | None:
         at = self._clock()

@@ -32,7 +32,8 @@ class Holder:
 
     `cgroup` is the pod's, as in Permissions; `numbers` are those of the devices. `started` is field
     22 of proc_pid_stat(5), in clock ticks: with the pid, it identifies a process. `is_init` if it
-    is the pod's first process, which cannot be ended alone.
+    is the pod's first process, which cannot be ended alone. `dormant` if it has none of them open
+    itself, but there are descriptors on their way through its sockets, which may be of these.
     """
 
     cgroup: str
@@ -40,6 +41,7 @@ class Holder:
     started: int
     numbers: frozenset[str]
     is_init: bool = False
+    dormant: bool = False
 
 
 class CardAccessClient:

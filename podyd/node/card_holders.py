@@ -51,6 +51,8 @@ HIDDEN_SECONDS, HIDDEN_LOOKS = 2.0, 3
 # take longest, of those that have lost none.
 CLEAN_EVERY, MAPPINGS_EVERY = 4, 8
 MAX_MAPS_BYTES = 32 * 1024**2
+# In Look.hiding, of a process that cannot be looked at.
+HANGS = "hangs"
 MAX_TOLD = 1000
 _PAYLOAD = "/lxc.payload."
 # Of /proc/PID/task: its own two, and one for each thread.
@@ -286,7 +288,7 @@ class Holders:
         await self._reader.ask("cards", see, self._in_turn(members, hanging))
         for pid in self._reader.hanging("cards") & set(pods) & set(self._started):
             if lost[pods[pid]]:
-                self._looks[pid] = Look(self._started[pid], hiding=frozenset({"hangs"}))
+                self._looks[pid] = Look(self._started[pid], hiding=frozenset({HANGS}))
         hidden = self._hidden(pods)
         found = [
             self._told(pid, seen, pods[pid], lost[pods[pid]] if pid in hidden else frozenset())
@@ -297,7 +299,8 @@ class Holders:
 
     def _told(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
         numbers = frozenset(written(seen.open | seen.mapped | hidden))
-        return Holder(payload.cgroup, pid, seen.started, numbers, seen.is_init)
+        dormant = not (seen.open or seen.mapped or HANGS in seen.hiding)
+        return Holder(payload.cgroup, pid, seen.started, numbers, seen.is_init, dormant)
 
     async def is_still(
         self,

@@ -5,7 +5,7 @@ It is root and answers root and podyd's account alone, in lines of JSON, one for
     {"permit": {"alice-main": ["195:0"]}}   -> {"way": "bpf", "problem": ""}
     {"enforcement": null}                   -> {"way": "bpf", "problem": ""}
     {"holders": null}                       -> {"holders": [{"cgroup", "pid", "started", "numbers",
-                                                             "is_init"}]}
+                                                             "is_init", "dormant"}]}
     {"end": [{"pid": 1, "started": 2}], "kill": false}          -> {"ended": 1}
 
 and {"error": "..."} to all else. See card_access.py for what they mean. Whoever breaks into podyd

@@ -84,6 +84,6 @@ class GpuRoutes:
 
 def _said(ending: Iterable[Ending]) -> str:
     return "".join(
-        f" {item.processes} processes of {item.pod} on GPU {item.gpu} end within {item.grace:g} s."
+        f" What {item.pod} has on GPU {item.gpu} ends within {item.grace:g} s ({item.processes})."
         for item in ending
     )

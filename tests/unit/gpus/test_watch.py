@@ -8,6 +8,7 @@ import itertools
 import random
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,24 @@ def test_what_lxd_writes_too_late_gives_no_second_pod_a_leased_card(
 
 
 # --- The end of a lease -------------------------------------------------------------------------
+
+
+def test_a_descriptor_on_its_way_through_a_socket_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """systemd has one at rest, and nobody can tell of what it is."""
+
+    async def whole() -> None:
+        found = world(monkeypatch)
+        async with found.podyd():
+            await found.lease("a", "0,", 10)
+            init = found.open("a", STUBBORN, 0, init=True)
+            found.helper.held = [replace(init, dormant=True)]
+            await found.go(30)
+            assert (found.stopped, found.watch.seen) == ([], 0)
+            assert found.lxd.of("b") == [0, 1]
+
+    play(whole)
 
 
 def test_a_lease_that_nobody_uses_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
