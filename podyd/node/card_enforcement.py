@@ -101,7 +101,10 @@ class Bpf:
             cgroup = held.enter_context(_directory(payload.path))
             others, is_there = [], False
             for identity in bpf.attached(cgroup):
-                old = held.enter_context(bpf.opened(identity))
+                try:
+                    old = held.enter_context(bpf.opened(identity))
+                except FileNotFoundError:  # Its owner, such as liblxc, has just replaced it.
+                    continue
                 name, old_tag = bpf.name_and_tag(old)
                 if name != PROGRAM_NAME:
                     continue
@@ -143,6 +146,7 @@ class Enforcer:
         self._cards: Numbers = frozenset()
         self._way: Way | None = None
         self._problem = ""
+        self._has_failed = False
         self._payloads: dict[Path, Payload] = {}
         self._had = dict(kept.had)
         mounted = hierarchies(Path("/proc/self/mountinfo").read_text())
@@ -204,14 +208,16 @@ class Enforcer:
         """Look for all pods and cards, and refuse to each what it may not open."""
         self._look_for_payloads()
         self._cards = card_numbers()
+        self._has_failed = False
         problems = dict.fromkeys(map(self._apply, self._payloads.values()))
         said = self._problem or "; ".join(filter(None, problems))
         return Enforcement(self._way.name if self._way and not said else "", said)
 
     def look_again(self) -> Enforcement | None:
-        """The same, if there are other cards, such as after the driver was loaded."""
+        """The same, if there are other cards, such as after the driver was loaded, or the kernel
+        has said something against it."""
         self._look_for_payloads()
-        return self.enforce() if card_numbers() != self._cards else None
+        return self.enforce() if self._has_failed or card_numbers() != self._cards else None
 
     def _apply(self, payload: Payload) -> str:
         """What the kernel said against it."""
@@ -226,6 +232,7 @@ class Enforcer:
         except FileNotFoundError:  # The pod has stopped.
             pass
         except OSError as error:
+            self._has_failed = True
             return f"{self._way.name}: {error.strerror}"
         return ""
 

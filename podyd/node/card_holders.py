@@ -24,7 +24,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import chain, tee, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ HIDDEN_SECONDS, HIDDEN_LOOKS = 2.0, 3
 # The processes of pods that never had a card are looked at so seldom; so are the mappings, which
 # take longest, of those that have lost none.
 CLEAN_EVERY, MAPPINGS_EVERY = 4, 8
-MAX_MAPS_BYTES = 32 * 1024**2
+# A process may have 64 Ki mappings, each of a name of a page; an admin may allow more.
+MAX_MAPS_BYTES = 1024**3
 # In Look.hiding, of a process that cannot be looked at.
 HANGS = "hangs"
 MAX_TOLD = 1000
@@ -120,16 +121,18 @@ def _started(own: int) -> int:
 
 def _read(own: int, name: str, limit: int) -> bytes:
     """A file of a process, up to `limit` bytes."""
-    parts = []
+    return b"".join(_parts(own, name, limit))
+
+
+def _parts(own: int, name: str, limit: int) -> Iterator[bytes]:
     descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=own)
     try:
         # /proc gives a page at a time.
         while limit > 0 and (part := os.read(descriptor, min(limit, 65536))):
-            parts.append(part)
+            yield part
             limit -= len(part)
     finally:
         os.close(descriptor)
-    return b"".join(parts)
 
 
 def _with_files_of_their_own(pid: int, own: int) -> Iterator[str]:
@@ -139,16 +142,19 @@ def _with_files_of_their_own(pid: int, own: int) -> Iterator[str]:
             yield name
 
 
-def _listed(own: int, name: str) -> list[str]:
+def _listed(own: int, name: str) -> Iterator[str]:
     descriptor = os.open(name, _DIRECTORY, dir_fd=own)
     try:
-        return _names(descriptor)
+        yield from _names(descriptor)
     finally:
         os.close(descriptor)
 
 
-def _names(directory: Path | int) -> list[str]:
-    return os.listdir(directory)  # noqa: PTH208 - of thousands, and of a descriptor
+def _names(directory: Path | int) -> Iterator[str]:
+    """One after the other: a process may have a million descriptors."""
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            yield entry.name
 
 
 def _share_files(one: int, other: int) -> bool:
@@ -159,8 +165,8 @@ def _descriptors(own: int, thread: str) -> Iterator[tuple[str, int, Number]]:
     """Name, kind and device number of each; the kind of what has no file system is 0."""
     directory = os.open(f"task/{thread}/fd", _DIRECTORY, dir_fd=own)
     try:
-        names = _names(directory)
-        found = _kinds_and_numbers(directory, map(os.fsencode, names))
+        names, asked = tee(_names(directory))
+        found = _kinds_and_numbers(directory, map(os.fsencode, asked))
         for name, (kind, number) in zip(names, found, strict=True):
             yield name, kind, number
     finally:
@@ -189,12 +195,14 @@ def _hiding(own: int, thread: str, descriptor: str) -> set[str]:
 
 def _mapped(own: int) -> Numbers:
     """The devices that are mapped, of all kinds."""
-    text = b""
+    each: dict[int, bytes] = {}
     for thread in _listed(own, "task"):
         with contextlib.suppress(OSError):
-            text = text or _read(own, f"task/{thread}/maps", MAX_MAPS_BYTES)
-    # Most mappings are of the same few libraries.
-    each = {match[2]: match[1] for match in _MAPPING.finditer(text)}
+            for text in _lines(_parts(own, f"task/{thread}/maps", MAX_MAPS_BYTES)):
+                # Most mappings are of the same few libraries; a name may have pages.
+                each |= {hash(match[2]): match[1] for match in _MAPPING.finditer(text)}
+        if each:
+            break
     if not each:
         return frozenset()
     directory = os.open("map_files", _DIRECTORY, dir_fd=own)
@@ -203,6 +211,14 @@ def _mapped(own: int) -> Numbers:
         return frozenset(number for kind, number in found if kind == stat.S_IFCHR)
     finally:
         os.close(directory)
+
+
+def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same in whole lines."""
+    rest = b""
+    for part in parts:
+        whole, newline, rest = (rest + part).rpartition(b"\n")
+        yield whole + newline
 
 
 def _is_init(own: int) -> bool:

@@ -100,10 +100,7 @@ class _Server:
 
     def _heard(self) -> None:
         self._tell(self._enforcer.heard())
-        try:
-            self._keep()
-        except OSError as error:
-            _log(f"{self._kept} cannot be written: {error.strerror}", LOG_WARNING)
+        self._keep()
 
     def _tell(self, problem: str, well: str = "") -> None:
         said = f"cards are not refused: {problem}" if problem else well
@@ -161,14 +158,18 @@ class _Server:
         return enforcement
 
     def _keep(self) -> None:
-        """Write down what another helper is to know. Raises OSError."""
+        """Write down what another helper is to know; on a full disk this one goes on."""
         text = self._enforcer.kept.packed()
-        if text != self._written:
+        if text == self._written:
+            return
+        try:
             make_directory(self._kept.parent)
             partial = self._kept.with_name(f".{self._kept.name}.new")
             partial.write_text(text)
             partial.replace(self._kept)
             self._written = text
+        except OSError as error:
+            _log(f"{self._kept} cannot be written: {error.strerror}", LOG_WARNING)
 
     async def _look(self) -> list[dict[str, Any]]:
         async with self._looking:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -85,6 +86,36 @@ def test_a_mapping(begin: Begin) -> None:
     zero = frozenset({(1, 5)})
     assert (look(pid, zero).open, look(pid, zero).mapped) == (frozenset(), zero)
     assert look(pid, zero, at_mappings=False).mapped == frozenset()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root sees what is mapped")
+def test_what_a_process_has_much_of_takes_little_memory_and_hides_nothing(begin: Begin) -> None:
+    """A card behind 40 MiB of other mappings, beside as many descriptors as one may have."""
+    pid = begin(
+        "import ctypes, itertools, mmap, resource, shutil, tempfile\n"
+        "limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "call = ctypes.CDLL(None).mmap; call.restype = ctypes.c_void_p\n"
+        "call.argtypes = [ctypes.c_size_t, ctypes.c_size_t] + [ctypes.c_int] * 3"
+        " + [ctypes.c_long]\n"
+        "high = 0x700000000000\n"
+        "card = os.open('/dev/zero', os.O_RDWR)\n"
+        "call(high + (1 << 30), 4096, 1, 0x12, card, 0); os.close(card)\n"
+        "top = tempfile.mkdtemp(); os.chdir(top)\n"
+        "for _ in range(15): os.mkdir('d' * 250); os.chdir('d' * 250)\n"
+        "file = os.open('f', os.O_RDWR | os.O_CREAT); os.ftruncate(file, 4096)\n"
+        "for number in range(11000):\n"
+        "    assert call(high + 8192 * number, 4096, 1, 0x12, file, 0) == high + 8192 * number\n"
+        "os.chdir('/'); shutil.rmtree(top)\n"
+        "for number in range(1000, min(limit, 200000)): os.dup2(file, number)"
+    )
+    zero = frozenset({(1, 5)})
+    tracemalloc.start()
+    try:
+        assert look(pid, zero).mapped == zero
+        assert tracemalloc.get_traced_memory()[1] < 4 * 1024**2
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_descriptor_on_its_way_is_looked_for_only_where_it_may_be(begin: Begin) -> None:
