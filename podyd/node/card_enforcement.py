@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -73,12 +74,13 @@ def _write(path: Path, wanted: Sequence[bytes]) -> None:
 
 
 def _with_all_below(top: Path) -> Iterator[Path]:
-    left = [top]
+    left = deque([top])
     for _ in range(MAX_BELOW):
         if not left:
             return
-        yield left[0]
-        left = [*left[1:], *below(left[0])]
+        path = left.popleft()
+        yield path
+        left.extend(below(path)[: MAX_BELOW - len(left)])
 
 
 class Bpf:

@@ -24,14 +24,14 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import chain, tee, zip_longest
+from itertools import chain, islice, tee, zip_longest
 from pathlib import Path
 from typing import Any
 
 from podyd.node.card_access import Holder
 from podyd.node.card_rules import Number, Numbers, written
 from podyd.node.payloads import Hierarchy, Payload
-from podyd.node.procs import Reader
+from podyd.node.procs import MAX_STUCK, Reader
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(platform.machine())
@@ -54,7 +54,8 @@ CLEAN_EVERY, MAPPINGS_EVERY = 4, 8
 MAX_MAPS_BYTES = 1024**3
 # In Look.hiding, of a process that cannot be looked at.
 HANGS = "hangs"
-MAX_TOLD = 1000
+# In an answer, all processes together; what is left is told when these have ended.
+MAX_TOLD, MAX_TOLD_NUMBERS = 1000, 40_000
 _PAYLOAD = "/lxc.payload."
 # Of /proc/PID/task: its own two, and one for each thread.
 _LINKS_OF_ONE = 3
@@ -301,6 +302,9 @@ class Holders:
             self._looked[pid] = time.monotonic()
 
         hanging = self._reader.hanging("cards")
+        # Who has lost nothing, and hangs, shall not keep all threads from those who have.
+        if len(hanging) >= MAX_STUCK // 2:
+            members = {path: pids for path, pids in members.items() if lost[payloads[path]]}
         await self._reader.ask("cards", see, self._in_turn(members, hanging))
         for pid in self._reader.hanging("cards") & set(pods) & set(self._started):
             if lost[pods[pid]]:
@@ -311,7 +315,7 @@ class Holders:
             for pid, seen in list(self._looks.items())
             if pid in pods and (seen.open or seen.mapped or pid in hidden)
         ]
-        return sorted(found, key=lambda told: not lost[pods[told.pid]])[:MAX_TOLD]
+        return _first(sorted(found, key=lambda told: _rank(told, lost[pods[told.pid]])))
 
     def _told(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
         numbers = frozenset(written(seen.open | seen.mapped | hidden))
@@ -371,6 +375,21 @@ class Holders:
             if looks >= HIDDEN_LOOKS and now - since >= self._hidden_seconds
         }
         return {pid for pid, _ in self._hiding}
+
+
+def _rank(told: Holder, lost: Numbers) -> tuple[bool, int]:
+    """Those first that may have a card that they may not; of these, what is known best."""
+    return not lost, len(told.numbers)
+
+
+def _first(found: Iterable[Holder]) -> list[Holder]:
+    told, room = [], MAX_TOLD_NUMBERS
+    for holder in islice(found, MAX_TOLD):
+        room -= len(holder.numbers)
+        if room < 0:
+            break
+        told.append(holder)
+    return told
 
 
 def members_of(

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
+from podyd.node import card_holders
 from podyd.node.card_access import Holder
 from podyd.node.card_holders import Holders, look, members_of, payload_of, started
 from podyd.node.card_rules import Numbers
+from podyd.node.line_client import MAX_ANSWER_BYTES
 from podyd.node.payloads import Hierarchy, Payload, hierarchies
 
 CARD = frozenset({(1, 3)})
@@ -160,14 +162,17 @@ class Proc:
 class Watch:
     """Asks again and again; `lost` are the cgroups that have lost the card."""
 
-    def __init__(self, proc: Proc, *lost: str, had: bool = True) -> None:
+    def __init__(
+        self, proc: Proc, *lost: str, had: bool = True, lost_numbers: Numbers = CARD
+    ) -> None:
         self._proc = proc
         self._lost = lost
+        self._lost_numbers = lost_numbers
         self._had = had
         self.holders = Holders(proc.path, patience=0.2, hidden_seconds=0.0)
 
     def _withdrawn(self, payload: Payload) -> Numbers:
-        return CARD if payload.cgroup in self._lost else frozenset()
+        return self._lost_numbers if payload.cgroup in self._lost else frozenset()
 
     async def look(self, times: int = 1) -> list[Holder]:
         found = []
@@ -230,6 +235,45 @@ def test_what_may_be_hidden_counts_after_some_looks_where_a_card_was_lost(
     asyncio.run(run())
 
 
+def test_who_may_have_one_card_has_no_others_because_something_is_on_its_way(
+    begin: Begin, proc: Proc
+) -> None:
+    """Such as a job whose workers send it memory, on the card that its pod still has."""
+    proc.put(pid := begin(f"{PASSING}\nkept = os.open('/dev/null', os.O_RDWR)"), "alice")
+
+    async def run() -> list[Holder]:
+        return await Watch(proc, "alice", lost_numbers=frozenset({(1, 5)})).look(4)
+
+    (found,) = asyncio.run(run())
+    assert (found.pid, found.numbers, found.dormant) == (pid, frozenset({"1:3"}), False)
+
+
+def test_an_answer_has_room_for_all_that_is_told(
+    begin: Begin, proc: Proc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who was there before the helper may hide any card: 254 for each of its processes."""
+    cards = CARD | {(195, minor) for minor in range(254)}
+    monkeypatch.setattr(card_holders, "MAX_TOLD_NUMBERS", 600)
+    for _ in range(4):
+        proc.put(begin(PASSING), "bad")
+    proc.put(plain := begin(OPEN), "bad")
+
+    async def run() -> list[Holder]:
+        watch = Watch(proc, "bad", lost_numbers=cards)
+        return await watch.look(3)
+
+    found = asyncio.run(run())
+    assert sum(len(item.numbers) for item in found) <= 600
+    assert len(found) == 3
+    assert plain in {item.pid for item in found}, "what is seen comes first"
+
+
+def test_the_longest_answer_is_read() -> None:
+    number, rest = len('"4095:1048575", '), 200
+    longest = card_holders.MAX_TOLD_NUMBERS * number + card_holders.MAX_TOLD * rest
+    assert longest < MAX_ANSWER_BYTES
+
+
 def test_a_process_that_hangs_keeps_nobody_and_hides_nothing(begin: Begin, proc: Proc) -> None:
     hanging, holder = begin(OPEN), begin(OPEN)
     proc.put(hanging, "bad")
@@ -243,6 +287,29 @@ def test_a_process_that_hangs_keeps_nobody_and_hides_nothing(begin: Begin, proc:
         assert await watch.is_still(hanging, started(hanging))
         # It ends, and so does the thread that waits.
         os.close(os.open(proc.path / str(hanging) / "status", os.O_WRONLY))
+
+    asyncio.run(run())
+
+
+def test_who_hangs_keeps_nobody_from_seeing_those_who_lost_a_card(
+    begin: Begin, proc: Proc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pods that have lost none, and whose processes hang, take half of the threads at most."""
+    monkeypatch.setattr("podyd.node.procs.LIMIT_SECONDS", 0.1)
+    for module in ("procs", "card_holders"):
+        monkeypatch.setattr(f"podyd.node.{module}.MAX_STUCK", 2, raising=False)
+    hanging = [begin(OPEN), begin(OPEN)]
+    for pid in hanging:
+        proc.put(pid, f"idle-{pid}")
+        proc.hang(pid)
+
+    async def run() -> None:
+        watch = Watch(proc, "bad")
+        await watch.look(4)
+        proc.put(holder := begin(OPEN), "bad")
+        assert [found.pid for found in await watch.look()] == [holder]
+        for pid in watch.holders._reader.hanging("cards"):
+            os.close(os.open(proc.path / str(pid) / "status", os.O_WRONLY))
 
     asyncio.run(run())
 
