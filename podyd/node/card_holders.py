@@ -318,8 +318,10 @@ class Holders:
         return _first(sorted(found, key=lambda told: _rank(told, lost[pods[told.pid]])))
 
     def _told(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
-        numbers = frozenset(written(seen.open | seen.mapped | hidden))
-        dormant = not (seen.open or seen.mapped or HANGS in seen.hiding)
+        # Who has a card open that they may have is not said to have others.
+        has = seen.open | seen.mapped
+        dormant = not has and HANGS not in seen.hiding
+        numbers = frozenset(written(has or hidden))
         return Holder(payload.cgroup, pid, seen.started, numbers, seen.is_init, dormant)
 
     async def is_still(
