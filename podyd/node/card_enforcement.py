@@ -216,10 +216,12 @@ class Enforcer:
         return Enforcement(self._way.name if self._way and not said else "", said)
 
     def look_again(self) -> Enforcement | None:
-        """The same, if there are other cards, such as after the driver was loaded, or the kernel
-        has said something against it."""
+        """The same, if there are other cards, such as after the driver was loaded, a pod of which
+        nothing was heard, or the kernel has said something against it."""
         self._look_for_payloads()
-        return self.enforce() if self._has_failed or card_numbers() != self._cards else None
+        is_new = any(payload.inode not in self._had for payload in self._payloads.values())
+        is_due = is_new or self._has_failed or card_numbers() != self._cards
+        return self.enforce() if is_due else None
 
     def _apply(self, payload: Payload) -> str:
         """What the kernel said against it."""

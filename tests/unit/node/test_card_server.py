@@ -72,6 +72,18 @@ def test_what_the_kernel_could_not_do_is_done_again(kernel: Kernel) -> None:
     assert enforcer.look_again() is None
 
 
+def test_a_pod_of_which_nothing_was_heard_has_rules_at_the_next_look(
+    kernel: Kernel, tmp_path: Path
+) -> None:
+    """As where the kernel watches no more directories."""
+    enforcer = Enforcer("podyd", Kept({}))
+    enforcer.enforce()
+    (tmp_path / "lxc.payload.podyd_late").mkdir()
+    assert enforcer.look_again() is not None
+    assert "late" in kernel.refused
+    assert enforcer.look_again() is None
+
+
 def test_a_program_that_its_owner_replaces_just_then_keeps_no_rule_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
