@@ -41,7 +41,9 @@ class ReleaseCards:
         default=None,
     )
     force: bool = param(
-        Flag(), "1: also remove GPUs that a process in the pod uses; it is ended", default=False
+        Flag(),
+        "1: also give back GPUs that a process in the pod uses, and end it; else this is refused",
+        default=False,
     )
 
 

@@ -381,9 +381,11 @@ class Scheduler:
                 cards = frozenset(in_order(cards)[: choice.count])
             elif choice is not None and not choice.everything:
                 cards &= frozenset(view.card(name) for name in choice.named)
-            # Cards that the pod also shares stay with it.
+            # Cards that the pod also shares stay with it; a process that computed on one would keep
+            # those who wait for it waiting.
             lost = cards - view.wished(pod)
-            self._check_unused(view, pod, lost, force=force)
+            is_ended = self._settings.current.lease.end == "end" and view.users is not None
+            self._check_unused(view, pod, cards if is_ended else lost, force=force)
             keys: Keys = dict.fromkeys(view.lease_keys(pod, (card.key for card in cards)))
             withdrawn = await self._open(view, pod, cards if force else lost)
             keys |= _evictions(withdrawn)

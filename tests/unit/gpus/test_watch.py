@@ -422,6 +422,35 @@ def test_release_by_force_ends_what_uses_the_card(monkeypatch: pytest.MonkeyPatc
     play(whole)
 
 
+@pytest.mark.parametrize("end", ["end", "leave"])
+def test_a_used_card_that_is_shared_too_is_given_back_by_force(
+    monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """Else who waits for it would wait until that process ends."""
+
+    async def whole() -> None:
+        found = world(monkeypatch, end=end)
+        async with found.podyd():
+            await found.lease("b", "0,", 100)
+            found.open("b", STUBBORN, 0)
+            found.compute("b", STUBBORN, 0)
+            await found.go(1)
+            if end == "end":
+                with pytest.raises(Conflict, match="in use by 1 process"):
+                    await found.found.release(found.pod("b"), None, force=False)
+                assert await found.found.leases(found.pod("b"))
+                await found.found.release(found.pod("b"), None, force=True)
+                await found.go(2)
+                assert found.signals() == [(STUBBORN, False)]
+            else:
+                await found.found.release(found.pod("b"), None, force=False)
+                await found.go(2 * GRACE)
+                assert found.signals() == []
+            assert not await found.found.leases(found.pod("b"))
+
+    play(whole)
+
+
 # --- Intruders ----------------------------------------------------------------------------------
 
 
