@@ -39,6 +39,7 @@ from podyd.node.card_enforcement import Enforcer
 from podyd.node.card_holders import Holders
 from podyd.node.card_rules import Kept, kept_of, table_of
 from podyd.node.line_client import MAX_ANSWER_BYTES
+from podyd.node.procs import MAX_PID
 
 MAX_CONNECTIONS = 16
 MAX_ENDED = 1000
@@ -189,7 +190,7 @@ class _Server:
 
     async def _end(self, process: Any, kill: bool) -> bool:
         match process:
-            case {"pid": int(pid), "started": int(begun)} if pid > 0:
+            case {"pid": int(pid), "started": int(begun)} if 0 < pid <= MAX_PID:
                 pass
             case _:
                 raise ValueError("no process")

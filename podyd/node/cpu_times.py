@@ -12,6 +12,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
+from podyd.node.procs import MAX_PID
+
 # The time between two looks at who is below whom, and how much longer it is than such a look takes:
 # who has thousands of processes makes it no dearer.
 TREE_SECONDS = 10.0
@@ -21,14 +23,13 @@ MAX_BELOW = 1000
 MAX_STAT_BYTES = 4096
 # Of the kernel's include/linux/posix-timers.h: the time that the scheduler gave to a process.
 _CPUCLOCK_SCHED = 2
-_MAX_PID = 2**22  # Of proc(5).
 
 Pids = frozenset[int]
 
 
 def cpu_clock(pid: int) -> int | None:
     """Nanoseconds of CPU time that a process has used; None if there is none."""
-    if not 0 < pid <= _MAX_PID:
+    if not 0 < pid <= MAX_PID:
         return None
     try:
         # As clock_getcpuclockid(3) makes it. The kernel asks for no right to it.

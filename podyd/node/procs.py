@@ -37,6 +37,8 @@ LIMIT_SECONDS = 2.0
 MAX_THREADS = 4
 MAX_STUCK = 32
 
+MAX_PID = 2**22  # Of proc(5).
+
 T = TypeVar("T")
 
 

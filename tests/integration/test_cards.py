@@ -530,6 +530,7 @@ def test_nobody_else_may_ask(site: Site) -> None:
         {"permit": {"../other": []}},
         {"permit": {"one": ["c 1:3 rwm"]}},
         {"end": [{"pid": -1, "started": 0}], "kill": True},
+        {"end": [{"pid": 2**63, "started": 0}], "kill": True},
         {"end": [{"pid": 1}], "kill": True},
         {"end": [{"pid": 1, "started": 0}] * 1001, "kill": True},
         {"end": []},
