@@ -326,6 +326,9 @@ def test_a_card_that_somebody_uses_is_not_leased(bed: Bed) -> None:
         done = bob.post("/gpu/lease", ins="b", gpus="0,", hours=1).ok
         assert [item["index"] for item in done["leases"]] == [0]
         assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([1], [0])
+        bob.post("/gpu/release", ins="b").refused(409, "gpu_in_use")
+        bed.driver.write(FakeNvml())
+        wait_until(lambda: not bob.get("/host/gpu-ps").ok["0"], "the process to leave the card")
         bob.post("/gpu/release", ins="b").ok
 
 
