@@ -62,7 +62,7 @@ def test_a_signal_reaches_all_of_a_command(alice: Client, tiny: str) -> None:
         talk.wait_for(b"up")
         talk.control(signal="TERM")
         assert talk.end()["exit_code"] == 6
-    assert started("sleep 98768") == 0
+    wait_until(lambda: started("sleep 98768") == 0, "what has the signal to end")
 
 
 def test_files_and_folders(alice: Client, tiny: str) -> None:
