@@ -865,11 +865,13 @@ class Running:
 
 
 @contextlib.contextmanager
-def process_in(client: Client, ins: str, words: str = "sleep") -> Iterator[Running]:
-    """A process of its own in a pod of the client's, of these words and a number; it is killed at
-    the end."""
+def process_in(
+    client: Client, ins: str, words: str = "sleep", script: str = "{}"
+) -> Iterator[Running]:
+    """A process of its own in a pod of the client's, of these words and a number, which stand for
+    {} in the `script` that begins it; it is killed at the end."""
     cmd = f"{words} {secrets.randbelow(10**9) + 10**9}"
-    client.exec(ins, f"setsid {cmd} >/dev/null 2>&1 &")
+    client.exec(ins, f"setsid {script.format(cmd)} >/dev/null 2>&1 &")
     wait_until(lambda: started(cmd) == 1, cmd)
     (pid,) = pids(cmd)
     try:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import secrets
-import signal
 import ssl
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +33,6 @@ from tests.integration.harness import (
     Node,
     Running,
     Server,
-    pids,
     process_in,
     run,
     started,
@@ -508,22 +505,14 @@ def test_the_line_moves_when_a_process_ends(bed: Bed) -> None:
 # --- What ends, ends ----------------------------------------------------------------------------
 
 
-@contextmanager
-def holding(client: Client, ins: str, card: int, *, stubborn: bool = False) -> Iterator[Running]:
+def holding(
+    client: Client, ins: str, card: int, *, stubborn: bool = False
+) -> AbstractContextManager[Running]:
     """A process in a pod that has a card open; a `stubborn` one ignores SIGTERM."""
-    cmd = f"sleep {secrets.randbelow(10**9) + 10**9}"
     trap = 'trap "" TERM; ' if stubborn else ""
     # A process that leads no session, as the card is a terminal.
-    script = f"({trap}exec 7<>/dev/dri/card{card} && exec {cmd}) &"
-    client.exec(ins, f"setsid sh -c '{script}' >/dev/null 2>&1 &")
-    wait_until(lambda: started(cmd) == 1, cmd)
-    (pid,) = pids(cmd)
-    try:
-        yield Running(pid, cmd)
-    finally:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-        wait_until(lambda: not started(cmd), f"{cmd} to end")
+    opener = f"({trap}exec 7<>/dev/dri/card{card} && exec {{}}) &"
+    return process_in(client, ins, script=f"sh -c '{opener}'")
 
 
 def end_of_lease(bed: Bed, client: Client, ins: str) -> float:
