@@ -1,0 +1,76 @@
+// The HTTP API: each call is one of podyd's own, at a relative URL, so that it also works below a
+// prefix behind a proxy.
+
+import { texts } from "./texts.js";
+
+/** What podyd refused, or why it could not be asked (`status` 0). `message` is its own sentence with
+ * its advice; `code` as in the API. */
+export class Refused extends Error {
+  constructor(status, body) {
+    super([body.detail, body.advice].filter(Boolean).join(" "));
+    this.status = status;
+    this.code = body.code;
+    this.body = body;
+  }
+}
+
+/** The URL of a call, absolute, with its parameters; undefined and null ones are left out. */
+export function url(path, parameters = {}) {
+  const target = new URL(path, document.baseURI.split("#")[0]);
+  for (const [name, value] of Object.entries(parameters)) {
+    if (value !== undefined && value !== null) target.searchParams.set(name, String(value));
+  }
+  return target;
+}
+
+/** GET a JSON answer: get("pod/info", {ins: "work"}). `quiet`: the page asks by itself, which does
+ * not keep the session from ending. Raises Refused. */
+export function get(path, parameters, { signal, quiet } = {}) {
+  return answer(url(path, parameters), { signal, headers: quiet ? { "X-Podyd-Live": "1" } : {} });
+}
+
+/** POST; the parameters go in the body. `login`: {user, password} in place of the session. */
+export function post(path, parameters = {}, { signal, login } = {}) {
+  const given = Object.entries(parameters).filter(([, v]) => v !== undefined && v !== null);
+  const headers = { "Content-Type": "application/json" };
+  if (login) headers.Authorization = basic(login);
+  return answer(url(path), {
+    method: "POST", signal, headers, body: JSON.stringify(Object.fromEntries(given)),
+  });
+}
+
+async function answer(target, options) {
+  let response;
+  try {
+    response = await fetch(target, { ...options, credentials: "same-origin", cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
+  }
+  return read(response, options.headers?.Authorization !== undefined);
+}
+
+/** The JSON of a response. Raises Refused; a login that has ended is told to who listens. */
+export async function read(response, hasOwnLogin = false) {
+  const body = await response.json().catch(() => null);
+  if (response.ok && body !== null) return body;
+  const refused = new Refused(
+    response.status, body ?? { detail: texts.errors.notPodyd(response.status), code: "not_podyd" },
+  );
+  if (response.status === 401 && !hasOwnLogin) {
+    document.dispatchEvent(new CustomEvent("podyd-logged-out", { detail: refused }));
+  }
+  throw refused;
+}
+
+function basic({ user, password }) {
+  const bytes = new TextEncoder().encode(`${user}:${password}`);
+  return `Basic ${btoa(Array.from(bytes, (byte) => String.fromCharCode(byte)).join(""))}`;
+}
+
+/** The URL of a WebSocket of the API. */
+export function socketUrl(path, parameters) {
+  const target = url(path, parameters);
+  target.protocol = target.protocol === "https:" ? "wss:" : "ws:";
+  return target;
+}

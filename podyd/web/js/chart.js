@@ -1,0 +1,38 @@
+// Meters and curves.
+
+import { h, svg } from "./dom.js";
+
+/** A bar of how much of a limit is used; `share` from 0 to 1, null if it is not known. `label` is
+ * its name for screen readers, `text` what stands beside it. */
+export function meter({ share, label, text }) {
+  const bar = h("span", { class: "bar" });
+  const known = share !== null && share !== undefined && Number.isFinite(share);
+  const percent = known ? Math.round(Math.min(1, Math.max(0, share)) * 100) : 0;
+  bar.style.setProperty("--share", `${percent}%`);
+  if (known && share >= 0.9) bar.classList.add("high");
+  const described = { role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100,
+    "aria-valuenow": percent, "aria-valuetext": text };
+  return h("span", { class: "meter", ...(known ? described : {}) }, known && bar, h("span", { class: "value" }, text));
+}
+
+/** A curve of values (null: not known, a gap) from 0 to `top`, as an SVG image with a name. */
+export function curve({ values, top, label, width = 240, height = 48 }) {
+  const step = width / Math.max(1, values.length - 1);
+  const y = (value) => height - 1 - (Math.min(value, top) / (top || 1)) * (height - 2);
+  let path = "";
+  let isGap = true;
+  values.forEach((value, index) => {
+    if (value === null || value === undefined) {
+      isGap = true;
+      return;
+    }
+    path += `${isGap ? "M" : "L"}${(index * step).toFixed(1)} ${y(value).toFixed(1)}`;
+    // A value between two gaps would not be seen.
+    if (isGap) path += "h0.5";
+    isGap = false;
+  });
+  return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "curve", role: "img", "aria-label": label,
+    preserveAspectRatio: "none" },
+    svg("path", { d: `M0 ${height - 0.5}H${width}`, class: "axis" }),
+    path && svg("path", { d: path, class: "line", "vector-effect": "non-scaling-stroke" }));
+}

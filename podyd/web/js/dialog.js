@@ -1,0 +1,62 @@
+// Questions in a modal dialog.
+
+import { fill, h } from "./dom.js";
+import { texts } from "./texts.js";
+
+/** Asks; resolves to true if it was confirmed. `typed`: a name that has to be typed first;
+ * `danger`: the button is red; `details`: elements below the text. */
+export function confirm({ title, text, action, typed, danger = false, details = [] }) {
+  return new Promise((resolve) => {
+    const field = typed && h("input", { autocomplete: "off", spellcheck: "false", id: "typed-name" });
+    const button = h(
+      "button", { type: "submit", class: danger ? "danger" : "primary", disabled: Boolean(typed) }, action,
+    );
+    field?.addEventListener("input", () => { button.disabled = field.value !== typed; });
+    const dialog = modal(title, [
+      text && h("p", {}, text),
+      ...details,
+      typed && h("label", { for: "typed-name" }, texts.dialog.typeName(typed)),
+      field,
+    ], button);
+    dialog.element.addEventListener("close", () => resolve(dialog.element.returnValue === "yes"));
+    dialog.open(() => dialog.element.close("yes"));
+  });
+}
+
+/** A dialog with a form of its own. `submit(dialog)` is called when it is sent; an error that it
+ * raises is shown in the dialog, else the dialog closes. */
+export function form({ title, fields, action, submit }) {
+  const button = h("button", { type: "submit", class: "primary" }, action);
+  const dialog = modal(title, fields, button);
+  dialog.open(async () => {
+    button.disabled = true;
+    try {
+      await submit(dialog);
+      dialog.element.close("yes");
+    } catch (error) {
+      fill(dialog.error, error.message);
+    } finally {
+      button.disabled = false;
+    }
+  });
+  return dialog;
+}
+
+function modal(title, content, button) {
+  const error = h("p", { class: "error", role: "alert" });
+  const cancel = h("button", { type: "button" }, texts.dialog.cancel);
+  const body = h("form", { method: "dialog" }, h("h2", { id: "dialog-title" }, title), content, error,
+    h("div", { class: "buttons" }, cancel, button));
+  const element = h("dialog", { "aria-labelledby": "dialog-title" }, body);
+  cancel.addEventListener("click", () => element.close(""));
+  element.addEventListener("close", () => element.remove());
+  const open = (submitted) => {
+    body.addEventListener("submit", (event) => {
+      event.preventDefault();
+      submitted();
+    });
+    document.body.append(element);
+    element.showModal();
+  };
+  return { element, error, open };
+}

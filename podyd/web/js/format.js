@@ -1,0 +1,59 @@
+// How quantities are written: units, times, durations.
+
+import { h } from "./dom.js";
+import { texts } from "./texts.js";
+
+const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+
+/** Bytes with a binary unit, three digits: "1.50 GiB". "–" for null, "no limit" for -1. */
+export function bytes(count) {
+  if (count === null || count === undefined) return texts.none;
+  if (count < 0) return texts.noLimit;
+  let unit = 0;
+  let value = count;
+  while (value >= 1000 && unit < UNITS.length - 1) {
+    value /= 1024;
+    unit += 1;
+  }
+  const digits = unit === 0 || value >= 100 ? 0 : value >= 10 ? 1 : 2;
+  return `${value.toFixed(digits)} ${UNITS[unit]}`;
+}
+
+/** A number with its unit: "71 %". "–" for null. */
+export function quantity(value, unit, digits = 0) {
+  return value === null || value === undefined ? texts.none : `${value.toFixed(digits)} ${unit}`;
+}
+
+/** Seconds as the two largest units: "3 h 12 min". */
+export function duration(seconds) {
+  if (seconds === null || seconds === undefined) return texts.none;
+  const left = Math.max(0, Math.round(seconds));
+  const parts = [
+    [Math.floor(left / 86400), "d"], [Math.floor(left / 3600) % 24, "h"],
+    [Math.floor(left / 60) % 60, "min"], [left % 60, "s"],
+  ];
+  const first = parts.findIndex(([count]) => count > 0);
+  if (first < 0) return "0 s";
+  const shown = parts.slice(first, first + 2).filter(([count]) => count > 0);
+  return shown.map(([count, unit]) => `${count} ${unit}`).join(" ");
+}
+
+const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const DATE = new Intl.DateTimeFormat(undefined, {
+  month: "short", day: "numeric", hour: "2-digit", minute: "2-digit",
+});
+const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+
+/** A time (ISO 8601) as local time, in a <time> whose title has the date and the time zone. */
+export function moment(iso) {
+  if (!iso) return texts.none;
+  const date = new Date(iso);
+  const isToday = date.toDateString() === new Date().toDateString();
+  const shown = (isToday ? CLOCK : DATE).format(date);
+  return h("time", { datetime: iso, title: FULL.format(date) }, shown);
+}
+
+/** How many seconds there are until a time, by podyd's clock; negative if it is over. */
+export function secondsUntil(iso, live) {
+  return (Date.parse(iso) - live.now()) / 1000;
+}

@@ -1,0 +1,138 @@
+// What podyd says by itself: one stream of what has changed (/events), kept as values by key, such
+// as "gpu/0" or "pod/alice-work". Pages subscribe to keys and are called when these change.
+
+import { get, socketUrl } from "./api.js";
+
+const SILENT_MS = 12_000; // podyd sends something each 5 s.
+const ASLEEP_MS = 4_000; // A timer of 1 s that is so late: the machine or the page was asleep.
+const FIRST_RETRY_MS = 300;
+const LAST_RETRY_MS = 5_000;
+
+export class Live {
+  constructor() {
+    this.values = new Map();
+    this.listeners = new Set();
+    this.stateListeners = new Set();
+    this.isLive = false;
+    this.lastMessage = 0; // When the last message came: ms since 1970 by this clock.
+    this.ahead = 0; // podyd's clock less this one, in ms.
+    this.retry = FIRST_RETRY_MS;
+  }
+
+  /** Connects, and stays connected until `close`. */
+  open() {
+    this.closed = false;
+    this.connect();
+    this.lastTick = Date.now();
+    this.ticking = setInterval(() => this.tick(), 1000);
+    this.wake = () => document.visibilityState === "visible" && this.tick();
+    document.addEventListener("visibilitychange", this.wake);
+    window.addEventListener("online", this.wake);
+    window.addEventListener("pageshow", this.wake);
+  }
+
+  close() {
+    this.closed = true;
+    clearInterval(this.ticking);
+    clearTimeout(this.retrying);
+    document.removeEventListener("visibilitychange", this.wake);
+    window.removeEventListener("online", this.wake);
+    window.removeEventListener("pageshow", this.wake);
+    this.socket?.close();
+    this.values.clear();
+    this.setLive(false);
+  }
+
+  /** The value of a key, undefined if there is none. */
+  get(key) {
+    return this.values.get(key);
+  }
+
+  /** The values of all keys that begin with `prefix`, as [rest of the key, value], sorted. */
+  all(prefix) {
+    return [...this.values]
+      .filter(([key]) => key.startsWith(prefix))
+      .map(([key, value]) => [key.slice(prefix.length), value])
+      .sort(([a], [b]) => a.localeCompare(b, "en", { numeric: true }));
+  }
+
+  /** Calls `changed(keys)` once now and whenever a key changes that begins with one of these
+   * prefixes; until `signal` is aborted. */
+  on(prefixes, changed, signal) {
+    const listener = (keys) => {
+      const mine = keys.filter((key) => prefixes.some((prefix) => key.startsWith(prefix)));
+      if (mine.length) changed(mine);
+    };
+    this.listeners.add(listener);
+    signal?.addEventListener("abort", () => this.listeners.delete(listener));
+    changed([...this.values.keys()]);
+  }
+
+  /** Calls `changed(isLive)` now and whenever the stream is lost or there again. */
+  onState(changed, signal) {
+    this.stateListeners.add(changed);
+    signal?.addEventListener("abort", () => this.stateListeners.delete(changed));
+    changed(this.isLive);
+  }
+
+  /** The time now by podyd's clock, in ms since 1970. */
+  now() {
+    return Date.now() + this.ahead;
+  }
+
+  connect() {
+    clearTimeout(this.retrying);
+    const socket = new WebSocket(socketUrl("events"));
+    this.socket = socket;
+    this.connectedAt = Date.now();
+    let wasOpen = false;
+    socket.onmessage = (event) => {
+      if (socket !== this.socket) return;
+      wasOpen = true;
+      this.take(JSON.parse(event.data));
+    };
+    socket.onclose = () => {
+      if (socket !== this.socket || this.closed) return;
+      this.setLive(false);
+      this.retrying = setTimeout(() => this.connect(), this.retry);
+      this.retry = Math.min(this.retry * 2, LAST_RETRY_MS);
+      // A browser does not say why: perhaps the login has ended, and then this call says so.
+      if (!wasOpen) get("user/info", {}, { quiet: true }).catch(() => {});
+    };
+  }
+
+  tick() {
+    const now = Date.now();
+    const wasAsleep = now - this.lastTick > ASLEEP_MS;
+    this.lastTick = now;
+    const isSilent = now - Math.max(this.lastMessage, this.connectedAt) > SILENT_MS;
+    if (!wasAsleep && !isSilent) return;
+    this.setLive(false);
+    const old = this.socket;
+    this.retry = FIRST_RETRY_MS;
+    this.connect();
+    old?.close();
+  }
+
+  take(message) {
+    this.lastMessage = Date.now();
+    this.ahead = Date.parse(message.time) - this.lastMessage;
+    this.retry = FIRST_RETRY_MS;
+    const changed = new Set([...Object.keys(message.set), ...message.gone]);
+    if (message.whole) {
+      for (const key of this.values.keys()) changed.add(key);
+      this.values.clear();
+    }
+    for (const [key, value] of Object.entries(message.set)) this.values.set(key, value);
+    for (const key of message.gone) this.values.delete(key);
+    const keys = [...changed];
+    if (keys.length) for (const listener of [...this.listeners]) listener(keys);
+    this.setLive(true);
+  }
+
+  setLive(isLive) {
+    if (isLive === this.isLive) return;
+    this.isLive = isLive;
+    for (const listener of [...this.stateListeners]) listener(isLive);
+  }
+}

@@ -1,0 +1,60 @@
+// A table that follows its data: rows stay the same elements, so that focus and selection survive.
+
+import { fill, h, setText } from "./dom.js";
+
+/** `columns`: [{title, cell(row) -> text or node, once: true (made once per row; it gets a function
+ * that gives the row as it is now), header: true (the row's header), class}]; `key(row)`: what tells
+ * rows apart; `empty`: what stands in place of no rows. */
+export class Table {
+  constructor({ caption, columns, key, empty }) {
+    this.columns = columns;
+    this.key = key;
+    this.rows = new Map();
+    this.body = h("tbody");
+    this.table = h("table", {}, h("caption", {}, caption),
+      h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: column.class }, column.title)))),
+      this.body);
+    this.empty = h("p", { class: "empty" }, empty);
+    this.element = h("div", { class: "table" }, this.table, this.empty);
+    this.update([]);
+  }
+
+  update(rows) {
+    const kept = new Set();
+    rows.forEach((row, index) => {
+      const key = this.key(row);
+      kept.add(key);
+      const line = this.rows.get(key) ?? this.make(key, row);
+      line.row = row;
+      this.columns.forEach((column, at) => {
+        if (!column.once) put(line.cells[at], column.cell(row));
+      });
+      if (this.body.children[index] !== line.element) {
+        this.body.insertBefore(line.element, this.body.children[index] ?? null);
+      }
+    });
+    for (const [key, line] of this.rows) {
+      if (kept.has(key)) continue;
+      line.element.remove();
+      this.rows.delete(key);
+    }
+    this.table.hidden = rows.length === 0;
+    this.empty.hidden = rows.length > 0;
+  }
+
+  make(key, row) {
+    const line = { row };
+    line.cells = this.columns.map((column) =>
+      h(column.header ? "th" : "td",
+        { scope: column.header && "row", class: column.class, data: { label: column.title } },
+        column.once && column.cell(() => line.row)));
+    line.element = h("tr", {}, line.cells);
+    this.rows.set(key, line);
+    return line;
+  }
+}
+
+function put(cell, content) {
+  if (content instanceof Node || Array.isArray(content)) fill(cell, content);
+  else setText(cell, content ?? "");
+}
