@@ -1,0 +1,85 @@
+// One GPU: its use, who has it, and what runs on it; a panel that follows the stream.
+
+import { meter } from "./chart.js";
+import { fill, h, setText } from "./dom.js";
+import { bytes, duration, moment, quantity, secondsUntil } from "./format.js";
+import { texts } from "./texts.js";
+
+const words = texts.cards;
+
+/** A panel for the GPU with this index. `update()` shows what the stream says now; `actions` are
+ * elements below it. */
+export class CardPanel {
+  constructor({ index, live, actions = [], heading = "h2" }) {
+    this.index = index;
+    this.live = live;
+    this.name = h("span", { class: "soft" });
+    this.state = h("span");
+    this.use = h("dl", { class: "facts" });
+    this.holders = h("ul", { class: "holders" });
+    this.problem = h("p", { class: "error" });
+    this.processes = h("ul", { class: "processes" });
+    this.summary = h("summary", {});
+    this.details = h("details", {}, this.summary, this.processes);
+    this.element = h("article", { class: "panel gpu", "aria-label": words.gpu(index) },
+      h(heading, {}, h("a", { href: `#/cards/${index}` }, words.gpu(index)), " ", this.state), this.name,
+      this.problem, this.use, this.holders, this.details, h("div", { class: "buttons" }, actions));
+  }
+
+  update() {
+    const gpu = this.live.get(`gpu/${this.index}`);
+    if (!gpu) return;
+    const use = this.live.get(`use/${this.index}`) ?? {};
+    setText(this.name, gpu.name);
+    put(this.state, stateOf(gpu, use), ({ kind, text }) => h("span", { class: `badge ${kind}` }, text));
+    setText(this.problem, [gpu.problem, gpu.intruders.length && words.intruders(gpu.intruders)].filter(Boolean).join(" "));
+    fill(this.use, facts(gpu, use));
+    put(this.holders, gpu.pods, (pods) => pods.map((holder) => h("li", {}, holderText(holder, this.live))));
+    const processes = use.processes ?? [];
+    this.details.hidden = processes.length === 0;
+    setText(this.summary, words.processes(processes.length));
+    put(this.processes, processes, (all) => all.map(processLine));
+  }
+}
+
+/** Fills an element where its data has changed, so that nothing moves under the mouse. */
+function put(element, data, make) {
+  const now = JSON.stringify(data);
+  if (element.shown === now) return;
+  element.shown = now;
+  fill(element, make(data));
+}
+
+/** What a GPU is to who looks for one. */
+export function stateOf(gpu, use) {
+  if (gpu.problem) return { kind: "bad", text: words.problem };
+  if (gpu.pods.some((holder) => holder.exclusive)) return { kind: "warn", text: words.leased };
+  if ((use.processes ?? []).length) return { kind: "warn", text: words.inUse };
+  return { kind: "good", text: words.free };
+}
+
+function facts(gpu, use) {
+  const share = gpu.memory_total ? use.memory_used / gpu.memory_total : null;
+  const known = use.utilisation !== null && use.utilisation !== undefined;
+  return [
+    [words.utilisation, meter({ share: known ? use.utilisation / 100 : null, label: words.ofGpu(words.utilisation, gpu.index), text: quantity(use.utilisation, "%") })],
+    [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: words.of(bytes(use.memory_used), bytes(gpu.memory_total)) })],
+    [words.power, words.of(quantity(use.power, "W"), quantity(gpu.power_limit, "W"))],
+    [words.temperature, quantity(use.temperature, "°C")],
+    ...(use.idle === null || use.idle === undefined ? [] : [[words.idle, duration(use.idle)]]),
+  ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
+}
+
+function holderText(holder, live) {
+  const who = [h("strong", {}, h("bdi", {}, holder.pod)), ` (${holder.owner})`];
+  if (!holder.attached) return [...who, ` ${words.onlyProcess}`];
+  if (!holder.exclusive) return [...who, ` ${words.shared}`];
+  const left = secondsUntil(holder.until, live);
+  return [...who, ` ${words.until} `, moment(holder.until), left > 0 ? ` (${words.left(duration(left))})` : ""];
+}
+
+function processLine(process) {
+  return h("li", {}, h("code", {}, h("bdi", {}, process.cmd)), h("span", { class: "soft" }, " ",
+    [process.pod || words.host, bytes(process.gpu_memory_used), process.uptime !== null && words.since(duration(process.uptime)),
+      process.idle > 60 && words.idleFor(duration(process.idle))].filter(Boolean).join(" · ")));
+}

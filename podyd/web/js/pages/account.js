@@ -1,0 +1,130 @@
+// The member's own: quota, notices, tokens, password.
+
+import { get, post } from "../api.js";
+import { confirm, form } from "../dialog.js";
+import { fill, h } from "../dom.js";
+import { bytes, moment } from "../format.js";
+import { Table } from "../table.js";
+import { texts } from "../texts.js";
+import { run } from "../work.js";
+
+const words = texts.account;
+
+export default async function account({ user, live, signal }) {
+  const [info, initialTokens] = await Promise.all([get("user/info", {}, { signal }), get("user/tokens", {}, { signal })]);
+  const notices = noticeList({ live, signal });
+  const tokens = tokenTable(user);
+  tokens.table.update(initialTokens);
+  return { title: texts.nav.account, element: h("div", {}, h("h1", {}, texts.nav.account), h("p", {}, words.who(user.name), user.is_admin ? ` ${words.admin}` : ""),
+    h("h2", {}, words.notices), notices, h("h2", {}, words.quota), quota(info.quota, live, user, signal),
+    h("h2", {}, words.tokens), h("p", { class: "soft" }, words.tokensHint), tokens.table.element, h("div", { class: "buttons" }, h("button", { type: "button", onclick: tokens.create }, words.newToken)),
+    h("h2", {}, words.password), passwordForm(user, live)) };
+}
+
+function noticeList({ live, signal }) {
+  const list = h("ul", { class: "notices" });
+  const read = h("button", { type: "button" }, words.markRead);
+  let last = 0;
+  const load = async () => {
+    try {
+      const notices = (await get("user/notices", { limit: 100 }, { signal, quiet: true })).reverse();
+      last = notices[0]?.id ?? 0;
+      read.hidden = !notices.some((notice) => !notice.read);
+      fill(list, notices.length === 0 ? h("li", { class: "empty" }, words.noNotices) : notices.map((notice) =>
+        h("li", { class: notice.read ? "soft" : "" }, moment(notice.time), " ", !notice.read && h("span", { class: "badge warn" }, words.unread), " ",
+          notice.pod && [h("strong", {}, h("bdi", {}, notice.pod)), ": "], h("bdi", {}, notice.text), notice.count > 1 && ` (${words.times(notice.count)})`)));
+    } catch (error) {
+      if (error.name !== "AbortError") fill(list, h("li", { class: "error" }, error.message));
+    }
+  };
+  read.addEventListener("click", () => run(words.markRead, () => post("user/notices-read", { id: last })).then(load));
+  live.on(["me"], load, signal);
+  return h("div", {}, list, read);
+}
+
+function quota(limits, live, user, signal) {
+  const list = h("dl", { class: "facts" });
+  live.on(["pod/"], () => {
+    const mine = live.all("pod/").map(([, pod]) => pod).filter((pod) => pod.owner === user.name);
+    const gpus = mine.reduce((sum, pod) => sum + pod.gpu_ids.length, 0);
+    const rows = [
+      [words.pods, words.of(mine.length, count(limits.max_pods))], [words.gpus, words.of(gpus, count(limits.gpu_count))],
+      [words.memory, bytes(limits.memory_limit)], [words.cpus, count(limits.cpu_limit)], [words.disk, bytes(limits.disk_limit)], [words.diskTotal, bytes(limits.disk_total)],
+      [words.snapshots, count(limits.max_snapshots)], [words.ports, count(limits.max_ports)], [words.images, count(limits.max_images)], [words.imageSize, bytes(limits.image_size)],
+    ];
+    fill(list, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+  }, signal);
+  return list;
+}
+
+function count(value) {
+  return value < 0 ? texts.noLimit : String(value);
+}
+
+function tokenTable(user) {
+  const table = new Table({ caption: words.tokensCaption, empty: words.noTokens, key: (token) => token.id, columns: [
+    { title: words.name, cell: (token) => h("bdi", {}, token.name), header: true }, { title: words.scope, cell: (token) => token.scope },
+    { title: words.created, cell: (token) => moment(token.created) }, { title: words.expires, cell: (token) => moment(token.expires) },
+    { title: words.lastUsed, cell: (token) => (token.last_used ? moment(token.last_used) : words.never) },
+    { title: "", once: true, cell: (token) => h("button", { type: "button", class: "danger", "aria-label": words.revokeNamed(token().name), onclick: () => revoke(token()) }, words.revoke) },
+  ] });
+  const load = async () => table.update(await get("user/tokens"));
+
+  async function revoke(token) {
+    const password = passwordInput("revoke-password");
+    form({ title: words.revokeNamed(token.name), fields: [h("p", {}, words.revokeText), field(words.yourPassword, password)], action: words.revoke, submit: async () => {
+      await post("user/token-revoke", { id: token.id }, { login: { user: user.name, password: password.value } });
+      await load();
+    } });
+  }
+
+  function create() {
+    const name = h("input", { id: "token-name", required: true, maxlength: "100" });
+    const days = h("input", { id: "token-days", type: "number", min: "1", step: "any", placeholder: "30" });
+    const scope = h("select", { id: "token-scope" }, h("option", { value: "all" }, words.scopeAll), h("option", { value: "read" }, words.scopeRead));
+    const password = passwordInput("token-password");
+    form({ title: words.newToken, fields: [field(words.name, name, words.nameHint), field(words.days, days), field(words.scope, scope), field(words.yourPassword, password)], action: words.newToken, submit: async () => {
+      const made = await post("user/token", { name: name.value, days: days.value || undefined, scope: scope.value }, { login: { user: user.name, password: password.value } });
+      await load();
+      await confirm({ title: words.tokenMade, text: words.tokenOnce, action: texts.dialog.close, details: [h("pre", { tabindex: "0", "aria-label": words.token }, made.token)] });
+    } });
+  }
+  return { table, create };
+}
+
+function passwordForm(user, live) {
+  const old = passwordInput("old-password");
+  const fresh = passwordInput("new-password", "new-password");
+  const repeat = passwordInput("repeat-password", "new-password");
+  const error = h("p", { class: "error", role: "alert" });
+  const submit = async (event) => {
+    event.preventDefault();
+    const form = event.currentTarget;
+    fill(error);
+    try {
+      if (fresh.value !== repeat.value) throw new Error(texts.login.differ);
+      // A change ends all sessions, this page's too.
+      live.close();
+      try {
+        await post("user/ch-passwd", { passwd: fresh.value }, { login: { user: user.name, password: old.value } });
+        await post("user/login", {}, { login: { user: user.name, password: fresh.value } });
+      } finally {
+        live.open();
+      }
+      form.reset();
+      run(words.password, async () => ({ log: words.passwordChanged }));
+    } catch (refused) {
+      fill(error, refused.message);
+    }
+  };
+  return h("form", { onsubmit: submit }, h("p", { class: "soft" }, words.passwordHint), field(words.oldPassword, old), field(texts.login.newPassword, fresh), field(texts.login.repeat, repeat), error,
+    h("div", { class: "buttons" }, h("button", { type: "submit" }, words.changePassword)));
+}
+
+function passwordInput(id, kind = "current-password") {
+  return h("input", { id, type: "password", required: true, autocomplete: kind });
+}
+
+function field(label, input, hint) {
+  return h("div", { class: "field" }, h("label", { for: input.id }, label), input, hint && h("span", { class: "hint" }, hint));
+}
