@@ -75,4 +75,17 @@ export const texts = {
     password: "Password", passwordHint: "It is your Linux password on this server. A change revokes all tokens and ends all other sessions.",
     oldPassword: "Old password", changePassword: "Change the password", passwordChanged: "Changed; all tokens are revoked.",
   },
+  admin: {
+    parts: "Parts of the admin's page", pods: "All pods", people: "People", leases: "Leases", doctor: "Doctor", log: "Log", hours: "GPU hours",
+    filter: "Show only what contains", podsCaption: "The pods of all members", noPods: "There are no pods.",
+    pod: "Pod", owner: "Owner", state: "State", image: "Image", gpus: "GPUs", gpu: "GPU", cpu: "CPUs in use", memory: "Memory", disk: "Disk", since: "Since", until: "Until",
+    peopleCaption: "Members, and what they use of their quota", nobody: "There are no members.", person: "Person", role: "Role", isAdmin: "admin", isMember: "member",
+    used: { pods: "Pods", gpus: "GPUs", disk: "Disk", images: "Images", image_size: "Size of images" }, memoryEach: "Memory of each pod", cpusEach: "CPUs of each pod",
+    leasesCaption: "Leases of GPUs", noLeases: "No GPU is leased.", queueCaption: "The queue", end: "End the lease of", remove: "Take out of the queue",
+    endText: (owner) => `${owner} gets a notice with your reason.`, reason: "Reason",
+    doctorCaption: "What podyd doctor finds", allWell: "All is well.", level: "Level", check: "Check", finding: "Finding", advice: "Advice", checkedAt: "Checked",
+    levels: { ok: "good", note: "warn", warning: "warn", error: "bad" },
+    logCaption: "What was changed lately, the newest first", noActions: "Nothing was changed lately.", time: "Time", call: "Call", outcome: "Outcome", ok: "done",
+    hoursCaption: "For how long pods had GPUs open, in the month (UTC)", noHours: "Nobody used a GPU in this month.", month: "Month", gpuHours: "In use", leasedHours: "Leased", csv: "Download as CSV",
+  },
 };
