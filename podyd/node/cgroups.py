@@ -52,8 +52,8 @@ class Cgroups:
         self._first_process = first_process
         self._cgroup_of = cgroup_of
         self._changed = asyncio.Event()
-        # Each running pod's cgroup, for as long as it has not been started anew.
-        self._known: dict[tuple[str, datetime | None], str] = {}
+        # Each running pod's first process and cgroup, for as long as it has not been started anew.
+        self._known: dict[tuple[str, datetime | None], tuple[int, str]] = {}
         self._names: dict[str, str] = {}
         self._subscribers: list[Callable[[], None]] = []
 
@@ -61,6 +61,12 @@ class Cgroups:
     def names(self) -> Mapping[str, str]:
         """The names of running pods, by those of their cgroups."""
         return self._names
+
+    @property
+    def first_processes(self) -> Mapping[str, int]:
+        """The pids of running pods' inits on the host, by the pods' names. A pod may have ended
+        since, and its pid may be another process'."""
+        return {name: pid for (name, _), (pid, _) in self._known.items()}
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
         """Call `subscriber` whenever `names` has changed."""
@@ -90,13 +96,14 @@ class Cgroups:
             for instance in await self._instances()
             if instance.status == "running"
         }
-        self._known = {key: name for key, name in self._known.items() if key in running}
+        self._known = {key: known for key, known in self._known.items() if key in running}
         for key in running - set(self._known):
             with contextlib.suppress(PodydError):  # It has just stopped, which is a change too.
-                cgroup = await self._cgroup_of(await self._first_process(key[0]))
+                pid = await self._first_process(key[0])
+                cgroup = await self._cgroup_of(pid)
                 if cgroup is not None:
-                    self._known[key] = cgroup[1]
-        names = {cgroup: name for (name, _), cgroup in self._known.items()}
+                    self._known[key] = pid, cgroup[1]
+        names = {cgroup: name for (name, _), (_, cgroup) in self._known.items()}
         if names != self._names:
             self._names = names
             for subscriber in self._subscribers:

@@ -17,6 +17,7 @@ from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
 from podyd.node.pod_limits import PodLimits
+from podyd.node.pod_loads import PodLoad
 from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
@@ -69,6 +70,14 @@ class Processes(Protocol):
     async def pod_limits(self, pid: int) -> PodLimits | None:
         """The kernel's limits of the pod that a process is in; None if it is in none, or they
         cannot be read."""
+
+
+class Loads(Protocol):
+    """What pods use of the host, as the kernel counts it; nothing in a pod is asked."""
+
+    async def of(self, pids: Iterable[int]) -> dict[int, PodLoad]:
+        """The loads of the pods that these processes are in, by process; of all in one thread.
+        Without those that are in none, or whose files cannot be read."""
 
 
 class Sockets(Protocol):
@@ -161,6 +170,9 @@ class Node(Protocol):
 
     @property
     def processes(self) -> Processes: ...
+
+    @property
+    def loads(self) -> Loads: ...
 
     @property
     def sockets(self) -> Sockets: ...

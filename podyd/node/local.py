@@ -12,6 +12,7 @@ from podyd.node.arp import Nic
 from podyd.node.card_access import CardAccessClient, card_access_at
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
+from podyd.node.pod_loads import PodLoad, pod_load
 from podyd.node.pod_sockets import PodSockets, pod_sockets
 from podyd.node.procs import Reader
 from podyd.node.relay_client import RelayClient, relay_at
@@ -39,6 +40,7 @@ class LocalNode:
         self.facts = Facts.of_this_host()
         self.samples = Telemetry(timing)
         self.processes = Reader()
+        self.loads = LocalLoads()
         self.sockets = LocalSockets()
         self.neighbours = LocalNeighbours()
         self.relays = LocalRelays(ports_socket)
@@ -51,6 +53,17 @@ class LocalNode:
         self.sockets.close()
         self.directories.close()
         self.accounts.close()
+
+
+class LocalLoads:
+    """Asks in threads of its own, so that it delays no request about processes."""
+
+    def __init__(self) -> None:
+        self._pods = Reader()
+
+    async def of(self, pids: Iterable[int]) -> dict[int, PodLoad]:
+        found = await self._pods.ask("load", pod_load, pids)
+        return {pid: load for pid, load in found.items() if load is not None}
 
 
 class LocalSockets:

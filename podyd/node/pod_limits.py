@@ -13,7 +13,9 @@ from pathlib import Path
 from podyd.base.quantities import numbers_of
 
 # The outermost one is the pod's, see procs.py.
-_POD = re.compile(r"^\d+:(?P<controllers>[^:]*):(?P<path>/(?:.*?/)??lxc\.payload\.[^/\s]+)", re.M)
+POD_CGROUPS = re.compile(
+    r"^\d+:(?P<controllers>[^:]*):(?P<path>/(?:.*?/)??lxc\.payload\.[^/\s]+)", re.M
+)
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ def pod_limits(
     """
     text = (proc / str(pid) / "cgroup").read_text(errors="replace")
     mounted = sysfs / "fs/cgroup"
-    for found in _POD.finditer(text):
+    for found in POD_CGROUPS.finditer(text):
         if not found["controllers"]:
             cgroup = mounted / found["path"][1:]
             if (cgroup / "cpuset.cpus.effective").exists():

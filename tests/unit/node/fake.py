@@ -14,6 +14,7 @@ from podyd.node.card_access import Enforcement, Holder, Permissions
 from podyd.node.directories import Directory, Fitness
 from podyd.node.facts import Facts
 from podyd.node.pod_limits import PodLimits
+from podyd.node.pod_loads import PodLoad
 from podyd.node.pod_sockets import PodSockets
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.relay_client import RelayAnswer, Table
@@ -25,9 +26,10 @@ class FakeNode:
     """A host without processes and without NVIDIA's driver, unless the test sets them."""
 
     def __init__(self) -> None:
-        self.facts = Facts(kernel="6.1.0-9-amd64", memory_bytes=64 * 1024**3)
+        self.facts = Facts(name="gpu1", kernel="6.1.0-9-amd64", memory_bytes=64 * 1024**3)
         self.samples = FakeSamples()
         self.processes = FakeProcesses()
+        self.loads = FakeLoads()
         self.sockets = FakeSockets()
         self.neighbours = FakeNeighbours()
         self.relays = FakeRelays()
@@ -91,6 +93,18 @@ class FakeProcesses:
 
     async def pod_limits(self, pid: int) -> PodLimits | None:
         return self.limits.get(pid)
+
+
+class FakeLoads:
+    """The loads of pods by the pid of a process in each; `asked` counts the calls."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, PodLoad] = {}
+        self.asked = 0
+
+    async def of(self, pids: Iterable[int]) -> dict[int, PodLoad]:
+        self.asked += 1
+        return {pid: self.known[pid] for pid in pids if pid in self.known}
 
 
 class FakeSockets:

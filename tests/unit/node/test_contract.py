@@ -171,6 +171,13 @@ def test_whose_a_connection_is_until_it_is_closed(world: World) -> None:
     play(whole)
 
 
+def test_a_process_in_no_pod_is_no_load(world: World) -> None:
+    async def whole() -> None:
+        assert await world.node.loads.of([os.getpid(), NO_PID]) == {}
+
+    play(whole)
+
+
 # --- Neighbours ---------------------------------------------------------------------------------
 
 
@@ -238,5 +245,6 @@ def test_the_names_of_accounts(world: World) -> None:
 
 
 def test_facts(world: World) -> None:
+    assert world.node.facts.name
     assert world.node.facts.kernel[0].isdigit()
     assert world.node.facts.memory_bytes > 1024**2
