@@ -506,26 +506,34 @@ class Bench:
         yield Row("memory growth by files", "MiB", growth, at_most=20)
 
     def memory_growth(self) -> Row:
-        """In a podyd of its own, because the other one has served all of the above."""
+        """In a podyd of its own, because the other one has served all of the above.
+
+        A first burst of commands comes before: what it allocates once and keeps is no growth.
+        """
         server = self.node.serve()
         client = server.client(self.client.user)
         call = Caller(client)
         paths = itertools.cycle(["/user/info", "/pod/list", "/pod/info?ins=bench", "/host/images"])
         for _ in range(50):
             call("GET", next(paths))
+        self._burst(client)
         before = _rss(server.process.pid)
         for _ in range(REQUESTS):
             call("GET", next(paths))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            target = "/pod/exec?ins=bench&cmd=yes&timeout=3"
-            callers = [Caller(client) for _ in range(AT_ONCE)]
-            answers = pool.map(lambda caller: caller("POST", target), callers)
-            assert all(answer["timed_out"] and answer["truncated"] for answer in answers)
+        self._burst(client)
         growth = _rss(server.process.pid) - before
         assert server.stop() == 0
-        return Row(
-            f"memory growth, {REQUESTS} requests, {AT_ONCE} x yes", "MiB", growth, at_most=20
-        )
+        what = f"memory growth, {REQUESTS} requests, 2nd {AT_ONCE} x yes"
+        return Row(what, "MiB", growth, at_most=20)
+
+    @staticmethod
+    def _burst(client: Client) -> None:
+        """Commands at once whose output is more than is kept of it."""
+        target = "/pod/exec?ins=bench&cmd=yes&timeout=3"
+        callers = [Caller(client) for _ in range(AT_ONCE)]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            answers = pool.map(lambda caller: caller("POST", target), callers)
+            assert all(answer["timed_out"] and answer["truncated"] for answer in answers)
 
 
 def _can_connect(address: tuple[str, int]) -> bool:
