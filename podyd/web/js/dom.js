@@ -39,6 +39,19 @@ export function fill(element, ...children) {
   return element;
 }
 
+/** As `fill`, but a child that would be the same stays as it is, with focus and selection. Not for
+ * children whose listeners would be others. */
+export function refill(element, ...children) {
+  const fresh = [...fill(document.createElement("div"), ...children).childNodes];
+  const old = [...element.childNodes];
+  fresh.forEach((node, index) => {
+    if (index >= old.length) element.append(node);
+    else if (!old[index].isEqualNode(node)) old[index].replaceWith(node);
+  });
+  old.slice(fresh.length).forEach((node) => node.remove());
+  return element;
+}
+
 /** Sets an element's text, unless it has it already, so that what is selected stays selected. */
 export function setText(element, text) {
   if (element.textContent !== String(text)) element.textContent = String(text);

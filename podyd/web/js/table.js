@@ -1,6 +1,6 @@
 // A table that follows its data: rows stay the same elements, so that focus and selection survive.
 
-import { fill, h, setText } from "./dom.js";
+import { h, refill, setText } from "./dom.js";
 
 /** `columns`: [{title, cell(row) -> text or node, once: true (made once per row; it gets a function
  * that gives the row as it is now), header: true (the row's header), class}]; `key(row)`: what tells
@@ -55,6 +55,6 @@ export class Table {
 }
 
 function put(cell, content) {
-  if (content instanceof Node || Array.isArray(content)) fill(cell, content);
+  if (content instanceof Node || Array.isArray(content)) refill(cell, content);
   else setText(cell, content ?? "");
 }

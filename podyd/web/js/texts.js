@@ -17,6 +17,9 @@ export const texts = {
   dialog: {
     cancel: "Cancel", typeName: (name) => `Type “${name}” to confirm:`, close: "Close",
   },
+  controls: {
+    copy: "Copy", copied: "Copied", notCopied: "Select it and copy it", copyWhat: (name) => `Copy: ${name}`,
+  },
   errors: {
     unreachable: "podyd cannot be reached.",
     notPodyd: (status) => `The answer (${status}) is not podyd's; perhaps a proxy's.`,

@@ -9,8 +9,9 @@ const DONE_MS = 6000;
 export const tray = h("section", { class: "tray", "aria-label": texts.work.label });
 
 /** Shows `what` while `promise` is open; what it raises stays until it is dismissed. `progress` may
- * be called with {text, share (0 to 1)}. Resolves to the promise's value, or undefined if it failed. */
-export async function run(what, start) {
+ * be called with {text, share (0 to 1)}. Resolves to the promise's value, or undefined if it failed.
+ * `failed(error)` may show an error where the work was begun, and then returns true. */
+export async function run(what, start, failed) {
   const state = h("span", { class: "state" });
   const bar = h("progress", { "aria-label": what });
   const line = h("div", { class: "work", role: "status" }, h("span", { class: "what" }, what), bar, state);
@@ -30,7 +31,7 @@ export async function run(what, start) {
     setTimeout(() => line.remove(), DONE_MS);
     return value;
   } catch (error) {
-    if (error.name === "AbortError") line.remove();
+    if (error.name === "AbortError" || failed?.(error)) line.remove();
     else finish(line, "failed", error.message);
     return undefined;
   } finally {

@@ -1,0 +1,80 @@
+// Buttons and fields.
+
+import { fill, h } from "./dom.js";
+import { texts } from "./texts.js";
+
+const COPIED_MS = 2000;
+
+/** A button. */
+export function button(label, onclick, { kind, name } = {}) {
+  const element = h("button", { type: "button", class: kind, "aria-label": name }, label);
+  element.addEventListener("click", (event) => {
+    if (element.getAttribute("aria-disabled") !== "true") onclick(event);
+  });
+  return element;
+}
+
+/** Says why a button can't be pressed now, or with null that it can. It can still be reached by the
+ * keyboard, so that everybody learns the reason. */
+export function refuse(element, reason) {
+  if ((element.title || null) === (reason ?? null)) return;
+  if (reason) {
+    element.setAttribute("aria-disabled", "true");
+    element.title = reason;
+  } else {
+    element.removeAttribute("aria-disabled");
+    element.removeAttribute("title");
+  }
+}
+
+let fields = 0;
+
+/** A field with its label: {element, input, hint, error(text)}. `input` is an element that has none
+ * yet; `hint` stands below it, and what is wrong with it too. */
+export function field(label, input, hint) {
+  const id = `field-${++fields}`;
+  input.id = id;
+  const below = h("span", { class: "hint", id: `${id}-hint` }, hint);
+  const wrong = h("span", { class: "error", id: `${id}-error`, role: "alert" });
+  input.setAttribute("aria-describedby", `${id}-hint ${id}-error`);
+  const error = (text) => {
+    fill(wrong, text);
+    if (text) input.setAttribute("aria-invalid", "true");
+    else input.removeAttribute("aria-invalid");
+  };
+  input.addEventListener("input", () => error(null));
+  return { input, hint: below, error, element: h("div", { class: "field" }, h("label", { for: id }, label), input, below, wrong) };
+}
+
+/** Text to copy, with a button for it. `name`: what it is. */
+export function copyable(name, text) {
+  const shown = h("pre", { tabindex: "0", role: "group", "aria-label": name }, text);
+  const said = h("span", { class: "visually-hidden", role: "status" });
+  const copy = button(texts.controls.copy, async () => {
+    const isDone = await toClipboard(text);
+    copy.textContent = isDone ? texts.controls.copied : texts.controls.notCopied;
+    fill(said, copy.textContent);
+    setTimeout(() => {
+      copy.textContent = texts.controls.copy;
+      fill(said);
+    }, COPIED_MS);
+  }, { name: texts.controls.copyWhat(name) });
+  return h("div", { class: "copyable" }, shown, copy, said);
+}
+
+async function toClipboard(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Browsers have no clipboard for a page that came over http from another machine.
+    const area = h("textarea", { class: "visually-hidden", readonly: true, "aria-hidden": "true" }, text);
+    const focused = document.activeElement;
+    document.body.append(area);
+    area.select();
+    const isDone = document.execCommand("copy");
+    area.remove();
+    focused?.focus();
+    return isDone;
+  }
+}
