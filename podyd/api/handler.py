@@ -295,12 +295,17 @@ class Endpoint(JsonHandler):
             )
 
     def _needs_login(self) -> bool:
-        access = self.operation.access
-        if access is Access.SCRAPER:
-            # X-Forwarded-For proves nothing here: any account of this host can send it.
-            forwarded = "X-Forwarded-For" in self.request.headers
-            return forwarded or not self.logins.may_scrape(self.request.remote_ip or "")
-        return access is not Access.OPEN
+        # X-Forwarded-For proves nothing here: any account of this host can send it.
+        is_direct = "X-Forwarded-For" not in self.request.headers
+        address = self.request.remote_ip or ""
+        match self.operation.access:
+            case Access.OPEN:
+                return False
+            case Access.SCRAPER:
+                return not (is_direct and self.logins.may_scrape(address))
+            case Access.STATUS if "Authorization" not in self.request.headers:
+                return not (is_direct and self.logins.may_see_status(address))
+        return True
 
     async def _log_in(self) -> tuple[Login, str]:
         name, secret = credentials(self.request.headers.get("Authorization", ""))

@@ -178,10 +178,13 @@ def _value(hint: Any, check: Callable[[Any], Any] | None, data: Any, where: str)
             return check(data)
         except ValueError as error:
             raise ValueError(f"{_named(where)} is {_shown(data)}; expected {error}.") from None
+    if data is False and type(None) in _alternatives(hint):
+        return None  # A section that can be turned off.
+    is_on = data is True and type(None) in _alternatives(hint)
     hint = _alternatives(hint)[0]
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        return _section(hint, data, where)
+        return _section(hint, {} if is_on else data, where)
     if origin is tuple:
         if not isinstance(data, list):
             raise ValueError(f"{_named(where)} is {_shown(data)}; expected a list.")

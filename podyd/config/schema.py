@@ -19,6 +19,7 @@ from podyd.config.values import (
     parse_endpoint,
     parse_grace,
     parse_hours,
+    parse_idle_hours,
     parse_interval,
     parse_listen,
     parse_mounts,
@@ -216,6 +217,25 @@ class MetricsConfig:
 
 
 @dataclass(frozen=True)
+class WebConfig:
+    """The page at `/`; `web: false` turns it off."""
+
+    status_allow: tuple[Network, ...] = _key(
+        [],
+        parse_networks,
+        help="Addresses and networks that see the GPUs, who has them and the queue without a login,"
+        " such as a display on the wall. They apply only to direct requests without"
+        " X-Forwarded-For; through a proxy, a login is needed.",
+    )
+    idle_hours: float = _key(
+        12.0,
+        parse_idle_hours,
+        help="After how many hours without a request of its user a login on the page ends, up to"
+        " 720.",
+    )
+
+
+@dataclass(frozen=True)
 class ImagesConfig:
     offer: tuple[str, ...] = _key(
         ["*"], help="Aliases of the LXD images that members can use, as shell patterns."
@@ -327,6 +347,9 @@ class Config:
     lease: LeaseConfig = _key(LeaseConfig, help="Leases of GPUs, for one pod alone.")
     idle: IdleConfig = _key(IdleConfig, help="A leased GPU that its pod does not use.")
     metrics: MetricsConfig = _key(MetricsConfig, help="Access to /metrics, for Prometheus.")
+    web: WebConfig | None = _key(
+        WebConfig, help="The page for browsers at /; 'web: false' turns it off."
+    )
     images: ImagesConfig = _key(ImagesConfig, help="The images that members can use.")
     ports: PortsConfig = _key(PortsConfig, help="Ports of the host that are forwarded to pods.")
     quota: QuotasConfig = _key(

@@ -175,6 +175,12 @@ def parse_hours(value: Any) -> float:
     return float(value)
 
 
+def parse_idle_hours(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 720:
+        raise ValueError("a number of hours above 0, up to 720")
+    return float(value)
+
+
 def parse_pam_service(value: Any) -> str:
     if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", value):
         raise ValueError("the name of a file in /etc/pam.d")

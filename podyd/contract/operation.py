@@ -23,6 +23,7 @@ class Access(enum.Enum):
     OPEN = "everybody, without a login"
     MEMBER = "every member"
     ADMIN = "admins"
+    STATUS = "every member, and the addresses of podyd.yaml's web.status_allow without a login"
     SCRAPER = "admins, and the addresses of podyd.yaml's metrics.allow without a login"
 
 

@@ -156,6 +156,11 @@ class Logins:
         """Whether podyd.yaml lets this address read /metrics without a login."""
         return is_among(parse_address(address), self._settings.current.metrics.allow)
 
+    def may_see_status(self, address: str) -> bool:
+        """Whether podyd.yaml lets this address see cards and queue without a login."""
+        web = self._settings.current.web
+        return web is not None and is_among(parse_address(address), web.status_allow)
+
     async def change_password(self, member: Member, old: str, new: str) -> int:
         """Change a member's own Linux password; the old one stops working at once.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import AsyncIterator, Iterator
@@ -24,6 +25,7 @@ from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
 from podyd.base.longtext import HeldAnswer, LongText
 from podyd.config.current import Settings
+from podyd.config.loader import parse
 from podyd.config.schema import Config, Quota
 from podyd.contract.answers import Json
 from podyd.contract.gpus import POD_GPUS
@@ -48,9 +50,11 @@ CRASHING = Operation(
 
 
 @contextlib.asynccontextmanager
-async def serving(bound: Bound, operation: AnyOperation = CRASHING) -> AsyncIterator[int]:
+async def serving(
+    bound: Bound, operation: AnyOperation = CRASHING, config: Config | None = None
+) -> AsyncIterator[int]:
     """The port of a server that has this one operation."""
-    settings = Settings(Config())
+    settings = Settings(config or Config())
     database = Database(Path("/nonexistent"))
     tokens = Tokens(TokenStore(database), settings)
     logins = Logins(AuthClient("/nonexistent"), Origins(FakeSockets()), tokens, settings)
@@ -154,6 +158,40 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
         assert made < 1000, "what is made is taken first"
 
     asyncio.run(talk())
+
+
+# --- Who sees the cards without a login --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("web", "headers", "status"),
+    [
+        ("{status_allow: [127.0.0.1]}", {}, 200),
+        ("{status_allow: [10.0.0.0/8]}", {}, 401),
+        ("{status_allow: [127.0.0.1]}", {"X-Forwarded-For": "127.0.0.1"}, 401),
+        ("{status_allow: [127.0.0.1]}", {"Authorization": "Bearer x"}, 401),
+        ("true", {}, 401),
+        ("false", {}, 401),
+    ],
+)
+def test_the_status_is_for_members_and_for_addresses_that_are_named(
+    web: str, headers: dict[str, str], status: int
+) -> None:
+    async def answer(call: Call[HelpOf]) -> str:
+        assert call.login is None
+        return "cards"
+
+    async def ask() -> HTTPResponse:
+        operation = dataclasses.replace(CRASHING, access=Access.STATUS)
+        async with serving(answer, operation, parse(f"web: {web}")) as port:
+            client = AsyncHTTPClient(force_instance=True)
+            url = f"http://127.0.0.1:{port}/crash"
+            try:
+                return await client.fetch(url, headers=headers, raise_error=False)
+            finally:
+                client.close()
+
+    assert asyncio.run(ask()).code == status
 
 
 # --- How much one member may have under way -----------------------------------------------------

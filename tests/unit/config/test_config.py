@@ -6,6 +6,7 @@ import pytest
 
 from podyd.base.errors import ConfigError
 from podyd.config.loader import parse
+from podyd.config.schema import WebConfig
 
 
 @pytest.mark.parametrize("size", ["-1", "0", "999", "16385KiB", "true", "much"])
@@ -28,3 +29,24 @@ def test_no_pod_runs_on_nothing(key: str, part: str) -> None:
     with pytest.raises(ConfigError, match=f"{key}.* more than 0, or -1 for no limit"):
         parse(f"quota: {{{part % key}}}", source="podyd.yaml")
     assert parse(f"quota: {{default: {{{key}: -1}}}}", source="")
+
+
+def test_the_page_can_be_turned_off() -> None:
+    assert parse("web: false").web is None
+    assert parse("web: true").web == parse("").web == WebConfig()
+    web = parse("web: {status_allow: [10.0.0.0/8], idle_hours: 0.5}").web
+    assert web is not None
+    assert (str(web.status_allow[0]), web.idle_hours) == ("10.0.0.0/8", 0.5)
+
+
+@pytest.mark.parametrize("hours", ["0", "721", "true", "long"])
+def test_a_login_on_the_page_is_not_kept_for_ever(hours: str) -> None:
+    with pytest.raises(ConfigError, match=r"web.idle_hours.* above 0, up to 720"):
+        parse(f"web: {{idle_hours: {hours}}}", source="podyd.yaml")
+
+
+def test_a_section_that_is_needed_cannot_be_turned_off() -> None:
+    with pytest.raises(ConfigError, match="'lease' must be a mapping"):
+        parse("lease: false")
+    with pytest.raises(ConfigError, match="'tls' must also have cert and key"):
+        parse("tls: true")
