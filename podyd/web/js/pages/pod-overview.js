@@ -1,0 +1,289 @@
+// A pod at a glance: what it is, what it uses, how to get in, and what can be changed.
+
+import { get, post } from "../api.js";
+import { curve, meter } from "../chart.js";
+import { button, copyable, field, refuse } from "../controls.js";
+import { form } from "../dialog.js";
+import { fill, h, refill, setText } from "../dom.js";
+import { bytes, moment, quantity } from "../format.js";
+import { gpuChoice } from "../gpu-choice.js";
+import { copyPod, left, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
+import { Table } from "../table.js";
+import { texts } from "../texts.js";
+import { run } from "../work.js";
+import { cpu, disk, memory, uptime } from "./pods.js";
+
+const words = texts.overview;
+const TICK_MS = 5000;
+const HISTORY_MS = 60_000;
+const PROGRESS_MS = 1000;
+const SPANS = ["hour", "day", "week"];
+
+export default async function overview(context, ins) {
+  const { live, user, signal } = context;
+  const { quota } = await get("user/info", {}, { signal, quiet: true });
+  let latest;
+  const pod = () => {
+    latest = podsOf(live, user).find((one) => one.ins === ins) ?? latest;
+    return latest;
+  };
+  pod();
+  const make = (part) => part({ ...context, ins, pod, quota });
+  const columns = [[use, cards, images].map(make), [facts, connect, limits].map(make)];
+  const parts = columns.flat();
+  const update = () => parts.forEach((part) => part.update?.());
+  onPods(live, update, signal);
+  const ticking = setInterval(update, TICK_MS);
+  const element = h("div", { class: "columns" }, columns.map((column) => h("div", {}, column.map((part) => part.element))));
+  return { element, close: () => clearInterval(ticking) };
+}
+
+let panels = 0;
+
+function panel(title, ...children) {
+  const id = `panel-${++panels}`;
+  return h("section", { class: "panel", "aria-labelledby": id }, h("h2", { id }, title), children);
+}
+
+function facts({ live, ins, pod, signal }) {
+  const list = h("dl", { class: "facts" });
+  let info = null;
+  let status = null;
+  const update = () => {
+    const now = pod();
+    if (now.status !== status) {
+      ({ status } = now);
+      get("pod/info", { ins }, { signal, quiet: true }).then((answer) => {
+        info = answer;
+        show();
+      }).catch(() => {});
+    }
+    show();
+  };
+  const show = () => {
+    const now = pod();
+    const lines = {
+      image: now.image, name: now.name, created: moment(now.created), up: uptime(live, now),
+      addresses: info?.addresses.length ? info.addresses.map((address) => h("div", {}, address)) : texts.none,
+      profiles: now.profiles.join(", "),
+    };
+    refill(list, Object.entries(lines).flatMap(([key, value]) => [h("dt", {}, words.facts[key]), h("dd", {}, value)]));
+  };
+  return { element: panel(words.factsTitle, list), update };
+}
+
+function use({ live, ins, pod, signal }) {
+  const meters = h("dl", { class: "facts" });
+  const span = h("select", { "aria-label": words.span }, SPANS.map((name) => h("option", { value: name }, words.spans[name])));
+  const curves = h("div", {}, h("p", { class: "soft" }, texts.live.connecting));
+
+  async function history() {
+    const asked = span.value;
+    try {
+      const past = await get("pod/history", { ins, span: asked }, { signal, quiet: true });
+      if (span.value === asked) refill(curves, drawn(past, asked));
+    } catch (error) {
+      if (error.name !== "AbortError") refill(curves, h("p", { class: "soft" }, error.message));
+    }
+  }
+
+  function drawn(past, asked) {
+    const draw = (name, values, limit, text) => {
+      const known = values.filter((value) => value !== null);
+      if (known.length === 0) return h("p", { class: "soft" }, words.noHistory(texts.pods.columns[name]));
+      const most = known.reduce((a, b) => Math.max(a, b));
+      const top = limit > 0 ? limit : most;
+      const label = words.curve(texts.pods.columns[name], words.spans[asked], text(most));
+      return h("figure", {}, h("figcaption", {}, label), curve({ values, top, label }),
+        h("div", { class: "ends soft" }, h("span", {}, moment(past.start)), h("span", {}, words.now)));
+    };
+    return [draw("memory", past.memory_used, pod().memory_limit, bytes), draw("cpu", past.cpu, pod().cpu_limit, (value) => value.toFixed(2))];
+  }
+
+  span.addEventListener("change", history);
+  history();
+  const asking = setInterval(() => { if (!document.hidden) history(); }, HISTORY_MS);
+  signal.addEventListener("abort", () => clearInterval(asking));
+  const update = () => {
+    const lines = { memory: memory(live, pod()), cpu: cpu(live, pod()), disk: disk(pod()) };
+    refill(meters, Object.entries(lines).flatMap(([key, value]) => [h("dt", {}, texts.pods.columns[key]), h("dd", {}, value)]));
+  };
+  return { element: panel(words.useTitle, meters, h("div", { class: "between" }, h("h3", {}, words.past), span), curves), update };
+}
+
+function connect({ ins, pod }) {
+  const lines = h("div");
+  let shown = null;
+  const update = () => {
+    const port = pod().port_mapping.map((mapping) => mapping.split(":")).find(([, inner]) => inner === "22")?.[0];
+    if (port === shown) return;
+    shown = port;
+    const host = location.hostname;
+    const block = `Host pod-${ins}\n    HostName ${host}\n    Port ${port}\n    User root`;
+    fill(lines,
+      port ? [
+        h("h3", {}, words.ssh), copyable(words.ssh, `ssh -p ${port} root@${host}`),
+        h("h3", {}, words.config), copyable(words.config, block),
+        h("p", {}, h("a", { class: "button", href: `vscode://vscode-remote/ssh-remote+root@${host}:${port}/root` }, words.vscode)),
+        h("p", { class: "soft" }, words.key),
+        copyable(words.copyId, `pody copy-id ${ins}`),
+      ] : h("p", {}, words.noSsh, " ", h("a", { href: `#/pods/${ins}/ports` }, words.toPorts)),
+      h("h3", {}, words.forward), copyable(words.forward, `pody forward ${ins} 8888`));
+  };
+  return { element: panel(words.connectTitle, lines), update };
+}
+
+function cards({ live, ins, pod, quota, user, signal }) {
+  const table = new Table({
+    caption: words.cardsCaption, empty: words.noCards, key: (index) => String(index),
+    columns: [
+      { title: words.columns.gpu, header: true, cell: (index) => h("a", { href: `#/cards/${index}` }, texts.pods.gpu(index)) },
+      { title: words.columns.use, cell: (index) => {
+        const now = live.get(`use/${index}`);
+        return meter({ share: (now?.utilisation ?? NaN) / 100, label: words.columns.use, text: quantity(now?.utilisation, "%") });
+      } },
+      { title: words.columns.memory, cell: (index) => {
+        const used = live.get(`use/${index}`)?.memory_used ?? null;
+        const total = live.get(`gpu/${index}`)?.memory_total ?? null;
+        return meter({ share: used === null || !total ? null : used / total, label: words.columns.memory, text: texts.pods.of(bytes(used), bytes(total)) });
+      } },
+      { title: words.columns.lease, cell: (index) => {
+        const card = live.get(`gpu/${index}`);
+        const lease = card?.pods.find((holder) => holder.pod === pod().name && holder.exclusive);
+        return [lease ? [words.leased, " ", moment(lease.until)] : words.shared, card?.problem && h("div", { class: "error" }, card.problem)];
+      } },
+    ],
+  });
+
+  function change() {
+    const rest = left(quota, podsOf(live, user), pod());
+    const choice = gpuChoice({ live, signal, chosen: pod().gpu_ids, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
+    const force = h("input", { type: "checkbox" });
+    const forcing = h("p", { hidden: true }, h("label", {}, force, " ", words.force));
+    form({
+      title: words.changeTitle(ins), action: words.change, fields: [h("p", {}, words.changeText), choice.element, forcing],
+      submit: async (dialog) => {
+        try {
+          await work(pod(), "pod/gpus", words.changing(ins), { ins, gpus: choice.value(), force: force.checked ? 1 : null }, { dialog });
+        } catch (refused) {
+          if (["gpu_in_use", "nvml_failed"].includes(refused.code)) forcing.hidden = false;
+          throw refused;
+        }
+      },
+    });
+  }
+
+  const changeButton = button(words.changeGpus, change);
+  const update = () => {
+    table.update(pod().gpu_ids);
+    refuse(changeButton, busy(live, pod()));
+  };
+  return { element: panel(words.cardsTitle, table.element, h("div", { class: "buttons" }, changeButton, h("a", { class: "button", href: "#/cards" }, words.lease))), update };
+}
+
+function busy(live, pod) {
+  return workOn(live, pod) ? texts.pods.busy(stateOf(live, pod).text) : null;
+}
+
+function limits({ live, ins, pod, quota, user }) {
+  const size = (label, key) => field(label, h("input", { name: key, autocomplete: "off" }), "");
+  const inputs = {
+    memory: size(texts.newPod.memory, "memory"), cpu: size(texts.newPod.cpu, "cpu"), disk: size(texts.newPod.disk, "disk"),
+  };
+  const error = h("p", { class: "error", role: "alert" });
+  const done = h("p", { class: "soft", role: "status" });
+  const submit = h("button", { type: "submit" }, words.changeLimits);
+
+  const update = () => {
+    const now = pod();
+    const rest = left(quota, podsOf(live, user), now);
+    const shown = (value) => (value === null || value === undefined ? texts.none : bytes(value));
+    setText(inputs.memory.hint, words.limitHint(shown(now.memory_limit), bytes(quota.memory_limit)));
+    setText(inputs.cpu.hint, words.limitHint(now.cpu_limit < 0 ? texts.noLimit : now.cpu_limit, quota.cpu_limit < 0 ? texts.noLimit : quota.cpu_limit));
+    const most = [rest.disk, quota.disk_limit].filter((value) => value !== null && value >= 0);
+    setText(inputs.disk.hint, now.disk_limit === null ? words.noDiskLimits : words.limitHint(shown(now.disk_limit), most.length ? bytes(Math.min(...most)) : texts.noLimit));
+    inputs.disk.input.disabled = now.disk_limit === null;
+    refuse(submit, busy(live, now));
+  };
+
+  async function change(event) {
+    event.preventDefault();
+    fill(error);
+    fill(done);
+    if (submit.getAttribute("aria-disabled") === "true") return;
+    const wanted = Object.entries(inputs).map(([name, { input }]) => [name, input.value.trim() || null]);
+    if (wanted.every(([, value]) => value === null)) {
+      fill(error, words.nothingToChange);
+      return;
+    }
+    const answer = await run(words.limiting(ins), () => post("pod/limits", { ins, ...Object.fromEntries(wanted) }), (refused) => {
+      if (!error.isConnected) return false;
+      fill(error, refused.message);
+      return true;
+    });
+    if (answer === undefined) return;
+    for (const { input } of Object.values(inputs)) input.value = "";
+    fill(done, words.limitsChanged);
+  }
+
+  return { element: panel(words.limitsTitle, h("p", { class: "soft" }, words.limitsText),
+    h("form", { onsubmit: change }, Object.values(inputs).map(({ element }) => element), error, done, h("div", { class: "buttons" }, submit))), update };
+}
+
+function images(context) {
+  const { live, ins, pod, quota, user, signal } = context;
+  const making = h("div", { hidden: true });
+  const text = h("p", {});
+  const bar = h("progress", { max: 100, "aria-label": words.making(ins) });
+  const error = h("p", { class: "error", role: "alert" });
+  let polling = null;
+
+  const cancel = button(words.cancelCommit, () => {
+    run(words.cancelling(ins), () => post("pod/commit-cancel", { ins }), (refused) => {
+      fill(error, refused.message);
+      return error.isConnected;
+    });
+  });
+  making.append(text, bar, cancel);
+
+  function commit() {
+    fill(error);
+    const tag = field(words.tag, h("input", { name: "tag", autocomplete: "off", spellcheck: "false", placeholder: ins }), words.tagHint(user.name));
+    const msg = field(words.message, h("input", { name: "msg", maxlength: 1000 }), "");
+    form({
+      title: words.commitTitle(ins), action: words.commit, fields: [h("p", {}, words.commitText(quota, bytes)), tag.element, msg.element],
+      submit: (dialog) => work(pod(), "pod/commit", words.making(ins),
+        { ins, tag: tag.input.value.trim() || null, msg: msg.input.value.trim() || null }, { dialog }),
+    });
+  }
+
+  async function poll() {
+    try {
+      const now = await get("pod/progress", { ins }, { signal, quiet: true });
+      if (now.doing === null) return;
+      setText(text, words.progress(now.doing, now.percent, now.bytes_per_second && bytes(now.bytes_per_second)));
+      if (now.percent === null) bar.removeAttribute("value");
+      else bar.value = now.percent;
+    } catch { /* The next one may come through. */ }
+  }
+
+  const commitButton = button(words.commit, commit, { name: words.commitTitle(ins) });
+  const copyButton = button(texts.pods.copy, () => copyPod({ ...context, pod: pod() }), { name: texts.pods.copyTitle(ins) });
+  const update = () => {
+    const isMaking = workOn(live, pod())?.operation === "/pod/commit";
+    if (isMaking && polling === null) {
+      setText(text, words.beginning);
+      bar.removeAttribute("value");
+      polling = setInterval(poll, PROGRESS_MS);
+      poll();
+    } else if (!isMaking && polling !== null) {
+      clearInterval(polling);
+      polling = null;
+    }
+    making.hidden = !isMaking;
+    refuse(commitButton, busy(live, pod()));
+    refuse(copyButton, busy(live, pod()) ?? (left(quota, podsOf(live, user)).pods === 0 ? texts.newPod.full(quota.max_pods) : null));
+  };
+  signal.addEventListener("abort", () => clearInterval(polling));
+  return { element: panel(words.imageTitle, h("p", {}, words.imageText), making, error, h("div", { class: "buttons" }, commitButton, copyButton)), update };
+}

@@ -1,0 +1,107 @@
+// A pod's snapshots.
+
+import { get, post } from "../api.js";
+import { button, field, refuse } from "../controls.js";
+import { confirm } from "../dialog.js";
+import { fill, h, setText } from "../dom.js";
+import { bytes, moment } from "../format.js";
+import { copyPod, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
+import { Table } from "../table.js";
+import { texts } from "../texts.js";
+import { run } from "../work.js";
+
+const words = texts.snapshots;
+
+export default async function snapshots(context, ins) {
+  const { live, user, signal } = context;
+  const [{ quota }, first] = await Promise.all([
+    get("user/info", {}, { signal, quiet: true }), get("pod/snapshots", { ins }, { signal, quiet: true }),
+  ]);
+  let latest;
+  const pod = () => {
+    latest = podsOf(live, user).find((one) => one.ins === ins) ?? latest;
+    return latest;
+  };
+  pod();
+  let all = first;
+  const error = h("p", { class: "error", role: "alert" });
+  const room = h("p", { class: "soft" });
+  const name = field(words.name, h("input", { name: "name", maxlength: 63, autocomplete: "off", spellcheck: "false", placeholder: words.usual }), words.nameHint);
+  const make = h("button", { type: "submit", class: "primary" }, words.make);
+  const buttons = new Map();
+
+  const table = new Table({
+    caption: words.caption, empty: words.none, key: (snapshot) => snapshot.name,
+    columns: [
+      { title: words.columns.name, header: true, cell: (snapshot) => h("bdi", {}, snapshot.name) },
+      { title: words.columns.created, cell: (snapshot) => moment(snapshot.created) },
+      { title: words.columns.size, class: "number", cell: (snapshot) => bytes(snapshot.size) },
+      { title: words.columns.actions, once: true, cell: (snapshot) => {
+        const row = actions(snapshot().name);
+        buttons.set(snapshot().name, row);
+        return h("div", { class: "buttons" }, row);
+      } },
+    ],
+  });
+
+  /** Shows an error here, while this page is open. */
+  const refused = (wrong) => {
+    fill(error, wrong.message);
+    return error.isConnected;
+  };
+  const act = async (what, path, parameters) => {
+    fill(error);
+    await run(what, () => post(path, { ins, ...parameters }), refused);
+    await refresh();
+  };
+
+  function actions(snapshot) {
+    return [
+      button(words.restore, async () => {
+        const sure = await confirm({ title: words.restoreTitle(ins, snapshot), text: words.restoreText, action: words.restore, danger: true });
+        if (!sure) return;
+        fill(error);
+        await work(pod(), "pod/restore", words.restoring(ins, snapshot), { ins, name: snapshot }, { failed: refused });
+        await refresh();
+      }, { name: words.restoreTitle(ins, snapshot) }),
+      button(words.copy, () => copyPod({ ...context, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, snapshot) }),
+      button(words.delete, async () => {
+        const sure = await confirm({ title: words.deleteTitle(snapshot), text: words.deleteText, action: words.delete, danger: true });
+        if (sure) await act(words.deleting(snapshot), "pod/snapshot-delete", { name: snapshot });
+      }, { kind: "danger", name: words.deleteTitle(snapshot) }),
+    ];
+  }
+
+  async function refresh() {
+    if (signal.aborted) return;
+    try {
+      all = await get("pod/snapshots", { ins }, { signal, quiet: true });
+      update();
+    } catch (wrong) {
+      if (wrong.name !== "AbortError") refused(wrong);
+    }
+  }
+
+  function update() {
+    table.update([...all].reverse());
+    const busy = workOn(live, pod()) ? texts.pods.busy(stateOf(live, pod()).text) : null;
+    for (const row of buttons.values()) for (const one of row) refuse(one, busy);
+    const isFull = quota.max_snapshots >= 0 && all.length >= quota.max_snapshots;
+    setText(room, quota.max_snapshots < 0 ? "" : words.room(all.length, quota.max_snapshots));
+    refuse(make, busy ?? (isFull ? words.full(quota.max_snapshots) : null));
+  }
+
+  async function submit(event) {
+    event.preventDefault();
+    if (make.getAttribute("aria-disabled") === "true") return;
+    await act(words.making(ins), "pod/snapshot", { name: name.input.value.trim() || null });
+    if (!error.textContent) name.input.value = "";
+  }
+
+  // Another window, or `pody`, may have made one.
+  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); }, { signal });
+  onPods(live, update, signal);
+  const element = h("div", {}, h("p", { class: "soft" }, words.text),
+    h("form", { class: "inline", onsubmit: submit }, name.element, make), room, error, table.element);
+  return { element };
+}

@@ -1,0 +1,69 @@
+// A pod's own page: its name, state and buttons, and a tab with what is asked for.
+
+import { fill, h, refill } from "../dom.js";
+import { badge, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
+import { texts } from "../texts.js";
+
+const words = texts.pod;
+const TABS = ["overview", "terminal", "files", "logs", "snapshots", "ports"];
+const FIRST_DATA_MS = 5000;
+
+export default async function pod(context) {
+  const { live, user, signal, path: [ins, tab = "overview"] } = context;
+  const find = () => podsOf(live, user).find((one) => one.ins === ins);
+  await firstData(live, signal);
+  let latest = find();
+  if (latest === undefined) return missing(ins);
+  if (!TABS.includes(tab)) throw new Error(texts.errors.noPage);
+
+  const state = h("span", { role: "status" });
+  const powers = powerButtons(live, () => latest, () => { if (!signal.aborted) context.go("/pods"); });
+  const content = h("div", { class: "tab" });
+  const tabs = h("nav", { class: "tabs", "aria-label": words.tabs(ins) }, h("ul", {}, TABS.map((name) =>
+    h("li", {}, h("a", { href: `#/pods/${ins}/${name}`, "aria-current": name === tab ? "page" : null }, words.names[name])))));
+  const element = h("div", {},
+    h("div", { class: "between" }, h("div", { class: "named" }, h("h1", {}, h("bdi", {}, ins)), state), powers.element), tabs, content);
+  let view;
+  try {
+    const { default: make } = await import(`./pod-${tab}.js`);
+    view = await make(context, ins);
+    fill(content, view.element);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    fill(content, h("p", { class: "error", role: "alert" }, error.message));
+  }
+  onPods(live, () => {
+    const now = find();
+    if (now === undefined) {
+      // A new one of the same name, or one that a lost connection hides for a moment, is shown again.
+      powers.element.hidden = true;
+      refill(state, badge({ text: words.gone, kind: "bad" }));
+      return;
+    }
+    powers.element.hidden = false;
+    latest = now;
+    refill(state, badge(stateOf(live, now)));
+    powers.update();
+  }, signal);
+  return { title: `${ins}: ${words.names[tab]}`, element, close: () => view?.close?.() };
+}
+
+/** Waits until podyd has said once what there is, for a page that was opened at its URL. */
+function firstData(live, signal) {
+  return new Promise((resolve) => {
+    const done = new AbortController();
+    const timer = setTimeout(finish, FIRST_DATA_MS);
+    function finish() {
+      clearTimeout(timer);
+      done.abort();
+      resolve();
+    }
+    signal.addEventListener("abort", finish, { once: true });
+    live.on(["me"], () => { if (live.get("me") !== undefined) finish(); }, done.signal);
+  });
+}
+
+function missing(ins) {
+  return { title: ins, element: h("div", {}, h("h1", {}, words.missing(ins)), h("p", {}, words.missingText),
+    h("p", {}, h("a", { href: "#/pods" }, words.allPods))) };
+}

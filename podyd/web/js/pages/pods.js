@@ -1,0 +1,131 @@
+// My pods, and a pod's own page at #/pods/<name>/<tab>.
+
+import { get } from "../api.js";
+import { meter } from "../chart.js";
+import { h, setText } from "../dom.js";
+import { bytes, duration, moment } from "../format.js";
+import { badge, left, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
+import { Table } from "../table.js";
+import { texts } from "../texts.js";
+
+const words = texts.pods;
+const TICK_MS = 5000;
+// With so many, a filter is of use.
+const MANY = 8;
+
+export default async function pods(context) {
+  if (context.path.length && context.path[0]) {
+    const { default: pod } = await import("./pod.js");
+    return pod(context);
+  }
+  return list(context);
+}
+
+function list({ live, user, signal }) {
+  const powers = new Map();
+  const filter = h("input", { type: "search", "aria-label": words.filter, placeholder: words.filter });
+  const filtering = h("p", { hidden: true }, filter);
+  const sum = h("p", { class: "soft" });
+  const table = new Table({
+    caption: words.caption,
+    key: (pod) => pod.name,
+    empty: "",
+    columns: [
+      { title: words.columns.pod, header: true, once: true, cell: (pod) => h("a", { href: `#/pods/${pod().ins}` }, pod().ins) },
+      { title: words.columns.state, cell: (pod) => badge(stateOf(live, pod)) },
+      { title: words.columns.image, cell: (pod) => pod.image },
+      { title: words.columns.gpus, cell: (pod) => gpus(live, pod) },
+      { title: words.columns.memory, cell: (pod) => memory(live, pod) },
+      { title: words.columns.cpu, cell: (pod) => cpu(live, pod) },
+      { title: words.columns.disk, cell: disk },
+      { title: words.columns.ports, class: "ports", cell: (pod) => ports(pod) },
+      { title: words.columns.up, cell: (pod) => uptime(live, pod) },
+      {
+        title: words.columns.actions, once: true, cell: (pod) => {
+          const buttons = powerButtons(live, pod);
+          powers.set(pod().name, buttons);
+          return buttons.element;
+        },
+      },
+    ],
+  });
+  const waiting = h("p", { class: "soft" }, texts.live.connecting);
+  const none = h("div", { class: "panel none", hidden: true }, h("h2", {}, words.none), h("p", {}, words.noneText),
+    h("p", {}, h("a", { class: "button primary", href: "#/new" }, words.create)));
+  let quota = null;
+
+  function update() {
+    const all = podsOf(live, user);
+    const isKnown = live.get("me") !== undefined;
+    waiting.hidden = isKnown;
+    none.hidden = !isKnown || all.length > 0;
+    table.element.hidden = all.length === 0;
+    filtering.hidden = all.length <= MANY;
+    const wanted = filtering.hidden ? "" : filter.value.trim().toLowerCase();
+    const shown = all.filter((pod) =>
+      [pod.ins, pod.image, stateOf(live, pod).text].some((text) => text.toLowerCase().includes(wanted)));
+    table.update(shown);
+    setText(table.empty, words.noMatch(filter.value));
+    for (const pod of shown) powers.get(pod.name).update();
+    if (isKnown && all.length) setText(sum, words.sum(all, quota && left(quota, all)));
+    else setText(sum, "");
+  }
+
+  filter.addEventListener("input", update);
+  onPods(live, update, signal);
+  const ticking = setInterval(update, TICK_MS);
+  get("user/info", {}, { signal, quiet: true }).then((info) => {
+    ({ quota } = info);
+    update();
+  }).catch(() => {});
+  const element = h("div", {},
+    h("div", { class: "between" }, h("h1", {}, words.title), h("a", { class: "button primary", href: "#/new" }, words.create)),
+    sum, filtering, waiting, none, table.element);
+  return { title: words.title, element, close: () => clearInterval(ticking) };
+}
+
+function gpus(live, pod) {
+  if (pod.gpu_ids.length === 0) return texts.none;
+  return pod.gpu_ids.map((index) => {
+    const lease = live.get(`gpu/${index}`)?.pods.find((holder) => holder.pod === pod.name && holder.exclusive);
+    return h("div", {}, h("a", { href: `#/cards/${index}` }, words.gpu(index)),
+      lease && h("span", { class: "soft" }, ` ${words.until} `, moment(lease.until)));
+  });
+}
+
+/** Meters of a pod's use, also for its own page. */
+export function memory(live, pod) {
+  const used = live.get(`load/${pod.name}`)?.memory_used;
+  if (pod.status !== "running" || used === undefined) return texts.none;
+  return meter({ share: pod.memory_limit > 0 ? used / pod.memory_limit : null, label: words.columns.memory,
+    text: pod.memory_limit > 0 ? words.of(bytes(used), bytes(pod.memory_limit)) : bytes(used) });
+}
+
+export function cpu(live, pod) {
+  const used = live.get(`load/${pod.name}`)?.cpu;
+  if (pod.status !== "running" || used === undefined) return texts.none;
+  return meter({ share: pod.cpu_limit > 0 ? used / pod.cpu_limit : null, label: words.columns.cpu,
+    text: pod.cpu_limit > 0 ? words.of(used.toFixed(2), pod.cpu_limit) : used.toFixed(2) });
+}
+
+export function disk(pod) {
+  if (pod.disk_used === null) return texts.none;
+  const isLimited = pod.disk_limit !== null && pod.disk_limit > 0;
+  return meter({ share: isLimited ? pod.disk_used / pod.disk_limit : null, label: words.columns.disk,
+    text: isLimited ? words.of(bytes(pod.disk_used), bytes(pod.disk_limit)) : bytes(pod.disk_used) });
+}
+
+/** How long a pod runs. */
+export function uptime(live, pod) {
+  if (!pod.started) return texts.none;
+  const seconds = (live.now() - Date.parse(pod.started)) / 1000;
+  return h("time", { datetime: pod.started, title: moment(pod.started).title }, duration(seconds < 60 ? seconds : seconds - (seconds % 60)));
+}
+
+function ports(pod) {
+  if (pod.port_mapping.length === 0) return texts.none;
+  return pod.port_mapping.map((mapping) => {
+    const [host, inner] = mapping.split(":");
+    return h("div", {}, words.mapping(host, inner));
+  });
+}

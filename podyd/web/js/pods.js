@@ -1,0 +1,147 @@
+// A member's pods: which there are, what is being done with them, what the quota leaves.
+
+import { post } from "./api.js";
+import { button, field, refuse } from "./controls.js";
+import { confirm, form } from "./dialog.js";
+import { h } from "./dom.js";
+import { bytes } from "./format.js";
+import { texts } from "./texts.js";
+import { run } from "./work.js";
+
+const words = texts.pods;
+const PATIENCE_MS = 2000;
+const CHANGED = "podyd-work";
+// What this page does with a pod and podyd has not said yet: its operation, by the instance's name.
+const begun = new Map();
+
+/** The pods of a user, sorted by name. */
+export function podsOf(live, user) {
+  return live.all("pod/").map(([, pod]) => pod).filter((pod) => pod.owner === user.name);
+}
+
+/** What is being done with a pod now, as {operation, since?}; undefined if nothing is. */
+export function workOn(live, pod) {
+  return live.get(`work/${pod.name}`) ?? begun.get(pod.name);
+}
+
+/** Calls `changed` now and whenever something about pods or their work changes. */
+export function onPods(live, changed, signal) {
+  live.on(["pod/", "load/", "work/", "gpu/", "use/", "me"], changed, signal);
+  document.addEventListener(CHANGED, changed, { signal });
+}
+
+/** A pod's state in words, with its badge's colour. */
+export function stateOf(live, pod) {
+  const work = workOn(live, pod);
+  if (work) return { text: words.doing[work.operation] ?? words.changing, kind: "warn" };
+  return { text: words.states[pod.status] ?? pod.status, kind: { running: "good", error: "bad" }[pod.status] };
+}
+
+export function badge({ text, kind }) {
+  return h("span", { class: `badge ${kind ?? ""}` }, text);
+}
+
+/** Does something with a pod, shown in the tray. `dialog`: what the question stands in; a refusal that
+ * comes while it is open is raised, to be shown there; `failed` as of `run`. Resolves to the answer;
+ * undefined if it was refused, or goes on after two seconds, when a dialog need not stay. */
+export async function work(pod, path, what, parameters, { dialog, done, failed } = {}) {
+  let refused = null;
+  begun.set(pod.name, { operation: `/${path}` });
+  tell();
+  const doing = run(what, () => post(path, parameters), (error) => {
+    if (!dialog?.element.open) return failed?.(error) ?? false;
+    refused = error;
+    return true;
+  }).finally(() => {
+    begun.delete(pod.name);
+    tell();
+  });
+  const whole = doing.then((value) => {
+    if (value !== undefined) done?.(value);
+    return value;
+  });
+  const value = await (dialog ? Promise.race([whole, later(PATIENCE_MS)]) : whole);
+  if (refused) throw refused;
+  return value;
+}
+
+function tell() {
+  document.dispatchEvent(new Event(CHANGED));
+}
+
+function later(ms) {
+  return new Promise((resolve) => {
+    setTimeout(resolve, ms);
+  });
+}
+
+/** The buttons that start, stop, restart and delete a pod; `pod()` gives it as it is now. `deleted` is
+ * called afterwards. {element, update()} */
+export function powerButtons(live, pod, deleted) {
+  const ins = pod().ins;
+  const act = (path) => work(pod(), path, words.working[`/${path}`](ins), { ins });
+  const start = button(words.start, () => act("pod/start"), { name: words.startPod(ins) });
+  const stop = button(words.stop, async () => {
+    if (await confirm({ title: words.stopTitle(ins), text: words.stopText, action: words.stop })) act("pod/stop");
+  }, { name: words.stopPod(ins) });
+  const restart = button(words.restart, async () => {
+    if (await confirm({ title: words.restartTitle(ins), text: words.stopText, action: words.restart })) act("pod/restart");
+  }, { name: words.restartPod(ins) });
+  const remove = button(words.delete, async () => {
+    const sure = await confirm({ title: words.deleteTitle(ins), action: words.deletePod(ins), typed: ins, danger: true,
+      text: words.deleteText, details: [h("ul", {}, words.lost(pod(), bytes).map((line) => h("li", {}, line)))] });
+    if (sure && (await act("pod/delete")) !== undefined) deleted?.();
+  }, { kind: "danger", name: words.deletePod(ins) });
+  const element = h("div", { class: "buttons", role: "group", "aria-label": words.actions(ins) }, start, stop, restart, remove);
+  const update = () => {
+    const state = stateOf(live, pod());
+    const busy = workOn(live, pod()) && words.busy(state.text);
+    const isOff = pod().status === "stopped";
+    const hadFocus = element.contains(document.activeElement);
+    start.hidden = !isOff;
+    stop.hidden = isOff;
+    // The one that was pressed may have gone.
+    if (hadFocus && document.activeElement.hidden) (isOff ? start : stop).focus();
+    refuse(start, busy);
+    refuse(stop, busy);
+    refuse(restart, busy || (isOff ? words.notRunning : null));
+    refuse(remove, busy);
+  };
+  update();
+  return { element, update };
+}
+
+/** What a quota leaves: {pods, gpus, disk}, null where it has no limit. `but`: a pod that does not
+ * count, since its own figure is asked for. */
+export function left(quota, pods, but) {
+  const others = pods.filter((pod) => pod.name !== but?.name);
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
+  const rest = (limit, used) => (limit < 0 ? null : Math.max(0, limit - used));
+  return {
+    pods: rest(quota.max_pods, others.length),
+    gpus: rest(quota.gpu_count, sum(others.map((pod) => pod.gpu_ids.length))),
+    disk: rest(quota.disk_total, sum(others.map((pod) => Math.max(0, pod.disk_limit ?? 0)))),
+  };
+}
+
+/** Who has a GPU now, in words. */
+export function holders(card) {
+  const lessee = card.pods.find((holder) => holder.exclusive);
+  if (lessee) return { lessee, text: words.leasedBy(lessee.owner, lessee.pod) };
+  const having = card.pods.filter((holder) => holder.attached).map((holder) => holder.pod);
+  return { lessee: null, text: having.length ? words.sharedBy(having) : words.nobody };
+}
+
+/** Asks for a new name and copies a pod, or a snapshot of it, to it; leads to the copy. */
+export function copyPod({ pod, snapshot, go, signal }) {
+  const name = field(texts.newPod.name, h("input", { name: "to", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), texts.newPod.nameHint);
+  form({
+    title: words.copyTitle(pod.ins, snapshot), action: words.copy,
+    fields: [h("p", {}, words.copyText), name.element],
+    submit: (dialog) => {
+      const to = name.input.value.trim();
+      const done = () => { if (!signal.aborted) go(`/pods/${to}`); };
+      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot }, { dialog, done });
+    },
+  });
+}
