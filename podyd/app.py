@@ -8,11 +8,14 @@ from pathlib import Path
 
 from tornado.web import Application
 
+from podyd.accounting.actions import Actions
 from podyd.accounting.metrics import Metrics
+from podyd.accounting.quota_use import QuotaUses
 from podyd.accounting.usage import Usage
 from podyd.api.address import client_address
 from podyd.api.application import application
 from podyd.api.binding import bound
+from podyd.api.routes.admin import AdminRoutes
 from podyd.api.routes.gpus import GpuRoutes
 from podyd.api.routes.host import HostRoutes
 from podyd.api.routes.images import ImageRoutes
@@ -73,6 +76,7 @@ from podyd.pods.planner import Planner
 from podyd.pods.power import STOP_TIMEOUT, Power
 from podyd.pods.snapshots import Snapshots
 from podyd.pods.sweep import Sweep
+from podyd.store.actions import ActionStore
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
 from podyd.store.notices import NoticeStore
@@ -129,6 +133,7 @@ class Accounting:
 
     usage: Usage
     metrics: Metrics
+    actions: Actions
 
 
 @dataclass(frozen=True)
@@ -166,6 +171,7 @@ class App:
         keep(gpus.cgroups.follow, "learning the pods' cgroups")
         keep(self.backends.node.samples.run, "asking NVML")
         keep(gpus.identities.run, "remembering cards")
+        keep(self.accounting.actions.run, "writing the log of actions")
         keep(usage.follow_gpus, "counting GPU time")
         keep(usage.follow_cpu, "counting CPU time")
         keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
@@ -191,6 +197,7 @@ class App:
         await self.requests.finish(timeout)
         await backends.background.cancel()
         backends.cleaning.spawn(self.accounting.usage.flush(), "writing the last usage")
+        backends.cleaning.spawn(self.accounting.actions.flush(), "writing the last actions")
         backends.cleaning.spawn(self.people.notices.flush(), "writing the last notices")
         await backends.cleaning.finish(KILL_SECONDS)
         await backends.database.close()
@@ -348,7 +355,7 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         activity=gpus.activity,
         watch=gpus.watch,
     )
-    return Accounting(usage, metrics)
+    return Accounting(usage, metrics, Actions(ActionStore(backends.database)))
 
 
 def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pods:
@@ -475,6 +482,20 @@ def _application(
         ImageRoutes(images=pods.images),
         HostRoutes(report=report),
         StatRoutes(usage=accounting.usage),
+        AdminRoutes(
+            uses=QuotaUses(
+                logins=people.logins,
+                instances=backends.engine.instances,
+                images=pods.images,
+                scheduler=gpus.scheduler,
+            ),
+            actions=accounting.actions,
+            owned=pods.owned,
+            scheduler=gpus.scheduler,
+            watch=gpus.watch,
+            notify=people.notices.tell,
+            settings=backends.settings,
+        ),
     )
     return application(
         calls,
@@ -484,6 +505,7 @@ def _application(
         notices=people.notices,
         address_of=lambda request: client_address(request, backends.settings.current.proxies),
         metrics=accounting.metrics,
+        actions=accounting.actions,
     )
 
 

@@ -1,4 +1,4 @@
-"""The access log and the metrics of each request, once it is answered."""
+"""The logs and the metrics of each request, once it is answered."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Callable
 from tornado.httputil import HTTPServerRequest
 from tornado.web import RequestHandler
 
+from podyd.accounting.actions import Actions
 from podyd.accounting.metrics import Metrics
 from podyd.api.handler import Endpoint, JsonHandler, shown_path
+from podyd.contract.operation import GET, Proof
 
 
-def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
+def request_log(metrics: Metrics, actions: Actions) -> Callable[[RequestHandler], None]:
     """The function that Tornado calls once a request is answered."""
 
     def over(handler: RequestHandler) -> None:
@@ -23,8 +25,23 @@ def request_log(metrics: Metrics) -> Callable[[RequestHandler], None]:
         path = handler.operation.path if isinstance(handler, Endpoint) else ""
         seconds = handler.request.request_time()
         metrics.request(path, _method(handler.request), handler.get_status(), seconds)
+        if isinstance(handler, Endpoint):
+            _record(handler, actions)
 
     return over
+
+
+def _record(handler: Endpoint, actions: Actions) -> None:
+    """Record what a member changes; not what they do inside a pod, which is theirs."""
+    operation = handler.operation
+    if handler.member_name and operation.methods != GET and operation.proof is not Proof.INSIDE:
+        actions.record(
+            user=handler.member_name,
+            operation=operation.path,
+            pod=handler.pod_name,
+            status=handler.get_status(),
+            code=handler.error_code,
+        )
 
 
 def _log_request(handler: JsonHandler) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from tornado.web import Application
 
+from podyd.accounting.actions import Actions
 from podyd.accounting.metrics import Metrics
 from podyd.api.access_log import request_log
 from podyd.api.binding import Bound
@@ -38,6 +39,7 @@ def application(
     notices: Notices,
     address_of: AddressOf,
     metrics: Metrics,
+    actions: Actions,
 ) -> Application:
     """Tornado's, which serves these operations."""
     shared = {
@@ -58,5 +60,5 @@ def application(
         ],
         default_handler_class=NoRoute,
         default_handler_args={"suggest": suggestion, "address_of": address_of},
-        log_function=request_log(metrics),
+        log_function=request_log(metrics, actions),
     )

@@ -34,6 +34,7 @@ from podyd.base.errors import (
     Unavailable,
 )
 from podyd.base.longtext import HeldAnswer, json_pieces
+from podyd.contract.admin import EndLeases
 from podyd.contract.answers import JSON, PlainText
 from podyd.contract.kinds import parse
 from podyd.contract.operation import Access, AnyOperation, Ends, Proof
@@ -66,6 +67,8 @@ class JsonHandler(RequestHandler):
     member_name = ""
     # LXD's name of the requested pod, unless another one had that name already.
     pod_name = ""
+    # The code of the error that was answered.
+    error_code = ""
     address_of: AddressOf
     # Whether the request is over once it is answered; an open WebSocket is not.
     is_over = True
@@ -101,6 +104,7 @@ class JsonHandler(RequestHandler):
 
     def refusal(self, error: PodydError) -> bytes:
         """Set the status and the headers of an error; returns its body."""
+        self.error_code = error.code
         self.set_status(error.status)
         for name, value in error.headers().items():
             self.set_header(name, value)
@@ -278,6 +282,8 @@ class Endpoint(JsonHandler):
         )
         if login is not None and hasattr(request, "ins"):
             self.pod_name = instance_name(login.member.name, request.ins, ())
+        elif isinstance(request, EndLeases):
+            self.pod_name = request.pod
         if login is None:
             return await self.bound(Call(request))
         async with self.requests.turn(login.member, self.operation):

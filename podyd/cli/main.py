@@ -88,6 +88,9 @@ def parser() -> argparse.ArgumentParser:
     nvml.add_argument("--once", action="store_true", help="print one line and end")
     doctor = add("doctor", _doctor, "Say what is wrong on this machine, and what to type.")
     doctor.add_argument("--json", action="store_true", help="for programs: all that was looked at")
+    doctor.add_argument(
+        "--keep", action="store_true", help="also leave it for 'podyd serve', which shows it admins"
+    )
     profiles = group("profiles", "Compare LXD's profiles with the files, or put them in.")
     for action, summary in (
         ("diff", "Show what LXD has that the files have not."),
@@ -241,7 +244,7 @@ def _nvml(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from podyd.cli.doctor import run
 
-    return run(options.config, as_json=options.json)
+    return run(options.config, as_json=options.json, keep=options.keep)
 
 
 def _profiles(options: argparse.Namespace) -> int:

@@ -369,6 +369,11 @@ class Config:
         return Path(self.auth.socket).with_name("setup.error")
 
     @property
+    def findings(self) -> Path:
+        """The file in which `podyd doctor --keep` writes what it finds for `podyd serve`."""
+        return Path(self.auth.socket).with_name("findings.json")
+
+    @property
     def cards_socket(self) -> Path:
         """The unix socket of `podyd cards`, beside that of `podyd auth`."""
         return Path(self.auth.socket).with_name("cards.sock")

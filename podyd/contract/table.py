@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podyd.contract import gpus, host, images, meta, pods, stats, users
+from podyd.contract import admin, gpus, host, images, meta, pods, stats, users
 from podyd.contract.operation import AnyOperation
 
 OPERATIONS: tuple[AnyOperation, ...] = (
@@ -60,4 +60,8 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     images.IMAGE_DELETE,
     stats.STAT_CPUTIME,
     stats.STAT_GPUTIME,
+    admin.ADMIN_PEOPLE,
+    admin.ADMIN_RELEASE,
+    admin.ADMIN_LOG,
+    admin.ADMIN_DOCTOR,
 )

@@ -48,6 +48,13 @@ class Owned:
             code="no_such_pod",
         )
 
+    async def named(self, name: str) -> Pod:
+        """The pod, of any owner, whose instance has this name in LXD. Raises NotFound."""
+        for pod in await self._all():
+            if pod.name == name:
+                return pod
+        raise NotFound(f"There is no pod {name!r}.", advice="See /pod/listall.", code="no_such_pod")
+
     async def find_running(self, member: Member, ins: str) -> Pod:
         """A member's pod that runs. Raises NotFound, or Conflict (it does not run)."""
         pod = await self.find(member, ins)

@@ -84,6 +84,18 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         # Up to which id an account ("alice:1001") has read those for it.
         "CREATE TABLE notices_read (account TEXT PRIMARY KEY, id INTEGER NOT NULL) WITHOUT ROWID",
     ),
+    (
+        # `time` in seconds since 1970.
+        """CREATE TABLE actions (
+            id INTEGER PRIMARY KEY AUTOINCREMENT,
+            time REAL NOT NULL,
+            user TEXT NOT NULL,
+            operation TEXT NOT NULL,
+            pod TEXT NOT NULL,
+            status INTEGER NOT NULL,
+            code TEXT NOT NULL
+        )""",
+    ),
 )
 
 

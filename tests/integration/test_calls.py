@@ -60,6 +60,8 @@ def test_every_answer_is_as_the_document_says(
         "/user/token-revoke": [{"id": "all"}],
         "/user/notices": [{}, {"since": "2d", "limit": "1"}],
         "/user/notices-read": [{"id": "1"}],
+        "/admin/release": [{"pod": admin.get("/pod/listall").ok[0]["name"], "reason": "x"}],
+        "/admin/log": [{}, {"since": "2d", "user": alice.user, "limit": "1"}],
         # WebSockets: test_shell.py.
         "/pod/exec-stream": [],
         "/pod/shell": [],

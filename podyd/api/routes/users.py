@@ -41,21 +41,9 @@ class UserRoutes:
 
     @serves(USER_INFO)
     async def user_info(self, call: Call[Nothing]) -> UserInfo:
-        quota = call.caller.quota
         return UserInfo(
             user=_user_name(call.caller),
-            quota=QuotaInfo(
-                max_pods=quota.max_pods,
-                gpu_count=quota.gpu_count,
-                memory_limit=quota.memory_limit,
-                cpu_limit=quota.cpu_limit,
-                disk_limit=quota.disk_limit,
-                disk_total=quota.disk_total,
-                max_snapshots=quota.max_snapshots,
-                max_ports=quota.max_ports,
-                max_images=quota.max_images,
-                image_size=quota.image_size,
-            ),
+            quota=QuotaInfo(**vars(call.caller.quota)),
         )
 
     @serves(USER_LIST)

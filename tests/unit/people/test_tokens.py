@@ -55,6 +55,9 @@ def test_what_is_no_login(header: str) -> None:
 def test_what_a_token_that_reads_may_call() -> None:
     """All else, and whatever comes to it, needs one of scope all."""
     assert sorted(item.path for item in OPERATIONS if item.accepts("read")) == [
+        "/admin/doctor",
+        "/admin/log",
+        "/admin/people",
         "/gpu/line",
         "/help",
         "/host/gpu-ps",

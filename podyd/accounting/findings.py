@@ -1,0 +1,28 @@
+"""What `podyd doctor --keep` has left: root runs it, as podyd itself may not look everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+from podyd.contract.admin import FindingInfo, Findings
+
+MAX_BYTES = 1024**2
+
+
+async def read(path: Path) -> Findings:
+    """The findings in a file; without any, why there are none."""
+    return await asyncio.to_thread(_read, path)
+
+
+def _read(path: Path) -> Findings:
+    try:
+        with path.open("rb") as file:
+            kept = json.loads(file.read(MAX_BYTES))
+        return Findings(kept["time"], [FindingInfo(**row) for row in kept["findings"]], None)
+    except FileNotFoundError:
+        problem = "podyd doctor has left nothing yet; type: sudo podyd doctor --keep"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        problem = f"what podyd doctor left in {path} cannot be read ({error})"
+    return Findings(None, None, f"{problem[0].upper()}{problem[1:]}.")

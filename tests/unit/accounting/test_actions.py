@@ -1,0 +1,96 @@
+"""The log of actions: its order, its bounds, and what happens while nothing can be written."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podyd.accounting import actions as module
+from podyd.accounting.actions import Actions
+from podyd.base.errors import Unavailable
+from podyd.store import actions as store
+from podyd.store.actions import Action, ActionStore
+from podyd.store.database import Database
+
+
+class Clock:
+    now = 1_000_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+Play = Callable[[Actions, Clock], Coroutine[Any, Any, None]]
+
+
+def play(path: Path, what: Play) -> None:
+    async def whole() -> None:
+        database, clock = Database(path, retry=0), Clock()
+        try:
+            await what(Actions(ActionStore(database), clock), clock)
+        finally:
+            await database.close()
+
+    asyncio.run(whole())
+
+
+def record(actions: Actions, operation: str, user: str = "alice", pod: str = "") -> None:
+    actions.record(user=user, operation=operation, pod=pod, status=200, code="")
+
+
+async def operations(actions: Actions, **which: Any) -> list[str]:
+    wanted = {"since": 0.0, "user": None, "pod": None, "most": 1000, **which}
+    return [action.operation for action in await actions.of(**wanted)]
+
+
+def test_the_newest_first_by_user_pod_and_time(tmp_path: Path) -> None:
+    async def use(actions: Actions, clock: Clock) -> None:
+        record(actions, "/pod/create", pod="alice-a")
+        clock.now += 10
+        record(actions, "/pod/start", "bob", "bob-b")
+        record(actions, "/gpu/lease", pod="alice-a")
+        assert await operations(actions) == ["/gpu/lease", "/pod/start", "/pod/create"]
+        assert await operations(actions, user="bob") == ["/pod/start"]
+        assert await operations(actions, pod="alice-a") == ["/gpu/lease", "/pod/create"]
+        assert await operations(actions, since=clock.now) == ["/gpu/lease", "/pod/start"]
+        assert await operations(actions, most=1) == ["/gpu/lease"]
+        (first,) = await actions.of(since=0, user="bob", pod=None, most=1)
+        assert first == Action(clock.now, "bob", "/pod/start", "bob-b", 200, "")
+
+    play(tmp_path / "podyd.db", use)
+
+
+def test_what_is_too_old_or_too_much_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_KEPT", 3)
+
+    async def use(actions: Actions, clock: Clock) -> None:
+        for number in range(5):
+            record(actions, f"/{number}")
+        assert await operations(actions) == ["/4", "/3", "/2"]
+        clock.now += store.KEPT_SECONDS
+        record(actions, "/new")
+        assert await operations(actions) == ["/new"]
+
+    play(tmp_path / "podyd.db", use)
+
+
+def test_what_cannot_be_written_is_kept_for_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_HELD", 3)
+    path = tmp_path / "away" / "podyd.db"
+
+    async def use(actions: Actions, clock: Clock) -> None:
+        for number in range(5):
+            record(actions, f"/{number}")
+        with pytest.raises(Unavailable):
+            await actions.flush()
+        record(actions, "/5")
+        path.parent.mkdir()
+        assert await operations(actions) == ["/5", "/4", "/3"]
+
+    play(path, use)
