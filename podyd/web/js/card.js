@@ -17,7 +17,7 @@ export class CardPanel {
     this.state = h("span");
     this.use = h("dl", { class: "facts" });
     this.holders = h("ul", { class: "holders" });
-    this.problem = h("p", { class: "error" });
+    this.problem = h("div");
     this.processes = h("ul", { class: "processes" });
     this.summary = h("summary", {});
     this.details = h("details", {}, this.summary, this.processes);
@@ -32,7 +32,8 @@ export class CardPanel {
     const use = this.live.get(`use/${this.index}`) ?? {};
     setText(this.name, gpu.name);
     put(this.state, stateOf(gpu, use), ({ kind, text }) => h("span", { class: `badge ${kind}` }, text));
-    setText(this.problem, [gpu.problem, gpu.intruders.length && words.intruders(gpu.intruders)].filter(Boolean).join(" "));
+    put(this.problem, [gpu.problem, gpu.intruders.length > 0 && words.intruders(gpu.intruders)].filter(Boolean),
+      (lines) => lines.map((line) => h("p", { class: "error" }, line)));
     fill(this.use, facts(gpu, use));
     put(this.holders, gpu.pods, (pods) => pods.map((holder) => h("li", {}, holderText(holder, this.live))));
     const processes = use.processes ?? [];
@@ -59,7 +60,7 @@ export function stateOf(gpu, use) {
 }
 
 function facts(gpu, use) {
-  const share = gpu.memory_total ? use.memory_used / gpu.memory_total : null;
+  const share = gpu.memory_total && Number.isFinite(use.memory_used) ? use.memory_used / gpu.memory_total : null;
   const known = use.utilisation !== null && use.utilisation !== undefined;
   return [
     [words.utilisation, meter({ share: known ? use.utilisation / 100 : null, label: words.ofGpu(words.utilisation, gpu.index), text: quantity(use.utilisation, "%") })],
