@@ -57,7 +57,7 @@ export const texts = {
     queue: "Queue", queueCaption: "Who waits for GPUs, in the order of their turns", queueEmpty: "Nobody waits.",
     place: "Place", owner: "Owner", you: "you", wants: "GPUs", howLong: "For", waitsSince: "Since",
     turn: "Turn, at the latest", turnUnknown: "not known", leave: "Leave the queue",
-    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (gpus) => `wants GPUs: ${gpus}`, about: "by about",
+    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (gpus) => `wants GPUs: ${gpus}`, about: "by, at the latest,",
     history: "History",
   },
   history: {
@@ -84,7 +84,7 @@ export const texts = {
     pod: "Pod", owner: "Owner", state: "State", image: "Image", gpus: "GPUs", gpu: "GPU", cpu: "CPUs in use", memory: "Memory", disk: "Disk", since: "Since", until: "Until",
     peopleCaption: "Members, and what they use of their quota", nobody: "There are no members.", person: "Person", role: "Role", isAdmin: "admin", isMember: "member",
     used: { pods: "Pods", gpus: "GPUs", disk: "Disk", images: "Images", image_size: "Size of images" }, memoryEach: "Memory of each pod", cpusEach: "CPUs of each pod",
-    leasesCaption: "Leases of GPUs", noLeases: "No GPU is leased.", queueCaption: "The queue", end: "End the lease of", remove: "Take out of the queue",
+    leasesCaption: "Leases of GPUs", noLeases: "No GPU is leased.", queueCaption: "The queue", end: "End the lease", remove: "Take out of the queue",
     endText: (owner) => `${owner} gets a notice with your reason.`, reason: "Reason",
     doctorCaption: "What podyd doctor finds", allWell: "All is well.", level: "Level", check: "Check", finding: "Finding", advice: "Advice", checkedAt: "Checked",
     levels: { ok: "good", note: "warn", warning: "warn", error: "bad" },

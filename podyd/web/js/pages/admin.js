@@ -77,10 +77,10 @@ function leases({ live, signal }) {
 function end(row, label, request) {
   return h("button", { type: "button", class: "danger", onclick: () => {
     const reason = h("input", { id: "reason", required: true, maxlength: "500" });
-    form({ title: `${label} ${row().pod}`, action: label, fields: [h("p", {}, words.endText(row().owner)), h("div", { class: "field" }, h("label", { for: "reason" }, words.reason), reason)],
+    form({ title: `${label}: ${row().pod}`, action: label, fields: [h("p", {}, words.endText(row().owner)), h("div", { class: "field" }, h("label", { for: "reason" }, words.reason), reason)],
       submit: async () => {
         const answer = await post("admin/release", request(reason.value));
-        run(`${label} ${row().pod}`, async () => answer);
+        run(`${label}: ${row().pod}`, async () => answer);
       } });
   } }, label);
 }
