@@ -102,16 +102,16 @@ class Usage:
 
     def sampled(self, attributed: Attributed) -> None:
         """Count the pods on each card for the time since the sample before."""
-        sample, whose = attributed.sample, attributed.whose
+        sample, origins = attributed.sample, attributed.origins
         before, self._sampled_at = self._sampled_at, sample.taken
         if before is None:
             return
         # The owners are looked up later, as that may take LXD a while.
         cards = (
             frozenset(
-                whose[process.pid].instance
+                origins[process.pid].instance
                 for process in gpu.processes
-                if whose[process.pid].is_pod
+                if origins[process.pid].is_pod
             )
             for gpu in sample.gpus
         )

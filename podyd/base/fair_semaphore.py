@@ -35,36 +35,36 @@ class FairSemaphore:
 
     @contextlib.asynccontextmanager
     async def turn(
-        self, whose: Hashable, *, share: int, favoured: bool = False
+        self, key: Hashable, *, share: int, favoured: bool = False
     ) -> AsyncIterator[None]:
-        """Wait for a turn and hold it; `whose` has `share` of them at once. Raises QueueFull."""
+        """Wait for a turn and hold it; `key` has `share` of them at once. Raises QueueFull."""
         queue = self._favoured if favoured else self._others
         # No turn is free while a waiter could have it, so nobody is overtaken here.
-        if self._free and self._under_way[whose] < share:
-            self._begin(whose)
+        if self._free and self._under_way[key] < share:
+            self._begin(key)
         else:
-            await self._wait(queue, whose, share)
+            await self._wait(queue, key, share)
         try:
             yield
         finally:
-            self._end(whose)
+            self._end(key)
 
-    def _begin(self, whose: Hashable) -> None:
+    def _begin(self, key: Hashable) -> None:
         self._free -= 1
-        self._under_way[whose] += 1
+        self._under_way[key] += 1
 
-    def _end(self, whose: Hashable) -> None:
+    def _end(self, key: Hashable) -> None:
         self._free += 1
-        self._under_way[whose] -= 1
-        if not self._under_way[whose]:
-            del self._under_way[whose]
+        self._under_way[key] -= 1
+        if not self._under_way[key]:
+            del self._under_way[key]
         self._call()
 
     def _call(self) -> None:
         """Give free turns to waiters."""
         while self._free and (called := self._next()) is not None:
-            whose, waiter = called
-            self._begin(whose)
+            key, waiter = called
+            self._begin(key)
             waiter.set_result(None)
 
     def _next(self) -> tuple[Hashable, Waiter] | None:
@@ -76,23 +76,23 @@ class FairSemaphore:
         self._passed_over = 0
         return self._others.next(self._under_way) or self._favoured.next(self._under_way)
 
-    async def _wait(self, queue: _Queue, whose: Hashable, share: int) -> None:
+    async def _wait(self, queue: _Queue, key: Hashable, share: int) -> None:
         if len(self._favoured) + len(self._others) >= self._length:
-            self._make_room(queue, whose)
-        waiter = queue.join(whose, share)
+            self._make_room(queue, key)
+        waiter = queue.join(key, share)
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.cancelled() or waiter.exception() is not None:
-                queue.leave(whose, waiter)
+                queue.leave(key, waiter)
             else:  # The turn had come at the same moment.
-                self._end(whose)
+                self._end(key)
             raise
 
-    def _make_room(self, queue: _Queue, whose: Hashable) -> None:
+    def _make_room(self, queue: _Queue, key: Hashable) -> None:
         fullest = max((self._favoured, self._others), key=lambda item: item.most[1])
         greedy, count = fullest.most
-        if queue.count(whose) + 1 >= count:
+        if queue.count(key) + 1 >= count:
             raise QueueFull
         fullest.drop_last(greedy)
 
@@ -108,51 +108,51 @@ class _Queue:
     def __len__(self) -> int:
         return self._length
 
-    def count(self, whose: Hashable) -> int:
-        return len(self._waiters.get(whose, ()))
+    def count(self, key: Hashable) -> int:
+        return len(self._waiters.get(key, ()))
 
     @property
     def most(self) -> tuple[Hashable, int]:
         """The caller with the most waiters, and how many."""
         return max(
-            ((whose, len(waiters)) for whose, waiters in self._waiters.items()),
+            ((key, len(waiters)) for key, waiters in self._waiters.items()),
             key=lambda item: item[1],
             default=(None, 0),
         )
 
-    def join(self, whose: Hashable, share: int) -> Waiter:
+    def join(self, key: Hashable, share: int) -> Waiter:
         waiter = asyncio.get_running_loop().create_future()
-        self._waiters.setdefault(whose, deque()).append(waiter)
-        self._shares[whose] = share
+        self._waiters.setdefault(key, deque()).append(waiter)
+        self._shares[key] = share
         self._length += 1
         return waiter
 
-    def leave(self, whose: Hashable, waiter: Waiter) -> None:
+    def leave(self, key: Hashable, waiter: Waiter) -> None:
         """Remove a waiter, if it is still in the queue."""
-        waiters = self._waiters.get(whose)
+        waiters = self._waiters.get(key)
         if waiters is not None and waiter in waiters:
             waiters.remove(waiter)
-            self._removed(whose)
+            self._removed(key)
 
-    def drop_last(self, whose: Hashable) -> None:
+    def drop_last(self, key: Hashable) -> None:
         """Refuse the last waiter of a caller."""
-        waiter = self._waiters[whose].pop()
-        self._removed(whose)
+        waiter = self._waiters[key].pop()
+        self._removed(key)
         if not waiter.done():
             waiter.set_exception(QueueFull())
 
     def next(self, under_way: Counter[Hashable]) -> tuple[Hashable, Waiter] | None:
-        """Remove and return the next waiter whose caller holds less than its share."""
-        for whose in list(self._waiters):
-            while whose in self._waiters and under_way[whose] < self._shares[whose]:
-                waiter = self._waiters[whose].popleft()
-                self._waiters.move_to_end(whose)
-                self._removed(whose)
+        """Remove and return the next waiter key caller holds less than its share."""
+        for key in list(self._waiters):
+            while key in self._waiters and under_way[key] < self._shares[key]:
+                waiter = self._waiters[key].popleft()
+                self._waiters.move_to_end(key)
+                self._removed(key)
                 if not waiter.done():
-                    return whose, waiter
+                    return key, waiter
         return None
 
-    def _removed(self, whose: Hashable) -> None:
+    def _removed(self, key: Hashable) -> None:
         self._length -= 1
-        if not self._waiters[whose]:
-            del self._waiters[whose], self._shares[whose]
+        if not self._waiters[key]:
+            del self._waiters[key], self._shares[key]

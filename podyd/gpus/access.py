@@ -42,7 +42,7 @@ class Held:
 
 
 class _Line:
-    """A connection to the helper, if there is one, for a question at a time."""
+    """A connection to the helper, if there is one, for one request at a time."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -51,9 +51,9 @@ class _Line:
 
 
 class Access:
-    """Keeps the helper's table as the scheduler says it, and asks who has cards open.
+    """Sends the scheduler's table to the helper, and asks which processes have cards open.
 
-    `aliases` are the cgroups that do not bear their instance's name, with that name; `clock`
+    `aliases` are the cgroups that are not named after their instance, with its name; `clock`
     returns monotonic seconds.
     """
 
@@ -69,8 +69,8 @@ class Access:
         self._clock = clock
         self._rights: Rights | None = None
         self._numbers: dict[Card, frozenset[str]] = {}
-        # When each instance lost a card, and when it was first seen.
-        self._lost: dict[tuple[str, Card], float] = {}
+        # When each instance was refused a card, and when it was first seen.
+        self._refused: dict[tuple[str, Card], float] = {}
         self._seen: dict[str, float] = {}
         self._subscribers: list[Callable[[], None]] = []
         self._orders, self._looks = _Line(ASK_SECONDS), _Line(LOOK_SECONDS)
@@ -92,10 +92,10 @@ class Access:
 
     def refused_since(self, pod: str, card: Card) -> float:
         """Since when, on the clock, an instance of the table may not have a card."""
-        return self._lost.get((pod, card), self._seen.get(pod, self._clock()))
+        return self._refused.get((pod, card), self._seen.get(pod, self._clock()))
 
     async def permit(self, rights: Rights) -> None:
-        """From now on these count, in the kernel too if the helper is there; never fails."""
+        """Apply these rights from now on, in the kernel too if the helper answers; never fails."""
         before, self._rights = self._rights, rights
         if rights != before:
             self._note(before, rights)
@@ -108,8 +108,8 @@ class Access:
         now = self._clock()
         self._seen = {name: self._seen.get(name, now) for name in rights.rows}
         for name, cards in (before.rows if before else {}).items():
-            self._lost |= {(name, card): now for card in cards - rights.rows.get(name, cards)}
-        self._lost = {key: at for key, at in self._lost.items() if key[0] in rights.rows}
+            self._refused |= {(name, card): now for card in cards - rights.rows.get(name, cards)}
+        self._refused = {key: at for key, at in self._refused.items() if key[0] in rights.rows}
 
     async def send(self) -> None:
         """Send the table, if it is not the one that was sent last."""
@@ -136,20 +136,20 @@ class Access:
         return table | {cgroup: table[name] for cgroup, name in aliases if name in table}
 
     async def holders(self) -> list[Held] | None:
-        """The processes of pods that have a card open; None if nobody can tell."""
+        """The processes of pods that have a card open; None if the helper does not answer."""
         async with self._looks.turn:
             access, rights = self._looks.connected, self._rights
             if access is None or rights is None:
                 return None
-            found = await self._answer(self._looks, access.holders())
+            holders = await self._answer(self._looks, access.holders())
         names = self._aliases()
-        if found is None:
+        if holders is None:
             return None
-        # At rest systemd has a descriptor on its way through a socket. Nobody computes with such a
-        # one, and whoever takes it out has it open.
+        # An idle systemd has a descriptor queued in a socket. No process computes with such a one,
+        # and the one that receives it has it open.
         return [
             Held(names.get(holder.cgroup, holder.cgroup), cards, holder)
-            for holder in found
+            for holder in holders
             if not holder.dormant and (cards := self._cards(rights, holder))
         ]
 
@@ -159,8 +159,8 @@ class Access:
         )
 
     async def end(self, due: Callable[[], Iterable[Holder]], *, kill: bool) -> None:
-        """Send SIGTERM, or SIGKILL, to the processes that are due just then, if the helper is
-        there."""
+        """Send SIGTERM, or SIGKILL, to the processes that `due` then returns, if the helper
+        answers."""
         async with self._looks.turn:
             access, holders = self._looks.connected, list(due())
             if access is not None and holders:
@@ -210,7 +210,7 @@ class Access:
             while not (broken.done() or orders.gone.done()):
                 await asyncio.wait({orders.gone, broken}, return_when=asyncio.FIRST_COMPLETED)
                 async with self._orders.turn:
-                    pass  # While a question is answered, it only looks as if the helper had gone.
+                    pass  # `gone` is also done for a moment while a request is answered.
         finally:
             self._orders.connected = self._looks.connected = None
             broken.cancel()

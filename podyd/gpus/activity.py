@@ -1,9 +1,9 @@
 """Which pods have processes on which cards, and for how long they have been idle.
 
-Computed from the samples of NVML. No single figure tells whether a process uses a card: a driver
-that measures in percent shows nothing of a millisecond now and then. So a process is idle for as
-long as all witnesses say so, NVML, its memory on the card, and its CPU time, without which nothing
-gets onto a card. Whether anybody is logged in does not count.
+Computed from the samples of NVML. No single figure shows whether a process uses a card: a driver
+that measures in percent shows nothing of a millisecond now and then. So there are three signs of
+use: NVML's figures, a change of the process's memory on the card, and CPU time, without which no
+work gets onto a card. A process is idle for as long as it shows none of them. Logins do not count.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from podyd.config.schema import IdleConfig
 from podyd.gpus.attribution import GAP_SECONDS, Attributed, Attribution
 from podyd.node.samples import Gpu, ProcessSample
 
-# What rests needs twice as much CPU time now and then; what does so again within this time works.
+# An idle process needs up to twice `rest` now and then; one that does so again within this time is
+# busy.
 ALONE_SECONDS = 60.0
 
 
 @dataclass
 class _Use:
     """A process on a card; `used` is the monotonic time at which it was last seen to do anything,
-    None if that is not known. `memory` is its memory on the card, in bytes; `restless` is when it
-    last used more CPU time than rest needs."""
+    None if that is not known. `memory` is its memory on the card, in bytes; `exceeded` is when
+    it last used more CPU time than `rest`."""
 
     used: float | None
     pod: str = ""
     memory: int | None = None
-    restless: float | None = None
+    exceeded: float | None = None
 
 
 class Activity:
@@ -39,7 +40,7 @@ class Activity:
     idle, as podyd.yaml has it, and one that has used up to twice that once in `ALONE_SECONDS`;
     `clock` returns monotonic seconds.
 
-    Pods, instances of other projects and the host are named as in Whose.
+    Pods, instances of other projects and the host are named as in Origin.
     """
 
     def __init__(
@@ -62,7 +63,7 @@ class Activity:
         """Take a sample into account."""
         now = self._clock()
         if self._sampled is None or now - self._sampled > GAP_SECONDS:
-            # What happened in the gap is not known, and a pid may have been reused.
+            # Use in the gap is not known, and a pid may have been reused.
             self._uses, self._last, self._began = {}, {}, now
         self._sampled = now
         for gpu in attributed.sample.gpus:
@@ -75,15 +76,15 @@ class Activity:
             is_explained = any(_is_seen(process) for process in gpu.processes)
             uses = {}
             for process in gpu.processes:
-                # A pid that was there a second ago is the same process.
+                # A pid of the sample before, a second ago, is the same process.
                 use = before.get(process.pid) or _Use(now)
-                use.pod = attributed.whose[process.pid].name
-                said = (
-                    _nvml_says(gpu, process, is_explained),
-                    _memory_says(process, use.memory),
-                    self._cpu_says(process, use, now),
+                use.pod = attributed.origins[process.pid].name
+                signs = (
+                    _busy_by_nvml(gpu, process, is_explained),
+                    _busy_by_memory(process, use.memory),
+                    self._busy_by_cpu(process, use, now),
                 )
-                busy = True if True in said else None if None in said else False
+                busy = True if True in signs else None if None in signs else False
                 use.used = None if busy is None else now if busy else use.used or now
                 use.memory = process.memory_used
                 uses[process.pid] = use
@@ -98,13 +99,13 @@ class Activity:
             for pid in pids:
                 uses.pop(pid, None)
 
-    def _cpu_says(self, process: ProcessSample, use: _Use, now: float) -> bool | None:
+    def _busy_by_cpu(self, process: ProcessSample, use: _Use, now: float) -> bool | None:
         if process.cpu is None:
             return None
         rest = self._rest()
         if process.cpu <= rest:
             return False
-        last, use.restless = use.restless, now
+        last, use.exceeded = use.exceeded, now
         return process.cpu > 2 * rest or (last is not None and now - last <= ALONE_SECONDS)
 
     def pids(self, pci: str, pod: str) -> list[int]:
@@ -137,7 +138,7 @@ class Activity:
         if any(use.pod == pod and use.used is None for use in self._uses.get(pci, {}).values()):
             return None
         now = self._clock()
-        # What was before podyd started is not known.
+        # Use before podyd started is not known.
         since = max(self._last.get((pci, pod), 0.0), self._began, now - held_for)
         return now - since
 
@@ -151,14 +152,14 @@ def _is_seen(process: ProcessSample) -> bool:
     return process.seen or bool(process.utilisation)
 
 
-# Whether a process has used the card since the last sample, as each witness has it; None if that
-# one cannot tell.
+# Whether a process has used the card since the last sample, by each sign of use; None if that is
+# not known.
 
 
-def _nvml_says(gpu: Gpu, process: ProcessSample, is_explained: bool) -> bool | None:
-    """Where NVML has use of the card that no process of its list explains, or does not list what
-    each has used (MIG, old cards), that counts for each of them: an idle process may then count as
-    busy, but never a busy one as idle."""
+def _busy_by_nvml(gpu: Gpu, process: ProcessSample, is_explained: bool) -> bool | None:
+    """Use of the card that NVML attributes to no process, or any where it gives no figures by
+    process (MIG, old cards), counts for each process on it: an idle process may then count as busy,
+    but never a busy one as idle."""
     if _is_seen(process):
         return True
     card = [figure for figure in (gpu.utilisation, gpu.peak) if figure is not None]
@@ -167,5 +168,5 @@ def _nvml_says(gpu: Gpu, process: ProcessSample, is_explained: bool) -> bool | N
     return not is_explained and max(card, default=0) > 0
 
 
-def _memory_says(process: ProcessSample, before: int | None) -> bool:
+def _busy_by_memory(process: ProcessSample, before: int | None) -> bool:
     return None not in (before, process.memory_used) and process.memory_used != before

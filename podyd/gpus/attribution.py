@@ -17,7 +17,7 @@ GAP_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
-class Whose:
+class Origin:
     """The instance that a process runs in, by LXD's names; "" for one of the host.
 
     `is_pod` if that is of podyd's own project: an instance of another one may be named like a pod.
@@ -34,7 +34,7 @@ class Whose:
         return self.instance if self.is_pod else f"{self.project}/{self.instance}".strip("/")
 
 
-HOST = Whose()
+HOST = Origin()
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Attributed:
     """A sample, and the instance of each process in it, by pid."""
 
     sample: Sample
-    whose: Mapping[int, Whose]
+    origins: Mapping[int, Origin]
 
 
 Subscriber = Callable[[Attributed], None]
@@ -75,7 +75,7 @@ class Attribution:
 
     @property
     def current(self) -> Attributed | None:
-        """The last attributed sample; None if it is too old to say what is on a card now."""
+        """The last attributed sample; None if it is too old."""
         latest, sample = self._latest, self._samples.current
         return latest if latest is not None and latest.sample is sample else None
 
@@ -91,11 +91,11 @@ class Attribution:
             for gpu in sample.gpus
             for process in gpu.processes
         }
-        whose = {pid: self._whose(cgroup) for pid, cgroup in self._cgroups.items()}
-        self._latest = Attributed(sample, whose)
+        origins = {pid: self._origin(cgroup) for pid, cgroup in self._cgroups.items()}
+        self._latest = Attributed(sample, origins)
         for subscriber in self._subscribers:
             subscriber(self._latest)
 
-    def _whose(self, cgroup: InstanceCgroup | None) -> Whose:
+    def _origin(self, cgroup: InstanceCgroup | None) -> Origin:
         instance = self._instance_of(cgroup)
-        return HOST if instance is None else Whose(*instance, is_pod=instance[0] == self._project)
+        return HOST if instance is None else Origin(*instance, is_pod=instance[0] == self._project)

@@ -111,12 +111,12 @@ class View:
         named = [(lease.pod, [lease.key]) for lease in self.leases.values()]
         named += [(entry.pod, list(entry.choice.named)) for entry in self.queue]
         named += [(pod, [key_of(key, self.cards) for key in chosen(pod)]) for pod in self.pods]
-        found: dict[str, frozenset[str]] = {}
+        by_pod: dict[str, frozenset[str]] = {}
         for pod, keys in named:
             strange = frozenset(key for key in keys if is_uuid(key)) - known
             if strange:
-                found[pod.name] = found.get(pod.name, frozenset()) | strange
-        return found
+                by_pod[pod.name] = by_pod.get(pod.name, frozenset()) | strange
+        return by_pod
 
     @cached_property
     def frozen(self) -> Cards:
@@ -226,12 +226,12 @@ class View:
     @cached_property
     def withdrawn(self) -> Mapping[Card, tuple[Withdrawal, ...]]:
         """The cards that are being taken from pods whose leases have ended."""
-        found: dict[Card, tuple[Withdrawal, ...]] = {}
+        by_card: dict[Card, tuple[Withdrawal, ...]] = {}
         for card in self.cards:
             items = tuple(item for item in self.withdrawals if item.key == card.key)
             if items:
-                found[card] = items
-        return found
+                by_card[card] = items
+        return by_card
 
     def taken(self, pod_name: str) -> Cards:
         """The cards that this pod cannot share: others have them for themselves, or they are being
@@ -264,8 +264,8 @@ class View:
             if item.owner == owner.name and name not in pods and name != but
         ]
         strange = [len(self.unknown.get(name, ())) for name in pods]
-        own = [len(self.own(pod)) for pod in pods.values()]
-        return sum(own) + sum(strange) + sum(waiting) + sum(making)
+        had = [len(self.own(pod)) for pod in pods.values()]
+        return sum(had) + sum(strange) + sum(waiting) + sum(making)
 
     # --- What a choice comes to ------------------------------------------------------------------
 
@@ -274,9 +274,10 @@ class View:
         for card in self.cards:
             if card.is_named(name):
                 return card
-        there = f"there are {len(self.cards)}, from 0 to {len(self.cards) - 1}"
+        count = len(self.cards)
+        existing = f"there are {count}, from 0 to {count - 1}" if count else "there is none"
         raise BadRequest(
-            f"Parameter 'gpus' names GPU {name}, but {there if self.cards else 'there is none'}.",
+            f"Parameter 'gpus' names GPU {name}, but {existing}.",
             code="no_such_gpu",
             count=len(self.cards),
         )

@@ -1,4 +1,4 @@
-"""How processes of pods that are on cards are ended, and pods where that is of no use."""
+"""Ends processes of pods that are on cards, and stops the pods where that does not end them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from podyd.node.interface import Processes
 log = logging.getLogger(__name__)
 
 KILL_SECONDS = 5.0
-# The length of a command is limited; those that are left have their turn at the next look.
+# The length of a command is limited; the others are signalled after the next look.
 MAX_AT_ONCE = 200
 
 # The arguments are the signal, then the pid and the start time of each process. The name of one in
@@ -36,7 +36,7 @@ done 2>/dev/null
 
 
 class Ender:
-    """Signals processes, by the helper if that knows them, else by a command in the pod."""
+    """Signals processes, by the helper if it has listed them, else by a command in the pod."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Ender:
             await self._signal(pod, inner, started, "KILL" if kill else "TERM")
 
     def _due(self, on_cards: Iterable[OnCard]) -> list[OnCard]:
-        """Those that their pods may still not have: it may have leased the card meanwhile."""
+        """Those on a card that their pod still may not have: it may have leased it since."""
         rights = self._access.rights
         return [
             item
@@ -100,10 +100,10 @@ class Ender:
     async def inits(self, on_cards: Iterable[OnCard]) -> set[int]:
         """The pids of those that are their pod's first process, which cannot be ended alone."""
         on_cards = list(on_cards)
-        found = {item.pid for item in on_cards if item.holder and item.holder.is_init}
+        inits = {item.pid for item in on_cards if item.holder and item.holder.is_init}
         others = [item.pid for item in on_cards if item.holder is None]
         inner = await self._processes.pids_in_pod(others) if others else {}
-        return found | {pid for pid, inner_pid in inner.items() if inner_pid == 1}
+        return inits | {pid for pid, inner_pid in inner.items() if inner_pid == 1}
 
     async def stop(self, pod: Pod) -> None:
         """Stop a pod by force; never fails."""

@@ -5,7 +5,7 @@ outlive the process, and an admin reads them with `lxc config show`. A card whos
 when the key was written is stored with its PCI address.
 
 `user.podyd.evict.<UUID>` is since when a card is being withdrawn from a pod whose lease has ended,
-and whose processes still had it open: until they are gone, it is shared with nobody.
+and whose processes still had it open: until they have ended, no other pod gets it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class Lease:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A card, by its key, that is being taken from a pod since a lease of it has ended; what is on
-    it has until `until`. `value` is what is stored of it."""
+    """A card, by its key, that is being withdrawn from a pod whose lease has ended; its processes
+    on it are killed at `until`. `value` is the stored text."""
 
     pod: Pod
     key: str
@@ -124,20 +124,20 @@ def withdrawals_of(
     pods: Iterable[Pod], cards: Sequence[Card], grace: timedelta
 ) -> list[Withdrawal]:
     """The withdrawals that are stored, each with `grace` from its beginning."""
-    found = []
+    withdrawals = []
     for pod in pods:
         for written, value in written_evictions(pod).items():
             with contextlib.suppress(ValueError):  # One that is malformed is removed.
                 since = _moment(value)
                 key = key_of(written, cards)
-                found.append(Withdrawal(pod, key, value, since, since + grace))
-    return found
+                withdrawals.append(Withdrawal(pod, key, value, since, since + grace))
+    return withdrawals
 
 
 def leases_of(pods: Iterable[Pod], cards: Sequence[Card]) -> dict[str, Lease]:
     """The leases by the card's key; of two for one card, the older counts.
 
-    Such a pair comes of an admin's copy of an instance.
+    An admin's copy of an instance makes such a pair.
     """
     by_card: dict[str, Lease] = {}
     for pod in pods:

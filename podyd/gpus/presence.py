@@ -1,5 +1,5 @@
-"""The processes of pods that are on cards, whether they may or not: those that NVML shows, and
-those that have a card open."""
+"""The processes of pods that are on cards, allowed or not: those that NVML shows, and those that
+have a card open."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class OnCard:
     """A process of a pod on a card, as of the time `at` on the monotonic clock.
 
     With `started`, in clock ticks, `pid` identifies it; None if that is not known. It `computes` if
-    NVML shows it. `holder` is what the helper knows it as, None if it does not.
+    NVML shows it. `holder` is what the helper lists, None if it does not list this process.
     """
 
     pod: str
@@ -35,14 +35,14 @@ class OnCard:
 
 @dataclass(frozen=True)
 class Look:
-    """Who is on the cards. `taken` is when, None if nobody can tell."""
+    """The processes on the cards. `taken` is when, None if neither the helper nor NVML answers."""
 
     on_cards: tuple[OnCard, ...]
     taken: float | None
 
 
 class Presences:
-    """Looks who is on the cards; `clock` returns monotonic seconds, as in samples."""
+    """Lists the processes on the cards; `clock` returns monotonic seconds, as in samples."""
 
     def __init__(
         self,
@@ -62,11 +62,11 @@ class Presences:
         self._clock = clock
 
     async def look(self, rights: Rights, *, asks_helper: bool = True) -> Look:
-        """All processes of pods on cards; unless the helper is asked, those alone that compute."""
+        """All processes of pods on cards; without the helper, only those that compute."""
         taken = self._clock()
         held = await self._access.holders() if asks_helper else None
         by_pid = {item.holder.pid: item for item in held or ()}
-        found = {
+        on_cards = {
             (item.holder.pid, card): OnCard(
                 item.pod, card, item.holder.pid, item.holder.started, taken, False, item.holder
             )
@@ -76,13 +76,13 @@ class Presences:
         for item in await self._computing(rights):
             known = by_pid.get(item.pid)
             if known is None:
-                found[item.pid, item.card] = item
+                on_cards[item.pid, item.card] = item
             else:
                 started, holder = known.holder.started, known.holder
-                found[item.pid, item.card] = OnCard(
+                on_cards[item.pid, item.card] = OnCard(
                     known.pod, item.card, item.pid, started, taken, True, holder
                 )
-        return Look(tuple(found.values()), taken if held is not None else self._sampled(taken))
+        return Look(tuple(on_cards.values()), taken if held is not None else self._sampled(taken))
 
     def _sampled(self, now: float) -> float | None:
         """When NVML was asked last."""
@@ -95,11 +95,11 @@ class Presences:
             return []
         sample, cards = attributed.sample, {card.pci: card for card in rights.cards}
         on_cards = [
-            (whose.instance, cards[gpu.pci], process.pid)
+            (origin.instance, cards[gpu.pci], process.pid)
             for gpu in sample.gpus
             if gpu.pci in cards
             for process in gpu.processes
-            if (whose := attributed.whose[process.pid]).is_pod
+            if (origin := attributed.origins[process.pid]).is_pod
         ]
         pids = {pid for _, _, pid in on_cards}
         alive = await self._processes.processes(pids) if pids else {}
@@ -107,7 +107,7 @@ class Presences:
         alive = {
             pid: process
             for pid, process in alive.items()
-            # A younger one has only the pid in common.
+            # A younger process has reused the pid.
             if process.uptime is None or process.uptime >= age
         }
         self._activity.ended(pids - alive.keys())

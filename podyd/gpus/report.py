@@ -1,4 +1,4 @@
-"""The host: its versions, and who is on its GPUs."""
+"""The host: its versions, its GPUs and the processes on them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from podyd.base.errors import BadRequest, Unavailable
 from podyd.contract.host import CardHolder, GpuInfo, GpuProcess, HostSpec
 from podyd.engine.interface import Server
 from podyd.gpus.activity import Activity
-from podyd.gpus.attribution import Attributed, Attribution, Whose
+from podyd.gpus.attribution import Attributed, Attribution, Origin
 from podyd.gpus.decisions import View
 from podyd.gpus.idle import held_for
 from podyd.gpus.inventory import Card
@@ -23,7 +23,7 @@ from podyd.node.interface import FIRST_SAMPLE_SECONDS, Node
 from podyd.node.procs import Process
 from podyd.node.samples import Gpu, ProcessSample
 
-Found = tuple[ProcessSample, Process]
+Running = tuple[ProcessSample, Process]
 
 
 class Report:
@@ -65,14 +65,14 @@ class Report:
         """Per card, the processes on it, and the age of that in seconds.
 
         No cards at all where there is no NVIDIA driver. What other people run on the host itself
-        is shown to who `sees_all`; the others see whose it is.
+        is shown to who `sees_all`; others see only the user.
         """
         attributed = await self._attributed()
         count = len(attributed.sample.gpus) if attributed else 0
         _check_indices(wanted, count)
         if attributed is None:
             return {}, 0.0
-        sample, whose = attributed.sample, attributed.whose
+        sample, origins = attributed.sample, attributed.origins
         indices = range(count) if wanted is None else wanted
         cards = {index: sample.gpus[index] for index in indices}
         pids = {on_it.pid for gpu in cards.values() for on_it in gpu.processes}
@@ -82,7 +82,7 @@ class Report:
             process
             for on_card in on_cards.values()
             for on_it, process in on_card
-            if not whose[on_it.pid].instance
+            if not origins[on_it.pid].instance
         ]
         users = None if sees_all else await self._users(of_host)
         rows = {
@@ -90,7 +90,7 @@ class Report:
                 _row(
                     on_it,
                     process,
-                    whose[on_it.pid],
+                    origins[on_it.pid],
                     viewer,
                     users,
                     self._activity.process_idle(sample.gpus[index].pci, on_it.pid),
@@ -102,7 +102,7 @@ class Report:
         return rows, sample.age
 
     async def _attributed(self) -> Attributed | None:
-        """The last sample, and whose the processes are; None where there is no NVIDIA driver.
+        """The last sample, with the instances of its processes; None without an NVIDIA driver.
 
         Raises Unavailable, with the cause, if NVML has not answered for too long.
         """
@@ -165,7 +165,7 @@ class Report:
         ]
 
     def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
-        """Since when nobody of those who hold a card, leased or with a process, has used it."""
+        """Seconds since the lessee or, without a lease, any process on the card has used it."""
         if lease is not None:
             return self._activity.pod_idle(card.pci, lease.pod.name, held_for(lease))
         on_it = self._activity.pids_on(card.pci)
@@ -185,14 +185,14 @@ def _holder(pod: Pod, lease: Lease | None, *, is_attached: bool) -> CardHolder:
     )
 
 
-def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Found]:
-    """What is on a card, of the processes that are there, less what has come in the `age` seconds
-    since the sample was taken."""
+def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Running]:
+    """The processes of a sample that still run, without those that were started in the `age`
+    seconds since it was taken."""
     return [
         (on_it, process)
         for on_it in gpu.processes
         if (process := known.get(on_it.pid)) is not None
-        # A younger one has only the pid in common.
+        # A younger process has reused the pid.
         and (process.uptime is None or process.uptime >= age)
     ]
 
@@ -200,19 +200,19 @@ def alive(gpu: Gpu, known: Mapping[int, Process], age: float) -> list[Found]:
 def _row(
     on_it: ProcessSample,
     process: Process,
-    whose: Whose,
+    origin: Origin,
     viewer: str,
     users: Mapping[int, str] | None,
     idle: float | None,
 ) -> GpuProcess:
     """`users` is None for who sees what all of them run on the host."""
     cmd = process.cmd
-    if users is not None and not whose.instance and process.uid is not None:
+    if users is not None and not origin.instance and process.uid is not None:
         user = users[process.uid]
         cmd = cmd if user == viewer else user
     return GpuProcess(
         pid=on_it.pid,
-        pod=whose.name,
+        pod=origin.name,
         cmd=cmd,
         uptime=process.uptime,
         memory_used=process.memory_used,
@@ -228,9 +228,9 @@ def _rounded(seconds: float | None) -> float | None:
 def _check_indices(wanted: Sequence[int] | None, count: int) -> None:
     for index in wanted or ():
         if index >= count:
-            there = f"there are {count}, from 0 to {count - 1}" if count else "there is none"
+            existing = f"there are {count}, from 0 to {count - 1}" if count else "there is none"
             raise BadRequest(
-                f"Parameter 'id' names GPU {index}, but {there}.",
+                f"Parameter 'id' names GPU {index}, but {existing}.",
                 code="no_such_gpu",
                 count=count,
             )

@@ -16,8 +16,8 @@ class Rights:
     """`rows` are the cards that each instance of the project may open, by its name, and `pods`
     those that are pods.
 
-    `leased` are the pods that have cards for themselves, `withdrawn` since when cards are being
-    taken from pods. Nobody knows who may have a card that is `frozen`.
+    `leased` has the pod that has leased a card, `withdrawn` since when a card is being withdrawn
+    from a pod. Which pods may have a `frozen` card is not known.
     """
 
     cards: tuple[Card, ...]
@@ -30,8 +30,8 @@ class Rights:
     def forbids(self, pod: str, card: Card, *, computes: bool) -> bool:
         """Whether a process of a pod must not be on a card.
 
-        CUDA opens all cards that it sees. So who only has it open disturbs nobody, unless another
-        pod has leased it, or it is being taken from this one.
+        CUDA opens all cards that it sees. So a process that only has a card open disturbs nobody,
+        unless another pod has leased the card, or it is being withdrawn from this one.
         """
         if pod not in self.pods or card in self.rows[pod] or card in self.frozen:
             return False

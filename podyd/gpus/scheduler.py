@@ -756,8 +756,8 @@ def _noted(pod: Pod, problems: dict[str, str]) -> Iterator[None]:
 def _troubled(cards: Iterable[Card], sample: Sample) -> dict[Card, str]:
     """The cards that do not answer, and why."""
     shown = {gpu.pci: gpu.problem for gpu in sample.gpus}
-    found = {card: shown.get(card.pci, "NVML does not show it") for card in cards}
-    return {card: problem for card, problem in found.items() if problem is not None}
+    problems = {card: shown.get(card.pci, "NVML does not show it") for card in cards}
+    return {card: problem for card, problem in problems.items() if problem is not None}
 
 
 def _room(view: View, member: Member, pod: Pod | None = None) -> int | None:

@@ -1,4 +1,4 @@
-"""The terminals of a pod: a line for whoever is in it."""
+"""Writes a line to all terminals of a pod."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class Terminals:
 
 
 def _harmless(text: str) -> str:
-    """As much of a text as is told, without what could steer a terminal."""
+    """The first `MAX_CHARACTERS` of a text, without control characters."""
     return "".join(sign if sign.isprintable() else "?" for sign in text[:MAX_CHARACTERS])

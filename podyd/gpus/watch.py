@@ -1,8 +1,9 @@
-"""The watch: processes of pods on cards that their pods may not have are told, and ended.
+"""The watch: processes of pods on cards that their pods may not have are reported, and ended.
 
-Nobody is signalled who was seen once only: it takes two looks, `CONFIRM_SECONDS` apart and later
-than the change that took the card, that show the same pid and start time. Then it is SIGTERM, and
-`lease.grace` seconds after the first look SIGKILL; what outlives that ends with its pod.
+No process is signalled that was seen only once: it takes two looks, `CONFIRM_SECONDS` apart and
+later than the change that took the card, that show the same pid and start time. Then it gets
+SIGTERM, and `lease.grace` seconds after the first look SIGKILL; if it still runs after that, its
+pod is stopped by force.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ from podyd.model.pod import Pod
 log = logging.getLogger(__name__)
 
 CONFIRM_SECONDS = 1.0
-# After SIGKILL, and for all processes of a pod together, which may follow one another.
+# Until a pod is stopped after SIGKILL; also for processes of a pod that replace one another.
 LAST_SECONDS = 5.0
-# A card is free if two looks at it so far apart say so.
+# A card is free if two looks so far apart show no process of the pod on it.
 FREE_SECONDS = 0.25
-# Between two looks: while a card is to become free, while something is being ended, while cards are
-# leased.
+# Between two looks: while a card is about to be free, while processes are being ended, while cards
+# are leased.
 SOON_SECONDS, ENDING_SECONDS, LEASED_SECONDS = 0.1, 0.5, 2.0
-# A withdrawal of which nobody can tell how far it is lasts so much longer than `lease.grace`.
+# Without any data on who has a card open, a withdrawal ends so long after `lease.grace`.
 BLIND_SECONDS = 10.0
-# A pod whose processes come and go is told once in so long.
-TELL_AGAIN_SECONDS = 60.0
-# How long a pod was on a card that it may not have counts until it has kept off it for so long.
+# Between two notices about one pod and one card.
+NOTIFY_AGAIN_SECONDS = 60.0
+# A pod that has been off a card for so long has the whole grace there again.
 FORGET_SECONDS = 600.0
-# So many pids stand in a line of the log.
+# So many pids are named in a line of the log and in a notice.
 SHOWN = 10
 
 Key = tuple[str, int, int | None]
@@ -68,7 +69,7 @@ class _Intruder:
     killed: float | None = None
 
     def update(self, seen: Iterable[OnCard], refused_since: Callable[[str, Card], float]) -> None:
-        """It is seen on these cards now."""
+        """Take note of the cards on which it is seen now."""
         self.on_cards = list(seen)
         before, self.first = self.first, {}
         for item in self.on_cards:
@@ -78,7 +79,7 @@ class _Intruder:
                 self.first[item.card] = first if first >= changed else item.at
 
     def confirmed(self) -> list[OnCard]:
-        """On which cards it was seen twice."""
+        """Those of its cards on which it was seen twice."""
         return [
             item
             for item in self.on_cards
@@ -99,9 +100,10 @@ class _Stay:
 
 
 class Watch:
-    """Looks who is on the cards, and ends those that may not be there.
+    """Looks for processes of pods on cards, and ends those whose pods may not have the card.
 
-    `withdrawn` is called when nobody of a pod has a card open any more that is being taken from it.
+    `withdrawn` is called when no process of a pod has a card open any more that is being withdrawn
+    from it.
     """
 
     def __init__(
@@ -130,10 +132,11 @@ class Watch:
         self._poke = asyncio.Event()
         self._last = Look((), None)
         self._intruders: dict[Key, _Intruder] = {}
-        # Of each pod on a card that it may not have, and since when one is not on it any more.
+        # By pod and card: its time on a card that it may not have.
         self._stays: dict[tuple[str, Card], _Stay] = {}
+        # Since when no process of a pod is seen on a card that is being withdrawn from it.
         self._free: dict[tuple[str, Card], float] = {}
-        self._told: dict[tuple[str, Card], float] = {}
+        self._notified: dict[tuple[str, Card], float] = {}
         self._stopping: dict[str, float] = {}
         # How many intruders were seen, and how many of them were ended.
         self.seen, self.ended = 0, 0
@@ -174,25 +177,25 @@ class Watch:
             if is_about and rights.forbids(item.pod, item.card, computes=item.computes):
                 pids[item.card.index, item.pod].add(item.pid)
         return [
-            Ending(index, name, ends.grace, len(found))
-            for (index, name), found in sorted(pids.items())
+            Ending(index, name, ends.grace, len(of_pod))
+            for (index, name), of_pod in sorted(pids.items())
         ]
 
     # --- Looking ---------------------------------------------------------------------------------
 
     def _sampled(self, attributed: Attributed) -> None:
-        """Look more closely if NVML shows somebody who may not be there."""
+        """Look at once if NVML shows a process on a card that its pod may not have."""
         rights = self._access.rights
         if rights is None:
             return
         cards = {card.pci: card for card in rights.cards}
         for gpu in attributed.sample.gpus:
             for process in gpu.processes:
-                whose = attributed.whose[process.pid]
+                origin = attributed.origins[process.pid]
                 if (
-                    whose.is_pod
+                    origin.is_pod
                     and gpu.pci in cards
-                    and rights.forbids(whose.instance, cards[gpu.pci], computes=True)
+                    and rights.forbids(origin.instance, cards[gpu.pci], computes=True)
                 ):
                     self._poke.set()
                     return
@@ -212,7 +215,7 @@ class Watch:
         rights, ends = self._access.rights, self._settings.current.lease
         if rights is None:
             return None
-        # Who has a card open that nobody has leased disturbs nobody.
+        # Where no card is leased, a process that only has one open disturbs nobody.
         asks_helper = bool(rights.leased or rights.withdrawn or self._intruders)
         self._last = look = await self._presences.look(rights, asks_helper=asks_helper)
         rights = self._access.rights or rights  # They may have changed meanwhile.
@@ -223,30 +226,30 @@ class Watch:
         return self._until_next(rights, ends)
 
     def _update(self, look: Look, rights: Rights) -> None:
-        """Take note of who may not be where they are."""
-        found: defaultdict[Key, list[OnCard]] = defaultdict(list)
+        """Take note of the processes that are on cards that their pods may not have."""
+        forbidden: defaultdict[Key, list[OnCard]] = defaultdict(list)
         for item in look.on_cards:
             if rights.forbids(item.pod, item.card, computes=item.computes):
-                found[item.pod, item.pid, item.started].append(item)
-        there = {(item.pod, item.pid, item.started) for item in look.on_cards}
-        for key in self._intruders.keys() - found.keys():
+                forbidden[item.pod, item.pid, item.started].append(item)
+        present = {(item.pod, item.pid, item.started) for item in look.on_cards}
+        for key in self._intruders.keys() - forbidden.keys():
             gone = self._intruders.pop(key)
-            if gone.warned is not None and look.taken is not None and key not in there:
+            if gone.warned is not None and look.taken is not None and key not in present:
                 self.ended += 1
-        for key, on_cards in found.items():
+        for key, on_cards in forbidden.items():
             intruder = self._intruders.setdefault(key, _Intruder(now()))
             intruder.update(on_cards, self._access.refused_since)
-        self._count((item for on_cards in found.values() for item in on_cards), rights)
-        self._told = {key: at for key, at in self._told.items() if key[0] in rights.pods}
+        self._count((item for on_cards in forbidden.values() for item in on_cards), rights)
+        self._notified = {key: at for key, at in self._notified.items() if key[0] in rights.pods}
         self._stopping = {
             name: since
             for name, since in self._stopping.items()
-            if any(key[0] == name for key in found)
+            if any(key[0] == name for key in forbidden)
         }
 
     def _count(self, on_cards: Iterable[OnCard], rights: Rights) -> None:
-        """Count for how long pods are where they may not be; who leaves a card for a moment, or
-        hides it, has no new grace when it comes back."""
+        """Add up how long pods are on cards that they may not have: a pod that closes a card for a
+        moment, or hides it, has no new grace when it opens it again."""
         seen: dict[tuple[str, Card], float] = {}
         for item in on_cards:
             key = item.pod, item.card
@@ -257,7 +260,7 @@ class Watch:
             if stay is None or not is_same or stay.begun < self._access.refused_since(*key):
                 stay = self._stays[key] = _Stay(start, at, at)
             elif stay.is_on:
-                # By what was seen: a sample that is asked again is no longer stay.
+                # By the times of the samples: the same sample once more adds nothing.
                 stay.seconds += max(0.0, at - stay.last)
             stay.last, stay.is_on = max(at, stay.last), True
         for key in self._stays.keys() - seen.keys():
@@ -266,7 +269,7 @@ class Watch:
                 del self._stays[key]
 
     async def _find_free(self, look: Look, rights: Rights, ends: LeaseConfig) -> None:
-        """Find the cards that nobody has open any more of those from whom they are being taken."""
+        """Find the withdrawn cards that no process of their former holders has open any more."""
         on = {(item.pod, item.card) for item in look.on_cards}
         before, self._free = self._free, {}
         for key, since in rights.withdrawn.items():
@@ -303,19 +306,19 @@ class Watch:
     async def _deal_with(self, pod: Pod, rights: Rights, ends: LeaseConfig) -> None:
         """Do what is due about the intruders of a pod."""
         at = self._clock()
-        mine = [item for key, item in self._intruders.items() if key[0] == pod.name]
-        new = [item for item in mine if item.warned is None and item.confirmed()]
+        intruders = [item for key, item in self._intruders.items() if key[0] == pod.name]
+        new = [item for item in intruders if item.warned is None and item.confirmed()]
         if new:
             self.seen += len(new)
             for intruder in new:
                 intruder.warned = at
-            self._tell(pod, new, rights, ends)
+            self._report(pod, new, rights, ends)
         if ends.end != "end":
             return
-        inits = await self._ender.inits(found for item in mine for found in item.on_cards)
+        inits = await self._ender.inits(on_card for item in intruders for on_card in item.on_cards)
         due = [
             item
-            for item in mine
+            for item in intruders
             if item.warned is not None and at >= self._end_of(item, rights, ends)
         ]
         kills = [item for item in due if item.killed is None]
@@ -323,14 +326,14 @@ class Watch:
             intruder.killed = at
         self._signal(pod, [item for item in new if item not in kills], inits, kill=False)
         self._signal(pod, kills, inits, kill=True)
-        is_lost = any(
+        must_stop = any(
             _pid(item) in inits or at - (item.killed or at) >= LAST_SECONDS for item in due
         )
-        if is_lost or self._is_relay(pod, ends):
+        if must_stop or self._is_relay(pod, ends):
             self._stop(pod)
 
     def _is_relay(self, pod: Pod, ends: LeaseConfig) -> bool:
-        """Whether processes of a pod follow one another on a card for longer than one might."""
+        """Whether processes of a pod replace one another on a card for longer than one can stay."""
         longest = CONFIRM_SECONDS + ends.grace + 2 * LAST_SECONDS
         return any(
             name == pod.name and stay.is_on and stay.seconds > longest
@@ -338,8 +341,9 @@ class Watch:
         )
 
     def _end_of(self, intruder: _Intruder, rights: Rights, ends: LeaseConfig) -> float:
-        """When its time is up: `lease.grace` after its lease has ended or, without one, since it
-        was first seen, less what others of its pod had of that; after SIGTERM it has a second."""
+        """When it is killed: `lease.grace` after its lease has ended or, without one, after it was
+        first seen, less the time that others of its pod have used of that; at the earliest a
+        second after SIGTERM."""
         at = self._clock()
         begun = [*intruder.first.values()]
         for item in intruder.on_cards:
@@ -380,12 +384,12 @@ class Watch:
         self._notify(pod.account, text, pod=pod.name)
         self._tasks.spawn(self._and_look(self._ender.stop(pod)), "stopping a pod by force")
 
-    # --- Telling ---------------------------------------------------------------------------------
+    # --- Notices ---------------------------------------------------------------------------------
 
-    def _tell(
+    def _report(
         self, pod: Pod, intruders: Iterable[_Intruder], rights: Rights, ends: LeaseConfig
     ) -> None:
-        """Log it, and tell all whom it concerns."""
+        """Log it, and send notices to the owner, the lessee and the admins."""
         by_card: defaultdict[Card, set[int]] = defaultdict(set)
         for intruder in intruders:
             for item in intruder.confirmed():
@@ -401,20 +405,25 @@ class Watch:
                 card.index,
                 "of which its lease has ended" if has_ended else "which it may not have",
             )
-            if at - self._told.get((pod.name, card), at - TELL_AGAIN_SECONDS) < TELL_AGAIN_SECONDS:
+            if (
+                at - self._notified.get((pod.name, card), at - NOTIFY_AGAIN_SECONDS)
+                < NOTIFY_AGAIN_SECONDS
+            ):
                 continue
-            self._told[pod.name, card] = at
+            self._notified[pod.name, card] = at
             why = "The lease of GPU {} has ended" if has_ended else "GPU {} is not this pod's"
             then = f"; they are ended in {ends.grace:g} s" if ends.end == "end" else ""
             lines.append(f"{why.format(card.index)}; still on it: {_pids(pids)}{then}.")
             if not has_ended:
-                self._tell_others(pod, card, pids, then, rights)
+                self._notify_others(pod, card, pids, then, rights)
         if lines:
             text = " ".join(lines)
             self._notify(pod.account, text, pod=pod.name)
-            self._tasks.spawn(self._terminals.tell(pod, text), "telling of processes on GPUs")
+            self._tasks.spawn(
+                self._terminals.tell(pod, text), "writing to terminals about processes on GPUs"
+            )
 
-    def _tell_others(
+    def _notify_others(
         self, pod: Pod, card: Card, pids: Iterable[int], then: str, rights: Rights
     ) -> None:
         lessee = rights.pods.get(rights.leased.get(card, ""))
@@ -433,6 +442,6 @@ def _pid(intruder: _Intruder) -> int:
 
 
 def _pids(pids: Iterable[int]) -> str:
-    found = sorted(set(pids))
-    more = f" and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-    return f"pid {', '.join(map(str, found[:SHOWN]))}{more}"
+    distinct = sorted(set(pids))
+    more = f" and {len(distinct) - SHOWN} more" if len(distinct) > SHOWN else ""
+    return f"pid {', '.join(map(str, distinct[:SHOWN]))}{more}"

@@ -15,7 +15,7 @@ _SYSCALL = {"x86_64": 321, "aarch64": 280}
 # Commands of bpf(2), and the kind of program, as in linux/bpf.h.
 _LOAD, _ATTACH, _DETACH, _BY_ID, _INFO, _QUERY = 5, 8, 9, 13, 15, 16
 _DEVICE_PROGRAM, _DEVICE = 15, 6
-# All programs of a cgroup and of those above it must agree; others', such as systemd's, stay.
+# All programs of a cgroup and of those above it must allow; those of others (systemd) stay.
 _MULTI = 2
 _LICENCE = b"GPL\0"
 _INFO_BYTES = 80  # struct bpf_prog_info, up to its name
@@ -89,7 +89,7 @@ def opened(identity: int) -> Iterator[int]:
 
 
 def name_and_tag(program: int) -> tuple[str, bytes]:
-    """A program's name, and what all programs with the same code have. Raises OSError."""
+    """A program's name, and its tag, which is the same for the same code. Raises OSError."""
     info = ctypes.create_string_buffer(_INFO_BYTES)
     _call(_INFO, struct.pack("<IIQ", program, _INFO_BYTES, ctypes.addressof(info)))
     tag, name = struct.unpack_from("<8s", info.raw, 8)[0], info.raw[64:80]

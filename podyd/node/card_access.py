@@ -33,7 +33,7 @@ class Holder:
     `cgroup` is the pod's, as in Permissions; `numbers` are those of the devices. `started` is field
     22 of proc_pid_stat(5), in clock ticks: with the pid, it identifies a process. `is_init` if it
     is the pod's first process, which cannot be ended alone. `dormant` if it has none of them open
-    itself, but there are descriptors on their way through its sockets, which may be of these.
+    itself, but descriptors are queued in its sockets, which may be of these.
     """
 
     cgroup: str
@@ -74,8 +74,8 @@ class CardAccessClient:
     async def end(self, holders: Iterable[Holder], *, kill: bool) -> None:
         """Send SIGTERM, or SIGKILL, to those of these processes that still have a card open.
         Raises Unavailable."""
-        who = [{"pid": holder.pid, "started": holder.started} for holder in holders]
-        await self._lines.ask({"end": who, "kill": kill})
+        processes = [{"pid": holder.pid, "started": holder.started} for holder in holders]
+        await self._lines.ask({"end": processes, "kill": kill})
 
 
 @contextlib.asynccontextmanager

@@ -36,7 +36,7 @@ class Way(Protocol):
 
 
 class Cgroup1:
-    """Writes what it has not yet written, as the kernel does not tell what is refused."""
+    """Writes only changes, since the kernel does not list what is refused."""
 
     name = "cgroup1"
 
@@ -53,10 +53,10 @@ class Cgroup1:
         more = refused if before is None else refused - before
         fewer = (cards if before is None else before) - refused
         _write(payload.path / "devices.deny", lines(more))
-        # What is allowed does not pass on to the cgroups below it, as what is refused does.
+        # The kernel passes a refusal on to the cgroups below, but not a permission.
         for path in _with_all_below(payload.path) if fewer else ():
-            with contextlib.suppress(FileNotFoundError):  # The pod's, and gone.
-                # An instance that may open only what is listed shall not get more by this.
+            with contextlib.suppress(FileNotFoundError):  # One of the pod's own, just removed.
+                # An instance with a list of permitted devices must not get more than these.
                 if (path / "devices.list").read_bytes().startswith(b"a "):
                     _write(path / "devices.allow", lines(fewer))
         self._refused[payload.inode] = refused
@@ -84,8 +84,8 @@ def _with_all_below(top: Path) -> Iterator[Path]:
 
 
 class Bpf:
-    """A program at each cgroup. The kernel asks all programs that are there, and there is none
-    without another while one replaces the other."""
+    """A program at each cgroup. The kernel runs all programs of a cgroup, and the new one is
+    attached before the old one is detached."""
 
     name = "bpf"
 
@@ -136,10 +136,10 @@ _KINDS: dict[str, tuple[str, Callable[[Hierarchy], Way]]] = {
 
 
 class Enforcer:
-    """Refuses to the pods of one project what `table` does not permit them: at once to those that
-    there are, and to others when their cgroup is made, which is before their first process.
+    """Refuses to the pods of one project the cards that the table does not permit them: at once to
+    those that run, and to others when their cgroup is made, which is before their first process.
 
-    Nothing is refused before there ever was a table. `kept` is what another one has kept.
+    Nothing is refused before the first table. `kept` is what an earlier helper has stored.
     """
 
     def __init__(self, project: str, kept: Kept) -> None:
@@ -156,7 +156,7 @@ class Enforcer:
         self._choose(mounted)
         self.inotify = Inotify()
         self._look_for_payloads()
-        # Nobody was there to refuse them anything when they started.
+        # They may have started without a helper, and have opened any card.
         for payload in self._payloads.values():
             self._had.setdefault(payload.inode, None)
 
@@ -186,7 +186,7 @@ class Enforcer:
         return self._payloads
 
     def withdrawn(self, payload: Payload) -> Numbers:
-        """What a pod's processes may have opened before, and may no longer."""
+        """The cards that a pod's processes may have opened before and may not open now."""
         if self._table is None:
             return frozenset()
         had = self._had.get(payload.inode)
@@ -194,11 +194,11 @@ class Enforcer:
 
     @property
     def kept(self) -> Kept:
-        """What another one is to know."""
+        """What the next helper needs to know."""
         return Kept(self._table, self._had)
 
     def had_none(self, payload: Payload) -> bool:
-        """Whether a pod's processes never could open a card."""
+        """Whether a pod's processes could never open a card."""
         return self._table is not None and self._had.get(payload.inode) == frozenset()
 
     def permit(self, table: Table) -> Enforcement:
@@ -207,24 +207,24 @@ class Enforcer:
         return self.enforce()
 
     def enforce(self) -> Enforcement:
-        """Look for all pods and cards, and refuse to each what it may not open."""
+        """Look for all pods and cards; refuse to each pod the cards that it may not open."""
         self._look_for_payloads()
         self._cards = card_numbers()
         self._has_failed = False
         problems = dict.fromkeys(map(self._apply, self._payloads.values()))
-        said = self._problem or "; ".join(filter(None, problems))
-        return Enforcement(self._way.name if self._way and not said else "", said)
+        problem = self._problem or "; ".join(filter(None, problems))
+        return Enforcement(self._way.name if self._way and not problem else "", problem)
 
     def look_again(self) -> Enforcement | None:
-        """The same, if there are other cards, such as after the driver was loaded, a pod of which
-        nothing was heard, or the kernel has said something against it."""
+        """The same, if there are other cards, such as after the driver was loaded, or a pod that
+        inotify has not reported, or if the kernel has returned an error."""
         self._look_for_payloads()
         is_new = any(payload.inode not in self._had for payload in self._payloads.values())
         is_due = is_new or self._has_failed or card_numbers() != self._cards
         return self.enforce() if is_due else None
 
     def _apply(self, payload: Payload) -> str:
-        """What the kernel said against it."""
+        """The kernel's error; "" if there is none."""
         if self._table is None or self._way is None:
             self._had[payload.inode] = None
             return ""
@@ -241,36 +241,36 @@ class Enforcer:
         return ""
 
     def _look_for_payloads(self) -> None:
-        self._payloads = self._found(self.hierarchy.root) if self.hierarchy else {}
+        self._payloads = self._watched_payloads(self.hierarchy.root) if self.hierarchy else {}
         inodes = {payload.inode for payload in self._payloads.values()}
         self._had = {inode: had for inode, had in self._had.items() if inode in inodes}
 
-    def _found(self, top: Path) -> dict[Path, Payload]:
-        """The pods' cgroups from `top` on; others that are made there will be heard of."""
-        found: dict[Path, Payload] = {}
+    def _watched_payloads(self, top: Path) -> dict[Path, Payload]:
+        """The pods' cgroups below `top`; inotify reports those that are made later."""
+        payloads: dict[Path, Payload] = {}
         for place in places(top):
             with contextlib.suppress(OSError):  # It is gone, or there are too many to watch.
                 self.inotify.watch(place)
             for path in below(place):
                 payload = payload_at(path, self._project)
                 if payload is not None:
-                    found[path] = payload
-        return found
+                    payloads[path] = payload
+        return payloads
 
     def heard(self) -> str:
-        """Apply the rules to the cgroups that were made since; what the kernel said against it."""
+        """Apply the rules to the cgroups that were made since; returns the kernel's errors."""
         made = self.inotify.made()
         if made is None:
             return self.enforce().problem
-        found: dict[Path, Payload] = {}
+        payloads: dict[Path, Payload] = {}
         for path in made:
             if self.hierarchy and path.parent != self.hierarchy.root and not is_place(path.parent):
-                continue  # It has been given to somebody since.
+                continue  # Its owner has been changed since.
             payload = payload_at(path, self._project)
             if payload is not None:
-                found[path] = payload
+                payloads[path] = payload
             elif is_place(path):
-                found |= self._found(path)
-        self._payloads |= found
-        problems = [self._apply(payload) for payload in found.values()]
+                payloads |= self._watched_payloads(path)
+        self._payloads |= payloads
+        problems = [self._apply(payload) for payload in payloads.values()]
         return "; ".join(dict.fromkeys(filter(None, problems)))

@@ -1,13 +1,13 @@
-"""Which processes of pods have a card open: as a descriptor of any of their threads or as a
-mapping, or maybe where nobody can look.
+"""Which processes of pods have a card open: as a descriptor of any of their threads, as a mapping,
+or possibly in a place that /proc does not show.
 
-Root of a pod is hostile. So nothing here trusts a name, and a file's own server, such as that of
-FUSE, is never asked anything. What it may do is to make a read of one of its processes hang, or to
-have more of them than can be read: then this reads on where it has stopped, the pods in turn.
+Root of a pod is hostile. So no name is trusted here, and no file system's server, such as that of
+FUSE, is ever asked. A pod can make a read of one of its processes hang, or have more of them than
+can be read in time: then the next look continues where this one has stopped, the pods in turn.
 
-Two things stay unseen, and neither computes while it does: a descriptor in a connection to a unix
-socket that nobody has accepted yet, and one that goes from process to process faster than anybody
-looks. Only the end of all that runs in the pod ends these.
+Two cases are not seen, and in neither does anything compute: a descriptor in a connection to a unix
+socket that has not been accepted yet, and one that is passed from process to process faster than
+the looks. Only stopping the pod ends these.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from podyd.node.procs import MAX_STUCK, Reader
 _libc = ctypes.CDLL(None, use_errno=True)
 _KCMP = {"x86_64": 312, "aarch64": 272}.get(platform.machine())
 _KCMP_FILES = 2
-# statx(2): what the kernel knows itself, without asking a file server; struct statx.
+# statx(2): what the kernel has cached, without asking a file server; struct statx.
 _AT_STATX_DONT_SYNC, _STATX_TYPE_AND_MODE = 0x4000, 0x3
 _STATX_BYTES, _STATX = 256, struct.Struct("=28xH98xII")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
-# For one process: this many descriptors are read in a tenth of it.
+# For one process.
 PATIENCE_SECONDS = 2.0
-# Of one pod's processes so many may hang before no others of it are read.
+# If so many of one pod's processes hang, no others of it are read.
 MAX_HANGING = 4
-# A place that could hide a card is taken for one that does after so long, seen each time.
+# A place that could hide a card counts as one that does after so long and so many looks.
 HIDDEN_SECONDS, HIDDEN_LOOKS = 2.0, 3
-# The processes of pods that never had a card are looked at so seldom; so are the mappings, which
-# take longest, of those that have lost none.
+# Only each fourth look reads the processes of pods that never had a card, and only each eighth the
+# mappings, which take longest, of pods from which no card was withdrawn.
 CLEAN_EVERY, MAPPINGS_EVERY = 4, 8
-# A process may have 64 Ki mappings, each of a name of a page; an admin may allow more.
+# A process may have 64 Ki mappings, each with a name of up to a page; an admin may allow more.
 MAX_MAPS_BYTES = 1024**3
 # In Look.hiding, of a process that cannot be looked at.
 HANGS = "hangs"
-# In an answer, all processes together; what is left is told when these have ended.
-MAX_TOLD, MAX_TOLD_NUMBERS = 1000, 40_000
+# In an answer, for all processes together; the others follow when these have ended.
+MAX_HOLDERS, MAX_HOLDER_NUMBERS = 1000, 40_000
 _PAYLOAD = "/lxc.payload."
 # Of /proc/PID/task: its own two, and one for each thread.
 _LINKS_OF_ONE = 3
@@ -85,48 +85,48 @@ def look(
     may_hide: bool = False,
     proc: Path = Path("/proc"),
 ) -> Look:
-    """Look at a process; at its mappings and at places that hide cards only if told so. Raises
-    OSError."""
-    # All through this, which leads to no other process after this one has ended.
-    own = os.open(f"{proc}/{pid}", _DIRECTORY)
+    """Look at a process: at its mappings if `at_mappings`, and at places that hide cards if
+    `may_hide`. Raises OSError."""
+    # Everything is read through this: it refers to no other process after this one has ended.
+    process = os.open(f"{proc}/{pid}", _DIRECTORY)
     try:
         numbers: set[Number] = set()
         hiding: set[str] = set()
-        for thread in _with_files_of_their_own(pid, own):
+        for thread in _with_files_of_their_own(pid, process):
             with contextlib.suppress(OSError):  # It has ended.
-                for descriptor, kind, number in _descriptors(own, thread):
+                for descriptor, kind, number in _descriptors(process, thread):
                     if kind == stat.S_IFCHR:
                         numbers.add(number)
                     elif may_hide and kind in (stat.S_IFSOCK, 0):
-                        hiding |= _hiding(own, thread, descriptor)
+                        hiding |= _hiding(process, thread, descriptor)
         opened = cards & numbers
-        mapped = cards & _mapped(own) if at_mappings else frozenset()
-        is_init = bool(opened or mapped or hiding) and _is_init(own)
-        return Look(_started(own), opened, mapped, frozenset(hiding), is_init)
+        mapped = cards & _mapped(process) if at_mappings else frozenset()
+        is_init = bool(opened or mapped or hiding) and _is_init(process)
+        return Look(_started(process), opened, mapped, frozenset(hiding), is_init)
     finally:
-        os.close(own)
+        os.close(process)
 
 
 def started(pid: int, proc: Path = Path("/proc")) -> int:
     """Field 22 of proc_pid_stat(5). Raises OSError."""
-    own = os.open(f"{proc}/{pid}", _DIRECTORY)
+    process = os.open(f"{proc}/{pid}", _DIRECTORY)
     try:
-        return _started(own)
+        return _started(process)
     finally:
-        os.close(own)
+        os.close(process)
 
 
-def _started(own: int) -> int:
-    return int(_read(own, "stat", 4096).rpartition(b")")[2].split()[19])
+def _started(process: int) -> int:
+    return int(_read(process, "stat", 4096).rpartition(b")")[2].split()[19])
 
 
-def _read(own: int, name: str, limit: int) -> bytes:
+def _read(process: int, name: str, limit: int) -> bytes:
     """A file of a process, up to `limit` bytes."""
-    return b"".join(_parts(own, name, limit))
+    return b"".join(_parts(process, name, limit))
 
 
-def _parts(own: int, name: str, limit: int) -> Iterator[bytes]:
-    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=own)
+def _parts(process: int, name: str, limit: int) -> Iterator[bytes]:
+    descriptor = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=process)
     try:
         # /proc gives a page at a time.
         while limit > 0 and (part := os.read(descriptor, min(limit, 65536))):
@@ -136,15 +136,15 @@ def _parts(own: int, name: str, limit: int) -> Iterator[bytes]:
         os.close(descriptor)
 
 
-def _with_files_of_their_own(pid: int, own: int) -> Iterator[str]:
+def _with_files_of_their_own(pid: int, process: int) -> Iterator[str]:
     """One thread for each table of descriptors; the first thread may have ended before others."""
-    for name in _listed(own, "task"):
+    for name in _listed(process, "task"):
         if name == str(pid) or not _share_files(pid, int(name)):
             yield name
 
 
-def _listed(own: int, name: str) -> Iterator[str]:
-    descriptor = os.open(name, _DIRECTORY, dir_fd=own)
+def _listed(process: int, name: str) -> Iterator[str]:
+    descriptor = os.open(name, _DIRECTORY, dir_fd=process)
     try:
         yield from _names(descriptor)
     finally:
@@ -162,20 +162,20 @@ def _share_files(one: int, other: int) -> bool:
     return _KCMP is not None and _libc.syscall(_KCMP, one, other, _KCMP_FILES, 0, 0) == 0
 
 
-def _descriptors(own: int, thread: str) -> Iterator[tuple[str, int, Number]]:
-    """Name, kind and device number of each; the kind of what has no file system is 0."""
-    directory = os.open(f"task/{thread}/fd", _DIRECTORY, dir_fd=own)
+def _descriptors(process: int, thread: str) -> Iterator[tuple[str, int, Number]]:
+    """Name, kind and device number of each; the kind is 0 for what is in no file system."""
+    directory = os.open(f"task/{thread}/fd", _DIRECTORY, dir_fd=process)
     try:
-        names, asked = tee(_names(directory))
-        found = _kinds_and_numbers(directory, map(os.fsencode, asked))
-        for name, (kind, number) in zip(names, found, strict=True):
+        names, to_ask = tee(_names(directory))
+        statuses = _kinds_and_numbers(directory, map(os.fsencode, to_ask))
+        for name, (kind, number) in zip(names, statuses, strict=True):
             yield name, kind, number
     finally:
         os.close(directory)
 
 
 def _kinds_and_numbers(directory: int, names: Iterable[bytes]) -> Iterator[tuple[int, Number]]:
-    """Of each; the kind is -1 of what is gone."""
+    """Kind and device number of each; the kind is -1 if it has been closed."""
     buffer = ctypes.create_string_buffer(_STATX_BYTES)
     statx = _libc.statx
     for name in names:
@@ -186,30 +186,30 @@ def _kinds_and_numbers(directory: int, names: Iterable[bytes]) -> Iterator[tuple
             yield stat.S_IFMT(mode), (major, minor)
 
 
-def _hiding(own: int, thread: str, descriptor: str) -> set[str]:
+def _hiding(process: int, thread: str, descriptor: str) -> set[str]:
     with contextlib.suppress(OSError):
-        if _HIDING.search(_read(own, f"task/{thread}/fdinfo/{descriptor}", 65536)):
-            link = os.readlink(f"task/{thread}/fd/{descriptor}", dir_fd=own)
+        if _HIDING.search(_read(process, f"task/{thread}/fdinfo/{descriptor}", 65536)):
+            link = os.readlink(f"task/{thread}/fd/{descriptor}", dir_fd=process)
             return {f"{link} {descriptor}"}
     return set()
 
 
-def _mapped(own: int) -> Numbers:
+def _mapped(process: int) -> Numbers:
     """The devices that are mapped, of all kinds."""
     each: dict[int, bytes] = {}
-    for thread in _listed(own, "task"):
+    for thread in _listed(process, "task"):
         with contextlib.suppress(OSError):
-            for text in _lines(_parts(own, f"task/{thread}/maps", MAX_MAPS_BYTES)):
+            for text in _lines(_parts(process, f"task/{thread}/maps", MAX_MAPS_BYTES)):
                 # Most mappings are of the same few libraries; a name may have pages.
                 each |= {hash(match[2]): match[1] for match in _MAPPING.finditer(text)}
         if each:
             break
     if not each:
         return frozenset()
-    directory = os.open("map_files", _DIRECTORY, dir_fd=own)
+    directory = os.open("map_files", _DIRECTORY, dir_fd=process)
     try:
-        found = _kinds_and_numbers(directory, each.values())
-        return frozenset(number for kind, number in found if kind == stat.S_IFCHR)
+        statuses = _kinds_and_numbers(directory, each.values())
+        return frozenset(number for kind, number in statuses if kind == stat.S_IFCHR)
     finally:
         os.close(directory)
 
@@ -222,16 +222,18 @@ def _lines(parts: Iterable[bytes]) -> Iterator[bytes]:
         yield whole + newline
 
 
-def _is_init(own: int) -> bool:
+def _is_init(process: int) -> bool:
     """Whether it is the first process of a PID namespace directly below ours."""
-    return re.search(rb"^NSpid:\s*\d+\s+1$", _read(own, "status", 65536), re.MULTILINE) is not None
+    return (
+        re.search(rb"^NSpid:\s*\d+\s+1$", _read(process, "status", 65536), re.MULTILINE) is not None
+    )
 
 
 # --- All of them --------------------------------------------------------------------------------
 
 
 class Holders:
-    """The processes of pods that have a card open; a test has another `proc` and less time."""
+    """The processes of pods that have a card open; tests have another `proc` and less time."""
 
     def __init__(
         self,
@@ -273,8 +275,8 @@ class Holders:
         for kept in (self._looks, self._looked, self._started):
             for pid in set(kept) - set(pods):
                 del kept[pid]
-        lost = {payload: withdrawn(payload) for payload in set(pods.values())}
-        clean = {payload for payload in lost if had_none(payload)}
+        withdrawn_of = {payload: withdrawn(payload) for payload in set(pods.values())}
+        never_had = {payload for payload in withdrawn_of if had_none(payload)}
         self._turn += 1
 
         def has_turn(pid: int, every: int) -> bool:
@@ -284,12 +286,12 @@ class Holders:
 
         def see(pid: int) -> None:
             payload = pods[pid]
-            if payload in clean and not has_turn(pid, CLEAN_EVERY):
+            if payload in never_had and not has_turn(pid, CLEAN_EVERY):
                 return
-            is_suspect = bool(lost[payload])
+            is_suspect = bool(withdrawn_of[payload])
             try:
                 self._started[pid] = started(pid, self._proc)
-                # Kept at once: also what takes longer than anybody waits counts the next time.
+                # Stored at once: a look that takes longer than the request counts for the next one.
                 self._looks[pid] = look(
                     pid,
                     cards,
@@ -302,26 +304,30 @@ class Holders:
             self._looked[pid] = time.monotonic()
 
         hanging = self._reader.hanging("cards")
-        # Who has lost nothing, and hangs, shall not keep all threads from those who have.
+        # Pods from which no card was withdrawn must not occupy all threads with reads that hang.
         if len(hanging) >= MAX_STUCK // 2:
-            members = {path: pids for path, pids in members.items() if lost[payloads[path]]}
+            members = {path: pids for path, pids in members.items() if withdrawn_of[payloads[path]]}
         await self._reader.ask("cards", see, self._in_turn(members, hanging))
         for pid in self._reader.hanging("cards") & set(pods) & set(self._started):
-            if lost[pods[pid]]:
+            if withdrawn_of[pods[pid]]:
                 self._looks[pid] = Look(self._started[pid], hiding=frozenset({HANGS}))
         hidden = self._hidden(pods)
-        found = [
-            self._told(pid, seen, pods[pid], lost[pods[pid]] if pid in hidden else frozenset())
+        holders = [
+            self._holder_of(
+                pid, seen, pods[pid], withdrawn_of[pods[pid]] if pid in hidden else frozenset()
+            )
             for pid, seen in list(self._looks.items())
             if pid in pods and (seen.open or seen.mapped or pid in hidden)
         ]
-        return _first(sorted(found, key=lambda told: _rank(told, lost[pods[told.pid]])))
+        return _first(
+            sorted(holders, key=lambda holder: _rank(holder, withdrawn_of[pods[holder.pid]]))
+        )
 
-    def _told(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
-        # Who has a card open that they may have is not said to have others.
-        has = seen.open | seen.mapped
-        dormant = not has and HANGS not in seen.hiding
-        numbers = frozenset(written(has or hidden))
+    def _holder_of(self, pid: int, seen: Look, payload: Payload, hidden: Numbers) -> Holder:
+        # A process that has a card open is not reported as having others that it might hide.
+        open_now = seen.open | seen.mapped
+        dormant = not open_now and HANGS not in seen.hiding
+        numbers = frozenset(written(open_now or hidden))
         return Holder(payload.cgroup, pid, seen.started, numbers, seen.is_init, dormant)
 
     async def is_still(
@@ -332,7 +338,7 @@ class Holders:
         cards: Numbers,
     ) -> bool:
         """Whether a process, by pid and start time, is in one of these cgroups and has a card open,
-        or was said to hide one."""
+        or was reported as hiding one."""
         pid, begun = holder
 
         def see(pid: int) -> bool:
@@ -349,7 +355,7 @@ class Holders:
     def _in_turn(
         self, members: Mapping[Path, Iterable[int]], hanging: frozenset[int]
     ) -> Iterator[int]:
-        """One process of each pod after the other, first those not looked at for longest."""
+        """One process of each pod in turn, those first that were looked at longest ago."""
         each = [
             sorted(pids, key=lambda pid: self._looked.get(pid, 0.0))
             for pids in members.values()
@@ -358,13 +364,13 @@ class Holders:
         return (pid for pid in chain.from_iterable(zip_longest(*each)) if pid is not None)
 
     def _hidden(self, pods: Mapping[int, Payload]) -> set[int]:
-        """The processes with places that have hidden something for long."""
+        """The processes with places that may have hidden a card for `hidden_seconds`."""
         now = time.monotonic()
         seen = {
-            (pid, found.started, place)
-            for pid, found in list(self._looks.items())
+            (pid, item.started, place)
+            for pid, item in list(self._looks.items())
             if pid in pods
-            for place in found.hiding
+            for place in item.hiding
         }
         places = {}
         for place in seen:
@@ -379,47 +385,47 @@ class Holders:
         return {pid for pid, _ in self._hiding}
 
 
-def _rank(told: Holder, lost: Numbers) -> tuple[bool, int]:
-    """Those first that may have a card that they may not; of these, what is known best."""
-    return not lost, len(told.numbers)
+def _rank(holder: Holder, withdrawn: Numbers) -> tuple[bool, int]:
+    """Those first from whose pod a card was withdrawn; among them, those with fewest cards."""
+    return not withdrawn, len(holder.numbers)
 
 
-def _first(found: Iterable[Holder]) -> list[Holder]:
-    told, room = [], MAX_TOLD_NUMBERS
-    for holder in islice(found, MAX_TOLD):
+def _first(holders: Iterable[Holder]) -> list[Holder]:
+    first, room = [], MAX_HOLDER_NUMBERS
+    for holder in islice(holders, MAX_HOLDERS):
         room -= len(holder.numbers)
         if room < 0:
             break
-        told.append(holder)
-    return told
+        first.append(holder)
+    return first
 
 
 def members_of(
     hierarchy: Hierarchy, payloads: frozenset[Path], proc: Path = Path("/proc")
 ) -> dict[Path, list[int]]:
     """The processes in these cgroups and in those below them."""
-    found: dict[Path, list[int]] = defaultdict(list)
+    members: dict[Path, list[int]] = defaultdict(list)
     for name in _names(proc):
         if name.isdigit():
             payload = payload_of(int(name), hierarchy, payloads, proc)
             if payload is not None:
-                found[payload].append(int(name))
-    return found
+                members[payload].append(int(name))
+    return members
 
 
 def payload_of(
     pid: int, hierarchy: Hierarchy, payloads: frozenset[Path], proc: Path = Path("/proc")
 ) -> Path | None:
     """Which of these cgroups a process is in, or in one below it."""
-    own = f"{proc}/{pid}"
+    directory = f"{proc}/{pid}"
     try:
-        text = _cgroups(own)
+        text = _cgroups(directory)
         path = hierarchy.path_in(text) if hierarchy.controller or _PAYLOAD in text else None
-        # Cgroup v1 has what has ended at the top, as a first thread may have before others.
-        if path == "/" and os.stat(f"{own}/task").st_nlink > _LINKS_OF_ONE:  # noqa: PTH116
-            threads = (name for name in _names(Path(own, "task")) if name != str(pid))
-            found = (hierarchy.path_in(_cgroups(f"{own}/task/{name}")) for name in threads)
-            path = next(found, None)
+        # Cgroup v1 lists an ended task at the root, also a first thread that ended before others.
+        if path == "/" and os.stat(f"{directory}/task").st_nlink > _LINKS_OF_ONE:  # noqa: PTH116
+            threads = (name for name in _names(Path(directory, "task")) if name != str(pid))
+            paths = (hierarchy.path_in(_cgroups(f"{directory}/task/{name}")) for name in threads)
+            path = next(paths, None)
     except OSError:
         return None
     if path is None or _PAYLOAD not in path:

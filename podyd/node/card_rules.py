@@ -1,6 +1,6 @@
-"""Which device numbers the kernel is to refuse, and how that is written for it.
+"""Which device numbers the kernel is to refuse, and how the kernel is given them.
 
-No number but those of NVIDIA's cards is ever refused, whatever anybody asks for.
+Only the numbers of NVIDIA's cards are ever refused, whatever is requested.
 """
 
 from __future__ import annotations
@@ -70,10 +70,10 @@ def _drm(root: Path) -> Iterator[Number]:
 
 def _number(text: Any) -> Number:
     """Raises ValueError."""
-    found = _NUMBER.fullmatch(text) if isinstance(text, str) else None
-    if found is None:
+    parts = _NUMBER.fullmatch(text) if isinstance(text, str) else None
+    if parts is None:
         raise ValueError(f"no device number: {str(text)[:40]!r}")
-    return int(found[1]), int(found[2])
+    return int(parts[1]), int(parts[2])
 
 
 def table_of(data: Any) -> dict[str, Numbers]:
@@ -96,14 +96,14 @@ def _numbers(data: Any) -> Numbers:
 
 
 def written(numbers: Iterable[Number]) -> list[str]:
-    """As they are sent."""
+    """As text, `major:minor`, in order."""
     return [f"{major}:{minor}" for major, minor in sorted(numbers)]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What outlives the helper: the last table, if there ever was one, and what each pod was ever
-    permitted, by the inode of its cgroup; None is all that there is."""
+    """What is stored for the next helper: the last table, if there was one, and the cards that each
+    pod was ever permitted, by the inode of its cgroup; None stands for all cards."""
 
     table: Table | None = None
     had: Mapping[int, Numbers | None] = field(default_factory=dict)
@@ -130,7 +130,7 @@ def kept_of(text: str) -> Kept:
                 },
             )
         case _:
-            raise ValueError("nothing that was kept")
+            raise ValueError("not what podyd cards stores")
 
 
 def permitted(table: Table, cgroup: str) -> Numbers:
@@ -171,7 +171,7 @@ def program(refused: Numbers) -> bytes:
         _instruction(_AND, _KIND, value=0xFFFF),
         _instruction(_LOAD, _MAJOR, _CONTEXT, 4),
         _instruction(_LOAD, _MINOR, _CONTEXT, 8),
-        # Over the two that refuse.
+        # Skips the two instructions that refuse.
         _instruction(_UNLESS, _KIND, offset=3, value=_CHARACTER),
         _instruction(_GO, offset=4),
         _instruction(_MOVE, _RESULT, value=0),

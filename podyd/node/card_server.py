@@ -8,12 +8,12 @@ It is root and answers root and podyd's account alone, in lines of JSON, one for
                                                              "is_init", "dormant"}]}
     {"end": [{"pid": 1, "started": 2}], "kill": false}          -> {"ended": 1}
 
-and {"error": "..."} to all else. See card_access.py for what they mean. Whoever breaks into podyd
-wins little by it: it can refuse nothing but NVIDIA's cards to nobody but podyd's pods, and end
-nothing but a process of theirs that has one open.
+and {"error": "..."} to all else. See card_access.py for what they mean. An attacker who controls
+podyd gains little by it: the helper refuses only NVIDIA's cards, only to podyd's pods, and ends
+only processes of theirs that have one open.
 
-The last table is kept, and counts before podyd has sent one: pods may start at boot before podyd
-does. While there never was one, nothing is refused.
+The last table is stored, and applies until podyd sends another: pods may start at boot before podyd
+does. Before the first table nothing is refused.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from podyd.node.procs import MAX_PID
 
 MAX_CONNECTIONS = 16
 MAX_ENDED = 1000
-# A pod's cgroup is to have its rules soon, also while its processes are looked at in a thread.
+# Between threads: a new cgroup must get its rules soon, also while a thread reads processes.
 SWITCH_SECONDS = 0.0005
 
 
@@ -68,7 +68,7 @@ def _read(path: Path) -> Kept:
     except FileNotFoundError:
         return Kept()
     except (OSError, ValueError) as error:
-        # Nobody may have a card then, until podyd says who may.
+        # Then all cards are refused to all pods until podyd sends a table.
         _log(f"{path} cannot be used: {error}", LOG_WARNING)
         return Kept({})
 
@@ -80,7 +80,7 @@ class _Server:
         self._kept = kept
         self._uid = uid
         self._looking = asyncio.Lock()
-        self._said: str | None = None
+        self._logged: str | None = None
         self._written = ""
         self._connections = 0
 
@@ -90,7 +90,7 @@ class _Server:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, ended.set)
         enforcement = self._enforcer.enforce()
-        self._tell(enforcement.problem, f"refuses cards by {enforcement.way}")
+        self._report(enforcement.problem, f"refuses cards by {enforcement.way}")
         loop.add_reader(self._enforcer.inotify.fileno(), self._heard)
         listener.setblocking(False)
         server = await asyncio.start_unix_server(self._serve, sock=listener, limit=MAX_ANSWER_BYTES)
@@ -100,14 +100,14 @@ class _Server:
         server.close()
 
     def _heard(self) -> None:
-        self._tell(self._enforcer.heard())
+        self._report(self._enforcer.heard())
         self._keep()
 
-    def _tell(self, problem: str, well: str = "") -> None:
-        said = f"cards are not refused: {problem}" if problem else well
-        if said and said != self._said:
-            _log(said, LOG_WARNING if problem else LOG_INFO)
-            self._said = said
+    def _report(self, problem: str, well: str = "") -> None:
+        text = f"cards are not refused: {problem}" if problem else well
+        if text and text != self._logged:
+            _log(text, LOG_WARNING if problem else LOG_INFO)
+            self._logged = text
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asking = unix_socket.peer_uid(writer.get_extra_info("socket"))
@@ -120,7 +120,7 @@ class _Server:
                 writer.write(b'{"error": "too many connections"}\n')
             else:
                 await self._converse(reader, writer)
-        # It has gone, its line is too long, or this process ends.
+        # The client has gone, its line is too long, or this process ends.
         except (OSError, ValueError, asyncio.CancelledError):
             pass
         finally:
@@ -146,8 +146,8 @@ class _Server:
                 return dataclasses.asdict(self._enforcer.enforce())
             case {"holders": None}:
                 return {"holders": await self._look()}
-            case {"end": list(who), "kill": bool(kill)} if len(who) <= MAX_ENDED:
-                return {"ended": sum([await self._end(process, kill) for process in who])}
+            case {"end": list(processes), "kill": bool(kill)} if len(processes) <= MAX_ENDED:
+                return {"ended": sum([await self._end(process, kill) for process in processes])}
             case _:
                 raise ValueError("no such request")
 
@@ -155,11 +155,11 @@ class _Server:
         table = table_of(data)
         enforcement = self._enforcer.permit(table)
         self._keep()
-        self._tell(enforcement.problem, f"refuses cards by {enforcement.way}")
+        self._report(enforcement.problem, f"refuses cards by {enforcement.way}")
         return enforcement
 
     def _keep(self) -> None:
-        """Write down what another helper is to know; on a full disk this one goes on."""
+        """Store what the next helper needs; without space on the disk this one continues."""
         text = self._enforcer.kept.packed()
         if text == self._written:
             return
@@ -176,8 +176,8 @@ class _Server:
         async with self._looking:
             again = self._enforcer.look_again()
             if again is not None:
-                self._tell(again.problem)
-            found = await self._holders.holders(
+                self._report(again.problem)
+            holders = await self._holders.holders(
                 self._enforcer.hierarchy,
                 self._enforcer.payloads,
                 self._enforcer.cards,
@@ -185,7 +185,7 @@ class _Server:
                 self._enforcer.had_none,
             )
         return [
-            {**dataclasses.asdict(holder), "numbers": sorted(holder.numbers)} for holder in found
+            {**dataclasses.asdict(holder), "numbers": sorted(holder.numbers)} for holder in holders
         ]
 
     async def _end(self, process: Any, kill: bool) -> bool:
@@ -198,8 +198,8 @@ class _Server:
             return False
         payloads = frozenset(self._enforcer.payloads)
         try:
-            # Held while it is looked at, so that no other process can have the pid.
-            held = os.pidfd_open(pid)
+            # It refers to this process alone, also if the pid is reused while it is looked at.
+            pidfd = os.pidfd_open(pid)
         except OSError:
             return False
         try:
@@ -207,11 +207,11 @@ class _Server:
                 (pid, begun), self._enforcer.hierarchy, payloads, self._enforcer.cards
             ):
                 return False
-            signal.pidfd_send_signal(held, signal.SIGKILL if kill else signal.SIGTERM)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL if kill else signal.SIGTERM)
         except ProcessLookupError:
             return False
         finally:
-            os.close(held)
+            os.close(pidfd)
         return True
 
 

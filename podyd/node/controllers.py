@@ -54,20 +54,20 @@ def controllers(lxd: ProcessFiles, init: ProcessFiles) -> Controllers:
     return _legacy(lxd)
 
 
-def _unified(mounted: Path, own: str, inits: str) -> Controllers:
+def _unified(mounted: Path, cgroup: str, inits: str) -> Controllers:
     parent = inits.removesuffix("/init.scope") or "/"
     directory = mounted / parent.lstrip("/")
-    there, passed = _words(directory / "cgroup.controllers"), None
+    available, passed = _words(directory / "cgroup.controllers"), None
     # The root has no type.
     is_root = not (directory / "cgroup.type").exists()
     if not is_root and (directory / "cgroup.procs").read_text().strip():
         passed = _words(directory / "cgroup.subtree_control")
     return Controllers(
-        seen=_words(mounted / own.lstrip("/") / "cgroup.controllers"),
-        passed=there if passed is None else there & passed,
-        own=own,
+        seen=_words(mounted / cgroup.lstrip("/") / "cgroup.controllers"),
+        passed=available if passed is None else available & passed,
+        own=cgroup,
         parent=parent,
-        is_full=passed is not None and bool(there - passed),
+        is_full=passed is not None and bool(available - passed),
         is_root=is_root,
     )
 

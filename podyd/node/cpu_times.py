@@ -87,17 +87,17 @@ def _gained(clock: int, before: int | None) -> int:
 
 def _parents(proc: Path) -> dict[int, int]:
     """The parent of each process that /proc shows."""
-    found = {}
+    parents = {}
     for entry in proc.iterdir():
         if entry.name.isdecimal():
             try:
                 with open(f"{entry}/stat", "rb", buffering=0) as file:  # noqa: PTH123 - see procs.py
                     stat = file.read(MAX_STAT_BYTES)
                 # The name in parentheses may hold anything; ppid is the second field after it.
-                found[int(entry.name)] = int(stat[stat.rindex(b")") + 1 :].split(None, 2)[1])
+                parents[int(entry.name)] = int(stat[stat.rindex(b")") + 1 :].split(None, 2)[1])
             except (OSError, ValueError):
                 continue  # It has just ended, or is hidden.
-    return found
+    return parents
 
 
 def _trees(parents: Mapping[int, int], tops: Iterable[int]) -> dict[int, Pids | None]:
@@ -108,12 +108,12 @@ def _trees(parents: Mapping[int, int], tops: Iterable[int]) -> dict[int, Pids | 
 
 
 def _tree(children: Mapping[int, list[int]], top: int) -> Pids | None:
-    found, rest = {top}, [top]
+    pids, rest = {top}, [top]
     while rest:
         for pid in children.get(rest.pop(), ()):
-            if pid not in found:
-                found.add(pid)
+            if pid not in pids:
+                pids.add(pid)
                 rest.append(pid)
-        if len(found) > MAX_BELOW:
+        if len(pids) > MAX_BELOW:
             return None
-    return frozenset(found)
+    return frozenset(pids)

@@ -1,4 +1,4 @@
-"""inotify(7): hears of directories that are made."""
+"""inotify(7): reports directories that are made."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ class Inotify:
         os.close(self._fd)
 
     def watch(self, directory: Path) -> None:
-        """Hear of what is made in a directory; twice is once."""
+        """Report what is made in a directory; watching it twice changes nothing."""
         what = _CREATE | _MOVED_TO | _ONLY_DIRECTORIES
         number = _checked(_libc.inotify_add_watch(self._fd, os.fsencode(directory), what))
         self._watched[number] = directory
 
     def made(self) -> list[Path] | None:
-        """What was made since; None if the kernel had more to tell than it could keep."""
+        """What was made since; None if the kernel's queue has overflowed."""
         try:
             data = os.read(self._fd, _BUFFER_BYTES)
         except BlockingIOError:

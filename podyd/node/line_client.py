@@ -29,7 +29,7 @@ class LineClient:
         self._reader = reader
         self._writer = writer
         self._away = away
-        # At rest this ends when the helper does.
+        # Between requests this is done when the helper ends.
         self.gone: asyncio.Future[Any] = asyncio.ensure_future(reader.readline())
 
     async def ask(self, request: Any) -> Any:

@@ -62,8 +62,8 @@ class LocalLoads:
         self._pods = Reader()
 
     async def of(self, pids: Iterable[int]) -> dict[int, PodLoad]:
-        found = await self._pods.ask("load", pod_load, pids)
-        return {pid: load for pid, load in found.items() if load is not None}
+        loads = await self._pods.ask("load", pod_load, pids)
+        return {pid: load for pid, load in loads.items() if load is not None}
 
 
 class LocalSockets:

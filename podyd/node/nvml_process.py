@@ -193,13 +193,13 @@ class Sampler:
     def _utilisation(self, index: int, card: object) -> dict[int, int]:
         """Percent of the card per process since the last sample."""
         since = self._seen.get(index, 0)
-        found: dict[int, int] = {}
+        by_pid: dict[int, int] = {}
         for sample in _process_samples(card, since):
             # The driver's buffer may hold older ones, and slots that were never written.
             if sample.timeStamp > since:
-                found[int(sample.pid)] = max(found.get(int(sample.pid), 0), _percent(sample))
+                by_pid[int(sample.pid)] = max(by_pid.get(int(sample.pid), 0), _percent(sample))
                 self._seen[index] = max(self._seen.get(index, 0), int(sample.timeStamp))
-        return found
+        return by_pid
 
     def _seen_again(self, index: int, card: object) -> set[int]:
         """The processes that have used the card, and of which there is a new sample.
@@ -249,12 +249,12 @@ _PROCESS_LISTS = tuple(
 def _first_supported(names: Iterable[str], card: object) -> list[Any]:
     for name in names:
         try:
-            found: list[Any] = getattr(pynvml, name)(card)
+            processes: list[Any] = getattr(pynvml, name)(card)
         except pynvml.NVMLError_FunctionNotFound:
             continue
         except (pynvml.NVMLError_NotSupported, pynvml.NVMLError_NoPermission):
             return []
-        return found
+        return processes
     return []
 
 

@@ -1,7 +1,7 @@
-"""The cgroups of podyd's pods, found in a hierarchy.
+"""The cgroups of podyd's pods in a hierarchy.
 
-Pods and members make cgroups of any name below their own. So only directories count that are in one
-which is root's alone, and nothing is looked for below an instance's.
+Pods and members can make cgroups of any name below their own. So only directories count whose
+parent only root can write, and nothing is searched below an instance's cgroup.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NAMES_OF_LXC = "lxc."
 
 @dataclass(frozen=True)
 class Hierarchy:
-    """A mounted one; `controller` is "" for cgroup v2, as in /proc/PID/cgroup."""
+    """A mounted cgroup hierarchy; `controller` is "" for cgroup v2, as in /proc/PID/cgroup."""
 
     root: Path
     controller: str
@@ -39,16 +39,16 @@ class Hierarchy:
 
 def hierarchies(mountinfo: str) -> dict[str, Hierarchy]:
     """Those in which devices may be refused, by controller, from proc_pid_mountinfo(5)."""
-    found: dict[str, Hierarchy] = {}
+    by_controller: dict[str, Hierarchy] = {}
     for line in mountinfo.splitlines():
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         root = Path(left.split()[4])
         if kind == "cgroup2":
-            found.setdefault("", Hierarchy(root, ""))
+            by_controller.setdefault("", Hierarchy(root, ""))
         elif kind == "cgroup" and "devices" in options.split(","):
-            found.setdefault("devices", Hierarchy(root, "devices"))
-    return found
+            by_controller.setdefault("devices", Hierarchy(root, "devices"))
+    return by_controller
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Payload:
 
 
 def payload_at(path: Path, project: str) -> Payload | None:
-    """The pod's cgroup at a path whose parent is root's; None if it is none, or gone."""
+    """The pod's cgroup at a path whose parent only root can write; None if there is none."""
     instance = cgroup_in(f"/{path.name}") if path.name.startswith("lxc.payload.") else None
     if instance is None or instance[0] != project:
         return None
@@ -89,7 +89,7 @@ def below(directory: Path) -> list[Path]:
 
 
 def is_place(path: Path) -> bool:
-    """Whether root alone makes what is in a directory, and it is no instance's."""
+    """Whether only root can write a directory, and it is no instance's cgroup."""
     if path.name.startswith(_NAMES_OF_LXC):
         return False
     with contextlib.suppress(OSError):

@@ -37,13 +37,13 @@ def pod_limits(
     """
     text = (proc / str(pid) / "cgroup").read_text(errors="replace")
     mounted = sysfs / "fs/cgroup"
-    for found in POD_CGROUPS.finditer(text):
-        if not found["controllers"]:
-            cgroup = mounted / found["path"][1:]
+    for line in POD_CGROUPS.finditer(text):
+        if not line["controllers"]:
+            cgroup = mounted / line["path"][1:]
             if (cgroup / "cpuset.cpus.effective").exists():
                 return _unified(cgroup, sysfs)
-        elif "cpuset" in found["controllers"].split(","):
-            cgroup = mounted / "cpuset" / found["path"][1:]
+        elif "cpuset" in line["controllers"].split(","):
+            cgroup = mounted / "cpuset" / line["path"][1:]
             return PodLimits(
                 len(_set(cgroup / "cpuset.cpus")),
                 _usable(cgroup.parent / "cpuset.effective_cpus", sysfs),

@@ -34,8 +34,8 @@ def pod_load(pid: int, proc: Path = Path("/proc"), sysfs: Path = Path("/sys")) -
     mounted = sysfs / "fs/cgroup"
     cpu: float | None = None
     memory: int | None = None
-    for found in POD_CGROUPS.finditer(text):
-        names, path = found["controllers"].split(","), found["path"][1:]
+    for line in POD_CGROUPS.finditer(text):
+        names, path = line["controllers"].split(","), line["path"][1:]
         if names == [""]:
             cgroup = mounted / path
             if (cgroup / "cpu.stat").exists():

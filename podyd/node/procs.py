@@ -167,13 +167,13 @@ class Reader:
 
     async def pids_in_pod(self, pids: Iterable[int]) -> dict[int, int]:
         """The pids that these processes have in their pods, without those that are in none."""
-        found = await self.ask("status", lambda pid: pid_in_pod(pid, self._proc), pids)
-        return {pid: inner for pid, inner in found.items() if inner is not None}
+        inner_pids = await self.ask("status", lambda pid: pid_in_pod(pid, self._proc), pids)
+        return {pid: inner for pid, inner in inner_pids.items() if inner is not None}
 
     async def pod_limits(self, pid: int) -> PodLimits | None:
         """The limits of the pod that a process is in; None also if they cannot be read."""
-        found = await self.ask("limits", lambda pid: pod_limits(pid, self._proc), [pid])
-        return found.get(pid)
+        limits = await self.ask("limits", lambda pid: pod_limits(pid, self._proc), [pid])
+        return limits.get(pid)
 
     async def ask(
         self,

@@ -103,7 +103,7 @@ class FakeEngine:
         self.cards: tuple[PciCard, ...] = ()
         self.allowed = Allowed()
         self.operations: list[LxdOperation] = []
-        self.found: dict[str, _Instance] = {}
+        self.stored: dict[str, _Instance] = {}
         self.states: dict[str, State] = {}
         self.full: set[str] = set()
         self.asked: list[tuple[str, str]] = []
@@ -213,7 +213,7 @@ class FakeEngine:
     def add(self, *instances: Instance) -> None:
         """Add instances, as if an admin had created them."""
         for item in instances:
-            self.found[item.name] = _Instance(
+            self.stored[item.name] = _Instance(
                 config=dict(item.config),
                 devices=dict(item.own_devices),
                 profiles=item.profiles,
@@ -227,10 +227,10 @@ class FakeEngine:
 
     def one(self, name: str) -> _Instance:
         """An instance. Raises Gone, also if the name is bound and another one has it now."""
-        found = self.found.get(name)
-        if found is None or uuid_of(name) not in ("", found.uuid):
+        instance = self.stored.get(name)
+        if instance is None or uuid_of(name) not in ("", instance.uuid):
             raise Gone("Instance not found")
-        return found
+        return instance
 
     def shown(self, item: _Instance) -> Instance:
         """An instance as an engine shows it."""
@@ -257,7 +257,7 @@ class FakeEngine:
         return self.shown(self.one(name))
 
     def make(self, new: NewInstance) -> None:
-        if new.name in self.found:
+        if new.name in self.stored:
             raise NameTaken(f'Instance "{new.name}" already exists')
         for name in new.profiles:
             if name not in self.profiles:
@@ -276,7 +276,7 @@ class FakeEngine:
             devices, files = {**source.devices, **devices}, dict(source.files)
         uuid = f"uuid-{next(self._numbers)}"
         config["volatile.uuid"] = uuid
-        self.found[new.name] = _Instance(
+        self.stored[new.name] = _Instance(
             config, devices, new.profiles, files, datetime.now(timezone.utc), new.name, uuid
         )
 
@@ -312,7 +312,7 @@ class FakeInstances:
 
     async def all(self) -> tuple[Instance, ...]:
         await self._world.look("all")
-        return tuple(self._over(self._world.shown(item)) for item in self._world.found.values())
+        return tuple(self._over(self._world.shown(item)) for item in self._world.stored.values())
 
     def _over(self, shown: Instance) -> Instance:
         kept = self._kept.get(shown.name)
@@ -329,7 +329,7 @@ class FakeInstances:
     async def state(self, name: str) -> State:
         await self._world.look("state", name)
         item = self._world.one(name)
-        pid = 1000 + list(self._world.found).index(item.name) if item.status == "running" else 0
+        pid = 1000 + list(self._world.stored).index(item.name) if item.status == "running" else 0
         return self._world.states.get(item.name, State(pid))
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
@@ -357,7 +357,7 @@ class FakeInstances:
         def delete() -> None:
             if self._world.one(name).status != "stopped":
                 raise Running("Instance is running")
-            del self._world.found[name]
+            del self._world.stored[name]
 
         await self._world.turn("delete", name, delete)
 
@@ -490,8 +490,8 @@ class _Profiles(_Part):
 class _Snapshots(_Part):
     async def all(self, instance: str) -> list[Snapshot]:
         await self._world.look("snapshots", instance)
-        found = self._world.one(instance).snapshots
-        return [Snapshot(name, kept.created, None) for name, kept in found.items()]
+        snapshots = self._world.one(instance).snapshots
+        return [Snapshot(name, kept.created, None) for name, kept in snapshots.items()]
 
     async def one(self, instance: str, name: str) -> Snapshot:
         for item in await self.all(instance):

@@ -38,8 +38,8 @@ class Rig:
         self.now += 1
         places = {7: ("podyd", "a"), 9: ("default", "a")}
         held = [replace(item, cgroup=places.get(item.pid)) for item in holders]
-        found = replace(gpu, processes=tuple(held))
-        self.attribution.sampled(Sample(self.now, "535", "12.2", (found,)))
+        shown = replace(gpu, processes=tuple(held))
+        self.attribution.sampled(Sample(self.now, "535", "12.2", (shown,)))
 
     def idle(self, held_for: float = 1e6) -> float | None:
         return self.activity.pod_idle(CARD.pci, "a", held_for)

@@ -1,4 +1,4 @@
-"""Whose a process on a card is: one rule, whoever asks."""
+"""Origin a process on a card is: one rule, whoever asks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from podyd.accounting.usage import Usage
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.gpus.activity import Activity
-from podyd.gpus.attribution import GAP_SECONDS, HOST, Attributed, Attribution, Whose
+from podyd.gpus.attribution import GAP_SECONDS, HOST, Attributed, Attribution, Origin
 from podyd.gpus.report import Report
 from podyd.node.procs import InstanceCgroup, Process
 from podyd.node.samples import Gpu, ProcessSample, Sample
@@ -44,33 +44,33 @@ def attribution() -> Attribution:
     return Attribution(FakeSamples(), project="podyd", instance_of=instance_of)
 
 
-def whose(found: Attribution, sampled: Sample) -> dict[int, Whose]:
+def origins(attribution: Attribution, sampled: Sample) -> dict[int, Origin]:
     seen: list[Attributed] = []
-    found.subscribe(seen.append)
-    found.sampled(sampled)
-    return dict(seen[-1].whose)
+    attribution.subscribe(seen.append)
+    attribution.sampled(sampled)
+    return dict(seen[-1].origins)
 
 
 def test_a_pod_the_host_and_another_projects_instance_of_the_same_name() -> None:
-    found = whose(attribution(), sample(*CGROUPS))
-    assert found == {
-        POD: Whose("podyd", "alice-main", is_pod=True),
-        NUMBERED: Whose("podyd", "bob-main", is_pod=True),
-        NAMESAKE: Whose("default", "alice-main", is_pod=False),
+    by_pid = origins(attribution(), sample(*CGROUPS))
+    assert by_pid == {
+        POD: Origin("podyd", "alice-main", is_pod=True),
+        NUMBERED: Origin("podyd", "bob-main", is_pod=True),
+        NAMESAKE: Origin("default", "alice-main", is_pod=False),
         OF_HOST: HOST,
     }
-    names = [found[pid].name for pid in CGROUPS]
+    names = [by_pid[pid].name for pid in CGROUPS]
     assert names == ["alice-main", "bob-main", "default/alice-main", ""]
 
 
 def test_of_one_that_ends_the_cgroup_is_known_and_of_another_with_its_pid_it_is_not() -> None:
-    found = attribution()
-    whose(found, sample(POD, taken=1.0))
-    assert whose(found, sample(POD, taken=2.0, cgroups={}))[POD].name == "alice-main"
-    assert whose(found, sample(POD, taken=3.0 + GAP_SECONDS, cgroups={}))[POD] == HOST
-    whose(found, sample(POD, taken=14.0))
-    whose(found, sample(taken=15.0))
-    assert whose(found, sample(POD, taken=16.0, cgroups={}))[POD] == HOST
+    reused = attribution()
+    origins(reused, sample(POD, taken=1.0))
+    assert origins(reused, sample(POD, taken=2.0, cgroups={}))[POD].name == "alice-main"
+    assert origins(reused, sample(POD, taken=3.0 + GAP_SECONDS, cgroups={}))[POD] == HOST
+    origins(reused, sample(POD, taken=14.0))
+    origins(reused, sample(taken=15.0))
+    assert origins(reused, sample(POD, taken=16.0, cgroups={}))[POD] == HOST
 
 
 def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
@@ -79,7 +79,7 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
     async def whole() -> None:
         node, database = FakeNode(), Database(tmp_path / "db")
         node.processes.known[NAMESAKE] = Process(0, "python", 1000.0, 1)
-        found = Attribution(node.samples, project="podyd", instance_of=instance_of)
+        attributing = Attribution(node.samples, project="podyd", instance_of=instance_of)
 
         async def instances() -> list[Any]:
             return [instance("alice-main", "alice")]
@@ -93,8 +93,8 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
             cpu_times=cpu_times,
             settings=Settings(Config()),
         )
-        found.subscribe(usage.sampled)
-        activity = Activity(found)
+        attributing.subscribe(usage.sampled)
+        activity = Activity(attributing)
         for _ in range(2):
             node.samples.sampled(sample(NAMESAKE, taken=time.monotonic()))
         await usage.write()
@@ -106,7 +106,7 @@ def test_an_admins_instance_that_is_named_like_a_pod_is_taken_for_it_by_nobody(
             server=none,
             node=node,
             activity=activity,
-            attribution=found,
+            attribution=attributing,
             scheduler=none,
             watch=none,
         )

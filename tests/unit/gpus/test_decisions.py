@@ -58,7 +58,7 @@ def choice(gpus: str) -> CardChoice:
     return Cards().parse(gpus)
 
 
-def view(*pods: Pod, leases: tuple[Lease, ...] = (), **changes: Any) -> View:
+def view_of(*pods: Pod, leases: tuple[Lease, ...] = (), **changes: Any) -> View:
     parts: dict[str, Any] = {
         "cards": CARDS,
         "pods": pods,
@@ -82,76 +82,76 @@ A, B, C = pod("a"), pod("b"), pod("c")
 
 
 def test_what_is_leased_is_its_holders_alone() -> None:
-    found = view(A, B, leases=(lease(A, CARDS[1]),))
-    assert (indices(found.due(A)), indices(found.due(B))) == ([0, 1, 2], [0, 2])
+    view = view_of(A, B, leases=(lease(A, CARDS[1]),))
+    assert (indices(view.due(A)), indices(view.due(B))) == ([0, 1, 2], [0, 2])
     none = shares("n", "none")
-    found = view(none, B, leases=(lease(none, CARDS[1]),))
-    assert indices(found.due(none)) == [1]
+    view = view_of(none, B, leases=(lease(none, CARDS[1]),))
+    assert indices(view.due(none)) == [1]
 
 
 def test_a_number_prefers_what_nobody_uses() -> None:
     users = {CARDS[0]: frozenset({"b"}), CARDS[1]: frozenset({"b"})}
-    found = view(A, shares("b", "GPU-2"), users=users)
-    assert indices(found.choose(choice("1"))) == [2]
+    view = view_of(A, shares("b", "GPU-2"), users=users)
+    assert indices(view.choose(choice("1"))) == [2]
     # A pod's own come first: changing them would take something away for nothing.
     one = shares("s", "GPU-1")
-    assert indices(view(one, B, users=users).choose(choice("1"), one)) == [1]
+    assert indices(view_of(one, B, users=users).choose(choice("1"), one)) == [1]
 
 
 def test_what_others_have_leased_cannot_be_chosen() -> None:
-    found = view(A, B, leases=(lease(A, CARDS[1]),))
+    view = view_of(A, B, leases=(lease(A, CARDS[1]),))
     with pytest.raises(Conflict, match="GPU 1 is leased to a of owner-a since") as refused:
-        found.choose(choice("0,1"), B)
+        view.choose(choice("0,1"), B)
     assert "/gpu/queue" not in refused.value.detail, "there is no queue for sharing"
-    assert indices(found.choose(choice("all"), B)) == [0, 2]
+    assert indices(view.choose(choice("all"), B)) == [0, 2]
     with pytest.raises(BadRequest):
-        found.choose(choice("4"), B)
+        view.choose(choice("4"), B)
 
 
 def test_those_before_are_not_passed_over() -> None:
     waiting = entry(B, "1", 1)
-    found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(waiting, entry(C, "1", 2)))
-    assert len(found.grantable(waiting)) == 1
+    view = view_of(A, B, C, leases=(lease(A, CARDS[0]),), queue=(waiting, entry(C, "1", 2)))
+    assert len(view.grantable(waiting)) == 1
     with pytest.raises(Conflict, match="1 in the queue before you"):
-        found.grantable(entry(C, "1", 2))
+        view.grantable(entry(C, "1", 2))
     # Who waits for one card keeps nobody from another.
-    found = view(A, B, C, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
-    assert indices(found.grantable(entry(C, "1,", 2))) == [1]
+    view = view_of(A, B, C, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
+    assert indices(view.grantable(entry(C, "1,", 2))) == [1]
 
 
 def test_who_waits_for_more_than_there_is_holds_nobody_up() -> None:
-    found = view(A, B, queue=(entry(A, "9", 1), entry(B, "0,7", 2)))
-    assert indices(found.grantable(entry(C, "3", 3))) == [0, 1, 2]
-    for item in found.queue:
+    view = view_of(A, B, queue=(entry(A, "9", 1), entry(B, "0,7", 2)))
+    assert indices(view.grantable(entry(C, "3", 3))) == [0, 1, 2]
+    for item in view.queue:
         with pytest.raises(Conflict):
-            found.grantable(item)
+            view.grantable(item)
 
 
 def test_a_holder_does_not_prolong_past_the_line() -> None:
-    found = view(A, B, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
+    view = view_of(A, B, leases=(lease(A, CARDS[0]),), queue=(entry(B, "0,", 1),))
     with pytest.raises(Conflict, match="in the queue before you"):
-        found.grantable(entry(A, "0,", 2))
-    assert indices(view(A, B, leases=(lease(A, CARDS[0]),)).grantable(entry(A, "0,", 2))) == [0]
+        view.grantable(entry(A, "0,", 2))
+    assert indices(view_of(A, B, leases=(lease(A, CARDS[0]),)).grantable(entry(A, "0,", 2))) == [0]
 
 
 def test_a_lease_within_a_quota_takes_first_what_the_pod_shares() -> None:
     one = shares("s", "GPU-1")
-    found = view(one)
-    assert found.more_of(one, choice("1"), 0) == 0
-    assert indices(found.grantable(entry(one, "1", 1, more=0))) == [1]
+    view = view_of(one)
+    assert view.more_of(one, choice("1"), 0) == 0
+    assert indices(view.grantable(entry(one, "1", 1, more=0))) == [1]
     with pytest.raises(Conflict):
-        found.grantable(entry(one, "2", 1, more=0))
-    assert found.more_of(one, choice("0,"), 0) == 1, "a card that it does not share is one more"
+        view.grantable(entry(one, "2", 1, more=0))
+    assert view.more_of(one, choice("0,"), 0) == 1, "a card that it does not share is one more"
 
 
 def test_everything_counts_once() -> None:
     waiting = entry(shares("w", "GPU-0", "alice"), "2", 1, more=2)
     made = shares("m", "GPU-1", "alice")
     making = {"m": Making("alice", frozenset({CARDS[1]}), 1), "n": Making("alice", frozenset(), 1)}
-    found = view(waiting.pod, made, B, queue=(waiting,), making=making)
-    assert found.counted(ALICE) == 1 + 2 + 1 + 1
-    assert found.counted(ALICE, but="w") == 2
-    assert found.counted(ALICE, but="m") == 4
+    view = view_of(waiting.pod, made, B, queue=(waiting,), making=making)
+    assert view.counted(ALICE) == 1 + 2 + 1 + 1
+    assert view.counted(ALICE, but="w") == 2
+    assert view.counted(ALICE, but="m") == 4
 
 
 @pytest.mark.parametrize(
@@ -163,23 +163,23 @@ def test_everything_counts_once() -> None:
     ],
 )
 def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], said: str) -> None:
-    found = view(A, B, **changes)
+    view = view_of(A, B, **changes)
     with pytest.raises(Conflict, match=said):
-        found.grantable(entry(A, "0,", 1))
-    assert indices(found.grantable(entry(A, "2", 1))) == [1, 2]
+        view.grantable(entry(A, "0,", 1))
+    assert indices(view.grantable(entry(A, "2", 1))) == [1, 2]
 
 
 def test_the_hosts_own_processes_keep_nobody_out() -> None:
-    found = view(A, users={CARDS[0]: frozenset({""})})
-    assert indices(found.grantable(entry(A, "0,", 1))) == [0]
+    view = view_of(A, users={CARDS[0]: frozenset({""})})
+    assert indices(view.grantable(entry(A, "0,", 1))) == [0]
 
 
 def test_without_nvml_nobody_can_tell() -> None:
     with pytest.raises(Unavailable, match="because"):
-        view(A, users=None, problem="because").grantable(entry(A, "1", 1))
+        view_of(A, users=None, problem="because").grantable(entry(A, "1", 1))
     # What a pod has already, it may have longer.
-    found = view(A, leases=(lease(A, CARDS[0]),), users=None)
-    assert indices(found.grantable(entry(A, "0,", 1))) == [0]
+    view = view_of(A, leases=(lease(A, CARDS[0]),), users=None)
+    assert indices(view.grantable(entry(A, "0,", 1))) == [0]
 
 
 # --- What stands on the instances ---------------------------------------------------------------
@@ -253,8 +253,8 @@ def test_who_waits_for_a_card_waits_for_it_in_whatever_order_they_are() -> None:
     waits = pod("a", **{WAITING: entry_value(entry(A, "GPU-0,", 1))})
     others = (replace(CARDS[2], index=0), CARDS[1], replace(CARDS[0], index=2))
     queue = tuple(queue_of([waits], others))
-    found = view(waits, cards=others, queue=queue)
-    assert {card.uuid for card in found.grantable(queue[0])} == {"GPU-0"}
+    view = view_of(waits, cards=others, queue=queue)
+    assert {card.uuid for card in view.grantable(queue[0])} == {"GPU-0"}
     assert str(by_index(queue[0].choice, others)) == "2,", "as it is shown"
 
 
@@ -266,16 +266,16 @@ HOURS = lease_value(START, START + timedelta(hours=9))
 
 def having(name: str, cards: Iterable[Card], **config: str) -> Pod:
     """A pod with these cards, which podyd has given to it."""
-    found = pod(name, **config)
+    bare = pod(name, **config)
     own: dict[str, Mapping[str, str]] = {"gpus": {"type": "none"}}
     own |= {f"podyd-gpu-{card.index}": {"type": "gpu", "pci": card.pci} for card in cards}
-    return replace(found, instance=replace(found.instance, own_devices=own, devices=own))
+    return replace(bare, instance=replace(bare.instance, own_devices=own, devices=own))
 
 
 def standing(*pods: Pod, cards: tuple[Card, ...]) -> View:
     """How things stand by what is written on the instances."""
     queue = tuple(queue_of(pods, cards))
-    return replace(view(*pods, cards=cards, queue=queue), leases=leases_of(pods, cards))
+    return replace(view_of(*pods, cards=cards, queue=queue), leases=leases_of(pods, cards))
 
 
 LEASING = having("a", CARDS[:1], **{WISH: "none", lease_key("GPU-0"): HOURS})
@@ -283,15 +283,15 @@ SHARING = having("b", CARDS[1:], **{WISH: "all"})
 
 
 def test_a_leased_card_stays_where_it_is_while_nobody_tells_which_it_is() -> None:
-    found = standing(LEASING, SHARING, cards=UNTOLD)
-    assert (indices(found.due(LEASING)), indices(found.due(SHARING))) == ([0], [1, 2])
-    assert found.key_updates(LEASING) == {}, "nor is the lease forgotten"
+    view = standing(LEASING, SHARING, cards=UNTOLD)
+    assert (indices(view.due(LEASING)), indices(view.due(SHARING))) == ([0], [1, 2])
+    assert view.key_updates(LEASING) == {}, "nor is the lease forgotten"
     # Once it is told, all is as it was, in whatever slot the card is.
     moved = (replace(CARDS[0], pci=CARDS[1].pci), replace(CARDS[1], pci=CARDS[0].pci), CARDS[2])
     for cards in (CARDS, moved):
-        found = standing(LEASING, SHARING, cards=cards)
-        assert {card.uuid for card in found.due(LEASING)} == {"GPU-0"}
-        assert {card.uuid for card in found.due(SHARING)} == {"GPU-1", "GPU-2"}
+        view = standing(LEASING, SHARING, cards=cards)
+        assert {card.uuid for card in view.due(LEASING)} == {"GPU-0"}
+        assert {card.uuid for card in view.due(SHARING)} == {"GPU-1", "GPU-2"}
 
 
 @pytest.mark.parametrize(
@@ -305,68 +305,68 @@ def test_a_leased_card_stays_where_it_is_while_nobody_tells_which_it_is() -> Non
 def test_only_the_cards_that_may_be_meant_are_frozen(config: Mapping[str, str]) -> None:
     named = having("a", (), **{WISH: "none", **config})
     free = having("b", (), **{WISH: "all"})
-    found = standing(named, free, cards=(UNTOLD[0], *CARDS[1:]))
-    assert indices(found.frozen) == [0]
-    assert indices(found.due(free)) == [1, 2]
-    assert indices(found.choose(choice("2"))) == [1, 2]
-    assert indices(found.grantable(entry(free, "2", 2))) == [1, 2]
+    view = standing(named, free, cards=(UNTOLD[0], *CARDS[1:]))
+    assert indices(view.frozen) == [0]
+    assert indices(view.due(free)) == [1, 2]
+    assert indices(view.choose(choice("2"))) == [1, 2]
+    assert indices(view.grantable(entry(free, "2", 2))) == [1, 2]
     for asked in ("all", "0,", "3"):
         with pytest.raises(Unavailable, match=r"UUID of GPU 0 \(0000:01:00.0\).* GPU-0, which a "):
-            found.choose(choice(asked))
+            view.choose(choice(asked))
         with pytest.raises(Unavailable, match="UUID of GPU 0"):
-            found.grantable(entry(free, asked, 2))
+            view.grantable(entry(free, asked, 2))
     with pytest.raises(Unavailable):
-        found.check_known(named)
-    found.check_known(free)
+        view.check_known(named)
+    view.check_known(free)
 
 
 def test_a_card_that_has_gone_with_the_hardware_freezes_nothing() -> None:
     gone = having("a", (), **{WISH: "GPU-9", lease_key("GPU-8"): HOURS})
-    found = standing(gone, SHARING, cards=CARDS)
-    assert (found.frozen, indices(found.due(SHARING))) == (frozenset(), [0, 1, 2])
+    view = standing(gone, SHARING, cards=CARDS)
+    assert (view.frozen, indices(view.due(SHARING))) == (frozenset(), [0, 1, 2])
     # Nor does one that was written with its address, whatever is told.
     gone = having("a", (), **{WISH: "0000:99:00.0", lease_key("0000:98:00.0"): HOURS})
-    found = standing(gone, SHARING, cards=UNTOLD)
-    assert (found.frozen, indices(found.due(SHARING))) == (frozenset(), [0, 1, 2])
+    view = standing(gone, SHARING, cards=UNTOLD)
+    assert (view.frozen, indices(view.due(SHARING))) == (frozenset(), [0, 1, 2])
 
 
 def test_where_no_uuid_was_ever_told_the_address_is_enough() -> None:
     keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS}
     leasing = having("a", CARDS[:2], **keys)
-    found = standing(leasing, SHARING, cards=UNTOLD)
-    assert (found.frozen, found.key_updates(leasing)) == (frozenset(), {})
-    assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
+    view = standing(leasing, SHARING, cards=UNTOLD)
+    assert (view.frozen, view.key_updates(leasing)) == (frozenset(), {})
+    assert (indices(view.due(leasing)), indices(view.due(SHARING))) == ([0, 1], [1, 2])
 
 
 def test_what_was_written_by_address_is_written_anew_once_the_uuid_is_told() -> None:
     waiting = replace(entry(A, "0000:21:00.0,", 1))
     keys = {WISH: "0000:11:00.0", lease_key("0000:01:00.0"): HOURS, WAITING: entry_value(waiting)}
     leasing = having("a", CARDS[:2], **keys)
-    found = standing(leasing, SHARING, cards=CARDS)
-    assert (indices(found.due(leasing)), indices(found.due(SHARING))) == ([0, 1], [1, 2])
+    view = standing(leasing, SHARING, cards=CARDS)
+    assert (indices(view.due(leasing)), indices(view.due(SHARING))) == ([0, 1], [1, 2])
     lasting = replace(waiting, choice=CardChoice(named=("GPU-2",)))
-    assert found.key_updates(leasing) == {
+    assert view.key_updates(leasing) == {
         WISH: "GPU-1",
         lease_key("0000:01:00.0"): None,
         lease_key("GPU-0"): HOURS,
         WAITING: entry_value(lasting),
     }
-    assert found.lease_keys(leasing, ["GPU-0"]) == [lease_key("0000:01:00.0")]
+    assert view.lease_keys(leasing, ["GPU-0"]) == [lease_key("0000:01:00.0")]
 
 
 def test_a_lease_of_what_another_has_leased_is_taken_away() -> None:
     later = lease_value(START + timedelta(minutes=1), START + timedelta(hours=9))
     copy = having("b", (), **{lease_key("0000:01:00.0"): later})
-    found = standing(LEASING, copy, cards=CARDS)
-    assert found.leases["GPU-0"].pod == LEASING
-    assert found.key_updates(copy) == {lease_key("0000:01:00.0"): None}
+    view = standing(LEASING, copy, cards=CARDS)
+    assert view.leases["GPU-0"].pod == LEASING
+    assert view.key_updates(copy) == {lease_key("0000:01:00.0"): None}
 
 
 def test_a_card_that_is_promised_is_so_under_each_of_its_names() -> None:
     before = frozenset({replace(CARDS[0], uuid="", index=2)})
-    found = view(A, making={"new": Making("x", before, 1)})
+    view = view_of(A, making={"new": Making("x", before, 1)})
     with pytest.raises(Conflict, match="just being made"):
-        found.grantable(entry(A, "0,", 1))
+        view.grantable(entry(A, "0,", 1))
 
 
 def test_what_is_not_known_counts_towards_the_quota() -> None:

@@ -47,8 +47,10 @@ async def ender(processes: FakeProcesses, *cards: Card) -> Ender:
     )
 
 
-async def end(processes: FakeProcesses, found: Sequence[OnCard], *cards: Card, kill: bool) -> None:
-    await (await ender(processes, *cards)).end(POD, found, kill=kill)
+async def end(
+    processes: FakeProcesses, on_cards: Sequence[OnCard], *cards: Card, kill: bool
+) -> None:
+    await (await ender(processes, *cards)).end(POD, on_cards, kill=kill)
 
 
 def started(pid: int) -> int:
@@ -67,11 +69,11 @@ def test_a_process_is_ended_by_pid_and_start_time(kill: bool, number: int, tmp_p
     with subprocess.Popen([odd, "60"]) as one, subprocess.Popen(["sleep", "60"]) as other:
         processes = FakeProcesses()
         processes.inner = {one.pid: one.pid, other.pid: other.pid}
-        found = [on_card(one.pid, started(one.pid)), on_card(other.pid, started(other.pid) + 1)]
+        on_cards = [on_card(one.pid, started(one.pid)), on_card(other.pid, started(other.pid) + 1)]
         try:
-            asyncio.run(end(processes, found, CARDS[0], kill=kill))  # It may have the card now.
+            asyncio.run(end(processes, on_cards, CARDS[0], kill=kill))  # It may have the card now.
             assert one.poll() is None
-            asyncio.run(end(processes, found, kill=kill))
+            asyncio.run(end(processes, on_cards, kill=kill))
             assert one.wait(10) == -number
             assert other.poll() is None, "it is another one"
         finally:
@@ -84,9 +86,9 @@ def test_the_first_process_of_a_pod_is_not_signalled() -> None:
     processes.inner = {7: 1, 8: 2}
 
     async def whole() -> None:
-        found = [on_card(7, 1), on_card(8, 1)]
-        assert await (await ender(processes)).inits(found) == {7}
-        await end(processes, found[:1], kill=True)  # Nothing is run: it would be pid 1.
+        on_cards = [on_card(7, 1), on_card(8, 1)]
+        assert await (await ender(processes)).inits(on_cards) == {7}
+        await end(processes, on_cards[:1], kill=True)  # Nothing is run: it would be pid 1.
 
     asyncio.run(whole())
 

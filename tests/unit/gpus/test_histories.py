@@ -59,21 +59,21 @@ class Clock:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    found = Clock()
-    monkeypatch.setattr(scheduler, "now", found.now)
+    clock = Clock()
+    monkeypatch.setattr(scheduler, "now", clock.now)
     monkeypatch.setattr(scheduler, "BUSY_SECONDS", 0.0)
-    return found
+    return clock
 
 
-async def settled(found: Scheduler) -> None:
+async def settled(scheduler: Scheduler) -> None:
     """Have everything made so, and see that it is."""
     for _ in range(10):
         problems: dict[str, str] = {}
-        await found._reconcile(problems)
+        await scheduler._reconcile(problems)
         if not problems:
             break
     assert not problems
-    view = await found.view()
+    view = await scheduler.view()
     assert [pod.name for pod in view.pods if _is_behind(view, pod)] == []
     for pod in view.pods:
         assert view.present(pod) == view.due(pod), pod.name
@@ -92,7 +92,7 @@ class History:
         self.dice = random.Random(seed)
         self.uuids = (f"uuid-{number}" for number in itertools.count())
         self.lxd = Lxd(*(instance(name, None, **self.own()) for name in NAMES))
-        self.found = scheduler_of(self.lxd)
+        self.scheduler = scheduler_of(self.lxd)
         self.held: set[tuple[str, Card]] = set()
         self.lxd.checks[:] = [self.check]
 
@@ -100,7 +100,7 @@ class History:
         """Who is given a card gets none that another has leased and has, and has it alone if it is
         leased to them. A lease that is over by the clock is none, whether podyd has said so yet or
         not."""
-        pods = pods_of(map(self.lxd.shown, self.lxd.found.values()))
+        pods = pods_of(map(self.lxd.shown, self.lxd.stored.values()))
         before, self.held = (
             self.held,
             {(pod.name, card) for pod in pods for card in cards_in(pod.instance.devices, CARDS)},
@@ -122,8 +122,8 @@ class History:
         left = STEPS
         while left:
             # As one that is killed, and another that begins.
-            self.found = scheduler_of(self.lxd)
-            async with running(self.found):
+            self.scheduler = scheduler_of(self.lxd)
+            async with running(self.scheduler):
                 for _ in range(min(left, self.dice.randint(3, 20))):
                     left -= 1
                     await self.step()
@@ -136,7 +136,7 @@ class History:
         self.trouble()
         with contextlib.suppress(PodydError):
             await asyncio.gather(*(self.ask(name) for name in some), return_exceptions=False)
-        self.found.poke()
+        self.scheduler.poke()
         await some_turns(self.dice.randint(0, 30))
 
     def trouble(self) -> None:
@@ -149,13 +149,13 @@ class History:
             self.clock.jump(self.dice.choice((-30, -0.5, 0.5, 3, 100)))
         elif kind < 0.7:
             name = self.dice.choice(NAMES)
-            self.lxd.found.pop(name, None)
+            self.lxd.stored.pop(name, None)
             # As an admin's who has made one of the name anew.
             if self.dice.random() < 0.7:
                 self.lxd.add(instance(name, having(), **{WISH: "none"}, **self.own()))
 
     async def ask(self, name: str) -> None:
-        if name not in self.lxd.found:
+        if name not in self.lxd.stored:
             return
         pod, owner, dice = self.lxd.pod(name), member(name), self.dice
         cards = dice.choice(("0,", "1,", "1", "2"))
@@ -164,12 +164,12 @@ class History:
             if what < 0.5:
                 hours = dice.choice((0.25, 2.0, 24.0))
                 waits = dice.random() < 0.5
-                await self.found.lease(owner, pod, choice(cards), hours, wait=waits)
+                await self.scheduler.lease(owner, pod, choice(cards), hours, wait=waits)
             elif what < 0.7:
-                await self.found.release(pod, None, force=True)
+                await self.scheduler.release(pod, None, force=True)
             else:
                 share = choice(dice.choice(("all", "none", "0,", "1")))
-                await self.found.change(owner, pod, share, force=True)
+                await self.scheduler.change(owner, pod, share, force=True)
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -186,7 +186,7 @@ def test_histories_have_leases_lines_and_refusals(clock: Clock) -> None:
     seen: set[str] = set()
 
     def note() -> None:
-        for item in history.lxd.found.values():
+        for item in history.lxd.stored.values():
             seen.update(key.rpartition(".")[0] if "lease" in key else key for key in item.config)
 
     history.lxd.checks.append(note)
@@ -201,7 +201,7 @@ def test_histories_have_leases_lines_and_refusals(clock: Clock) -> None:
 def leased(lxd: Lxd, *names: str) -> dict[str, list[int]]:
     """Which cards each of them has leased."""
     return {
-        name: [card.index for card in CARDS if lease_key(card.key) in lxd.found[name].config]
+        name: [card.index for card in CARDS if lease_key(card.key) in lxd.stored[name].config]
         for name in names
     }
 
@@ -212,14 +212,14 @@ def test_a_pod_whose_card_is_not_taken_for_sure_keeps_others_from_it(
 ) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = scheduler_of(lxd)
+        scheduler = scheduler_of(lxd)
         lxd.refuse("edit", TimedOut("LXD has not finished"), of="b", when=when)
         with pytest.raises(PodydError):
-            await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+            await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         assert leased(lxd, "a") == {"a": []}
         assert ("edit", "a") not in lxd.done
-        await settled(found)
-        await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+        await settled(scheduler)
+        await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         assert (lxd.of("a"), lxd.of("b")) == ([0, 1], [1])
 
     play(whole)
@@ -228,15 +228,15 @@ def test_a_pod_whose_card_is_not_taken_for_sure_keeps_others_from_it(
 def test_a_lease_that_was_written_and_refused_all_the_same_is_a_lease(clock: Clock) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = scheduler_of(lxd)
+        scheduler = scheduler_of(lxd)
         lxd.refuse("edit", Unavailable("LXD cannot be reached"), of="a", when="after")
         with pytest.raises(Unavailable):
-            await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+            await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         assert leased(lxd, "a", "b") == {"a": [0], "b": []}
         with pytest.raises(PodydError):
-            await found.lease(member("b"), lxd.pod("b"), choice("0,"), 1, wait=False)
+            await scheduler.lease(member("b"), lxd.pod("b"), choice("0,"), 1, wait=False)
         clock.jump(2)
-        await settled(found)
+        await settled(scheduler)
         assert leased(lxd, "a") == {"a": []}
         assert (lxd.of("a"), lxd.of("b")) == ([0, 1], [0, 1])
 
@@ -248,16 +248,16 @@ def test_several_leases_end_at_once_and_one_is_not_written(clock: Clock) -> None
 
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = scheduler_of(lxd)
-        await found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
-        await found.lease(member("b"), lxd.pod("b"), choice("1,"), 1, wait=False)
+        scheduler = scheduler_of(lxd)
+        await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+        await scheduler.lease(member("b"), lxd.pod("b"), choice("1,"), 1, wait=False)
         clock.jump(2)
         lxd.refuse("edit", LxdRefused("It rains"), of="a")
         problems: dict[str, str] = {}
-        await found._reconcile(problems)
+        await scheduler._reconcile(problems)
         assert [*problems] == ["a"]
         assert leased(lxd, "a", "b") == {"a": [0], "b": []}
-        await settled(found)
+        await settled(scheduler)
         assert (lxd.of("a"), lxd.of("b")) == ([0, 1], [0, 1])
 
     play(whole)
@@ -268,15 +268,15 @@ def test_a_lease_that_lxd_writes_too_late_yields_to_the_one_before(clock: Clock)
 
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"), instance("c"))
-        found = scheduler_of(lxd)
+        scheduler = scheduler_of(lxd)
         lxd.refuse("edit", TimedOut("LXD has not finished"), of="a", when="later")
         with pytest.raises(TimedOut):
-            await found.lease(member("a"), lxd.pod("a"), choice("0,"), 9, wait=False)
+            await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 9, wait=False)
         clock.jump(0.1)
-        await found.lease(member("b"), lxd.pod("b"), choice("0,"), 9, wait=False)
+        await scheduler.lease(member("b"), lxd.pod("b"), choice("0,"), 9, wait=False)
         lxd.checks.clear()
         lxd.catch_up()
-        await settled(found)
+        await settled(scheduler)
         held = {name: lxd.of(name) for name in ("a", "b", "c")}
         assert sorted(card for cards in held.values() for card in cards).count(0) == 1
         assert sorted(leased(lxd, "a", "b").values()) == [[], [0]]
@@ -290,11 +290,11 @@ def test_a_clock_that_is_set_takes_no_lease_from_the_wrong_pod(clock: Clock, hou
 
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
-        found = scheduler_of(lxd)
-        await found.lease(member("a"), lxd.pod("a"), choice("0,"), 24, wait=False)
-        assert await found.lease(member("b"), lxd.pod("b"), choice("0,"), 100, wait=True) == 1
+        scheduler = scheduler_of(lxd)
+        await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 24, wait=False)
+        assert await scheduler.lease(member("b"), lxd.pod("b"), choice("0,"), 100, wait=True) == 1
         clock.jump(hours)
-        await settled(found)
+        await settled(scheduler)
         holder, other = ("a", "b") if hours < 0 else ("b", "a")
         assert leased(lxd, "a", "b") == {holder: [0], other: []}
         assert (lxd.of(holder), lxd.of(other)) == ([0, 1], [1])
@@ -306,14 +306,14 @@ def test_a_slow_pod_keeps_only_its_own_cards_from_others(clock: Clock) -> None:
     async def whole() -> None:
         lxd = Lxd(*map(alone, ("a", "b", "slow")))
         await scheduler_of(lxd).lease(member("slow"), lxd.pod("slow"), choice("1,"), 1, wait=False)
-        found = scheduler_of(lxd)
+        scheduler = scheduler_of(lxd)
         gate = lxd.hold("edit", "slow")
         clock.jump(2)
-        async with running(found):
+        async with running(scheduler):
             await until(lambda: lxd.running.get("edit", 0) == 1)
             assert 1 in lxd.of("slow"), "LXD has not taken it yet"
             asked = asyncio.ensure_future(
-                found.lease(member("a"), lxd.pod("a"), choice("1,"), 1, wait=False)
+                scheduler.lease(member("a"), lxd.pod("a"), choice("1,"), 1, wait=False)
             )
             await some_turns(50)
             assert not asked.done()

@@ -42,8 +42,8 @@ NONE = {"type": "none"}
     ],
 )
 def test_a_card_has_several_names(name: str, index: int | None) -> None:
-    found = [card.index for card in CARDS if card.is_named(name)]
-    assert found == ([] if index is None else [index])
+    named = [card.index for card in CARDS if card.is_named(name)]
+    assert named == ([] if index is None else [index])
 
 
 def test_a_card_without_a_uuid_is_known_by_its_address() -> None:
@@ -78,10 +78,10 @@ def test_what_an_admin_covers_stays_covered() -> None:
 async def identities(path: Path) -> AsyncIterator[Identities]:
     """What a podyd with this database remembers."""
     database = Database(path)
-    found = Identities(CardStore(database))
-    task = asyncio.ensure_future(found.run())
+    remembered = Identities(CardStore(database))
+    task = asyncio.ensure_future(remembered.run())
     try:
-        yield found
+        yield remembered
     finally:
         task.cancel()
         await database.close()
@@ -90,9 +90,9 @@ async def identities(path: Path) -> AsyncIterator[Identities]:
 def test_which_card_is_where_is_remembered_and_what_is_told_counts_for_more(tmp_path: Path) -> None:
     first, second = "0000:01:00.0", "0000:02:00.0"
 
-    async def known(told: Mapping[str, str], after: Mapping[str, str]) -> None:
-        async with identities(tmp_path / "db") as found:
-            assert await found.of(told) == after
+    async def known(reported: Mapping[str, str], after: Mapping[str, str]) -> None:
+        async with identities(tmp_path / "db") as remembered:
+            assert await remembered.of(reported) == after
             await asyncio.sleep(0)  # It is asked to be written before the database is closed.
 
     async def whole() -> None:
@@ -108,10 +108,10 @@ def test_which_card_is_where_is_remembered_and_what_is_told_counts_for_more(tmp_
 
 def test_without_a_database_it_is_remembered_while_podyd_runs(tmp_path: Path) -> None:
     async def whole() -> None:
-        async with identities(tmp_path / "nowhere" / "db") as found:
-            assert await found.of({}) == {}
-            assert await found.of({"0000:01:00.0": "GPU-a"}) == {"0000:01:00.0": "GPU-a"}
-            assert await found.of({}) == {"0000:01:00.0": "GPU-a"}
+        async with identities(tmp_path / "nowhere" / "db") as remembered:
+            assert await remembered.of({}) == {}
+            assert await remembered.of({"0000:01:00.0": "GPU-a"}) == {"0000:01:00.0": "GPU-a"}
+            assert await remembered.of({}) == {"0000:01:00.0": "GPU-a"}
 
     asyncio.run(whole())
 

@@ -22,10 +22,10 @@ UIDS = {POD: 100_000, FOREIGN: 200_000, ALICES: 1000, BOBS: 1001, HIDDEN: None}
 
 
 def node() -> FakeNode:
-    found = FakeNode()
-    found.accounts.names = {1000: "alice", 1001: "bob"}
-    found.processes.known = {pid: Process(uid, f"run {pid}", 1e9, 1) for pid, uid in UIDS.items()}
-    return found
+    fake = FakeNode()
+    fake.accounts.names = {1000: "alice", 1001: "bob"}
+    fake.processes.known = {pid: Process(uid, f"run {pid}", 1e9, 1) for pid, uid in UIDS.items()}
+    return fake
 
 
 def sample() -> Sample:
@@ -35,14 +35,14 @@ def sample() -> Sample:
     return Sample(0.0, "535", "12.2", (Gpu("GPU-1", "0000:41:00.0", "A", processes=processes),))
 
 
-def report_of(found: FakeNode) -> Report:
-    told = attribution(found.samples)
+def report_of(fake: FakeNode) -> Report:
+    attributing = attribution(fake.samples)
     none: Any = None
     return Report(
         server=none,
-        node=found,
-        activity=Activity(told),
-        attribution=told,
+        node=fake,
+        activity=Activity(attributing),
+        attribution=attributing,
         scheduler=none,
         watch=none,
     )
@@ -50,9 +50,9 @@ def report_of(found: FakeNode) -> Report:
 
 def rows(*, viewer: str, sees_all: bool) -> dict[int, GpuProcess]:
     async def whole() -> dict[int, GpuProcess]:
-        found = node()
-        report = report_of(found)
-        found.samples.sampled(sample())
+        fake = node()
+        report = report_of(fake)
+        fake.samples.sampled(sample())
         by_card, _ = await report.gpu_processes(None, viewer=viewer, sees_all=sees_all)
         return {row.pid: row for row in by_card["0"]}
 
@@ -70,8 +70,8 @@ def rows(*, viewer: str, sees_all: bool) -> dict[int, GpuProcess]:
 def test_what_runs_on_the_host_itself_is_its_owners_and_the_admins_to_see(
     viewer: str, sees_all: bool, alices: str, bobs: str
 ) -> None:
-    found = rows(viewer=viewer, sees_all=sees_all)
-    assert {pid: (row.pod, row.cmd) for pid, row in found.items()} == {
+    shown = rows(viewer=viewer, sees_all=sees_all)
+    assert {pid: (row.pod, row.cmd) for pid, row in shown.items()} == {
         POD: ("alice-main", f"run {POD}"),
         FOREIGN: ("default/alice-main", f"run {FOREIGN}"),
         ALICES: ("", alices),
@@ -83,18 +83,18 @@ def test_what_runs_on_the_host_itself_is_its_owners_and_the_admins_to_see(
 
 def test_a_host_without_a_driver_has_no_cards_and_one_that_fails_says_why() -> None:
     async def whole() -> None:
-        found = node()
-        report = report_of(found)
-        found.samples.failed("Driver Not Loaded", absent=True)
+        fake = node()
+        report = report_of(fake)
+        fake.samples.failed("Driver Not Loaded", absent=True)
         assert await report.gpu_processes(None, viewer="alice", sees_all=False) == ({}, 0.0)
         with pytest.raises(BadRequest, match="there is none"):
             await report.gpu_processes([0], viewer="alice", sees_all=False)
-        found.samples.sampled(sample())
-        found.samples.failed("NVML hangs")
+        fake.samples.sampled(sample())
+        fake.samples.failed("NVML hangs")
         by_card, age = await report.gpu_processes([0], viewer="alice", sees_all=False)
         assert len(by_card["0"]) == len(UIDS)
         assert age > 0
-        found.samples.is_old = True
+        fake.samples.is_old = True
         with pytest.raises(Unavailable, match="NVML hangs"):
             await report.gpu_processes(None, viewer="alice", sees_all=False)
 

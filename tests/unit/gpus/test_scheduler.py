@@ -65,9 +65,9 @@ class Lxd(FakeEngine):
     def check(self) -> None:
         for card in CARDS:
             leased = {
-                name for name, item in self.found.items() if lease_key(card.key) in item.config
+                name for name, item in self.stored.items() if lease_key(card.key) in item.config
             }
-            holders = {name for name in self.found if card.index in self.of(name)}
+            holders = {name for name in self.stored if card.index in self.of(name)}
             assert not leased & holders or len(holders) == 1, (card.index, holders)
 
     def of(self, name: str) -> list[int]:
@@ -75,8 +75,8 @@ class Lxd(FakeEngine):
         return sorted(card.index for card in cards_in(self.instance(name).devices, CARDS))
 
     def pod(self, name: str) -> Pod:
-        found = pods_of(self.shown(item) for item in self.found.values())
-        return next(pod for pod in found if pod.name == name)
+        pods = pods_of(self.shown(item) for item in self.stored.values())
+        return next(pod for pod in pods if pod.name == name)
 
 
 class Remembering(Identities):
@@ -100,13 +100,13 @@ def sampled(*, fails: bool) -> FakeSamples:
     return samples
 
 
-def instance(name: str, own: Devices | None = None, **config: str) -> Instance:
+def instance(name: str, own_devices: Devices | None = None, **config: str) -> Instance:
     keys = {"user.podyd.owner": f"owner-{name}", "user.podyd.ins": name, **config}
-    own = {} if own is None else own
-    if own:
+    own_devices = {} if own_devices is None else own_devices
+    if own_devices:
         keys.setdefault(COVERS, "gpus")
-    devices = {**PROFILE.devices, **own}
-    return Instance(name, "running", START, START, keys, keys, own, devices, ("podyd-gpu",))
+    devices = {**PROFILE.devices, **own_devices}
+    return Instance(name, "running", START, START, keys, keys, own_devices, devices, ("podyd-gpu",))
 
 
 def having(*cards: Card) -> Devices:
@@ -156,8 +156,8 @@ def choice(text: str) -> CardChoice:
 
 
 @contextlib.asynccontextmanager
-async def running(found: Scheduler) -> Any:
-    tasks = {asyncio.ensure_future(work) for work in (found._access.run(), found.run())}
+async def running(scheduler: Scheduler) -> Any:
+    tasks = {asyncio.ensure_future(work) for work in (scheduler._access.run(), scheduler.run())}
     try:
         yield
     finally:
@@ -175,10 +175,10 @@ def test_a_new_pod_has_its_turn_while_those_of_an_edited_profile_are_written() -
         # They had no card of the profile, and now they have.
         lxd = Lxd(*(instance(f"p{number}", having()) for number in range(100)))
         gate = lxd.hold("edit")
-        found = scheduler_of(lxd)
-        async with running(found):
+        scheduler = scheduler_of(lxd)
+        async with running(scheduler):
             await until(lambda: lxd.running.get("edit", 0) > 0)
-            new = found.new(member("x"), "owner-x-new", [PROFILE], None, picture(lxd))
+            new = scheduler.new(member("x"), "owner-x-new", [PROFILE], None, picture(lxd))
             asked = asyncio.ensure_future(new.__aenter__())
             await asyncio.sleep(0)
             gate.set()
@@ -187,7 +187,7 @@ def test_a_new_pod_has_its_turn_while_those_of_an_edited_profile_are_written() -
             await new.__aexit__(None, None, None)
             await until(lambda: len(lxd.edited) == 100)
         assert lxd.most["edit"] == WRITERS
-        assert all(lxd.of(name) == [0, 1] for name in lxd.found)
+        assert all(lxd.of(name) == [0, 1] for name in lxd.stored)
 
     play(whole)
 
@@ -234,7 +234,7 @@ def test_another_pod_that_has_gone_has_no_card_any_more() -> None:
         asked = scheduler_of(lxd).lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         leasing = asyncio.ensure_future(asked)
         await until(lambda: ("edit", "c") in lxd.asked)
-        del lxd.found["c"]
+        del lxd.stored["c"]
         gate.set()
         await leasing
         assert lxd.of("a") == [0, 1]
@@ -247,8 +247,8 @@ def test_another_pod_that_stays_busy_is_named(wait: bool) -> None:
     async def whole() -> None:
         lxd = Lxd(instance("a"), instance("b"))
         lxd.refuse("edit", Busy("busy running a stop", operation="stop"), of="b")
-        found = scheduler_of(lxd)
-        asked = found.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=wait)
+        scheduler = scheduler_of(lxd)
+        asked = scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=wait)
         if wait:
             assert await asked == 1, "it gets the card by itself"
         else:
@@ -268,10 +268,12 @@ def test_nothing_is_moved_while_nobody_tells_which_card_is_which(
         keys = {WISH: "none", lease_key(CARDS[0].key): HOURS}
         pods = instance("a", having(CARDS[0]), **keys), instance("b", having(CARDS[1]))
         lxd = Lxd(*pods, told=False)
-        found = scheduler_of(lxd)
-        async with running(found):
+        scheduler = scheduler_of(lxd)
+        async with running(scheduler):
             await until(lambda: "GPUs cannot be shared out now: Neither LXD" in caplog.text)
-            async with found.new(member("x"), "owner-x-new", [PROFILE], None, picture(lxd)) as plan:
+            async with scheduler.new(
+                member("x"), "owner-x-new", [PROFILE], None, picture(lxd)
+            ) as plan:
                 assert cards_in(plan.devices, CARDS) == frozenset()
         assert lxd.edited == []
 

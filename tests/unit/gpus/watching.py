@@ -40,7 +40,7 @@ STEP = 0.25
 
 
 class World:
-    """Time goes on by `go` alone. `ran` has the commands in pods, `told` the notices."""
+    """Time goes on by `go` alone. `ran` has the commands in pods, `notices` the notices."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *instances: Instance, **ends: Any) -> None:
         self.seconds = 1000.0
@@ -50,7 +50,7 @@ class World:
         self.helper = self.lxd.helper = self.node.card_accesses
         self.settings = Settings(Config(lease=LeaseConfig(**{"grace": GRACE, **ends})))
         self.ran: list[tuple[str, Sequence[str]]] = []
-        self.told: list[tuple[str | None, str, str]] = []
+        self.notices: list[tuple[str | None, str, str]] = []
         self.stopped: list[str] = []
         self.on_nvml: dict[int, tuple[str, Card]] = {}
         for module in (scheduler, watch):
@@ -71,7 +71,7 @@ class World:
             self.node.samples, project="podyd", instance_of=lambda cgroup: cgroup
         )
         self.activity = Activity(self.attribution, clock=clock)
-        self.found = Scheduler(
+        self.scheduler = Scheduler(
             instances=engine.instances,
             profiles=engine.profiles,
             inventory=Inventory(engine.server, self.node.samples, Remembering()),
@@ -81,7 +81,7 @@ class World:
             notify=self._notify,
             settings=self.settings,
         )
-        executor = FakeExecutor(dict.fromkeys(self.lxd.found, "running"), self._run)
+        executor = FakeExecutor(dict.fromkeys(self.lxd.stored, "running"), self._run)
         self.tasks = Tasks()
         presences = Presences(
             access=self.access,
@@ -103,7 +103,7 @@ class World:
             ),
             terminals=Terminals(executor),
             notify=self._notify,
-            withdrawn=self.found.withdrawn,
+            withdrawn=self.scheduler.withdrawn,
             tasks=self.tasks,
             settings=self.settings,
             clock=clock,
@@ -124,22 +124,22 @@ class World:
 
     async def _stop(self, name: str) -> None:
         self.stopped.append(str(name))
-        self.lxd.found[name].status = "stopped"
+        self.lxd.stored[name].status = "stopped"
         self.helper.held = [item for item in self.helper.held if item.cgroup != name]
         self.on_nvml = {pid: on for pid, on in self.on_nvml.items() if on[0] != name}
 
     def _notify(self, account: str | None, text: str, *, pod: str = "") -> None:
-        self.told.append((account, text, pod))
+        self.notices.append((account, text, pod))
 
     async def go(self, seconds: float) -> None:
         """Let time pass, in which podyd does what is due."""
         end = self.seconds + seconds
         while True:
-            await self.found._reconcile({})
+            await self.scheduler._reconcile({})
             await self.watch.look()
             for _ in range(15):
                 await asyncio.sleep(0)
-            await self.found._reconcile({})
+            await self.scheduler._reconcile({})
             if self.seconds >= end:
                 return
             self.seconds = min(end, self.seconds + STEP)
@@ -192,9 +192,9 @@ class World:
         return self.lxd.pod(name)
 
     async def lease(self, name: str, gpus: str, seconds: float, *, wait: bool = False) -> int:
-        return await self.found.lease(
+        return await self.scheduler.lease(
             member(name), self.pod(name), choice(gpus), seconds / 3600, wait=wait
         )
 
     def config(self, name: str) -> Mapping[str, str]:
-        return self.lxd.found[name].config
+        return self.lxd.stored[name].config

@@ -145,11 +145,11 @@ class Proc:
         self.payloads: dict[Path, Payload] = {}
 
     def put(self, pid: int, cgroup: str) -> None:
-        own = self.path / str(pid)
-        own.mkdir()
+        directory = self.path / str(pid)
+        directory.mkdir()
         for name in ("task", "stat", "status", "map_files"):
-            (own / name).symlink_to(f"/proc/{pid}/{name}")
-        (own / "cgroup").write_text(f"0::/lxc.payload.podyd_{cgroup}/init.scope\n")
+            (directory / name).symlink_to(f"/proc/{pid}/{name}")
+        (directory / "cgroup").write_text(f"0::/lxc.payload.podyd_{cgroup}/init.scope\n")
         payload = ROOT / f"lxc.payload.podyd_{cgroup}"
         self.payloads[payload] = Payload(payload, len(self.payloads), cgroup)
 
@@ -175,12 +175,12 @@ class Watch:
         return self._lost_numbers if payload.cgroup in self._lost else frozenset()
 
     async def look(self, times: int = 1) -> list[Holder]:
-        found = []
+        holders = []
         for _ in range(times):
-            found = await self.holders.holders(
+            holders = await self.holders.holders(
                 V2, self._proc.payloads, CARD, self._withdrawn, lambda _: not self._had
             )
-        return found
+        return holders
 
     async def is_still(self, pid: int, begun: int) -> bool:
         return await self.holders.is_still((pid, begun), V2, frozenset(self._proc.payloads), CARD)
@@ -195,8 +195,8 @@ def test_holders_are_told_with_their_pod(begin: Begin, proc: Proc) -> None:
     one, two = begin(OPEN), begin("")
     proc.put(one, "alice-main")
     proc.put(two, "bob")
-    found = asyncio.run(Watch(proc).look())
-    assert found == [Holder("alice-main", one, started(one), frozenset({"1:3"}))]
+    holders = asyncio.run(Watch(proc).look())
+    assert holders == [Holder("alice-main", one, started(one), frozenset({"1:3"}))]
 
 
 def test_a_pod_that_never_had_a_card_is_looked_at_now_and_then(begin: Begin, proc: Proc) -> None:
@@ -227,8 +227,8 @@ def test_what_may_be_hidden_counts_after_some_looks_where_a_card_was_lost(
         watch = Watch(proc, "lost")
         assert not await watch.look(2)
         assert not await watch.is_still(lost, started(lost))
-        (found,) = await watch.look()
-        assert (found.cgroup, found.pid, *found.numbers) == ("lost", lost, "1:3")
+        (holder,) = await watch.look()
+        assert (holder.cgroup, holder.pid, *holder.numbers) == ("lost", lost, "1:3")
         assert await watch.is_still(lost, started(lost))
         assert not await watch.is_still(kept, started(kept))
 
@@ -244,8 +244,8 @@ def test_who_may_have_one_card_has_no_others_because_something_is_on_its_way(
     async def run() -> list[Holder]:
         return await Watch(proc, "alice", lost_numbers=frozenset({(1, 5)})).look(4)
 
-    (found,) = asyncio.run(run())
-    assert (found.pid, found.numbers, found.dormant) == (pid, frozenset({"1:3"}), False)
+    (holder,) = asyncio.run(run())
+    assert (holder.pid, holder.numbers, holder.dormant) == (pid, frozenset({"1:3"}), False)
 
 
 def test_an_answer_has_room_for_all_that_is_told(
@@ -253,7 +253,7 @@ def test_an_answer_has_room_for_all_that_is_told(
 ) -> None:
     """Who was there before the helper may hide any card: 254 for each of its processes."""
     cards = CARD | {(195, minor) for minor in range(254)}
-    monkeypatch.setattr(card_holders, "MAX_TOLD_NUMBERS", 600)
+    monkeypatch.setattr(card_holders, "MAX_HOLDER_NUMBERS", 600)
     for _ in range(4):
         proc.put(begin(PASSING), "bad")
     proc.put(plain := begin(OPEN), "bad")
@@ -262,15 +262,15 @@ def test_an_answer_has_room_for_all_that_is_told(
         watch = Watch(proc, "bad", lost_numbers=cards)
         return await watch.look(3)
 
-    found = asyncio.run(run())
-    assert sum(len(item.numbers) for item in found) <= 600
-    assert len(found) == 3
-    assert plain in {item.pid for item in found}, "what is seen comes first"
+    holders = asyncio.run(run())
+    assert sum(len(item.numbers) for item in holders) <= 600
+    assert len(holders) == 3
+    assert plain in {item.pid for item in holders}, "what is seen comes first"
 
 
 def test_the_longest_answer_is_read() -> None:
     number, rest = len('"4095:1048575", '), 200
-    longest = card_holders.MAX_TOLD_NUMBERS * number + card_holders.MAX_TOLD * rest
+    longest = card_holders.MAX_HOLDER_NUMBERS * number + card_holders.MAX_HOLDERS * rest
     assert longest < MAX_ANSWER_BYTES
 
 
@@ -282,8 +282,8 @@ def test_a_process_that_hangs_keeps_nobody_and_hides_nothing(begin: Begin, proc:
 
     async def run() -> None:
         watch = Watch(proc, "bad")
-        assert [found.pid for found in await watch.look(2)] == [holder]
-        assert {found.pid for found in await watch.look()} == {hanging, holder}
+        assert [item.pid for item in await watch.look(2)] == [holder]
+        assert {item.pid for item in await watch.look()} == {hanging, holder}
         assert await watch.is_still(hanging, started(hanging))
         # It ends, and so does the thread that waits.
         os.close(os.open(proc.path / str(hanging) / "status", os.O_WRONLY))
@@ -307,7 +307,7 @@ def test_who_hangs_keeps_nobody_from_seeing_those_who_lost_a_card(
         watch = Watch(proc, "bad")
         await watch.look(4)
         proc.put(holder := begin(OPEN), "bad")
-        assert [found.pid for found in await watch.look()] == [holder]
+        assert [item.pid for item in await watch.look()] == [holder]
         for pid in watch.holders._reader.hanging("cards"):
             os.close(os.open(proc.path / str(pid) / "status", os.O_WRONLY))
 
@@ -335,7 +335,7 @@ PAYLOADS = frozenset({ROOT / "lxc.payload.podyd_alice", ROOT / "lab/lxc.payload.
 
 
 @pytest.mark.parametrize(
-    ("text", "hierarchy", "found"),
+    ("text", "hierarchy", "payload"),
     [
         ("0::/lxc.payload.podyd_alice", V2, "lxc.payload.podyd_alice"),
         ("0::/lab/lxc.payload.podyd_bob/a/b", V2, "lab/lxc.payload.podyd_bob"),
@@ -349,11 +349,11 @@ PAYLOADS = frozenset({ROOT / "lxc.payload.podyd_alice", ROOT / "lab/lxc.payload.
     ],
 )
 def test_the_pod_of_a_process(
-    tmp_path: Path, text: str, hierarchy: Hierarchy, found: str | None
+    tmp_path: Path, text: str, hierarchy: Hierarchy, payload: str | None
 ) -> None:
     (tmp_path / "7/task/7").mkdir(parents=True)
     (tmp_path / "7/cgroup").write_text(f"{text}\n")
-    expected = None if found is None else ROOT / found
+    expected = None if payload is None else ROOT / payload
     assert payload_of(7, hierarchy, PAYLOADS, tmp_path) == expected
     assert members_of(hierarchy, PAYLOADS, tmp_path) == ({expected: [7]} if expected else {})
 

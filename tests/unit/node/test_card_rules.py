@@ -48,8 +48,8 @@ def host(path: Path, driver: str, drm: dict[str, tuple[str, str]] | None = None)
 def test_a_card_that_the_driver_may_yet_add_counts_and_what_all_cards_need_does_not(
     tmp_path: Path, name: str
 ) -> None:
-    found = card_numbers(host(tmp_path, f"511 {name}"))
-    assert found == {(511, minor) for minor in range(254)}
+    numbers = card_numbers(host(tmp_path, f"511 {name}"))
+    assert numbers == {(511, minor) for minor in range(254)}
 
 
 def test_another_makers_screen_is_no_card(tmp_path: Path) -> None:

@@ -40,15 +40,15 @@ class Kernel:
 
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Kernel:
-    found = Kernel()
+    fake = Kernel()
     hierarchy = Hierarchy(tmp_path, "")
     monkeypatch.setattr(card_enforcement, "hierarchies", lambda _: {"": hierarchy})
-    monkeypatch.setattr(card_enforcement, "_KINDS", {"bpf": ("", lambda _: found)})
+    monkeypatch.setattr(card_enforcement, "_KINDS", {"bpf": ("", lambda _: fake)})
     monkeypatch.setattr(card_enforcement, "WAYS", "bpf")
     monkeypatch.setattr(card_enforcement, "card_numbers", lambda: frozenset({CARD}))
     for name in ("alice", "bob"):
         (tmp_path / f"lxc.payload.podyd_{name}").mkdir()
-    return found
+    return fake
 
 
 def test_a_table_that_cannot_be_kept_counts(kernel: Kernel, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ class Lab:
         for ins in ("main", "off"):
             keys = {**owner_keys(ALICE), INS: ins, "limits.memory": "64MiB"}
             self.lxd.make(NewInstance(f"alice-{ins}", FromImage(IMAGE.fingerprint), (), keys, {}))
-        self.lxd.found["alice-main"].status = "running"
+        self.lxd.stored["alice-main"].status = "running"
         self.executor = FakeExecutor({"alice-main": "running"}, program)
         self.executed: list[bool] = []
         instances = self.lxd.engine.instances

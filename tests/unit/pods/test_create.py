@@ -165,8 +165,8 @@ def test_what_is_refused_once_leaves_a_whole_pod_or_none(
                 assert whole(lxd, made.name)
             except PodydError:
                 # The pod itself is there where only how it is could not be seen.
-                assert call == "state" or lxd.found == {}
-            lxd.found.clear()
+                assert call == "state" or lxd.stored == {}
+            lxd.stored.clear()
             # And nothing is held for it.
             again = await pods.create(ALICE, "main", "small", None, None)
             assert whole(lxd, again.name)
@@ -224,7 +224,7 @@ def test_what_cannot_be_removed_yet_goes_later() -> None:
         async with podyd(lxd) as pods:
             with pytest.raises(PodydError, match="It rains"):
                 await pods.create(ALICE, "main", "small", None, None)
-        assert lxd.found == {}
+        assert lxd.stored == {}
         assert lxd.refused.count(("delete", "alice-main")) == 5
 
     play(make)
@@ -237,7 +237,7 @@ def test_a_name_that_an_admin_has_just_taken_is_not_removed() -> None:
         async with podyd(lxd) as pods:
             with pytest.raises(Conflict, match="at this moment"):
                 await pods.create(ALICE, "main", "small", None, None)
-        assert set(lxd.found) == {"alice-main"}
+        assert set(lxd.stored) == {"alice-main"}
 
     play(make)
 
@@ -250,8 +250,8 @@ def test_two_at_once_do_not_both_have_the_last_place() -> None:
             found = await asyncio.gather(*work, return_exceptions=True)
         refused = {type(error) for error in found if isinstance(error, PodydError)}
         assert refused == {Forbidden, Conflict}
-        assert all(whole(lxd, name) for name in lxd.found)
-        assert len(lxd.found) == 2
+        assert all(whole(lxd, name) for name in lxd.stored)
+        assert len(lxd.stored) == 2
 
     play(make)
 
@@ -262,11 +262,11 @@ def test_a_copy_has_none_of_what_makes_its_source_itself() -> None:
         async with podyd(lxd) as pods:
             source = await pods.create(ALICE, "main", "small", None, None)
             identity = ("/etc/ssh/ssh_host_rsa_key", "/etc/hostname")
-            files = lxd.found[source.name].files
+            files = lxd.stored[source.name].files
             files.update({"/etc/ssh": "directory", "/etc/hosts": "file", "/root/mine": "file"})
             files.update(dict.fromkeys(identity, "file"))
             copy = await pods.copy(ALICE, "main", "second", None, None, None)
-        made = lxd.found[copy.name]
+        made = lxd.stored[copy.name]
         assert whole(lxd, copy.name)
         assert not set(identity) & set(made.files)
         assert {"/root/mine", "/etc/hosts", "/etc/machine-id"} <= set(made.files)

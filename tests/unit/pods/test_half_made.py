@@ -43,7 +43,7 @@ class Lxd(LxdInstances):
 
     def __init__(self, *instances: Instance) -> None:
         self._client = cast(LxdClient, self)
-        self.found = {instance.name: instance for instance in instances}
+        self.stored = {instance.name: instance for instance in instances}
         self.refusals: list[Exception] = []
         self.is_doing: list[set[str]] = []
         self.deleted = asyncio.Event()
@@ -58,16 +58,16 @@ class Lxd(LxdInstances):
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
         name = path.split("/")[3]
         self.uuids.add(uuid_of(path))
-        if name not in self.found:
+        if name not in self.stored:
             raise Gone("Instance not found")
         if method == "DELETE":
             if self.refusals:
                 raise self.refusals.pop(0)
-            del self.found[name]
+            del self.stored[name]
             self.deleted.set()
 
     async def all(self) -> tuple[Instance, ...]:
-        return tuple(self.found.values())
+        return tuple(self.stored.values())
 
     def check_free(self, name: str) -> None: ...
 
@@ -107,7 +107,7 @@ def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
         lxd.refusals = []
         monkeypatch.setattr(module, "REMOVE_TIMEOUT", 10.0)
         assert await making.remove("a")
-        assert not lxd.found
+        assert not lxd.stored
         assert await making.remove("a"), "what is gone is gone"
 
     run(work)
@@ -119,7 +119,7 @@ def test_a_pod_that_has_got_the_name_meanwhile_stays() -> None:
             try:
                 await super().change(method, path, body, **options)
             except TimedOut:
-                self.found["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
+                self.stored["a"] = dataclasses.replace(half_made("a"), name=bound("a", "new"))
                 raise
 
     async def work() -> None:
@@ -173,7 +173,7 @@ class NoCommits:
         self.sweeps += 1
         if self.sweeps == 2:
             # Has come to be at the very end of what LXD was doing.
-            self._lxd.found["late"] = half_made("late")
+            self._lxd.stored["late"] = half_made("late")
 
 
 def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
@@ -191,7 +191,7 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
         await Sweep(**cast(Any, parts)).sweep()
         assert commits.sweeps == 3
         await asyncio.gather(*whole._removing.values())
-        assert set(lxd.found) == {"young"}
+        assert set(lxd.stored) == {"young"}
 
     run(work)
 
@@ -208,7 +208,7 @@ def test_what_begins_or_ends_while_the_list_is_read_is_left_alone(name: str) -> 
     async def work() -> None:
         await making.sweep()
         await asyncio.gather(*making._removing.values())
-        assert set(lxd.found) == {name}
+        assert set(lxd.stored) == {name}
 
     lxd = Slow(half_made(name))
     making = half_made_on(lxd)
@@ -229,7 +229,7 @@ def test_one_that_lxd_does_not_change_keeps_no_other_one_from_being_removed() ->
         swept = half_made_on(lxd)
         await swept.sweep()
         await asyncio.gather(*swept._removing.values())
-        assert set(lxd.found) == {"a"}
+        assert set(lxd.stored) == {"a"}
 
     run(work)
 

@@ -114,7 +114,7 @@ def test_an_admin_who_changes_it_meanwhile_is_not_overruled() -> None:
 
     def meddle() -> None:
         if host.said[-1] == "02":
-            host.lxd.found[NAME].config[CPU] = "3"
+            host.lxd.stored[NAME].config[CPU] = "3"
             host.set_cpus(3)
 
     host.lxd.checks.append(meddle)
@@ -136,7 +136,7 @@ def test_a_limit_that_is_set_just_before_it_is_told_again_stays(
         asked.append(pid)
         now = await look(pid)
         if len(asked) == 1:
-            host.lxd.found[NAME].config[CPU] = "4"
+            host.lxd.stored[NAME].config[CPU] = "4"
         return now
 
     monkeypatch.setattr(host.node.processes, "pod_limits", another_request)
@@ -226,7 +226,7 @@ def test_cpus_that_do_not_come_are_told(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_cpus_of_a_pod_that_does_not_run_are_not_waited_for() -> None:
     host = Host(dict(POD.config), misses=10_000)
-    host.lxd.found[NAME].status = "stopped"
+    host.lxd.stored[NAME].status = "stopped"
     change(host, cpus=2)
     assert host.config[CPU] == "2"
 
@@ -275,7 +275,7 @@ def test_a_limit_that_comes_meanwhile_is_not_made_one_without_swapping(
     host = Host({})
 
     async def another_request(pid: int) -> PodLimits:
-        host.lxd.found[NAME].config[limit] = "1GiB"
+        host.lxd.stored[NAME].config[limit] = "1GiB"
         return PodLimits(8, EIGHT, is_unswappable=True)
 
     monkeypatch.setattr(host.node.processes, "pod_limits", another_request)
