@@ -14,6 +14,7 @@ import pytest
 
 from podyd.engine.admin import REFQUOTA, THIN_DRIVERS
 from podyd.pods.disks import ZFS
+from tests.integration.browser import Browser
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Pool, Server, locked
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
@@ -161,3 +162,11 @@ def pod(alice: Client) -> str:
 def ins() -> str:
     """A name for a pod that no other test uses."""
     return f"p{next(_numbers)}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """A browser, for as long as tests of this file run: see what it says of asyncio.run()."""
+    browser = Browser()
+    yield browser
+    browser.close()

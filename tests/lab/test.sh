@@ -10,7 +10,8 @@ WORKERS=3
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
-install_packages $PACKAGES gcc libc6-dev strace openssh-client zsh fish busybox-static
+install_packages $PACKAGES gcc libc6-dev strace openssh-client zsh fish busybox-static \
+    chromium fonts-dejavu-core
 make_environment .venv debian/vendor.txt tests/requirements.txt
 make_environment .pody04 tests/pody04.txt
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then

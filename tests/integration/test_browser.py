@@ -1,0 +1,78 @@
+"""The tests' browser notices what no page may do; nothing of podyd's is needed for that."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.integration.browser import NARROW, Browser
+
+POLICY = "default-src 'none'; script-src 'self'; connect-src 'self' http://localhost:9"
+GOOD = "<!doctype html><html lang=en><title>t</title><main><h1>Good</h1><p>All is well.</p></main>"
+# What a bad page does, and a word of what is found.
+FAULTS = {
+    "console.error('so it is')": "so it is",
+    "setTimeout(() => { throw new TypeError('not so') })": "TypeError: not so",
+    "fetch('http://localhost:9/elsewhere').catch(() => {})": "a request to http://localhost:9/",
+    "document.body.append(Object.assign(new Image(), {src: '/x'}))": "by the policy: img-src",
+    "fetch('/fails')": "500 for http://127.0.0.1",
+}
+
+
+class _Pages(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body, kind = GOOD, "text/html"
+        if self.path == "/bad":
+            body += '<script src="/bad.js"></script>'
+        elif self.path == "/bad.js":
+            body, kind = ";".join(FAULTS), "text/javascript"
+        self.send_response(500 if self.path == "/fails" else 200)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Security-Policy", POLICY)
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        yield server.server_port
+        server.shutdown()
+        thread.join()
+
+
+def test_a_good_page_has_no_faults(browser: Browser, port: int) -> None:
+    with browser.tab(port, size=NARROW) as tab:
+        tab.open()
+        tab.shows("All is well.")
+        tab.is_accessible()
+        assert not tab.overflows()
+        assert not tab.ran()
+
+
+def test_faults_are_noticed(browser: Browser, port: int) -> None:
+    with pytest.raises(AssertionError) as failure, browser.tab(port) as tab:
+        tab.page.goto("/bad")
+        tab.page.wait_for_load_state("networkidle")
+    for word in FAULTS.values():
+        assert word in str(failure.value)
+
+
+def test_what_is_seen_is_noticed(browser: Browser, port: int) -> None:
+    with browser.tab(port, size=NARROW) as tab:
+        tab.open()
+        tab.page.evaluate("""() => {
+          document.querySelector("h1").outerHTML = "<p><b>wide</b></p><input>";
+          document.body.style.width = "800px";
+        }""")
+        assert tab.ran()
+        assert tab.overflows()
+        assert [found["id"] for found in tab.axe()] == ["label"]
