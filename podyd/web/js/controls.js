@@ -46,6 +46,17 @@ export function field(label, input, hint) {
   return { input, hint: below, error, element: h("div", { class: "field" }, h("label", { for: id }, label), input, below, wrong) };
 }
 
+/** Shows a refusal beside the field that it names, else in `place`. `fields` by the parameter's name. */
+export function showRefusal(refused, fields, place) {
+  const named = fields[refused.body?.parameter];
+  if (!named) {
+    fill(place, refused.message);
+    return;
+  }
+  named.error(refused.message);
+  named.input.focus();
+}
+
 /** Text to copy, with a button for it. `name`: what it is. */
 export function copyable(name, text) {
   const shown = h("pre", { tabindex: "0", role: "group", "aria-label": name }, text);

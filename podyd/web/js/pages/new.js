@@ -1,7 +1,7 @@
 // A new pod.
 
 import { get, post } from "../api.js";
-import { button, field, refuse } from "../controls.js";
+import { button, field, refuse, showRefusal } from "../controls.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
@@ -82,7 +82,7 @@ export default async function newPod({ live, user, go, signal }) {
     isUnderWay = true;
     update();
     const made = await run(words.making(ins), (progress) => make(wanted, progress), (refused) => {
-      if (isHere()) fill(error, refused.message);
+      if (isHere()) showRefusal(refused, { ins: name, image, disk }, error);
       return isHere();
     });
     isUnderWay = false;
@@ -96,8 +96,12 @@ export default async function newPod({ live, user, go, signal }) {
     const pod = await post("pod/create", wanted);
     if (limits.memory || limits.cpu) {
       progress({ text: words.limiting });
-      // The pod is there whether its limits are right or not: what is wrong stays in the tray.
-      await run(words.limitsOf(pod.ins), () => post("pod/limits", { ins: pod.ins, ...limits }));
+      try {
+        await post("pod/limits", { ins: pod.ins, ...limits });
+      } catch (refused) {
+        // The pod is there all the same, and what is wrong is shown until somebody has read it.
+        run(words.limitsOf(pod.ins), () => Promise.reject(refused));
+      }
     }
     return { log: words.made(pod.ins) };
   }

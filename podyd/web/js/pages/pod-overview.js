@@ -2,7 +2,7 @@
 
 import { get, post } from "../api.js";
 import { curve, meter } from "../chart.js";
-import { button, copyable, field, refuse } from "../controls.js";
+import { button, copyable, field, refuse, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
 import { bytes, moment, quantity } from "../format.js";
@@ -218,7 +218,7 @@ function limits({ live, ins, pod, quota, user }) {
     }
     const answer = await run(words.limiting(ins), () => post("pod/limits", { ins, ...Object.fromEntries(wanted) }), (refused) => {
       if (!error.isConnected) return false;
-      fill(error, refused.message);
+      showRefusal(refused, inputs, error);
       return true;
     });
     if (answer === undefined) return;
