@@ -268,7 +268,7 @@ function images(context) {
   }
 
   const commitButton = button(words.commit, commit, { name: words.commitTitle(ins) });
-  const copyButton = button(texts.pods.copy, () => copyPod({ ...context, pod: pod() }), { name: texts.pods.copyTitle(ins) });
+  const copyButton = button(words.copyPod, () => copyPod({ ...context, pod: pod() }));
   const update = () => {
     const isMaking = workOn(live, pod())?.operation === "/pod/commit";
     if (isMaking && polling === null) {

@@ -6,14 +6,17 @@ import { texts } from "../texts.js";
 
 const words = texts.pod;
 const TABS = ["overview", "terminal", "files", "logs", "snapshots", "ports"];
-const FIRST_DATA_MS = 5000;
+// So long a pod that is not there is waited for: it may have been made just now.
+const ARRIVAL_MS = 1500;
+const FIRST_DATA_MS = 8000;
 
 export default async function pod(context) {
   const { live, user, signal, path: [ins, tab = "overview"] } = context;
   const find = () => podsOf(live, user).find((one) => one.ins === ins);
-  await firstData(live, signal);
+  await until(live, () => live.get("me") !== undefined, FIRST_DATA_MS, signal);
+  await until(live, () => find() !== undefined, ARRIVAL_MS, signal);
   let latest = find();
-  if (latest === undefined) return missing(ins);
+  if (latest === undefined) return missing(ins, () => find() && context.go(`/pods/${ins}`), context);
   if (!TABS.includes(tab)) throw new Error(texts.errors.noPage);
 
   const state = h("span", { role: "status" });
@@ -48,22 +51,24 @@ export default async function pod(context) {
   return { title: `${ins}: ${words.names[tab]}`, element, close: () => view?.close?.() };
 }
 
-/** Waits until podyd has said once what there is, for a page that was opened at its URL. */
-function firstData(live, signal) {
+/** Waits until something is so by what podyd says, for so long at most. */
+function until(live, isSo, limit, signal) {
+  if (isSo()) return Promise.resolve();
   return new Promise((resolve) => {
     const done = new AbortController();
-    const timer = setTimeout(finish, FIRST_DATA_MS);
-    function finish() {
+    const finish = () => {
       clearTimeout(timer);
       done.abort();
       resolve();
-    }
+    };
+    const timer = setTimeout(finish, limit);
     signal.addEventListener("abort", finish, { once: true });
-    live.on(["me"], () => { if (live.get("me") !== undefined) finish(); }, done.signal);
+    live.on([""], () => { if (isSo()) finish(); }, done.signal);
   });
 }
 
-function missing(ins) {
+function missing(ins, look, { live, signal }) {
+  live.on(["pod/"], look, signal);
   return { title: ins, element: h("div", {}, h("h1", {}, words.missing(ins)), h("p", {}, words.missingText),
     h("p", {}, h("a", { href: "#/pods" }, words.allPods))) };
 }
