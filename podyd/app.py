@@ -9,6 +9,7 @@ from pathlib import Path
 from tornado.web import Application
 
 from podyd.accounting.actions import Actions
+from podyd.accounting.history import History
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.quota_use import QuotaUses
 from podyd.accounting.usage import Usage
@@ -17,6 +18,7 @@ from podyd.api.application import application
 from podyd.api.binding import bound
 from podyd.api.routes.admin import AdminRoutes
 from podyd.api.routes.gpus import GpuRoutes
+from podyd.api.routes.history import HistoryRoutes
 from podyd.api.routes.host import HostRoutes
 from podyd.api.routes.images import ImageRoutes
 from podyd.api.routes.meta import MetaRoutes
@@ -69,6 +71,7 @@ from podyd.pods.kernel_limits import KernelLimits
 from podyd.pods.lifecycle import Lifecycle
 from podyd.pods.limits import Limits
 from podyd.pods.listening import Listening
+from podyd.pods.loads import Loads
 from podyd.pods.logs import Logs
 from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
@@ -79,6 +82,7 @@ from podyd.pods.sweep import Sweep
 from podyd.store.actions import ActionStore
 from podyd.store.cards import CardStore
 from podyd.store.database import Database
+from podyd.store.history import HistoryStore
 from podyd.store.notices import NoticeStore
 from podyd.store.tokens import TokenStore
 from podyd.store.usage import UsageStore
@@ -132,6 +136,7 @@ class Accounting:
     """What was used, and how podyd is."""
 
     usage: Usage
+    history: History
     metrics: Metrics
     actions: Actions
 
@@ -174,6 +179,7 @@ class App:
         keep(self.accounting.actions.run, "writing the log of actions")
         keep(usage.follow_gpus, "counting GPU time")
         keep(usage.follow_cpu, "counting CPU time")
+        keep(self.accounting.history.run, "writing history")
         keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
         keep(gpus.access.run, "telling the kernel who may open which GPU")
         keep(gpus.scheduler.run, "sharing GPUs out")
@@ -348,6 +354,13 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         settings=backends.settings,
     )
     gpus.attribution.subscribe(usage.sampled)
+    history = History(
+        store=HistoryStore(backends.database),
+        loads=Loads(cgroups=gpus.cgroups, counters=backends.node.loads),
+        instances=instances.all,
+        cards=gpus.inventory.cards,
+    )
+    backends.node.samples.subscribe(history.sampled)
     metrics = Metrics(
         scheduler=gpus.scheduler,
         disks=disks,
@@ -355,7 +368,7 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         activity=gpus.activity,
         watch=gpus.watch,
     )
-    return Accounting(usage, metrics, Actions(ActionStore(backends.database)))
+    return Accounting(usage, history, metrics, Actions(ActionStore(backends.database)))
 
 
 def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pods:
@@ -496,6 +509,7 @@ def _application(
             notify=people.notices.tell,
             settings=backends.settings,
         ),
+        HistoryRoutes(owned=pods.owned, history=accounting.history),
     )
     return application(
         calls,

@@ -11,11 +11,11 @@ import asyncio
 import contextlib
 import logging
 import math
-import time
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from podyd.accounting.clock import REAL, Clock, Steadiness
 from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.engine.types import CpuTime, Instance
@@ -30,21 +30,9 @@ FINE_KEPT_SECONDS = 2 * DAY_SECONDS
 KEPT_SECONDS = 366 * DAY_SECONDS
 # The time between two samples that are further apart is not counted.
 GAP_SECONDS = 5.0
-# A clock that is set forward by mistake and back again must not cost a year's history: old entries
-# are deleted only after the clock has been steady for a while.
-JUMP_SECONDS = 60.0
-STEADY_SECONDS = 600.0
 # Limits of what is kept in memory while LXD does not tell the owners, or the database fails.
 MAX_SIGHTINGS = 600
 MAX_PENDING = 10_000
-
-
-@dataclass(frozen=True)
-class Clock:
-    """The wall clock, in seconds since 1970, and a monotonic one, in seconds."""
-
-    wall: Callable[[], float] = time.time
-    monotonic: Callable[[], float] = time.monotonic
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Usage:
         instances: Callable[[], Awaitable[Sequence[Instance]]],
         cpu_times: Callable[[], Awaitable[Sequence[CpuTime]]],
         settings: Settings,
-        clock: Clock = Clock(),
+        clock: Clock = REAL,
     ) -> None:
         self._store = store
         self._instances = instances
@@ -82,8 +70,7 @@ class Usage:
         self._owners: Mapping[str, str] | None = None
         self._pending: dict[Bucket, float] = defaultdict(float)
         self._cpu_sampled_at: float | None = None
-        # The wall clock less the monotonic one, and since when it has been so.
-        self._offset, self._steady_since = math.inf, 0.0
+        self._steadiness = Steadiness(clock)
 
     async def seconds(
         self, kind: Kind, owners: Sequence[str] | None, window: float | None
@@ -205,10 +192,8 @@ class Usage:
 
     async def tidy(self) -> None:
         """Roll up and drop what is old, unless the clock has just jumped. Raises Unavailable."""
-        wall, monotonic = self._clock.wall(), self._clock.monotonic()
-        if abs(wall - monotonic - self._offset) > JUMP_SECONDS:
-            self._offset, self._steady_since = wall - monotonic, monotonic
-        if monotonic - self._steady_since >= STEADY_SECONDS:
+        if self._steadiness.is_steady():
+            wall = self._clock.wall()
             await self._store.tidy(fine_since=wall - FINE_KEPT_SECONDS, since=wall - KEPT_SECONDS)
 
 

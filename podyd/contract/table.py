@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podyd.contract import admin, gpus, host, images, meta, pods, stats, users
+from podyd.contract import admin, gpus, history, host, images, meta, pods, stats, users
 from podyd.contract.operation import AnyOperation
 
 OPERATIONS: tuple[AnyOperation, ...] = (
@@ -50,6 +50,8 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     gpus.GPU_QUEUE,
     gpus.GPU_LINE,
     gpus.GPU_RELEASE,
+    history.GPU_HISTORY,
+    history.POD_HISTORY,
     images.HOST_IMAGES,
     host.HOST_GPU_PS,
     host.HOST_GPUS,

@@ -96,6 +96,18 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
             code TEXT NOT NULL
         )""",
     ),
+    (
+        # The mean of a figure of a card (its key) or a pod (its instance's uuid) over `step`
+        # seconds from `start` on, in seconds since 1970.
+        """CREATE TABLE history (
+            figure TEXT NOT NULL,
+            step INTEGER NOT NULL,
+            start INTEGER NOT NULL,
+            whose TEXT NOT NULL,
+            value REAL NOT NULL,
+            PRIMARY KEY (figure, step, start, whose)
+        ) WITHOUT ROWID""",
+    ),
 )
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from podyd.accounting.usage import GAP_SECONDS, STEADY_SECONDS, Clock, Usage, spread
+from podyd.accounting.clock import STEADY_SECONDS, Clock
+from podyd.accounting.usage import GAP_SECONDS, Usage, spread
 from podyd.base.errors import Unavailable
 from podyd.config.current import Settings
 from podyd.config.schema import Config

@@ -1,0 +1,125 @@
+"""Curves: means over steps of time, the coarser the older they are."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from podyd.store.database import Database
+
+HOUR_SECONDS = 3600
+DAY_SECONDS = 24 * HOUR_SECONDS
+# To how many digits the means of each figure are kept.
+DIGITS: Mapping[str, int] = {
+    "gpu utilisation": 1,
+    "gpu memory_used": 0,
+    "gpu power": 1,
+    "gpu temperature": 1,
+    "pod cpu": 2,
+    "pod memory_used": 0,
+}
+
+
+@dataclass(frozen=True)
+class Level:
+    """Means over `step` seconds, kept for `kept` seconds."""
+
+    step: int
+    kept: int
+
+
+# Each one's steps are whole ones of the level before, of which it has the means.
+LEVELS = (
+    Level(60, 2 * HOUR_SECONDS),
+    Level(300, 26 * HOUR_SECONDS),
+    Level(1800, 8 * DAY_SECONDS),
+    Level(7200, 32 * DAY_SECONDS),
+    Level(DAY_SECONDS, 400 * DAY_SECONDS),
+)
+
+
+@dataclass(frozen=True)
+class Mean:
+    """The mean of a figure of a card or of a pod, `whose` being the card's key or the uuid of the
+    instance, over the step that begins at `start`, in seconds since 1970."""
+
+    figure: str
+    start: int
+    whose: str
+    value: float
+
+
+class HistoryStore:
+    """The table `history`."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def add(self, means: Iterable[Mean], *, whole: Iterable[int] = ()) -> None:
+        """Store means of the finest level in place of earlier ones of the same steps; `whole` are
+        the beginnings of those that are complete. Raises Unavailable."""
+        rows = [
+            (item.figure, LEVELS[0].step, item.start, item.whose, _rounded(item)) for item in means
+        ]
+        ended = tuple(whole)
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "INSERT OR REPLACE INTO history (figure, step, start, whose, value)"
+                " VALUES (?, ?, ?, ?, ?)",
+                rows,
+            )
+            for finer, coarser in pairwise(LEVELS):
+                for start in sorted({start // coarser.step * coarser.step for start in ended}):
+                    _roll_up(connection, finer, coarser, start)
+
+        await self._database.run(work)
+
+    async def means(
+        self, figures: Sequence[str], level: Level, since: int, whose: str | None = None
+    ) -> list[Mean]:
+        """What is stored of these figures from `since` on, of one card or pod or of all of them.
+        Raises Unavailable."""
+
+        def work(connection: sqlite3.Connection) -> list[Mean]:
+            return [
+                Mean(figure, *row)
+                for figure in figures
+                for row in connection.execute(
+                    "SELECT start, whose, value FROM history"
+                    " WHERE figure = :figure AND step = :step AND start >= :since"
+                    " AND (:whose IS NULL OR whose = :whose)",
+                    {"figure": figure, "step": level.step, "since": since, "whose": whose},
+                )
+            ]
+
+        return await self._database.run(work)
+
+    async def tidy(self, now: float) -> None:
+        """Delete what is older than its level keeps it. Raises Unavailable."""
+        old = [(figure, level.step, int(now) - level.kept) for figure in DIGITS for level in LEVELS]
+
+        def work(connection: sqlite3.Connection) -> None:
+            connection.executemany(
+                "DELETE FROM history WHERE figure = ? AND step = ? AND start < ?", old
+            )
+
+        await self._database.run(work)
+
+
+def _roll_up(connection: sqlite3.Connection, finer: Level, coarser: Level, start: int) -> None:
+    connection.executemany(
+        "INSERT OR REPLACE INTO history (figure, step, start, whose, value)"
+        " SELECT figure, ?, ?, whose, round(avg(value), ?) FROM history"
+        " WHERE figure = ? AND step = ? AND start >= ? AND start < ? GROUP BY whose",
+        [
+            (coarser.step, start, digits, figure, finer.step, start, start + coarser.step)
+            for figure, digits in DIGITS.items()
+        ],
+    )
+
+
+def _rounded(mean: Mean) -> float:
+    return round(mean.value, DIGITS[mean.figure])
