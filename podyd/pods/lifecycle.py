@@ -13,6 +13,7 @@ from podyd.base.errors import (
     NameTaken,
     PodydError,
     Slipped,
+    TimedOut,
     lxd_could_not,
 )
 from podyd.base.quantities import UNLIMITED
@@ -127,6 +128,14 @@ class Lifecycle:
                     )
                 except DiskFull as error:
                     raise self._disks.too_small(new.name) from error
+                except TimedOut as error:
+                    # LXD's own sentence is that it continues.
+                    raise TimedOut(
+                        "LXD has not made and started the pod in time, and podyd removes it.",
+                        advice="Try again when the host is less busy; if it stays so, tell your"
+                        " admin.",
+                        code="lxd_timed_out",
+                    ) from error
             log.info("%s made pod %s", member.name, new.name)
             return await self._info.of(member, pod.ins)
 

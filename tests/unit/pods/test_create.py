@@ -216,6 +216,21 @@ def test_what_lxd_slips_over_is_made_once_more() -> None:
     play(make)
 
 
+def test_what_lxd_does_not_finish_in_time_is_removed_and_said_to_be() -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        late = TimedOut("LXD has not finished within 125 s and continues.", advice="Ask later.")
+        lxd.refuse("start", late)
+        async with podyd(lxd) as pods:
+            with pytest.raises(TimedOut, match="podyd removes it") as raised:
+                await pods.create(ALICE, "main", "small", None, None)
+        assert raised.value.code == "lxd_timed_out"
+        assert raised.value.advice.startswith("Try again")
+        assert lxd.stored == {}
+
+    play(make)
+
+
 def test_what_cannot_be_removed_yet_goes_later() -> None:
     async def make() -> None:
         lxd = FakeEngine()
