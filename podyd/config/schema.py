@@ -157,7 +157,8 @@ class PodsConfig:
 @dataclass(frozen=True)
 class LeaseConfig:
     """How long, in hours, and how many cards a member may lease exclusively; -1 is no limit. `end`
-    and `grace` are for processes on cards that their pods may not have."""
+    and `grace` are for processes on cards that their pods may not have, `sharers` for those that
+    compute on a card that another pod wants to lease."""
 
     max_hours: float = _key(168.0, parse_hours, help="The longest lease, in hours.")
     max_gpus: int = _key(UNLIMITED, parse_count, help="How many GPUs one user may lease at a time.")
@@ -173,6 +174,17 @@ class LeaseConfig:
         help="Seconds from there until they are killed; SIGTERM comes a second after they are"
         " seen.",
     )
+    sharers: str = _key(
+        "end",
+        one_of("end", "wait"),
+        help="Whether a lease ends what other pods, which share the GPU, compute on it, with the"
+        " same grace, or waits for it. With 'end: leave' it waits.",
+    )
+
+    @property
+    def ends_sharers(self) -> bool:
+        """Whether a lease ends what other pods compute on its cards."""
+        return self.end == "end" and self.sharers == "end"
 
 
 @dataclass(frozen=True)

@@ -49,8 +49,9 @@ class ReleaseCards:
 
 @dataclass(frozen=True)
 class LeasedCard:
-    """A GPU that a pod has leased: no other pod has it from `since` to `until`. `index` is that of
-    nvidia-smi."""
+    """A GPU that a pod has leased: no other pod has it from `since` to `until`. If other pods still
+    compute on it at `since`, which is ended, the pod gets it then, unless it shared it before.
+    `index` is that of nvidia-smi."""
 
     index: int
     uuid: str
@@ -121,7 +122,8 @@ GPU_LEASE = Operation(
     POST,
     LeaseCards,
     Json(LeaseResult),
-    "Lease GPUs: for some hours, no other pod has them.",
+    "Lease GPUs: for some hours, no other pod has them. What others compute on them is ended,"
+    " unless podyd.yaml says to wait.",
     access=Access.MEMBER,
     proof=Proof.CHANGES,
 )

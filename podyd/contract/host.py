@@ -42,8 +42,9 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class CardHolder:
-    """A pod that has a GPU or is on it. `pod` is LXD's name of the instance. `attached`: it has the
-    GPU; otherwise a process of it is on the GPU all the same. `exclusive`: it has leased the GPU,
+    """A pod that has a GPU, has leased it, or is on it. `pod` is LXD's name of the instance.
+    `attached`: it has the GPU; otherwise a process of it is on the GPU all the same, or it gets the
+    GPU that it has leased once what others have on it is ended. `exclusive`: it has leased the GPU,
     from `since` to `until`; otherwise both are null."""
 
     pod: str

@@ -84,7 +84,8 @@ class View:
     `making` is by the name of the instance. `users` are the names of the pods with processes on a
     card; None if they are not known, for the reason in `problem`. A card in `troubled` does not
     answer, for the reason there, and its users are not known. `withdrawals` are those under way.
-    `strangers` are the project's instances that are no pods.
+    `strangers` are the project's instances that are no pods. Where it `ends_sharers`, a lease ends
+    what other pods compute on its cards; else it waits for them.
     """
 
     cards: tuple[Card, ...]
@@ -98,6 +99,7 @@ class View:
     problem: str = ""
     withdrawals: tuple[Withdrawal, ...] = ()
     strangers: tuple[Instance, ...] = ()
+    ends_sharers: bool = False
 
     # --- Which card is which ---------------------------------------------------------------------
 
@@ -147,8 +149,8 @@ class View:
             raise self.undecided()
 
     def key_updates(self, pod: Pod) -> Keys:
-        """The changes that bring a pod's keys up to date: each card by its current key, and no
-        lease of a card that another pod has leased."""
+        """The changes that bring a pod's keys up to date: each card by its current key, no lease of
+        a card that another pod has leased, and those withdrawals that are under way."""
         keys: Keys = {}
         for written in written_leases(pod):
             key = key_of(written, self.cards)
@@ -164,10 +166,15 @@ class View:
         for entry in self.queue:
             if entry.pod.name == pod.name and entry_value(entry) != pod.instance.config[WAITING]:
                 keys[WAITING] = entry_value(entry)
-        under_way = {item.key for item in self.withdrawals if item.pod.name == pod.name}
-        for written in written_evictions(pod):
-            if key_of(written, self.cards) not in under_way:
-                keys[evict_key(written)] = None
+        under_way = {item.key: item for item in self.withdrawals if item.pod.name == pod.name}
+        keys |= {
+            evict_key(written): None
+            for written in written_evictions(pod)
+            if written not in under_way
+        }
+        for key, item in under_way.items():
+            if pod.instance.config.get(evict_key(key)) != item.value:
+                keys[evict_key(key)] = item.value
         return keys
 
     # --- What pods have --------------------------------------------------------------------------
@@ -225,7 +232,7 @@ class View:
 
     @cached_property
     def withdrawn(self) -> Mapping[Card, tuple[Withdrawal, ...]]:
-        """The cards that are being taken from pods whose leases have ended."""
+        """The cards that are being withdrawn from pods."""
         by_card: dict[Card, tuple[Withdrawal, ...]] = {}
         for card in self.cards:
             items = tuple(item for item in self.withdrawals if item.key == card.key)
@@ -239,8 +246,11 @@ class View:
         return self.leased_by_others(pod_name) | frozenset(self.withdrawn)
 
     def due(self, pod: Pod) -> Cards:
-        """The cards that a pod should have now."""
-        wanted = (self.wished(pod) - self.taken(pod.name)) | self.leased(pod)
+        """The cards that a pod should have now. What it has leased and is still being taken from
+        others is among them only if the pod shares it, or has it."""
+        leased, wished = self.leased(pod), self.wished(pod)
+        leased -= frozenset(self.withdrawn) - wished - self.present(pod)
+        wanted = (wished - self.taken(pod.name)) | leased
         if not self.frozen:
             return wanted
         return (wanted - self.frozen) | (self.present(pod) & self.frozen)
@@ -382,24 +392,27 @@ class View:
             return frozenset(in_order(mine)[: choice.count])
         out_of_reach = self.leased_by_others(pod.name) | promised | self._planned
         out_of_reach |= frozenset(self.troubled) | self.frozen
-        free = mine | frozenset(
-            card for card in possible - mine - out_of_reach if not self._others_on(card, pod.name)
-        )
+        within_reach = possible - mine - out_of_reach
+        free = frozenset(card for card in within_reach if not self._others_on(card, pod.name))
+        used = frozenset(card for card in within_reach - free if self._can_take(card, pod.name))
+        held = frozenset(self.cards) - mine - free - used
         if choice.count is None:
             if possible & self.frozen:
                 raise self.undecided()
-            if possible - free or not self._is_servable(choice):
-                raise self._held(possible - free, pod.name, before, to_lease=True)
+            if possible & held or not self._is_servable(choice):
+                raise self._held(possible & held, pod.name, before, to_lease=True)
             return possible
-        counted = self.own(pod)
+        counted, more = self.own(pod), entry.more
         usable = in_order(mine)
-        usable += [card for card in self.least_used() if card in free - mine and card in counted]
-        others = [card for card in self.least_used() if card in free - mine - counted]
-        usable += others[: entry.more]
+        for cards in (free, used):
+            usable += [card for card in self.least_used() if card in cards & counted]
+            others = [card for card in self.least_used() if card in cards - counted][:more]
+            usable += others
+            more -= len(others)
         if len(usable) < choice.count:
             if self.frozen:
                 raise self.undecided()
-            raise self._held(frozenset(self.cards) - free, pod.name, before, to_lease=True)
+            raise self._held(held, pod.name, before, to_lease=True)
         return frozenset(usable[: choice.count])
 
     @property
@@ -419,20 +432,33 @@ class View:
         """Whether the host has enough cards for a lease; an entry for more blocks nobody."""
         return 0 < len(self._possible(choice)) >= self.asked(choice)
 
-    def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
-        """The other pods that use a card now, from which it is being taken, or to which the admin
-        has given it."""
+    def computing(self, card: Card, pod_name: str) -> list[Pod]:
+        """The pods other than this one that use a card now. Raises Unavailable."""
         if self.users is None:
             raise Unavailable(
                 f"It is not known now who uses the GPUs: {self.problem}.", code="nvml_failed"
             )
         names = self.users.get(card, frozenset())
-        names |= {item.pod.name for item in self.withdrawn.get(card, ())}
+        return [pod for pod in self.pods if pod.name in names and pod.name != pod_name]
+
+    def _others_on(self, card: Card, pod_name: str) -> list[Pod]:
+        """The other pods that use a card now, or that keep it."""
+        computing = self.computing(card, pod_name)
+        keepers = [pod for pod in self._keepers(card, pod_name) if pod not in computing]
+        return computing + keepers
+
+    def _keepers(self, card: Card, pod_name: str) -> list[Pod]:
+        """The other pods from which a card is being taken, or to which the admin has given it."""
+        names = {item.pod.name for item in self.withdrawn.get(card, ())}
         return [
             pod
             for pod in self.pods
             if pod.name != pod_name and (pod.name in names or card in self.pinned(pod))
         ]
+
+    def _can_take(self, card: Card, pod_name: str) -> bool:
+        """Whether a lease takes a card from those who use it."""
+        return self.ends_sharers and not self._keepers(card, pod_name)
 
     def _held(
         self,

@@ -5,7 +5,9 @@ outlive the process, and an admin reads them with `lxc config show`. A card whos
 when the key was written is stored with its PCI address.
 
 `user.podyd.evict.<UUID>` is since when a card is being withdrawn from a pod whose lease has ended,
-and whose processes still had it open: until they have ended, no other pod gets it.
+and whose processes still had it open: until they have ended, no other pod gets it. It is
+`<since>/<pod>` while it is withdrawn from a pod that shared it and computes on it, for a lease of
+that other pod.
 """
 
 from __future__ import annotations
@@ -42,14 +44,16 @@ class Lease:
 
 @dataclass(frozen=True)
 class Withdrawal:
-    """A card, by its key, that is being withdrawn from a pod whose lease has ended; its processes
-    on it are killed at `until`. `value` is the stored text."""
+    """A card, by its key, that is being withdrawn from a pod since its lease has ended, or since
+    `lessee`, the name of another pod, has leased it; the pod's processes on it are killed at
+    `until`. `value` is the stored text."""
 
     pod: Pod
     key: str
     value: str
     since: datetime
     until: datetime
+    lessee: str = ""
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ def evict_key(card_key: str) -> str:
     return EVICT_PREFIX + card_key
 
 
-def evict_value(since: datetime) -> str:
-    """An ISO 8601 time."""
-    return _text(since)
+def evict_value(since: datetime, lessee: str = "") -> str:
+    """An ISO 8601 time, and for whom the card is withdrawn if that is another pod."""
+    return f"{_text(since)}/{lessee}" if lessee else _text(since)
 
 
 def lease_value(since: datetime, until: datetime) -> str:
@@ -128,9 +132,10 @@ def withdrawals_of(
     for pod in pods:
         for written, value in written_evictions(pod).items():
             with contextlib.suppress(ValueError):  # One that is malformed is removed.
-                since = _moment(value)
+                text, _, lessee = value.partition("/")
+                since = _moment(text)
                 key = key_of(written, cards)
-                withdrawals.append(Withdrawal(pod, key, value, since, since + grace))
+                withdrawals.append(Withdrawal(pod, key, value, since, since + grace, lessee))
     return withdrawals
 
 

@@ -158,11 +158,12 @@ class Report:
 
     def _pods(self, view: View, card: Card) -> list[CardHolder]:
         on_it = self._activity.pods(card.pci) | self._watch.pods_on(card)
-        return [
-            _holder(pod, view.lease_of(pod, card), is_attached=is_attached)
-            for pod in view.pods
-            if (is_attached := card in view.present(pod)) or pod.name in on_it
-        ]
+        holders = []
+        for pod in view.pods:
+            lease, is_attached = view.lease_of(pod, card), card in view.present(pod)
+            if lease is not None or is_attached or pod.name in on_it:
+                holders.append(_holder(pod, lease, is_attached=is_attached))
+        return holders
 
     def _idle(self, view: View, card: Card, lease: Lease | None) -> float | None:
         """Seconds since the lessee or, without a lease, any process on the card has used it."""

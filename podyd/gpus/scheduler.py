@@ -190,6 +190,7 @@ class Scheduler:
             problem=f"NVML does not answer ({self._samples.problem or 'it hangs'})",
             withdrawals=self._withdrawals(pods, cards, leases),
             strangers=tuple(item for item in instances if item.name not in names),
+            ends_sharers=self._settings.current.lease.ends_sharers,
         )
 
     def _withdrawals(
@@ -201,12 +202,13 @@ class Scheduler:
         self._withdrawn &= {_stored(item) for item in stored}
         known = {card.key for card in cards}
         are_all_known = all(card.uuid for card in cards)
+        lessees = {key: lease.pod.name for key, lease in leases.items()}
         return tuple(
             item
             for item in stored
             if ends.end == "end"
             and item.pod.status != "stopped"
-            and item.key not in leases
+            and item.lessee == lessees.get(item.key, "")
             and _stored(item) not in self._withdrawn
             and (item.key in known or not are_all_known)
         )
@@ -247,6 +249,11 @@ class Scheduler:
             for card in view.cards
             if (lease := view.lease_of(pod, card)) is not None
         ]
+
+    async def awaited(self, pod: Pod) -> list[Card]:
+        """The cards that a pod has leased and gets once what others have on them is ended."""
+        view = await self.view()
+        return in_order(view.leased(pod) - view.due(pod))
 
     async def queue(self) -> list[Waiting]:
         """The entries of the queue, in order."""
@@ -447,7 +454,8 @@ class Scheduler:
         _check_quota(view, member, max(kept + more, wanted), pod)
         return more
 
-    async def _grant(self, view: View, entry: QueueEntry, cards: frozenset[Card]) -> None:
+    async def _grant(self, view: View, entry: QueueEntry, cards: frozenset[Card]) -> View:
+        """Lease cards to the pod of an entry; returns how it is then."""
         since, until = now(), now() + timedelta(hours=entry.hours)
         leases = {}
         for card in cards:
@@ -458,17 +466,16 @@ class Scheduler:
                 since if old is None else old.since,
                 until if old is None else max(old.until, until),
             )
-        after = replace(
-            view,
-            leases={**view.leases, **leases},
-            withdrawals=tuple(item for item in view.withdrawals if item.key not in leases),
-        )
+        kept = (item for item in view.withdrawals if item.lessee or item.key not in leases)
+        begun = self._withdraw(view, entry.pod, cards)
+        after = replace(view, leases={**view.leases, **leases}, withdrawals=(*kept, *begun))
         # Detached from all others before they are attached: a leased card is never at two pods.
         others = [other for other in view.pods if other.name != entry.pod.name]
+        ending = {item.pod.name for item in begun}
         await _all_of(
-            partial(self._take, after, other, lost)
+            partial(self._take, after, other, lost or cards)
             for other in others
-            if (lost := (view.present(other) & cards) - after.due(other))
+            if (lost := (view.present(other) & cards) - after.due(other)) or other.name in ending
         )
         keys: Keys = dict.fromkeys(view.lease_keys(entry.pod, leases))
         for key, lease in leases.items():
@@ -483,6 +490,18 @@ class Scheduler:
             keys[WAITING] = None
         await self._write(after, entry.pod, after.due(entry.pod), keys)
         log.info("leased GPU %s to %s until %s", _numbers(cards), entry.pod.name, iso(until))
+        return after
+
+    def _withdraw(self, view: View, lessee: Pod, cards: frozenset[Card]) -> tuple[Withdrawal, ...]:
+        """What begins when a pod leases cards: they are taken from those who compute on them."""
+        since, grace = now(), timedelta(seconds=self._settings.current.lease.grace)
+        value = evict_value(since, lessee.name)
+        return tuple(
+            Withdrawal(pod, card.key, value, since, since + grace, lessee.name)
+            for card in in_order(cards - view.leased(lessee) - frozenset(view.withdrawn))
+            for pod in view.computing(card, lessee.name)
+            if pod.status != "stopped"
+        )
 
     async def _enter(self, view: View, entry: QueueEntry) -> int:
         """Join the queue; who asks again for the same keeps their place, which is returned."""
@@ -609,9 +628,8 @@ class Scheduler:
                 if ("grant", entry.pod.name) not in tried:
                     tried.add(("grant", entry.pod.name))
                     with _noted(entry.pod, problems):
-                        await self._grant(view, entry, cards)
-                        text = f"It was this pod's turn: it has leased GPU {_numbers(cards)}."
-                        self._notify(entry.pod.account, text, pod=entry.pod.name)
+                        after = await self._grant(view, entry, cards)
+                        self._tell_turn(after, entry.pod, cards)
                     return True
         if behind:
             await self._catch_all_up(view, behind, tried, problems)
@@ -660,6 +678,16 @@ class Scheduler:
             if cards and pod.name not in problems:
                 text = f"The lease of GPU {_numbers(cards)} has ended: its time is up."
                 self._notify(pod.account, text, pod=pod.name)
+
+    def _tell_turn(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
+        text = f"It was this pod's turn: it has leased GPU {_numbers(cards)}."
+        later = cards - view.due(pod)
+        if later:
+            text += (
+                f" It gets GPU {_numbers(later)} once what others have on it is ended, within"
+                f" {self._settings.current.lease.grace:g} s."
+            )
+        self._notify(pod.account, text, pod=pod.name)
 
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
         """Detach cards from a pod that are another's in this view.

@@ -341,8 +341,8 @@ class Watch:
         )
 
     def _end_of(self, intruder: _Intruder, rights: Rights, ends: LeaseConfig) -> float:
-        """When it is killed: `lease.grace` after its lease has ended or, without one, after it was
-        first seen, less the time that others of its pod have used of that; at the earliest a
+        """When it is killed: `lease.grace` after the card was withdrawn or, if it was not, after it
+        was first seen, less the time that others of its pod have used of that; at the earliest a
         second after SIGTERM."""
         at = self._clock()
         begun = [*intruder.first.values()]
@@ -397,7 +397,9 @@ class Watch:
         lines = []
         for card in in_order(by_card):
             pids, at = by_card[card], self._clock()
-            has_ended = (pod.name, card) in rights.withdrawn
+            lessee = rights.pods.get(rights.leased.get(card, ""))
+            is_withdrawn = (pod.name, card) in rights.withdrawn
+            has_ended = is_withdrawn and lessee is None
             log.warning(
                 "%s: %s on GPU %d, %s",
                 pod.name,
@@ -411,11 +413,15 @@ class Watch:
             ):
                 continue
             self._notified[pod.name, card] = at
-            why = "The lease of GPU {} has ended" if has_ended else "GPU {} is not this pod's"
+            why = f"GPU {card.index} is not this pod's"
+            if is_withdrawn:
+                why = f"The lease of GPU {card.index} has ended"
+                if lessee is not None:
+                    why = f"GPU {card.index} is leased to {lessee.name} of {lessee.owner}"
             then = f"; they are ended in {ends.grace:g} s" if ends.end == "end" else ""
-            lines.append(f"{why.format(card.index)}; still on it: {_pids(pids)}{then}.")
-            if not has_ended:
-                self._notify_others(pod, card, pids, then, rights)
+            lines.append(f"{why}; still on it: {_pids(pids)}{then}.")
+            if not is_withdrawn:
+                self._notify_others(pod, card, pids, then, lessee)
         if lines:
             text = " ".join(lines)
             self._notify(pod.account, text, pod=pod.name)
@@ -424,9 +430,8 @@ class Watch:
             )
 
     def _notify_others(
-        self, pod: Pod, card: Card, pids: Iterable[int], then: str, rights: Rights
+        self, pod: Pod, card: Card, pids: Iterable[int], then: str, lessee: Pod | None
     ) -> None:
-        lessee = rights.pods.get(rights.leased.get(card, ""))
         of = f", leased to {lessee.name} of {lessee.owner}," if lessee else ""
         text = (
             f"{pod.name} of {pod.owner} is on GPU {card.index}{of} which it may not have:"

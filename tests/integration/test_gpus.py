@@ -309,7 +309,8 @@ def test_a_lease_is_exclusive_and_given_back(bed: Bed) -> None:
         assert config["devices"] == {}, "as if nothing had been"
 
 
-def test_a_card_that_somebody_uses_is_not_leased(bed: Bed) -> None:
+def test_where_sharers_are_waited_for_a_card_that_somebody_uses_is_not_leased(bed: Bed) -> None:
+    bed.restart(lease={"sharers": "wait"})
     alice, bob = bed.client(), bed.client()
     with pods((alice, "a"), (bob, "b")), process_in(bob, "b") as running:
         bed.driver.write(FakeNvml().holding(0, FakeProcess(running.pid)))
@@ -327,6 +328,21 @@ def test_a_card_that_somebody_uses_is_not_leased(bed: Bed) -> None:
         bed.driver.write(FakeNvml())
         wait_until(lambda: not bob.get("/host/gpu-ps").ok["0"], "the process to leave the card")
         bob.post("/gpu/release", ins="b").ok
+
+
+def test_the_line_moves_when_a_process_ends(bed: Bed) -> None:
+    """Where sharers are waited for."""
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), (bob, "b"), gpus="all"):
+        with process_in(bob, "b") as running:
+            state = FakeNvml().holding(0, FakeProcess(running.pid))
+            bed.driver.write(replace(state.holding(1, FakeProcess(running.pid))))
+            wait_until(lambda: bool(bob.get("/host/gpu-ps").ok["1"]), "the process")
+            assert alice.post("/gpu/queue", ins="a", gpus="1", hours=1).ok["place"] == 1
+        bed.driver.write(FakeNvml())
+        wait_until(lambda: alice.get("/gpu/line").ok == [], "its turn")
+        assert len(cards_in(bob, "b")) == 1
+    bed.restart()
 
 
 def test_a_lease_ends_by_itself(bed: Bed) -> None:
@@ -489,19 +505,6 @@ def test_who_leaves_the_line_holds_nobody_up(bed: Bed) -> None:
         assert carol.get("/gpu/line").ok == []
 
 
-def test_the_line_moves_when_a_process_ends(bed: Bed) -> None:
-    alice, bob = bed.client(), bed.client()
-    with pods((alice, "a"), (bob, "b"), gpus="all"):
-        with process_in(bob, "b") as running:
-            state = FakeNvml().holding(0, FakeProcess(running.pid))
-            bed.driver.write(replace(state.holding(1, FakeProcess(running.pid))))
-            wait_until(lambda: bool(bob.get("/host/gpu-ps").ok["1"]), "the process")
-            assert alice.post("/gpu/queue", ins="a", gpus="1", hours=1).ok["place"] == 1
-        bed.driver.write(FakeNvml())
-        wait_until(lambda: alice.get("/gpu/line").ok == [], "its turn")
-        assert len(cards_in(bob, "b")) == 1
-
-
 # --- What ends, ends ----------------------------------------------------------------------------
 
 
@@ -547,6 +550,36 @@ def test_who_is_next_waits_no_longer_than_the_grace(bed: Bed) -> None:
         assert turn["text"] == "It was this pod's turn: it has leased GPU 0."
         bob.post("/gpu/release", ins="b").ok
         wait_for_cards(alice, "other", [0])
+
+
+def test_who_computes_on_a_card_that_is_leased_is_ended_first(bed: Bed) -> None:
+    bed.restart(lease={"grace": 2})
+    alice, bob = bed.client(), bed.client()
+    with pods((alice, "a"), gpus="none"), pods((bob, "b"), gpus="0,"):
+        name = bed.node.instance_of(bob.user, "b")["name"]
+        with holding(bob, "b", 0, stubborn=True) as running:
+            bed.driver.write(FakeNvml().holding(0, FakeProcess(running.pid)))
+            wait_until(lambda: bool(bob.get("/host/gpu-ps").ok["0"]), "the process")
+            # Of a number, first one on which nobody computes.
+            done = alice.post("/gpu/lease", ins="a", gpus="1", hours=1).ok
+            assert ([item["index"] for item in done["leases"]], done["ending"]) == ([1], [])
+            done = alice.post("/gpu/lease", ins="a", gpus="0,", hours=1).ok
+            asked = time.time()
+            assert (done["place"], len(done["leases"])) == (0, 2)
+            assert done["ending"] == [{"gpu": 0, "pod": name, "grace": 2.0, "processes": 1}]
+            assert done["log"].endswith("The pod gets GPU 0 as soon as that is done.")
+            assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([1], [])
+            assert started(running.cmd) == 1
+            assert {
+                item["owner"]: (item["attached"], item["exclusive"])
+                for item in alice.get("/host/gpus").ok[0]["pods"]
+            } == {alice.user: (False, True), bob.user: (False, False)}
+            wait_until(lambda: cards_in(alice, "a") == [0, 1], "the card")
+            print(f"{time.time() - asked:.2f} s from a lease to its card, on which another was")
+            assert started(running.cmd) == 0
+        (notice,) = bob.get("/user/notices").ok
+        assert f"still on it: pid {running.pid}; they are ended in 2 s" in notice["text"]
+        alice.post("/gpu/release", ins="a").ok
 
 
 def test_what_is_to_end_is_ended_by_the_next_podyd_too(bed: Bed) -> None:

@@ -62,6 +62,10 @@ class GpuRoutes:
             else f"Pod {request.ins} has leased its GPUs for {request.hours:g} hours."
         )
         message += _said(ending)
+        awaited = await self._scheduler.awaited(pod) if ending else []
+        if awaited:
+            numbers = ", ".join(str(card.index) for card in awaited)
+            message += f" The pod gets GPU {numbers} as soon as that is done."
         return LeaseResult(message, place, await self._scheduler.leases(pod), ending)
 
     @serves(GPU_LINE)

@@ -20,6 +20,7 @@ from podyd.gpus.leases import (
     WAITING,
     Lease,
     QueueEntry,
+    Withdrawal,
     entry_value,
     lease_key,
     lease_value,
@@ -48,6 +49,10 @@ def shares(name: str, wish: str, owner: str = "") -> Pod:
 
 def lease(of: Pod, card: Card, since: int = 0) -> Lease:
     return Lease(of, card.key, START + timedelta(minutes=since), START + timedelta(hours=9))
+
+
+def withdrawal(of: Pod, card: Card, lessee: str = "") -> Withdrawal:
+    return Withdrawal(of, card.key, "", START, START + timedelta(minutes=1), lessee)
 
 
 def entry(of: Pod, gpus: str, minute: int, more: int = 9) -> QueueEntry:
@@ -167,6 +172,68 @@ def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], said: str) 
     with pytest.raises(Conflict, match=said):
         view.grantable(entry(A, "0,", 1))
     assert indices(view.grantable(entry(A, "2", 1))) == [1, 2]
+
+
+def test_a_card_on_which_others_compute_is_taken_where_they_are_ended() -> None:
+    users = {CARDS[0]: frozenset({"b", ""}), CARDS[1]: frozenset({"b", "c"})}
+    view = view_of(A, B, C, users=users, ends_sharers=True)
+    assert indices(view.grantable(entry(A, "0,", 1))) == [0]
+    assert indices(view.grantable(entry(A, "all", 1))) == [0, 1, 2]
+    # Of a number, first those on which nobody computes, then those of the fewest pods.
+    for number, wanted in ((1, [2]), (2, [0, 2]), (3, [0, 1, 2])):
+        assert indices(view.grantable(entry(A, str(number), 1))) == wanted
+    assert indices(view.grantable(entry(B, "1", 1))) == [2], "its own come after free ones"
+
+
+def test_within_a_quota_no_more_is_taken_than_it_leaves() -> None:
+    users = {CARDS[0]: frozenset({"b"}), CARDS[1]: frozenset({"b"})}
+    one = shares("s", "GPU-1")
+    view = view_of(one, B, users=users, ends_sharers=True)
+    assert indices(view.grantable(entry(one, "1", 1, more=0))) == [1]
+    assert indices(view.grantable(entry(one, "2", 1, more=1))) == [1, 2]
+    with pytest.raises(Conflict):
+        view.grantable(entry(one, "3", 1, more=1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"leases": (lease(C, CARDS[0]),)}, "is leased to c"),
+        ({"withdrawals": (withdrawal(C, CARDS[0]),)}, "is being taken from c of owner-c until"),
+        ({"troubled": {CARDS[0]: "it is lost"}}, "does not answer: it is lost"),
+        ({"making": {"new": Making("x", frozenset({CARDS[0]}), 1)}}, "just being made"),
+    ],
+)
+def test_only_who_shares_a_card_is_ended_for_a_lease(changes: Any, said: str) -> None:
+    users = {CARDS[0]: frozenset({"b", "c"})}
+    view = view_of(A, B, C, users=users, ends_sharers=True, **changes)
+    with pytest.raises(Conflict, match=said) as refused:
+        view.grantable(entry(A, "0,", 1))
+    assert [item["pod"] for item in refused.value.fields["holders"]] in (["c"], [])
+
+
+def test_a_card_that_an_admin_has_given_to_a_pod_is_not_taken() -> None:
+    given = pod("g")
+    own = {"mine": {"type": "gpu", "pci": CARDS[0].pci}}
+    given = replace(given, instance=replace(given.instance, own_devices=own, devices=own))
+    users = {CARDS[0]: frozenset({"b", "g"})}
+    with pytest.raises(Conflict, match="in use by g"):
+        view_of(A, B, given, users=users, ends_sharers=True).grantable(entry(A, "0,", 1))
+
+
+def test_a_leased_card_is_its_holders_once_the_others_are_off_it() -> None:
+    none = shares("n", "none")
+    for withdrawals, wanted in (((withdrawal(B, CARDS[0], "n"),), []), ((), [0])):
+        view = view_of(none, B, leases=(lease(none, CARDS[0]),), withdrawals=withdrawals)
+        assert indices(view.due(none)) == wanted
+        assert indices(view.due(B)) == [1, 2]
+    # Nobody takes it from a pod that shares it too, and may compute on it.
+    taken = (withdrawal(B, CARDS[0], "a"),)
+    view = view_of(A, B, leases=(lease(A, CARDS[0]),), withdrawals=taken)
+    assert indices(view.due(A)) == [0, 1, 2]
+    kept = having("k", CARDS[:1], **{WISH: "none"})
+    view = view_of(kept, leases=(lease(kept, CARDS[0]),), withdrawals=taken)
+    assert indices(view.due(kept)) == [0], "nor from one that has it"
 
 
 def test_the_hosts_own_processes_keep_nobody_out() -> None:

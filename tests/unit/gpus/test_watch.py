@@ -451,6 +451,188 @@ def test_a_used_card_that_is_shared_too_is_given_back_by_force(
     play(whole)
 
 
+# --- Who shares a card that is leased -----------------------------------------------------------
+
+LEASE = lease_key(CARDS[0].key)
+
+
+async def lease_taken(world: World, pid: int = STUBBORN) -> None:
+    """a has leased card 0, on which b computes."""
+    world.compute("b", pid, 0)
+    world.open("b", pid, 0)
+    await world.go(1)
+    assert await world.lease("a", "0,", 100) == 0
+
+
+@pytest.mark.parametrize("grace", [0.0, 2.0, 5.0, 30.0])
+def test_who_computes_on_a_card_that_is_leased_is_ended(
+    monkeypatch: pytest.MonkeyPatch, grace: float
+) -> None:
+    """Then its holder has it, and nobody else meanwhile."""
+
+    async def whole() -> None:
+        world = make_world(monkeypatch, grace=grace)
+        world.helper.stubborn = {STUBBORN}
+        async with world.podyd():
+            await lease_taken(world)
+            assert FIRST in world.config("b")
+            assert LEASE in world.config("a")
+            assert (world.lxd.of("a"), world.lxd.of("b")) == ([], [1])
+            rows = world.helper.permissions
+            assert [{*rows[name]} for name in "ab"] == [set(), {"195:1"}]
+            (ending,) = await world.watch.ending(world.pod("a"))
+            assert (ending.gpu, ending.pod, ending.grace, ending.processes) == (0, "b", grace, 1)
+            began = world.seconds
+            while world.lxd.of("a") == []:
+                with pytest.raises(Conflict, match="is leased to a of owner-a since"):
+                    await world.lease("c", "0,", 100)
+                await world.go(0.25)
+            assert world.seconds - began <= max(grace, 2.0) + 1
+            terms = [] if grace == 0 else [(STUBBORN, False)]
+            assert world.signals() == [*terms, (STUBBORN, True)]
+            await world.go(0.5)
+            assert FIRST not in world.config("b")
+            (told,) = world.notices
+            assert told[0] == "owner-b"
+            assert "GPU 0 is leased to a of owner-a; still on it: pid 41; " in told[1]
+            assert (world.watch.seen, world.watch.ended, world.stopped) == (1, 1, [])
+
+    play(whole)
+
+
+def test_its_holder_keeps_a_card_that_it_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        world = World(monkeypatch, instance("a"), instance("b"))
+        async with world.podyd():
+            await lease_taken(world)
+            assert (world.lxd.of("a"), world.lxd.of("b")) == ([0, 1], [1])
+
+    play(whole)
+
+
+@pytest.mark.parametrize("ends", [{"sharers": "wait"}, {"end": "leave"}])
+def test_where_nobody_is_ended_for_a_lease_it_waits(
+    monkeypatch: pytest.MonkeyPatch, ends: dict[str, str]
+) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch, **ends)
+        async with world.podyd():
+            with pytest.raises(Conflict, match="GPU 0 is in use by b of owner-b"):
+                await lease_taken(world)
+            assert await world.lease("a", "0,", 100, wait=True) == 1
+            await world.go(30)
+            assert (world.signals(), world.ran, world.lxd.of("b")) == ([], [], [0, 1])
+            world.gone(STUBBORN)
+            await world.go(2)
+            assert world.lxd.of("a") == [0]
+
+    play(whole)
+
+
+def test_a_turn_in_the_queue_ends_who_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        async with world.podyd():
+            await world.lease("c", "0,", 10)
+            world.compute("b", STUBBORN, 1)
+            await world.go(1)
+            assert await world.lease("a", "2", 100, wait=True) == 1
+            assert world.lxd.of("b") == [1], "nobody is ended before it is its turn"
+            await world.go(9)
+            assert (world.lxd.of("a"), world.lxd.of("b")) == ([0], [])
+            (_, (account, text, _)) = world.notices
+            assert account == "owner-a"
+            assert "it has leased GPU 0, 1" in text
+            assert "GPU 1 once what others have on it is ended, within 5 s." in text
+            world.gone(STUBBORN)
+            await world.go(2)
+            assert world.lxd.of("a") == [0, 1]
+
+    play(whole)
+
+
+def test_a_lease_that_is_given_back_at_once_ends_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        async with world.podyd():
+            await lease_taken(world)
+            await world.go(0.5)
+            await world.scheduler.release(world.pod("a"), None, force=False)
+            await world.go(2 * GRACE)
+            assert (world.signals(), world.notices, world.watch.seen) == ([], [], 0)
+            assert (world.lxd.of("b"), FIRST in world.config("b")) == ([0, 1], False)
+
+    play(whole)
+
+
+def test_the_next_podyd_goes_on_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        async with world.podyd():
+            await lease_taken(world)
+        async with world.podyd():
+            assert world.lxd.of("a") == []
+            await world.go(2)
+            assert world.signals() == [(STUBBORN, False)]
+            world.gone(STUBBORN)
+            await world.go(1)
+            assert (world.lxd.of("a"), FIRST in world.config("b")) == ([0], False)
+
+    play(whole)
+
+
+def test_without_the_helper_nvml_says_when_they_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        world.helper.end()
+        async with world.podyd():
+            await lease_taken(world)
+            await world.go(GRACE + 0.5)
+            kills = [words[4] for _, words in world.ran if words[0] == "/bin/sh"]
+            assert kills == ["TERM", "KILL"]
+            assert world.lxd.of("a") == []
+            world.gone(STUBBORN)
+            await world.go(2)
+            assert world.lxd.of("a") == [0]
+
+    play(whole)
+
+
+@pytest.mark.parametrize("of", ["a", "b"])
+def test_a_lease_that_lxd_refuses_ends_nobody(monkeypatch: pytest.MonkeyPatch, of: str) -> None:
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        async with world.podyd():
+            world.lxd.refuse("edit", Unavailable("LXD cannot be reached"), of=of)
+            with pytest.raises(Unavailable):
+                await lease_taken(world)
+            await world.go(2 * GRACE)
+            assert (world.signals(), world.lxd.of("b")) == ([], [0, 1])
+            assert FIRST not in world.config("b")
+
+    play(whole)
+
+
+def test_who_has_had_a_card_to_itself_and_leases_it_again_is_not_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Though others are on it who may not be."""
+
+    async def whole() -> None:
+        world = make_world(monkeypatch)
+        async with world.podyd():
+            await ended_lease(world)
+            world.compute("b", 42, 0)
+            await world.go(0.75)
+            await world.lease("a", "0,", 100)
+            assert world.lxd.of("a") == [0]
+            await world.go(2 * GRACE)
+            assert world.signals() == []
+            assert [words[4] for _, words in world.ran if words[0] == "/bin/sh"] == ["TERM", "KILL"]
+
+    play(whole)
+
+
 # --- Intruders ----------------------------------------------------------------------------------
 
 
@@ -754,7 +936,10 @@ class History:
             world.helper.end()
             world.helper.begin()
         elif what < 0.45:
-            world.open(name, next(self.pids), *dice.choice(((0,), (1,), (0, 1))))
+            pid, opened = next(self.pids), dice.choice(((0,), (1,), (0, 1)))
+            world.open(name, pid, *opened)
+            if dice.random() < 0.5:
+                world.compute(name, pid, opened[0])
         elif what < 0.5 and world.helper.held:
             item = dice.choice(world.helper.held)
             world.gone(item.pid)

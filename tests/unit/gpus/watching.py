@@ -136,6 +136,9 @@ class World:
         end = self.seconds + seconds
         while True:
             await self.scheduler._reconcile({})
+            ended = {holder.pid for holder, _ in self.helper.ended}
+            for pid in ended - {holder.pid for holder in self.helper.held}:
+                self.gone(pid)
             await self.watch.look()
             for _ in range(15):
                 await asyncio.sleep(0)
