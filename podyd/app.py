@@ -13,7 +13,7 @@ from podyd.accounting.history import History
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.quota_use import QuotaUses
 from podyd.accounting.usage import Usage
-from podyd.api.address import client_address
+from podyd.api.address import client_address, is_encrypted
 from podyd.api.application import application
 from podyd.api.binding import bound
 from podyd.api.routes.admin import AdminRoutes
@@ -25,6 +25,7 @@ from podyd.api.routes.meta import MetaRoutes
 from podyd.api.routes.pods import PodRoutes
 from podyd.api.routes.stats import StatRoutes
 from podyd.api.routes.users import UserRoutes
+from podyd.api.routes.web import WebRoutes
 from podyd.api.under_way import Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import NotSetUp
@@ -59,6 +60,7 @@ from podyd.people.notices import Notices
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
+from podyd.people.web_sessions import WebSessions
 from podyd.pods.catalogue import Catalogue
 from podyd.pods.commands import Commands
 from podyd.pods.commits import Commits
@@ -86,6 +88,7 @@ from podyd.store.history import HistoryStore
 from podyd.store.notices import NoticeStore
 from podyd.store.tokens import TokenStore
 from podyd.store.usage import UsageStore
+from podyd.store.web_sessions import WebSessionStore
 
 # At the end, what cleaning commands, removes half-made pods and writes may take so long.
 KILL_SECONDS = 3.0
@@ -259,6 +262,7 @@ def _people(backends: Backends) -> People:
         AuthClient(settings.current.auth.socket),
         Origins(backends.node.sockets),
         Tokens(TokenStore(backends.database), settings),
+        WebSessions(WebSessionStore(backends.database), settings),
         settings,
     )
     return People(logins, Sessions(logins), Notices(NoticeStore(backends.database)))
@@ -479,6 +483,7 @@ def _application(
     pods: Pods,
     requests: Requests,
 ) -> Application:
+    settings = backends.settings
     report = Report(
         server=backends.engine.server,
         node=backends.node,
@@ -510,6 +515,7 @@ def _application(
             settings=backends.settings,
         ),
         HistoryRoutes(owned=pods.owned, history=accounting.history),
+        WebRoutes(logins=people.logins),
     )
     return application(
         calls,
@@ -517,7 +523,9 @@ def _application(
         requests=requests,
         sessions=people.sessions,
         notices=people.notices,
-        address_of=lambda request: client_address(request, backends.settings.current.proxies),
+        address_of=lambda request: client_address(request, settings.current.proxies),
+        is_encrypted=lambda request: is_encrypted(request, settings.current.proxies),
+        has_page=lambda: settings.current.web is not None,
         metrics=accounting.metrics,
         actions=accounting.actions,
     )

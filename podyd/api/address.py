@@ -31,6 +31,15 @@ def client_address(request: HTTPServerRequest, proxies: Sequence[Network]) -> st
     return peer
 
 
+def is_encrypted(request: HTTPServerRequest, proxies: Sequence[Network]) -> bool:
+    """Whether the client's connection is TLS: to podyd itself, or to one of `proxies`, which says
+    so."""
+    if request.protocol == "https":
+        return True
+    last = request.headers.get("X-Forwarded-Proto", "").rpartition(",")[2].strip()
+    return last == "https" and is_among(_parse(request.remote_ip or ""), proxies)
+
+
 def source_of(request: HTTPServerRequest, address: str) -> Source:
     """The source of a request: the client's address, and the connection it has come by."""
     return Source(address, _ends(request), is_forwarded=address != request.remote_ip)

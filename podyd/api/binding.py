@@ -61,6 +61,14 @@ class Headed(Generic[A]):
     headers: Mapping[str, str]
 
 
+@dataclass(frozen=True)
+class WithSession(Generic[A]):
+    """An answer with the cookie of a login on the page; the secret "" removes it."""
+
+    body: A
+    secret: str
+
+
 @runtime_checkable
 class Outgoing(Protocol):
     """A file to be sent to the caller; whoever gets this object closes it."""
@@ -110,7 +118,9 @@ class Mark(Generic[R, A]):
 
 
 @overload
-def serves(*operations: Operation[R, Json[A]]) -> Mark[R, A | Headed[A] | HeldAnswer[A]]: ...
+def serves(
+    *operations: Operation[R, Json[A]],
+) -> Mark[R, A | Headed[A] | WithSession[A] | HeldAnswer[A]]: ...
 @overload
 def serves(*operations: Operation[R, PlainText]) -> Mark[R, str]: ...
 @overload

@@ -1,4 +1,4 @@
-"""The credentials in a request's Authorization header."""
+"""The credentials of a request."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import binascii
 
 from podyd.base.errors import Unauthorized
 from podyd.people.tokens import is_token, refused
+from podyd.people.web_sessions import is_web_secret
 
 
 def credentials(header: str) -> tuple[str, str]:
@@ -27,6 +28,7 @@ def credentials(header: str) -> tuple[str, str]:
         name, colon, password = base64.b64decode(value, validate=True).decode().partition(":")
     except (binascii.Error, UnicodeDecodeError, ValueError):
         raise Unauthorized("The Authorization header is not valid HTTP Basic in UTF-8.") from None
-    if not colon or not name or not password or "\0" in name + password:
+    is_text = "\0" not in name + password
+    if not colon or not name or not password or not is_text or is_web_secret(password):
         raise Unauthorized("User name or password is wrong.")
     return name, password

@@ -21,9 +21,11 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from podyd.api.address import source_of
-from podyd.api.binding import Bound, Call, Headed
+from podyd.api.binding import Bound, Call, Headed, WithSession
 from podyd.api.credentials import credentials
+from podyd.api.cross_site import need_own_page, refuse_other_sites
 from podyd.api.parameters import parameters
+from podyd.api.session_cookie import secret_in, set_cookie
 from podyd.api.under_way import Requests
 from podyd.base.errors import (
     Forbidden,
@@ -31,6 +33,7 @@ from podyd.base.errors import (
     NotFound,
     PodydError,
     TooLarge,
+    Unauthorized,
     Unavailable,
 )
 from podyd.base.longtext import HeldAnswer, json_pieces
@@ -39,10 +42,11 @@ from podyd.contract.answers import JSON, PlainText
 from podyd.contract.kinds import parse
 from podyd.contract.operation import Access, AnyOperation, Ends, Proof
 from podyd.model.naming import instance_name
-from podyd.model.token import Token
+from podyd.model.token import TokenScope
 from podyd.people.login import Login, Logins
 from podyd.people.notices import Notices
 from podyd.people.sessions import Sessions
+from podyd.people.web_sessions import is_web_secret
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +61,9 @@ CHUNK_PIECES = 2000
 TAKE_SECONDS = 300.0
 
 AddressOf = Callable[[HTTPServerRequest], str]
+IsEncrypted = Callable[[HTTPServerRequest], bool]
+# A request that the page makes by itself, and not for its user, has this header.
+BY_ITSELF = "X-Podyd-Live"
 
 
 @stream_request_body
@@ -82,6 +89,8 @@ class JsonHandler(RequestHandler):
         self.set_header("Content-Type", JSON)
         self.set_header("Cache-Control", "no-store")
         self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
         self.clear_header("Server")
 
     def prepare(self) -> Awaitable[None] | None:
@@ -106,8 +115,11 @@ class JsonHandler(RequestHandler):
         """Set the status and the headers of an error; returns its body."""
         self.error_code = error.code
         self.set_status(error.status)
+        # A browser that gets WWW-Authenticate for a script's request opens a dialog of its own.
+        is_script = self.request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate"
         for name, value in error.headers().items():
-            self.set_header(name, value)
+            if not (is_script and name == "WWW-Authenticate"):
+                self.set_header(name, value)
         return json.dumps(error.body(), ensure_ascii=False).encode()
 
     def log_exception(
@@ -141,6 +153,9 @@ class JsonHandler(RequestHandler):
 class Endpoint(JsonHandler):
     """Serves one operation."""
 
+    # Whether a request says that its user is there, so that a login on the page goes on.
+    is_use = True
+
     def initialize(
         self,
         operation: AnyOperation,
@@ -150,8 +165,10 @@ class Endpoint(JsonHandler):
         sessions: Sessions,
         notices: Notices,
         address_of: AddressOf,
+        is_encrypted: IsEncrypted,
     ) -> None:
         self.address_of = address_of
+        self._is_encrypted = is_encrypted
         self.sessions = sessions
         self.notices = notices
         self.operation = operation
@@ -205,6 +222,10 @@ class Endpoint(JsonHandler):
         if isinstance(answer, Headed):
             for name, value in answer.headers.items():
                 self.set_header(name, value)
+            answer = answer.body
+        if isinstance(answer, WithSession):
+            is_encrypted = self._is_encrypted(self.request)
+            self.set_header("Set-Cookie", set_cookie(answer.secret, is_encrypted=is_encrypted))
             answer = answer.body
         if isinstance(answer, HeldAnswer):
             await self._stream_answer(answer)
@@ -266,12 +287,10 @@ class Endpoint(JsonHandler):
             )
         if self._too_large:
             raise _too_large()
-        self._refuse_other_sites()
-        login, password = None, ""
-        if self._needs_login():
-            login, password = await self._log_in()
-            self._login = login
-            self._bind()
+        refuse_other_sites(self.request.headers)
+        login, password = await self._caller()
+        self._login = login
+        self._bind()
         request: Any = parse(
             self.operation.request,
             parameters(
@@ -289,32 +308,47 @@ class Endpoint(JsonHandler):
         async with self.requests.turn(login.member, self.operation):
             return await self.bound(Call(request, login, password))
 
-    def _refuse_other_sites(self) -> None:
-        """Refuse cross-site requests: a browser adds its user's login to them."""
-        headers = self.request.headers
-        site = headers.get("Sec-Fetch-Site", "none")
-        origin = headers.get("Origin")
-        is_same = origin is None or origin.partition("://")[2] == headers.get("Host")
-        if site not in ("none", "same-origin") or not is_same:
-            raise Forbidden(
-                "podyd answers no requests that the page of another site makes.", code="cross_site"
-            )
-
-    def _needs_login(self) -> bool:
+    async def _caller(self) -> tuple[Login | None, str]:
+        """The caller's login, None if they need none and have none; and their password, if it is
+        proven by that."""
         # X-Forwarded-For proves nothing here: any account of this host can send it.
         is_direct = "X-Forwarded-For" not in self.request.headers
         address = self.request.remote_ip or ""
         match self.operation.access:
             case Access.OPEN:
-                return False
-            case Access.SCRAPER:
-                return not (is_direct and self.logins.may_scrape(address))
-            case Access.STATUS if "Authorization" not in self.request.headers:
-                return not (is_direct and self.logins.may_see_status(address))
-        return True
+                return None, ""
+            case Access.SCRAPER if is_direct and self.logins.may_scrape(address):
+                return None, ""
+            case Access.STATUS if is_direct and self.logins.may_see_status(address):
+                return await self._perhaps_log_in()
+        return await self._log_in()
+
+    async def _perhaps_log_in(self) -> tuple[Login | None, str]:
+        """With a cookie whose login has ended, a display on the wall goes on without."""
+        if "Authorization" in self.request.headers:
+            return await self._log_in()
+        try:
+            return await self._log_in() if self._cookie_secret else (None, "")
+        except (Unauthorized, Forbidden):
+            return None, ""
+
+    @property
+    def _cookie_secret(self) -> str:
+        """The secret of a login on the page, "" without one."""
+        header = self.request.headers.get("Cookie", "")
+        secret = secret_in(header, is_encrypted=self._is_encrypted(self.request))
+        return secret if is_web_secret(secret) else ""
+
+    def _credentials(self) -> tuple[str, str]:
+        """Name and password; or "" and a token, or the secret of a login on the page."""
+        header = self.request.headers.get("Authorization")
+        if header is None and (secret := self._cookie_secret):
+            need_own_page(self.request.headers)
+            return "", secret
+        return credentials(header or "")
 
     async def _log_in(self) -> tuple[Login, str]:
-        name, secret = credentials(self.request.headers.get("Authorization", ""))
+        name, secret = self._credentials()
         login = await self.logins.log_in(
             name,
             secret,
@@ -325,17 +359,20 @@ class Endpoint(JsonHandler):
         for_admins = self.operation.access in (Access.ADMIN, Access.SCRAPER)
         if for_admins and not login.member.is_admin:
             raise Forbidden(f"{self.operation.path} is for admins.", code="not_an_admin")
-        if login.token is None:
+        if login.token is None and login.web is None:
             return login, secret
-        self._check_scope(login.token)
+        self._check_scope("all" if login.token is None else login.token.scope)
+        if self.is_use and BY_ITSELF not in self.request.headers:
+            self.logins.noticed(login)
+        await self.logins.write_use(login)
         return login, ""
 
-    def _check_scope(self, token: Token) -> None:
-        if self.operation.accepts(token.scope):
+    def _check_scope(self, scope: TokenScope) -> None:
+        if self.operation.accepts(scope):
             return
         if self.operation.proof in (Proof.PASSWORD, Proof.OLD_PASSWORD):
             raise Forbidden(
-                f"{self.operation.path} needs your password, not a token.",
+                f"{self.operation.path} needs your password, not a token or a login on the page.",
                 code="password_needed",
             )
         does = "reaches into a pod" if self.operation.proof is Proof.INSIDE else "changes something"
@@ -369,15 +406,16 @@ class NoRoute(JsonHandler):
         self.suggest = suggest
 
     async def _serve(self) -> None:
-        self.refuse(
-            NotFound(
-                f"There is no route {self.request.path[:100]!r}.",
-                advice=self.suggest(self.request.path),
-                code="no_such_route",
-            )
-        )
+        self.refuse(no_route(self.request.path, self.suggest))
 
     get = post = head = put = patch = delete = options = _serve
+
+
+def no_route(path: str, suggest: Callable[[str], str]) -> NotFound:
+    """The error where there is no route; `suggest` says of a path what to try instead."""
+    return NotFound(
+        f"There is no route {path[:100]!r}.", advice=suggest(path), code="no_such_route"
+    )
 
 
 def _too_large() -> TooLarge:

@@ -20,6 +20,7 @@ from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
 from podyd.contract.operation import Ends
 from podyd.contract.pods import Ended
+from podyd.engine.streams import STDIN
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ PING_SECONDS = 20.0
 SILENT_SECONDS = 60.0
 # A command may be as long as Linux allows, and JSON writes some characters as six.
 MAX_MESSAGE_BYTES = 1024**2
+# What begins with it was typed.
+_INPUT = bytes([STDIN])
 assert MAX_MESSAGE_BYTES > WINDOW_BYTES
 
 
@@ -87,6 +90,8 @@ class Socket(Endpoint, WebSocketHandler):
         self._heard = asyncio.get_running_loop().time()
         if self._refusal is not None:
             return
+        if self._login is not None and message[:1] == _INPUT:
+            self.logins.noticed(self._login)
         try:
             self._frames.received(message)
         except BadRequest as error:

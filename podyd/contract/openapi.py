@@ -66,6 +66,13 @@ def document() -> dict[str, Any]:
                     "scheme": "bearer",
                     "description": "a token from /user/token of a scope that the call names",
                 },
+                "page": {
+                    "type": "apiKey",
+                    "in": "cookie",
+                    "name": "podyd",
+                    "description": "the cookie of /user/login, called __Host-podyd under TLS, in"
+                    " requests of podyd's own page",
+                },
             },
         },
     }
@@ -124,7 +131,8 @@ def _security(operation: AnyOperation) -> list[dict[str, list[str]]]:
     if operation.access is Access.OPEN:
         return []
     scopes = [scope for scope in typing.get_args(TokenScope) if operation.accepts(scope)]
-    return [{"basic": []}, *({"token": [scope]} for scope in scopes)]
+    page: list[dict[str, list[str]]] = [{"page": []}] if operation.accepts("all") else []
+    return [{"basic": []}, *({"token": [scope]} for scope in scopes), *page]
 
 
 def _parameter(item: Param, operation: AnyOperation, method: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from podyd.contract import admin, gpus, history, host, images, meta, pods, stats, users
+from podyd.contract import admin, gpus, history, host, images, meta, pods, stats, users, web
 from podyd.contract.operation import AnyOperation
 
 OPERATIONS: tuple[AnyOperation, ...] = (
@@ -17,6 +17,8 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     users.USER_TOKEN_REVOKE,
     users.USER_NOTICES,
     users.USER_NOTICES_READ,
+    web.USER_LOGIN,
+    web.USER_LOGOUT,
     pods.POD_CREATE,
     pods.POD_DELETE,
     pods.POD_INFO,

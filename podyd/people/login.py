@@ -21,11 +21,13 @@ from podyd.config.current import Settings
 from podyd.config.schema import AuthConfig, Config
 from podyd.model.member import Member
 from podyd.model.token import Token, TokenScope
+from podyd.model.web_session import WebSession
 from podyd.people.account_list import AccountList
 from podyd.people.guesses import Guesses, Try
 from podyd.people.origins import Origins, Source
 from podyd.people.quotas import profiles_of, quota_of
 from podyd.people.tokens import Tokens, is_token, refused
+from podyd.people.web_sessions import WebSessions, ended, is_web_secret
 
 # A login is cached for so long before PAM is asked again.
 REMEMBERED_SECONDS = 60.0
@@ -41,17 +43,20 @@ Changed = Callable[[str, PodydError | None], None]
 
 @dataclass(frozen=True)
 class Login:
-    """A member and their proof: `token`, or the password if it is None."""
+    """A member and their proof: `token`, `web` (a login on the page), or the password if both are
+    None."""
 
     member: Member
     account: Account
     token: Token | None
+    web: WebSession | None = None
 
 
 @dataclass(frozen=True)
 class _Proven:
     account: Account
     token: Token | None = None
+    web: WebSession | None = None
 
 
 @dataclass(frozen=True)
@@ -85,12 +90,18 @@ class Logins:
     never reach PAM."""
 
     def __init__(
-        self, auth: AuthClient, origins: Origins, tokens: Tokens, settings: Settings
+        self,
+        auth: AuthClient,
+        origins: Origins,
+        tokens: Tokens,
+        web_sessions: WebSessions,
+        settings: Settings,
     ) -> None:
         self._auth = auth
         self._origins = origins
         self._subscribers: list[Changed] = []
         self._tokens = tokens
+        self._web_sessions = web_sessions
         self._settings = settings
         self._key = secrets.token_bytes(32)
         self._logins: OrderedDict[bytes, _Remembered] = OrderedDict()
@@ -113,7 +124,8 @@ class Logins:
     async def log_in(
         self, name: str, secret: str, source: Source, *, may_be_expired: bool = False
     ) -> Login:
-        """The member with this password or token; a token needs no name, "".
+        """The member with this password or token; a token, or the secret of a login on the page,
+        needs no name, "".
 
         `may_be_expired`: also with a password that must be changed, as nothing but a change of it
         may follow. Raises Unauthorized, Forbidden (not a member, account locked or expired,
@@ -131,7 +143,36 @@ class Logins:
         member = self._member(proven.account)
         if proven.account.must_change and not may_be_expired:
             raise _expired()
-        return Login(member, proven.account, proven.token)
+        if proven.web is not None:
+            self._web_sessions.check(proven.web)
+        return Login(member, proven.account, proven.token, proven.web)
+
+    def noticed(self, login: Login) -> None:
+        """The user of a login on the page does something, so that it does not end as idle."""
+        if login.web is not None:
+            self._web_sessions.noticed(login.web)
+
+    async def write_use(self, login: Login) -> None:
+        """Store when a login on the page was last used, now and then. Raises Unavailable."""
+        if login.web is not None:
+            await self._web_sessions.write(login.web)
+
+    async def open_page(self, login: Login) -> tuple[str, WebSession]:
+        """Begin a login on the page; returns its secret and itself. Raises NotFound if there is no
+        page."""
+        secret, session, over = await self._web_sessions.create(login.account)
+        if over:
+            self._forget(session.owner)
+            self._tell(session.owner, None)
+        return secret, session
+
+    async def close_page(self, session: WebSession) -> None:
+        """End a login on the page."""
+        try:
+            await self._web_sessions.end(session)
+        finally:
+            self._forget(session.owner)
+            self._tell(session.owner, None)
 
     async def ended(self, login: Login, address: str) -> PodydError | None:
         """Why a login is no longer valid; None if it is, or if that cannot be checked at
@@ -140,6 +181,8 @@ class Logins:
         try:
             if login.token is not None and not await self._tokens.works(login.token):
                 return refused()
+            if login.web is not None and not await self._web_sessions.works(login.web):
+                return ended()
             account = await self._auth.account(
                 before.name, address, whose=self._who(before.name), known=True
             )
@@ -164,7 +207,8 @@ class Logins:
     async def change_password(self, member: Member, old: str, new: str) -> int:
         """Change a member's own Linux password; the old one stops working at once.
 
-        Their tokens are revoked too, as the old password may have leaked; returns their number.
+        Their tokens and logins on the page end too, as the old password may have leaked; returns
+        the number of tokens.
         Raises TooMany while another change of theirs is under way.
         """
         if member.name in self._changing:
@@ -180,6 +224,7 @@ class Logins:
 
     async def _revoke_after_change(self, owner: str) -> int:
         try:
+            await self._web_sessions.end_all(owner)
             return await self._tokens.revoke_all(owner)
         except Unavailable as error:
             raise Unavailable(
@@ -212,14 +257,20 @@ class Logins:
             raise Forbidden("Other users' tokens are for admins to revoke.", code="not_an_admin")
         try:
             if id == "all":
-                return (
-                    f"Tokens of {owner} that are revoked: {await self._tokens.revoke_all(owner)}."
-                )
+                return await self._revoke_all(owner)
             await self._tokens.revoke(owner, id)
         finally:
             self._forget(owner)
             self._tell(owner, None)
         return f"Token {id} of {owner} is revoked."
+
+    async def _revoke_all(self, owner: str) -> str:
+        pages, tokens = (
+            await self._web_sessions.end_all(owner),
+            await self._tokens.revoke_all(owner),
+        )
+        also = f" Logins on the page that are ended: {pages}." if pages else ""
+        return f"Tokens of {owner} that are revoked: {tokens}.{also}"
 
     async def all(self) -> Sequence[Member]:
         """Every member of this node, by name; a new one may be missing for a minute."""
@@ -272,6 +323,8 @@ class Logins:
         began = next(self._numbers)
         if is_token(attempt.secret):
             proven = await self._prove_token(attempt)
+        elif is_web_secret(attempt.secret):
+            proven = await self._prove_web_session(attempt)
         else:
             proven = await self._prove_password(attempt)
         account = proven.account
@@ -307,24 +360,35 @@ class Logins:
             except Unauthorized:
                 self._guesses.failed_token(attempt.digest, attempt.origin)
                 raise
-        one = Try(attempt.digest, attempt.origin, known=True)
-        async with self._counting(one):
-            if attempt.name not in ("", token.owner):
-                raise refused()
+        account = await self._owner(attempt, token, refused)
+        await self._tokens.used(token)
+        return _Proven(account, token)
+
+    async def _prove_web_session(self, attempt: _Attempt) -> _Proven:
+        """Nor can the secret of a login on the page be guessed."""
+        session = await self._web_sessions.find(attempt.secret)
+        return _Proven(await self._owner(attempt, session, ended), web=session)
+
+    async def _owner(
+        self, attempt: _Attempt, proof: Token | WebSession, refusal: Callable[[], Unauthorized]
+    ) -> Account:
+        """The account that a token or a login on the page was made for, as it is now."""
+        async with self._counting(Try(attempt.digest, attempt.origin, known=True)):
+            if attempt.name not in ("", proof.owner):
+                raise refusal()
             try:
                 account = await self._auth.account(
-                    token.owner,
+                    proof.owner,
                     attempt.address,
-                    whose=self._who(token.owner),
+                    whose=self._who(proof.owner),
                     known=True,
                 )
             except Unauthorized:
-                raise refused() from None
+                raise refusal() from None
             # The name, even the uid, may belong to another account by now; or the password changed.
-            if (account.uid, account.mark) != (token.uid, token.mark):
-                raise refused()
-        await self._tokens.used(token)
-        return _Proven(account, token)
+            if (account.uid, account.mark) != (proof.uid, proof.mark):
+                raise refusal()
+            return account
 
     @contextlib.asynccontextmanager
     async def _counting(self, one: Try) -> AsyncIterator[None]:
@@ -389,9 +453,10 @@ def _changed() -> Unauthorized:
 
 def _lasts(proven: _Proven) -> float:
     """For how many seconds a login may be cached."""
-    if proven.token is None:
+    proof = proven.token or proven.web
+    if proof is None:
         return REMEMBERED_SECONDS
-    return min(REMEMBERED_SECONDS, proven.token.expires - time.time())
+    return min(REMEMBERED_SECONDS, proof.expires - time.time())
 
 
 def _is_member(account: Account, auth: AuthConfig) -> bool:

@@ -108,6 +108,19 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
             PRIMARY KEY (figure, step, start, whose)
         ) WITHOUT ROWID""",
     ),
+    (
+        # Logins on the page. As `tokens`; `used` is exact to a minute.
+        """CREATE TABLE web_sessions (
+            digest BLOB PRIMARY KEY,
+            owner TEXT NOT NULL,
+            uid INTEGER NOT NULL,
+            mark TEXT NOT NULL,
+            created REAL NOT NULL,
+            expires REAL NOT NULL,
+            used REAL NOT NULL
+        ) WITHOUT ROWID""",
+        "CREATE INDEX web_sessions_of_owner ON web_sessions (owner)",
+    ),
 )
 
 

@@ -62,6 +62,8 @@ def test_every_answer_is_as_the_document_says(
         "/user/notices-read": [{"id": "1"}],
         "/admin/release": [{"pod": admin.get("/pod/listall").ok[0]["name"], "reason": "x"}],
         "/admin/log": [{}, {"since": "2d", "user": alice.user, "limit": "1"}],
+        # Of a login on the page: test_web.py.
+        "/user/logout": [],
         # WebSockets: test_shell.py.
         "/pod/exec-stream": [],
         "/pod/shell": [],

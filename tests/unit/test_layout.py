@@ -146,7 +146,16 @@ ONLY_IMPORTERS = {
     "podyd.node.sockdiag.owner_of": set(),
     "sqlite3": {
         f"store/{name}.py"
-        for name in ("actions", "cards", "database", "history", "notices", "tokens", "usage")
+        for name in (
+            "actions",
+            "cards",
+            "database",
+            "history",
+            "notices",
+            "tokens",
+            "usage",
+            "web_sessions",
+        )
     },
 }
 

@@ -39,9 +39,11 @@ from podyd.people.notices import Notices
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
+from podyd.people.web_sessions import WebSessions
 from podyd.store.database import Database
 from podyd.store.notices import NoticeStore
 from podyd.store.tokens import TokenStore
+from podyd.store.web_sessions import WebSessionStore
 from tests.unit.node.fake import FakeSockets
 
 CRASHING = Operation(
@@ -57,7 +59,9 @@ async def serving(
     settings = Settings(config or Config())
     database = Database(Path("/nonexistent"))
     tokens = Tokens(TokenStore(database), settings)
-    logins = Logins(AuthClient("/nonexistent"), Origins(FakeSockets()), tokens, settings)
+    web_sessions = WebSessions(WebSessionStore(database), settings)
+    auth, origins = AuthClient("/nonexistent"), Origins(FakeSockets())
+    logins = Logins(auth, origins, tokens, web_sessions, settings)
     parts = {
         "operation": operation,
         "bound": bound,
@@ -66,6 +70,7 @@ async def serving(
         "sessions": Sessions(logins),
         "notices": Notices(NoticeStore(database)),
         "address_of": lambda request: request.remote_ip,
+        "is_encrypted": lambda request: False,
     }
     route = (operation.path, HANDLERS[type(operation.answer)], parts)
     server = HTTPServer(Application([route], log_function=lambda _: None))

@@ -18,8 +18,10 @@ from podyd.node.sockdiag import SocketAddress
 from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
+from podyd.people.web_sessions import WebSessions
 from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
+from podyd.store.web_sessions import WebSessionStore
 from tests.unit.node.fake import FakeSockets
 
 ALICE = Account("alice", 1000, 1000, frozenset(), "mark")
@@ -79,7 +81,8 @@ def play(tmp_path: Path, what: Play) -> None:
         origins = Origins(FakeSockets())
         try:
             tokens = Tokens(TokenStore(database), settings)
-            await what(Logins(auth, origins, tokens, settings), auth)
+            web_sessions = WebSessions(WebSessionStore(database), settings)
+            await what(Logins(auth, origins, tokens, web_sessions, settings), auth)
         finally:
             await database.close()
 

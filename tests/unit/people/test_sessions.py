@@ -18,8 +18,10 @@ from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
+from podyd.people.web_sessions import WebSessions
 from podyd.store.database import Database
 from podyd.store.tokens import TokenStore
+from podyd.store.web_sessions import WebSessionStore
 from tests.unit.node.fake import FakeSockets
 from tests.unit.people.test_login import HERE
 
@@ -60,7 +62,9 @@ class Rig:
         self.settings = Settings(Config(auth=AuthConfig(member_groups=("lab",))))
         self.database = Database(directory / "db")
         tokens = Tokens(TokenStore(self.database), self.settings)
-        self.logins = Logins(self.auth, Origins(FakeSockets()), tokens, self.settings)
+        web_sessions = WebSessions(WebSessionStore(self.database), self.settings)
+        origins = Origins(FakeSockets())
+        self.logins = Logins(self.auth, origins, tokens, web_sessions, self.settings)
         self.sessions = Sessions(self.logins)
 
     async def begin(self, login: Login) -> Session:

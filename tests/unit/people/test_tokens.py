@@ -18,6 +18,7 @@ from podyd.config.loader import parse
 from podyd.config.schema import AuthConfig, Config
 from podyd.contract.table import OPERATIONS
 from podyd.contract.users import USER_CH_PASSWD, USER_TOKEN
+from podyd.contract.web import USER_LOGIN
 from podyd.model.token import Token
 from podyd.people.tokens import is_token
 from podyd.store.database import SCHEMA, Database
@@ -81,6 +82,7 @@ def test_what_a_token_that_reads_may_call() -> None:
         "/stat/gputime",
         "/user/info",
         "/user/list",
+        "/user/logout",
         "/user/notices",
         "/user/token-revoke",
         "/user/tokens",
@@ -92,6 +94,7 @@ def test_what_needs_the_password_itself() -> None:
     assert {item for item in OPERATIONS if not item.accepts("all")} == {
         USER_CH_PASSWD,
         USER_TOKEN,
+        USER_LOGIN,
     }
 
 

@@ -1,0 +1,288 @@
+"""The page's files over HTTP, and which requests of a browser count as the page's."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import configparser
+import fnmatch
+import gzip
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from tornado.httpclient import AsyncHTTPClient, HTTPResponse
+from tornado.httpserver import HTTPServer
+from tornado.httputil import HTTPHeaders, HTTPServerRequest
+from tornado.testing import bind_unused_port
+from tornado.web import Application
+
+from podyd.api.address import is_encrypted
+from podyd.api.application import WEB
+from podyd.api.credentials import credentials
+from podyd.api.cross_site import need_own_page, refuse_other_sites
+from podyd.api.page import MEDIA, Page, page_policy, read_page
+from podyd.api.session_cookie import secret_in, set_cookie
+from podyd.base.errors import Forbidden, Unauthorized
+from podyd.config.values import parse_networks
+from podyd.people.tokens import is_token
+from podyd.people.web_sessions import is_web_secret
+
+SECRET = "podydweb_" + "aB3-_" * 8 + "xyz"
+HTML = {"Accept": "text/html,*/*"}
+TEXT = b"body { color: black }\n" * 50
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "js").mkdir()
+    (tmp_path / "index.html").write_bytes(b"<!doctype html>")
+    (tmp_path / "style.css").write_bytes(TEXT)
+    (tmp_path / "js" / "app.mjs").write_bytes(b"1;")
+    (tmp_path / "notes.org").write_bytes(b"not for browsers")
+    return tmp_path
+
+
+def fetch(
+    root: Path,
+    path: str,
+    headers: Mapping[str, str] | None = None,
+    *,
+    method: str = "GET",
+    is_on: bool = True,
+) -> HTTPResponse:
+    """The answer of a server with the page below `root`."""
+
+    async def ask() -> HTTPResponse:
+        parts = {
+            "files": read_page(root),
+            "is_on": lambda: is_on,
+            "suggest": lambda path: "See /help.",
+            "address_of": lambda request: request.remote_ip,
+        }
+        routes = [("/", Page, parts), ("/web/(.*)", Page, parts)]
+        server = HTTPServer(Application(routes, log_function=lambda _: None))  # type: ignore[arg-type]
+        sock, port = bind_unused_port()
+        server.add_socket(sock)
+        client = AsyncHTTPClient(force_instance=True)
+        try:
+            return await client.fetch(
+                f"http://127.0.0.1:{port}{path}",
+                method=method,
+                headers=dict(headers or {}),
+                decompress_response=False,
+                raise_error=False,
+                allow_nonstandard_methods=True,
+            )
+        finally:
+            client.close()
+            server.stop()
+            await server.close_all_connections()
+
+    return asyncio.run(ask())
+
+
+# --- Files --------------------------------------------------------------------------------------
+
+
+def test_a_browser_gets_the_page_and_a_program_the_answer_of_old(root: Path) -> None:
+    page = fetch(root, "/", HTML)
+    assert (page.code, page.body) == (200, b"<!doctype html>")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    for headers in ({}, {"Accept": "*/*"}, {"Accept": "application/json"}):
+        answer = fetch(root, "/", headers)
+        assert (answer.code, json.loads(answer.body)["code"]) == (404, "no_such_route")
+        assert answer.headers["Content-Type"] == "application/json"
+
+
+def test_nothing_may_frame_the_page_or_add_to_it(root: Path) -> None:
+    for path in ("/", "/web/style.css"):
+        headers = fetch(root, path, {**HTML, "Host": "pods.example.org:8443"}).headers
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self';")
+        assert (
+            "connect-src 'self' ws://pods.example.org:8443 wss://pods.example.org:8443;" in policy
+        )
+        assert "base-uri 'none'" in policy
+        assert policy.endswith("frame-ancestors 'none'")
+        assert headers["X-Frame-Options"] == "DENY"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        assert headers["Cross-Origin-Opener-Policy"] == "same-origin"
+        assert headers["X-Content-Type-Options"] == "nosniff"
+
+
+@pytest.mark.parametrize("host", ["", "x y", "x;script-src *", "a/b", "a@b", "[::1", "x" * 300])
+def test_a_host_that_is_none_is_not_named(host: str) -> None:
+    assert "connect-src 'self';" in page_policy(host)
+
+
+@pytest.mark.parametrize("host", ["localhost:8799", "[fe80::1]:8799", "pods.example.org"])
+def test_a_host_is_named(host: str) -> None:
+    assert f"connect-src 'self' ws://{host} wss://{host};" in page_policy(host)
+
+
+def test_a_file_is_sent_once_and_then_confirmed(root: Path) -> None:
+    first = fetch(root, "/web/style.css")
+    assert (first.code, first.body) == (200, TEXT)
+    assert first.headers["Cache-Control"] == "no-cache"
+    again = fetch(root, "/web/style.css", {"If-None-Match": first.headers["Etag"]})
+    assert (again.code, again.body) == (304, b"")
+    (root / "style.css").write_bytes(b"new")
+    changed = fetch(root, "/web/style.css", {"If-None-Match": first.headers["Etag"]})
+    assert (changed.code, changed.body) == (200, b"new")
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "br, GZIP;q=0.5", "deflate,gzip, br"])
+def test_who_takes_gzip_gets_it(root: Path, accepted: str) -> None:
+    answer = fetch(root, "/web/style.css", {"Accept-Encoding": accepted})
+    assert answer.headers["Content-Encoding"] == "gzip"
+    assert "Accept-Encoding" in answer.headers["Vary"]
+    assert len(answer.body) < len(TEXT) / 4
+    assert gzip.decompress(answer.body) == TEXT
+    plain = fetch(root, "/web/style.css", {"If-None-Match": answer.headers["Etag"]})
+    assert plain.code == 200, "the other form is another one"
+
+
+@pytest.mark.parametrize("accepted", ["", "br", "gzip;q=0", "gzip; q=0.00", "xgzip"])
+def test_who_does_not_gets_the_file(root: Path, accepted: str) -> None:
+    answer = fetch(root, "/web/style.css", {"Accept-Encoding": accepted})
+    assert "Content-Encoding" not in answer.headers
+    assert answer.body == TEXT
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/web/",
+        "/web/missing.js",
+        "/web/notes.org",
+        "/web/js",
+        "/web/../style.css",
+        "/web/js/../style.css",
+        "/web/%2e%2e/etc/passwd",
+        "/web//etc/passwd",
+        "/web/style.css%00",
+    ],
+)
+def test_no_other_file_is_served(root: Path, path: str) -> None:
+    answer = fetch(root, path, HTML)
+    assert (answer.code, json.loads(answer.body)["code"]) == (404, "no_such_route")
+
+
+def test_a_module_has_the_type_of_a_script(root: Path) -> None:
+    answer = fetch(root, "/web/js/app.mjs")
+    assert answer.headers["Content-Type"] == "text/javascript; charset=utf-8"
+    assert fetch(root, "/web/js/app.mjs", method="HEAD").headers["Content-Length"] == "2"
+    assert fetch(root, "/web/js/app.mjs", method="POST").code == 404
+
+
+@pytest.mark.parametrize("path", ["/", "/web/style.css"])
+def test_the_page_may_be_turned_off(root: Path, path: str) -> None:
+    answer = fetch(root, path, HTML, is_on=False)
+    assert (answer.code, json.loads(answer.body)["code"]) == (404, "page_off")
+
+
+def test_each_file_of_the_page_is_served_and_installed() -> None:
+    named = configparser.ConfigParser()
+    named.read(WEB.parents[1] / "setup.cfg")
+    patterns = named["options.package_data"]["podyd"].replace("\n", " ").split(",")
+    files = [path for path in WEB.rglob("*") if path.is_file()]
+    assert WEB / "index.html" in files
+    for path in files:
+        name = path.relative_to(WEB.parent)
+        assert path.suffix in MEDIA, name
+        # As a shell has them: a * does not pass a /.
+        depth = [
+            pattern.strip() for pattern in patterns if pattern.count("/") == len(name.parts) - 1
+        ]
+        assert any(fnmatch.fnmatchcase(str(name), pattern) for pattern in depth), name
+
+
+# --- The cookie ---------------------------------------------------------------------------------
+
+
+def test_the_secret_is_no_token_and_counts_as_a_cookie_alone() -> None:
+    assert is_web_secret(SECRET)
+    assert not is_token(SECRET)
+    basic = base64.b64encode(f"alice:{SECRET}".encode()).decode()
+    for header in (f"Bearer {SECRET}", f"Basic {basic}"):
+        with pytest.raises(Unauthorized):
+            credentials(header)
+
+
+@pytest.mark.parametrize("is_tls", [False, True])
+def test_a_cookie_comes_back(is_tls: bool) -> None:
+    header = set_cookie(SECRET, is_encrypted=is_tls)
+    pair, *attributes = header.split("; ")
+    assert secret_in(f"other=1; {pair}", is_encrypted=is_tls) == SECRET
+    assert secret_in(pair, is_encrypted=not is_tls) == ""
+    assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {*attributes}
+    assert ("Secure" in attributes, pair.startswith("__Host-")) == (is_tls, is_tls)
+    assert "Max-Age=0" not in attributes
+    assert "Max-Age=0" in set_cookie("", is_encrypted=is_tls)
+
+
+@pytest.mark.parametrize("header", ["", "podyd", "xpodyd=1", ";;=;", "Podyd=1"])
+def test_what_is_no_cookie_of_podyds(header: str) -> None:
+    assert secret_in(header, is_encrypted=False) == ""
+
+
+@pytest.mark.parametrize(
+    ("peer", "sent", "expected"),
+    [
+        ("10.0.0.1", "https", True),
+        ("10.0.0.1", "http, https", True),
+        ("10.0.0.1", "https, http", False),
+        ("10.0.0.1", "", False),
+        ("10.0.0.2", "https", False),
+    ],
+)
+def test_a_proxy_says_whether_it_was_reached_by_tls(peer: str, sent: str, expected: bool) -> None:
+    request = HTTPServerRequest(method="GET", uri="/", headers=HTTPHeaders())
+    request.headers["X-Forwarded-Proto"] = sent
+    request.remote_ip = peer
+    assert is_encrypted(request, parse_networks(["10.0.0.1"])) is expected
+
+
+# --- Whose request it is ------------------------------------------------------------------------
+
+OWN, FOREIGN = "https://lab:8799", "https://evil.example"
+
+
+@pytest.mark.parametrize(
+    ("headers", "is_accepted"),
+    [
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": OWN}, True),
+        ({"Origin": OWN}, True),
+        ({}, False),
+        ({"Origin": FOREIGN}, False),
+        ({"Origin": "null"}, False),
+        ({"Sec-Fetch-Site": "none"}, False),
+        ({"Sec-Fetch-Site": "same-site"}, False),
+        ({"Sec-Fetch-Site": "same-site", "Origin": OWN}, False),
+        ({"Sec-Fetch-Site": "cross-site"}, False),
+        ({"Upgrade": "websocket", "Origin": OWN}, True),
+        ({"Upgrade": "websocket", "Origin": OWN, "Sec-Fetch-Site": "same-origin"}, True),
+        ({"Upgrade": "websocket", "Sec-Fetch-Site": "same-origin"}, False),
+        ({"Upgrade": "WebSocket", "Origin": "https://lab:80"}, False),
+        ({"Upgrade": "websocket"}, False),
+    ],
+    ids=str,
+)
+def test_a_cookie_counts_on_podyds_own_page(headers: dict[str, str], is_accepted: bool) -> None:
+    sent = HTTPHeaders({"Host": "lab:8799", **headers})
+    if is_accepted:
+        need_own_page(sent)
+        refuse_other_sites(sent)
+        return
+    with pytest.raises(Forbidden) as refused:
+        need_own_page(sent)
+    assert refused.value.code == "cross_site"
+
+
+def test_without_a_host_nothing_is_its_origin() -> None:
+    with pytest.raises(Forbidden):
+        need_own_page(HTTPHeaders({"Host": "", "Origin": ""}))
