@@ -34,7 +34,7 @@ export function gpuChoice({ live, signal, usual = false, chosen = [], hint }) {
         const box = h("input", { type: "checkbox", value: index, checked: chosen.includes(card.index) });
         const who = h("span", { class: "soft" });
         rows.set(index, { box, who });
-        boxes.append(h("label", {}, box, h("span", {}, words.card(index, card.name)), who));
+        boxes.append(h("label", {}, box, h("span", {}, words.card(index, card.name), " ", who)));
       }
       setText(rows.get(index).who, card.problem ?? holders(card).text);
     }

@@ -89,7 +89,7 @@ export function powerButtons(live, pod, deleted) {
   }, { name: words.restartPod(ins) });
   const remove = button(words.delete, async () => {
     const sure = await confirm({ title: words.deleteTitle(ins), action: words.deletePod(ins), typed: ins, danger: true,
-      text: words.deleteText, details: [h("ul", {}, words.lost(pod(), bytes).map((line) => h("li", {}, line)))] });
+      text: words.deleteText, details: [h("ul", {}, words.lost(pod(), bytes, hasClaims(live, pod())).map((line) => h("li", {}, line)))] });
     if (sure && (await act("pod/delete")) !== undefined) deleted?.();
   }, { kind: "danger", name: words.deletePod(ins) });
   const element = h("div", { class: "buttons", role: "group", "aria-label": words.actions(ins) }, start, stop, restart, remove);
@@ -109,6 +109,12 @@ export function powerButtons(live, pod, deleted) {
   };
   update();
   return { element, update };
+}
+
+/** Whether a pod has leased a GPU or waits for one. */
+function hasClaims(live, pod) {
+  return (live.get("queue") ?? []).some((entry) => entry.pod === pod.name)
+    || live.all("gpu/").some(([, card]) => card.pods.some((holder) => holder.exclusive && holder.pod === pod.name));
 }
 
 /** What a quota leaves: {pods, gpus, disk}, null where it has no limit. `but`: a pod that does not

@@ -126,10 +126,10 @@ export const texts = {
     stopText: "All processes in it end, and so do its terminals. Its disk, GPUs and ports stay.",
     deleteTitle: (ins) => `Delete ${ins}?`,
     deleteText: "This cannot be undone. Lost are:",
-    lost: (pod, bytes) => [
+    lost: (pod, bytes, hasClaims) => [
       `its disk with all files${pod.disk_used ? ` (${bytes(pod.disk_used)})` : ""}`, "its snapshots",
       ...(pod.port_mapping.length ? [`its ports: ${pod.port_mapping.map((one) => one.split(":")[0]).join(", ")}`] : []),
-      ...(pod.gpu_ids.length ? ["its leases of GPUs and its place in the queue"] : []),
+      ...(hasClaims ? ["its leases of GPUs and its place in the queue"] : []),
     ],
     mapping: (host, inner) => `${host} → ${inner}`,
     of: (used, limit) => `${used} of ${limit}`,

@@ -92,7 +92,7 @@ function use({ live, ins, pod, signal }) {
       const known = values.filter((value) => value !== null);
       if (known.length === 0) return h("p", { class: "soft" }, words.noHistory(texts.pods.columns[name]));
       const most = known.reduce((a, b) => Math.max(a, b));
-      const top = limit > 0 ? limit : most;
+      const top = Math.min(limit > 0 ? limit : Infinity, most * 1.25);
       const label = words.curve(texts.pods.columns[name], words.spans[asked], text(most));
       return h("figure", {}, h("figcaption", {}, label), curve({ values, top, label }),
         h("div", { class: "ends soft" }, h("span", {}, moment(past.start)), h("span", {}, words.now)));

@@ -139,6 +139,6 @@ export default async function ports(context, ins) {
   const polling = setInterval(() => { if (!document.hidden) poll(); }, POLL_MS);
   const element = h("div", {}, h("p", { class: "soft" }, words.text),
     h("form", { class: "inline", onsubmit: submitted }, number.element, submit), room, error, table.element, asking,
-    h("h3", {}, texts.overview.forward), copyable(texts.overview.forward, `pody forward ${ins} 8888`));
+    h("h2", {}, texts.overview.forward), copyable(texts.overview.forward, `pody forward ${ins} 8888`));
   return { element, close: () => clearInterval(polling) };
 }

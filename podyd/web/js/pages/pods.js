@@ -49,6 +49,7 @@ function list({ live, user, signal }) {
       },
     ],
   });
+  const create = h("a", { class: "button primary", href: "#/new" }, words.create);
   const waiting = h("p", { class: "soft" }, texts.live.connecting);
   const none = h("div", { class: "panel none", hidden: true }, h("h2", {}, words.none), h("p", {}, words.noneText),
     h("p", {}, h("a", { class: "button primary", href: "#/new" }, words.create)));
@@ -59,6 +60,7 @@ function list({ live, user, signal }) {
     const isKnown = live.get("me") !== undefined;
     waiting.hidden = isKnown;
     none.hidden = !isKnown || all.length > 0;
+    create.hidden = !none.hidden;
     table.element.hidden = all.length === 0;
     filtering.hidden = all.length <= MANY;
     const wanted = filtering.hidden ? "" : filter.value.trim().toLowerCase();
@@ -79,7 +81,7 @@ function list({ live, user, signal }) {
     update();
   }).catch(() => {});
   const element = h("div", {},
-    h("div", { class: "between" }, h("h1", {}, words.title), h("a", { class: "button primary", href: "#/new" }, words.create)),
+    h("div", { class: "between" }, h("h1", {}, words.title), create),
     sum, filtering, waiting, none, table.element);
   return { title: words.title, element, close: () => clearInterval(ticking) };
 }
