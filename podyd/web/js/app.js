@@ -16,6 +16,9 @@ import { texts } from "./texts.js";
 import { tray } from "./work.js";
 
 const PAGES = ["pods", "new", "cards", "account", "admin", "wall"];
+// Where a page that is not in the navigation belongs.
+const BELONGS = { new: "pods" };
+const WAITING_MS = 250;
 const THEME = "podyd-theme";
 const root = document.getElementById("app");
 const live = new Live();
@@ -36,7 +39,8 @@ async function show() {
   const page = name || "pods";
   if (user === null && page !== "wall") return logIn();
   const main = frame(page);
-  fill(main, h("p", { class: "waiting" }, texts.live.connecting));
+  // What was there stays meanwhile, unless it takes so long that it should be said.
+  const waiting = setTimeout(() => fill(main, h("p", { class: "waiting" }, texts.live.connecting)), WAITING_MS);
   let view;
   try {
     if (!PAGES.includes(page)) throw new Error(texts.errors.noPage);
@@ -47,6 +51,8 @@ async function show() {
     if (error.name === "AbortError") return;
     console.error(error);
     view = { title: texts.title(), element: h("p", { class: "error", role: "alert" }, error.message) };
+  } finally {
+    clearTimeout(waiting);
   }
   if (mine !== shown) {
     view.close?.();
@@ -77,7 +83,7 @@ function frame(page) {
     fill(root, h("a", { class: "skip", href: "#main", onclick: skip }, texts.nav.skip), header(), banner(), main, tray);
   }
   for (const link of root.querySelectorAll("nav a")) {
-    if (link.dataset.page === page) link.setAttribute("aria-current", "page");
+    if (link.dataset.page === (BELONGS[page] ?? page)) link.setAttribute("aria-current", "page");
     else link.removeAttribute("aria-current");
   }
   root.classList.toggle("wall", page === "wall");

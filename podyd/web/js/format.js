@@ -19,6 +19,13 @@ export function bytes(count) {
   return `${value.toFixed(digits)} ${UNITS[unit]}`;
 }
 
+/** How much of how much, with the unit once if it is the same: "1.50 of 8.00 GiB". */
+export function bytesOf(count, limit) {
+  const [first, last] = [bytes(count), bytes(limit)];
+  const unit = last.slice(last.indexOf(" "));
+  return `${first.endsWith(unit) ? first.slice(0, -unit.length) : first} of ${last}`;
+}
+
 /** A number with its unit: "71 %". "–" for null. */
 export function quantity(value, unit, digits = 0) {
   return value === null || value === undefined ? texts.none : `${value.toFixed(digits)} ${unit}`;

@@ -98,7 +98,8 @@ export function powerButtons(live, pod, deleted) {
     const busy = workOn(live, pod()) && words.busy(state.text);
     const isOff = pod().status === "stopped";
     const hadFocus = element.contains(document.activeElement);
-    start.hidden = !isOff;
+    // What is frozen or broken may be started as well as stopped.
+    start.hidden = pod().status === "running";
     stop.hidden = isOff;
     // The one that was pressed may have gone.
     if (hadFocus && document.activeElement.hidden) (isOff ? start : stop).focus();

@@ -5,7 +5,7 @@ import { curve, meter } from "../chart.js";
 import { button, copyable, field, refuse, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
-import { bytes, moment, quantity } from "../format.js";
+import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { copyPod, left, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
@@ -145,7 +145,7 @@ function cards({ live, ins, pod, quota, user, signal }) {
       { title: words.columns.memory, cell: (index) => {
         const used = live.get(`use/${index}`)?.memory_used ?? null;
         const total = live.get(`gpu/${index}`)?.memory_total ?? null;
-        return meter({ share: used === null || !total ? null : used / total, label: words.columns.memory, text: texts.pods.of(bytes(used), bytes(total)) });
+        return meter({ share: used === null || !total ? null : used / total, label: words.columns.memory, text: bytesOf(used, total) });
       } },
       { title: words.columns.lease, cell: (index) => {
         const card = live.get(`gpu/${index}`);

@@ -38,7 +38,7 @@ export default async function pod(context) {
   onPods(live, () => {
     const now = find();
     if (now === undefined) {
-      // A new one of the same name, or one that a lost connection hides for a moment, is shown again.
+      if (live.get("host")?.problem) return;
       powers.element.hidden = true;
       refill(state, badge({ text: words.gone, kind: "bad" }));
       return;

@@ -3,7 +3,7 @@
 import { get } from "../api.js";
 import { meter } from "../chart.js";
 import { h, setText } from "../dom.js";
-import { bytes, duration, moment } from "../format.js";
+import { bytes, bytesOf, duration, moment } from "../format.js";
 import { badge, left, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -23,7 +23,7 @@ export default async function pods(context) {
 
 function list({ live, user, signal }) {
   const powers = new Map();
-  const filter = h("input", { type: "search", "aria-label": words.filter, placeholder: words.filter });
+  const filter = h("input", { type: "search", class: "filter", "aria-label": words.filter, placeholder: words.filter });
   const filtering = h("p", { hidden: true }, filter);
   const sum = h("p", { class: "soft" });
   const table = new Table({
@@ -39,7 +39,7 @@ function list({ live, user, signal }) {
       { title: words.columns.cpu, cell: (pod) => cpu(live, pod) },
       { title: words.columns.disk, cell: disk },
       { title: words.columns.ports, class: "ports", cell: (pod) => ports(pod) },
-      { title: words.columns.up, cell: (pod) => uptime(live, pod) },
+      { title: words.columns.up, class: "up", cell: (pod) => uptime(live, pod) },
       {
         title: words.columns.actions, once: true, cell: (pod) => {
           const buttons = powerButtons(live, pod);
@@ -100,7 +100,7 @@ export function memory(live, pod) {
   const used = live.get(`load/${pod.name}`)?.memory_used;
   if (pod.status !== "running" || used === undefined) return texts.none;
   return meter({ share: pod.memory_limit > 0 ? used / pod.memory_limit : null, label: words.columns.memory,
-    text: pod.memory_limit > 0 ? words.of(bytes(used), bytes(pod.memory_limit)) : bytes(used) });
+    text: pod.memory_limit > 0 ? bytesOf(used, pod.memory_limit) : bytes(used) });
 }
 
 export function cpu(live, pod) {
@@ -114,7 +114,7 @@ export function disk(pod) {
   if (pod.disk_used === null) return texts.none;
   const isLimited = pod.disk_limit !== null && pod.disk_limit > 0;
   return meter({ share: isLimited ? pod.disk_used / pod.disk_limit : null, label: words.columns.disk,
-    text: isLimited ? words.of(bytes(pod.disk_used), bytes(pod.disk_limit)) : bytes(pod.disk_used) });
+    text: isLimited ? bytesOf(pod.disk_used, pod.disk_limit) : bytes(pod.disk_used) });
 }
 
 /** How long a pod runs. */
