@@ -169,8 +169,7 @@ export const texts = {
   },
   overview: {
     factsTitle: "The pod", facts: { image: "Image", name: "Instance", created: "Created", up: "Up", addresses: "Addresses", profiles: "Profiles" },
-    useTitle: "Use", past: "Before", span: "Time span", spans: { hour: "last hour", day: "last day", week: "last week" }, now: "now",
-    curve: (what, span, most) => `${what}, ${span}: at most ${most}`, noHistory: (what) => `${what}: nothing is known of this time.`,
+    useTitle: "Use", past: "Before",
     connectTitle: "Connect", ssh: "With ssh", config: "In ~/.ssh/config", vscode: "Open in VS Code", copyId: "Your ssh key",
     key: "ssh lets you in with a key. This puts yours into the pod, once:",
     noSsh: "No port of the server is forwarded to the pod’s ssh.", toPorts: "Forward port 22",

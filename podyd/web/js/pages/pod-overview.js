@@ -1,12 +1,13 @@
 // A pod at a glance: what it is, what it uses, how to get in, and what can be changed.
 
 import { get, post } from "../api.js";
-import { curve, meter } from "../chart.js";
+import { meter } from "../chart.js";
 import { button, copyable, field, refuse, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
+import { history, newest } from "../history.js";
 import { copyPod, left, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -15,9 +16,7 @@ import { cpu, disk, memory, uptime } from "./pods.js";
 
 const words = texts.overview;
 const TICK_MS = 5000;
-const HISTORY_MS = 60_000;
 const PROGRESS_MS = 1000;
-const SPANS = ["hour", "day", "week"];
 
 export default async function overview(context, ins) {
   const { live, user, signal } = context;
@@ -74,41 +73,21 @@ function facts({ live, ins, pod, signal }) {
 
 function use({ live, ins, pod, signal }) {
   const meters = h("dl", { class: "facts" });
-  const span = h("select", { "aria-label": words.span }, SPANS.map((name) => h("option", { value: name }, words.spans[name])));
-  const curves = h("div", {}, h("p", { class: "soft" }, texts.live.connecting));
-
-  async function history() {
-    const asked = span.value;
-    try {
-      const past = await get("pod/history", { ins, span: asked }, { signal, quiet: true });
-      if (span.value === asked) refill(curves, drawn(past, asked));
-    } catch (error) {
-      if (error.name !== "AbortError") refill(curves, h("p", { class: "soft" }, error.message));
-    }
-  }
-
-  function drawn(past, asked) {
-    const draw = (name, values, limit, text) => {
-      const known = values.filter((value) => value !== null);
-      if (known.length === 0) return h("p", { class: "soft" }, words.noHistory(texts.pods.columns[name]));
-      const most = known.reduce((a, b) => Math.max(a, b));
-      const top = Math.min(limit > 0 ? limit : Infinity, most * 1.25);
-      const label = words.curve(texts.pods.columns[name], words.spans[asked], text(most));
-      return h("figure", {}, h("figcaption", {}, label), curve({ values, top, label }),
-        h("div", { class: "ends soft" }, h("span", {}, moment(past.start)), h("span", {}, words.now)));
-    };
-    return [draw("memory", past.memory_used, pod().memory_limit, bytes), draw("cpu", past.cpu, pod().cpu_limit, (value) => value.toFixed(2))];
-  }
-
-  span.addEventListener("change", history);
-  history();
-  const asking = setInterval(() => { if (!document.hidden) history(); }, HISTORY_MS);
-  signal.addEventListener("abort", () => clearInterval(asking));
+  const columns = texts.pods.columns;
+  // A limit far above what was used would make a flat line of it.
+  const top = (values, limit) => Math.min(limit > 0 ? limit : Infinity, 1.25 * values.reduce((a, b) => Math.max(a, b ?? 0), 0)) || 1;
+  const load = async (span) => {
+    const { start, step, cpu: cpus, memory_used: used } = await get("pod/history", { ins, span }, { signal, quiet: true });
+    return { start, step, curves: [
+      { title: columns.memory, values: used, top: top(used, pod().memory_limit), last: bytes(newest(used)) },
+      { title: columns.cpu, values: cpus, top: top(cpus, pod().cpu_limit), last: newest(cpus)?.toFixed(2) ?? texts.none },
+    ] };
+  };
   const update = () => {
     const lines = { memory: memory(live, pod()), cpu: cpu(live, pod()), disk: disk(pod()) };
-    refill(meters, Object.entries(lines).flatMap(([key, value]) => [h("dt", {}, texts.pods.columns[key]), h("dd", {}, value)]));
+    refill(meters, Object.entries(lines).flatMap(([key, value]) => [h("dt", {}, columns[key]), h("dd", {}, value)]));
   };
-  return { element: panel(words.useTitle, meters, h("div", { class: "between" }, h("h3", {}, words.past), span), curves), update };
+  return { element: panel(words.useTitle, meters, history({ load, signal, title: words.past })), update };
 }
 
 function connect({ ins, pod }) {
