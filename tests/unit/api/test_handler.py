@@ -53,11 +53,14 @@ CRASHING = Operation(
 
 @contextlib.asynccontextmanager
 async def serving(
-    bound: Bound, operation: AnyOperation = CRASHING, config: Config | None = None
+    bound: Bound,
+    operation: AnyOperation = CRASHING,
+    config: Config | None = None,
+    directory: Path = Path("/nonexistent"),
 ) -> AsyncIterator[int]:
     """The port of a server that has this one operation."""
     settings = Settings(config or Config())
-    database = Database(Path("/nonexistent"))
+    database = Database(directory / "db")
     tokens = Tokens(TokenStore(database), settings)
     web_sessions = WebSessions(WebSessionStore(database), settings)
     auth, origins = AuthClient("/nonexistent"), Origins(FakeSockets())
@@ -167,6 +170,10 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
 
 # --- Who sees the cards without a login --------------------------------------------------------
 
+# Of a login on the page that has ended.
+SECRET = "podydweb_" + "x" * 43
+OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
+
 
 @pytest.mark.parametrize(
     ("web", "headers", "status"),
@@ -175,12 +182,16 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
         ("{status_allow: [10.0.0.0/8]}", {}, 401),
         ("{status_allow: [127.0.0.1]}", {"X-Forwarded-For": "127.0.0.1"}, 401),
         ("{status_allow: [127.0.0.1]}", {"Authorization": "Bearer x"}, 401),
+        ("{status_allow: [127.0.0.1]}", {"Cookie": f"podyd={SECRET}", **OWN_PAGE}, 200),
+        ("{status_allow: [127.0.0.1]}", {"Cookie": f"podyd={SECRET}"}, 200),
+        ("{status_allow: [10.0.0.0/8]}", {"Cookie": f"podyd={SECRET}", **OWN_PAGE}, 401),
+        ("{status_allow: [10.0.0.0/8]}", {"Cookie": f"podyd={SECRET}"}, 403),
         ("true", {}, 401),
         ("false", {}, 401),
     ],
 )
 def test_the_status_is_for_members_and_for_addresses_that_are_named(
-    web: str, headers: dict[str, str], status: int
+    tmp_path: Path, web: str, headers: dict[str, str], status: int
 ) -> None:
     async def answer(call: Call[HelpOf]) -> str:
         assert call.login is None
@@ -188,7 +199,7 @@ def test_the_status_is_for_members_and_for_addresses_that_are_named(
 
     async def ask() -> HTTPResponse:
         operation = dataclasses.replace(CRASHING, access=Access.STATUS)
-        async with serving(answer, operation, parse(f"web: {web}")) as port:
+        async with serving(answer, operation, parse(f"web: {web}"), tmp_path) as port:
             client = AsyncHTTPClient(force_instance=True)
             url = f"http://127.0.0.1:{port}/crash"
             try:
