@@ -57,6 +57,7 @@ _PROBE = """\
 name=/.podyd-{nonce}
 exec 3>"$name" && rm "$name" && head -c {count} /dev/zero >&3
 """
+_SNAPSHOTS_COUNT = "on ZFS, its snapshots may count too"
 # Kinds of pools.
 BTRFS, DIR, ZFS = "btrfs", "dir", "zfs"
 
@@ -324,7 +325,7 @@ class Disks:
         if asked < used:
             raise Conflict(
                 f"Pod {pod.ins!r} uses {used} bytes of its disk, which is more than {asked}.",
-                advice="Delete files in it first, or ask for more.",
+                advice=f"Delete files in it first, or ask for more; {_SNAPSHOTS_COUNT}.",
                 code="disk_in_use",
                 used=used,
                 asked=asked,
@@ -381,7 +382,7 @@ def fullness(pod: Pod) -> tuple[str, str]:
     return (
         f"its disk is full (its limit is {limit} bytes)",
         "Delete files in it (/pod/file-delete works also while it is stopped), or raise 'disk' with"
-        " /pod/limits; on ZFS, its snapshots may count too.",
+        f" /pod/limits; {_SNAPSHOTS_COUNT}.",
     )
 
 

@@ -171,3 +171,23 @@ def test_a_pod_that_is_frozen_while_it_is_looked_into_counts_as_frozen(has_room:
     else:
         with pytest.raises(Conflict, match="disk is full"):
             asyncio.run(restart)
+
+
+def test_less_than_what_is_used_is_refused_with_what_counts() -> None:
+    class Lxd:
+        async def state(self, name: str) -> State:
+            return State(disk_bytes={"root": 26 * MIB})
+
+        async def driver(self, pool: str) -> str:
+            return disks.ZFS
+
+    lxd = cast(Any, Lxd())
+    held = given(str(60 * MIB))
+    instance = Instance("a", "running", CREATED, CREATED, {}, {}, held, held, ())
+    of_all = disks.Disks(instances=lxd, pools=lxd, profiles=lxd, executor=lxd)
+    pod = Pod("alice", "main", instance)
+    with pytest.raises(Conflict, match="is more than") as raised:
+        asyncio.run(of_all._check_use(pod, 20 * MIB))
+    # Deleting files makes no room while a snapshot has them.
+    assert "its snapshots may count" in raised.value.advice
+    asyncio.run(of_all._check_use(pod, 26 * MIB))
