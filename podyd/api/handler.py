@@ -311,20 +311,29 @@ class Endpoint(JsonHandler):
     async def _caller(self) -> tuple[Login | None, str]:
         """The caller's login, None if they need none and have none; and their password, if it is
         proven by that."""
+        if self._needs_login():
+            return await self._log_in()
+        return (
+            await self._perhaps_log_in() if self.operation.access is Access.STATUS else (None, "")
+        )
+
+    def _needs_login(self) -> bool:
+        """Whether who has no login is refused."""
         # X-Forwarded-For proves nothing here: any account of this host can send it.
         is_direct = "X-Forwarded-For" not in self.request.headers
         address = self.request.remote_ip or ""
         match self.operation.access:
             case Access.OPEN:
-                return None, ""
-            case Access.SCRAPER if is_direct and self.logins.may_scrape(address):
-                return None, ""
-            case Access.STATUS if is_direct and self.logins.may_see_status(address):
-                return await self._perhaps_log_in()
-        return await self._log_in()
+                return False
+            case Access.SCRAPER:
+                return not (is_direct and self.logins.may_scrape(address))
+            case Access.STATUS:
+                return not (is_direct and self.logins.may_see_status(address))
+        return True
 
     async def _perhaps_log_in(self) -> tuple[Login | None, str]:
-        """With a cookie whose login has ended, a display on the wall goes on without."""
+        """Who has a login sees more; with a cookie whose login has ended, a display on the wall
+        goes on without."""
         if "Authorization" in self.request.headers:
             return await self._log_in()
         try:
