@@ -108,6 +108,22 @@ def ready():
 def mount(source, target, kind=None, flags=0):
     call("mount", source.encode(), target.encode(), kind and kind.encode(), flags, None)
 NEWNS, NEWUSER, BIND, PRIVATE = 0x20000, 0x10000000, 4096, 16384 | 1 << 18
+NEW = NEWNS | NEWUSER | 0x2000000 | 0x4000000 | 0x8000000 | 0x20000000 | 0x40000000
+def container():
+    # Become the first process of a container: with namespaces of all kinds, and a root of its own.
+    call("unshare", NEW)
+    for name, text in (("setgroups", "deny"), ("uid_map", "0 0 1"), ("gid_map", "0 0 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+    child = os.fork()
+    if child:
+        os._exit(abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])))
+    mount("none", "/", flags=PRIVATE), mount("none", "/tmp", "tmpfs"), os.chdir("/tmp")
+    os.mkdir("old"), os.mkdir("dev"), open("dev/card", "w").close()
+    mount("/dev/dri/card0", "dev/card", flags=BIND)
+    call("pivot_root", b".", b"old")
+    os.chdir("/"), call("umount2", b"/old", 2)
+    assert os.listdir("/dev") == ["card"] and os.getpid() == 1
 """
 
 
@@ -251,6 +267,7 @@ def test_a_pod_opens_what_it_is_permitted_while_it_is(site: Site) -> None:
     assert site.two.opens()
 
 
+CONTAINER = "a container in the pod"
 # What is done while the pod may have the card, and what then opens it no longer.
 WAYS_ROUND = {
     "a descriptor that was kept": (
@@ -286,6 +303,11 @@ WAYS_ROUND = {
         "call('unshare', NEWNS); mount('none', '/', flags=PRIVATE); mount('none', '/tmp', 'tmpfs')",
         "os.mknod('/tmp/card', 0o20666, os.makedev(4, 10)); open_card('/tmp/card')",
     ),
+    CONTAINER: ("container()", "open_card('/dev/card')"),
+    "a container with a descriptor": (
+        "kept = open_card(); container()",
+        "open_card('/dev/card')",
+    ),
     "a devtmpfs of its own": (
         "call('unshare', NEWNS); mount('none', '/', flags=PRIVATE)",
         "mount('none', '/tmp', 'devtmpfs'); open_card('/tmp/nvidia0')",
@@ -309,6 +331,7 @@ def test_what_was_kept_does_not_open_it_again(site: Site) -> None:
     processes = {name: begin(way_round, ()) for name, way_round in WAYS_ROUND.items()}
     first, *_ = WAYS_ROUND.values()
     processes["in a cgroup below the pod's"] = begin(first, below)
+    processes["a container in a cgroup below the pod's"] = begin(WAYS_ROUND[CONTAINER], below)
     for process in processes.values():
         ready(process)
     site.helper.permit({})
@@ -350,6 +373,11 @@ HOLD = {
         "threading.Thread(target=run).start()\nlibc.syscall(60, 0)"
         if os.uname().machine == "x86_64"
         else f"kept = open_card()\n{SLEEP}"
+    ),
+    "in a container, by its first process": f"container()\nkept = open_card('/dev/card')\n{SLEEP}",
+    "in a container, by another process": (
+        "container()\nchild = os.fork()\nif child: os.wait(), os._exit(0)\n"
+        f"kept = open_card('/dev/card')\n{SLEEP}"
     ),
     "stopped": "kept = open_card()\nready()\nos.kill(os.getpid(), signal.SIGSTOP)",
     "deaf to SIGTERM": (
@@ -394,6 +422,7 @@ def test_a_card_that_is_taken_away_is_closed(site: Site) -> None:
     def ended() -> bool:
         found = site.helper.holders()
         assert all(holder["cgroup"] == site.one.name for holder in found)
+        assert not any(holder["is_init"] for holder in found), "the pod's, not a container's in it"
         assert all(holder["numbers"] == [NUMBER] for holder in found)
         site.helper.end(*found)
         return not is_open()
