@@ -77,13 +77,13 @@ class Limits:
         async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
             with lxd_could_not("set the limits"):
                 await self._instances.edit(pod.name, config=beside_own(changes), devices=devices)
-        if pod.status == "running":
+        if pod.status in ("running", "frozen"):
             await self._follow(pod, changes)
         log.info("%s limited pod %s: %s, disk %s", member.name, pod.name, changes, disk_bytes)
         return await self._info.of(member, ins)
 
     async def _follow(self, pod: Pod, changes: Mapping[str, str | None]) -> None:
-        """Wait until the kernel has the limits of a pod that runs. Raises TimedOut."""
+        """Wait until the kernel has the limits of a pod that runs or is frozen. Raises TimedOut."""
         if MEMORY in changes:
             await self._kernel.allow_swap(pod.name)
         if CPU in changes and not await self._kernel.cpus_set(pod.name):

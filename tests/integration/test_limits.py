@@ -78,6 +78,21 @@ def test_cpus_are_there_when_it_answers(limited: Client) -> None:
         assert limits_of(limited)[1] == 2
 
 
+def test_a_frozen_pod_has_them_too_when_it_answers(limited: Client, node: Node) -> None:
+    name = node.instance_of(limited.user, "main")["name"]
+    with process_in(limited, "main") as process:
+        node.lxc("pause", name)
+        try:
+            for cpus in (1, 2):
+                limited.post("/pod/limits", ins="main", memory=f"{cpus}GiB", cpu=str(cpus)).ok
+                there = pod_limits(process.pid)
+                assert there is not None
+                assert there.cpus == min(cpus, len(there.usable))
+                assert in_the_kernel(process.pid) == cpus * GIB
+        finally:
+            node.lxc("start", name)
+
+
 def test_none_is_what_a_new_pod_has(limited: Client, node: Node) -> None:
     limited.post("/pod/limits", ins="main", memory="1GiB", cpu="1").ok
     assert limits_of(limited) == (GIB, 1)

@@ -329,7 +329,8 @@ class FakeInstances:
     async def state(self, name: str) -> State:
         await self._world.look("state", name)
         item = self._world.one(name)
-        pid = 1000 + list(self._world.stored).index(item.name) if item.status == "running" else 0
+        is_up = item.status in ("running", "frozen")
+        pid = 1000 + list(self._world.stored).index(item.name) if is_up else 0
         return self._world.states.get(item.name, State(pid))
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:

@@ -12,7 +12,7 @@ import pytest
 
 from podyd.base.errors import Busy, TimedOut
 from podyd.config.schema import Quota
-from podyd.engine.types import Devices
+from podyd.engine.types import Devices, Status
 from podyd.model.member import Member
 from podyd.model.pod import CPU_BEFORE, SWAP
 from podyd.node.pod_limits import PodLimits
@@ -215,9 +215,11 @@ def change(host: Host, *, memory: int | None = None, cpus: int | None = None) ->
     asyncio.run(limits.change(ALICE, "main", memory, cpus, None))
 
 
-def test_cpus_that_do_not_come_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("status", ["running", "frozen"])
+def test_cpus_that_do_not_come_are_told(monkeypatch: pytest.MonkeyPatch, status: Status) -> None:
     monkeypatch.setattr(kernel_limits, "CPU_SECONDS", 0.05)
     host = Host(dict(POD.config), misses=10_000)
+    host.lxd.stored[NAME].status = status
     with pytest.raises(TimedOut) as told:
         change(host, cpus=2)
     assert (told.value.status, told.value.code) == (504, "limits_pending")
