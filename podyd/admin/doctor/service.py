@@ -26,9 +26,6 @@ from podyd.node.relay_client import QUESTION, RelayAnswer
 ANSWER_SECONDS = 5.0
 MAX_ANSWER_BYTES = 64 * 1024
 RESTART_PORTS = "systemctl restart podyd-ports"
-RESTART_AUTH = "systemctl restart podyd-auth.socket podyd-auth.service"
-RESTART_PACKING = "systemctl restart podyd-packing.socket podyd-packing.service"
-RESTART_CARDS = "systemctl restart podyd-cards.socket podyd-cards.service"
 UNITS = (
     "podyd.service",
     "podyd-auth.service",
@@ -90,13 +87,13 @@ def login_service(case: Case) -> Iterator[Remark]:
     except (OSError, ValueError) as problem:
         yield error(
             f"Nobody can log in: 'podyd auth' does not answer at {path} ({reason(problem)}).",
-            f"{RESTART_AUTH}; journalctl -u podyd-auth",
+            f"{_restart('podyd-auth', path)}; journalctl -u podyd-auth",
         )
         return
     if answer == {"ok": True}:
         yield ok(f"'podyd auth' answers at {path}.")
     else:
-        yield error(f"What listens at {path} is not 'podyd auth'.", RESTART_AUTH)
+        yield error(f"What listens at {path} is not 'podyd auth'.", _restart("podyd-auth", path))
 
 
 @check
@@ -111,7 +108,7 @@ def packing_service(case: Case) -> Iterator[Remark]:
         yield warning(
             "An image can become larger than its maker's 'image_size' before podyd sees it:"
             f" 'podyd packing' does not answer at {path} ({reason(problem)}).",
-            f"{RESTART_PACKING}; journalctl -u podyd-packing",
+            f"{_restart('podyd-packing', path)}; journalctl -u podyd-packing",
         )
         return
     yield ok(f"'podyd packing' answers at {path}.")
@@ -130,7 +127,7 @@ def cards_service(case: Case) -> Iterator[Remark]:
     except (OSError, *NOT_ITS_ANSWER) as silence:
         yield warning(
             f"{spoiled}: 'podyd cards' does not answer at {path} ({reason(silence)}).",
-            f"{RESTART_CARDS}; journalctl -u podyd-cards",
+            f"{_restart('podyd-cards', path)}; journalctl -u podyd-cards",
         )
         return
     if way:
@@ -166,6 +163,17 @@ def port_relay(case: Case) -> Iterator[Remark]:
             RESTART_PORTS,
         )
     yield ok(f"'podyd ports' answers at {path}.")
+
+
+def _restart(unit: str, path: str) -> str:
+    """How a helper whose socket systemd makes is started anew, so that it answers at `path`."""
+    restart = f"systemctl restart {unit}.socket {unit}.service"
+    if Path(path).parent == Path(Config().auth.socket).parent:
+        return restart
+    return (
+        f"systemctl edit {unit}.socket, which needs '[Socket]', 'ListenStream=' and"
+        f" 'ListenStream={path}' (README.Debian, 'Other places and ports'); {restart}"
+    )
 
 
 def _ask(path: str, line: bytes) -> Any:

@@ -10,7 +10,7 @@ import pwd
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -225,6 +225,24 @@ def test_packing_service(tmp_path: Path, answer: object, level: Level) -> None:
     with answering(tmp_path / "packing.sock", json.dumps(answer).encode() + b"\n", unasked=True):
         found = only(service.packing_service(Case(config)))
     assert found.level is level
+
+
+@pytest.mark.parametrize(
+    ("unit", "name", "ask"),
+    [
+        ("podyd-auth", "auth.sock", service.login_service),
+        ("podyd-packing", "packing.sock", service.packing_service),
+        ("podyd-cards", "cards.sock", service.cards_service),
+    ],
+)
+def test_a_socket_elsewhere_is_systemds_too(
+    tmp_path: Path, unit: str, name: str, ask: Callable[[Case], list[Finding]]
+) -> None:
+    config = parse_config(f"auth: {{socket: {tmp_path}/auth.sock}}")
+    advice = only(ask(Case(config))).do
+    assert advice.startswith(f"systemctl edit {unit}.socket")
+    assert f"'ListenStream={tmp_path}/{name}'" in advice
+    assert f"systemctl restart {unit}.socket" in advice
 
 
 @pytest.mark.parametrize(
