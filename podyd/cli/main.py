@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from podyd import __version__
-from podyd.base.errors import PodydError, SetupError
+from podyd.base.errors import ConfigError, PodydError, SetupError
 from podyd.client.completion import complete
 from podyd.config.loader import load
 from podyd.config.schema import DEFAULT_PATH, AuthConfig, Config
@@ -198,17 +198,30 @@ def _packing(options: argparse.Namespace) -> int:
 
 
 def _cards(options: argparse.Namespace) -> int:
-    from podyd.node.card_server import serve
+    from podyd.node.card_server import kept_project, serve
 
-    config = _configuration(options)
+    def path_of() -> Path:
+        return _configuration(options).cards_socket
+
+    directory, name = os.environ.get("STATE_DIRECTORY"), "permit.json"
+    try:
+        config = _configuration(options)
+    except ConfigError as error:
+        # Pods start all the same, and shall not have every card until the file is mended.
+        project = kept_project(Path(directory, name)) if directory else ""
+        if directory is None or not project:
+            raise
+        print(f"podyd cards: {error} What was kept counts.", file=sys.stderr)
+    else:
+        # Not below `state_dir`, which is podyd's own.
+        directory = directory or f"{config.state_dir}-cards"
+        project = config.lxd.project
     account = _asking(options)
-    # Not below `state_dir`, which is podyd's own.
-    kept = Path(os.environ.get("STATE_DIRECTORY") or f"{config.state_dir}-cards", "permit.json")
     try:
         serve(
-            lambda: config.cards_socket,
-            kept,
-            project=config.lxd.project,
+            path_of,
+            Path(directory, name),
+            project=project,
             uid=account.pw_uid,
             gid=account.pw_gid,
         )

@@ -12,6 +12,10 @@ from typing import Any
 from podyd.base.errors import Unavailable
 from podyd.node.line_client import LineClient, connected
 
+# So many processes are ended by one request.
+MAX_ENDED = 1000
+# So many characters of an error that it answers with are shown.
+MAX_PROBLEM = 200
 # By the name of a pod's cgroup, without `lxc.payload.` and project: the numbers of the character
 # devices that its processes may open, as `major:minor`.
 Permissions = Mapping[str, frozenset[str]]
@@ -55,16 +59,28 @@ class CardAccessClient:
         """Done once the helper has ended; the rules that it set stay."""
         return self._lines.gone
 
+    async def _ask(self, request: Any) -> Any:
+        """The answer to a request. Raises Unavailable, also if that is an error."""
+        answer = await self._lines.ask(request)
+        with self._lines.understood():
+            problem = answer.get("error")
+        if problem is not None:
+            raise Unavailable(
+                f"'podyd cards' refuses a request: {str(problem)[:MAX_PROBLEM]}.",
+                code="cards_unreachable",
+            )
+        return answer
+
     async def permit(self, permissions: Permissions) -> Enforcement:
         """Let the kernel refuse to each pod all NVIDIA cards but these. Raises Unavailable."""
         table = {cgroup: sorted(numbers) for cgroup, numbers in permissions.items()}
-        answer = await self._lines.ask({"permit": table})
+        answer = await self._ask({"permit": table})
         with self._lines.understood():
             return Enforcement(str(answer["way"]), str(answer["problem"]))
 
     async def holders(self) -> tuple[Holder, ...]:
         """The processes of pods that have a card open. Raises Unavailable."""
-        answer = await self._lines.ask({"holders": None})
+        answer = await self._ask({"holders": None})
         with self._lines.understood():
             return tuple(
                 Holder(**{**item, "numbers": frozenset(item["numbers"])})
@@ -75,7 +91,8 @@ class CardAccessClient:
         """Send SIGTERM, or SIGKILL, to those of these processes that still have a card open.
         Raises Unavailable."""
         processes = [{"pid": holder.pid, "started": holder.started} for holder in holders]
-        await self._lines.ask({"end": processes, "kill": kill})
+        for begin in range(0, len(processes), MAX_ENDED):
+            await self._ask({"end": processes[begin : begin + MAX_ENDED], "kill": kill})
 
 
 @contextlib.asynccontextmanager

@@ -195,7 +195,7 @@ class Enforcer:
     @property
     def kept(self) -> Kept:
         """What the next helper needs to know."""
-        return Kept(self._table, self._had)
+        return Kept(self._table, self._had, self._project)
 
     def had_none(self, payload: Payload) -> bool:
         """Whether a pod's processes could never open a card."""

@@ -102,11 +102,13 @@ def written(numbers: Iterable[Number]) -> list[str]:
 
 @dataclass(frozen=True)
 class Kept:
-    """What is stored for the next helper: the last table, if there was one, and the cards that each
-    pod was ever permitted, by the inode of its cgroup; None stands for all cards."""
+    """What is stored for the next helper: the last table, if there was one, the cards that each pod
+    was ever permitted, by the inode of its cgroup (None stands for all cards), and podyd's project
+    in LXD, if it is known."""
 
     table: Table | None = None
     had: Mapping[int, Numbers | None] = field(default_factory=dict)
+    project: str = ""
 
     def packed(self) -> str:
         """As `kept_of` reads it."""
@@ -115,19 +117,21 @@ class Kept:
             inode: None if numbers is None else written(numbers)
             for inode, numbers in self.had.items()
         }
-        return json.dumps({"permit": None if self.table is None else table, "had": had})
+        permit = None if self.table is None else table
+        return json.dumps({"permit": permit, "had": had, "project": self.project})
 
 
 def kept_of(text: str) -> Kept:
     """Raises ValueError."""
     match json.loads(text):
-        case {"permit": table, "had": dict(had)}:
+        case {"permit": table, "had": dict(had), **others}:
             return Kept(
                 None if table is None else table_of(table),
                 {
                     int(key): None if value is None else _numbers(value)
                     for key, value in had.items()
                 },
+                str(others.get("project", "")),
             )
         case _:
             raise ValueError("not what podyd cards stores")

@@ -34,7 +34,7 @@ from typing import Any
 from podyd.base import systemd, unix_socket
 from podyd.base.files import make_directory
 from podyd.base.logs import stderr_is_journal
-from podyd.node.card_access import Enforcement
+from podyd.node.card_access import MAX_ENDED, MAX_PROBLEM, Enforcement
 from podyd.node.card_enforcement import Enforcer
 from podyd.node.card_holders import Holders
 from podyd.node.card_rules import Kept, kept_of, table_of
@@ -42,7 +42,6 @@ from podyd.node.line_client import MAX_ANSWER_BYTES
 from podyd.node.procs import MAX_PID
 
 MAX_CONNECTIONS = 16
-MAX_ENDED = 1000
 # Between threads: a new cgroup must get its rules soon, also while a thread reads processes.
 SWITCH_SECONDS = 0.0005
 
@@ -60,6 +59,11 @@ def serve(path_of: Callable[[], Path], kept: Path, *, project: str, uid: int, gi
             listener = held.enter_context(unix_socket.own(path_of(), uid, gid, 0o600))
         held.enter_context(listener)
         asyncio.run(_Server(Enforcer(project, _read(kept)), kept, uid).run(listener))
+
+
+def kept_project(kept: Path) -> str:
+    """The project of the helper that kept this file; "" if it is not known."""
+    return _read(kept).project
 
 
 def _read(path: Path) -> Kept:
@@ -132,7 +136,7 @@ class _Server:
             try:
                 answer = await self._answer(json.loads(line))
             except (OSError, ValueError, RecursionError) as error:
-                answer = {"error": str(error)[:200]}
+                answer = {"error": str(error)[:MAX_PROBLEM]}
                 _log(f"refused a request: {answer['error']}", LOG_WARNING)
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

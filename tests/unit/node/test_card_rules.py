@@ -91,9 +91,10 @@ def test_what_is_no_table_is_refused(data: Any) -> None:
 
 def test_what_is_kept_is_read_again() -> None:
     table = {"alice-main": frozenset({(195, 1), (195, 0)}), "bob": frozenset[tuple[int, int]]()}
-    kept = Kept(table, {7: frozenset({(195, 0)}), 8: None})
+    kept = Kept(table, {7: frozenset({(195, 0)}), 8: None}, "podyd")
     assert kept_of(kept.packed()) == kept
     assert kept_of(Kept().packed()) == Kept()
+    assert kept_of('{"permit": null, "had": {}}') == Kept(), "as an older one has kept it"
     assert table_of({"alice-main": ["195:0", "195:1"], "bob": []}) == table
 
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import pwd
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from podyd.node import card_enforcement
+from podyd.cli.main import main
+from podyd.node import card_enforcement, card_server
 from podyd.node.card_enforcement import PROGRAM_NAME, Bpf, Enforcer
 from podyd.node.card_rules import Kept, Numbers
 from podyd.node.card_server import _Server
@@ -58,6 +62,32 @@ def test_a_table_that_cannot_be_kept_counts(kernel: Kernel, tmp_path: Path) -> N
     answer = asyncio.run(server._answer({"permit": TABLE}))
     assert answer == {"way": "bpf", "problem": ""}
     assert kernel.refused == {"alice": frozenset(), "bob": {CARD}}
+
+
+@pytest.mark.parametrize("kept", [None, "", '{"permit": {}, "had": {}}', Kept({})])
+def test_a_broken_podyd_yaml_keeps_none_away_that_knows_its_project(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kept: str | Kept | None,
+) -> None:
+    """As at boot, when pods start whatever is in that file."""
+    served: list[dict[str, Any]] = []
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    monkeypatch.setattr(card_server, "serve", lambda *_, **how: served.append(how))
+    config = tmp_path / "podyd.yaml"
+    config.write_text("pods: [")
+    if isinstance(kept, Kept):
+        kept = replace(kept, project="lab").packed()
+    if kept is not None:
+        (tmp_path / "permit.json").write_text(kept)
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    status = main(["cards", "--config", str(config), "--user", user])
+    assert "podyd.yaml is not valid YAML" in capsys.readouterr().err
+    if kept and "lab" in kept:
+        assert (status, [how["project"] for how in served]) == (0, ["lab"])
+    else:
+        assert (status, served) == (os.EX_CONFIG, [])
 
 
 def test_what_the_kernel_could_not_do_is_done_again(kernel: Kernel) -> None:
