@@ -131,6 +131,12 @@ export function left(quota, pods, but) {
   };
 }
 
+/** The server's name for ssh: that of this page's URL; through a tunnel, its own. */
+export function serverName(live) {
+  const isTunnel = /^(localhost|127\..*|\[::1\])$/.test(location.hostname);
+  return (isTunnel && live.get("host")?.name) || location.hostname;
+}
+
 /** Who has a GPU now, in words. */
 export function holders(card) {
   const lessee = card.pods.find((holder) => holder.exclusive);

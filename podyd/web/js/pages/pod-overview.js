@@ -8,7 +8,7 @@ import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { history, newest } from "../history.js";
-import { copyPod, left, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
+import { copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -90,14 +90,14 @@ function use({ live, ins, pod, signal }) {
   return { element: panel(words.useTitle, meters, history({ load, signal, title: words.past })), update };
 }
 
-function connect({ ins, pod }) {
+function connect({ live, ins, pod }) {
   const lines = h("div");
   let shown = null;
   const update = () => {
     const port = pod().port_mapping.map((mapping) => mapping.split(":")).find(([, inner]) => inner === "22")?.[0];
-    if (port === shown) return;
-    shown = port;
-    const host = location.hostname;
+    const host = serverName(live);
+    if (shown === `${host}:${port}`) return;
+    shown = `${host}:${port}`;
     const block = `Host pod-${ins}\n    HostName ${host}\n    Port ${port}\n    User root`;
     fill(lines,
       port ? [

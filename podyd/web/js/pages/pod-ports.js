@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { button, copyable, field, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
-import { onPods, podsOf } from "../pods.js";
+import { onPods, podsOf, serverName } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -53,9 +53,9 @@ export default async function ports(context, ins) {
   function reach(row) {
     if (row.isLocal) return [words.onlyLocal, h("code", {}, ` pody forward ${ins} ${row.port}`)];
     if (!row.host) return h("code", {}, `pody forward ${ins} ${row.port}`);
-    if (row.port === SSH) return h("code", {}, `ssh -p ${row.host} root@${location.hostname}`);
-    const target = new URL(location.href);
-    Object.assign(target, { protocol: "http:", port: row.host, pathname: "/", hash: "", search: "" });
+    if (row.port === SSH) return h("code", {}, `ssh -p ${row.host} root@${serverName(live)}`);
+    const target = new URL("/", location.href);
+    Object.assign(target, { protocol: "http:", hostname: serverName(live), port: row.host });
     return [h("a", { href: target.href, target: "_blank", rel: "noopener noreferrer" }, target.href)];
   }
 
