@@ -17,6 +17,7 @@ from podyd.api.address import client_address, is_encrypted
 from podyd.api.application import application
 from podyd.api.binding import bound
 from podyd.api.routes.admin import AdminRoutes
+from podyd.api.routes.events import EventRoutes
 from podyd.api.routes.gpus import GpuRoutes
 from podyd.api.routes.history import HistoryRoutes
 from podyd.api.routes.host import HostRoutes
@@ -30,6 +31,9 @@ from podyd.api.under_way import Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import NotSetUp
 from podyd.base.tasks import Tasks
+from podyd.board.live import Live
+from podyd.board.sources import Sources
+from podyd.board.works import Works
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.engine.endings import Endings
@@ -169,6 +173,7 @@ class App:
     gpus: Gpus
     accounting: Accounting
     pods: Pods
+    live: Live
 
     def start(self) -> None:
         """Start the background tasks; needs a running event loop."""
@@ -194,6 +199,7 @@ class App:
         keep(pods.ports.run, "forwarding ports to pods")
         keep(pods.ports.settle, "assigning ports")
         keep(pods.disks.run, "restoring the limits of full disks")
+        keep(self.live.run, "showing who watches what is so now")
         for poke in (gpus.scheduler.poke, pods.snapshots.poke, pods.ports.poke):
             engine.instances.subscribe(poke)
 
@@ -224,14 +230,19 @@ def build(settings: Settings) -> App:
     accounting = _accounting(backends, gpus, disks)
     pods = _pods(backends, gpus, disks, accounting.metrics)
     requests = Requests()
+    report = _report(backends, gpus)
+    live = _live(backends, people, gpus, pods, report, requests.works)
     return App(
-        application=_application(backends, people, gpus, accounting, pods, requests),
+        application=_application(
+            backends, people, gpus, accounting, pods, requests, report=report, live=live
+        ),
         requests=requests,
         backends=backends,
         people=people,
         gpus=gpus,
         accounting=accounting,
         pods=pods,
+        live=live,
     )
 
 
@@ -475,16 +486,8 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
     return Pods(ports, disks, snapshots, sweep, images, routes, owned, info)
 
 
-def _application(
-    backends: Backends,
-    people: People,
-    gpus: Gpus,
-    accounting: Accounting,
-    pods: Pods,
-    requests: Requests,
-) -> Application:
-    settings = backends.settings
-    report = Report(
+def _report(backends: Backends, gpus: Gpus) -> Report:
+    return Report(
         server=backends.engine.server,
         node=backends.node,
         activity=gpus.activity,
@@ -492,6 +495,41 @@ def _application(
         scheduler=gpus.scheduler,
         watch=gpus.watch,
     )
+
+
+def _live(
+    backends: Backends, people: People, gpus: Gpus, pods: Pods, report: Report, works: Works
+) -> Live:
+    live = Live(
+        Sources(
+            server=backends.engine.server,
+            node=backends.node,
+            scheduler=gpus.scheduler,
+            report=report,
+            info=pods.info,
+            works=works,
+            notices=people.notices,
+            loads=lambda: Loads(cgroups=gpus.cgroups, counters=backends.node.loads),
+        )
+    )
+    backends.engine.instances.subscribe(live.changed)
+    gpus.attribution.subscribe(lambda attributed: live.poke())
+    works.subscribe(live.poke)
+    return live
+
+
+def _application(
+    backends: Backends,
+    people: People,
+    gpus: Gpus,
+    accounting: Accounting,
+    pods: Pods,
+    requests: Requests,
+    *,
+    report: Report,
+    live: Live,
+) -> Application:
+    settings = backends.settings
     calls = bound(
         MetaRoutes(metrics=accounting.metrics),
         UserRoutes(logins=people.logins, notices=people.notices),
@@ -499,6 +537,7 @@ def _application(
         GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler, watch=gpus.watch),
         ImageRoutes(images=pods.images),
         HostRoutes(report=report),
+        EventRoutes(live=live),
         StatRoutes(usage=accounting.usage),
         AdminRoutes(
             uses=QuotaUses(

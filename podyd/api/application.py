@@ -12,13 +12,14 @@ from podyd.accounting.actions import Actions
 from podyd.accounting.metrics import Metrics
 from podyd.api.access_log import request_log
 from podyd.api.binding import Bound
+from podyd.api.events import EventStream
 from podyd.api.files import Download, Upload
 from podyd.api.handler import AddressOf, Endpoint, IsEncrypted, NoRoute
 from podyd.api.page import Page, read_page
 from podyd.api.routes.meta import suggestion
 from podyd.api.socket import Socket
 from podyd.api.under_way import Requests
-from podyd.contract.answers import Answer, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import Answer, Events, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation
 from podyd.people.login import Logins
 from podyd.people.notices import Notices
@@ -33,6 +34,7 @@ HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
     FileOut: Download,
     FileIn: Upload,
     WebSocket: Socket,
+    Events: EventStream,
 }
 
 

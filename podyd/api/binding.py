@@ -8,12 +8,13 @@ A method says with `serves` which operations call it, and mypy holds it to what 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from podyd.base.longtext import HeldAnswer
-from podyd.contract.answers import FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import Events, FileIn, FileOut, Json, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation, Operation
 from podyd.contract.pods import Ended, Start
 from podyd.contract.table import OPERATIONS
@@ -101,6 +102,16 @@ class Session(Protocol):
     def close(self) -> None: ...
 
 
+class Watching(Protocol):
+    """A stream of messages to the caller, who says nothing; whoever gets this object closes it."""
+
+    async def run(self, send: Callable[[bytes], asyncio.Future[None]]) -> None:
+        """Send messages until cancelled, or until the caller does not read them; what `send`
+        returns is done once the caller's connection has taken the message."""
+
+    def close(self) -> None: ...
+
+
 # --- Who gives it -------------------------------------------------------------------------------
 
 
@@ -129,6 +140,8 @@ def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | HeldAnswer[A] |
 def serves(*operations: Operation[R, FileIn[A]]) -> Mark[R, Incoming[A]]: ...
 @overload
 def serves(*operations: Operation[R, WebSocket[Start, Ended]]) -> Mark[R, Session]: ...
+@overload
+def serves(*operations: Operation[R, Events[A]]) -> Mark[R, Watching]: ...
 def serves(*operations: AnyOperation) -> Mark[Any, Any]:
     """Mark a method as what these operations call; its types are theirs."""
     return Mark(*operations)

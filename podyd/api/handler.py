@@ -8,6 +8,7 @@ cannot be written.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import traceback
@@ -41,6 +42,7 @@ from podyd.contract.admin import EndLeases
 from podyd.contract.answers import JSON, PlainText
 from podyd.contract.kinds import parse
 from podyd.contract.operation import Access, AnyOperation, Ends, Proof
+from podyd.model.member import Member
 from podyd.model.naming import instance_name
 from podyd.model.token import TokenScope
 from podyd.people.login import Login, Logins
@@ -306,7 +308,14 @@ class Endpoint(JsonHandler):
         if login is None:
             return await self.bound(Call(request))
         async with self.requests.turn(login.member, self.operation):
-            return await self.bound(Call(request, login, password))
+            with self._shown(login.member):
+                return await self.bound(Call(request, login, password))
+
+    def _shown(self, member: Member) -> contextlib.AbstractContextManager[None]:
+        """Whoever watches the pod sees meanwhile that it is being changed."""
+        if self.operation.proof is not Proof.CHANGES or not self.pod_name:
+            return contextlib.nullcontext()
+        return self.requests.works.on(self.pod_name, self.operation.path, member)
 
     async def _caller(self) -> tuple[Login | None, str]:
         """The caller's login, None if they need none and have none; and their password, if it is

@@ -1,4 +1,4 @@
-"""One Tornado handler for every operation that is a WebSocket.
+"""Tornado's handlers for operations that are WebSockets: what all have in common, and sessions.
 
 All up to the upgrade is as for any other operation: the login, the parameters, the refusals in
 JSON. Then a task runs what the caller asks for, and ends with the connection, as that ends with it.
@@ -33,11 +33,13 @@ _INPUT = bytes([STDIN])
 assert MAX_MESSAGE_BYTES > WINDOW_BYTES
 
 
-class Socket(Endpoint, WebSocketHandler):
+class Upgraded(Endpoint, WebSocketHandler):
     """Serves one operation over a WebSocket."""
 
     is_over = False
-    _session: Session | None = None
+    # What a client that calls it without an upgrade is advised to do.
+    clients = "Use any client for WebSockets."
+    _given: Any = None
     _pinging: asyncio.Future[None] | None = None
 
     def _need_upgrade(self) -> None:
@@ -49,15 +51,12 @@ class Socket(Endpoint, WebSocketHandler):
             or headers.get("Sec-WebSocket-Version") != "13"
             or not headers.get("Sec-WebSocket-Key")
         ):
-            raise UpgradeRequired(
-                f"{self.operation.path} is a WebSocket.",
-                advice="Use 'pody exec' or 'pody shell', or any client for WebSockets.",
-            )
+            raise UpgradeRequired(f"{self.operation.path} is a WebSocket.", advice=self.clients)
         if self.requests.ending:
             raise going_down()
 
     async def _give(self, answer: Any) -> None:
-        self._session = answer
+        self._given = answer
         try:
             self._need_upgrade()
             # It returns when the connection is closed.
@@ -71,29 +70,30 @@ class Socket(Endpoint, WebSocketHandler):
         self.is_over = True
         super().refuse(error)
 
-    @property
-    def max_message_size(self) -> int:
-        return MAX_MESSAGE_BYTES
-
     # --- The connection --------------------------------------------------------------------------
 
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)
-        self._frames = Frames(self._send)
         self._heard = asyncio.get_running_loop().time()
         self._pinging = asyncio.ensure_future(self._ping())
         self._begin(
-            self._run_session(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD
+            self._run_opened(), waited_for=self.operation.ends is not Ends.WITH_CALLER_OR_PODYD
         )
+
+    async def _run_opened(self) -> None:
+        """What runs until the connection is closed; it closes it."""
+        raise NotImplementedError
+
+    def _received(self, message: str | bytes) -> None:
+        """Take a message of the client's. Raises BadRequest, which ends it."""
+        raise NotImplementedError
 
     def on_message(self, message: str | bytes) -> None:
         self._heard = asyncio.get_running_loop().time()
         if self._refusal is not None:
             return
-        if self._login is not None and message[:1] == _INPUT:
-            self.logins.noticed(self._login)
         try:
-            self._frames.received(message)
+            self._received(message)
         except BadRequest as error:
             self._end(error)
         except Exception as error:  # Whatever it is, the caller gets an end message.
@@ -120,26 +120,51 @@ class Socket(Endpoint, WebSocketHandler):
             while loop.time() - self._heard < SILENT_SECONDS:
                 with contextlib.suppress(WebSocketClosedError):
                     self.ping(b"")
+                self._check()
                 await asyncio.sleep(PING_SECONDS)
             assert self.ws_connection is not None
             self.ws_connection.on_connection_close()
+        except PodydError as error:
+            self._end(error)
         except Exception as error:  # Without pings the session would never end.
             self._end(self.crash(error))
+
+    def _check(self) -> None:
+        """Called with each ping; raises a PodydError if the client may not be here any more."""
+
+
+class Socket(Upgraded):
+    """Serves an operation whose answer is a session."""
+
+    clients = "Use 'pody exec' or 'pody shell', or any client for WebSockets."
+
+    @property
+    def max_message_size(self) -> int:
+        return MAX_MESSAGE_BYTES
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        self._frames = Frames(self._send)
+        super().open(*args, **kwargs)
+
+    def _received(self, message: str | bytes) -> None:
+        if self._login is not None and message[:1] == _INPUT:
+            self.logins.noticed(self._login)
+        self._frames.received(message)
 
     async def _send(self, frame: bytes) -> None:
         await self.write_message(frame, binary=True)
 
     # --- What runs -------------------------------------------------------------------------------
 
-    async def _run_session(self) -> None:
-        assert self._session is not None
+    async def _run_opened(self) -> None:
+        session: Session = self._given
         try:
-            end = await self._run(self._session)
-            self._session.close()
+            end = await self._run(session)
+            session.close()
             with contextlib.suppress(WebSocketClosedError, StreamClosedError):
                 await self._frames.end(end)
         finally:
-            self._session.close()
+            session.close()
             self.close(1000)
 
     async def _run(self, session: Session) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from podyd.base.errors import TooMany
 from podyd.base.fair_semaphore import FairSemaphore, QueueFull
+from podyd.board.works import Works
 from podyd.contract.operation import GET, AnyOperation
 from podyd.model.member import Member
 
@@ -27,6 +28,7 @@ class Requests:
         self._looks = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
         self._changes = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
         self.under_way: set[asyncio.Task[Any]] = set()
+        self.works = Works()
         self._not_waited_for: set[asyncio.Task[Any]] = set()
         self.ending = False
         self.ended = False

@@ -7,7 +7,7 @@ api/application.py. Errors are JSON for every kind.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 JSON = "application/json"
 T = TypeVar("T")
@@ -55,3 +55,13 @@ class WebSocket(Answer, Generic[First, Last]):
     first: type[First]
     last: type[Last]
     protocol: str
+
+
+@dataclass(frozen=True)
+class Events(Answer, Generic[T]):
+    """JSON messages of podyd's over a WebSocket, by `protocol`; `values` has what stands under each
+    kind of key in them."""
+
+    message: type[T]
+    protocol: str
+    values: tuple[tuple[str, Any], ...] = ()

@@ -10,7 +10,16 @@ from typing import Any
 
 from podyd import __version__
 from podyd.base.longtext import LongText
-from podyd.contract.answers import JSON, Answer, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import (
+    JSON,
+    Answer,
+    Events,
+    FileIn,
+    FileOut,
+    Json,
+    PlainText,
+    WebSocket,
+)
 from podyd.contract.kinds import Param, params_of
 from podyd.contract.operation import Access, AnyOperation
 from podyd.contract.table import OPERATIONS
@@ -94,6 +103,12 @@ def _operation(operation: AnyOperation, method: str, schemas: dict[str, Any]) ->
             "first": _parameters(operation.answer.first),
             "last": _schema(operation.answer.last, schemas),
         }
+    if isinstance(operation.answer, Events):
+        described["description"] = operation.answer.protocol
+        described["x-websocket"] = {
+            "message": _schema(operation.answer.message, schemas),
+            "values": {key: _schema(kind, schemas) for key, kind in operation.answer.values},
+        }
     if isinstance(operation.answer, FileIn):
         described["requestBody"] = {"required": True, "content": {kind: {} for kind in FILES}}
     elif method == "POST" and operation.params:
@@ -106,7 +121,7 @@ def _responses(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
         "description": "an error",
         "content": {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}},
     }
-    if isinstance(answer, WebSocket):
+    if isinstance(answer, (Events, WebSocket)):
         return {"default": error, "101": {"description": "the WebSocket is open; see x-websocket"}}
     return {
         "200": {"description": "success", "content": _content(answer, schemas)},

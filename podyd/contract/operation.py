@@ -12,7 +12,7 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from podyd.contract.answers import Answer, WebSocket
+from podyd.contract.answers import Answer, Events, WebSocket
 from podyd.contract.kinds import Param, params_of
 from podyd.model.token import TokenScope
 
@@ -81,7 +81,7 @@ class Operation(Generic[R, A]):
     takes_turns: bool = field(kw_only=True, default=True)
 
     def __post_init__(self) -> None:
-        goes_on = self.proof is Proof.INSIDE or isinstance(self.answer, WebSocket)
+        goes_on = self.proof is Proof.INSIDE or isinstance(self.answer, (Events, WebSocket))
         if goes_on and self.ends is Ends.WHEN_DONE:
             raise TypeError(f"{self.path} reaches into a pod, or lasts; it ends with its caller")
 

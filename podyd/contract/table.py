@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from podyd.contract import admin, gpus, history, host, images, meta, pods, stats, users, web
+from podyd.contract import (
+    admin,
+    events,
+    gpus,
+    history,
+    host,
+    images,
+    meta,
+    pods,
+    stats,
+    users,
+    web,
+)
 from podyd.contract.operation import AnyOperation
 
 OPERATIONS: tuple[AnyOperation, ...] = (
@@ -58,6 +70,7 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     host.HOST_GPU_PS,
     host.HOST_GPUS,
     host.HOST_SPEC,
+    events.EVENTS,
     meta.METRICS,
     images.IMAGE_LIST,
     images.IMAGE_INSPECT,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 from podyd import __version__
 from podyd.base.clock import iso
@@ -24,6 +25,17 @@ from podyd.node.procs import Process
 from podyd.node.samples import Gpu, ProcessSample
 
 Running = tuple[ProcessSample, Process]
+# By the card's index.
+OnCards = Mapping[int, Sequence[Running]]
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes on each card, by its index. What people run on the host itself is shown to
+    admins; members see whose it is."""
+
+    for_admins: Mapping[int, list[GpuProcess]]
+    for_members: Mapping[int, list[GpuProcess]]
 
 
 class Report:
@@ -72,34 +84,51 @@ class Report:
         _check_indices(wanted, count)
         if attributed is None:
             return {}, 0.0
-        sample, origins = attributed.sample, attributed.origins
-        indices = range(count) if wanted is None else wanted
+        on_cards = await self._on_cards(attributed, range(count) if wanted is None else wanted)
+        users = None if sees_all else await self._users(attributed, on_cards)
+        rows = self._rows(attributed, on_cards, viewer, users)
+        return {str(index): found for index, found in rows.items()}, attributed.sample.age
+
+    async def processes(self) -> Processes:
+        """What is on the cards, for whom; nothing where NVML does not answer."""
+        attributed = self._attribution.current
+        if attributed is None:
+            return Processes({}, {})
+        on_cards = await self._on_cards(attributed, range(len(attributed.sample.gpus)))
+        users = await self._users(attributed, on_cards)
+        return Processes(
+            self._rows(attributed, on_cards, "", None),
+            self._rows(attributed, on_cards, "", users),
+        )
+
+    async def _on_cards(self, attributed: Attributed, indices: Iterable[int]) -> OnCards:
+        sample = attributed.sample
         cards = {index: sample.gpus[index] for index in indices}
         pids = {on_it.pid for gpu in cards.values() for on_it in gpu.processes}
-        running = await self._node.processes.processes(pids)
-        on_cards = {index: alive(gpu, running, sample.age) for index, gpu in cards.items()}
-        of_host = [
-            process
-            for on_card in on_cards.values()
-            for on_it, process in on_card
-            if not origins[on_it.pid].instance
-        ]
-        users = None if sees_all else await self._users(of_host)
-        rows = {
-            str(index): [
+        running = await self._node.processes.processes(pids) if pids else {}
+        return {index: alive(gpu, running, sample.age) for index, gpu in cards.items()}
+
+    def _rows(
+        self,
+        attributed: Attributed,
+        on_cards: OnCards,
+        viewer: str,
+        users: Mapping[int, str] | None,
+    ) -> dict[int, list[GpuProcess]]:
+        return {
+            index: [
                 _row(
                     on_it,
                     process,
-                    origins[on_it.pid],
+                    attributed.origins[on_it.pid],
                     viewer,
                     users,
-                    self._activity.process_idle(sample.gpus[index].pci, on_it.pid),
+                    self._activity.process_idle(attributed.sample.gpus[index].pci, on_it.pid),
                 )
                 for on_it, process in on_card
             ]
             for index, on_card in on_cards.items()
         }
-        return rows, sample.age
 
     async def _attributed(self) -> Attributed | None:
         """The last sample, with the instances of its processes; None without an NVIDIA driver.
@@ -115,16 +144,26 @@ class Report:
             )
         return attributed
 
-    async def _users(self, processes: Iterable[Process]) -> dict[int, str]:
-        """The users that these run as; asked together, so that an LDAP that hangs is waited for
-        once."""
-        uids = list({process.uid for process in processes if process.uid is not None})
+    async def _users(self, attributed: Attributed, on_cards: OnCards) -> dict[int, str]:
+        """The users of the host's own processes; asked together, so that an LDAP that hangs is
+        waited for once."""
+        uids = list(
+            {
+                process.uid
+                for on_card in on_cards.values()
+                for on_it, process in on_card
+                if not attributed.origins[on_it.pid].instance and process.uid is not None
+            }
+        )
         names = await asyncio.gather(*(self._node.accounts.name_of(uid) for uid in uids))
         return dict(zip(uids, names, strict=True))
 
     async def gpus(self) -> list[GpuInfo]:
         """The cards, also where NVML does not answer: then without what only it knows."""
-        view = await self._scheduler.view()
+        return self.gpus_of(await self._scheduler.view())
+
+    def gpus_of(self, view: View) -> list[GpuInfo]:
+        """The same, of a view that may be some seconds old."""
         sample = self._samples.current
         figures = {gpu.pci: gpu for gpu in sample.gpus} if sample else {}
         return [

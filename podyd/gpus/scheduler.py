@@ -257,18 +257,7 @@ class Scheduler:
 
     async def queue(self) -> list[Waiting]:
         """The entries of the queue, in order."""
-        view = await self.view()
-        return [
-            Waiting(
-                number,
-                entry.pod.name,
-                entry.pod.owner,
-                str(by_index(entry.choice, view.cards)),
-                entry.hours,
-                iso(entry.since),
-            )
-            for number, entry in enumerate(view.queue, 1)
-        ]
+        return waiting(await self.view())
 
     # --- A new pod -------------------------------------------------------------------------------
 
@@ -719,6 +708,21 @@ class Scheduler:
                 devices=lambda own: _devices(view, pod, due, own)[0],
                 patience=PATIENCE_SECONDS,
             )
+
+
+def waiting(view: View) -> list[Waiting]:
+    """The entries of the queue, in order."""
+    return [
+        Waiting(
+            number,
+            entry.pod.name,
+            entry.pod.owner,
+            str(by_index(entry.choice, view.cards)),
+            entry.hours,
+            iso(entry.since),
+        )
+        for number, entry in enumerate(view.queue, 1)
+    ]
 
 
 def _devices(

@@ -19,6 +19,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
@@ -50,6 +51,8 @@ RESERVE_BYTES = 16 * 1024**2
 # Between two checks whether the reserve of a full disk can be removed again.
 RESERVED_SECONDS = 60.0
 PROBE_SECONDS = 10.0
+# A pool may be made anew under its name, of another kind.
+DRIVER_SECONDS = 10.0
 # LXD's own file, and what btrfs keeps free for itself.
 SLACK_BYTES = 1024**2
 # Writes so many bytes into a file without a name, to see whether there is room.
@@ -98,6 +101,8 @@ class Disks:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # The pods that are being made, by their instances' names.
         self._making: dict[str, _Making] = {}
+        # The kinds of pools, by their names, and when LXD was asked.
+        self._drivers: dict[str, tuple[float, str]] = {}
 
     @contextlib.asynccontextmanager
     async def new(
@@ -311,10 +316,15 @@ class Disks:
 
     async def _driver(self, devices: Devices) -> str:
         pool = root_of(devices)[1].get("pool", "")
-        try:
-            return await self._pools.driver(pool)
-        except LxdRefused:
-            return ""
+        now = time.monotonic()
+        asked, driver = self._drivers.get(pool, (now - DRIVER_SECONDS, ""))
+        if now - asked >= DRIVER_SECONDS:
+            try:
+                driver = await self._pools.driver(pool)
+            except LxdRefused:
+                return ""
+            self._drivers[pool] = now, driver
+        return driver
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
         """Raises Conflict if a limit is below what is used: LXD would set it, and then could not

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable, Mapping
 
 from podyd.base.clock import iso
 from podyd.base.errors import LxdRefused
+from podyd.contract.events import PodNow
 from podyd.contract.pods import PodInfo
 from podyd.engine.interface import Instances
 from podyd.engine.types import Devices, State
-from podyd.gpus.inventory import Inventory, cards_in
+from podyd.gpus.decisions import View
+from podyd.gpus.inventory import Card, Inventory, cards_in
 from podyd.model.member import Member
 from podyd.model.pod import Pod
-from podyd.network.ports import Ports
+from podyd.network.ports import Ports, ports_of
 from podyd.pods.disks import Disks
 from podyd.pods.owned import Owned
 from podyd.pods.quota import cpu_limit, memory_limit
@@ -52,21 +55,43 @@ class Info:
             image=pod.image,
             created=iso(pod.instance.created),
             addresses=_addresses(state),
-            port_mapping=sorted(
-                [
-                    *port_mapping(pod.instance.devices),
-                    *(f"{host}:{inner}" for host, inner in (await self._ports.of(pod)).items()),
-                ]
-            ),
-            gpu_ids=sorted(
-                card.index for card in cards_in(pod.instance.devices, await self._inventory.cards())
-            ),
+            port_mapping=_ports(pod, await self._ports.of(pod)),
+            gpu_ids=_gpu_ids(pod, await self._inventory.cards()),
             memory_limit=memory_limit(config),
             cpu_limit=cpu_limit(config),
             disk_used=disk.used,
             disk_limit=disk.limit,
             profiles=list(pod.instance.profiles),
             uptime=round(time.time() - started.timestamp(), 3) if running and started else None,
+        )
+
+    async def now(self, view: View) -> dict[str, PodNow]:
+        """Every pod, by LXD's name of it, as it is shown to who watches; LXD is asked for nothing
+        of each one."""
+        instances = [*(pod.instance for pod in view.pods), *view.strangers]
+        ports = ports_of(instances)
+        return {
+            pod.name: await self._now(pod, view.cards, ports.get(pod.name, {})) for pod in view.pods
+        }
+
+    async def _now(self, pod: Pod, cards: Iterable[Card], ports: Mapping[int, int]) -> PodNow:
+        instance = pod.instance
+        disk = await self._disks.of(pod, self._instances.last_states.get(pod.name))
+        return PodNow(
+            name=pod.name,
+            ins=pod.ins,
+            owner=pod.owner,
+            status=pod.status,
+            image=pod.image,
+            created=iso(instance.created),
+            started=iso(instance.started) if instance.started else None,
+            port_mapping=_ports(pod, ports),
+            gpu_ids=_gpu_ids(pod, cards),
+            memory_limit=memory_limit(instance.expanded_config),
+            cpu_limit=cpu_limit(instance.expanded_config),
+            disk_used=disk.used,
+            disk_limit=disk.limit,
+            profiles=list(instance.profiles),
         )
 
     async def _state(self, pod: Pod) -> State | None:
@@ -83,6 +108,16 @@ def _addresses(state: State | None) -> list[str]:
         if item.interface != "lo"
     ]
     return [address for _, address in sorted(addresses)]
+
+
+def _ports(pod: Pod, own: Mapping[int, int]) -> list[str]:
+    """`HOST:POD` for each of a pod's own ports, and those that an admin forwards to it."""
+    mapped = [f"{host}:{inner}" for host, inner in own.items()]
+    return sorted([*port_mapping(pod.instance.devices), *mapped])
+
+
+def _gpu_ids(pod: Pod, cards: Iterable[Card]) -> list[int]:
+    return sorted(card.index for card in cards_in(pod.instance.devices, cards))
 
 
 def port_mapping(devices: Devices) -> list[str]:

@@ -25,7 +25,7 @@ FLOORS = (
     ("contract", "store"),
     ("people", "gpus", "network"),
     ("pods",),
-    ("accounting",),
+    ("accounting", "board"),
     ("api",),
     ("app", "admin"),
     ("cli",),

@@ -10,7 +10,7 @@ from podyd.accounting.metrics import Metrics
 from podyd.api.binding import Call, serves
 from podyd.base.errors import NotFound
 from podyd.contract import openapi
-from podyd.contract.answers import WebSocket
+from podyd.contract.answers import Events, WebSocket
 from podyd.contract.meta import HELP, METRICS, OPENAPI, VERSION, HelpEntry, HelpOf, HelpParam
 from podyd.contract.operation import AnyOperation, Nothing
 from podyd.contract.table import OPERATIONS
@@ -61,5 +61,5 @@ def _help_entry(operation: AnyOperation) -> HelpEntry:
         methods=[operation.advised],
         params=[HelpParam(item.name, item.optional, item.help) for item in operation.params],
         help=operation.summary,
-        websocket=isinstance(operation.answer, WebSocket),
+        websocket=isinstance(operation.answer, (Events, WebSocket)),
     )

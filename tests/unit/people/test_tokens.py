@@ -59,6 +59,7 @@ def test_what_a_token_that_reads_may_call() -> None:
         "/admin/doctor",
         "/admin/log",
         "/admin/people",
+        "/events",
         "/gpu/history",
         "/gpu/line",
         "/help",

@@ -1,0 +1,148 @@
+"""The stream of what is so now, for pages that stay open."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from podyd.contract.answers import Events
+from podyd.contract.gpus import Waiting
+from podyd.contract.host import CardHolder, GpuProcess, Intruder
+from podyd.contract.operation import GET, Access, Ends, Nothing, Operation, Proof
+from podyd.engine.types import Status
+
+# So often podyd sends a message at least, in seconds.
+BEAT_SECONDS = 5.0
+
+PROTOCOL = f"""podyd sends text messages of JSON; the client sends nothing. The first one has
+`whole` and every value under its key. Each later one has what has changed: in `set` the values that
+are new, whole, by their keys, and in `gone` the keys that are no more. There are at most 2 in a
+second, and one each {BEAT_SECONDS:g} seconds at least, with nothing in it if nothing has changed. A
+client that reads too slowly is disconnected; whoever connects anew gets everything."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What has changed since the last message; `time` is podyd's, to the millisecond."""
+
+    time: str
+    set: dict[str, Any]
+    gone: list[str]
+
+
+@dataclass(frozen=True)
+class HostNow:
+    """The host's name, and versions as in /host/spec. `problem`: a sentence while LXD does not
+    answer, and what is said of cards and pods may be old; null if it does."""
+
+    name: str
+    podyd: str
+    lxd: str | None
+    kernel: str
+    nvidia_driver: str | None
+    cuda: str | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class CardNow:
+    """A GPU as in /host/gpus, without how it is used."""
+
+    index: int
+    uuid: str
+    pci: str
+    name: str
+    memory_total: int | None
+    power_limit: float | None
+    problem: str | None
+    pods: list[CardHolder]
+    intruders: list[Intruder]
+
+
+@dataclass(frozen=True)
+class CardUse:
+    """How a GPU is used: figures as in /host/gpus, processes as in /host/gpu-ps. Of all processes
+    of the host itself, members see whose they are; who has not logged in sees no commands at all.
+    """
+
+    memory_used: int | None
+    utilisation: int | None
+    temperature: int | None
+    power: float | None
+    idle: float | None
+    processes: list[GpuProcess]
+
+
+@dataclass(frozen=True)
+class PodNow:
+    """A pod as in /pod/info, without addresses; `started` is when it was last started, null if it
+    never was."""
+
+    name: str
+    ins: str
+    owner: str
+    status: Status
+    image: str
+    created: str
+    started: str | None
+    port_mapping: list[str]
+    gpu_ids: list[int]
+    memory_limit: int
+    cpu_limit: int
+    disk_used: int | None
+    disk_limit: int | None
+    profiles: list[str]
+
+
+@dataclass(frozen=True)
+class PodLoadNow:
+    """What a pod that runs uses: memory in bytes, without files that the kernel would drop first,
+    and how many CPUs it keeps busy. null for what the kernel does not count."""
+
+    memory_used: int | None
+    cpu: float | None
+
+
+@dataclass(frozen=True)
+class PodWork:
+    """A request that changes a pod and is under way: its call, since when, and whose it is."""
+
+    operation: str
+    since: str
+    user: str
+
+
+@dataclass(frozen=True)
+class MeNow:
+    """Who watches, and how many of their notices they have not read."""
+
+    user: str
+    is_admin: bool
+    unread: int
+
+
+EVENTS = Operation(
+    "/events",
+    GET,
+    Nothing,
+    Events(
+        Change,
+        PROTOCOL,
+        values=(
+            ("host", HostNow),
+            ("gpu/<index>", CardNow),
+            ("use/<index>", CardUse),
+            ("queue", list[Waiting]),
+            ("pod/<instance>", PodNow),
+            ("load/<instance>", PodLoadNow),
+            ("work/<instance>", PodWork),
+            ("me", MeNow),
+        ),
+    ),
+    "What is so now, and then what changes: the host, its GPUs, the queue for them, and the"
+    " caller's pods; an admin sees all pods (WebSocket).",
+    access=Access.STATUS,
+    proof=Proof.READS,
+    ends=Ends.WITH_CALLER_OR_PODYD,
+    takes_turns=False,
+)
