@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -14,7 +15,7 @@ import websocket
 import yaml
 
 from tests.integration.harness import Answer, Client, Node, Server, run, wait_until
-from tests.integration.talking import shell, streamed
+from tests.integration.talking import connect, shell, streamed
 from tests.integration.test_tokens import token_of
 
 HTML = {"Accept": "text/html", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Site": "none"}
@@ -135,8 +136,8 @@ def test_it_does_what_its_user_may_but_for_what_needs_the_password(alice: Client
     browser.post("/user/login").refused(403, "password_needed")
     token_of(alice).post("/user/login").refused(403, "password_needed")
     # A login on the page may revoke what a token may not.
-    (listed,) = (item for item in alice.get("/user/tokens").ok if item["last_used"])
-    browser.post("/user/token-revoke", id=listed["id"]).ok
+    made = alice.post("/user/token", name="other").ok
+    browser.post("/user/token-revoke", id=made["id"]).ok
 
 
 def test_a_wrong_password_opens_no_dialog_of_the_browsers(server: Server, alice: Client) -> None:
@@ -162,12 +163,18 @@ def test_a_password_that_must_be_changed_says_so(node: Node, quick: Server) -> N
 
 def test_a_logout_ends_it_and_what_goes_on_with_it(own: Client) -> None:
     first, second = enter(own), enter(own)
-    with shell(first, "main") as talk:
+    with contextlib.ExitStack() as held:
+        events = connect(first, "/events")
+        held.callback(events.shutdown)
+        talk = held.enter_context(shell(first, "main"))
         talk.wait_for(b"#")
         answer = first.post("/user/logout")
         answer.ok
         assert answer.headers["Set-Cookie"].startswith("podyd=; ")
         assert talk.end()["code"] == "session_ended"
+        while (message := events.recv_data())[0] != websocket.ABNF.OPCODE_CLOSE:
+            pass
+        assert message[1][2:] == b"session_ended"
     first.get("/user/info").refused(401, "session_ended")
     second.get("/user/info").ok
     own.post("/user/logout").refused(409, "no_session")
