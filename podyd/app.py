@@ -10,6 +10,7 @@ from tornado.web import Application
 
 from podyd.accounting.actions import Actions
 from podyd.accounting.history import History
+from podyd.accounting.leased import LeaseTime
 from podyd.accounting.metrics import Metrics
 from podyd.accounting.quota_use import QuotaUses
 from podyd.accounting.usage import Usage
@@ -143,6 +144,7 @@ class Accounting:
     """What was used, and how podyd is."""
 
     usage: Usage
+    leased: LeaseTime
     history: History
     metrics: Metrics
     actions: Actions
@@ -187,6 +189,7 @@ class App:
         keep(self.accounting.actions.run, "writing the log of actions")
         keep(usage.follow_gpus, "counting GPU time")
         keep(usage.follow_cpu, "counting CPU time")
+        keep(self.accounting.leased.run, "counting leases")
         keep(self.accounting.history.run, "writing history")
         keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
         keep(gpus.access.run, "telling the kernel who may open which GPU")
@@ -369,6 +372,8 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         settings=backends.settings,
     )
     gpus.attribution.subscribe(usage.sampled)
+    leased = LeaseTime(store=UsageStore(backends.database), instances=instances.all)
+    instances.subscribe(leased.changed)
     history = History(
         store=HistoryStore(backends.database),
         loads=Loads(cgroups=gpus.cgroups, counters=backends.node.loads),
@@ -383,7 +388,7 @@ def _accounting(backends: Backends, gpus: Gpus, disks: Disks) -> Accounting:
         activity=gpus.activity,
         watch=gpus.watch,
     )
-    return Accounting(usage, history, metrics, Actions(ActionStore(backends.database)))
+    return Accounting(usage, leased, history, metrics, Actions(ActionStore(backends.database)))
 
 
 def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pods:
@@ -536,7 +541,7 @@ def _application(
         pods.routes,
         GpuRoutes(owned=pods.owned, info=pods.info, scheduler=gpus.scheduler, watch=gpus.watch),
         ImageRoutes(images=pods.images),
-        HostRoutes(report=report),
+        HostRoutes(host=backends.node.facts.name, report=report, scheduler=gpus.scheduler),
         EventRoutes(live=live),
         StatRoutes(usage=accounting.usage),
         AdminRoutes(

@@ -1,4 +1,4 @@
-"""Usage: CPU seconds and GPU seconds, by the owner of the pods.
+"""Usage: CPU seconds, GPU seconds and hours of a month, by the owner of the pods.
 
 GPU seconds count while a process of one of the owner's pods is on a card, once per card, whether it
 computes or not. The amounts come from the monotonic clock and from LXD's counters; the wall clock,
@@ -14,10 +14,12 @@ import math
 from collections import defaultdict, deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
 
 from podyd.accounting.clock import REAL, Clock, Steadiness
 from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
+from podyd.contract.stats import GpuHours
 from podyd.engine.types import CpuTime, Instance
 from podyd.gpus.attribution import Attributed
 from podyd.model.pod import pods_of
@@ -27,7 +29,9 @@ log = logging.getLogger(__name__)
 
 DAY_SECONDS = 86400
 FINE_KEPT_SECONDS = 2 * DAY_SECONDS
-KEPT_SECONDS = 366 * DAY_SECONDS
+YEAR_SECONDS = 366 * DAY_SECONDS
+# Thirteen months and the present one.
+KEPT_SECONDS = 430 * DAY_SECONDS
 # The time between two samples that are further apart is not counted.
 GAP_SECONDS = 5.0
 # Limits of what is kept in memory while LXD does not tell the owners, or the database fails.
@@ -75,15 +79,29 @@ class Usage:
     async def seconds(
         self, kind: Kind, owners: Sequence[str] | None, window: float | None
     ) -> dict[str, float]:
-        """Seconds of usage by owner in the last `window` seconds (None: in all that is stored), of
+        """Seconds of usage by owner in the last `window` seconds (None: in a year), of
         these owners or of all who have any. Raises Unavailable."""
         now = self._clock.wall()
-        since = now - (KEPT_SECONDS if window is None else window)
+        since = now - (YEAR_SECONDS if window is None else window)
         totals = await self._store.totals(kind, since, now)
         rounded = {owner: round(totals[owner], 3) for owner in sorted(totals)}
         if owners is None:
             return {owner: seconds for owner, seconds in rounded.items() if seconds}
         return {owner: rounded.get(owner, 0.0) for owner in owners}
+
+    async def month(self, first: datetime | None) -> list[GpuHours]:
+        """GPU hours of everybody who has any in the month that begins then, or in the present one.
+        Raises Unavailable."""
+        now = datetime.fromtimestamp(self._clock.wall(), timezone.utc)
+        first = first or now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+        following = (first + timedelta(days=31)).replace(day=1)
+        since, until = first.timestamp(), following.timestamp()
+        used = await self._store.totals("gpu", since, until)
+        leased = await self._store.totals("lease", since, until)
+        return [
+            GpuHours(owner, _hours(used.get(owner, 0.0)), _hours(leased.get(owner, 0.0)))
+            for owner in sorted({*used, *leased})
+        ]
 
     # --- GPUs ------------------------------------------------------------------------------------
 
@@ -195,6 +213,10 @@ class Usage:
         if self._steadiness.is_steady():
             wall = self._clock.wall()
             await self._store.tidy(fine_since=wall - FINE_KEPT_SECONDS, since=wall - KEPT_SECONDS)
+
+
+def _hours(seconds: float) -> float:
+    return round(seconds / 3600, 3)
 
 
 def _owners(instances: Iterable[Instance]) -> dict[str, str]:

@@ -19,7 +19,16 @@ from podyd.api.page import Page, read_page
 from podyd.api.routes.meta import suggestion
 from podyd.api.socket import Socket
 from podyd.api.under_way import Requests
-from podyd.contract.answers import Answer, Events, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import (
+    Answer,
+    Events,
+    FileIn,
+    FileOut,
+    Json,
+    JsonOrText,
+    PlainText,
+    WebSocket,
+)
 from podyd.contract.operation import AnyOperation
 from podyd.people.login import Logins
 from podyd.people.notices import Notices
@@ -31,6 +40,7 @@ WEB = Path(podyd.__file__).with_name("web")
 HANDLERS: Mapping[type[Answer], type[Endpoint]] = {
     Json: Endpoint,
     PlainText: Endpoint,
+    JsonOrText: Endpoint,
     FileOut: Download,
     FileIn: Upload,
     WebSocket: Socket,

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar, overload, runtime_checkable
 
 from podyd.base.longtext import HeldAnswer
-from podyd.contract.answers import Events, FileIn, FileOut, Json, PlainText, WebSocket
+from podyd.contract.answers import Events, FileIn, FileOut, Json, JsonOrText, PlainText, WebSocket
 from podyd.contract.operation import AnyOperation, Operation
 from podyd.contract.pods import Ended, Start
 from podyd.contract.table import OPERATIONS
@@ -68,6 +68,13 @@ class WithSession(Generic[A]):
 
     body: A
     secret: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Text in place of JSON, where the request asks for it."""
+
+    body: str
 
 
 @runtime_checkable
@@ -134,6 +141,8 @@ def serves(
 ) -> Mark[R, A | Headed[A] | WithSession[A] | HeldAnswer[A]]: ...
 @overload
 def serves(*operations: Operation[R, PlainText]) -> Mark[R, str]: ...
+@overload
+def serves(*operations: Operation[R, JsonOrText[A]]) -> Mark[R, A | Text]: ...
 @overload
 def serves(*operations: Operation[R, FileOut[A]]) -> Mark[R, A | HeldAnswer[A] | Outgoing]: ...
 @overload

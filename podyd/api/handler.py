@@ -22,7 +22,7 @@ from tornado.iostream import StreamClosedError
 from tornado.web import HTTPError, RequestHandler, stream_request_body
 
 from podyd.api.address import source_of
-from podyd.api.binding import Bound, Call, Headed, WithSession
+from podyd.api.binding import Bound, Call, Headed, Text, WithSession
 from podyd.api.credentials import credentials
 from podyd.api.cross_site import need_own_page, refuse_other_sites
 from podyd.api.parameters import parameters
@@ -234,6 +234,9 @@ class Endpoint(JsonHandler):
         elif isinstance(self.operation.answer, PlainText):
             self.set_header("Content-Type", self.operation.answer.media)
             self.finish(answer)
+        elif isinstance(answer, Text):
+            self.set_header("Content-Type", self.operation.answer.media)
+            self.finish(answer.body)
         else:
             self.finish(json.dumps(answer, default=vars, ensure_ascii=False))
 

@@ -28,6 +28,7 @@ GET_SECONDS = 60.0
 FILE_SECONDS = 300.0
 COMPLETE_SECONDS = 1.0
 
+TEXTS = ("text/plain", "text/csv")
 JSON = "application/json"
 Pairs = Sequence[tuple[str, str]]
 
@@ -293,7 +294,7 @@ class Server:
         if 300 <= response.status < 400:
             place = response.headers.get("Location", "elsewhere")
             raise Away(f"{self.base} redirects to {place}; set PODY_API_BASE to podyd itself.")
-        if media == "text/plain" and response.status == 200:
+        if media in TEXTS and response.status == 200:
             return Answer(body, body.decode(errors="replace"), hint)
         try:
             if media != JSON:

@@ -35,6 +35,14 @@ class PlainText(Answer):
 
 
 @dataclass(frozen=True)
+class JsonOrText(Answer, Generic[T]):
+    """One JSON value, or text of this media type, as the request asks for."""
+
+    body: type[T]
+    media: str
+
+
+@dataclass(frozen=True)
 class FileOut(Answer, Generic[T]):
     """A file or a tar file of any size, or JSON about one, as the request asks for."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from podyd.contract.answers import Json
+from podyd.contract.answers import Json, PlainText
 from podyd.contract.kinds import Indices, param
 from podyd.contract.operation import GET, Access, Nothing, Operation, Proof
 
@@ -138,5 +138,15 @@ HOST_SPEC = Operation(
     Json(HostSpec),
     "Versions of podyd, LXD, the kernel and the NVIDIA driver.",
     access=Access.MEMBER,
+    proof=Proof.READS,
+)
+STATUS_TEXT = Operation(
+    "/status.txt",
+    GET,
+    Nothing,
+    PlainText("text/plain; charset=utf-8"),
+    "The GPUs, who holds them, and the queue, as text for a display on a wall; for members and the"
+    " addresses of web.status_allow.",
+    access=Access.STATUS,
     proof=Proof.READS,
 )

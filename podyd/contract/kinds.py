@@ -314,6 +314,21 @@ class Moment(Kind):
         return {"type": "string", "examples": ["2026-11-24T08:00:00Z", "2026-11-24", "2d 4h"]}
 
 
+@dataclass(frozen=True)
+class Month(Kind):
+    """A month of UTC, such as `2026-11`: its first moment."""
+
+    _PATTERN = r"2\d{3}-(0[1-9]|1[0-2])"
+
+    def parse(self, text: str) -> datetime:
+        if not re.fullmatch(self._PATTERN, text, re.ASCII):
+            raise ValueError("must be a month such as 2026-11")
+        return datetime(int(text[:4]), int(text[5:]), 1, tzinfo=timezone.utc)
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "string", "pattern": f"^{self._PATTERN}$"}
+
+
 WHICH_CARDS = "all, none, a number of GPUs (2), or which ones: indices (0,1 or 0,) or UUIDs"
 
 

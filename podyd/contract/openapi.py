@@ -17,6 +17,7 @@ from podyd.contract.answers import (
     FileIn,
     FileOut,
     Json,
+    JsonOrText,
     PlainText,
     WebSocket,
 )
@@ -134,6 +135,11 @@ def _content(answer: Answer, schemas: dict[str, Any]) -> dict[str, Any]:
     match answer:
         case PlainText(media):
             return {media: {"schema": _schema(str, schemas)}}
+        case JsonOrText(body, media):
+            return {
+                kind: {"schema": _schema(what, schemas)}
+                for kind, what in ((JSON, body), (media, str))
+            }
         case Json(body) | FileIn(body):
             return {JSON: {"schema": _schema(body, schemas)}}
         case FileOut(about):

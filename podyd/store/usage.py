@@ -1,4 +1,4 @@
-"""CPU seconds and GPU seconds by owner, summed in buckets of time."""
+"""CPU seconds, GPU seconds and seconds of leases by owner, summed in buckets of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from podyd.store.database import Database
 
-Kind = Literal["cpu", "gpu"]
+Kind = Literal["cpu", "gpu", "lease"]
 
 FINE_SECONDS = 10
 COARSE_SECONDS = 3600

@@ -49,3 +49,44 @@ def test_what_cards_and_pods_do(
     server.client(bob.user).get("/pod/history", ins=pod).refused(404, "no_such_pod")
     client.get("/gpu/history", span="decade").refused(400, "malformed_parameter")
     assert server.stop() == 0
+
+
+@pytest.mark.usefixtures("lab_cards")
+def test_the_wall_and_the_hours_of_a_lease(
+    node: Node, nvml: FakeDriver, alice: Client, pod: str
+) -> None:
+    nvml.write(FakeNvml().with_gpu(0, utilisation=93, memory_used=3 * GIB, temperature=61))
+    server = node.serve(
+        {"web": {"status_allow": ["127.0.0.1"]}},
+        environment=nvml.environment,
+        constants={"podyd.accounting.leased.COUNT_SECONDS": 0.5},
+    )
+    member = server.client(alice.user)
+
+    def wall(client: Client) -> str:
+        connection = client.connection(30)
+        connection.request("GET", "/status.txt", headers=client.login_header())
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        assert (response.status, response.headers.get_content_type()) == (200, "text/plain"), text
+        return text
+
+    def leased() -> float:
+        hours = member.get("/stat/gpu-hours").ok
+        return next((item["leased_hours"] for item in hours if item["user"] == alice.user), 0)
+
+    before = leased()
+    member.post("/gpu/lease", ins=pod, gpus="0,", hours=1).ok
+    try:
+        shown = next(line for line in wall(server.client()).splitlines() if line[:3] == "  0")
+        figures = shown[shown.index("93") :].split()
+        assert figures[:7] == ["93", "%", "3.0", "/", "80.0", "G", "61"]
+        assert node.instance_of(alice.user, pod)["name"].startswith(figures[8].rstrip("…"))
+        assert "Nobody waits for a GPU." in wall(member)
+        wait_until(lambda: leased() > before, "the lease to be counted")
+    finally:
+        member.post("/gpu/release", ins=pod).ok
+    assert server.stop() == 0
+    assert "GPU" in wall(alice), "members see it always"
+    Client(alice.port).get("/status.txt").refused(401)

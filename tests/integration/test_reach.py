@@ -431,6 +431,8 @@ def test_stat(alice: Client) -> None:
     pody = as_user(alice)
     for what in ("cputime", "gputime"):
         assert pody("stat", what).out == pody("get", f"stat/{what}").out
+    table = pody("get", "stat/gpu-hours", "format:csv").ok
+    assert table.splitlines()[0] == "user,hours,leased_hours"
     body = b'{"bob": 3600, "alice": 7200.0, "\\u001b[2J": 0}'
     with served(Fake(body=body)) as fake:
         assert Pody(fake.base).shown("stat", "gputime", "1w").splitlines() == [

@@ -51,6 +51,20 @@ class Lab:
         )
         return found
 
+    def text(self, path: str) -> str:
+        """An answer that is no JSON."""
+        client = self.client
+        connection = client.connection(30)
+        connection.request("GET", path, headers=client.login_header())
+        response = connection.getresponse()
+        body = response.read().decode()
+        connection.close()
+        assert (response.status, response.headers["Content-Type"]) == (
+            200,
+            "text/csv; charset=utf-8",
+        )
+        return body
+
     def seconds(self, kind: str) -> float:
         return self.stat(kind, user=self.user)[self.user]
 
@@ -126,6 +140,12 @@ def test_gpu_seconds_of_a_known_job_on_two_cards(lab: Lab) -> None:
     counted = settled(lab) - before
     assert counted == pytest.approx(2 * held, rel=0.05, abs=2 * SAMPLE_SECONDS)
     assert lab.stat("gpu", t="1d").keys() == {lab.user}
+    (mine,) = lab.client.get("/stat/gpu-hours").ok
+    assert (mine["user"], mine["leased_hours"]) == (lab.user, 0)
+    assert mine["hours"] == pytest.approx(lab.seconds("gpu") / 3600, abs=0.002)
+    table = lab.text("/stat/gpu-hours?format=csv")
+    assert table == f"user,hours,leased_hours\r\n{lab.user},{mine['hours']},0.0\r\n"
+    assert lab.client.get("/stat/gpu-hours", month="2020-02").ok == []
     short = lab.stat("gpu", user=lab.user, t=4)[lab.user]
     assert 0 < short <= 2 * 4
     assert short < counted

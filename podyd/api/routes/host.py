@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from podyd.api.binding import Call, Headed, serves
+from podyd.base.clock import now
 from podyd.contract.host import (
     HOST_GPU_PS,
     HOST_GPUS,
     HOST_SPEC,
+    STATUS_TEXT,
     GpuIndices,
     GpuInfo,
     GpuProcess,
@@ -14,11 +16,15 @@ from podyd.contract.host import (
 )
 from podyd.contract.operation import Nothing
 from podyd.gpus.report import Report
+from podyd.gpus.scheduler import Scheduler
+from podyd.gpus.status_text import status_text
 
 
 class HostRoutes:
-    def __init__(self, *, report: Report) -> None:
+    def __init__(self, *, host: str, report: Report, scheduler: Scheduler) -> None:
+        self._host = host
         self._report = report
+        self._scheduler = scheduler
 
     @serves(HOST_GPU_PS)
     async def gpu_ps(self, call: Call[GpuIndices]) -> Headed[dict[str, list[GpuProcess]]]:
@@ -34,3 +40,8 @@ class HostRoutes:
     @serves(HOST_SPEC)
     async def host_spec(self, call: Call[Nothing]) -> HostSpec:
         return await self._report.spec()
+
+    @serves(STATUS_TEXT)
+    async def status(self, call: Call[Nothing]) -> str:
+        cards, queue = await self._report.gpus(), await self._scheduler.queue()
+        return status_text(self._host, now(), cards, queue)

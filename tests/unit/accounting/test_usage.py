@@ -380,7 +380,9 @@ async def steady(rig: Rig) -> None:
     await rig.usage.tidy()
 
 
-def test_after_two_days_it_is_rolled_up_and_after_a_year_it_is_gone(tmp_path: Path) -> None:
+def test_after_two_days_it_is_rolled_up_and_after_thirteen_months_it_is_gone(
+    tmp_path: Path,
+) -> None:
     async def job(rig: Rig) -> None:
         await rig.hold(1, [])
         await rig.hold(3600, [11], step=5)
@@ -397,7 +399,38 @@ def test_after_two_days_it_is_rolled_up_and_after_a_year_it_is_gone(tmp_path: Pa
         assert await rig.gpu() == {"alice": pytest.approx(3600)}
         rig.pass_by(5 * DAY)
         await steady(rig)
-        assert (await rig.gpu(), await rig.rows(3600)) == ({}, 0)
+        assert (await rig.gpu(), await rig.rows(3600)) == ({}, 2), "its month is still there"
+        rig.pass_by(65 * DAY)
+        await steady(rig)
+        assert await rig.rows(3600) == 0
+
+    play(tmp_path, job)
+
+
+def test_a_month_has_the_hours_of_its_days_also_thirteen_months_later(tmp_path: Path) -> None:
+    async def month(rig: Rig, first: datetime | None) -> Mapping[str, tuple[float, float]]:
+        found = await rig.usage.month(first)
+        assert [item.user for item in found] == sorted(item.user for item in found)
+        return {item.user: (round(item.hours, 1), item.leased_hours) for item in found}
+
+    async def job(rig: Rig) -> None:
+        january, february = (datetime(2027, month, 1, tzinfo=timezone.utc) for month in (1, 2))
+        rig.wall = january.timestamp()
+        await rig.hold(3600, [11], [12], step=5)
+        rig.wall = february.timestamp() - 1800
+        await rig.hold(3600, [21], step=5)
+        await rig.store.add({Bucket("lease", 3600, int(january.timestamp()), "carol"): 5400.0})
+        assert await month(rig, None) == {"bob": (0.5, 0)}, "the present one"
+        for later in (0, 3 * DAY, 390 * DAY):
+            rig.pass_by(later)
+            await steady(rig)
+            assert await month(rig, january) == {
+                "alice": (2, 0),
+                "bob": (0.5, 0),
+                "carol": (0, 1.5),
+            }
+            assert await month(rig, february) == {"bob": (0.5, 0)}
+        assert await month(rig, None) == {}
 
     play(tmp_path, job)
 

@@ -19,7 +19,7 @@ from tornado.web import Application
 
 from podyd.api import handler
 from podyd.api.application import HANDLERS
-from podyd.api.binding import Bound, Call
+from podyd.api.binding import Bound, Call, Text
 from podyd.api.under_way import MAX_OF_ONE, Requests
 from podyd.auth.client import AuthClient
 from podyd.base.errors import TooMany
@@ -27,7 +27,7 @@ from podyd.base.longtext import HeldAnswer, LongText
 from podyd.config.current import Settings
 from podyd.config.loader import parse
 from podyd.config.schema import Config, Quota
-from podyd.contract.answers import Json
+from podyd.contract.answers import Json, JsonOrText
 from podyd.contract.gpus import POD_GPUS
 from podyd.contract.meta import HelpOf
 from podyd.contract.operation import GET, Access, AnyOperation, Operation, Proof
@@ -166,6 +166,33 @@ def test_who_does_not_take_a_long_answer_does_not_keep_it(
         assert made < 1000, "what is made is taken first"
 
     asyncio.run(talk())
+
+
+def test_text_in_place_of_json_where_that_is_asked_for() -> None:
+    operation = Operation(
+        "/crash",
+        GET,
+        HelpOf,
+        JsonOrText(list[int], "text/csv"),
+        "A table.",
+        access=Access.OPEN,
+        proof=Proof.READS,
+    )
+
+    async def answer(call: Call[HelpOf]) -> list[int] | Text:
+        return Text("1,2\r\n") if call.request.path == "csv" else [1, 2]
+
+    async def ask(query: str) -> HTTPResponse:
+        async with serving(answer, operation) as port:
+            client = AsyncHTTPClient(force_instance=True)
+            try:
+                return await client.fetch(f"http://127.0.0.1:{port}/crash{query}")
+            finally:
+                client.close()
+
+    shown = [asyncio.run(ask(query)) for query in ("", "?path=csv")]
+    assert [item.body for item in shown] == [b"[1, 2]", b"1,2\r\n"]
+    assert [item.headers["Content-Type"] for item in shown] == ["application/json", "text/csv"]
 
 
 # --- Who sees the cards without a login --------------------------------------------------------

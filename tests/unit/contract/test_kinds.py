@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 import time
+from datetime import datetime, timezone
 
 import pytest
 
 from podyd.base.errors import BadRequest
-from podyd.contract.kinds import Kind, Moment, Names, Window, parse
+from podyd.contract.kinds import Kind, Moment, Month, Names, Window, parse
 from podyd.contract.users import NewPassword
 
 
@@ -61,6 +62,19 @@ def test_a_moment_that_is_some_time_ago() -> None:
 def test_what_is_no_moment(text: str) -> None:
     with pytest.raises(ValueError, match="must be a time such as"):
         Moment().parse(text)
+
+
+def test_months() -> None:
+    assert Month().parse("2026-11") == datetime(2026, 11, 1, tzinfo=timezone.utc)
+    assert re.search(Month().schema()["pattern"], "2026-11")
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2026", "2026-13", "2026-1", "2026-11-01", "1026-11", "20٢6-11"]
+)
+def test_what_is_no_month(text: str) -> None:
+    with pytest.raises(ValueError, match="must be a month such as 2026-11"):
+        Month().parse(text)
 
 
 def test_names() -> None:
