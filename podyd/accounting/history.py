@@ -21,18 +21,14 @@ from podyd.engine.types import Instance
 from podyd.gpus.inventory import Card
 from podyd.node.samples import Gpu, Sample
 from podyd.pods.loads import Load, Loads
-from podyd.store.history import DAY_SECONDS, HOUR_SECONDS, LEVELS, HistoryStore, Level, Mean
+from podyd.store.history import LEVELS, Curve, HistoryStore, Level, Mean
 
 # The minute that goes on is written too, so that what podyd does not live to write is no more.
 WRITE_SECONDS = 20.0
 # Of how many minutes what cannot be written is kept.
 MAX_MINUTES = 30
 _MINUTE = LEVELS[0].step
-_LENGTHS = (HOUR_SECONDS, DAY_SECONDS, 7 * DAY_SECONDS, 31 * DAY_SECONDS, 366 * DAY_SECONDS)
-# How long each span is, in seconds, and the steps of its curves.
-_SPANS: Mapping[str, tuple[int, Level]] = {
-    span: (length, level) for span, length, level in zip(SPANS, _LENGTHS, LEVELS, strict=True)
-}
+_LEVELS: Mapping[str, Level] = dict(zip(SPANS, LEVELS, strict=True))
 _OF_GPU: Mapping[str, Callable[[Gpu], float | None]] = {
     "gpu utilisation": lambda gpu: gpu.utilisation,
     "gpu memory_used": lambda gpu: gpu.memory_used,
@@ -44,7 +40,7 @@ _OF_POD: Mapping[str, Callable[[Load], float | None]] = {
     "pod memory_used": lambda load: load.memory_used,
 }
 # A figure, and the card or the pod whose it is.
-_Curve = tuple[str, str]
+_Of = tuple[str, str]
 
 
 class _Sum:
@@ -84,7 +80,7 @@ class History:
         self._clock = clock
         self._steadiness = Steadiness(clock)
         # What is not written yet as a whole, by the beginning of the minute.
-        self._minutes: defaultdict[int, defaultdict[_Curve, _Sum]] = defaultdict(
+        self._minutes: defaultdict[int, defaultdict[_Of, _Sum]] = defaultdict(
             lambda: defaultdict(_Sum)
         )
         self._uuids: Mapping[str, str] = {}
@@ -143,58 +139,57 @@ class History:
     async def gpus(self, span: str) -> GpuHistory:
         """The curves of all cards. Raises Unavailable."""
         cards = await self._cards()
-        start, level, count = self._steps(span)
-        found = await self._store.means(tuple(_OF_GPU), level, start)
-        curves = {
-            str(card.index): _curves(
-                (item for item in found if card.is_written(item.whose)), start, level, count
-            )
-            for card in cards
-        }
+        level = _LEVELS[span]
+        start = self._start(level)
+        found = await self._store.curves(tuple(_OF_GPU), level, start)
         return GpuHistory(
             start=_iso(start),
             step=level.step,
-            gpus={
-                index: GpuCurves(
-                    utilisation=values["gpu utilisation"],
-                    memory_used=_whole(values["gpu memory_used"]),
-                    power=values["gpu power"],
-                    temperature=values["gpu temperature"],
-                )
-                for index, values in curves.items()
-            },
+            gpus={str(card.index): _gpu(_of_card(card, found), level) for card in cards},
         )
 
     async def pod(self, uuid: str, span: str) -> PodHistory:
         """The curves of a pod, by the uuid of its instance. Raises Unavailable."""
-        start, level, count = self._steps(span)
-        found = await self._store.means(tuple(_OF_POD), level, start, uuid)
-        values = _curves(found, start, level, count)
+        level = _LEVELS[span]
+        start = self._start(level)
+        found = await self._store.curves(tuple(_OF_POD), level, start, uuid)
+        curves = found.get(uuid, {})
         return PodHistory(
             start=_iso(start),
             step=level.step,
-            cpu=values["pod cpu"],
-            memory_used=_whole(values["pod memory_used"]),
+            cpu=curves.get("pod cpu") or _nothing(level),
+            memory_used=_whole(curves.get("pod memory_used") or _nothing(level)),
         )
 
-    def _steps(self, span: str) -> tuple[int, Level, int]:
-        """The beginning of a span that ends with the present step, its steps and their number."""
-        length, level = _SPANS[span]
-        count = length // level.step
-        return _floor(self._clock.wall(), level.step) - (count - 1) * level.step, level, count
+    def _start(self, level: Level) -> int:
+        """The beginning of curves that end with the present step."""
+        return _floor(self._clock.wall(), level.step) - (level.shown - 1) * level.step
 
 
-def _curves(
-    means: Iterable[Mean], start: int, level: Level, count: int
-) -> defaultdict[str, list[float | None]]:
-    """The values by figure, with None for each step of which nothing is known."""
-    values: defaultdict[str, list[float | None]] = defaultdict(lambda: [None] * count)
-    for item in means:
-        at = (item.start - start) // level.step
-        # A clock that was ahead has dated what comes later.
-        if at < count:
-            values[item.figure][at] = item.value
-    return values
+def _of_card(card: Card, found: Mapping[str, Mapping[str, Curve]]) -> Mapping[str, Curve]:
+    """A card's curves, also of when its UUID was not known."""
+    keys = sorted((key for key in found if card.is_written(key)), key=lambda key: key == card.pci)
+    merged: dict[str, Curve] = {}
+    for key in keys:
+        for figure, curve in found[key].items():
+            known = merged.get(figure, curve)
+            merged[figure] = [
+                other if value is None else value for value, other in zip(known, curve, strict=True)
+            ]
+    return merged
+
+
+def _gpu(curves: Mapping[str, Curve], level: Level) -> GpuCurves:
+    return GpuCurves(
+        utilisation=curves.get("gpu utilisation") or _nothing(level),
+        memory_used=_whole(curves.get("gpu memory_used") or _nothing(level)),
+        power=curves.get("gpu power") or _nothing(level),
+        temperature=curves.get("gpu temperature") or _nothing(level),
+    )
+
+
+def _nothing(level: Level) -> Curve:
+    return [None] * level.shown
 
 
 def _whole(values: Iterable[float | None]) -> list[int | None]:

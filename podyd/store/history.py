@@ -22,21 +22,26 @@ DIGITS: Mapping[str, int] = {
 }
 
 
+# A value for each step, None where nothing is known.
+Curve = list[float | None]
+
+
 @dataclass(frozen=True)
 class Level:
-    """Means over `step` seconds, kept for `kept` seconds."""
+    """Means over `step` seconds, kept for `kept` seconds; curves show `shown` of them."""
 
     step: int
+    shown: int
     kept: int
 
 
 # Each one's steps are whole ones of the level before, of which it has the means.
 LEVELS = (
-    Level(60, 2 * HOUR_SECONDS),
-    Level(300, 26 * HOUR_SECONDS),
-    Level(1800, 8 * DAY_SECONDS),
-    Level(7200, 32 * DAY_SECONDS),
-    Level(DAY_SECONDS, 400 * DAY_SECONDS),
+    Level(60, 60, 2 * HOUR_SECONDS),
+    Level(300, 288, 26 * HOUR_SECONDS),
+    Level(1800, 336, 8 * DAY_SECONDS),
+    Level(7200, 372, 32 * DAY_SECONDS),
+    Level(DAY_SECONDS, 366, 400 * DAY_SECONDS),
 )
 
 
@@ -77,23 +82,33 @@ class HistoryStore:
 
         await self._database.run(work)
 
-    async def means(
-        self, figures: Sequence[str], level: Level, since: int, whose: str | None = None
-    ) -> list[Mean]:
-        """What is stored of these figures from `since` on, of one card or pod or of all of them.
+    async def curves(
+        self, figures: Sequence[str], level: Level, start: int, whose: str | None = None
+    ) -> dict[str, dict[str, Curve]]:
+        """What is stored of one card or pod, or of all that have any of these figures: by whose it
+        is and by figure, a value for each of the level's `shown` steps from `start` on.
+
         Raises Unavailable."""
 
-        def work(connection: sqlite3.Connection) -> list[Mean]:
-            return [
-                Mean(figure, *row)
-                for figure in figures
-                for row in connection.execute(
-                    "SELECT start, whose, value FROM history"
-                    " WHERE figure = :figure AND step = :step AND start >= :since"
+        def work(connection: sqlite3.Connection) -> dict[str, dict[str, Curve]]:
+            found: dict[str, dict[str, Curve]] = {}
+            for figure in figures:
+                rows = connection.execute(
+                    "SELECT whose, (start - :start) / :step, value FROM history"
+                    " WHERE figure = :figure AND step = :step AND start >= :start AND start < :end"
                     " AND (:whose IS NULL OR whose = :whose)",
-                    {"figure": figure, "step": level.step, "since": since, "whose": whose},
+                    {
+                        "figure": figure,
+                        "step": level.step,
+                        "start": start,
+                        "end": start + level.shown * level.step,
+                        "whose": whose,
+                    },
                 )
-            ]
+                for name, at, value in rows:
+                    curves = found.setdefault(name, {})
+                    curves.setdefault(figure, [None] * level.shown)[at] = value
+            return found
 
         return await self._database.run(work)
 
