@@ -9,7 +9,7 @@
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
 import { get, post } from "./api.js";
-import { fill, h } from "./dom.js";
+import { fill, h, refill } from "./dom.js";
 import { moment } from "./format.js";
 import { Live } from "./live.js";
 import { texts } from "./texts.js";
@@ -131,17 +131,20 @@ function applyTheme(name) {
   else document.documentElement.dataset.theme = name;
 }
 
-/** Says that what is shown is not live, and since when. */
+/** Says that what is shown is not live, and since when; or what is wrong with the server. */
 function banner() {
   const element = h("div", { class: "banner", role: "status", hidden: true });
-  live.onState((isLive) => {
-    element.hidden = isLive;
-    document.documentElement.classList.toggle("stale", !isLive);
+  const show = () => {
+    const problem = live.get("host")?.problem;
     const since = live.lastMessage && new Date(live.lastMessage).toISOString();
-    if (isLive) fill(element);
-    else if (since) fill(element, texts.live.lost, " ", moment(since));
-    else fill(element, texts.live.connecting);
-  });
+    element.hidden = live.isLive && !problem;
+    document.documentElement.classList.toggle("stale", !live.isLive);
+    if (live.isLive) refill(element, problem);
+    else if (since) refill(element, texts.live.lost, " ", moment(since));
+    else refill(element, texts.live.connecting);
+  };
+  live.onState(show);
+  live.on(["host"], show);
   return element;
 }
 

@@ -10,6 +10,7 @@ import { run } from "./work.js";
 
 const words = texts.pods;
 const PATIENCE_MS = 2000;
+export const PROGRESS_MS = 1000;
 const CHANGED = "podyd-work";
 // What this page does with a pod and podyd has not said yet: its operation, by the instance's name.
 const begun = new Map();
@@ -26,7 +27,7 @@ export function workOn(live, pod) {
 
 /** Calls `changed` now and whenever something about pods or their work changes. */
 export function onPods(live, changed, signal) {
-  live.on(["pod/", "load/", "work/", "gpu/", "use/", "me"], changed, signal);
+  live.on(["pod/", "load/", "work/", "gpu/", "use/", "me", "host"], changed, signal);
   document.addEventListener(CHANGED, changed, { signal });
 }
 
@@ -42,13 +43,18 @@ export function badge({ text, kind }) {
 }
 
 /** Does something with a pod, shown in the tray. `dialog`: what the question stands in; a refusal that
- * comes while it is open is raised, to be shown there; `failed` as of `run`. Resolves to the answer;
- * undefined if it was refused, or goes on after two seconds, when a dialog need not stay. */
-export async function work(pod, path, what, parameters, { dialog, done, failed } = {}) {
+ * comes while it is open is raised, to be shown there; `failed` as of `run`; `asked` resolves to how far
+ * it is. Resolves to the answer; undefined if it was refused, or goes on after two seconds, when a
+ * dialog need not stay. */
+export async function work(pod, path, what, parameters, { dialog, done, failed, asked } = {}) {
   let refused = null;
   begun.set(pod.name, { operation: `/${path}` });
   tell();
-  const doing = run(what, () => post(path, parameters), (error) => {
+  const doing = run(what, (progress) => {
+    // How far it is may be not known for a moment.
+    const asking = asked && setInterval(() => asked().then(progress, () => {}), PROGRESS_MS);
+    return post(path, parameters).finally(() => clearInterval(asking));
+  }, (error) => {
     if (!dialog?.element.open) return failed?.(error) ?? false;
     refused = error;
     return true;
@@ -97,12 +103,12 @@ export function powerButtons(live, pod, deleted) {
     const state = stateOf(live, pod());
     const busy = workOn(live, pod()) && words.busy(state.text);
     const isOff = pod().status === "stopped";
-    const hadFocus = element.contains(document.activeElement);
+    const focused = document.activeElement;
     // What is frozen or broken may be started as well as stopped.
     start.hidden = pod().status === "running";
     stop.hidden = isOff;
     // The one that was pressed may have gone.
-    if (hadFocus && document.activeElement.hidden) (isOff ? start : stop).focus();
+    if ([start, stop].includes(focused) && focused.hidden) (isOff ? start : stop).focus();
     refuse(start, busy);
     refuse(stop, busy);
     refuse(restart, busy || (isOff ? words.notRunning : null));

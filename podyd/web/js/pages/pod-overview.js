@@ -8,7 +8,7 @@ import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { history, newest } from "../history.js";
-import { copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
+import { PROGRESS_MS, copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -16,7 +16,6 @@ import { cpu, disk, memory, uptime } from "./pods.js";
 
 const words = texts.overview;
 const TICK_MS = 5000;
-const PROGRESS_MS = 1000;
 
 export default async function overview(context, ins) {
   const { live, user, signal } = context;
@@ -212,8 +211,8 @@ function limits({ live, ins, pod, quota, user }) {
 function images(context) {
   const { live, ins, pod, quota, user, signal } = context;
   const making = h("div", { hidden: true });
-  const text = h("p", {});
-  const bar = h("progress", { max: 100, "aria-label": words.making(ins) });
+  const text = h("span");
+  const bar = h("progress", { "aria-label": words.making(ins) });
   const error = h("p", { class: "error", role: "alert" });
   let polling = null;
 
@@ -223,7 +222,7 @@ function images(context) {
       return error.isConnected;
     });
   });
-  making.append(text, bar, cancel);
+  making.append(h("p", {}, words.underWay, " ", text), h("div", { class: "buttons" }, bar, cancel));
 
   function commit() {
     fill(error);
@@ -232,17 +231,22 @@ function images(context) {
     form({
       title: words.commitTitle(ins), action: words.commit, fields: [h("p", {}, words.commitText(quota, bytes)), tag.element, msg.element],
       submit: (dialog) => work(pod(), "pod/commit", words.making(ins),
-        { ins, tag: tag.input.value.trim() || null, msg: msg.input.value.trim() || null }, { dialog }),
+        { ins, tag: tag.input.value.trim() || null, msg: msg.input.value.trim() || null }, { dialog, asked }),
     });
+  }
+
+  async function asked() {
+    const { doing, percent, bytes_per_second: speed } = await get("pod/progress", { ins }, { quiet: true });
+    return { text: doing === null ? words.beginning : words.progress(doing, percent, speed && bytes(speed)),
+      share: percent === null ? null : percent / 100 };
   }
 
   async function poll() {
     try {
-      const now = await get("pod/progress", { ins }, { signal, quiet: true });
-      if (now.doing === null) return;
-      setText(text, words.progress(now.doing, now.percent, now.bytes_per_second && bytes(now.bytes_per_second)));
-      if (now.percent === null) bar.removeAttribute("value");
-      else bar.value = now.percent;
+      const now = await asked();
+      setText(text, now.text);
+      if (now.share === null) bar.removeAttribute("value");
+      else bar.value = now.share;
     } catch { /* The next one may come through. */ }
   }
 
@@ -259,7 +263,9 @@ function images(context) {
       clearInterval(polling);
       polling = null;
     }
+    const hadFocus = document.activeElement === cancel;
     making.hidden = !isMaking;
+    if (hadFocus && making.hidden) commitButton.focus();
     refuse(commitButton, busy(live, pod()));
     refuse(copyButton, busy(live, pod()) ?? (left(quota, podsOf(live, user)).pods === 0 ? texts.newPod.full(quota.max_pods) : null));
   };

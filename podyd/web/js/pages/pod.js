@@ -1,6 +1,6 @@
 // A pod's own page: its name, state and buttons, and a tab with what is asked for.
 
-import { fill, h, refill } from "../dom.js";
+import { fill, h, refill, setText } from "../dom.js";
 import { badge, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
 import { texts } from "../texts.js";
 
@@ -68,7 +68,14 @@ function until(live, isSo, limit, signal) {
 }
 
 function missing(ins, look, { live, signal }) {
-  live.on(["pod/"], look, signal);
-  return { title: ins, element: h("div", {}, h("h1", {}, words.missing(ins)), h("p", {}, words.missingText),
-    h("p", {}, h("a", { href: "#/pods" }, words.allPods))) };
+  const heading = h("h1");
+  const text = h("p");
+  live.on(["pod/", "host"], () => {
+    // While LXD does not answer, nobody knows which pods there are; the banner says so.
+    const isUnknown = Boolean(live.get("host")?.problem);
+    setText(heading, isUnknown ? ins : words.missing(ins));
+    setText(text, isUnknown ? texts.pods.unknown : words.missingText);
+    look();
+  }, signal);
+  return { title: ins, element: h("div", {}, heading, text, h("p", {}, h("a", { href: "#/pods" }, words.allPods))) };
 }

@@ -57,8 +57,10 @@ function list({ live, user, signal }) {
 
   function update() {
     const all = podsOf(live, user);
-    const isKnown = live.get("me") !== undefined;
+    const problem = live.get("host")?.problem;
+    const isKnown = live.get("me") !== undefined && (all.length > 0 || !problem);
     waiting.hidden = isKnown;
+    setText(waiting, problem ? words.unknown : texts.live.connecting);
     none.hidden = !isKnown || all.length > 0;
     create.hidden = !none.hidden;
     table.element.hidden = all.length === 0;
