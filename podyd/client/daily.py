@@ -237,8 +237,9 @@ def _cards(answer: Answer) -> list[Row]:
 
 
 def _holder(holder: Row) -> str:
-    # Older servers only name those that have it.
-    return f"{holder['pod']}{'' if holder.get('attached', True) else ' (still on it)'}"
+    # Older servers only name those that have it. Who has leased it has it, or gets it in a moment.
+    has_it = holder.get("attached", True) or holder.get("exclusive")
+    return f"{holder['pod']}{'' if has_it else ' (still on it)'}"
 
 
 def _processes(answer: Answer) -> list[Row]:

@@ -73,8 +73,8 @@ function facts(gpu, use) {
 
 function holderText(holder, live) {
   const who = [h("strong", {}, h("bdi", {}, holder.pod)), ` (${holder.owner})`];
-  if (!holder.attached) return [...who, ` ${words.onlyProcess}`];
-  if (!holder.exclusive) return [...who, ` ${words.shared}`];
+  // Who has leased it may get it only in a moment, when what others have on it is ended.
+  if (!holder.exclusive) return [...who, ` ${holder.attached ? words.shared : words.onlyProcess}`];
   const left = secondsUntil(holder.until, live);
   return [...who, ` ${words.until} `, moment(holder.until), left > 0 ? ` (${words.left(duration(left))})` : ""];
 }

@@ -74,9 +74,12 @@ def test_the_client_runs_on_macos_and_windows(source: Path) -> None:
 
 
 def test_who_is_on_a_gpu_that_is_not_theirs_is_marked() -> None:
-    pods = [{"pod": "a", "attached": True}, {"pod": "b", "attached": False}, {"pod": "older"}]
+    left = {"pod": "b", "attached": False, "exclusive": False}
+    # It has leased the card, and gets it once b is off it.
+    lessee = {"pod": "c", "attached": False, "exclusive": True}
+    pods = [{"pod": "a", "attached": True}, left, lessee, {"pod": "older"}]
     answer = cast(Answer, SimpleNamespace(data=[{"index": 0, "pods": pods}]))
-    assert _cards(answer) == [{"index": 0, "pods": ["a", "b (still on it)", "older"]}]
+    assert _cards(answer) == [{"index": 0, "pods": ["a", "b (still on it)", "c", "older"]}]
 
 
 # --- Words --------------------------------------------------------------------------------------
