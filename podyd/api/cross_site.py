@@ -6,6 +6,9 @@ from tornado.httputil import HTTPHeaders
 
 from podyd.base.errors import Forbidden
 
+# A script of the page sends it with each request.
+OWN_PAGE = "X-Podyd-Page"
+
 
 def refuse_other_sites(headers: HTTPHeaders) -> None:
     """Refuse cross-site requests: a browser adds its user's login to them. Raises Forbidden."""
@@ -22,18 +25,26 @@ def need_own_page(headers: HTTPHeaders) -> None:
     it. Raises Forbidden.
 
     A WebSocket needs its Origin: SameSite lets in pages on other ports and sibling names, and not
-    every browser sends Sec-Fetch-Site with one.
+    every browser sends Sec-Fetch-Site with one. By plain HTTP, but to localhost, browsers send no
+    Sec-Fetch-Site, nor an Origin with GET; there the page's own header stands for both: for another
+    site a browser would first ask podyd whether that may send it, which podyd refuses.
     """
     site = headers.get("Sec-Fetch-Site")
     is_socket = headers.get("Upgrade", "").lower() == "websocket"
     by_fetch = site == "same-origin" and not is_socket
     by_origin = site in (None, "same-origin") and _has_own_origin(headers)
-    if not (by_fetch or by_origin):
+    by_header = site is None and "Origin" not in headers and OWN_PAGE in headers and not is_socket
+    if not (by_fetch or by_origin or by_header):
         raise Forbidden(
             "A login on podyd's page counts only for requests that this page makes.",
             advice="Open the page, or log in with your password or a token.",
             code="cross_site",
         )
+
+
+def is_of_script(headers: HTTPHeaders) -> bool:
+    """Whether a script in a browser has made the request, and not its user or a program."""
+    return headers.get("Sec-Fetch-Mode", "navigate") != "navigate" or OWN_PAGE in headers
 
 
 def _has_own_origin(headers: HTTPHeaders) -> bool:

@@ -24,7 +24,7 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from podyd.api.address import source_of
 from podyd.api.binding import Bound, Call, Headed, Text, WithSession
 from podyd.api.credentials import credentials
-from podyd.api.cross_site import need_own_page, refuse_other_sites
+from podyd.api.cross_site import is_of_script, need_own_page, refuse_other_sites
 from podyd.api.parameters import parameters
 from podyd.api.session_cookie import secret_in, set_cookie
 from podyd.api.under_way import Requests
@@ -118,7 +118,7 @@ class JsonHandler(RequestHandler):
         self.error_code = error.code
         self.set_status(error.status)
         # A browser that gets WWW-Authenticate for a script's request opens a dialog of its own.
-        is_script = self.request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate"
+        is_script = is_of_script(self.request.headers)
         for name, value in error.headers().items():
             if not (is_script and name == "WWW-Authenticate"):
                 self.set_header(name, value)

@@ -26,7 +26,6 @@ USER_LOGIN = Operation(
     " the page makes, until /user/logout, 30 days, or web.idle_hours without a request.",
     access=Access.MEMBER,
     proof=Proof.PASSWORD,
-    takes_turns=False,
 )
 USER_LOGOUT = Operation(
     "/user/logout",
@@ -36,5 +35,4 @@ USER_LOGOUT = Operation(
     "End the login on the page that the request is made with, and remove its cookie.",
     access=Access.MEMBER,
     proof=Proof.ANY_TOKEN,
-    takes_turns=False,
 )

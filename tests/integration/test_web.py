@@ -145,6 +145,8 @@ def test_a_wrong_password_opens_no_dialog_of_the_browsers(server: Server, alice:
     answer = wrong.call("POST", "/user/login", headers=SCRIPT)
     answer.refused(401)
     assert "WWW-Authenticate" not in answer.headers
+    by_plain_http = wrong.call("GET", "/user/info", headers={"X-Podyd-Page": "1"})
+    assert "WWW-Authenticate" not in by_plain_http.headers
     assert "Set-Cookie" not in answer.headers
     for headers in ({}, {"Sec-Fetch-Mode": "navigate"}):
         assert (
@@ -207,6 +209,10 @@ def test_a_cookie_counts_only_where_podyds_page_asks(alice: Client) -> None:
     own = f"http://127.0.0.1:{alice.port}"
     assert browser.bare("/user/info", Sec_Fetch_Site="same-origin").ok
     assert browser.bare("/user/info", Origin=own).ok
+    # By plain HTTP, where browsers send neither.
+    assert browser.bare("/user/info", X_Podyd_Page="1").ok
+    preflight = browser.bare("/user/info", "OPTIONS", Origin=own)
+    assert not [name for name in preflight.headers if name.startswith("Access-Control-")]
     for headers in (
         {},
         {"Origin": "http://evil.example"},

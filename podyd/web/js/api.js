@@ -3,6 +3,9 @@
 
 import { texts } from "./texts.js";
 
+// By plain HTTP a browser says nothing of who asks: this does, as no other site may send it.
+const OWN_PAGE = { "X-Podyd-Page": "1" };
+
 /** What podyd refused, or why it could not be asked (`status` 0). `message` is its own sentence with
  * its advice; `code` as in the API. */
 export class Refused extends Error {
@@ -42,7 +45,9 @@ export function post(path, parameters = {}, { signal, login } = {}) {
 async function answer(target, options) {
   let response;
   try {
-    response = await fetch(target, { ...options, credentials: "same-origin", cache: "no-store" });
+    response = await fetch(target, {
+      ...options, headers: { ...options.headers, ...OWN_PAGE }, credentials: "same-origin", cache: "no-store",
+    });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
