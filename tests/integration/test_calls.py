@@ -64,7 +64,8 @@ def test_every_answer_is_as_the_document_says(
         "/admin/log": [{}, {"since": "2d", "user": alice.user, "limit": "1"}],
         # Of a login on the page: test_web.py.
         "/user/logout": [],
-        # WebSockets: test_shell.py.
+        # WebSockets: test_events.py, test_shell.py.
+        "/events": [],
         "/pod/exec-stream": [],
         "/pod/shell": [],
         "/pod/file": [
