@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -61,7 +61,8 @@ class Viewer:
             self._live.remove(self)
 
     def close(self) -> None:
-        self._live.remove(self)
+        """It is over; somebody else may watch in its place."""
+        self._live.leave(self)
 
     def push(self, text: bytes) -> None:
         """Send a message, unless too many before it have not been read."""
@@ -92,8 +93,9 @@ class Live:
         self._sources = sources
         self._clock = clock
         self._wall = wall
+        # All, and those whose connection is there, in the order in which they have come.
+        self._known: set[Viewer] = set()
         self._viewers: dict[Viewer, None] = {}
-        self._counts: Counter[str] = Counter()
         self._come = asyncio.Event()
         self._poke = asyncio.Event()
         self._reset()
@@ -120,32 +122,32 @@ class Live:
         self._poke.set()
 
     def viewer(self, member: Member | None) -> Viewer:
-        """Somebody who will watch. Raises TooMany."""
-        name = _name(member)
-        if self._counts[name] >= MAX_OF_ONE or self._counts.total() >= MAX_VIEWERS:
+        """Somebody who will watch, until closed. Raises TooMany."""
+        others = sum(_name(viewer.member) == _name(member) for viewer in self._known)
+        if others >= MAX_OF_ONE or len(self._known) >= MAX_VIEWERS:
             raise TooMany(
                 "Too many pages of yours are open.",
                 advice="Close some of them.",
                 retry_after=10,
                 code="too_many_pages",
             )
-        return Viewer(self, member)
+        viewer = Viewer(self, member)
+        self._known.add(viewer)
+        return viewer
+
+    def leave(self, viewer: Viewer) -> None:
+        """Forget somebody."""
+        self._known.discard(viewer)
 
     def add(self, viewer: Viewer) -> None:
         """A viewer's connection is there."""
         self._viewers[viewer] = None
-        self._counts[_name(viewer.member)] += 1
         self._come.set()
         self._poke.set()
 
     def remove(self, viewer: Viewer) -> None:
         """A viewer's connection is gone."""
-        if viewer in self._viewers:
-            del self._viewers[viewer]
-            name = _name(viewer.member)
-            self._counts[name] -= 1
-            if not self._counts[name]:
-                del self._counts[name]
+        del self._viewers[viewer]
 
     # --- Looking ---------------------------------------------------------------------------------
 
