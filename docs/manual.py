@@ -32,7 +32,7 @@ PODYD: dict[str, str | dict[str, str]] = {
         "/run/podyd": "The Unix sockets of 'podyd auth', 'podyd packing' and 'podyd cards'.",
         "/run/podyd-ports": "The Unix socket of 'podyd ports'.",
         "/var/lib/podyd": "podyd's certificate for LXD, the usage history, tokens and notices.",
-        "/var/lib/podyd-cards": "Which cards each pod may open, as 'podyd cards' was told last.",
+        "/var/lib/podyd-cards": "Which cards each pod may open: the last table of 'podyd cards'.",
     },
     "SIGNALS": {
         "SIGHUP": "Read the configuration again; if the new one is wrong, the old one is kept.",

@@ -117,7 +117,7 @@ class Backends:
 
 @dataclass(frozen=True)
 class People:
-    """Who may come in, and what they are told."""
+    """Logins, and notices to members."""
 
     logins: Logins
     sessions: Sessions

@@ -82,13 +82,13 @@ def _prepare(directory: Path) -> Path:
 
 
 def _library() -> Path:
-    found = importlib.util.find_spec("coverage")
-    assert found is not None and found.origin is not None, "coverage.py: type 'make environment'"
-    return Path(found.origin).parent
+    spec = importlib.util.find_spec("coverage")
+    assert spec is not None and spec.origin is not None, "coverage.py: type 'make environment'"
+    return Path(spec.origin).parent
 
 
 def _report(settings: Path) -> None:
-    found = settings.with_name("found.json")
+    output = settings.with_name("found.json")
 
     def run(*words: str) -> None:
         command = [sys.executable, "-m", "coverage", *words, f"--rcfile={settings}", "--quiet"]
@@ -98,9 +98,9 @@ def _report(settings: Path) -> None:
             sys.exit(f"coverage {words[0]}: {done.stdout}{done.stderr}")
 
     run("combine")
-    run("json", "-o", str(found))
+    run("json", "-o", str(output))
     run("html", "-d", str(REPORT))
-    print(table(json.loads(found.read_text())["files"], ROOT))
+    print(table(json.loads(output.read_text())["files"], ROOT))
     print(f"\n{(REPORT / 'index.html').relative_to(ROOT)} has the lines.")
 
 

@@ -149,10 +149,10 @@ def lxd_log(path: Path, over: threading.Event) -> Generator[Sentence, None, None
 
 def sentence_of(event: Any) -> Sentence:
     """An event of LXD's of the type logging."""
-    said = event["metadata"]
-    context = said.get("context") or {}
-    told = [said["message"], context.get("description"), context.get("instance")]
-    text = ", ".join(filter(None, told))
+    answer = event["metadata"]
+    context = answer.get("context") or {}
+    reply = [answer["message"], context.get("description"), context.get("instance")]
+    text = ", ".join(filter(None, reply))
     error = f": {context['err']}" if "err" in context else ""
     return Sentence(f"{event['timestamp']} {text}{error}", context.get("project") or "")
 
@@ -189,11 +189,11 @@ class KernelLog:
 
 def pool_of(text: str, block: Path = Path("/sys/class/block")) -> str:
     """The name of the pool of LXD's that a line of the kernel's is about, by its loop device."""
-    found = re.search(r"\(device (loop\d+)", text)
-    if found is None:
+    match = re.search(r"\(device (loop\d+)", text)
+    if match is None:
         return ""
     try:
-        return Path((block / found[1] / "loop/backing_file").read_text().strip()).stem
+        return Path((block / match[1] / "loop/backing_file").read_text().strip()).stem
     except OSError:  # It has gone.
         return ""
 

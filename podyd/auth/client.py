@@ -56,27 +56,27 @@ class AuthClient:
         self._turns = FairSemaphore(width=MAX_UNDER_WAY, length=MAX_WAITING)
 
     async def login(
-        self, user: str, password: str, address: str, *, whose: Hashable, known: bool
+        self, user: str, password: str, address: str, *, key: Hashable, known: bool
     ) -> Account:
         """Check a password and the account behind it through PAM.
 
-        `whose` is the key of the fair queue, `known`: the user has logged in from this origin
+        `key` is that of the fair queue, `known`: the user has logged in from this origin
         before. The caller must check whether the account `must_change` its password.
 
         Raises Unauthorized (unknown user and wrong password alike), Forbidden if the account may
         not log in now, Unavailable if PAM or its backend does not answer.
         """
-        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
+        turn = self._turns.turn(key, share=MAX_OF_ONE, favoured=known)
         return _allowed(
             await self._ask(turn, op="login", user=user, password=password, remote=address)
         )
 
-    async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
+    async def account(self, user: str, address: str, *, key: Hashable, known: bool) -> Account:
         """An account that may log in now, by PAM's account rules, without a password.
 
         Raises as `login` does; Unauthorized if there is none of this name.
         """
-        turn = self._turns.turn(whose, share=MAX_OF_ONE, favoured=known)
+        turn = self._turns.turn(key, share=MAX_OF_ONE, favoured=known)
         return _allowed(await self._ask(turn, op="account", user=user, remote=address))
 
     async def change_password(self, user: str, old: str, new: str) -> None:

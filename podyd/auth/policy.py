@@ -1,4 +1,4 @@
-"""Whom `podyd auth` lets in: what is asked of PAM and of NSS, and what is told of it."""
+"""Whom `podyd auth` lets log in: its questions to PAM and NSS, and its answers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def _one(request: OneAccount, entry: pwd.struct_passwd | None, policy: Policy) -
 def _admit(entry: pwd.struct_passwd, secret: pam.Secret, result: pam.Result) -> Reply:
     if result.outcome not in (pam.Outcome.OK, pam.Outcome.EXPIRED):
         return _from_pam(result)
-    if not has_login_shell(entry):  # told only to who is let in otherwise
+    if not has_login_shell(entry):  # only after all other checks have passed
         return Reply(Error.REFUSED, "The account has no login shell.")
     return replace(_from_pam(result), account=account_of(entry), mark=secret.mark)
 

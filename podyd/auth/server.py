@@ -69,7 +69,7 @@ def serve(
         with inherited:
             _Server(inherited, policy, idle_s).run()
         return
-    with unix_socket.own(socket_path, socket_owner, socket_group, socket_mode) as listener:
+    with unix_socket.bound(socket_path, socket_owner, socket_group, socket_mode) as listener:
         _Server(listener, policy).run()
 
 

@@ -1,6 +1,6 @@
 """The errors of podyd, and what each one looks like from outside.
 
-An error carries everything that a client is told: the HTTP `status`, a stable `code` in
+An error carries everything that a client is sent: the HTTP `status`, a stable `code` in
 snake_case, one sentence in `detail` that says what is wrong, one in `advice` where the user can do
 something about it, and `fields` that help a program.
 Whatever a lower library raises is turned into one of these where it is met.
@@ -150,7 +150,7 @@ class LxdRefused(PodydError):
 
     status = 502
     default_code = "lxd_error"
-    # What a member is told, and what they can do; `{reason}` stands for LXD's own words.
+    # The sentence for the member, and what they can do; `{reason}` stands for LXD's own words.
     sentence: ClassVar[str] = "LXD refused it: {reason}."
     remedy: ClassVar[str] = "Tell your admin if it stays so."
 
@@ -221,7 +221,7 @@ class Running(LxdRefused):
 
 
 class DidNotShutDown(LxdRefused):
-    """The instance was told to shut down and did not in the time that it had."""
+    """The instance was asked to shut down and did not in the time that it had."""
 
     status = 409
     default_code = "pod_did_not_shut_down"

@@ -29,7 +29,7 @@ def inherited() -> socket.socket | None:
 
 
 @contextmanager
-def own(path: Path, owner: int, group: int, mode: int) -> Iterator[socket.socket]:
+def bound(path: Path, owner: int, group: int, mode: int) -> Iterator[socket.socket]:
     """A new listening socket at `path`, removed afterwards if it is still ours.
 
     Raises OSError if it cannot be made or another process serves it.

@@ -86,7 +86,7 @@ class _Forwarded:
         self._server = server
         self._ins = ins
         self._port = port
-        self._said = ""
+        self._shown = ""
 
     def lead(self, near: socket.socket) -> None:
         """Forward one connection; an error is shown once, and does not end the others."""
@@ -100,18 +100,18 @@ class _Forwarded:
             lead = Lead(lambda: near.recv(CHUNK_BYTES), near.sendall, end)
             try:
                 _run(self._server, self._ins, self._port, lead)
-                self._said = ""
+                self._shown = ""
             except Failure as failure:
-                self._say(str(failure))
+                self._show(str(failure))
             except OSError:
                 pass  # It has hung up.
             # For the thread that still reads of it.
             with suppress(OSError):
                 near.shutdown(socket.SHUT_RDWR)
 
-    def _say(self, text: str) -> None:
-        if text != self._said:
-            self._said = text
+    def _show(self, text: str) -> None:
+        if text != self._shown:
+            self._shown = text
             output.complain(text)
 
 

@@ -105,14 +105,14 @@ class Lead:
         self.read = receive
         self._send = send
         self._end = end
-        self._said = b""
+        self._stderr = b""
         self._count = 0
 
     def write(self, channel: int, data: bytes) -> None:
         if channel == STDERR:
-            self._said = (self._said + data)[-HELD_BYTES:]
+            self._stderr = (self._stderr + data)[-HELD_BYTES:]
         else:
             self._send(data)
             self._count += len(data)
-        if f"podyd-end {self._count}\n".encode() in self._said:
+        if f"podyd-end {self._count}\n".encode() in self._stderr:
             self._end()

@@ -258,7 +258,7 @@ class Server:
         try:
             context = ssl.create_default_context(cafile=self._cacert)
         except OSError as error:  # ssl.SSLError is one.
-            raise Usage(f"The CA in {self._cacert!r} cannot be used: {_said(error)}.") from error
+            raise Usage(f"The CA in {self._cacert!r} cannot be used: {_reason(error)}.") from error
         return http.client.HTTPSConnection(
             self.base.host, self.base.port, timeout=self._patience, context=context
         )
@@ -275,7 +275,9 @@ class Server:
                 f"The certificate of {self.base} is not trusted ({why}); {advice}."
             ) from error
         except ssl.SSLError as error:
-            raise Away(f"{self.base} has no usable TLS ({_said(error)}); is it http://?") from error
+            raise Away(
+                f"{self.base} has no usable TLS ({_reason(error)}); is it http://?"
+            ) from error
         except (ConnectionResetError, BrokenPipeError) as error:  # RemoteDisconnected is one.
             hint = f"{hint} Is it https://?" if self.base.scheme == "http" else hint
             raise Away(f"{self.base} closed the connection without an answer; {hint}") from error
@@ -284,7 +286,7 @@ class Server:
         except (OSError, http.client.HTTPException) as error:
             # A server without TLS may wait for the rest of what it takes for a request.
             hint = "is it http://?" if "handshake" in str(error) else hint
-            raise Away(f"podyd at {self.base} {what} ({_said(error)}); {hint}") from error
+            raise Away(f"podyd at {self.base} {what} ({_reason(error)}); {hint}") from error
 
     def _answer(self, response: http.client.HTTPResponse, body: bytes) -> Answer:
         media = response.headers.get_content_type()
@@ -378,7 +380,7 @@ def _watch(sock: socket.socket, seconds: float | None) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     reason = getattr(error, "reason", None) or getattr(error, "strerror", None)

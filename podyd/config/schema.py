@@ -166,13 +166,12 @@ class LeaseConfig:
         "end",
         one_of("end", "leave"),
         help="What becomes of a pod's processes on a GPU that the pod may not have, such as after"
-        " its lease: end ends them, leave only says so.",
+        " its lease: end ends them, leave only reports them.",
     )
     grace: float = _key(
         30.0,
         parse_grace,
-        help="Seconds from there until they are killed; SIGTERM comes a second after they are"
-        " seen.",
+        help="Seconds until they are killed; SIGTERM is sent a second after they are first seen.",
     )
     sharers: str = _key(
         "end",
@@ -203,7 +202,7 @@ class IdleConfig:
         600.0, parse_duration, help="Seconds from the warning to the release of the GPU."
     )
     # Measured: an idle Jupyter kernel needs 0.0001 s (0.0009 at most), a small server some 0.003
-    # for a request, and who waits for a kernel of a millisecond that millisecond.
+    # for a request, and a program that waits for a kernel of a millisecond that millisecond.
     rest: float = _key(
         0.001, parse_duration, help="Seconds of CPU time that an idle process may need in a second."
     )

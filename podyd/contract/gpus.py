@@ -62,7 +62,7 @@ class LeasedCard:
 @dataclass(frozen=True)
 class Ending:
     """Processes on a GPU that their pod no longer has: podyd ends them, with SIGTERM and, `grace`
-    seconds after the pod lost the GPU, SIGKILL. `gpu` is the index of nvidia-smi, `pod` LXD's name
+    seconds after the lease has ended, SIGKILL. `gpu` is the index of nvidia-smi, `pod` LXD's name
     of the instance, `processes` their number at present."""
 
     gpu: int

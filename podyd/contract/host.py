@@ -60,8 +60,8 @@ class Intruder:
     """A process on a GPU that its pod does not have, such as after the pod's lease.
 
     `pid` is its number on the host, `pod` LXD's name of the instance, `since` when it was first
-    seen there. `state`: seen (once), warned (with SIGTERM), killed (with SIGKILL), or left, if
-    podyd.yaml says so.
+    seen there. `state`: seen (once), warned (with SIGTERM), killed (with SIGKILL), or left, with
+    `lease.end: leave` in podyd.yaml.
     """
 
     pid: int
@@ -77,10 +77,10 @@ class GpuInfo:
 
     `index` is that of nvidia-smi, `pci` its PCI address, `driver` the version of the NVIDIA driver.
     Memory in bytes, `utilisation` in percent, `temperature` in degrees Celsius, `power` and
-    `power_limit` in watts. `idle`: for how many seconds none of the processes that hold it has done
-    anything, as in /host/gpu-ps; null if nothing holds it, or if that cannot be known. `problem`
+    `power_limit` in watts. `idle`: for how many seconds none of the processes that hold it has used
+    it, as in /host/gpu-ps; null if nothing holds it, or if that is not known. `problem`
     says what is wrong with it, null if nothing is. `pods` are the pods that have it
-    or are on it, `intruders` the processes on it whose pods do not have it.
+    or have processes on it, `intruders` the processes on it whose pods do not have it.
     """
 
     index: int

@@ -312,10 +312,10 @@ class Admin:
         """The cgroup controllers that LXD did not find when it started, by their names there."""
         with _translated("LXD could not be asked for its warnings"):
             warnings = self._get(self._client.api.warnings)
-        found = (
+        matches = (
             _NO_CONTROLLER.search(item["type"]) for item in warnings if item["status"] != "resolved"
         )
-        return {match[1].lower() for match in found if match}
+        return {match[1].lower() for match in matches if match}
 
     def pools(self) -> list[Pool]:
         """The storage pools with their usage."""

@@ -77,7 +77,7 @@ def serve(path_of: Callable[[], Path], *, uid: int, gid: int, idle_s: float = ID
         with inherited:
             _run(inherited, uid, idle_s)
         return
-    with unix_socket.own(path_of(), uid, gid, 0o600) as listener:
+    with unix_socket.bound(path_of(), uid, gid, 0o600) as listener:
         _run(listener, uid, None)
 
 

@@ -81,6 +81,6 @@ _STATUSES: dict[int, type[LxdRefused]] = {
 def refusal(reason: str, status: int = 0) -> LxdRefused:
     """The error for LXD's text; `status` is HTTP's, 0 if an operation of LXD has failed."""
     for sentence, kind in _REFUSALS:
-        if found := sentence.search(reason):
-            return kind(reason, **found.groupdict())
+        if parts := sentence.search(reason):
+            return kind(reason, **parts.groupdict())
     return _STATUSES.get(status, LxdRefused)(reason)

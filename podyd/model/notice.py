@@ -8,10 +8,10 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Notice:
-    """What was told: `account` as `Pod.account` has it, None for the admins; `pod` is the name of
+    """A message: `account` as `Pod.account` has it, None for the admins; `pod` is the name of
     its instance, "" if it is of none.
 
-    The same notice may be told several times in a short while: `count` says how often, and `time`,
+    The same notice may be sent several times in a short while: `count` says how often, and `time`,
     in seconds since 1970, when last.
     """
 
@@ -25,7 +25,7 @@ class Notice:
 class Tell(Protocol):
     """Tells a member, or the admins if `account` is None; never waits and never fails.
 
-    Text without pids and times is the same text when it is told again, and is then counted: else
+    Text without pids and times is the same text when it is sent again, and is then counted: else
     a pod that causes many notices pushes all others out.
     """
 

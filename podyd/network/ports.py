@@ -102,7 +102,7 @@ class Ports:
     async def add(self, member: Member, pod: Pod, inner: int) -> None:
         """Forward one more port of the host to a pod. Raises Conflict, Forbidden (quota)."""
         async with self._alone(pod):
-            current, missing = await self._own(pod)
+            current, missing = await self._ports_of(pod)
             mapped = [*current.values(), *missing]
             if inner in mapped:
                 raise Conflict(
@@ -126,7 +126,7 @@ class Ports:
     async def delete(self, pod: Pod, inner: int) -> str:
         """Stop forwarding to this port of a pod. Returns what was done. Raises NotFound."""
         async with self._alone(pod):
-            current, missing = await self._own(pod)
+            current, missing = await self._ports_of(pod)
             if inner not in [*current.values(), *missing]:
                 raise NotFound(
                     f"No port of the host is forwarded to port {inner} of pod {pod.ins!r}.",
@@ -171,7 +171,7 @@ class Ports:
                 continue
             try:
                 async with self._alone(pod):
-                    current, missing = await self._own(pod)
+                    current, missing = await self._ports_of(pod)
                     async with self._held(f"{pod.owner}/{pod.ins}", missing) as added:
                         await self._write(pod, current | added)
             except PodydError as error:
@@ -185,7 +185,7 @@ class Ports:
         """The lock for changes of a pod's ports."""
         return self._locks.setdefault(pod.name, asyncio.Lock())
 
-    async def _own(self, pod: Pod) -> tuple[Mapped, list[int]]:
+    async def _ports_of(self, pod: Pod) -> tuple[Mapped, list[int]]:
         """The ports that a pod has, and the ports in it that need a new one of the host."""
         instances = await self._instances.all()
         instance = named(instances, pod.name) or pod.instance

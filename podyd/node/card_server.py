@@ -56,7 +56,7 @@ def serve(path_of: Callable[[], Path], kept: Path, *, project: str, uid: int, gi
     with contextlib.ExitStack() as held:
         listener = unix_socket.inherited()
         if listener is None:
-            listener = held.enter_context(unix_socket.own(path_of(), uid, gid, 0o600))
+            listener = held.enter_context(unix_socket.bound(path_of(), uid, gid, 0o600))
         held.enter_context(listener)
         asyncio.run(_Server(Enforcer(project, _read(kept)), kept, uid).run(listener))
 

@@ -26,7 +26,7 @@ class AccountList:
     ) -> None:
         self._ask = ask
         self._clock = clock
-        self._found: Mapping[str, Account] = {}
+        self._accounts: Mapping[str, Account] = {}
         self._until = float("-inf")
         self._asking: asyncio.Task[None] | None = None
         self._seen: dict[str, Account] = {}
@@ -40,10 +40,10 @@ class AccountList:
                 self._asking.add_done_callback(self._listed)
             # A caller that is cancelled must not cancel it for the others.
             await asyncio.shield(self._asking)
-        return self._found
+        return self._accounts
 
     async def _list(self) -> None:
-        self._found = {account.name: account for account in await self._ask()} | self._seen
+        self._accounts = {account.name: account for account in await self._ask()} | self._seen
         self._until = self._clock() + SECONDS
 
     def _listed(self, done: asyncio.Task[None]) -> None:
@@ -53,5 +53,5 @@ class AccountList:
     def saw(self, account: Account) -> None:
         """Update an account that has logged in: it may be new, or be in other groups by now."""
         self._seen[account.name] = account
-        if self._found.get(account.name) != account:
-            self._found = {**self._found, account.name: account}
+        if self._accounts.get(account.name) != account:
+            self._accounts = {**self._accounts, account.name: account}

@@ -43,7 +43,7 @@ class Try:
     number: int = field(default_factory=itertools.count().__next__)
 
     @property
-    def own(self) -> Hashable:
+    def user_at_origin(self) -> Hashable:
         """The key of the failures of this user from this origin."""
         return "own", self.who, self.origin
 
@@ -51,8 +51,8 @@ class Try:
     def keys(self) -> Sequence[Hashable]:
         """The keys of all counters that a failure increments."""
         if self.known:
-            return (self.own,)
-        return self.own, ("user", self.who), ("origin", self.origin)
+            return (self.user_at_origin,)
+        return self.user_at_origin, ("user", self.who), ("origin", self.origin)
 
 
 class _Join(Protocol):
@@ -141,12 +141,12 @@ class Guesses:
         return self._own_failures(one), one.number
 
     def _own_failures(self, one: Try) -> int:
-        return self._failures.number(one.own, self._auth().failure_window)
+        return self._failures.number(one.user_at_origin, self._auth().failure_window)
 
     def _wait(self, one: Try) -> float:
         """Seconds until none of its counters is above its limit; 0 if none is."""
         auth = self._auth()
-        limits: dict[Hashable, int] = {one.own: auth.failures_per_user}
+        limits: dict[Hashable, int] = {one.user_at_origin: auth.failures_per_user}
         if not one.known:
             reserved = auth.failures_per_user // 3 if self._own_failures(one) else 0
             limits["user", one.who] = auth.failures_per_user - reserved

@@ -184,7 +184,7 @@ class Logins:
             if login.web is not None and not await self._web_sessions.works(login.web):
                 return ended()
             account = await self._auth.account(
-                before.name, address, whose=self._who(before.name), known=True
+                before.name, address, key=self._who(before.name), known=True
             )
             self._member(account)
         except (Unauthorized, Forbidden) as error:
@@ -344,7 +344,7 @@ class Logins:
                 attempt.name,
                 attempt.secret,
                 attempt.address,
-                whose=who if one.known else attempt.origin,
+                key=who if one.known else attempt.origin,
                 known=one.known,
             )
         self._known[who, attempt.origin] = None
@@ -380,7 +380,7 @@ class Logins:
                 account = await self._auth.account(
                     proof.owner,
                     attempt.address,
-                    whose=self._who(proof.owner),
+                    key=self._who(proof.owner),
                     known=True,
                 )
             except Unauthorized:

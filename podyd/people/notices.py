@@ -1,4 +1,4 @@
-"""What podyd tells members and admins: kept for a while, so that it can be read afterwards."""
+"""Messages to members and admins, which are kept for a while to be read."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Notices:
         self._clock = clock
         # By reader, pod and text, the oldest first.
         self._held: dict[tuple[str | None, str, str], Notice] = {}
-        self._told = asyncio.Event()
+        self._has_new = asyncio.Event()
         self._shelf = Shelf({}, {})
         self._has_lost = False
 
@@ -49,7 +49,7 @@ class Notices:
         """
         new = Notice(account, _plain(text), _plain(pod), count=1, time=self._clock())
         self._hold(new)
-        self._told.set()
+        self._has_new.set()
 
     def _hold(self, new: Notice) -> None:
         key = new.account, new.pod, new.text
@@ -64,7 +64,7 @@ class Notices:
             self._has_lost = True
 
     async def run(self) -> None:
-        """Write what was told, and delete what is too old, until cancelled."""
+        """Store new notices, and delete old ones, until cancelled."""
         while True:
             try:
                 await self.flush()
@@ -72,11 +72,11 @@ class Notices:
                 # The database has logged it.
                 await asyncio.sleep(RETRY_SECONDS)
             else:
-                await came(self._told, TIDY_SECONDS)
+                await came(self._has_new, TIDY_SECONDS)
 
     async def flush(self) -> None:
-        """Write what was told until now. Raises Unavailable; it is then kept for the next time."""
-        self._told.clear()
+        """Store all new notices. Raises Unavailable; they are then kept for the next time."""
+        self._has_new.clear()
         held, self._held = self._held, {}
         try:
             self._shelf = await self._store.add(held.values(), now=self._clock())
@@ -88,33 +88,34 @@ class Notices:
         self._has_lost = False
 
     async def of(self, member: Member, *, since: float, most: int) -> list[StoredNotice]:
-        """The last notices that a member may read and that were not told before `since`, in
+        """The last notices that a member may read and that were sent at `since` or later, in
         seconds since 1970; the newest last. Raises Unavailable."""
         return await self._store.of(_readers(member), since=since, most=most)
 
     def is_read(self, member: Member, id: int) -> bool:
         """Whether a member has read the notice of this id."""
-        return id <= self._shelf.read.get(_own(member), 0)
+        return id <= self._shelf.read.get(_account_of(member), 0)
 
     def unread(self, member: Member) -> int:
         """How many notices there are that a member has not read; asks no disk."""
-        upto = self._shelf.read.get(_own(member), 0)
+        upto = self._shelf.read.get(_account_of(member), 0)
         kept = (self._shelf.ids.get(reader, ()) for reader in _readers(member))
         return sum(len(ids) - bisect_right(ids, upto) for ids in kept)
 
     async def read(self, member: Member, id: int) -> None:
         """Note that a member has read all up to this id. Raises Unavailable."""
-        self._shelf = await self._store.read(_own(member), id)
+        self._shelf = await self._store.read(_account_of(member), id)
 
 
-def _own(member: Member) -> str:
+def _account_of(member: Member) -> str:
     return account_key(member.name, member.uid)
 
 
 def _readers(member: Member) -> Sequence[str | None]:
-    """Whose notices a member may read: theirs, those of whoever has their name, the admins'."""
-    own = [_own(member), member.name]
-    return [*own, None] if member.is_admin else own
+    """The readers whose notices a member may read: the account with their uid, their name alone,
+    and for an admin the admins."""
+    accounts = [_account_of(member), member.name]
+    return [*accounts, None] if member.is_admin else accounts
 
 
 def _plain(text: str) -> str:

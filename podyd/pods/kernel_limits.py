@@ -1,11 +1,11 @@
-"""Limits that LXD has been told of and does not set, or does not take away, by itself.
+"""Limits that LXD has in its configuration and does not set, or does not remove, in the kernel.
 
-LXD (5.0.2) sets how many CPUs a pod has in a task of its own, after its answer. The task reads
-LXD's database, into which the new number is written only after the task is due; and it passes over
-a pod that is still starting. So it may set the old number, or none, until anything else starts,
-stops or is changed (lxd/devices.go, deviceTaskBalance; mended in later ones of 5.0). And of a pod
-that has no limit of memory any more it leaves swapping forbidden, as it is for one with a limit
-(driver_lxc.go; mended in 5.0.3).
+LXD (5.0.2) sets the CPUs of a pod in a task of its own, after its answer. The task reads LXD's
+database, into which the new number is written only after the task is due; and it skips a pod that
+is still starting. So it may set the old number, or none, until another instance starts, stops or is
+changed (lxd/devices.go, deviceTaskBalance; fixed in later versions of 5.0). And when the limit of
+memory is removed from a pod, swapping stays forbidden, as it is for a pod with a limit
+(driver_lxc.go; fixed in 5.0.3).
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ MEMORY_SWAP = "limits.memory.swap"
 NONE = "none"
 # So long a pod's CPUs are waited for.
 CPU_SECONDS = 5.0
-# After so long LXD is told once more. Where it has not missed a change it takes milliseconds, or as
-# long as it is busy with other pods.
+# After so long the request is repeated. Unless LXD has missed a change, it takes milliseconds, or
+# as long as LXD is busy with other pods.
 MISSED_SECONDS = 0.3
 _FIRST_SECONDS, _LAST_SECONDS = 0.004, 0.05
 
 
 class KernelLimits:
-    """Sees to it that the kernel holds running pods to their limits."""
+    """Makes sure that the kernel enforces the limits of running pods."""
 
     def __init__(self, *, instances: Instances, processes: Processes) -> None:
         self._instances = instances
@@ -48,10 +48,10 @@ class KernelLimits:
     async def cpus_set(self, name: str) -> bool:
         """Wait until an instance that runs has its CPUs; False if it has not within CPU_SECONDS.
 
-        True also where nobody knows. Raises Gone.
+        True also where the number is not known. Raises Gone.
         """
         pid = await self._instances.first_process(name)
-        begin = told = time.monotonic()
+        begin = last_request = time.monotonic()
         wait = _FIRST_SECONDS
         while True:
             instance = named(await self._instances.all(), name)
@@ -61,29 +61,29 @@ class KernelLimits:
             if time.monotonic() > begin + CPU_SECONDS:
                 log.warning("%s has %s CPUs, and %s are due", name, now.cpus, _due(instance, now))
                 return False
-            if time.monotonic() > told + MISSED_SECONDS:
-                await self._tell_again(instance, now)
-                told = time.monotonic()
+            if time.monotonic() > last_request + MISSED_SECONDS:
+                await self._request_again(instance, now)
+                last_request = time.monotonic()
             await asyncio.sleep(wait)
             wait = min(2 * wait, _LAST_SECONDS)
 
-    async def _tell_again(self, instance: Instance, now: PodLimits) -> None:
-        """Have LXD set the CPUs of its instances anew, by a change that changes nothing."""
+    async def _request_again(self, instance: Instance, now: PodLimits) -> None:
+        """Make LXD set the CPUs of its instances again, by a change without effect."""
         before = instance.config.get(CPU)
         # To LXD another text is another limit, and a zero in front leaves a number what it is.
         text = f"0{instance.expanded_config.get(CPU) or len(now.usable)}"
 
-        def told(config: Mapping[str, str]) -> Keys:
+        def changed(config: Mapping[str, str]) -> Keys:
             if config.get(CPU) != before:
-                return {}  # Somebody has set another limit, of which LXD is told by that.
+                return {}  # Another limit has been set, which makes LXD set the CPUs.
             return {CPU: text, CPU_BEFORE: config.get(CPU_BEFORE, before or NONE)}
 
-        log.info("LXD has missed the CPUs of %s: telling it again", instance.name)
+        log.info("LXD has not set the CPUs of %s: requesting it again", instance.name)
         try:
-            await self._set(instance.name, told)
+            await self._set(instance.name, changed)
             await self._set(instance.name, own_cpus)
         except PodydError as error:
-            log.warning("LXD is not told again of the CPUs of %s: %s", instance.name, error)
+            log.warning("the CPUs of %s cannot be requested again: %s", instance.name, error)
 
     async def allow_swap(self, name: str) -> None:
         """Let the memory of an instance that runs be swapped out again, if it has no limit any
@@ -104,8 +104,8 @@ class KernelLimits:
             await self._set(instance.name, lambda now: own_swap(now) | own_cpus(now))
 
     async def after_start(self, name: str) -> None:
-        """Wait until the kernel has the CPUs of an instance that has just started, if that has a
-        limit, and not for ever."""
+        """Wait until the kernel has set the CPUs of an instance that has just started, if it has a
+        limit, for CPU_SECONDS at most."""
         instance = named(await self._instances.all(), name)
         if instance is not None and CPU in instance.expanded_config:
             await self.cpus_set(name)
@@ -115,7 +115,7 @@ class KernelLimits:
 
 
 def beside_own(changes: Keys) -> Callable[[Mapping[str, str]], Keys]:
-    """These changes of limits, and what is podyd's own of the same limits taken away."""
+    """These changes of limits, and the removal of podyd's own keys for the same limits."""
 
     def keys(config: Mapping[str, str]) -> Keys:
         own = own_swap(config) if MEMORY in changes else {}

@@ -45,11 +45,11 @@ class Listening:
             for port, address in sorted(sockets)
         ]
 
-    async def _read(self, pid: int, whose: tuple[str, str]) -> Iterable[ListeningSocket]:
+    async def _read(self, pid: int, instance: tuple[str, str]) -> Iterable[ListeningSocket]:
         try:
             sockets = await self._sockets.pod_sockets(pid)
             # Its number may be another's by now.
-            if self._cgroups.instance_of(sockets.cgroup) != whose:
+            if self._cgroups.instance_of(sockets.cgroup) != instance:
                 raise ProcessLookupError(f"process {pid} has ended")
         except OSError as error:
             raise Unavailable(

@@ -52,8 +52,8 @@ class Loads:
         for name, pid in pids.items():
             count = counted.get(pid)
             # The pod may have ended, and the pid be that of a process in another one.
-            found = self._cgroups.instance_of(count.cgroup) if count is not None else None
-            if count is None or found is None or found[1] != name:
+            instance = self._cgroups.instance_of(count.cgroup) if count is not None else None
+            if count is None or instance is None or instance[1] != name:
                 continue
             cpu, before = None, self._before.get(name)
             if count.cpu_seconds is not None:

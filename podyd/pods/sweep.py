@@ -26,18 +26,18 @@ class Sweep:
         self._operations = operations
         self._half_made = half_made
         self._commits = commits
-        self._there = asyncio.Event()
+        self._begun = asyncio.Event()
 
     def begin(self) -> None:
         """LXD is connected: start a sweep."""
-        self._there.set()
+        self._begun.set()
 
     async def run(self) -> None:
         """Sweep after each `begin`, until cancelled."""
         timeout: float | None = None
         while True:
-            await came(self._there, timeout)
-            self._there.clear()
+            await came(self._begun, timeout)
+            self._begun.clear()
             try:
                 await self.sweep()
                 timeout = None

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from podyd.model.notice import Notice
 from podyd.store.database import Database
 
-# The same notice told again within so long is counted.
+# The same notice again within so long is counted.
 REPEAT_SECONDS = 60.0
 KEPT_SECONDS = 30 * 86400.0
 MAX_PER_READER = 200
@@ -21,7 +21,7 @@ _NOTICE = "account, text, pod, count, time"
 
 @dataclass(frozen=True)
 class StoredNotice:
-    """A notice by its id, which is higher the later it was told."""
+    """A notice by its id, which is higher the later it was sent."""
 
     id: int
     notice: Notice
@@ -41,12 +41,12 @@ class NoticeStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, told: Iterable[Notice], *, now: float) -> Shelf:
+    async def add(self, notices: Iterable[Notice], *, now: float) -> Shelf:
         """Store notices, and delete what is too old at `now`, in seconds since 1970, or too much;
         returns what is kept."""
 
         def work(connection: sqlite3.Connection) -> Shelf:
-            for notice in told:
+            for notice in notices:
                 _put(connection, notice)
             connection.execute("DELETE FROM notices WHERE time <= ?", (now - KEPT_SECONDS,))
             # Of accounts for which nothing is kept that they have read.
@@ -58,19 +58,19 @@ class NoticeStore:
     async def of(
         self, readers: Sequence[str | None], *, since: float, most: int
     ) -> list[StoredNotice]:
-        """The last notices of these readers not told before `since`, in seconds since 1970; the
-        newest last."""
+        """The last notices of these readers that were sent at `since` or later, in seconds since
+        1970; the newest last."""
 
         def work(connection: sqlite3.Connection) -> list[StoredNotice]:
             marks = ", ".join("?" * len(readers))
-            found = connection.execute(
+            stored = connection.execute(
                 f"SELECT {_NOTICE}, id FROM notices"  # noqa: S608 - constants and marks
                 f" WHERE account IN ({marks}) AND time >= ? ORDER BY id DESC LIMIT ?",
                 (*map(_column, readers), since, most),
             )
             rows = [
                 StoredNotice(number, Notice(account or None, *rest))
-                for account, *rest, number in found
+                for account, *rest, number in stored
             ]
             return rows[::-1]
 
@@ -116,8 +116,8 @@ def _put(connection: sqlite3.Connection, notice: Notice) -> None:
 
 def _shelf(connection: sqlite3.Connection) -> Shelf:
     ids: defaultdict[str | None, list[int]] = defaultdict(list)
-    found = connection.execute("SELECT account, id FROM notices ORDER BY account, id")
-    for account, number in found:
+    stored = connection.execute("SELECT account, id FROM notices ORDER BY account, id")
+    for account, number in stored:
         ids[account or None].append(number)
     return Shelf(dict(ids), dict(connection.execute("SELECT account, id FROM notices_read")))
 

@@ -458,8 +458,8 @@ class Bench:
         )
 
     def _addresses(self) -> list[str]:
-        found: list[str] = self.client.get("/pod/info", ins="bench").ok["addresses"]
-        return found
+        answer: list[str] = self.client.get("/pod/info", ins="bench").ok["addresses"]
+        return answer
 
     def memory_at_rest(self) -> Row:
         helper = _rss(self.node.helper.pid)
@@ -561,9 +561,9 @@ def _cpu_ms(pid: int) -> float:
 def _rss(pid: int) -> float:
     """Resident memory in MiB."""
     text = Path(f"/proc/{pid}/status").read_text()
-    found = re.search(r"VmRSS:\s+(\d+) kB", text)
-    assert found is not None
-    return int(found[1]) * 1024 / MIB
+    match = re.search(r"VmRSS:\s+(\d+) kB", text)
+    assert match is not None
+    return int(match[1]) * 1024 / MIB
 
 
 # --- The table ----------------------------------------------------------------------------------
@@ -591,10 +591,10 @@ def main() -> int:
         node.start_helper()
         node.start_relay()
         bench = Bench(node, node.serve())
-        found = getattr(bench, chosen.only)() if chosen.only else bench.rows()
+        rows = getattr(bench, chosen.only)() if chosen.only else bench.rows()
         if not chosen.json:
             print(FORMAT.format("", "podyd", "beside it", "ratio", "goal", "met", "what is beside"))
-        for row in [found] if isinstance(found, Row) else found:
+        for row in [rows] if isinstance(rows, Row) else rows:
             reached &= row.reached
             print(json.dumps(asdict(row)) if chosen.json else line(row), flush=True)
     finally:

@@ -405,8 +405,8 @@ class Node:
     @property
     def pool_drivers(self) -> set[str]:
         """The kinds of storage pools that LXD can make here."""
-        found = self.lxd.get("/1.0")["environment"]["storage_supported_drivers"]
-        return {item["Name"] for item in found}
+        answer = self.lxd.get("/1.0")["environment"]["storage_supported_drivers"]
+        return {item["Name"] for item in answer}
 
     @property
     def environment(self) -> dict[str, str]:
@@ -643,21 +643,21 @@ class Node:
         return done.stdout
 
     def instances(self) -> dict[str, Json]:
-        found = self.lxd.get(f"/1.0/instances?recursion=1&project={self.project}")
-        return {item["name"]: item for item in found}
+        answer = self.lxd.get(f"/1.0/instances?recursion=1&project={self.project}")
+        return {item["name"]: item for item in answer}
 
     def instance_of(self, user: str, ins: str) -> Json:
         """LXD's own view of a pod, by its owner key."""
         keys = {"user.podyd.owner": user, "user.podyd.ins": ins}
-        found = [
+        instances = [
             item for item in self.instances().values() if keys.items() <= item["config"].items()
         ]
-        assert len(found) == 1, found
-        return found[0]
+        assert len(instances) == 1, instances
+        return instances[0]
 
     def operations(self) -> list[Json]:
-        found = self.lxd.get(f"/1.0/operations?recursion=1&project={self.project}") or {}
-        return [item for items in found.values() for item in items]
+        answer = self.lxd.get(f"/1.0/operations?recursion=1&project={self.project}") or {}
+        return [item for items in answer.values() for item in items]
 
     def close(self) -> None:
         """Remove everything. Raises AssertionError if a podyd has kept something."""
@@ -843,12 +843,12 @@ def children(pid: int) -> Sequence[int]:
 def pids(words: str) -> list[int]:
     """The processes of this machine, its pods' too, that have exactly this command line."""
     wanted = words.replace(" ", "\0").encode() + b"\0"
-    found = []
+    numbers = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):  # It has ended meanwhile.
             if path.read_bytes() == wanted:
-                found.append(int(path.parent.name))
-    return found
+                numbers.append(int(path.parent.name))
+    return numbers
 
 
 def started(words: str) -> int:

@@ -102,22 +102,22 @@ def talk(
     """Begin something in a pod; leaving closes the connection."""
     connection = connect(client, path, ins=ins, **more)
     try:
-        found = Talk(connection)
-        found.control(**start)
-        yield found
+        session = Talk(connection)
+        session.control(**start)
+        yield session
     finally:
         connection.shutdown()
 
 
 @contextlib.contextmanager
 def streamed(client: Client, ins: str, cmd: str, **start: object) -> Iterator[Talk]:
-    with talk(client, "/pod/exec-stream", ins, {"cmd": cmd, **start}) as found:
-        yield found
+    with talk(client, "/pod/exec-stream", ins, {"cmd": cmd, **start}) as session:
+        yield session
 
 
 @contextlib.contextmanager
 def shell(
     client: Client, ins: str, *, rows: int = 24, cols: int = 80, **start: object
 ) -> Iterator[Talk]:
-    with talk(client, "/pod/shell", ins, start, rows=rows, cols=cols) as found:
-        yield found
+    with talk(client, "/pod/shell", ins, start, rows=rows, cols=cols) as session:
+        yield session

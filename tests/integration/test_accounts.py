@@ -85,8 +85,8 @@ def test_an_expired_password_can_be_changed_and_nothing_else(
     wrong.get("/user/info").refused(401, "unauthorized")
     wrong.post("/user/ch-passwd", passwd="Next-Horse-8").refused(401, "unauthorized")
     for weak in ("a", PASSWORD):
-        said = fresh.post("/user/ch-passwd", passwd=weak).refused(400, "password_refused")
-        assert "password" in said["detail"]
+        message = fresh.post("/user/ch-passwd", passwd=weak).refused(400, "password_refused")
+        assert "password" in message["detail"]
     assert "revoked: 1." in fresh.post("/user/ch-passwd", passwd="Next-Horse-8").ok["log"]
     fresh.get("/user/info").refused(401)
     server.client(user, "Next-Horse-8").get("/user/info").ok
@@ -320,12 +320,12 @@ class Neighbour:
         """
         words = json.dumps([self.server.port, address, count, user, forwarded])
         command = ["/usr/bin/python3", "-I", "-c", GUESS, words]
-        found: list[int] = json.loads(
+        data: list[int] = json.loads(
             subprocess.run(
                 command, user=self.account, cwd="/", check=True, capture_output=True
             ).stdout
         )
-        return found
+        return data
 
 
 def test_nobody_on_this_host_locks_another_one_out(node: Node) -> None:
@@ -353,8 +353,8 @@ def test_nobody_on_this_host_is_another_address_by_saying_so(node: Node) -> None
     server = node.serve({"auth": limits, "proxies": ["127.0.0.1"]})
     neighbour = Neighbour(server, node.accounts.user())
     victim, other = node.accounts.user(), node.accounts.user()
-    said = neighbour.guess(victim, 4, forwarded="192.0.2.*")
-    assert said == [401] * 2 + [429] * 2
+    statuses = neighbour.guess(victim, 4, forwarded="192.0.2.*")
+    assert statuses == [401] * 2 + [429] * 2
     assert neighbour.guess(victim, 1, forwarded="198.51.100.7") == [429]
 
     def through_proxy(user: str, password: str, address: str) -> Answer:
@@ -377,19 +377,19 @@ def test_nobody_on_this_host_is_another_address_by_saying_so(node: Node) -> None
 @contextmanager
 def flood(call: Callable[[], Answer], callers: int = 40) -> Iterator[list[int]]:
     """So many who call again and again; what each was told."""
-    said: list[int] = []
+    statuses: list[int] = []
     ended = threading.Event()
 
     def go_on() -> None:
         while not ended.is_set():
-            said.append(call().status)
+            statuses.append(call().status)
 
     with ThreadPoolExecutor(callers) as pool:
         for _ in range(callers):
             pool.submit(go_on)
         try:
-            wait_until(lambda: len(said) > callers, "the flood")
-            yield said
+            wait_until(lambda: len(statuses) > callers, "the flood")
+            yield statuses
         finally:
             ended.set()
 
@@ -405,16 +405,16 @@ def test_one_members_flood_keeps_nobody_out(
     mallory, other = (server.client(node.accounts.user()) for _ in range(2))
     mallory.get("/user/info").ok
     other.get("/user/info").ok
-    with flood(lambda: mallory.call(method, path, params)) as said:
-        before = len(said)
+    with flood(lambda: mallory.call(method, path, params)) as samples:
+        before = len(samples)
         for _ in range(2):
             # A stranger's first login goes through PAM.
             server.client(node.accounts.user()).get("/user/info").ok
             other.get("/pod/list").ok
             # The password is asked for again.
             other.post("/user/token-revoke", id="0" * 16).refused(404)
-        assert len(said) > before, "it has gone on"
-    assert set(said) <= {200, 400, 429}
+        assert len(samples) > before, "it has gone on"
+    assert set(samples) <= {200, 400, 429}
 
 
 def test_failures_are_throttled_per_address(node: Node) -> None:

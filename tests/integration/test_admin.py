@@ -64,7 +64,7 @@ def test_what_doctor_has_kept(node: Node, admin: Client) -> None:
     row = {"check": "x", "level": "note", "what": "Something.", "do": ""}
     path.write_text(json.dumps({"time": "2026-11-28T00:00:00Z", "findings": [row]}))
     try:
-        found = admin.get("/admin/doctor").ok
-        assert (found["findings"], found["problem"]) == ([row], None)
+        answer = admin.get("/admin/doctor").ok
+        assert (answer["findings"], answer["problem"]) == ([row], None)
     finally:
         path.unlink()

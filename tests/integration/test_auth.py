@@ -42,13 +42,13 @@ Reply = dict[str, Any]
 
 def children_of(parent: int) -> list[int]:
     """Zombies included."""
-    found = []
+    children = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(FileNotFoundError, ProcessLookupError):
             after_name = path.read_text().rpartition(")")[2].split()
             if int(after_name[1]) == parent:
-                found.append(int(path.parent.name))
-    return found
+                children.append(int(path.parent.name))
+    return children
 
 
 def shadow_line(user: str) -> str:
@@ -440,8 +440,8 @@ def test_pams_account_rules_hold_without_a_password(directory: Path, member: str
 
 def test_the_mark_is_that_of_the_password(auth: Running, fresh: str) -> None:
     def mark() -> str:
-        found: str = auth.ask("account", user=fresh)["mark"]
-        return found
+        answer: str = auth.ask("account", user=fresh)["mark"]
+        return answer
 
     before = mark()
     run("usermod", "-L", fresh)

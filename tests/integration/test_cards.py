@@ -62,8 +62,8 @@ class Helper:
         return self.ask({"permit": table})
 
     def holders(self) -> list[Json]:
-        found: list[Json] = self.ask({"holders": None})["holders"]
-        return found
+        answer: list[Json] = self.ask({"holders": None})["holders"]
+        return answer
 
     def end(self, *holders: Json, kill: bool = True) -> int:
         ended: int = self.ask({"end": [pick(holder) for holder in holders], "kill": kill})["ended"]
@@ -420,11 +420,11 @@ def test_a_card_that_is_taken_away_is_closed(site: Site) -> None:
     site.helper.permit({})
 
     def ended() -> bool:
-        found = site.helper.holders()
-        assert all(holder["cgroup"] == site.one.name for holder in found)
-        assert not any(holder["is_init"] for holder in found), "the pod's, not a container's in it"
-        assert all(holder["numbers"] == [NUMBER] for holder in found)
-        site.helper.end(*found)
+        holders = site.helper.holders()
+        assert all(holder["cgroup"] == site.one.name for holder in holders)
+        assert not any(holder["is_init"] for holder in holders), "the pod's, not a container's in it"
+        assert all(holder["numbers"] == [NUMBER] for holder in holders)
+        site.helper.end(*holders)
         return not is_open()
 
     def left() -> list[str]:
@@ -440,9 +440,9 @@ def test_only_what_is_open_is_ended(site: Site) -> None:
     site.one.run(SLEEP)
     here = os.open("/dev/nvidia0", os.O_RDWR | os.O_NOCTTY)
     try:
-        (found,) = site.helper.holders()
+        (holders,) = site.helper.holders()
         others = {
-            "another start": {**found, "started": found["started"] + 1},
+            "another start": {**holders, "started": holders["started"] + 1},
             "the host's, with the card": identity(os.getpid()),
             "a pod's first": identity(site.one.init()),
             "the host's first": identity(1),
@@ -450,7 +450,7 @@ def test_only_what_is_open_is_ended(site: Site) -> None:
         }
         assert site.helper.end(*others.values()) == 0
         assert holder.poll() is None
-        assert site.helper.end(found, kill=False) == 1
+        assert site.helper.end(holders, kill=False) == 1
     finally:
         os.close(here)
     assert held[0].wait(20) == signal.SIGTERM

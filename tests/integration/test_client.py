@@ -293,9 +293,9 @@ def test_an_unknown_route_names_the_nearest(pody: Pody) -> None:
 
 def test_a_wrong_password(pody: Pody, alice: Client) -> None:
     wrong = Pody(pody.base, pody.user, "wrong")
-    said = wrong("get", "user/info").failed(3)
-    assert "wrong" in said
-    assert pody.user in said
+    message = wrong("get", "user/info").failed(3)
+    assert "wrong" in message
+    assert pody.user in message
     raw = wrong("fetch", "user/info", "--raw")
     raw.failed(3)
     assert json.loads(raw.out)["code"] == "unauthorized"
@@ -344,8 +344,8 @@ def test_podyd_is_away() -> None:
 @pytest.mark.parametrize("base", ["http://192.0.2.1:8799", "192.0.2.1:8799", "http://gpu1.lab"])
 def test_no_password_crosses_the_network_in_the_clear(base: str) -> None:
     for password in (PASSWORD, ""):
-        said = Pody(base, password=password)("get", "user/info").failed(2)
-        assert "unencrypted" in said
+        message = Pody(base, password=password)("get", "user/info").failed(2)
+        assert "unencrypted" in message
 
 
 def test_output_that_nobody_takes(pody: Pody) -> None:
@@ -365,10 +365,10 @@ def test_output_that_nobody_takes(pody: Pody) -> None:
     assert run(writer) == (141, b"")
     os.close(writer)
     full = os.open("/dev/full", os.O_WRONLY)
-    status, said = run(full)
+    status, output = run(full)
     os.close(full)
     assert status == 1
-    assert said == b"pody: The answer cannot be written: No space left on device.\n"
+    assert output == b"pody: The answer cannot be written: No space left on device.\n"
 
 
 def test_input_that_cannot_be_read(pody: Pody, tmp_path: Path) -> None:
@@ -381,8 +381,8 @@ def test_input_that_cannot_be_read(pody: Pody, tmp_path: Path) -> None:
             capture_output=True,
             check=False,
         )
-    said = Done(done.returncode, done.stdout.decode(), done.stderr.decode()).failed(2)
-    assert "Standard input cannot be read" in said
+    message = Done(done.returncode, done.stdout.decode(), done.stderr.decode()).failed(2)
+    assert "Standard input cannot be read" in message
 
 
 def test_without_input_output_or_errors(pody: Pody, pod: str) -> None:
@@ -484,9 +484,9 @@ def test_below_a_path_of_a_proxy() -> None:
 )
 def test_a_server_that_is_no_podyd(status: int, media: str, body: bytes) -> None:
     with served(Fake(status=status, media=media, body=body)) as fake:
-        said = Pody(fake.base)("get", "user/info").failed(4)
-    assert "is no podyd" in said
-    assert fake.base in said
+        message = Pody(fake.base)("get", "user/info").failed(4)
+    assert "is no podyd" in message
+    assert fake.base in message
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{}", b'[{"path": "/x", "methods": []}]', b'["GET"]'])
@@ -514,22 +514,22 @@ def test_a_redirect_is_not_followed() -> None:
 def test_an_answer_cannot_steer_the_terminal() -> None:
     body = b'{"detail": "\\u001b]0;x\\u0007 \xc2\x9b2J", "code": "\xc2\x9b"}'
     with served(Fake(status=400, body=body)) as fake:
-        said = Pody(fake.base)("get", "x").failed(1)
+        message = Pody(fake.base)("get", "x").failed(1)
         with Pody(fake.base).at_terminal("get", "x", "--raw") as terminal:
             assert terminal.end() == 1
-    assert said == "pody: \\x1b]0;x\\x07 \\x9b2J\n"
+    assert message == "pody: \\x1b]0;x\\x07 \\x9b2J\n"
     assert "\x1b" not in terminal.text
     assert "\x9b" not in terminal.text
 
 
 def test_what_podyd_adds_to_an_answer() -> None:
     hint = {"X-Podyd-Hint": "No image: type 'podyd image build'. \x9b2J"}
-    said = "pody: No image: type 'podyd image build'. \\x9b2J\n"
+    shown = "pody: No image: type 'podyd image build'. \\x9b2J\n"
     with served(Fake(headers=hint)) as fake:
         for words in (("host/images",), ("host/images", "--raw")):
-            assert Pody(fake.base)("get", *words) == Done(0, "[]\n", said)
-        assert Pody(fake.base).shown("get", "host/images") == f"(none)\n{said}"
-        assert Pody(fake.base).shown("get", "host/images", "--raw") == f"[]\n{said}"
+            assert Pody(fake.base)("get", *words) == Done(0, "[]\n", shown)
+        assert Pody(fake.base).shown("get", "host/images") == f"(none)\n{shown}"
+        assert Pody(fake.base).shown("get", "host/images", "--raw") == f"[]\n{shown}"
 
 
 @pytest.mark.parametrize(
@@ -556,9 +556,11 @@ def test_a_server_that_speaks_no_http(greeting: bytes) -> None:
 
         thread = threading.Thread(target=greet)
         thread.start()
-        said = Pody(f"http://127.0.0.1:{listener.getsockname()[1]}")("get", "user/info").failed(4)
+        message = Pody(f"http://127.0.0.1:{listener.getsockname()[1]}")("get", "user/info").failed(
+            4
+        )
         thread.join()
-    assert ("not use HTTP" if greeting else "closed the connection") in said
+    assert ("not use HTTP" if greeting else "closed the connection") in message
 
 
 def test_in_the_clear_where_that_is_asked_for() -> None:
@@ -603,16 +605,16 @@ def served_by_tls(pem: Path) -> Iterator[str]:
 def test_a_certificate_that_is_not_trusted(tmp_path: Path) -> None:
     pem = certificate(tmp_path)
     with served_by_tls(pem) as base:
-        said = Pody(base)("get", "pod/list").failed(4)
-        assert "not trusted" in said
-        assert "--cacert" in said
+        message = Pody(base)("get", "pod/list").failed(4)
+        assert "not trusted" in message
+        assert "--cacert" in message
         assert Pody(base)("get", "pod/list", "--cacert", str(pem)).ok == "[]\n"
         assert Pody(base, environment={"PODY_CA": str(pem)})("get", "pod/list").ok == "[]\n"
         named = base.replace("127.0.0.1", "localhost")
-        said = Pody(named)("get", "pod/list", "--cacert", str(pem)).failed(4)
-        assert "PODY_API_BASE" in said
-        said = Pody(base.replace("https", "http"))("get", "pod/list").failed(4)
-        assert "https://" in said
+        message = Pody(named)("get", "pod/list", "--cacert", str(pem)).failed(4)
+        assert "PODY_API_BASE" in message
+        message = Pody(base.replace("https", "http"))("get", "pod/list").failed(4)
+        assert "https://" in message
 
 
 def test_a_certificate_that_has_expired(tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ class Desk:
 
     @property
     def file(self) -> Path:
-        (found,) = (self.config / "pody").iterdir()
-        return found
+        (path,) = (self.config / "pody").iterdir()
+        return path
 
     def log_in(self) -> None:
         self.pody(password=PASSWORD, user=self.client.user)("login").ok
@@ -101,9 +101,9 @@ def test_a_file_that_others_can_use_is_refused(desk: Desk, mode: int) -> None:
     desk.log_in()
     desk.file.chmod(mode)
     for words in (("get", "user/info"), ("logout",), ("login",)):
-        said = desk.pody()(*words).failed(2)
-        assert str(desk.file) in said
-        assert "chmod 600" in said
+        message = desk.pody()(*words).failed(2)
+        assert str(desk.file) in message
+        assert "chmod 600" in message
 
 
 def test_a_file_of_somebody_else_is_refused(desk: Desk) -> None:
@@ -147,8 +147,8 @@ def test_a_token_is_not_used_in_another_name(desk: Desk, alice: Client) -> None:
 def test_a_token_that_has_ended(desk: Desk) -> None:
     desk.log_in()
     desk.client.post("/user/token-revoke", id="all").ok
-    said = desk.pody()("get", "user/info").failed(3)
-    assert said == (
+    message = desk.pody()("get", "user/info").failed(3)
+    assert message == (
         "pody: This token does not work, or no longer. Type 'pody login' for a new one.\n"
     )
     desk.log_in()

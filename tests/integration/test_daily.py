@@ -295,9 +295,9 @@ def test_commit_shows_how_far_it_is(own: Pody, ins: str) -> None:
         # LXD may make another image first.
         terminal.wait_for("image_name: ", limit=180)
         assert terminal.end() == 0
-        said = re.findall(r"\[KMaking image torch of pod \S+ … (.*?)\r", terminal.text)
+        match = re.findall(r"\[KMaking image torch of pod \S+ … (.*?)\r", terminal.text)
     packing = re.compile(r"packing \d+ % \([\d.]+ [KMG]?i?B/s\), \d+ s")
-    assert any(packing.fullmatch(line) for line in said), said
+    assert any(packing.fullmatch(line) for line in match), match
     name = f"{own.user}-torch"
     assert f"image_name: {name}" in terminal.text
     about = json.loads(own("get", "image/inspect", f"image:{name}").ok)
@@ -311,8 +311,8 @@ def test_ports_in_words(member: Pody, ins: str) -> None:
     own("new", ins, "--image", IMAGE).ok
 
     def rows(*words: str) -> dict[int, tuple[str | None, int | None]]:
-        found = json.loads(own("ports", ins, *words).ok)
-        return {row["port"]: (row["address"], row["host_port"]) for row in found}
+        data = json.loads(own("ports", ins, *words).ok)
+        return {row["port"]: (row["address"], row["host_port"]) for row in data}
 
     (ssh,) = json.loads(own("info", ins).ok)["port_mapping"]
     host = int(ssh.partition(":")[0])
@@ -342,9 +342,9 @@ def test_new_shows_for_how_long_it_waits(new_user: Callable[[], Client], ins: st
 
 
 def test_which_image_is_asked_if_there_are_several(node: Node, pody: Pody, ins: str) -> None:
-    said = pody("new", ins).failed(2)
-    assert IMAGE in said
-    assert SMALL in said
+    message = pody("new", ins).failed(2)
+    assert IMAGE in message
+    assert SMALL in message
     server = node.serve({"images": {"offer": [SMALL]}})
     one = as_user(server.client(pody.user))
     assert json.loads(one("new", ins).ok)["image"] == SMALL

@@ -131,11 +131,11 @@ def test_prometheus_is_told(limited: Client, node: Node, thin: Pool) -> None:
     wait_until(
         lambda: bool(figure(scrape(nobody), "podyd_pod_disk_used_bytes", **labels)), "the figure"
     )
-    found = scrape(nobody)
-    whole = figure(found, "podyd_pool_bytes", pool=thin.name)
+    metrics = scrape(nobody)
+    whole = figure(metrics, "podyd_pool_bytes", pool=thin.name)
     # ZFS keeps some for itself.
     assert 2.5 * 1024 * MIB < (whole or 0) <= 3 * 1024 * MIB
-    assert 0 < (figure(found, "podyd_pool_used_bytes", pool=thin.name) or 0) < (whole or 0)
+    assert 0 < (figure(metrics, "podyd_pool_used_bytes", pool=thin.name) or 0) < (whole or 0)
 
 
 @pytest.fixture(scope="module")

@@ -67,9 +67,9 @@ def problems(findings: Mapping[str, list[Json]]) -> dict[str, list[Json]]:
 
 def the_one(findings: Mapping[str, list[Json]]) -> Json:
     """The only problem that there is."""
-    found = [item for items in problems(findings).values() for item in items]
-    assert len(found) == 1, found
-    return found[0]
+    found_problems = [item for items in problems(findings).values() for item in items]
+    assert len(found_problems) == 1, found_problems
+    return found_problems[0]
 
 
 @pytest.fixture
@@ -156,8 +156,8 @@ def test_a_podyd_that_is_taken_apart() -> None:
     node = Node()
     try:
         server = node.serve()
-        found = problems(doctor(node, server.config)[1])
-        levels = {check: item["level"] for check, (item,) in found.items()}
+        found_problems = problems(doctor(node, server.config)[1])
+        levels = {check: item["level"] for check, (item,) in found_problems.items()}
         helpers = ("packing_service", "cards_service", "port_relay")
         away = dict.fromkeys(helpers, "warning")
         assert levels == {"login_service": "error", **away}
@@ -177,10 +177,14 @@ def test_a_podyd_that_is_taken_apart() -> None:
         ):
             node.lxd.change("PUT", url, kept | change)
             status, findings = doctor(node, server.config)
-            found = the_one(findings)
-            assert (status, found["check"], found["level"]) == (1, "certificate_trust", "error")
-            assert words in found["what"]
-            assert found["do"].startswith("podyd setup")
+            found_problems = the_one(findings)
+            assert (status, found_problems["check"], found_problems["level"]) == (
+                1,
+                "certificate_trust",
+                "error",
+            )
+            assert words in found_problems["what"]
+            assert found_problems["do"].startswith("podyd setup")
             assert "confined" in node.podyd("setup", "--user", node.account)
 
         node.lxc("project", "set", node.project, "restricted.devices.disk=allow")
@@ -190,12 +194,17 @@ def test_a_podyd_that_is_taken_apart() -> None:
         key.chmod(0o644)
         Path("/etc/pam.d", node.service).unlink()
         node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")
-        found = problems(doctor(node, server.config)[1])
-        assert set(found) == {"lxd_project", "certificate_files", "pam_service", "lxd_profiles"}
-        assert [item["level"] for item in found["lxd_project"]] == ["warning"] * 3
-        assert [item["do"] for item in found["certificate_files"]] == [f"chmod 640 {key}"]
-        assert [item["level"] for item in found["pam_service"]] == ["error"]
-        (item,) = found["lxd_profiles"]
+        found_problems = problems(doctor(node, server.config)[1])
+        assert set(found_problems) == {
+            "lxd_project",
+            "certificate_files",
+            "pam_service",
+            "lxd_profiles",
+        }
+        assert [item["level"] for item in found_problems["lxd_project"]] == ["warning"] * 3
+        assert [item["do"] for item in found_problems["certificate_files"]] == [f"chmod 640 {key}"]
+        assert [item["level"] for item in found_problems["pam_service"]] == ["error"]
+        (item,) = found_problems["lxd_profiles"]
         assert "podyd-gpu" in item["what"]
         node.lxc("project", "unset", node.project, "restricted.containers.privilege")
         key.chmod(0o640)
@@ -213,9 +222,9 @@ def test_a_podyd_that_is_taken_apart() -> None:
 
 def test_no_image_is_offered(node: Node) -> None:
     server = node.serve({"images": {"offer": ["nosuch-*"]}})
-    found = the_one(doctor(node, server.config)[1])
-    assert (found["check"], found["level"]) == ("lxd_images", "warning")
-    assert IMAGE in found["what"]
+    finding = the_one(doctor(node, server.config)[1])
+    assert (finding["check"], finding["level"]) == ("lxd_images", "warning")
+    assert IMAGE in finding["what"]
     assert server.stop() == 0
 
 
@@ -277,17 +286,17 @@ def test_a_bridge_without_addresses(node: Node, seen: None, profile: str) -> Non
         node.lxc("project", "set", node.project, f"{key}={allowed},{bridge}")
         nic = ("nictype=bridged", f"parent={bridge}")
         node.lxc("profile", "device", "add", profile, "eth0", "nic", *nic)
-        (found,) = lxd.pod_addresses(admin, case)
-        assert found.level is Level.ERROR
-        assert f"Bridge {bridge} has no IPv4 address" in found.what
+        (finding,) = lxd.pod_addresses(admin, case)
+        assert finding.level is Level.ERROR
+        assert f"Bridge {bridge} has no IPv4 address" in finding.what
         # What it says to type, but for the words "lxc network set" and the bridge.
-        words = found.do.partition(",")[0].split()[4:]
+        words = finding.do.partition(",")[0].split()[4:]
         node.lxd.change("PATCH", url, {"config": dict(word.split("=") for word in words)})
-        (found,) = lxd.pod_addresses(admin, case)
-        assert found.level is Level.OK
+        (finding,) = lxd.pod_addresses(admin, case)
+        assert finding.level is Level.OK
         node.lxd.change("PATCH", url, {"config": {"ipv4.dhcp": "false"}})
-        (found,) = lxd.pod_addresses(admin, case)
-        assert found.do.startswith(f"lxc network unset {bridge} ipv4.dhcp")
+        (finding,) = lxd.pod_addresses(admin, case)
+        assert finding.do.startswith(f"lxc network unset {bridge} ipv4.dhcp")
     finally:
         node.lxc("profile", "device", "remove", profile, "eth0")
         node.lxc("project", "set", node.project, f"{key}={allowed}")
@@ -323,11 +332,11 @@ def unlimited(
 def test_an_lxd_that_cannot_limit_pods(unlimited: subprocess.Popen[bytes]) -> None:
     admin = Admin(find_socket(), "default", 10.0)
     assert admin.server().pid == unlimited.pid
-    found = limits.lxd_limits(admin, Case(Config()), "lxd")
-    assert [item.level for item in found] == [Level.ERROR]
-    assert "no cgroup hierarchy memory, pids is mounted where it looks" in found[0].what
-    assert "Pods with a limit of memory, pids do not start" in found[0].what
-    assert "mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory;" in found[0].do
+    findings = limits.lxd_limits(admin, Case(Config()), "lxd")
+    assert [item.level for item in findings] == [Level.ERROR]
+    assert "no cgroup hierarchy memory, pids is mounted where it looks" in findings[0].what
+    assert "Pods with a limit of memory, pids do not start" in findings[0].what
+    assert "mount -t cgroup -o memory cgroup /sys/fs/cgroup/memory;" in findings[0].do
 
 
 def of(check: str, findings: list[Finding]) -> list[Finding]:
@@ -357,13 +366,13 @@ def test_a_pod_of_an_older_driver(
             files=HostFiles(proc=tmp_path / "proc", sysfs=tmp_path / "sys"),
             nvml=("/bin/true",),
         )
-        (found,) = of("pods_driver", diagnose(server.config, places))
-        assert found.level is Level.WARNING
-        assert found.do == f"lxc restart {name} --project {node.project}"
-        assert "535.183.01" in found.what
+        (finding,) = of("pods_driver", diagnose(server.config, places))
+        assert finding.level is Level.WARNING
+        assert finding.do == f"lxc restart {name} --project {node.project}"
+        assert "535.183.01" in finding.what
         version.write_text("535.183.01\n")
-        (found,) = of("pods_driver", diagnose(server.config, places))
-        assert found.level is Level.OK
+        (finding,) = of("pods_driver", diagnose(server.config, places))
+        assert finding.level is Level.OK
     finally:
         client.post("/pod/delete", ins=ins).ok
 
@@ -382,8 +391,8 @@ def test_not_root(node: Node, server: Server) -> None:
         extra_groups=[],
     )
     assert done.stderr == ""
-    found = {item["check"]: item for item in json.loads(done.stdout)["findings"]}
+    data = {item["check"]: item for item in json.loads(done.stdout)["findings"]}
     for check in ("login_service", "certificate_files", "lxd_answers"):
-        assert (found[check]["level"], found[check]["do"]) == ("note", "sudo podyd doctor"), check
-    assert found["service_answers"]["level"] == "ok"
-    assert "lxd_project" not in found
+        assert (data[check]["level"], data[check]["do"]) == ("note", "sudo podyd doctor"), check
+    assert data["service_answers"]["level"] == "ok"
+    assert "lxd_project" not in data

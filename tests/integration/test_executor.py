@@ -28,11 +28,11 @@ def stopped(node: Node) -> Iterator[str]:
 
 def sockets() -> int:
     """How many this process has."""
-    found = 0
+    count = 0
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # The one that lists them.
-            found += str(path.readlink()).startswith("socket:")
-    return found
+            count += str(path.readlink()).startswith("socket:")
+    return count
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)

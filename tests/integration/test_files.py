@@ -84,9 +84,9 @@ def left_over(client: Client, pod: str) -> str:
 @pytest.mark.parametrize("body", [b"", b"x", b"\0\xff\r\n" * 300_000], ids=len)
 def test_a_file_there_and_back(alice: Client, pod: str, body: bytes) -> None:
     assert put(alice, pod, ODD, body).status == 200
-    found = fetch(alice, pod, ODD)
-    assert (found.status, found.body) == (200, body)
-    assert found.headers["X-Podyd-Size"] == str(len(body))
+    answer = fetch(alice, pod, ODD)
+    assert (answer.status, answer.body) == (200, body)
+    assert answer.headers["X-Podyd-Size"] == str(len(body))
     assert left_over(alice, pod) == ""
 
 
@@ -147,8 +147,8 @@ def test_directories_are_listed(alice: Client, pod: str) -> None:
 def test_what_cannot_be_fetched(
     alice: Client, pod: str, path: str, params: dict[str, str], status: int, code: str
 ) -> None:
-    found = fetch(alice, pod, path, **params)
-    assert (found.status, found.code) == (status, code)
+    answer = fetch(alice, pod, path, **params)
+    assert (answer.status, answer.code) == (status, code)
 
 
 @pytest.mark.parametrize(
@@ -162,16 +162,16 @@ def test_what_cannot_be_fetched(
 )
 def test_what_cannot_be_put(alice: Client, pod: str, path: str, status: int, code: str) -> None:
     # More than any buffer has, so that the answer comes while the body is on its way.
-    found = put(alice, pod, path, b"x" * 20 * MEGABYTE)
-    assert (found.status, found.code) == (status, code)
+    answer = put(alice, pod, path, b"x" * 20 * MEGABYTE)
+    assert (answer.status, answer.code) == (status, code)
     assert left_over(alice, pod) == ""
 
 
 def test_a_full_disk_is_said_and_the_old_file_stays(alice: Client, pod: str) -> None:
     sh(alice, pod, "mkdir -p /root/small; mount -t tmpfs -o size=1m none /root/small")
     sh(alice, pod, "echo old >/root/small/file")
-    found = put(alice, pod, "/root/small/file", b"x" * 8 * MEGABYTE)
-    assert (found.status, found.code) == (409, "disk_full")
+    answer = put(alice, pod, "/root/small/file", b"x" * 8 * MEGABYTE)
+    assert (answer.status, answer.code) == (409, "disk_full")
     wait_until(lambda: sh(alice, pod, "ls -A /root/small") == "file\n", "the half file to go")
     assert sh(alice, pod, "cat /root/small/file; umount /root/small") == "old\n"
 
@@ -275,9 +275,9 @@ def test_a_pods_own_stat_is_not_believed(
 
 def test_a_time_that_no_calendar_has_is_null(alice: Client, pod: str) -> None:
     sh(alice, pod, "mkdir -p /root/times; touch -d @300000000000 /root/times/far /root/times")
-    found = fetch(alice, pod, "/root/times").json
-    assert found["modified"] is None
-    assert [(item["name"], item["modified"]) for item in found["entries"]] == [("far", None)]
+    answer = fetch(alice, pod, "/root/times").json
+    assert answer["modified"] is None
+    assert [(item["name"], item["modified"]) for item in answer["entries"]] == [("far", None)]
     assert "X-Podyd-Modified" not in fetch(alice, pod, "/root/times/far").headers
 
 
@@ -302,9 +302,9 @@ def tar_of(*members: tuple[str, bytes | str]) -> bytes:
 def test_a_folder_there_and_back(alice: Client, pod: str) -> None:
     body = tar_of(("a b/c\n", b"1"), ("grüß", b"22"), ("link", "a b/c\n"), ("out", "/etc/passwd"))
     assert put(alice, pod, "/root/folder", body, format="tar").status == 200
-    found = fetch(alice, pod, "/root/folder", format="tar")
-    assert found.headers["Content-Type"] == "application/x-tar"
-    with tarfile.open(fileobj=io.BytesIO(found.body)) as tar:
+    answer = fetch(alice, pod, "/root/folder", format="tar")
+    assert answer.headers["Content-Type"] == "application/x-tar"
+    with tarfile.open(fileobj=io.BytesIO(answer.body)) as tar:
         names = {info.name.removeprefix("./"): info for info in tar.getmembers()}
         assert {name for name, info in names.items() if info.isfile()} == {"a b/c\n", "grüß"}
         assert names["link"].linkname == "a b/c\n"
@@ -314,12 +314,12 @@ def test_a_folder_there_and_back(alice: Client, pod: str) -> None:
 def test_a_program_that_is_missing_is_named(alice: Client, pod: str, tmp_path: Path) -> None:
     sh(alice, pod, "mkdir -p /root/d; mv /usr/bin/tar /usr/bin/tar-away")
     try:
-        for found in (
+        for answer in (
             fetch(alice, pod, "/root/d", format="tar"),
             put(alice, pod, "/root/d", tar_of(), format="tar"),
         ):
-            assert (found.status, found.code) == (409, "program_missing")
-            assert (found.json["program"], "'tar'" in found.json["detail"]) == ("tar", True)
+            assert (answer.status, answer.code) == (409, "program_missing")
+            assert (answer.json["program"], "'tar'" in answer.json["detail"]) == ("tar", True)
         done = as_user(alice)("cp", f"{pod}:/root/d", str(tmp_path))
         assert (done.status, "no 'tar'" in done.err) == (1, True)
     finally:
@@ -341,8 +341,8 @@ def test_a_folder_goes_into_one_that_is_there(alice: Client, pod: str) -> None:
 
 
 def test_what_is_no_tar_leaves_nothing(alice: Client, pod: str) -> None:
-    found = put(alice, pod, "/root/not", b"no tar at all" * 1000, format="tar")
-    assert (found.status, found.code) == (409, "not_taken")
+    answer = put(alice, pod, "/root/not", b"no tar at all" * 1000, format="tar")
+    assert (answer.status, answer.code) == (409, "not_taken")
     wait_until(lambda: left_over(alice, pod) == "", "the half folder to go")
     assert fetch(alice, pod, "/root/not").code == "no_such_file"
 
@@ -359,9 +359,9 @@ def log(client: Client, pod: str, line: str) -> None:
 def test_the_log_of_a_pod_that_runs(alice: Client, pod: str) -> None:
     log(alice, pod, "podyd-test \x1b[31mgrüß")
     wait_until(lambda: "tester" in alice.get("/pod/logs", ins=pod).ok["log"], "the line")
-    found = alice.get("/pod/logs", ins=pod, lines=5).ok
-    assert found["source"] == "journal"
-    assert len(found["log"].splitlines()) <= 5
+    answer = alice.get("/pod/logs", ins=pod, lines=5).ok
+    assert answer["source"] == "journal"
+    assert len(answer["log"].splitlines()) <= 5
 
 
 def test_the_log_of_a_pod_that_does_not_run(
@@ -394,10 +394,10 @@ def test_the_log_of_a_frozen_pod_is_not_its_console(node: Node, own_pod: Client)
         assert (body["status"], body["advice"]) == ("frozen", "Resume it with /pod/start.")
         pody = as_user(own_pod)
         for words in ((), ("-f",)):
-            said = pody("logs", "p", *words)
-            assert (said.status, said.out) == (1, ""), said
-            assert "is frozen" in said.err
-            assert "/pod/start" in said.err
+            output = pody("logs", "p", *words)
+            assert (output.status, output.out) == (1, ""), output
+            assert "is frozen" in output.err
+            assert "/pod/start" in output.err
     finally:
         own_pod.post("/pod/start", ins="p").ok
     wait_until(
@@ -423,9 +423,9 @@ def test_a_journal_that_is_not_all_there_says_so(own_pod: Client) -> None:
     }
     large = journal("yes | head -c 3000000")
     assert (len(large["log"]), large["truncated"]) == (1_000_000, True)
-    said = as_user(own_pod)("logs", "p")
-    assert said.status == 0
-    assert "incomplete" in said.err
+    shown = as_user(own_pod)("logs", "p")
+    assert shown.status == 0
+    assert "incomplete" in shown.err
 
 
 # --- pody cp ------------------------------------------------------------------------------------

@@ -106,8 +106,8 @@ def test_a_full_pod_starts_again_in_a_little_more_room(
     client: Client, node: Node, thin: Pool
 ) -> None:
     fill_and_cut_off(node, client, thin)
-    said = client.post("/pod/start", ins="full").ok["log"]
-    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
+    answer = client.post("/pod/start", ins="full").ok["log"]
+    assert f"its disk is full (its limit is {LIMIT} bytes)" in answer
     assert client.get("/pod/info", ins="full").ok["disk_limit"] == LIMIT
     assert LIMIT < size(node, client) <= LIMIT + 16 * MIB
     # What was lent is filled too: there is no more of it, and a restart would be an end.
@@ -125,8 +125,8 @@ def test_a_full_pod_starts_again_in_a_little_more_room(
     assert client.post("/pod/file-delete", ins="full", path="/full/big1").ok
     client.post("/pod/start", ins="full").ok
     fill(client)
-    said = client.post("/pod/stop", ins="full").ok["log"]
-    assert f"its disk is full (its limit is {LIMIT} bytes)" in said
+    answer = client.post("/pod/stop", ins="full").ok["log"]
+    assert f"its disk is full (its limit is {LIMIT} bytes)" in answer
 
 
 def test_what_was_lent_is_taken_back(client: Client, node: Node, thin: Pool) -> None:
@@ -235,8 +235,8 @@ def test_what_is_mounted_is_not_deleted(client: Client) -> None:
     for path in ("/full", "/full/a b", "/full/a b/m"):
         body = client.post("/pod/file-delete", ins="full", path=path, recursive="1")
         assert "mounted" in body.refused(409, "not_deleted")["detail"]
-    found = client.exec("full", "ls /keep/f /full/f; umount '/full/a b/m'")
-    assert found["stdout"] == "/full/f\n/keep/f\n"
+    answer = client.exec("full", "ls /keep/f /full/f; umount '/full/a b/m'")
+    assert answer["stdout"] == "/full/f\n/keep/f\n"
     # One that only begins so is another.
     client.exec("full", "mkdir '/full/a b/m2' && mount --bind /keep '/full/a b/m2'")
     client.post("/pod/file-delete", ins="full", path="/full/a b/m", recursive="1").ok

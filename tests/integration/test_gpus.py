@@ -106,8 +106,8 @@ def pods(*owned: tuple[Client, str], image: str = SMALL, **params: Any) -> Itera
 
 def cards_in(client: Client, ins: str) -> list[int]:
     """The cards whose device nodes are in the pod."""
-    found = client.exec(ins, "ls /dev | sed -n 's/^nvidia\\([0-9]\\)$/\\1/p'")["stdout"].split()
-    return sorted(int(word) for word in found)
+    answer = client.exec(ins, "ls /dev | sed -n 's/^nvidia\\([0-9]\\)$/\\1/p'")["stdout"].split()
+    return sorted(int(word) for word in answer)
 
 
 def wait_for_cards(client: Client, ins: str, wanted: list[int], limit: float = 10.0) -> None:
@@ -505,7 +505,7 @@ def test_who_leaves_the_line_holds_nobody_up(bed: Bed) -> None:
         assert carol.get("/gpu/line").ok == []
 
 
-# --- What ends, ends ----------------------------------------------------------------------------
+# --- After a lease -------------------------------------------------------------------------------
 
 
 def holding(
@@ -617,10 +617,10 @@ def test_who_still_has_a_leased_card_open_is_ended(bed: Bed) -> None:
             assert done["ending"] == [{"gpu": 0, "pod": name, "grace": 1.0, "processes": 1}]
 
             def shown() -> list[Any]:
-                found = alice.get("/host/gpus").ok[0]
-                attached = {item["pod"]: item["attached"] for item in found["pods"]}
+                answer = alice.get("/host/gpus").ok[0]
+                attached = {item["pod"]: item["attached"] for item in answer["pods"]}
                 assert attached.get(name, False) is False
-                return [(item["pid"], item["pod"]) for item in found["intruders"]]
+                return [(item["pid"], item["pod"]) for item in answer["intruders"]]
 
             assert "not permitted" in bob.exec("b", "(exec 7<>/root/stash)")["stderr"]
             wait_until(lambda: shown() == [(kept.pid, name)], "it to be shown")
@@ -819,10 +819,10 @@ async def _pass_on(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> 
 
 @pytest.fixture
 def untold(bed: Bed) -> Iterator[Untold]:
-    found = Untold(bed.node)
-    yield found
+    cards = Untold(bed.node)
+    yield cards
     bed.restart()
-    found.close()
+    cards.close()
 
 
 def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
@@ -870,7 +870,7 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
 def check_notices(client: Client, pod: str) -> None:
     """That what was told of an idle card of this member's pod can still be read, and by them."""
     wait_until(lambda: len(client.get("/user/notices").ok) == 3, "them to be written")
-    warned, ended, still = told = client.get("/user/notices").ok
+    warned, ended, still = answer = client.get("/user/notices").ok
     assert re.fullmatch(
         r"GPU 1 has been idle for \d+ s; its lease ends in 3 s unless it is used\.", warned["text"]
     )
@@ -879,18 +879,18 @@ def check_notices(client: Client, pod: str) -> None:
         r"The lease of GPU 1 has ended; still on it: pid \d+; they are ended in 1 s\.",
         still["text"],
     )
-    for notice in told:
+    for notice in answer:
         assert (notice["pod"], notice["to"], notice["count"]) == (pod, "you", 1)
         assert (notice["read"], notice["id"] > 0) == (False, True)
     assert client.get("/user/notices", limit=1).ok == [still]
     assert client.get("/user/notices", since="2099-01-01").ok == []
     pody = as_user(client)
-    assert json.loads(pody("notices").ok) == told
+    assert json.loads(pody("notices").ok) == answer
     assert "pody: 3 new notices: pody notices" in pody.shown("ls")
     shown = pody.shown("notices").splitlines()
     assert [line.partition("  ")[0] for line in shown] == [
         "time",
-        *(notice["time"] for notice in told),
+        *(notice["time"] for notice in answer),
     ]
     assert shown[-1].endswith(f"{pod}  {still['text']}")
     assert "notice" not in pody.shown("ls")

@@ -192,8 +192,8 @@ def test_nothing_of_a_pod_is_run_beside_it(node: Node, debian: Client, tmp_path:
     names = names_beside(node, own, "main", tmp_path)
 
     own.post("/pod/copy", ins="main", to="second").ok
-    found = own.exec("second", "ls /beside; cat /etc/nsswitch.conf; ls /etc | grep podyd")
-    assert found["stdout"] == names
+    answer = own.exec("second", "ls /beside; cat /etc/nsswitch.conf; ls /etc | grep podyd")
+    assert answer["stdout"] == names
     # Where the library, and who writes times, would wait for ever.
     own.exec("main", "cd /etc && rm -f group localtime && mkfifo group localtime; sync")
     own.post("/pod/commit", ins="main").ok
@@ -250,9 +250,9 @@ def test_what_becomes_too_large_is_ended_while_it_is_packed(node: Node, own: Cli
     )
     body = tight.client(own.user).post("/pod/commit", ins="main").refused(403, "quota_exceeded")
     assert (body["limit"], body["used"]) == (quota, 0)
-    found = re.search(r"this one has (\d+),", body["detail"])
-    assert found
-    assert quota < int(found[1]) < count * 1024**2, "it was packed to its end"
+    match = re.search(r"this one has (\d+),", body["detail"])
+    assert match
+    assert quota < int(match[1]) < count * 1024**2, "it was packed to its end"
     assert_nothing_left(node, own.user)
     assert tight.stop() == 0
 
@@ -332,12 +332,12 @@ def test_an_image_of_ubuntu(node: Node, alice: Client, ins: str) -> None:
         cmd = "timeout 30 systemctl is-system-running --wait"
         wait_until(lambda: alice.exec(ins, cmd, timeout=40)["stdout"] == "running\n", cmd)
         wait_until(lambda: alice.get("/pod/info", ins=ins).ok["addresses"], "an address")
-        found = alice.exec(
+        answer = alice.exec(
             ins,
             ". /etc/os-release; echo $VERSION_ID; python3 -c 'print(6 * 7)'; ip route show default"
             " | wc -l; exec 3<>/dev/tcp/127.0.0.1/22; head -c 4 <&3",
         )
-        assert found["stdout"] == "22.04\n42\n1\nSSH-", found
+        assert answer["stdout"] == "22.04\n42\n1\nSSH-", answer
         keys = alice.exec(ins, IDENTITY)
         assert (keys["exit_code"], len(keys["stdout"].splitlines())) == (0, 5)
         inspected = alice.get("/image/inspect", image=alias).ok

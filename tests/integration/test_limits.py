@@ -197,8 +197,8 @@ def test_who_was_killed_for_memory_is_told_so(
     expected = (code, limit is not None, limit)
     assert (done["exit_code"], done["oom_killed"], done["memory_limit"]) == expected
     with streamed(tight, "main", command, timeout=30) as talk:
-        found = {"oom_killed": limit is not None, "memory_limit": limit}
-        assert talk.end() == {**ended(code), **found}
+        fields = {"oom_killed": limit is not None, "memory_limit": limit}
+        assert talk.end() == {**ended(code), **fields}
 
 
 def test_a_shell_is_told_so_too(tight: Client) -> None:

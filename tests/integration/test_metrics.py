@@ -57,24 +57,24 @@ def test_cards_pods_requests_and_commands(
         member.exec(pod, "true")
         member.exec(pod, "sleep 9", timeout=0.2)
         member.get("/pod/info", ins="none").refused(404)
-        found = scrape(boss)
-    assert figure(found, "podyd_gpu_pod_memory_bytes", **owned) == 2 * GIB
-    assert figure(found, "podyd_gpu_pod_utilisation_ratio", **owned) == 0.3
-    assert figure(found, "podyd_gpu_utilisation_ratio", **card) == 0.4
-    assert figure(found, "podyd_gpu_memory_used_bytes", **card) == 3 * GIB
-    assert figure(found, "podyd_gpu_memory_bytes", **card) == 80 * GIB
-    assert figure(found, "podyd_gpu_temperature_celsius", **card) is None, "not supported is no 0"
-    assert figure(found, "podyd_gpu_held", **owned, exclusive="false") == 1
-    assert figure(found, "podyd_gpu_queue_length") == 0
-    assert figure(found, "podyd_gpu_intruders_total", what="seen") is not None
-    assert (figure(found, "podyd_lxd_up"), figure(found, "podyd_nvml_up")) == (1, 1)
-    assert (figure(found, "podyd_nvml_sample_age_seconds") or 99) < 5
-    assert (figure(found, "podyd_pods", status="running") or 0) >= 1
+        metrics = scrape(boss)
+    assert figure(metrics, "podyd_gpu_pod_memory_bytes", **owned) == 2 * GIB
+    assert figure(metrics, "podyd_gpu_pod_utilisation_ratio", **owned) == 0.3
+    assert figure(metrics, "podyd_gpu_utilisation_ratio", **card) == 0.4
+    assert figure(metrics, "podyd_gpu_memory_used_bytes", **card) == 3 * GIB
+    assert figure(metrics, "podyd_gpu_memory_bytes", **card) == 80 * GIB
+    assert figure(metrics, "podyd_gpu_temperature_celsius", **card) is None, "not supported is no 0"
+    assert figure(metrics, "podyd_gpu_held", **owned, exclusive="false") == 1
+    assert figure(metrics, "podyd_gpu_queue_length") == 0
+    assert figure(metrics, "podyd_gpu_intruders_total", what="seen") is not None
+    assert (figure(metrics, "podyd_lxd_up"), figure(metrics, "podyd_nvml_up")) == (1, 1)
+    assert (figure(metrics, "podyd_nvml_sample_age_seconds") or 99) < 5
+    assert (figure(metrics, "podyd_pods", status="running") or 0) >= 1
     for outcome in ("ended", "timed_out"):
-        assert (figure(found, "podyd_exec_seconds_count", outcome=outcome) or 0) >= 1
+        assert (figure(metrics, "podyd_exec_seconds_count", outcome=outcome) or 0) >= 1
     refused = {"path": "/pod/info", "method": "GET", "status": "404"}
-    assert (figure(found, "podyd_requests_total", **refused) or 0) >= 1
-    assert (figure(found, "podyd_request_seconds_count", path="/pod/exec") or 0) >= 2
+    assert (figure(metrics, "podyd_requests_total", **refused) or 0) >= 1
+    assert (figure(metrics, "podyd_request_seconds_count", path="/pod/exec") or 0) >= 2
 
 
 @pytest.mark.usefixtures("lab_cards")
@@ -83,15 +83,15 @@ def test_a_lease_and_the_line(
 ) -> None:
     boss, member = gpu_server.client(admin.user), gpu_server.client(alice.user)
     lease = member.post("/gpu/lease", ins=pod, gpus="0,", hours=1).ok["leases"][0]
-    found = scrape(boss)
+    metrics = scrape(boss)
     owned = {
         "gpu": "0",
         "uuid": lease["uuid"],
         "pod": node.instance_of(alice.user, pod)["name"],
         "owner": alice.user,
     }
-    assert figure(found, "podyd_gpu_held", **owned, exclusive="true") == 1
-    assert figure(found, "podyd_gpu_lease_end_timestamp_seconds", **owned)
+    assert figure(metrics, "podyd_gpu_held", **owned, exclusive="true") == 1
+    assert figure(metrics, "podyd_gpu_lease_end_timestamp_seconds", **owned)
     member.post("/gpu/release", ins=pod).ok
     assert figure(scrape(boss), "podyd_gpu_held", **owned, exclusive="true") is None
 
@@ -117,6 +117,6 @@ def test_invented_methods_are_one_and_reach_no_log(server: Server, admin: Client
 
 
 def test_it_answers_without_nvml(server: Server, admin: Client) -> None:
-    found = scrape(admin)
-    assert (figure(found, "podyd_lxd_up"), figure(found, "podyd_nvml_up")) == (1, 0)
-    assert figure(found, "podyd_nvml_sample_age_seconds") is None
+    metrics = scrape(admin)
+    assert (figure(metrics, "podyd_lxd_up"), figure(metrics, "podyd_nvml_up")) == (1, 0)
+    assert figure(metrics, "podyd_nvml_sample_age_seconds") is None

@@ -244,8 +244,8 @@ def test_a_copy_has_it_and_an_image_does_not(disk: Disk, ann: Client, server: Se
     # Made by a podyd that mounts nothing.
     other = server.client(ann.user)
     other.post("/pod/create", ins="plain", image=image).ok
-    found = stdout(other, "ls -A /workspace /ref; stat -c %u:%g /root/kept /etc/passwd", "plain")
-    assert found == "/ref:\n\n/workspace:\n33:33\n0:0\n"
+    output = stdout(other, "ls -A /workspace /ref; stat -c %u:%g /root/kept /etc/passwd", "plain")
+    assert output == "/ref:\n\n/workspace:\n33:33\n0:0\n"
     for ins in ("plain", "second"):
         ann.post("/pod/delete", ins=ins).ok
     assert (disk.own(ann.user) / "kept out").exists()
@@ -264,8 +264,8 @@ def test_another_podyd_yaml_counts_from_the_next_start(
     stdout(other, "echo mine > /root/kept")
     # The disk of then has the ids of then.
     other.post("/pod/restore", ins="main", name="mapped").ok
-    found = stdout(other, "stat -c %U / /etc/passwd; ls -A /root/kept /workspace || true")
-    assert found.split() == ["root", "root", "/workspace:"]
+    output = stdout(other, "stat -c %U / /etc/passwd; ls -A /root/kept /workspace || true")
+    assert output.split() == ["root", "root", "/workspace:"]
     ben.post("/pod/stop", ins="main").ok
     ben.post("/pod/start", ins="main").ok
     assert stdout(ben, "stat -c %U /workspace /etc/passwd") == "root\nroot\n"
@@ -326,5 +326,5 @@ def test_podyds_certificate_gets_no_further(
         "config": {"raw.idmap": idmap} if idmap else {},
         "devices": {"x": device} if source else {},
     }
-    said = Certified(disk.node).refused("POST", "/1.0/instances", body)
-    assert "not allowed" in said or "is forbidden" in said
+    message = Certified(disk.node).refused("POST", "/1.0/instances", body)
+    assert "not allowed" in message or "is forbidden" in message

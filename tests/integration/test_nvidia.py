@@ -38,8 +38,8 @@ def rows_of(client: Client, *wanted: int) -> dict[int, Json]:
     """The processes on all cards by their pids, once exactly these are there."""
 
     def rows() -> dict[int, Json]:
-        found: Mapping[str, list[Json]] = client.get("/host/gpu-ps").ok
-        return {row["pid"]: row for on_card in found.values() for row in on_card}
+        answer: Mapping[str, list[Json]] = client.get("/host/gpu-ps").ok
+        return {row["pid"]: row for on_card in answer.values() for row in on_card}
 
     wait_until(lambda: sorted(rows()) == sorted(wanted), f"{wanted}")
     return rows()
@@ -117,10 +117,10 @@ def test_compute_graphics_and_memory_that_is_not_told(
         nvml.write(state.holding(1, FakeProcess(one.pid, 2 * GIB, kind="graphics")))
         client = gpu_server.client(alice.user)
         rows_of(client, one.pid, two.pid)
-        found = client.get("/host/gpu-ps").ok
+        answer = client.get("/host/gpu-ps").ok
         used = {
             index: {row["pid"]: row["gpu_memory_used"] for row in rows}
-            for index, rows in found.items()
+            for index, rows in answer.items()
         }
         assert used == {"0": {one.pid: GIB, two.pid: None}, "1": {one.pid: 2 * GIB}}
 
@@ -249,19 +249,19 @@ def test_two_hundred_processes_on_eight_cards(
     alice.exec(pod, script)
     try:
         wait_until(lambda: len(pids(cmd)) == 200, "all to run")
-        found = sorted(pids(cmd))
+        pids_shown = sorted(pids(cmd))
         gpus = tuple(
             FakeGpu(
                 f"GPU-{index}",
                 f"0000:{index:02x}:00.0",
                 index,
-                processes=tuple(FakeProcess(pid) for pid in found[index::8]),
+                processes=tuple(FakeProcess(pid) for pid in pids_shown[index::8]),
             )
             for index in range(8)
         )
         nvml.write(FakeNvml(gpus))
         client = gpu_server.client(bob.user)
-        rows = rows_of(client, *found)
+        rows = rows_of(client, *pids_shown)
         assert {row["cmd"] for row in rows.values()} == {cmd}
         assert len({row["pod"] for row in rows.values()}) == 1
         with ThreadPoolExecutor(4) as pool:
@@ -315,9 +315,9 @@ def test_hanging_from_the_start_is_a_503_until_nvml_answers(
     body = client.get("/host/gpu-ps").refused(503, "nvml_failed")
     assert "has not answered yet" in body["detail"]
     client.get("/user/info").ok
-    said = "no GPU data: NVML hangs"
-    assert said not in server.log_text(), "nobody has waited so long"
-    server.wait_for_log(said, 60)
+    line = "no GPU data: NVML hangs"
+    assert line not in server.log_text(), "nobody has waited so long"
+    server.wait_for_log(line, 60)
     answer = client.get("/host/gpu-ps")
     assert "NVML hangs" in answer.refused(503, "nvml_failed")["detail"]
     assert answer.seconds < FIRST_SAMPLE_SECONDS, "what is known is not waited for"
@@ -349,8 +349,8 @@ def test_an_update_of_the_driver_under_podyd_mends_itself(
     build(sick.directory, OTHER_DRIVER)
 
     def new() -> bool:
-        found: bool = client.get("/host/spec").ok["nvidia_driver"] == OTHER_DRIVER
-        return found
+        answer: bool = client.get("/host/spec").ok["nvidia_driver"] == OTHER_DRIVER
+        return answer
 
     wait_until(new, "the new driver")
     assert age(client) <= 1
@@ -365,24 +365,24 @@ def test_a_lost_card_is_empty_and_the_other_goes_on(
         nvml.write(state.with_gpu(0, lost=True))
         client = gpu_server.client(alice.user)
         rows_of(client, running.pid)
-        found = client.get("/host/gpu-ps").ok
-        assert {index: len(rows) for index, rows in found.items()} == {"0": 0, "1": 1}
+        answer = client.get("/host/gpu-ps").ok
+        assert {index: len(rows) for index, rows in answer.items()} == {"0": 0, "1": 1}
 
 
 def asking(server: Server) -> int:
     """The process in which podyd asks NVML, once it does."""
-    found: list[int] = []
+    statuses: list[int] = []
 
     def there() -> bool:
-        found[:] = [
+        statuses[:] = [
             pid
             for pid in children(server.process.pid)
             if Path(f"/proc/{pid}/cmdline").read_bytes().endswith(b"\0podyd\0nvml\0")
         ]
-        return len(found) == 1
+        return len(statuses) == 1
 
     wait_until(there, "podyd nvml")
-    return found[0]
+    return statuses[0]
 
 
 def loaded(pid: int, driver: FakeDriver) -> bool:

@@ -42,8 +42,8 @@ def test_a_life(alice: Client, ins: str, node: Node) -> None:
     assert alice.get("/pod/info", ins=ins).ok["status"] == "running"
     alice.exec(ins, "echo kept > /root/file")
     assert alice.post("/pod/restart", ins=ins).ok["log"]
-    found = alice.exec(ins, "cat /root/file")
-    assert (found["exit_code"], found["stdout"], found["stderr"]) == (0, "kept\n", "")
+    answer = alice.exec(ins, "cat /root/file")
+    assert (answer["exit_code"], answer["stdout"], answer["stderr"]) == (0, "kept\n", "")
 
     assert alice.post("/pod/delete", ins=ins).ok["log"]
     assert ins not in alice.get("/pod/list").ok

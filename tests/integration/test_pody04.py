@@ -144,11 +144,11 @@ def test_what_is_refused(old: Old, pod: str) -> None:
         (old, ("get", "pod/create", "ins:x", "image:y"), 405, "POST"),
         (old, ("fetch", "pod/shell", f"ins:{pod}"), 426, "WebSocket"),
     ]
-    for client, words, status, said in cases:
+    for client, words, status, output in cases:
         raw = client(*words, "--raw")
         error = json.loads(raw.out)
         assert (raw.status, error["error_code"]) == (1, status), error
-        assert said in error["message"], error
+        assert output in error["message"], error
     plain = old("fetch", "pod/shell", f"ins:{pod}")
     assert (plain.status, plain.err) == (1, "")
     assert plain.out.startswith("Error - /pod/shell is a WebSocket.")

@@ -201,10 +201,10 @@ def test_adding_and_removing(node: Node, server: Server, carol: Client, bob: Cli
 
 
 def test_what_listens_in_a_pod(carol: Client, echo: int, bob: Client) -> None:
-    found = carol.get("/pod/ports", ins="one").ok
-    assert {"port": 7, "address": "::", "protocol": "tcp", "host_port": echo} in found
-    assert {item["port"]: item["host_port"] for item in found}[22] == ports_in(carol, "one")[22]
-    assert all(item["host_port"] is None for item in found if item["port"] == 53)
+    answer = carol.get("/pod/ports", ins="one").ok
+    assert {"port": 7, "address": "::", "protocol": "tcp", "host_port": echo} in answer
+    assert {item["port"]: item["host_port"] for item in answer}[22] == ports_in(carol, "one")[22]
+    assert all(item["host_port"] is None for item in answer if item["port"] == 53)
     bob.get("/pod/ports", ins="one").refused(404, "no_such_pod")
     carol.post("/pod/stop", ins="two").ok
     carol.get("/pod/ports", ins="two").refused(409, "pod_not_running")

@@ -75,11 +75,11 @@ class Laptop:
         with self.begin("pody", "forward", pod, *ports) as process:
             try:
                 assert process.stdout is not None
-                said = process.stdout.readline().decode()
+                output = process.stdout.readline().decode()
                 match = re.fullmatch(
-                    r"127\.0\.0\.1:(\d+) is forwarded to port \d+ of pod .*\n", said
+                    r"127\.0\.0\.1:(\d+) is forwarded to port \d+ of pod .*\n", output
                 )
-                assert match is not None, (said, process.communicate(timeout=5))
+                assert match is not None, (output, process.communicate(timeout=5))
                 yield process, int(match[1])
             finally:
                 process.kill()
@@ -183,13 +183,13 @@ def test_many_connections_at_once(laptop: Laptop, pod: str) -> None:
 
 def relays() -> list[Path]:
     """The relays of all pods, as this machine sees them."""
-    found = []
+    pids = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().split(b"\0")
             if words[0] == b"perl" and b"podyd-end" in b"".join(words):
-                found.append(path)
-    return found
+                pids.append(path)
+    return pids
 
 
 @pytest.mark.usefixtures("services")
@@ -201,8 +201,8 @@ def test_each_direction_ends_by_itself(laptop: Laptop, alice: Client, pod: str) 
         assert received(near) == b"hello"
         near.sendall(b"heard")
         near.shutdown(socket.SHUT_WR)
-        told = lambda: alice.exec(pod, "cat /root/told")["stdout"] == "heard"  # noqa: E731
-        wait_until(told, "what was sent later")
+        answer = lambda: alice.exec(pod, "cat /root/told")["stdout"] == "heard"  # noqa: E731
+        wait_until(answer, "what was sent later")
 
 
 @pytest.mark.usefixtures("services")
@@ -219,9 +219,9 @@ def test_what_is_refused_is_said_once_and_it_goes_on(laptop: Laptop, pod: str) -
             # All that is open ends with it.
             process.send_signal(signal.SIGINT)
             assert received(near) == b""
-        _, said = process.communicate(timeout=10)
+        _, output = process.communicate(timeout=10)
         assert process.returncode == 130
-    assert said.decode().splitlines() == [
+    assert output.decode().splitlines() == [
         "Ctrl-C ends this.",
         f"pody: Nothing listens on port 4003 in pod {pod}.",
     ]
@@ -239,8 +239,8 @@ def test_more_connections_than_a_member_may_have(laptop: Laptop, pod: str) -> No
             opened.append(near.recv(1))
             assert opened[-1] == (b"x" if number < 20 else b""), number
         process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=10)
-    assert b"20 shells and commands of yours are open" in said
+        _, output = process.communicate(timeout=10)
+    assert b"20 shells and commands of yours are open" in output
     wait_until(lambda: not relays(), "the relays to end")
 
 

@@ -372,13 +372,13 @@ def test_killed_in_the_middle_of_a_create(
 
     def settled() -> bool:
         """Nothing half-made is left: the pod is whole, or not there."""
-        found = [
+        left_over = [
             item
             for item in node.instances().values()
             if item["config"].get("user.podyd.owner") == user
         ]
         return not node.operations() and (
-            not found or client.get("/pod/info", ins=ins).status == 200
+            not left_over or client.get("/pod/info", ins=ins).status == 200
         )
 
     wait_until(settled, "the half-made pod to go", 90)

@@ -21,11 +21,11 @@ def test_lxd_names_what_an_operation_failed_of(node: Node) -> None:
         body = {"source": {"type": "url", "url": "http://127.0.0.1:1/"}}
         with pytest.raises(lab.LabError, match="connection refused"):
             node.lxd.change("POST", f"/1.0/images?project={node.project}", body)
-        said = next(
-            said
-            for said in log
-            if said.owner == node.project and "Failure for operation" in said.text
+        message = next(
+            message
+            for message in log
+            if message.owner == node.project and "Failure for operation" in message.text
         )
     finally:
         log.close()
-    assert "connection refused" in said.text
+    assert "connection refused" in message.text

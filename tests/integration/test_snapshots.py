@@ -115,8 +115,8 @@ def test_a_podyd_that_is_killed_in_the_middle_finishes_it(node: Node, own: Clien
     client = server.client(own.user)
     server.wait_for_log("Profile not found")
     # What LXD refuses is kept, and is what everybody sees; nothing runs without it.
-    said = client.post("/pod/start", ins="main").refused(409, "settings_not_back")
-    assert "Profile not found" in said["detail"]
+    message = client.post("/pod/start", ins="main").refused(409, "settings_not_back")
+    assert "Profile not found" in message["detail"]
     assert client.get("/pod/info", ins="main").ok["memory_limit"] == 300 * 1024**2
     assert held.exists()
     node.lxc("profile", "create", "since-gone")

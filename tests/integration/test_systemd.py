@@ -271,10 +271,10 @@ class Journal:
 
     def entries(self) -> list[dict[str, str]]:
         """What has come since."""
-        found = []
+        fields = []
         while select.select([self._end], [], [], 0.5)[0]:
-            found.append(_fields(self._end.recv(65536)))
-        return found
+            fields.append(_fields(self._end.recv(65536)))
+        return fields
 
     def close(self) -> None:
         self._end.close()
@@ -282,16 +282,16 @@ class Journal:
 
 def _fields(data: bytes) -> dict[str, str]:
     """As JOURNAL_NATIVE_PROTOCOL has it: NAME=VALUE, or NAME, the length in 8 bytes, and VALUE."""
-    found = {}
+    values = {}
     while data:
         line, _, rest = data.partition(b"\n")
         name, equals, value = line.partition(b"=")
         if not equals:
             length = int.from_bytes(rest[:8], "little")
             value, rest = rest[8 : 8 + length], rest[9 + length :]
-        found[name.decode()] = value.decode()
+        values[name.decode()] = value.decode()
         data = rest
-    return found
+    return values
 
 
 @pytest.fixture

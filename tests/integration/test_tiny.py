@@ -68,8 +68,8 @@ def test_a_signal_reaches_all_of_a_command(alice: Client, tiny: str) -> None:
 def test_files_and_folders(alice: Client, tiny: str) -> None:
     assert put(alice, tiny, "/root/new", b"one", mode="640", mtime=86400).status == 200
     assert put(alice, tiny, "/root/new", b"\0two").status == 200
-    found = fetch(alice, tiny, "/root/new")
-    assert (found.body, found.headers["X-Podyd-Mode"]) == (b"\0two", "0640")
+    answer = fetch(alice, tiny, "/root/new")
+    assert (answer.body, answer.headers["X-Podyd-Mode"]) == (b"\0two", "0640")
     assert fetch(alice, tiny, "/proc/version").body.startswith(b"Linux")
     assert fetch(alice, tiny, "/none").code == "no_such_file"
     body = tar_of(("a b/c\n", b"1"), ("link", "a b/c\n"))
@@ -160,8 +160,8 @@ def test_a_commit_is_cancelled_at_each_stage(
 def test_the_hosts_last_room_ends_a_commit(node: Node, alice: Client, tiny: str) -> None:
     """A large file of the host's stands for all that may fill it up meanwhile."""
     images = Path(node.lab_state.socket).parent / "images"
-    said = os.statvfs(images)
-    floor = said.f_bavail * said.f_frsize - 2 * GIB
+    status = os.statvfs(images)
+    floor = status.f_bavail * status.f_frsize - 2 * GIB
     server = node.serve(constants={"podyd.engine.room.FLOOR_BYTES": floor})
     client = server.client(alice.user)
     client.exec(tiny, "truncate -s 8G /root/hole; sync")

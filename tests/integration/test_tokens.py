@@ -35,8 +35,8 @@ def token_of(client: Client, **params: object) -> Bearer:
 
 def id_of(bearer: Bearer) -> str:
     """The id of the one token that its owner has."""
-    (found,) = bearer.get("/user/tokens").ok
-    return str(found["id"])
+    (answer,) = bearer.get("/user/tokens").ok
+    return str(answer["id"])
 
 
 # --- Making and using ---------------------------------------------------------------------------
@@ -191,11 +191,11 @@ def test_a_token_that_reads_gets_nothing_out_of_a_pod(alice: Client, pod: str) -
 def test_each_operation_takes_the_tokens_that_the_document_says(admin: Client, scope: str) -> None:
     bearer = token_of(admin, scope=scope)
     described = bearer.get("/openapi.json").ok["paths"]
-    said, taken = set(), set()
+    documented, taken = set(), set()
     for path, methods in described.items():
         for method, operation in methods.items():
             if {"token": [scope]} in operation["security"]:
-                said.add((method, path))
+                documented.add((method, path))
             # The login is judged first: with a parameter that there is not, nothing else happens.
             status = (
                 refused(bearer, path, nothing=1)
@@ -205,7 +205,7 @@ def test_each_operation_takes_the_tokens_that_the_document_says(admin: Client, s
             assert status in (400, 403), (path, status)
             if status == 400:
                 taken.add((method, path))
-    assert taken == said | {("get", "/version")}
+    assert taken == documented | {("get", "/version")}
     admin.post("/user/token-revoke", id="all").ok
 
 
@@ -236,10 +236,10 @@ def test_a_revoked_token_ends_at_once(new_user: Callable[[], Client]) -> None:
     client = new_user()
     bearer = token_of(client)
     bearer.get("/user/info").ok
-    found = id_of(bearer)
-    client.post("/user/token-revoke", id=found).ok
+    message = id_of(bearer)
+    client.post("/user/token-revoke", id=message).ok
     bearer.get("/user/info").refused(401, "token_refused")
-    client.post("/user/token-revoke", id=found).refused(404, "no_such_token")
+    client.post("/user/token-revoke", id=message).refused(404, "no_such_token")
     assert client.get("/user/tokens").ok == []
 
 
@@ -248,15 +248,15 @@ def test_others_tokens_are_for_admins_to_revoke(
 ) -> None:
     client, other = new_user(), new_user()
     bearer = token_of(client)
-    found = id_of(bearer)
-    other.post("/user/token-revoke", id=found).refused(404, "no_such_token")
+    message = id_of(bearer)
+    other.post("/user/token-revoke", id=message).refused(404, "no_such_token")
     other.post("/user/token-revoke", id="all", user=client.user).refused(403, "not_an_admin")
     bearer.get("/user/info").ok
-    admin.post("/user/token-revoke", id=found, user=client.user).ok
+    admin.post("/user/token-revoke", id=message, user=client.user).ok
     bearer.get("/user/info").refused(401)
     bearer = token_of(client)
-    said = admin.post("/user/token-revoke", id="all", user=client.user).ok["log"]
-    assert said == f"Tokens of {client.user} that are revoked: 1."
+    answer = admin.post("/user/token-revoke", id="all", user=client.user).ok["log"]
+    assert answer == f"Tokens of {client.user} that are revoked: 1."
     bearer.get("/user/info").refused(401)
 
 
@@ -274,8 +274,8 @@ def test_a_new_password_revokes_the_tokens(new_user: Callable[[], Client], serve
     bearers = [token_of(client), token_of(client)]
     for bearer in bearers:
         bearer.get("/user/info").ok
-    said = client.post("/user/ch-passwd", passwd="Next-Horse-8").ok["log"]
-    assert "revoked: 2." in said
+    answer = client.post("/user/ch-passwd", passwd="Next-Horse-8").ok["log"]
+    assert "revoked: 2." in answer
     for bearer in bearers:
         bearer.get("/user/info").refused(401, "token_refused")
     assert server.client(client.user, "Next-Horse-8").get("/user/tokens").ok == []

@@ -46,10 +46,10 @@ class Lab:
 
     def stat(self, kind: str, **params: object) -> Mapping[str, float]:
         """As somebody else sees it."""
-        found: Mapping[str, float] = (
+        answer: Mapping[str, float] = (
             self.server.client(self.other).get(f"/stat/{kind}time", **params).ok
         )
-        return found
+        return answer
 
     def text(self, path: str) -> str:
         """An answer that is no JSON."""

@@ -448,11 +448,11 @@ def unescape_mount(field: str) -> str:
 
 def mounts(pid: int | str = "self") -> list[tuple[str, str]]:
     """(mount point, file system) in the order they were mounted."""
-    found = []
+    paths = []
     for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines():
         left, _, right = line.partition(" - ")
-        found.append((unescape_mount(left.split()[4]), right.split()[0]))
-    return found
+        paths.append((unescape_mount(left.split()[4]), right.split()[0]))
+    return paths
 
 
 def has_cgroups(mounted: Sequence[tuple[str, str]]) -> bool:
@@ -798,9 +798,9 @@ class Wipe:
         self.attempt("DELETE", url + where)
 
     def instances(self, project: str) -> None:
-        found = self.lxd.list(f"/1.0/instances?recursion=1&project={quote(project)}")
+        rows = self.lxd.list(f"/1.0/instances?recursion=1&project={quote(project)}")
         with ThreadPoolExecutor(max_workers=4) as pool:
-            list(pool.map(functools.partial(self.instance, project), [i["name"] for i in found]))
+            list(pool.map(functools.partial(self.instance, project), [i["name"] for i in rows]))
 
     def images(self, project: str) -> None:
         where = f"?project={quote(project)}"
@@ -842,8 +842,8 @@ class Wipe:
             self.attempt("DELETE", f"/1.0/projects/{quote(name)}")
 
     def projects(self, prefix: str) -> None:
-        found = self.lxd.list("/1.0/projects?recursion=1")
-        for project in sorted(found, key=lambda item: item["name"] == "default"):
+        rows = self.lxd.list("/1.0/projects?recursion=1")
+        for project in sorted(rows, key=lambda item: item["name"] == "default"):
             if project["name"].startswith(prefix):
                 self.project(project)
 

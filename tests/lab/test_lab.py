@@ -175,12 +175,12 @@ def test_programs_are_on_the_path_and_nobody_elses_is_touched(tmp_path: Path) ->
     (directory / "pody").write_text("an older one, of pip")
     (directory / "podx").symlink_to("pody")
     for _ in range(2):
-        said = link(tmp_path).splitlines()
-        assert [line.partition(" ")[0] for line in said] == [
+        lines = link(tmp_path).splitlines()
+        assert [line.partition(" ")[0] for line in lines] == [
             f"{directory}/pody",
             f"{directory}/podx",
         ]
-        assert "/usr/local/lib/podyd/bin/pody" in said[0]
+        assert "/usr/local/lib/podyd/bin/pody" in lines[0]
         assert os.readlink(directory / "podyd") == "/usr/local/lib/podyd/bin/podyd"
         assert (directory / "pody").read_text() == "an older one, of pip"
         assert os.readlink(directory / "podx") == "pody"

@@ -25,9 +25,9 @@ def debs() -> list[Path]:
     """The packages of this checkout."""
     done = subprocess.run(["make", "-C", str(ROOT), "deb"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    found = sorted((ROOT / "build/deb").glob(f"*_{__version__}_all.deb"))
-    assert [path.name.partition("_")[0] for path in found] == ["podyd-client", "podyd"]
-    return found
+    paths = sorted((ROOT / "build/deb").glob(f"*_{__version__}_all.deb"))
+    assert [path.name.partition("_")[0] for path in paths] == ["podyd-client", "podyd"]
+    return paths
 
 
 @pytest.fixture(scope="session")
@@ -75,9 +75,9 @@ def bare(release: str) -> Iterator[Machine]:
 @pytest.fixture(scope="session")
 def figures() -> Iterator[dict[str, str]]:
     """What was measured; kept in build/packaging/figures, and printed with -s."""
-    found: dict[str, str] = {}
-    yield found
+    values: dict[str, str] = {}
+    yield values
     path = ROOT / "build/packaging/figures"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(f"{key}: {value}\n" for key, value in found.items()))
+    path.write_text("".join(f"{key}: {value}\n" for key, value in values.items()))
     print("\n" + path.read_text())

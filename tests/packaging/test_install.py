@@ -170,8 +170,8 @@ def test_a_process_in_a_pod_is_found_on_its_card(site: Site, pod: str) -> None:
     site.driver.write(FakeNvml().holding(1, FakeProcess(int(sleeping()[0]))))
 
     def rows() -> list[tuple[str, str]]:
-        found = site.alice.get("/host/gpu-ps").ok["1"]
-        return [(row["pod"], row["cmd"]) for row in found]
+        answer = site.alice.get("/host/gpu-ps").ok["1"]
+        return [(row["pod"], row["cmd"]) for row in answer]
 
     wait_until(lambda: rows() == [("alice-first", "sleep 4711")], "gpu-ps")
     site.driver.write(FakeNvml())
@@ -235,8 +235,8 @@ def probed(site: Site) -> dict[str, object]:
     machine.write("/etc/systemd/system/podyd-probe.service", "\n".join(kept) + "\n")
     machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "podyd-probe")
-    found: dict[str, object] = json.loads(machine.journal("-u", "podyd-probe", "_COMM=python3"))
-    return found
+    data: dict[str, object] = json.loads(machine.journal("-u", "podyd-probe", "_COMM=python3"))
+    return data
 
 
 def test_the_service_cannot_reach_the_host(site: Site, probed: dict[str, object]) -> None:
@@ -284,11 +284,11 @@ def test_podyd_is_told_how_large_images_become(site: Site) -> None:
     for number, path in enumerate(places, 1):
         machine.sh(f"umask 077; head -c {number}000 /dev/urandom >{path}")
     try:
-        told = json.loads(machine.run("runuser", "-u", "podyd", "--", "python3", "-c", ASK_PACKING))
+        data = json.loads(machine.run("runuser", "-u", "podyd", "--", "python3", "-c", ASK_PACKING))
     finally:
         machine.sh(f"rm -r {Path(places[0]).parent} {places[1]}")
-    assert list(told["images"].values()) == [1000]
-    assert told["scratch"] == {"0/lxd_compress_1": 2000}
+    assert list(data["images"].values()) == [1000]
+    assert data["scratch"] == {"0/lxd_compress_1": 2000}
     assert machine.show("podyd-packing.service", "MemoryMax") == str(128 * 1024**2)
     root = machine.show("podyd-packing.service", "MainPID")
     inside = ("nsenter", f"--target={root}", "--mount", "--")
@@ -348,8 +348,8 @@ def config(site: Site) -> Iterator[Path]:
 
 
 def max_pods(site: Site) -> int:
-    found: int = site.alice.get("/user/info").ok["quota"]["max_pods"]
-    return found
+    answer: int = site.alice.get("/user/info").ok["quota"]["max_pods"]
+    return answer
 
 
 def test_reload_applies_the_file_and_refuses_a_broken_one(site: Site, config: Path) -> None:
@@ -458,8 +458,8 @@ def test_a_members_own_directory(site: Site, config: Path, image: str) -> None:
     config.write_text('pods: {mounts: ["/data/$user:/workspace"]}\n')
     machine.run("install", "-d", "-m", "755", "/data")
     machine.run("systemctl", "restart", "podyd")
-    said = site.alice.post("/pod/create", ins="own", image=image).refused(409, "directory_unfit")
-    machine.run("sh", "-c", said["advice"].partition("type: ")[2].rstrip("."))
+    message = site.alice.post("/pod/create", ins="own", image=image).refused(409, "directory_unfit")
+    machine.run("sh", "-c", message["advice"].partition("type: ")[2].rstrip("."))
     ids = "--add-subuids 1000-59999 --add-subgids 100-100 --add-subgids 1000-59999"
     machine.run("usermod", *ids.split(), "root")
     assert "root has no range" not in machine.attempt("podyd", "doctor").stdout
@@ -507,8 +507,8 @@ def test_the_journal_has_a_line_a_request(site: Site, pod: str) -> None:
 
 
 def test_doctor_finds_nothing_wrong(site: Site, image: str) -> None:
-    found = json.loads(site.machine.attempt("podyd", "doctor", "--json").stdout)["findings"]
-    problems = [item for item in found if item["level"] in ("error", "warning")]
+    data = json.loads(site.machine.attempt("podyd", "doctor", "--json").stdout)["findings"]
+    problems = [item for item in data if item["level"] in ("error", "warning")]
     # The simulated cards have no driver in the kernel, and this kernel takes no rules for devices
     # from root of a container. Where it has its controllers in cgroup v1, the container has none.
     known = ("nvidia_", "cards_service", "lxd_limits")
@@ -608,8 +608,8 @@ def test_ports_lead_into_pods_and_outlive_podyd(site: Site, pod: str) -> None:
     assert machine.show("podyd-ports.service", "MainPID") == relay != "0"
     machine.run("systemctl", "kill", "--signal=KILL", "podyd-ports.service")
     wait_until(lambda: machine.attempt("sh", "-c", banner).stdout == "SSH-2.0-", "sshd", 60)
-    found = site.alice.get("/pod/ports", ins=pod).ok
-    assert int(port) in {item["host_port"] for item in found if item["port"] == 22}
+    answer = site.alice.get("/pod/ports", ins=pod).ok
+    assert int(port) in {item["host_port"] for item in answer if item["port"] == 22}
 
 
 def test_man_pages_and_completion(site: Site) -> None:

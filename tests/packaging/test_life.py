@@ -53,16 +53,16 @@ def site(bare: Machine, debs: list[Path], previous_debs: list[Path]) -> Site:
     """The previous version in use: edited settings, an edited profile, a pod."""
     for name in ("alice", *MEMBERS):
         bare.user(name, PASSWORD)
-    found = Site(bare, bare.client("alice", PASSWORD), debs)
-    found.install(debs=previous_debs)
+    output = Site(bare, bare.client("alice", PASSWORD), debs)
+    output.install(debs=previous_debs)
     bare.run("podyd", "image", "build", timeout=600)
     bare.write("/etc/podyd/podyd.yaml", CONFIG)
     bare.run("systemctl", "reload", "podyd")
     profile = ("podyd-base", "--project", "podyd")
     bare.run("lxc", "profile", "set", *profile[:1], "limits.processes", PROCESSES, *profile[1:])
-    found.alice.post("/pod/create", ins="kept", image="debian12").ok
-    found.alice.exec("kept", "echo mine > /root/mark")
-    return found
+    output.alice.post("/pod/create", ins="kept", image="debian12").ok
+    output.alice.exec("kept", "echo mine > /root/mark")
+    return output
 
 
 def logged_in_version(machine: Machine) -> str:
@@ -95,10 +95,10 @@ def begun(site: Site, pool: ThreadPoolExecutor, name: str, rest: str) -> Future[
     """A command of alice's that is under way in her pod."""
     call = site.alice.post
     cmd = f"touch /run/{name}; {rest}"
-    found = pool.submit(call, "/pod/exec", ins="kept", cmd=cmd, timeout=600)
+    running = pool.submit(call, "/pod/exec", ins="kept", cmd=cmd, timeout=600)
     inside = ("lxc", "exec", "alice-kept", "--project", "podyd", "--", "test", "-e", f"/run/{name}")
     wait_until(lambda: site.machine.attempt(*inside).returncode == 0, f"{name} to begin")
-    return found
+    return running
 
 
 def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:

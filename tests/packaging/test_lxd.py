@@ -35,14 +35,14 @@ def test_without_lxd_it_says_what_to_install_and_comes_with_it(
 
 def setting(machine: Machine) -> dict[str, object]:
     """How the admin's LXD is set up."""
-    found: dict[str, object] = {}
+    decoded: dict[str, object] = {}
     for query in QUERIES:
         data = json.loads(machine.run("lxc", "query", query))
         for item in data if isinstance(data, list) else [data]:
             item.pop("used_by", None)
-        found[query] = data
-    found["server"] = json.loads(machine.run("lxc", "query", "/1.0"))["config"]
-    return found
+        decoded[query] = data
+    decoded["server"] = json.loads(machine.run("lxc", "query", "/1.0"))["config"]
+    return decoded
 
 
 def test_an_lxd_in_use_at_the_snaps_place_stays_as_it_is(release: str, debs: list[Path]) -> None:

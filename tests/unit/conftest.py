@@ -18,24 +18,24 @@ PATIENCE_SECONDS = 2.0
 
 
 def _open_sockets() -> set[str]:
-    found = set()
+    sockets = set()
     for path in Path("/proc/self/fd").iterdir():
         try:
             target = str(path.readlink())
         except FileNotFoundError:  # The one that lists them.
             continue
         if target.startswith("socket:"):
-            found.add(target)
-    return found
+            sockets.add(target)
+    return sockets
 
 
 def _children() -> set[str]:
     """The processes that this one has started and not yet waited for."""
-    found: set[str] = set()
+    pids: set[str] = set()
     for path in Path("/proc/self/task").glob("*/children"):
         with contextlib.suppress(OSError):  # This thread has ended meanwhile.
-            found |= set(path.read_text().split())
-    return found
+            pids |= set(path.read_text().split())
+    return pids
 
 
 def _threads() -> set[str]:

@@ -118,12 +118,12 @@ def test_what_lies_below_may_be_imported() -> None:
 
 
 def test_imports_lead_downwards() -> None:
-    found = [
+    offending = [
         f"{path.relative_to(ROOT)}:{line}: {package}"
         for path in SOURCES
         for line, package in against(package_of(path), tree_of(path))
     ]
-    assert found == []
+    assert offending == []
 
 
 # --- What stays in one place --------------------------------------------------------------------
@@ -172,8 +172,10 @@ def modules_in(tree: ast.AST) -> Iterator[str]:
 
 @pytest.mark.parametrize(("module", "where"), ONLY_IMPORTERS.items())
 def test_a_library_has_one_importer(module: str, where: set[str]) -> None:
-    found = {str(path.relative_to(ROOT)) for path in SOURCES if module in modules_in(tree_of(path))}
-    assert found == where
+    importers = {
+        str(path.relative_to(ROOT)) for path in SOURCES if module in modules_in(tree_of(path))
+    }
+    assert importers == where
 
 
 def test_who_serves_imports_no_binding_of_nvml() -> None:
@@ -214,10 +216,10 @@ def kernel_files_in(tree: ast.Module) -> Iterator[tuple[str, str]]:
                 pass
             case _:
                 name = ""
-        said = [node.value for node in ast.walk(item) if isinstance(node, ast.Expr)]
+        docstrings = [node.value for node in ast.walk(item) if isinstance(node, ast.Expr)]
         for node in ast.walk(item):
             match node:
-                case ast.Constant(value=str(text)) if node not in said:
+                case ast.Constant(value=str(text)) if node not in docstrings:
                     if OF_THE_KERNEL.search(text):
                         yield name, text
                 case ast.Attribute(attr="AF_NETLINK"):
@@ -244,14 +246,14 @@ def test_what_is_none_is_not() -> None:
 
 
 def test_the_kernels_files_are_the_nodes() -> None:
-    found = {
+    offending = {
         (str(path.relative_to(ROOT)), name)
         for path in SOURCES
         # The members' client is a program of its own, on any machine.
         if package_of(path) not in ("node", "client")
         for name, _ in kernel_files_in(tree_of(path))
     }
-    assert found == NAMED_ELSEWHERE.keys()
+    assert offending == NAMED_ELSEWHERE.keys()
 
 
 # --- What only the engine says ------------------------------------------------------------------
@@ -264,10 +266,10 @@ OF_LXD = re.compile(
 
 def words_of_lxd_in(tree: ast.AST) -> Iterator[str]:
     """Each string that LXD alone says, or is told; docstrings are not looked at."""
-    said = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    docstrings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
     for node in ast.walk(tree):
         match node:
-            case ast.Constant(value=str(text)) if node not in said:
+            case ast.Constant(value=str(text)) if node not in docstrings:
                 is_sentence = type(refusal(text)) is not LxdRefused
                 if OF_LXD.search(text) or is_sentence:
                     yield text
@@ -291,13 +293,13 @@ def test_a_word_of_lxds_is_seen(text: str) -> None:
 
 
 def test_nobody_but_the_engine_speaks_as_lxd() -> None:
-    found = [
+    offending = [
         f"{path.relative_to(ROOT)}: {text!r}"
         for path in SOURCES
         if package_of(path) != "engine"
         for text in words_of_lxd_in(tree_of(path))
     ]
-    assert found == []
+    assert offending == []
 
 
 def test_services_are_given_an_engine_and_do_not_know_which() -> None:
@@ -309,13 +311,13 @@ def test_services_are_given_an_engine_and_do_not_know_which() -> None:
         if package_of(path) == "engine" and asks in modules_in(tree_of(path))
     } | {asks}
     assert "podyd.engine.instances" in of_lxd
-    found = [
+    offending = [
         f"{path.relative_to(ROOT)}: {module}"
         for path in SOURCES
         if package_of(path) not in ("engine", "app", "admin")
         for module in of_lxd.intersection(modules_in(tree_of(path)))
     ]
-    assert found == []
+    assert offending == []
 
 
 def test_what_an_engine_tells_is_typed() -> None:

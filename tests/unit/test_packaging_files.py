@@ -32,9 +32,9 @@ def read(name: str) -> str:
 
 
 def test_the_package_has_podyds_version() -> None:
-    found = re.match(r"podyd \(([^)]+)\) ", read("changelog"))
-    assert found is not None
-    assert found[1] == __version__
+    match = re.match(r"podyd \(([^)]+)\) ", read("changelog"))
+    assert match is not None
+    assert match[1] == __version__
 
 
 def test_the_pinned_wheels_are_those_that_the_copyright_names() -> None:
@@ -97,9 +97,9 @@ def test_roff_is_escaped() -> None:
 
 
 def client_parts() -> list[str]:
-    found = re.search(r"^CLIENT := (.+)$", read("rules"), re.MULTILINE)
-    assert found is not None
-    return found[1].split()
+    match = re.search(r"^CLIENT := (.+)$", read("rules"), re.MULTILINE)
+    assert match is not None
+    return match[1].split()
 
 
 def test_the_client_needs_nothing_but_its_own_package(tmp_path: Path) -> None:
@@ -136,10 +136,12 @@ def test_pip_installs_every_library_that_is_imported() -> None:
     lines = [named["options"]["install_requires"], named["options.extras_require"]["server"]]
     asked = {re.split(r"[^\w.-]", line)[0] for line in "".join(lines).split("\n")}
     known = packages_distributions()
-    found = set(libraries()) - sys.stdlib_module_names - {"podyd", "argcomplete"}
-    assert "tornado" in found
-    names = {module: {name.lower().replace("_", "-") for name in known[module]} for module in found}
-    assert not [module for module in found if not names[module] & asked]
+    imported = set(libraries()) - sys.stdlib_module_names - {"podyd", "argcomplete"}
+    assert "tornado" in imported
+    names = {
+        module: {name.lower().replace("_", "-") for name in known[module]} for module in imported
+    }
+    assert not [module for module in imported if not names[module] & asked]
 
 
 @pytest.mark.parametrize("path", sorted(DEBIAN.iterdir()), ids=lambda path: path.name)

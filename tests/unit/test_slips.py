@@ -17,10 +17,10 @@ LOST_COUNT = "BTRFS info (device loop1): qgroup marked inconsistent, subtree lev
 
 @pytest.fixture
 def heard(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    found: list[str] = []
-    monkeypatch.setattr(slips, "_heard", found)
+    lines: list[str] = []
+    monkeypatch.setattr(slips, "_heard", lines)
     monkeypatch.setattr(slips, "_ours", {"podyd-test-0a1b2c"})
-    return found
+    return lines
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ def test_what_nothing_explains_has_failed(
     pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch, workers: str
 ) -> None:
     # What was said during a test that passed explains no other one.
-    said = f"def test_before():\n    {SPOILS}\n"
-    done = play(pytester, monkeypatch, ONCE + said + WRONG, "-n", workers, "--dist=loadfile")
+    source = f"def test_before():\n    {SPOILS}\n"
+    done = play(pytester, monkeypatch, ONCE + source + WRONG, "-n", workers, "--dist=loadfile")
     assert done.ret == pytest.ExitCode.TESTS_FAILED
     done.assert_outcomes(passed=1, failed=1)
     done.stdout.no_fnmatch_line("*15955*")

@@ -1,4 +1,4 @@
-"""That LXD can limit pods: that their cgroups have the kernel's controllers."""
+"""Whether LXD can limit pods: whether their cgroups have the kernel's controllers."""
 
 from __future__ import annotations
 
@@ -27,23 +27,25 @@ _NAMES = {"cpuacct": "cpu"}
 def lxd_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
     """LXD's pods have the controllers with which they are limited."""
     files = case.places.files
-    found = controllers(files.process(admin.server().pid), files.process(1))
-    yield from about_limits(found, admin.missing_controllers(), unit)
+    of_lxd = controllers(files.process(admin.server().pid), files.process(1))
+    yield from about_limits(of_lxd, admin.missing_controllers(), unit)
 
 
-def about_limits(found: Controllers, untold: Collection[str], unit: str) -> Iterator[Remark]:
+def about_limits(
+    of_lxd: Controllers, missed_at_start: Collection[str], unit: str
+) -> Iterator[Remark]:
     """The same for these controllers; LXD, a unit of systemd, missed those in `untold` when it
     started."""
-    missing = [name for name in _WITHOUT if name not in found.seen & found.passed]
+    missing = [name for name in _WITHOUT if name not in of_lxd.seen & of_lxd.passed]
     if serious := [name for name in missing if name not in _OPTIONAL]:
-        why, do = _why(found, serious, unit)
+        why, do = _why(of_lxd, serious, unit)
         level = warning if serious == ["cpu"] else error
-        yield level(f"LXD cannot limit pods: {why}. {_what_follows(found, serious)}", do)
-    elif missed := {_NAMES.get(name, name) for name in untold} & set(_WITHOUT) - _OPTIONAL:
+        yield level(f"LXD cannot limit pods: {why}. {_what_follows(of_lxd, serious)}", do)
+    elif missed := {_NAMES.get(name, name) for name in missed_at_start} & set(_WITHOUT) - _OPTIONAL:
         names = [name for name in _WITHOUT if name in missed]
         yield error(
             f"LXD does not limit pods: when it started, there was no controller {_listed(names)}."
-            f" {_what_follows(found, names)}",
+            f" {_what_follows(of_lxd, names)}",
             f"systemctl restart {unit}",
         )
     elif missing:
@@ -51,10 +53,10 @@ def about_limits(found: Controllers, untold: Collection[str], unit: str) -> Iter
     yield ok("LXD can limit memory, CPUs and processes of pods.")
 
 
-def _what_follows(found: Controllers, names: Collection[str]) -> str:
+def _what_follows(of_lxd: Controllers, names: Collection[str]) -> str:
     follows = f"What has no limit then: {'; '.join(_WITHOUT[name] for name in names)}."
-    # LXD has liblxc set what it sees itself, and liblxc gives the start up.
-    if failing := [name for name in names if name in found.seen - found.passed]:
+    # LXD has liblxc set limits of the controllers that it sees; if that fails, so does the start.
+    if failing := [name for name in names if name in of_lxd.seen - of_lxd.passed]:
         follows += (
             f" Pods with a limit of {_listed(failing)} do not start, and a quota in podyd.yaml is"
             " one."
@@ -62,11 +64,11 @@ def _what_follows(found: Controllers, names: Collection[str]) -> str:
     return follows
 
 
-def _why(found: Controllers, names: Collection[str], unit: str) -> tuple[str, str]:
+def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, str]:
     """The reason, and what to type."""
     listed, restart = _listed(names), f"systemctl restart {unit}"
-    if not found.is_unified:
-        unmounted = [name for name in names if name in found.seen]
+    if not of_lxd.is_unified:
+        unmounted = [name for name in names if name in of_lxd.seen]
         if unmounted:
             mounts = "; ".join(
                 f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup"
@@ -76,27 +78,27 @@ def _why(found: Controllers, names: Collection[str], unit: str) -> tuple[str, st
             why = f"no cgroup hierarchy {_listed(unmounted)} is mounted where it looks"
             return why, f"{mounts}; {restart}"
         return _not_in_the_kernel(listed)
-    untold = [name for name in names if name not in found.passed]
-    if not untold:
+    lacking = [name for name in names if name not in of_lxd.passed]
+    if not lacking:
         return (
-            f"its own cgroup {found.own} has no controller {listed}, and it goes by that",
+            f"its own cgroup {of_lxd.own} has no controller {listed}, and LXD uses what it has",
             f"systemctl edit {unit}: [Service], Delegate=yes; then {restart}",
         )
-    if found.is_full:
+    if of_lxd.is_full:
         everything = " ".join(f"+{name}" for name in _WITHOUT)
-        directory = f"/sys/fs/cgroup{found.parent}".rstrip("/")
+        directory = f"/sys/fs/cgroup{of_lxd.parent}".rstrip("/")
         return (
-            f"{found.parent}, the cgroup in which those of pods are made, has processes in it, and"
-            f" so cannot pass the controller {_listed(untold)} on",
+            f"{of_lxd.parent}, the cgroup in which those of pods are made, has processes in it, and"
+            f" so cannot pass the controller {_listed(lacking)} on",
             f"mkdir -p {directory}/init.scope; for pid in $(cat {directory}/cgroup.procs); do echo"
             f" $pid >{directory}/init.scope/cgroup.procs; done; echo {everything}"
             f" >{directory}/cgroup.subtree_control; then restart LXD",
         )
-    if found.is_root:
+    if of_lxd.is_root:
         return _not_in_the_kernel(listed)
     return (
-        f"{found.parent}, the cgroup in which those of pods are made, has no controller"
-        f" {_listed(untold)}",
+        f"{of_lxd.parent}, the cgroup in which those of pods are made, has no controller"
+        f" {_listed(lacking)}",
         "let what runs this container delegate it, and restart LXD",
     )
 

@@ -165,10 +165,10 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
 @check
 def lxd_profiles(admin: Admin, case: Case) -> Iterator[Remark]:
     """The profiles that podyd.yaml names are in the project."""
-    there = {profile.name for profile in admin.profiles()}
+    existing = {profile.name for profile in admin.profiles()}
     wanted = _named(case.config)
     for name in wanted:
-        if name not in there:
+        if name not in existing:
             yield error(
                 f"{case.path.name} gives pods the profile {name}, which project {case.project}"
                 " does not have.",

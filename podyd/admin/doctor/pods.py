@@ -50,20 +50,20 @@ def about_device(
     holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[PciCard], case: Case
 ) -> Iterator[Remark]:
     """Problems with a `gpu` device."""
-    there = ", ".join(card.pci for card in cards) or "none"
+    addresses = ", ".join(card.pci for card in cards) or "none"
     where = f"{holder.command} device set {holder.name} {name}"
     if device.get("id"):
         yield warning(
             f"{holder.kind} {holder.name} chooses a card by id={device['id']} in device {name}:"
             " that is the number of /dev/dri/card*, not the one that nvidia-smi shows. LXD has"
-            f" {there}.",
+            f" {addresses}.",
             case.lxc(f"{where} id= pci=ADDRESS"),
         )
     wanted = device.get("pci")
     if wanted and sysfs_address(wanted) not in {card.pci for card in cards}:
         yield error(
             f"{holder.kind} {holder.name} names card {wanted} in device {name}, and LXD has"
-            f" {there}: a pod with it does not start.",
+            f" {addresses}: a pod with it does not start.",
             case.lxc(f"{where} pci=ADDRESS"),
         )
 

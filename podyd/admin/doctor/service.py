@@ -124,9 +124,9 @@ def cards_service(case: Case) -> Iterator[Remark]:
         way, problem = str(answer["way"]), str(answer["problem"])
     except PermissionError as refusal:
         raise PermissionError(refusal.errno, refusal.strerror, path) from refusal
-    except (OSError, *NOT_ITS_ANSWER) as silence:
+    except (OSError, *NOT_ITS_ANSWER) as failure:
         yield warning(
-            f"{spoiled}: 'podyd cards' does not answer at {path} ({reason(silence)}).",
+            f"{spoiled}: 'podyd cards' does not answer at {path} ({reason(failure)}).",
             f"{_restart('podyd-cards', path)}; journalctl -u podyd-cards",
         )
         return

@@ -80,9 +80,9 @@ def about_limits(
     """Why a pool does not enforce limits, if it does not."""
     if pool.driver == DIR:
         below = [item for item in mounted if Path(pool.source).is_relative_to(item.path)]
-        there = max(below, key=lambda item: len(item.path.parts), default=None)
-        if there is None or not there.options & _PROJECT_QUOTAS:
-            where = there.path if there else pool.source
+        mount = max(below, key=lambda item: len(item.path.parts), default=None)
+        if mount is None or not mount.options & _PROJECT_QUOTAS:
+            where = mount.path if mount else pool.source
             yield warning(
                 f"Storage pool {pool.name} is of kind dir, on a filesystem without project quotas:"
                 " no limit of a pod's disk holds there, and what is used is not known.",

@@ -61,7 +61,7 @@ class GpuRoutes:
             if place
             else f"Pod {request.ins} has leased its GPUs for {request.hours:g} hours."
         )
-        message += _said(ending)
+        message += _ending_text(ending)
         awaited = await self._scheduler.awaited(pod) if ending else []
         if awaited:
             numbers = ", ".join(str(card.index) for card in awaited)
@@ -82,12 +82,13 @@ class GpuRoutes:
         done += [f"Pod {request.ins} has left the queue."] if has_left else []
         message = " ".join(done) or "The pod had no lease to end, and was not in the queue."
         ending = await self._watch.ending(pod)
-        message += _said(ending)
+        message += _ending_text(ending)
         return LeaseResult(message, 0, await self._scheduler.leases(pod), ending)
 
 
-def _said(ending: Iterable[Ending]) -> str:
+def _ending_text(ending: Iterable[Ending]) -> str:
     return "".join(
-        f" What {item.pod} has on GPU {item.gpu} ends within {item.grace:g} s ({item.processes})."
+        f" Processes of {item.pod} on GPU {item.gpu} that are ended within {item.grace:g} s:"
+        f" {item.processes}."
         for item in ending
     )

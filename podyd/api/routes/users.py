@@ -83,7 +83,7 @@ class UserRoutes:
     @serves(USER_NOTICES)
     async def notices(self, call: Call[ListNotices]) -> list[NoticeInfo]:
         since, most = call.request.since or 0.0, call.request.limit
-        found = await self._notices.of(call.caller, since=since, most=most)
+        notices = await self._notices.of(call.caller, since=since, most=most)
         return [
             NoticeInfo(
                 id=item.id,
@@ -94,7 +94,7 @@ class UserRoutes:
                 to="admins" if item.notice.account is None else "you",
                 read=self._notices.is_read(call.caller, item.id),
             )
-            for item in found
+            for item in notices
         ]
 
     @serves(USER_NOTICES_READ)

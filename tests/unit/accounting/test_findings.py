@@ -30,12 +30,12 @@ def test_what_doctor_keeps_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_what_cannot_be_read_is_a_sentence(tmp_path: Path, text: str) -> None:
     path = tmp_path / "findings.json"
     path.write_text(text)
-    found = asyncio.run(read(path))
-    assert (found.time, found.findings) == (None, None)
-    assert found.problem and str(path) in found.problem
+    output = asyncio.run(read(path))
+    assert (output.time, output.findings) == (None, None)
+    assert output.problem and str(path) in output.problem
 
 
 def test_where_doctor_has_left_nothing(tmp_path: Path) -> None:
-    found = asyncio.run(read(tmp_path / "none.json"))
-    assert found.problem and "--keep" in found.problem
-    assert json.dumps(vars(found))
+    output = asyncio.run(read(tmp_path / "none.json"))
+    assert output.problem and "--keep" in output.problem
+    assert json.dumps(vars(output))

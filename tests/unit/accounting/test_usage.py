@@ -117,12 +117,12 @@ class Rig:
         return await self.usage.seconds("cpu", None, window)
 
     async def rows(self, span: int) -> int:
-        (found,) = await self.database.run(
+        (output,) = await self.database.run(
             lambda connection: connection.execute(
                 "SELECT count(*) FROM usage WHERE span = ?", (span,)
             ).fetchone()
         )
-        return int(found)
+        return int(output)
 
 
 Play = Callable[[Rig], Coroutine[Any, Any, None]]

@@ -118,10 +118,10 @@ def test_what_only_root_may_see_is_a_note() -> None:
         raise PermissionError(13, "Permission denied", "/root/secret")
         yield
 
-    found = only(hidden())
-    assert (found.level, found.do) == (Level.NOTE, "sudo podyd doctor")
-    assert "/root/secret" in found.what
-    assert not found.is_problem
+    finding = only(hidden())
+    assert (finding.level, finding.do) == (Level.NOTE, "sudo podyd doctor")
+    assert "/root/secret" in finding.what
+    assert not finding.is_problem
 
 
 def test_well_is_said_only_where_all_is_well() -> None:
@@ -140,10 +140,10 @@ def test_well_is_said_only_where_all_is_well() -> None:
 
 def test_configuration(tmp_path: Path) -> None:
     path = put(tmp_path / "podyd.yaml", "lissten: 1\n")
-    found = only(service.configuration(path))
-    assert found.level is Level.ERROR
-    assert "did you mean 'listen'" in found.what
-    assert str(path) in found.do
+    finding = only(service.configuration(path))
+    assert finding.level is Level.ERROR
+    assert "did you mean 'listen'" in finding.what
+    assert str(path) in finding.do
     put(path, "listen: 127.0.0.1:1\n")
     assert only(service.configuration(path)).level is Level.OK
     path.unlink()
@@ -153,8 +153,8 @@ def test_configuration(tmp_path: Path) -> None:
 def test_with_a_broken_configuration_the_host_is_looked_at(
     places: HostPaths, tmp_path: Path
 ) -> None:
-    found = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
-    levels = {item.check: item.level for item in found}
+    findings = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
+    levels = {item.check: item.level for item in findings}
     assert levels == {
         "configuration": Level.ERROR,
         "cgroup2": Level.WARNING,
@@ -164,9 +164,9 @@ def test_with_a_broken_configuration_the_host_is_looked_at(
 
 def test_pam_file(places: HostPaths) -> None:
     case = Case(Config(), Path("/somewhere/podyd.yaml"), places)
-    found = only(service.pam_service(case))
-    assert found.level is Level.ERROR
-    assert found.do == "podyd setup --config /somewhere/podyd.yaml"
+    finding = only(service.pam_service(case))
+    assert finding.level is Level.ERROR
+    assert finding.do == "podyd setup --config /somewhere/podyd.yaml"
     put(places.pam / "podyd")
     assert only(service.pam_service(case)).level is Level.OK
 
@@ -205,9 +205,9 @@ def test_login_service(tmp_path: Path, answer: bytes, level: Level) -> None:
     config = parse_config(f"auth: {{socket: {path}}}")
     assert only(service.login_service(Case(config))).level is Level.ERROR, "nobody listens"
     with answering(path, answer):
-        found = only(service.login_service(Case(config)))
-    assert found.level is level
-    assert str(path) in found.what
+        finding = only(service.login_service(Case(config)))
+    assert finding.level is level
+    assert str(path) in finding.what
 
 
 @pytest.mark.parametrize(
@@ -223,8 +223,8 @@ def test_packing_service(tmp_path: Path, answer: object, level: Level) -> None:
     config = parse_config(f"auth: {{socket: {tmp_path}/auth.sock}}")
     assert only(service.packing_service(Case(config))).level is Level.WARNING, "nobody listens"
     with answering(tmp_path / "packing.sock", json.dumps(answer).encode() + b"\n", unasked=True):
-        found = only(service.packing_service(Case(config)))
-    assert found.level is level
+        finding = only(service.packing_service(Case(config)))
+    assert finding.level is level
 
 
 @pytest.mark.parametrize(
@@ -258,9 +258,9 @@ def test_cards_service(tmp_path: Path, answer: object, level: Level, words: str)
     config = parse_config(f"auth: {{socket: {tmp_path}/auth.sock}}")
     assert only(service.cards_service(Case(config))).level is Level.WARNING, "nobody listens"
     with answering(tmp_path / "cards.sock", json.dumps(answer).encode() + b"\n"):
-        found = only(service.cards_service(Case(config)))
-    assert found.level is level
-    assert words in found.what
+        finding = only(service.cards_service(Case(config)))
+    assert finding.level is level
+    assert words in finding.what
 
 
 @pytest.mark.parametrize(
@@ -278,8 +278,8 @@ def test_port_relay(tmp_path: Path, answer: object, level: Level) -> None:
     config = parse_config(f"ports: {{socket: {path}}}")
     assert only(service.port_relay(Case(config))).level is Level.WARNING, "nobody listens"
     with answering(path, json.dumps(answer).encode() + b"\n"):
-        found = only(service.port_relay(Case(config)))
-    assert found.level is level
+        finding = only(service.port_relay(Case(config)))
+    assert finding.level is level
 
 
 def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -289,11 +289,11 @@ def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         listener.bind(str(tmp_path / "unix.socket"))
         listener.listen()
         started = time.monotonic()
-        found = only(lxd.lxd_answers(0.3))
+        finding = only(lxd.lxd_answers(0.3))
         assert time.monotonic() - started < 5
-    assert found.level is Level.ERROR
-    assert "does not answer" in found.what
-    assert found.do.startswith("systemctl restart lxd")
+    assert finding.level is Level.ERROR
+    assert "does not answer" in finding.what
+    assert finding.do.startswith("systemctl restart lxd")
 
 
 # --- The host -----------------------------------------------------------------------------------
@@ -327,9 +327,9 @@ def test_other_processes(
         places.files.proc / "self/mounts",
         f"sysfs /sys sysfs rw 0 0\nproc /proc proc {options} 0 0\n",
     )
-    found = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
-    assert found.level is level
-    assert do in found.do
+    finding = only(host.other_processes(Case(Config(state_dir=str(tmp_path)), places=places)))
+    assert finding.level is level
+    assert do in finding.do
 
 
 ONLY_MEMORY = frozenset({"memory"})
@@ -458,9 +458,9 @@ def test_id_ranges(
             put(tmp_path / f"root/etc/sub{kind}", subuid)
     if newuidmap:
         put(tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
-    found = list(host.about_ids(ProcessFiles(tmp_path)))
-    problems = [item for item in found if item.level is Level.ERROR]
-    assert len(problems) == (2 if wrong else 0), found
+    findings = list(host.about_ids(ProcessFiles(tmp_path)))
+    problems = [item for item in findings if item.level is Level.ERROR]
+    assert len(problems) == (2 if wrong else 0), findings
     for kind, item in zip(("uid", "gid"), problems, strict=False):
         assert wrong in item.what
         assert f"/etc/sub{kind}" in item.do
@@ -478,12 +478,12 @@ def set_limits(places: HostPaths, **values: int) -> None:
 @pytest.mark.parametrize(("instances", "pods"), [(128, 0), (128, 25), (1024, 60)])
 def test_too_few_inotify_instances(places: HostPaths, instances: int, pods: int) -> None:
     set_limits(places, max_user_instances=instances)
-    (found,) = list(host.about_limits(pods, places))[:-1]
-    assert found.level is Level.WARNING
+    (finding,) = list(host.about_limits(pods, places))[:-1]
+    assert finding.level is Level.WARNING
     name = "fs.inotify.max_user_instances"
-    assert f"{name} is {instances}," in found.what
-    assert f"there are {pods}." in found.what
-    assert found.do.startswith(f"sysctl -w {name}=1048576;")
+    assert f"{name} is {instances}," in finding.what
+    assert f"there are {pods}." in finding.what
+    assert finding.do.startswith(f"sysctl -w {name}=1048576;")
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -491,22 +491,22 @@ def test_enough_of_the_kernels_limits(places: HostPaths, missing: bool) -> None:
     set_limits(places)
     if missing:  # A kernel without keyrings.
         (places.files.proc / "sys/kernel/keys/maxkeys").unlink()
-    (found,) = host.about_limits(100, places)
-    assert found.level is Level.OK
+    (finding,) = host.about_limits(100, places)
+    assert finding.level is Level.OK
 
 
 def test_limits_are_raised_and_never_lowered(places: HostPaths) -> None:
     set_limits(places, max_user_instances=128, max_user_watches=2**31, maxkeys=200)
-    said: list[str] = []
-    kernel.raise_limits(said.append, places.files)
-    assert said == [
+    messages: list[str] = []
+    kernel.raise_limits(messages.append, places.files)
+    assert messages == [
         "raised fs.inotify.max_user_instances from 128 to 1048576",
         "raised kernel.keys.maxkeys from 200 to 10000",
     ]
     now = {limit.name: limit.now for limit in kernel.limits(places.files)}
     assert now == {**kernel.wanted(), "fs.inotify.max_user_watches": 2**31}
-    kernel.raise_limits(said.append, places.files)
-    assert len(said) == 2
+    kernel.raise_limits(messages.append, places.files)
+    assert len(messages) == 2
 
 
 def put_memory(places: HostPaths, unit: str, *, limit: str = "2147483648", **values: int) -> None:
@@ -522,28 +522,28 @@ def test_memory_of_the_service(places: HostPaths) -> None:
     assert service.service_memory(places) == [], "without systemd, or without cgroup2"
     put_memory(places, "podyd.service")
     put_memory(places, "podyd-auth.service", limit="max")
-    found = only(service.service_memory(places))
-    assert found.level is Level.OK
-    assert found.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
+    finding = only(service.service_memory(places))
+    assert finding.level is Level.OK
+    assert finding.what == "podyd.service has 80 MiB of memory, of 2048 MiB that it may have."
 
 
 def test_a_service_that_is_at_its_memory_limit(places: HostPaths) -> None:
     put_memory(places, "podyd.service")
     put_memory(places, "podyd-ports.service", current=2000 * 2**20)
-    found = only(service.service_memory(places))
-    assert found.level is Level.WARNING
-    assert "beyond that" in found.what
-    assert found.do.startswith("systemctl edit podyd-ports.service")
+    finding = only(service.service_memory(places))
+    assert finding.level is Level.WARNING
+    assert "beyond that" in finding.what
+    assert finding.do.startswith("systemctl edit podyd-ports.service")
 
 
 def test_a_service_that_was_ended_for_its_memory(places: HostPaths) -> None:
     assert service.service_killed(places) == [], "without a journal"
-    said = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
-    program(places, "journalctl", 2 * said)
-    found = service.service_killed(places)
-    assert [item.level for item in found] == [Level.WARNING] * len(service.UNITS)
-    assert "of podyd.service 2 times" in found[0].what
-    assert found[-1].do.startswith("systemctl edit podyd-ports.service")
+    remarks = "podyd.service: A process of this unit has been killed by the OOM killer.\n"
+    program(places, "journalctl", 2 * remarks)
+    findings = service.service_killed(places)
+    assert [item.level for item in findings] == [Level.WARNING] * len(service.UNITS)
+    assert "of podyd.service 2 times" in findings[0].what
+    assert findings[-1].do.startswith("systemctl edit podyd-ports.service")
     program(places, "journalctl", "")
     assert service.service_killed(places) == []
 
@@ -570,10 +570,10 @@ def test_a_host_without_cards(places: HostPaths) -> None:
 
 def test_driver(places: HostPaths) -> None:
     add_card(places)
-    found = only(nvidia.nvidia_driver(places))
-    assert found.level is Level.ERROR
-    assert ADDRESS in found.what
-    assert found.do.startswith("modprobe nvidia")
+    finding = only(nvidia.nvidia_driver(places))
+    assert finding.level is Level.ERROR
+    assert ADDRESS in finding.what
+    assert finding.do.startswith("modprobe nvidia")
     (places.files.sysfs / "module/nouveau").mkdir(parents=True)
     assert "nouveau" in only(nvidia.nvidia_driver(places)).what
     load_driver(places)
@@ -603,26 +603,26 @@ def test_driver_version(places: HostPaths, line: str, version: str) -> None:
 def test_versions(places: HostPaths) -> None:
     add_card(places)
     load_driver(places)
-    found = only(nvidia.nvidia_versions(places))
-    assert (found.level, "not installed" in found.what) == (Level.ERROR, True)
+    finding = only(nvidia.nvidia_versions(places))
+    assert (finding.level, "not installed" in finding.what) == (Level.ERROR, True)
     library = install_library(places)
     assert only(nvidia.nvidia_versions(places)).level is Level.OK
     library.rename(library.with_name("libnvidia-ml.so.535.216.01"))
     library.with_name("libnvidia-ml.so.1").unlink()
     library.with_name("libnvidia-ml.so.1").symlink_to("libnvidia-ml.so.535.216.01")
-    found = only(nvidia.nvidia_versions(places))
-    assert found.level is Level.ERROR
-    assert DRIVER in found.what
-    assert "535.216.01" in found.what
-    assert found.do.startswith("reboot")
+    finding = only(nvidia.nvidia_versions(places))
+    assert finding.level is Level.ERROR
+    assert DRIVER in finding.what
+    assert "535.216.01" in finding.what
+    assert finding.do.startswith("reboot")
 
 
 def test_nodes(places: HostPaths) -> None:
     load_driver(places)
     put(places.files.dev / "nvidiactl")
-    found = only(nvidia.nvidia_nodes(places))
-    assert (found.level, found.do) == (Level.WARNING, "nvidia-modprobe -u -c 0")
-    assert "nvidia-uvm" in found.what
+    finding = only(nvidia.nvidia_nodes(places))
+    assert (finding.level, finding.do) == (Level.WARNING, "nvidia-modprobe -u -c 0")
+    assert "nvidia-uvm" in finding.what
     put(places.files.dev / "nvidia-uvm")
     assert only(nvidia.nvidia_nodes(places)).level is Level.OK
 
@@ -641,9 +641,9 @@ def test_scrubbing(places: HostPaths, key: str, dwords: str, level: Level) -> No
     load_driver(places)
     assert not list(nvidia.nvidia_scrubbing(places))
     put(places.files.proc / "driver/nvidia/params", f'EnableMSI: 1\n{key}: "{dwords}"\n')
-    found = only(nvidia.nvidia_scrubbing(places))
-    assert found.level is level
-    assert ("/etc/modprobe.d" in found.do) == (level is Level.WARNING)
+    finding = only(nvidia.nvidia_scrubbing(places))
+    assert finding.level is level
+    assert ("/etc/modprobe.d" in finding.do) == (level is Level.WARNING)
 
 
 def test_nvml(places: HostPaths) -> None:
@@ -657,20 +657,20 @@ def test_nvml(places: HostPaths) -> None:
         ("{}", Level.ERROR, "has died"),
     ):
         program(places, "nvml", line)
-        found = only(nvidia.nvml_answers(places))
-        assert (found.level, words in found.what) == (level, True), found
+        finding = only(nvidia.nvml_answers(places))
+        assert (finding.level, words in finding.what) == (level, True), finding
     lost = dataclasses.replace(gpu, problem="GPU is lost")
     program(places, "nvml", Sample(0.0, DRIVER, "12.2", (gpu, lost)).to_line())
-    found = only(nvidia.nvml_answers(places))
-    assert found.what == f"Card 1 {ADDRESS} does not answer: GPU is lost."
+    finding = only(nvidia.nvml_answers(places))
+    assert finding.what == f"Card 1 {ADDRESS} does not answer: GPU is lost."
 
 
 def test_nvml_that_is_really_asked(places: HostPaths) -> None:
     """The command that podyd runs, on a machine that need not have a driver."""
     load_driver(places)
-    found = only(nvidia.nvml_answers(dataclasses.replace(places, nvml=HostPaths().nvml)))
-    assert found.check == "nvml_answers"
-    assert "has died" not in found.what
+    finding = only(nvidia.nvml_answers(dataclasses.replace(places, nvml=HostPaths().nvml)))
+    assert finding.check == "nvml_answers"
+    assert "has died" not in finding.what
 
 
 def test_nvml_that_hangs_is_ended(places: HostPaths, tmp_path: Path) -> None:
@@ -678,8 +678,8 @@ def test_nvml_that_hangs_is_ended(places: HostPaths, tmp_path: Path) -> None:
     pid_file = tmp_path / "pid"
     text = f"#!/bin/sh\necho $$ >{pid_file}\nexec /bin/sleep 1000\n"
     put(Path(places.path, "nvml"), text).chmod(0o755)
-    found = only(nvidia.nvml_answers(places, seconds=0.5))
-    assert (found.level, "within 0.5 s" in found.what) == (Level.ERROR, True)
+    finding = only(nvidia.nvml_answers(places, seconds=0.5))
+    assert (finding.level, "within 0.5 s" in finding.what) == (Level.ERROR, True)
     assert not Path("/proc", pid_file.read_text().strip()).exists()
 
 
@@ -687,10 +687,10 @@ def test_persistence(places: HostPaths) -> None:
     load_driver(places)
     assert nvidia.nvidia_persistence(places) == [], "without nvidia-smi nobody knows"
     program(places, "nvidia-smi", f"0000{ADDRESS}, Enabled\n00000000:61:00.0, Disabled\n")
-    found = only(nvidia.nvidia_persistence(places))
-    assert found.level is Level.NOTE
-    assert "00000000:61:00.0" in found.what
-    assert ADDRESS not in found.what
+    finding = only(nvidia.nvidia_persistence(places))
+    assert finding.level is Level.NOTE
+    assert "00000000:61:00.0" in finding.what
+    assert ADDRESS not in finding.what
     program(places, "nvidia-smi", "Failed to initialize NVML: Driver/library version mismatch\n")
     assert nvidia.nvidia_persistence(places) == []
     program(places, "nvidia-smi", f"0000{ADDRESS}, Enabled\n")
@@ -714,9 +714,9 @@ def test_persistence(places: HostPaths) -> None:
 def test_devices(device: dict[str, str], level: Level | None) -> None:
     cards = [PciCard(ADDRESS, "10de", ""), PciCard("0000:c1:00.0", "10de", "")]
     holder = pods.Holder("Profile", "profile", "podyd-gpu", {"gpu0": device})
-    found = list(pods.about_device(holder, "gpu0", device, cards, Case(Config())))
-    assert [item.level for item in found] == ([] if level is None else [level])
-    for item in found:
+    findings = list(pods.about_device(holder, "gpu0", device, cards, Case(Config())))
+    assert [item.level for item in findings] == ([] if level is None else [level])
+    for item in findings:
         assert ADDRESS in item.what
         assert item.do.startswith("lxc profile device set podyd-gpu gpu0 ")
         assert item.do.endswith("pci=ADDRESS --project podyd")
@@ -728,9 +728,9 @@ def test_cards_of_which_nobody_tells_which_is_which(places: HostPaths) -> None:
         PciCard("0000:c1:00.0", "10de", "GPU-b"),
         PciCard("x", "1002", ""),
     ]
-    (found,) = pods.about_identities(cards, places)
-    assert found.level is Level.WARNING
-    assert f"UUID of {ADDRESS}. podyd" in found.what
+    (finding,) = pods.about_identities(cards, places)
+    assert finding.level is Level.WARNING
+    assert f"UUID of {ADDRESS}. podyd" in finding.what
     program(places, "nvml", Sample(1.0, DRIVER, "12.2", (Gpu("GPU-a", ADDRESS, "A"),)).to_line())
     assert not list(pods.about_identities(cards, places))
     program(places, "nvml", Failure("version mismatch", absent=False).to_line())
@@ -761,13 +761,13 @@ def test_what_is_left_half_made_is_told() -> None:
     ]
     admin = cast(Admin, SimpleNamespace(as_podyd_reads_them=lambda: there))
     case = Case(parse_config("lxd: {project: p}"))
-    (found,) = lxd.half_made_pods(admin, case)
-    assert found.level is Level.WARNING
-    assert "old was left half-made 26 hours ago" in found.what
-    assert found.do == "lxc delete --force old --project p"
+    (finding,) = lxd.half_made_pods(admin, case)
+    assert finding.level is Level.WARNING
+    assert "old was left half-made 26 hours ago" in finding.what
+    assert finding.do == "lxc delete --force old --project p"
     del there[0]
-    (found,) = lxd.half_made_pods(admin, case)
-    assert found.level is Level.OK
+    (finding,) = lxd.half_made_pods(admin, case)
+    assert finding.level is Level.OK
 
 
 # --- The command --------------------------------------------------------------------------------

@@ -60,50 +60,50 @@ def findings(
         instances=lambda: [SimpleNamespace(devices={})],
         server=lambda: SimpleNamespace(pid=7),
     )
-    found: list[Finding] = storage.disk_limits(
+    findings: list[Finding] = storage.disk_limits(
         cast(Admin, admin), Case(parse(text), Path("podyd.yaml"), places)
     )
-    return found
+    return findings
 
 
 def test_limits_that_hold(tmp_path: Path) -> None:
     zfs = replace(pool("zfs"), has_refquota=True)
     for pools in ((pool("btrfs"),), (zfs,), (pool("btrfs"), pool("lvm", "slow"))):
-        (found,) = findings(tmp_path, *pools)
-        assert found.level is Level.OK
+        (finding,) = findings(tmp_path, *pools)
+        assert finding.level is Level.OK
 
 
 def test_zfs_that_counts_snapshots(tmp_path: Path) -> None:
-    (found,) = findings(tmp_path, pool("zfs"))
-    assert found.level is Level.NOTE
-    assert "lxc storage set fast volume.zfs.use_refquota true" in found.do
+    (finding,) = findings(tmp_path, pool("zfs"))
+    assert finding.level is Level.NOTE
+    assert "lxc storage set fast volume.zfs.use_refquota true" in finding.do
 
 
 @pytest.mark.parametrize("text", [LIMITED, "quota: {default: {disk_total: 1TiB}}"])
 def test_a_pool_of_directories_needs_project_quotas(tmp_path: Path, text: str) -> None:
     of_directories = pool("dir", source="/srv/pods")
-    (found,) = findings(tmp_path, of_directories, text=text)
-    assert found.level is Level.WARNING
-    assert "mount / with prjquota" in found.do
-    (found,) = findings(tmp_path, of_directories, text=text, quotas=",prjquota")
-    assert found.level is Level.OK
+    (finding,) = findings(tmp_path, of_directories, text=text)
+    assert finding.level is Level.WARNING
+    assert "mount / with prjquota" in finding.do
+    (finding,) = findings(tmp_path, of_directories, text=text, quotas=",prjquota")
+    assert finding.level is Level.OK
 
 
 def test_nobody_is_told_of_limits_that_are_not_set(tmp_path: Path) -> None:
     of_directories = pool("dir", source="/srv/pods")
-    (found,) = findings(tmp_path, of_directories, text="quota: {users: {ann: {max_pods: 9}}}")
-    assert found.level is Level.OK
-    (found,) = findings(tmp_path, of_directories, text="{}", size="20GiB")
-    assert found.level is Level.WARNING
+    (finding,) = findings(tmp_path, of_directories, text="quota: {users: {ann: {max_pods: 9}}}")
+    assert finding.level is Level.OK
+    (finding,) = findings(tmp_path, of_directories, text="{}", size="20GiB")
+    assert finding.level is Level.WARNING
 
 
 def test_btrfs_that_has_lost_count(tmp_path: Path) -> None:
-    (found,) = findings(tmp_path, pool("btrfs"), lost="1\n")
-    assert found.level is Level.WARNING
+    (finding,) = findings(tmp_path, pool("btrfs"), lost="1\n")
+    assert finding.level is Level.WARNING
     path = "/var/lib/lxd/storage-pools/fast"
-    assert found.do == f"nsenter -t 7 -m btrfs quota rescan -w {path}"
-    (found,) = findings(tmp_path, pool("btrfs", "other"), lost="1\n")
-    assert found.level is Level.OK
+    assert finding.do == f"nsenter -t 7 -m btrfs quota rescan -w {path}"
+    (finding,) = findings(tmp_path, pool("btrfs", "other"), lost="1\n")
+    assert finding.level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_btrfs_that_has_lost_count(tmp_path: Path) -> None:
 )
 def test_a_pool_that_is_nearly_full(used: int, level: Level | None, tmp_path: Path) -> None:
     admin = cast(Admin, SimpleNamespace(pools=lambda: [pool("btrfs", used=used)]))
-    found: list[Finding] = storage.disk_space(admin, tmp_path)
-    of_pool = [item for item in found if "Storage pool" in item.what]
+    findings: list[Finding] = storage.disk_space(admin, tmp_path)
+    of_pool = [item for item in findings if "Storage pool" in item.what]
     assert [item.level for item in of_pool] == ([] if level is None else [level])
     assert all(f"fast is {used}% full" in item.what for item in of_pool)

@@ -164,9 +164,9 @@ def test_half_a_file_is_not_taken_for_a_whole_one(
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /crash HTTP/1.1\r\nHost: x\r\n\r\n")
         if begins:
-            said = await reader.read()
-            assert b"half" in said
-            assert not said.endswith(b"0\r\n\r\n"), "the end of a whole one"
+            output = await reader.read()
+            assert b"half" in output
+            assert not output.endswith(b"0\r\n\r\n"), "the end of a whole one"
         else:
             assert b" 500 " in await reader.readline()
         writer.close()

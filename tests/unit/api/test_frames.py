@@ -51,8 +51,8 @@ def test_what_was_taken_is_told_now_and_then() -> None:
             frames.received(part)
             await frames.input()
 
-    told = [json.loads(frame[1:])["taken"] for frame in converse(talk)]
-    assert told == [WINDOW_BYTES // 2 * count for count in range(1, 5)]
+    data = [json.loads(frame[1:])["taken"] for frame in converse(talk)]
+    assert data == [WINDOW_BYTES // 2 * count for count in range(1, 5)]
 
 
 def test_more_input_than_a_window_is_refused() -> None:

@@ -288,8 +288,8 @@ def test_who_has_too_many_in_line_alone_is_told_so(monkeypatch: pytest.MonkeyPat
         await asyncio.sleep(0.01)
         go.set()
         await asyncio.gather(*others)
-        said = await asyncio.gather(*flood, return_exceptions=True)
-        refused = [answer for answer in said if isinstance(answer, TooMany)]
+        results = await asyncio.gather(*flood, return_exceptions=True)
+        refused = [answer for answer in results if isinstance(answer, TooMany)]
         assert len(refused) == 100 - MAX_OF_ONE - 20
         assert {answer.retry_after for answer in refused} == {1}
 

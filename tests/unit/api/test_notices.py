@@ -36,8 +36,8 @@ def test_an_admin_sees_which_are_for_all_admins(tmp_path: Path) -> None:
         notices.tell(None, "x", pod="alice-main")
         notices.tell("root2:1000", "y")
         await notices.flush()
-        said = await routes.notices_read(Call(NoticesRead(1), ADMIN))
-        assert said == Log("Notices that are not read: 1.")
+        answer = await routes.notices_read(Call(NoticesRead(1), ADMIN))
+        assert answer == Log("Notices that are not read: 1.")
         time = "2001-09-09T01:46:40Z"
         assert await routes.notices(Call(ListNotices(), ADMIN)) == [
             NoticeInfo(1, time, "alice-main", "x", 1, "admins", True),
@@ -45,8 +45,8 @@ def test_an_admin_sees_which_are_for_all_admins(tmp_path: Path) -> None:
         ]
         assert await routes.notices(Call(ListNotices(since=1_000_000_001.0), ADMIN)) == []
         assert await routes.notices(Call(ListNotices(), ALICE)) == []
-        said = await routes.notices_read(Call(NoticesRead(2), ADMIN))
-        assert said == Log("Notices that are not read: 0.")
+        answer = await routes.notices_read(Call(NoticesRead(2), ADMIN))
+        assert answer == Log("Notices that are not read: 0.")
         await database.close()
 
     asyncio.run(use())

@@ -61,7 +61,7 @@ async def fail_to_change(auth: AuthClient) -> None:
 
 
 async def log_in_again(auth: AuthClient) -> None:
-    await auth.login("mallory", "right", "192.0.2.7", whose="mallory", known=True)
+    await auth.login("mallory", "right", "192.0.2.7", key="mallory", known=True)
 
 
 @pytest.mark.parametrize("call", [list_accounts, fail_to_change, log_in_again])
@@ -79,7 +79,7 @@ def test_a_flood_of_one_member_keeps_no_stranger_waiting(
             flood = [asyncio.ensure_future(go_on()) for _ in range(100)]
             await slow.is_busy.wait()
             before = len(slow.answered)
-            login = auth.login("stranger", "right", "192.0.2.8", whose="elsewhere", known=False)
+            login = auth.login("stranger", "right", "192.0.2.8", key="elsewhere", known=False)
             await asyncio.wait_for(login, 5)
             # Of the flood, only what was under way went before.
             assert len(slow.answered) - before < 5 * MAX_OF_ONE

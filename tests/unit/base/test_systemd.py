@@ -74,18 +74,18 @@ def test_the_watchdog_of_this_process(
 
 
 def test_a_dropped_socket_is_closed_when_the_call_is_over(heard: socket.socket) -> None:
-    said = []
+    messages = []
 
     def read() -> None:
-        said.append(heard.recv(4096))
+        messages.append(heard.recv(4096))
         data, ancillary, _, _ = heard.recvmsg(4096, socket.CMSG_SPACE(4))
-        said.append(data)
+        messages.append(data)
         os.close(array.array("i", ancillary[0][2])[0])
 
     reader = threading.Thread(target=read)
     reader.start()
     systemd.drop_stored_sockets()
-    assert said == [b"FDSTOREREMOVE=1\nFDNAME=listen", b"BARRIER=1"], "systemd was waited for"
+    assert messages == [b"FDSTOREREMOVE=1\nFDNAME=listen", b"BARRIER=1"], "systemd was waited for"
     reader.join()
 
 

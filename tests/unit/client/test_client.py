@@ -34,17 +34,17 @@ SOURCES = sorted(Path(podyd.client.__file__).parent.glob("*.py"))
 
 def imports(source: Path, *, at_once: bool = False) -> set[str]:
     """What a module imports; `at_once`: when it is imported itself."""
-    found: set[str] = set()
+    modules: set[str] = set()
     tree = ast.parse(source.read_text())
     for node in tree.body if at_once else ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{source}: a relative import"
             module = node.module or ""
             whole = module in ("podyd", "podyd.client")
-            found |= {f"{module}.{alias.name}" for alias in node.names} if whole else {module}
-    return found
+            modules |= {f"{module}.{alias.name}" for alias in node.names} if whole else {module}
+    return modules
 
 
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
@@ -418,5 +418,5 @@ def test_ctrl_c_may_come_before_podyd_has_begun(
 
     asked = cast(Server, SimpleNamespace(post=post))
     cancel(asked, "main", time.monotonic() - begun)
-    said = "cancelled" if begun == 0 else "none yet"
-    assert capsys.readouterr().err == f"pody: {said}\n"
+    outcome = "cancelled" if begun == 0 else "none yet"
+    assert capsys.readouterr().err == f"pody: {outcome}\n"

@@ -31,12 +31,12 @@ KEY = f"ssh-ed25519 {BLOB}"
 def server(stdout: str = "", exit_code: int = 0) -> Server:
     """A podyd where each command has this output."""
     done = {"stdout": stdout, "log": stdout, "exit_code": exit_code}
-    found = SimpleNamespace(
+    fake = SimpleNamespace(
         base=Base.of("https://gpu1.lab:8799/Pods"),
         user="alice",
         post=lambda route, pairs: Answer(b"", done),
     )
-    return cast(Server, found)
+    return cast(Server, fake)
 
 
 # --- Relays -------------------------------------------------------------------------------------
@@ -44,9 +44,9 @@ def server(stdout: str = "", exit_code: int = 0) -> Server:
 
 @pytest.mark.parametrize("interpreter", ["perl", "python3"])
 def test_a_relay_leads_both_directions_to_their_ends(interpreter: str, tmp_path: Path) -> None:
-    found = shutil.which(interpreter, path="/usr/bin:/bin")
-    assert found is not None
-    (tmp_path / interpreter).symlink_to(found)
+    path = shutil.which(interpreter, path="/usr/bin:/bin")
+    assert path is not None
+    (tmp_path / interpreter).symlink_to(path)
     sent, heard = secrets.token_bytes(300_000), bytearray()
 
     def serve(listener: socket.socket) -> None:
@@ -110,8 +110,8 @@ def test_what_is_no_port(text: str) -> None:
 
 def test_only_keys_get_into_known_hosts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    said = f"{KEY} root@x\n@cert-authority * {KEY}\nevil {KEY}\nssh-rsa ????\n"
-    alias = hostkeys.keep(server(said), "first")
+    lines = f"{KEY} root@x\n@cert-authority * {KEY}\nevil {KEY}\nssh-rsa ????\n"
+    alias = hostkeys.keep(server(lines), "first")
     path = hostkeys.path_of(alias)
     assert path.read_text() == f"{alias} {KEY}\n"
     assert path.stat().st_mode & 0o777 == 0o600
@@ -223,8 +223,8 @@ def test_the_key_that_ssh_offers_first(home: Path) -> None:
     (home / "id_rsa.pub").write_text(f"{KEY} old\n")
     assert publickeys.choose(None).comment == "old"
     (home / "id_ed25519.pub").write_text(f"# mine\n{KEY} a 'b' \x1b[2J\n")
-    found = publickeys.choose(None)
-    assert (found.bare, found.comment) == (KEY, "a 'b' [2J")
+    chosen = publickeys.choose(None)
+    assert (chosen.bare, chosen.comment) == (KEY, "a 'b' [2J")
     assert publickeys.choose(str(home / "github.pub")).comment == "other"
 
 
@@ -234,8 +234,8 @@ def test_the_key_of_the_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{home}:{os.environ['PATH']}")
     monkeypatch.setenv("SSH_AUTH_SOCK", "/nowhere")
-    found = publickeys.choose(None)
-    assert (str(found), found.source) == (f"{KEY} agent", "the ssh agent")
+    chosen = publickeys.choose(None)
+    assert (str(chosen), chosen.source) == (f"{KEY} agent", "the ssh agent")
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,8 @@ def test_files_folders_and_links(place: Path) -> None:
     ids=lambda members: members[0][0] + " " + members[0][2],
 )
 def test_what_leads_out_is_left_out(place: Path, members: list[Member]) -> None:
-    found, left = unpacked(tar_of((".", FOLDER, ""), *members, ("good", FILE, "y")), place)
-    assert found == {"good": "y"}
+    unpacked_files, left = unpacked(tar_of((".", FOLDER, ""), *members, ("good", FILE, "y")), place)
+    assert unpacked_files == {"good": "y"}
     assert len(left) == 1
     assert "skipped" in left[0]
 
@@ -119,8 +119,8 @@ def test_what_leads_out_is_left_out(place: Path, members: list[Member]) -> None:
     ids=str,
 )
 def test_no_link_leads_a_file_elsewhere(place: Path, members: list[Member]) -> None:
-    found, _ = unpacked(tar_of((".", FOLDER, ""), *members), place)
-    for name in found:
+    unpacked_files, _ = unpacked(tar_of((".", FOLDER, ""), *members), place)
+    for name in unpacked_files:
         path = place / name
         if path.is_symlink() and path.exists():
             assert place.resolve() in path.resolve().parents or path.resolve() == place.resolve()
@@ -170,8 +170,8 @@ def test_a_file_of_holes_fills_no_disk(place: Path) -> None:
         "GNU.sparse.numblocks": "1",
     }
     packed = with_headers(FILE, headers)
-    found, left = unpacked(packed, place)
-    assert (found, len(left)) == ({}, 1)
+    unpacked_files, left = unpacked(packed, place)
+    assert (unpacked_files, len(left)) == ({}, 1)
 
 
 def test_a_header_that_is_none_is_not_the_end(place: Path) -> None:
@@ -227,8 +227,8 @@ def test_into_a_folder_that_is_there(place: Path, tmp_path: Path) -> None:
     (place / "sub/old").write_text("old")
     (place / "link").symlink_to(tmp_path)
     source = tar_of(("sub/new", FILE, "new"), ("link/secret", FILE, "evil"), ("a", FILE, "1"))
-    found, left = unpacked(source, place)
-    assert found == {"sub/old": "old", "sub/new": "new", "a": "1", "link": str(tmp_path)}
+    unpacked_files, left = unpacked(source, place)
+    assert unpacked_files == {"sub/old": "old", "sub/new": "new", "a": "1", "link": str(tmp_path)}
     assert len(left) == 1
 
 
@@ -269,5 +269,5 @@ def test_a_folder_packed_and_unpacked_is_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "other/empty").is_dir()
     (folder / "pipe").unlink()
     assert tree(tmp_path / "other") == tree(folder)
-    found = (tmp_path / "other/x").stat()
-    assert (stat.S_IMODE(found.st_mode), found.st_mtime) == (0o755, 1234.5)
+    status = (tmp_path / "other/x").stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_mtime) == (0o755, 1234.5)

@@ -14,10 +14,10 @@ SOCKET = WebSocket(Nothing, Nothing, "")
 
 @pytest.mark.parametrize("missing", ["access", "proof"])
 def test_an_operation_that_does_not_say_who_may_call_it_is_none(missing: str) -> None:
-    said: dict[str, Any] = {"access": Access.MEMBER, "proof": Proof.READS}
-    del said[missing]
+    error: dict[str, Any] = {"access": Access.MEMBER, "proof": Proof.READS}
+    del error[missing]
     with pytest.raises(TypeError, match=missing):
-        Operation("/x", GET, Nothing, Json(str), "X.", **said)
+        Operation("/x", GET, Nothing, Json(str), "X.", **error)
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_an_operation_that_does_not_say_who_may_call_it_is_none(missing: str) ->
 def test_what_reaches_into_a_pod_or_lasts_ends_with_its_caller(
     answer: Answer, proof: Proof
 ) -> None:
-    said: dict[str, Any] = {"access": Access.MEMBER, "proof": proof}
+    error: dict[str, Any] = {"access": Access.MEMBER, "proof": proof}
     with pytest.raises(TypeError, match="/x reaches into a pod, or lasts"):
-        Operation("/x", GET, Nothing, answer, "X.", **said)
-    Operation("/x", GET, Nothing, answer, "X.", ends=Ends.WITH_CALLER, **said)
+        Operation("/x", GET, Nothing, answer, "X.", **error)
+    Operation("/x", GET, Nothing, answer, "X.", ends=Ends.WITH_CALLER, **error)

@@ -48,9 +48,9 @@ class World:
 
     async def one(self, name: str) -> Instance:
         """As it is now."""
-        found = named(await self.engine.instances.all(), name)
-        assert found is not None
-        return found
+        instance = named(await self.engine.instances.all(), name)
+        assert instance is not None
+        return instance
 
     async def start(self, name: str) -> None:
         await self.engine.instances.set_status(name, "start", timeout=SECONDS)

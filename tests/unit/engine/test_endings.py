@@ -89,8 +89,8 @@ def made(lxd: Lxd, directory: Path) -> Endings:
 
 
 @contextlib.asynccontextmanager
-async def running(found: Endings) -> AsyncIterator[None]:
-    task = asyncio.ensure_future(found.run())
+async def running(endings: Endings) -> AsyncIterator[None]:
+    task = asyncio.ensure_future(endings.run())
     try:
         yield
     finally:
@@ -115,9 +115,9 @@ def test_what_cannot_be_ended_is_ended_later(tmp_path: Path, first: Outcome) -> 
     lxd = Lxd(first, first, first, 0)
 
     async def play() -> None:
-        found = made(lxd, tmp_path)
-        async with running(found):
-            await found.do(KILL)
+        endings = made(lxd, tmp_path)
+        async with running(endings):
+            await endings.do(KILL)
             assert left(tmp_path) == 1
             await until(lambda: not left(tmp_path))
 
@@ -144,9 +144,9 @@ def test_half_a_file_waits_for_its_pod_to_run_again(tmp_path: Path) -> None:
     lxd = Lxd(NotRunning(""), NotRunning(""), 0)
 
     async def play() -> None:
-        found = made(lxd, tmp_path)
-        async with running(found):
-            await found.do(DROP)
+        endings = made(lxd, tmp_path)
+        async with running(endings):
+            await endings.do(DROP)
             await until(lambda: not left(tmp_path))
 
     asyncio.run(play())
@@ -155,10 +155,10 @@ def test_half_a_file_waits_for_its_pod_to_run_again(tmp_path: Path) -> None:
 
 def test_the_next_podyd_ends_what_this_one_could_not(tmp_path: Path) -> None:
     async def begin() -> None:
-        found = made(Lxd(AWAY), tmp_path)
-        await found.do(KILL)
+        endings = made(Lxd(AWAY), tmp_path)
+        await endings.do(KILL)
         # podyd stops in the middle of it.
-        doing = asyncio.ensure_future(found.do(DROP))
+        doing = asyncio.ensure_future(endings.do(DROP))
         await asyncio.sleep(0)
         doing.cancel()
         await asyncio.wait({doing})
@@ -200,9 +200,9 @@ def test_it_is_given_up_in_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     lxd = Lxd(1)
 
     async def play() -> None:
-        found = made(lxd, tmp_path)
-        async with running(found):
-            await found.do(KILL)
+        retrying = made(lxd, tmp_path)
+        async with running(retrying):
+            await retrying.do(KILL)
             await until(lambda: not left(tmp_path))
 
     asyncio.run(play())
@@ -213,9 +213,9 @@ def test_so_much_is_due_at_most(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(endings, "MAX_DUE", 3)
 
     async def play() -> None:
-        found = made(Lxd(AWAY), tmp_path)
+        retrying = made(Lxd(AWAY), tmp_path)
         for number in range(9):
-            await found.do(Ending("a", (str(number),)))
+            await retrying.do(Ending("a", (str(number),)))
 
     asyncio.run(play())
     assert left(tmp_path) == 3
@@ -228,9 +228,9 @@ def execute(lxd: Lxd, directory: Path, timeout: float) -> list[str]:
     """What is run in the end to kill a command, whose executor podyd stops when it has ended."""
 
     async def play() -> None:
-        tasks, found = Tasks(), made(lxd, directory)
-        executor = LxdExecutor(cast(LxdClient, lxd), tasks, found)
-        async with running(found):
+        tasks, retrying = Tasks(), made(lxd, directory)
+        executor = LxdExecutor(cast(LxdClient, lxd), tasks, retrying)
+        async with running(retrying):
             with contextlib.suppress(Unavailable):
                 await executor.run("ann-main", bash("true"), Collected(9), timeout=timeout)
             await tasks.finish(5)
@@ -268,11 +268,11 @@ def test_an_instance_in_which_nothing_ends_holds_up_no_other(
     lxd = Lxd(TimedOut("late"))
 
     async def play() -> None:
-        found = made(lxd, tmp_path)
+        retrying = made(lxd, tmp_path)
         for name in "abc":
-            await found.do(Ending("ann-main", (name,)))
+            await retrying.do(Ending("ann-main", (name,)))
         for _ in range(4):
-            await found._round()
+            await retrying._round()
 
     asyncio.run(play())
     # One in each round, and the same one again when it is its turn.
@@ -287,10 +287,10 @@ def test_who_has_most_loses_what_is_too_much(
     ann = [Ending("ann-main", (name,)) for name in "12345"]
 
     async def play() -> set[Ending]:
-        found = made(Lxd(TimedOut("late")), tmp_path)
+        retrying = made(Lxd(TimedOut("late")), tmp_path)
         for ending in (bob, *ann):
-            await found.do(ending)
-        return set(found._due)
+            await retrying.do(ending)
+        return set(retrying._due)
 
     assert asyncio.run(play()) == {bob, *ann[3:]}
     assert left(tmp_path) == 3

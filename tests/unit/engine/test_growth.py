@@ -17,22 +17,22 @@ Now = tuple[dict[str, int | None], dict[str, int] | None] | None
 class Tells(Packing):
     """Says these, one after the other."""
 
-    def __init__(self, *said: Now) -> None:
+    def __init__(self, *reports: Now) -> None:
         super().__init__("")
-        self.said = [None if now is None else Unfinished(*now) for now in said]
+        self.reports = [None if now is None else Unfinished(*now) for now in reports]
 
     async def look(self) -> Unfinished | None:
-        return self.said.pop(0)
+        return self.reports.pop(0)
 
 
-def sizes(*said: Now, uncertain: int | None = None) -> list[int]:
+def sizes(*reports: Now, uncertain: int | None = None) -> list[int]:
     """Before LXD was asked, when it had been, and what that makes of all that follows."""
 
     async def all_of_them() -> list[int]:
-        packing = Tells(*said)
+        packing = Tells(*reports)
         growth = await packing.begin()
         await growth.asked()
-        return [await growth.size(uncertain) for _ in said[2:]]
+        return [await growth.size(uncertain) for _ in reports[2:]]
 
     return asyncio.run(all_of_them())
 

@@ -31,7 +31,7 @@ def test_what_lxd_leaves_out_of_a_state(data: dict[str, Any], state: State) -> N
 
 
 def test_only_addresses_that_others_reach_count() -> None:
-    found = {
+    network = {
         "eth0": {
             "addresses": [
                 {"family": "inet", "address": "10.0.0.2", "netmask": "24", "scope": "global"},
@@ -40,7 +40,7 @@ def test_only_addresses_that_others_reach_count() -> None:
         },
         "lo": {"addresses": [{"family": "inet", "address": "127.0.0.1", "scope": "local"}]},
     }
-    assert state_of({"network": found}).addresses == (Address("eth0", "inet", "10.0.0.2"),)
+    assert state_of({"network": network}).addresses == (Address("eth0", "inet", "10.0.0.2"),)
 
 
 class Client:

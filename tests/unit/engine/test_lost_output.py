@@ -72,8 +72,8 @@ class Lxd:
         wrote = OUTPUT if secret == STDOUT else b""
         mark = f"\0podyd-{self._nonce}:{self._code};".encode()
         # The empty text is LXD's sign that it has come to an end of the stream.
-        said: tuple[str | bytes, ...] = (wrote + mark, "") if self._whole[secret] else ("",)
-        return Socket(*said, late=self._asked)
+        sent: tuple[str | bytes, ...] = (wrote + mark, "") if self._whole[secret] else ("",)
+        return Socket(*sent, late=self._asked)
 
     async def get(self, path: str) -> Any:
         if self._asked is not None:
@@ -121,10 +121,10 @@ def test_a_stream_that_is_not_whole_is_no_answer(
     tmp_path: Path, out: str, err: str, code: int, late: bool
 ) -> None:
     lxd = Lxd(out, err, code, late=late)
-    with pytest.raises(OutputLost, match=rf"exit code {code}\)") as told:
+    with pytest.raises(OutputLost, match=rf"exit code {code}\)") as error:
         ran(tmp_path, lxd)
-    assert (told.value.status, told.value.code) == (502, "output_lost")
-    assert told.value.fields == {"exit_code": code}
+    assert (error.value.status, error.value.code) == (502, "output_lost")
+    assert error.value.fields == {"exit_code": code}
     assert (lxd.started, lxd.killed) == (1, 0), "it has run, once"
 
 

@@ -121,10 +121,10 @@ def test_what_is_somebody_elses_does_not_count(tmp_path: Path) -> None:
 def test_too_many_are_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(packing.MAX_SIZES):
         put(tmp_path / f"lxd_compress_{10**19 + number}", 1)
-    told = look([[tmp_path]], squashed)
-    assert told is not None
-    assert len(told) == packing.MAX_SIZES
-    both = dict.fromkeys(("images", "scratch"), told)
+    report = look([[tmp_path]], squashed)
+    assert report is not None
+    assert len(report) == packing.MAX_SIZES
+    both = dict.fromkeys(("images", "scratch"), report)
     assert len(json.dumps(both)) < packing.MAX_LINE_BYTES
     put(tmp_path / "lxd_compress_1")
     assert look([[tmp_path]], squashed) is None
@@ -185,12 +185,12 @@ def test_one_line_and_no_questions(tmp_path: Path) -> None:
             line = asked(path)
         assert line.endswith(b"}\n")
         assert line.count(b"\n") == 1
-        told = json.loads(line)
-        assert told["images"]["0/lxd_build_1"] == 5000
-        assert set(told) == {"images", "scratch"}
-        found = asyncio.run(Packing(str(path)).look())
-        assert found is not None
-        assert found.images["0/lxd_build_1"] == 5000
+        data = json.loads(line)
+        assert data["images"]["0/lxd_build_1"] == 5000
+        assert set(data) == {"images", "scratch"}
+        output = asyncio.run(Packing(str(path)).look())
+        assert output is not None
+        assert output.images["0/lxd_build_1"] == 5000
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")

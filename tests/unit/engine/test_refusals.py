@@ -162,9 +162,9 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
 
 @pytest.mark.parametrize(("reason", "status", "kind"), SAID)
 def test_what_lxd_says_and_what_it_means(reason: str, status: int, kind: type[LxdRefused]) -> None:
-    for said in (reason, reason.upper()):  # Incus has other capitals.
-        assert type(refusal(said, status)) is kind
-        assert refusal(said, status).reason == said
+    for text in (reason, reason.upper()):  # Incus has other capitals.
+        assert type(refusal(text, status)) is kind
+        assert refusal(text, status).reason == text
 
 
 def test_what_lxd_is_at_is_told() -> None:
@@ -185,9 +185,9 @@ def test_none_is_a_fault_of_podyds(kind: type[LxdRefused]) -> None:
 
 
 def test_what_was_tried_is_told_where_the_reason_is_unknown() -> None:
-    with pytest.raises(LxdRefused) as told, lxd_could_not("make the pod", code="c"):
+    with pytest.raises(LxdRefused) as error, lxd_could_not("make the pod", code="c"):
         raise refusal("It rains.")
-    assert (told.value.detail, told.value.code) == ("LXD could not make the pod: It rains.", "c")
+    assert (error.value.detail, error.value.code) == ("LXD could not make the pod: It rains.", "c")
     with pytest.raises(Missing) as missing, lxd_could_not("delete the snapshot"):
         raise refusal("Snapshot a/s does not exist")
     assert (missing.value.status, missing.value.code) == (404, "not_found")
@@ -244,7 +244,7 @@ def test_that_an_errors_words_are_read_is_seen(text: str) -> None:
 
 def test_nobody_else_spells_them() -> None:
     """A sentence that is looked for elsewhere, in whatever variable, is a second place."""
-    found = [
+    offending = [
         f"{path.relative_to(ROOT)}:{node.lineno}: {node.value}"
         for path in sorted(ROOT.rglob("*.py"))
         if path.relative_to(ROOT).parts[0] not in APART
@@ -252,15 +252,15 @@ def test_nobody_else_spells_them() -> None:
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
         if len(node.value) < 60 and type(refusal(node.value)) is not LxdRefused
     ]
-    assert found == []
+    assert offending == []
 
 
 def test_nobody_else_reads_them() -> None:
-    found = [
+    offending = [
         f"{path.relative_to(ROOT)}:{node.lineno}"
         for path in sorted(ROOT.rglob("*.py"))
         if path.relative_to(ROOT).parts[0] not in APART
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if looks_into(node) and isinstance(node, ast.expr)
     ]
-    assert found == []
+    assert offending == []

@@ -30,9 +30,9 @@ class Host:
         self.looks += 1
         if self.looks == 2:
             self.looked_again.set()
-        found = [self.scratch] if SCRATCH in places else []
+        listed = [self.scratch] if SCRATCH in places else []
         is_there = IMAGES[0] in places and self.images is not None
-        return found + ([Filesystem(1, self.images or 0)] if is_there else [])
+        return listed + ([Filesystem(1, self.images or 0)] if is_there else [])
 
 
 def test_what_is_left_above_the_floor() -> None:
@@ -78,6 +78,6 @@ def test_what_the_service_is_given_of_lxds_directory(
 
 
 def test_what_is_not_there_does_not_count(tmp_path: Path) -> None:
-    (found,) = filesystems([tmp_path / "none", tmp_path])
-    assert found.device == tmp_path.stat().st_dev
-    assert found.free_bytes > 0
+    (status,) = filesystems([tmp_path / "none", tmp_path])
+    assert status.device == tmp_path.stat().st_dev
+    assert status.free_bytes > 0

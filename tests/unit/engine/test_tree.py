@@ -97,7 +97,7 @@ def server(directories: Mapping[bytes, list[Entry]]) -> Callable[[bytes], bytes]
 
 def test_all_files_of_all_directories_count() -> None:
     large = LARGE_BYTES
-    found = asyncio.run(
+    output = asyncio.run(
         look(
             Lxd(
                 server(
@@ -118,9 +118,9 @@ def test_all_files_of_all_directories_count() -> None:
             "x",
         )
     )
-    assert found.size_bytes == 2**62 + large + 5 + 8
-    assert found.large == (File(b"/\xff/b", 2**62), File(b"/a", large))
-    assert found.large[0].text == "/�/b"
+    assert output.size_bytes == 2**62 + large + 5 + 8
+    assert output.large == (File(b"/\xff/b", 2**62), File(b"/a", large))
+    assert output.large[0].text == "/�/b"
 
 
 def test_how_much_of_files_is_holes() -> None:

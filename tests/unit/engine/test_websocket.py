@@ -54,12 +54,12 @@ def test_what_came_before_the_end_is_read_though_a_ping_cannot_be_answered() -> 
         stream = connection.protocol.stream
         assert stream is not None
         stream.close()
-        found: list[object] = []
+        messages: list[object] = []
         while (message := await connection.read_message()) is not None:
-            found.append(message)
+            messages.append(message)
         server.close()
         await server.wait_closed()
-        return found
+        return messages
 
     assert asyncio.run(talk()) == ["two", "three"]
 
@@ -119,9 +119,9 @@ def test_who_stops_connecting_leaves_no_connection() -> None:
             await asked.wait()
             connecting.cancel()
             go_on.set()
-            found = await asyncio.wait_for(heard, 10)
+            request = await asyncio.wait_for(heard, 10)
             if others := asyncio.all_tasks() - {asyncio.current_task()}:
                 await asyncio.wait(others, timeout=10)
-            return found
+            return request
 
     assert asyncio.run(talk())[:1] == b"\x88", "the frame that closes it"

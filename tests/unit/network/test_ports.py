@@ -94,8 +94,8 @@ def make(tmp_path: Path) -> Make:
 
 
 async def pod_of(lxd: Lxd, name: str) -> Pod:
-    found = [instance_of(item) for item in await lxd.get("/1.0/instances")]
-    return next(pod for pod in pods_of(found) if pod.name == name)
+    answer = [instance_of(item) for item in await lxd.get("/1.0/instances")]
+    return next(pod for pod in pods_of(answer) if pod.name == name)
 
 
 @pytest.mark.parametrize("text", ["none", "20000:22", "20000:22,20001:22", "65535:65535"])
@@ -115,9 +115,9 @@ def test_the_older_of_two_keeps_a_port(make: Make) -> None:
     ports = make(lxd)
 
     async def run() -> None:
-        found = [instance_of(item) for item in await lxd.get("/1.0/instances")]
+        answer = [instance_of(item) for item in await lxd.get("/1.0/instances")]
         expected = {"old": {20001: 22, 20002: 80}, "new": {20003: 81}}
-        assert ports_of(found) == ports_of(reversed(found)) == expected
+        assert ports_of(answer) == ports_of(reversed(answer)) == expected
         settling = asyncio.create_task(ports.settle())
         await lxd.changed.wait()
         settling.cancel()
@@ -150,8 +150,8 @@ def test_twenty_pods_at_once_have_twenty_ports(make: Make) -> None:
         await one(20)
 
     asyncio.run(run())
-    found = [host for text in lxd.keys.values() for host in parse(text) or {}]
-    assert sorted(found) == [*range(20000, 20021)]
+    assigned = [host for text in lxd.keys.values() for host in parse(text) or {}]
+    assert sorted(assigned) == [*range(20000, 20021)]
 
 
 def test_what_was_reserved_for_a_pod_that_was_not_made_is_free(make: Make) -> None:
@@ -237,8 +237,8 @@ def test_the_quota(make: Make) -> None:
 def test_the_relay_is_told_and_what_it_refuses_and_its_end_are_said(make: Make) -> None:
     node = FakeNode()
     ports = make(Lxd({"a": "20000:22,20001:80"}), node=node)
-    said: asyncio.Queue[str] = asyncio.Queue()
-    ports.subscribe(said.put_nowait)
+    messages: asyncio.Queue[str] = asyncio.Queue()
+    ports.subscribe(messages.put_nowait)
 
     async def run() -> None:
         node.relays.taken = {20001}
@@ -246,15 +246,15 @@ def test_the_relay_is_told_and_what_it_refuses_and_its_end_are_said(make: Make) 
         running = asyncio.create_task(ports.run())
         try:
             text = "some ports cannot be opened: 20001 (Address already in use)"
-            assert await said.get() == text
+            assert await messages.get() == text
             # Nobody has heard of the pod's network card, so its ports lead nowhere yet.
             assert node.relays.table == {20000: None}
             node.relays.taken = set()
             ports.poke()
-            assert await said.get() == ""
+            assert await messages.get() == ""
             assert node.relays.table == {20000: None, 20001: None}
             node.relays.end()
-            assert "has ended" in await said.get()
+            assert "has ended" in await messages.get()
         finally:
             running.cancel()
             await asyncio.wait({running})

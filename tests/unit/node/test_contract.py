@@ -29,9 +29,9 @@ def world(
     if request.param == "fake":
         yield FakeWorld()
         return
-    found = LocalWorld(tmp_path, monkeypatch)
-    yield found
-    found.local.close()
+    local = LocalWorld(tmp_path, monkeypatch)
+    yield local
+    local.local.close()
 
 
 def play(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -40,11 +40,11 @@ def play(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def sampled(node: Node, wanted: Callable[[Sample], bool]) -> Sample:
     """The first sample from now on that is as wanted."""
-    found: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
+    first: asyncio.Future[Sample] = asyncio.get_running_loop().create_future()
     node.samples.subscribe(
-        lambda sample: found.set_result(sample) if wanted(sample) and not found.done() else None
+        lambda sample: first.set_result(sample) if wanted(sample) and not first.done() else None
     )
-    return await found
+    return await first
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -74,10 +74,10 @@ def test_samples_say_who_is_on_which_card(world: World) -> None:
                 assert first.processes[0].cgroup is None, "it is the host's"
                 assert second.processes == ()
                 world.hold(None)
-                found = await sampled(world.node, lambda sample: not sample.gpus[0].processes)
-                assert [gpu.pci for gpu in found.gpus] == [first.pci, second.pci]
+                without = await sampled(world.node, lambda sample: not sample.gpus[0].processes)
+                assert [gpu.pci for gpu in without.gpus] == [first.pci, second.pci]
                 assert samples.latest is not None
-                assert samples.latest.taken >= found.taken
+                assert samples.latest.taken >= without.taken
 
     play(whole)
 
@@ -125,9 +125,9 @@ def test_a_host_without_a_driver_is_told_apart_from_one_that_has_not_answered(
 def test_a_process_and_none_that_has_ended(world: World) -> None:
     async def whole() -> None:
         with world.process() as pid:
-            found = await world.node.processes.processes([pid, NO_PID])
-            assert list(found) == [pid]
-            process = found[pid]
+            processes = await world.node.processes.processes([pid, NO_PID])
+            assert list(processes) == [pid]
+            process = processes[pid]
             assert (process.uid, process.cmd) == (os.geteuid(), "sleep 60")
             assert process.uptime is not None
             assert 0 <= process.uptime < 60
@@ -148,9 +148,9 @@ def test_what_listens_on_the_host_and_where_a_process_is(world: World) -> None:
         sockets = world.node.sockets
         with world.listening() as (pid, port):
             assert port in await sockets.listening_ports()
-            found = await sockets.pod_sockets(pid)
-            assert (port, "127.0.0.1") in found.listening
-            assert found.cgroup is None, "it is no pod's"
+            of_pod = await sockets.pod_sockets(pid)
+            assert (port, "127.0.0.1") in of_pod.listening
+            assert of_pod.cgroup is None, "it is no pod's"
         assert port not in await sockets.listening_ports()
         assert (port, "127.0.0.1") not in (await sockets.pod_sockets(pid)).listening
         with pytest.raises(OSError, match=str(NO_PID)):
@@ -225,12 +225,12 @@ def test_a_relay_says_what_it_refuses_and_when_it_ends(world: World) -> None:
 def test_why_a_directory_cannot_be_its_owners_own(world: World) -> None:
     async def whole() -> None:
         missing, everybodys = world.unfit()
-        found = await world.node.directories.fitness(missing)
-        assert not found.unsafe
-        assert "is not there" in found.unfit
-        found = await world.node.directories.fitness(everybodys)
-        assert found.unsafe
-        assert not found.unfit, "nobody looks there"
+        fitness = await world.node.directories.fitness(missing)
+        assert not fitness.unsafe
+        assert "is not there" in fitness.unfit
+        fitness = await world.node.directories.fitness(everybodys)
+        assert fitness.unsafe
+        assert not fitness.unfit, "nobody looks there"
 
     play(whole)
 

@@ -54,9 +54,9 @@ def test_a_server_with_systemd_has_all_of_them(host: Host) -> None:
     host.are_in("0::/system.slice/lxd.service", "0::/init.scope")
     host.root(EVERY)
     host.cgroup("/system.slice/lxd.service", EVERY, procs="7")
-    found = host.found()
-    assert (found.seen, found.passed, found.parent) == (ALL, ALL, "/")
-    assert (found.is_unified, found.is_full, found.is_root) == (True, False, True)
+    controllers = host.found()
+    assert (controllers.seen, controllers.passed, controllers.parent) == (ALL, ALL, "/")
+    assert (controllers.is_unified, controllers.is_full, controllers.is_root) == (True, False, True)
 
 
 def test_a_service_without_delegation_sees_less_than_pods_have(host: Host) -> None:
@@ -83,10 +83,14 @@ def test_a_cgroup_with_processes_passes_nothing_on(
     host.are_in("0::/core", "0::/core")
     host.cgroup("/core", "memory pids", passed=subtree, procs=procs)
     host.cgroup("/", "memory pids")
-    found = host.found()
-    assert found.seen == {"memory", "pids"}
-    assert found.passed == passed
-    assert (found.parent, found.is_full, found.is_root) == ("/core", is_full, False)
+    controllers = host.found()
+    assert controllers.seen == {"memory", "pids"}
+    assert controllers.passed == passed
+    assert (controllers.parent, controllers.is_full, controllers.is_root) == (
+        "/core",
+        is_full,
+        False,
+    )
 
 
 V1 = "4:memory:/lxd\n3:cpuset:/\n2:cpu,cpuacct:/\n5:blkio:/\n8:pids:/\n1:name=systemd:/\n0::/"
@@ -115,10 +119,10 @@ def test_of_cgroup_v1_those_that_are_mounted_count(
     host.are_in(V1, V1)
     put(host.cgroups / "unified/cgroup.controllers", "hugetlb")
     put(host.lxd.directory / "mountinfo", mounted(*hierarchies))
-    found = host.found()
-    assert found.seen == ALL
-    assert ALL - found.passed == missing
-    assert not found.is_unified
+    controllers = host.found()
+    assert controllers.seen == ALL
+    assert ALL - controllers.passed == missing
+    assert not controllers.is_unified
 
 
 def test_a_hierarchy_elsewhere_is_none(host: Host) -> None:

@@ -125,5 +125,5 @@ def test_ids_that_root_may_map(tmp_path: Path, subuid: str, newuidmap: bool, do:
         (tmp_path / "root/usr/bin").mkdir(parents=True)
         (tmp_path / "root/usr/bin/newuidmap").touch()
         (tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
-    found = list(mounts.about_own_ids(ProcessFiles(tmp_path), [1000, 1001, 200000], []))
-    assert [item.do for item in found if item.level is Level.ERROR] == ([do] if do else [])
+    findings = list(mounts.about_own_ids(ProcessFiles(tmp_path), [1000, 1001, 200000], []))
+    assert [item.do for item in findings if item.level is Level.ERROR] == ([do] if do else [])

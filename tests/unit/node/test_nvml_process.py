@@ -52,30 +52,30 @@ def sampler(*words: str) -> Iterator[Iterator[Sample | Failure]]:
 
 
 def once() -> Sample | Failure:
-    with sampler("--once") as said:
-        return next(said)
+    with sampler("--once") as samples:
+        return next(samples)
 
 
 def sample() -> Sample:
-    found = once()
-    assert isinstance(found, Sample), found
-    return found
+    reported = once()
+    assert isinstance(reported, Sample), reported
+    return reported
 
 
 def failure() -> Failure:
-    found = once()
-    assert isinstance(found, Failure), found
-    return found
+    reported = once()
+    assert isinstance(reported, Failure), reported
+    return reported
 
 
 # --- What NVML says -----------------------------------------------------------------------------
 
 
 def test_the_cards(driver: FakeDriver) -> None:
-    found = sample()
-    assert (found.driver, found.cuda) == ("535.183.01", "12.2")
-    assert 0 <= found.age < 10
-    assert found.gpus == tuple(
+    shown = sample()
+    assert (shown.driver, shown.cuda) == ("535.183.01", "12.2")
+    assert 0 <= shown.age < 10
+    assert shown.gpus == tuple(
         Gpu(
             uuid=gpu.uuid,
             pci=gpu.pci,
@@ -94,9 +94,9 @@ def test_the_cards(driver: FakeDriver) -> None:
 
 def test_a_sample_is_one_line_and_comes_back_whole(driver: FakeDriver) -> None:
     driver.write(FakeNvml().holding(0, FakeProcess(7, utilisation=3), FakeProcess(9, None)))
-    found = sample()
-    assert "\n" not in found.to_line()
-    assert parse_line(found.to_line()) == found
+    shown = sample()
+    assert "\n" not in shown.to_line()
+    assert parse_line(shown.to_line()) == shown
 
 
 def test_who_is_on_a_card(driver: FakeDriver) -> None:
@@ -142,10 +142,12 @@ def test_no_cards(driver: FakeDriver) -> None:
 
 def test_a_lost_card_keeps_its_name_and_harms_no_other(driver: FakeDriver) -> None:
     driver.write(FakeNvml().holding(1, FakeProcess(7)))
-    with sampler() as said:
-        before = next(said)
+    with sampler() as samples:
+        before = next(samples)
         driver.write(FakeNvml().holding(1, FakeProcess(7)).with_gpu(0, lost=True))
-        after = next(found for found in said if isinstance(found, Sample) and found.gpus[0].problem)
+        after = next(
+            found for found in samples if isinstance(found, Sample) and found.gpus[0].problem
+        )
         assert isinstance(before, Sample)
         lost, well = after.gpus
         card = before.gpus[0]
@@ -160,18 +162,18 @@ def test_a_lost_card_keeps_its_name_and_harms_no_other(driver: FakeDriver) -> No
 
 def test_what_a_process_has_used_is_since_the_last_sample(driver: FakeDriver) -> None:
     driver.write(FakeNvml().holding(0, FakeProcess(7, utilisation=90)))
-    with sampler() as said:
-        next(said)
+    with sampler() as samples:
+        next(samples)
         driver.write(FakeNvml().holding(0, FakeProcess(7, utilisation=5)))
-        used = [found.gpus[0].processes[0].utilisation for found in take(said, 2)]
+        used = [found.gpus[0].processes[0].utilisation for found in take(samples, 2)]
         assert used[-1] == 5
 
 
-def take(said: Iterator[Sample | Failure], count: int) -> Iterator[Sample]:
+def take(samples: Iterator[Sample | Failure], count: int) -> Iterator[Sample]:
     for _ in range(count):
-        found = next(said)
-        assert isinstance(found, Sample)
-        yield found
+        item = next(samples)
+        assert isinstance(item, Sample)
+        yield item
 
 
 def test_a_use_of_less_than_a_percent_is_in_the_whole_buffer_at_its_time(
@@ -183,12 +185,12 @@ def test_a_use_of_less_than_a_percent_is_in_the_whole_buffer_at_its_time(
     back = dataclasses.replace(again, pid=9, sampled=FUTURE)
     resting = FakeProcess(6)
     driver.write(FakeNvml().holding(0, resting, again, once, back))
-    with sampler() as said:
-        (first,) = take(said, 1)
+    with sampler() as samples:
+        (first,) = take(samples, 1)
         driver.write(
             FakeNvml().holding(0, resting, again, once, dataclasses.replace(back, sampled=0))
         )
-        later = list(take(said, 2))
+        later = list(take(samples, 2))
     assert [process.seen for process in first.gpus[0].processes] == [False] + [True] * 3
     assert {
         process.pid for item in later for process in item.gpus[0].processes if process.seen
@@ -203,11 +205,11 @@ def test_the_highest_of_the_cards_own_samples_counts_until_the_next_look(
     driver: FakeDriver,
 ) -> None:
     driver.write(FakeNvml().with_gpu(0, peak=7))
-    with sampler() as said:
-        (first,) = take(said, 1)
+    with sampler() as samples:
+        (first,) = take(samples, 1)
         assert (first.gpus[0].utilisation, first.gpus[0].peak) == (0, 7)
         driver.write(FakeNvml())
-        assert [item.gpus[0].peak for item in take(said, 2)][-1] == 0
+        assert [item.gpus[0].peak for item in take(samples, 2)][-1] == 0
 
 
 def test_a_card_that_has_the_newer_call_alone(driver: FakeDriver) -> None:
@@ -228,8 +230,8 @@ def test_cpu_time_is_that_of_a_process_and_of_all_below_it(driver: FakeDriver) -
         pids = (loading.pid, resting.pid, 2**22 + 1)
         driver.write(FakeNvml().holding(0, *map(FakeProcess, pids)))
         try:
-            with sampler() as said:
-                cpu = {item.pid: item.cpu for item in list(take(said, 2))[-1].gpus[0].processes}
+            with sampler() as samples:
+                cpu = {item.pid: item.cpu for item in list(take(samples, 2))[-1].gpus[0].processes}
         finally:
             os.killpg(loading.pid, signal.SIGKILL)
             resting.kill()
@@ -246,8 +248,8 @@ def test_many_cards_and_processes(driver: FakeDriver) -> None:
         for gpu in gpus
     ]
     driver.write(FakeNvml(gpus=tuple(held)))
-    found = sample()
-    assert [len(gpu.processes) for gpu in found.gpus] == [200] * 8
+    shown = sample()
+    assert [len(gpu.processes) for gpu in shown.gpus] == [200] * 8
 
 
 @pytest.mark.parametrize(
@@ -261,9 +263,9 @@ def test_many_cards_and_processes(driver: FakeDriver) -> None:
 )
 def test_init_fails(driver: FakeDriver, state: FakeNvml, words: str, absent: bool) -> None:
     driver.write(state)
-    found = failure()
-    assert words in found.problem
-    assert found.absent is absent
+    reported = failure()
+    assert words in reported.problem
+    assert reported.absent is absent
 
 
 def test_no_library(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -273,11 +275,11 @@ def test_no_library(driver: FakeDriver, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_an_update_of_the_driver_ends_it_and_a_new_one_works(driver: FakeDriver) -> None:
-    with sampler() as said:
-        next(said)
+    with sampler() as samples:
+        next(samples)
         build(driver.directory, OTHER_DRIVER)
         driver.write(FakeNvml(driver=OTHER_DRIVER))
-        last = list(said)[-1]
+        last = list(samples)[-1]
         assert isinstance(last, Failure)
         assert "mismatch" in last.problem
     assert sample().driver == OTHER_DRIVER

@@ -28,6 +28,6 @@ def test_whose_they_are_is_told_with_them(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("sl\n 0: 0100007F:1F90 00000000:0000 0A\n")
     (tmp_path / "7/cgroup").write_text("0::/lxc.payload.podyd_a\n")
-    found = pod_sockets(7, tmp_path)
-    assert found.listening == {(8080, "127.0.0.1")}
-    assert found.cgroup == ("podyd", "a")
+    sockets = pod_sockets(7, tmp_path)
+    assert sockets.listening == {(8080, "127.0.0.1")}
+    assert sockets.cgroup == ("podyd", "a")

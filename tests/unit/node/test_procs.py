@@ -122,8 +122,8 @@ def test_the_pid_in_the_pod_is_that_of_one_namespace_further_in(tmp_path: Path) 
     for pid, numbers in ((7, "7"), (8, "8\t21"), (9, "9\t22\t3")):
         (tmp_path / str(pid)).mkdir()
         (tmp_path / str(pid) / "status").write_text(f"Name:\tx\nNSpid:\t{numbers}\nVmRSS:\t1\n")
-    found = asyncio.run(Reader(tmp_path).pids_in_pod([7, 8, 9, 10]))
-    assert found == {8: 21, 9: 22}
+    output = asyncio.run(Reader(tmp_path).pids_in_pod([7, 8, 9, 10]))
+    assert output == {8: 21, 9: 22}
 
 
 def test_a_name_with_parentheses(tmp_path: Path) -> None:
@@ -203,16 +203,16 @@ def test_one_that_hangs_delays_nobody_and_is_told_without_its_command_line(tmp_p
         first = await reader.processes(pids)
         # The loop goes on while it is waited for.
         assert ticks > 20
-        for found in (first, await reader.processes(pids)):
-            assert sorted(found) == list(pids)
-            assert {found[pid].cmd for pid in pids} == {
+        for processes in (first, await reader.processes(pids)):
+            assert sorted(processes) == list(pids)
+            assert {processes[pid].cmd for pid in pids} == {
                 *(f"sleep {pid}" for pid in pids if pid != 1100),
-                found[1100].cmd,
+                processes[1100].cmd,
             }
-            assert found[1100].cmd.startswith("["), "as ps shows it"
-            assert found[1100].memory_used
+            assert processes[1100].cmd.startswith("["), "as ps shows it"
+            assert processes[1100].memory_used
         many = await asyncio.gather(*(reader.processes(pids) for _ in range(20)))
-        assert {found[1100].cmd for found in many} == {first[1100].cmd}
+        assert {processes[1100].cmd for processes in many} == {first[1100].cmd}
         wait_for_threads(1)  # Nothing asks again where it hangs.
         host.release()
         await asyncio.sleep(0)
@@ -233,8 +233,8 @@ def test_threads_that_hang_are_bounded(tmp_path: Path) -> None:
         wait_for_threads(MAX_STUCK)
         host.release()
         await asyncio.sleep(0)
-        found = await Reader(tmp_path).processes(pids)
-        assert {process.cmd for process in found.values()} == {"late"}
+        processes = await Reader(tmp_path).processes(pids)
+        assert {process.cmd for process in processes.values()} == {"late"}
 
     asyncio.run(whole())
 

@@ -50,11 +50,11 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     path = tmp_path / "ports" / "ports.sock"
     control = listen(str(path))
     over = threading.Event()
-    found = RelayServer(control, "1", unfit=lambda address: "")
+    server = RelayServer(control, "1", unfit=lambda address: "")
 
     def run() -> None:
         while not over.is_set():
-            found.turn()
+            server.turn()
 
     thread = threading.Thread(target=run)
     thread.start()
@@ -65,7 +65,7 @@ def running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     last.close()  # It wakes the relay.
     thread.join(SECONDS)
     assert not thread.is_alive()
-    found.close()
+    server.close()
 
 
 @pytest.fixture

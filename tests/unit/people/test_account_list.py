@@ -25,11 +25,11 @@ class Host:
 
     async def list(self) -> list[Account]:
         self.listed += 1
-        found = list(self.accounts)
+        accounts = list(self.accounts)
         await asyncio.sleep(0)
         if self.fails:
             raise Unavailable("no")
-        return found
+        return accounts
 
 
 def test_it_is_as_old_as_it_may_be() -> None:

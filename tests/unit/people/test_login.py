@@ -47,14 +47,14 @@ class FakeAuth(AuthClient):
         self.asked = 0
 
     async def login(
-        self, user: str, password: str, address: str, *, whose: Hashable, known: bool
+        self, user: str, password: str, address: str, *, key: Hashable, known: bool
     ) -> Account:
-        account = await self.account(user, address, whose=whose, known=known)
+        account = await self.account(user, address, key=key, known=known)
         if (user, password) != ("alice", PASSWORD):
             raise Unauthorized("no")
         return account
 
-    async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
+    async def account(self, user: str, address: str, *, key: Hashable, known: bool) -> Account:
         self.asked += 1
         self.reached.set()
         await self.go.wait()

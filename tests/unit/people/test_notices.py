@@ -51,8 +51,8 @@ def play(path: Path, what: Play) -> None:
 
 async def texts(notices: Notices, member: Member, *, since: float = 0.0) -> list[tuple[str, int]]:
     """What a member reads, with how often it was told."""
-    found = await notices.of(member, since=since, most=1000)
-    return [(item.notice.text, item.notice.count) for item in found]
+    stored = await notices.of(member, since=since, most=1000)
+    return [(item.notice.text, item.notice.count) for item in stored]
 
 
 # --- Who reads what -----------------------------------------------------------------------------

@@ -39,11 +39,11 @@ class FakeAuth(AuthClient):
         self.asked = asyncio.Semaphore(0)
 
     async def login(
-        self, user: str, password: str, address: str, *, whose: Hashable, known: bool
+        self, user: str, password: str, address: str, *, key: Hashable, known: bool
     ) -> Account:
-        return await self.account(user, address, whose=whose, known=known)
+        return await self.account(user, address, key=key, known=known)
 
-    async def account(self, user: str, address: str, *, whose: Hashable, known: bool) -> Account:
+    async def account(self, user: str, address: str, *, key: Hashable, known: bool) -> Account:
         self.asked.release()
         answer = self.first.pop(0) if self.first else self.answer
         if isinstance(answer, PodydError):
@@ -250,8 +250,8 @@ def test_a_new_password_ends_all_at_once_also_where_no_mark_is_known(tmp_path: P
     async def use(rig: Rig) -> None:
         rig.auth.answer = Account("alice", 1000, 1000, frozenset({"lab"}), "")
         owner = await password(rig)
-        found = [await rig.begin(owner) for _ in range(2)]
+        sessions = [await rig.begin(owner) for _ in range(2)]
         await rig.logins.change_password(owner.member, "password", "new")
-        assert [await session.code() for session in found] == ["password_changed"] * 2
+        assert [await session.code() for session in sessions] == ["password_changed"] * 2
 
     play(tmp_path, use)

@@ -44,24 +44,24 @@ def test_no_image_at_all() -> None:
 
 
 def test_none_is_offered() -> None:
-    found = images("debian12", offer="lab-*")
-    assert "images.offer" in asyncio.run(found.hint())
+    output = images("debian12", offer="lab-*")
+    assert "images.offer" in asyncio.run(output.hint())
     with pytest.raises(Forbidden, match=r"images\.offer"):
-        asyncio.run(found.offered(MEMBER, "debian12"))
+        asyncio.run(output.offered(MEMBER, "debian12"))
 
 
 def test_another_name_is_offered() -> None:
-    found = images("debian12")
-    assert asyncio.run(found.hint()) == ""
+    output = images("debian12")
+    assert asyncio.run(output.hint()) == ""
     with pytest.raises(NotFound, match="See /host/images"):
-        asyncio.run(found.offered(MEMBER, "debian13"))
+        asyncio.run(output.offered(MEMBER, "debian13"))
 
 
 def test_an_image_of_an_earlier_account_of_the_name() -> None:
-    found = images("alice-x", properties=owner_keys(MEMBER))
+    output = images("alice-x", properties=owner_keys(MEMBER))
     new = replace(MEMBER, uid=1001)
-    assert asyncio.run(found.names(MEMBER)) == ["alice-x"]
-    assert asyncio.run(found.names(new)) == []
-    for refused in (found.offered(new, "alice-x"), found.delete(new, "alice-x")):
+    assert asyncio.run(output.names(MEMBER)) == ["alice-x"]
+    assert asyncio.run(output.names(new)) == []
+    for refused in (output.offered(new, "alice-x"), output.delete(new, "alice-x")):
         with pytest.raises(NotFound):
             asyncio.run(refused)

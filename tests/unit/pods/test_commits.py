@@ -213,8 +213,8 @@ def test_holes_stay_where_there_is_room_for_a_squashfs(
     client: Packs, free: int, zeros: int, asked: list[str | None], kept: str | None
 ) -> None:
     made = commits_of(client, Wide(free))
-    found = Holes(zeros, 100, 0)
-    assert asyncio.run(made._pack_holes(NEW, found, _UnderWay("main"))) == kept
+    output = Holes(zeros, 100, 0)
+    assert asyncio.run(made._pack_holes(NEW, output, _UnderWay("main"))) == kept
     assert client.asked == asked
 
 

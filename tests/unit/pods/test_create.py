@@ -262,8 +262,8 @@ def test_two_at_once_do_not_both_have_the_last_place() -> None:
         lxd = FakeEngine()
         async with podyd(lxd) as pods:
             work = (pods.create(ALICE, ins, "small", None, None) for ins in ("a", "b", "c", "a"))
-            found = await asyncio.gather(*work, return_exceptions=True)
-        refused = {type(error) for error in found if isinstance(error, PodydError)}
+            results = await asyncio.gather(*work, return_exceptions=True)
+        refused = {type(error) for error in results if isinstance(error, PodydError)}
         assert refused == {Forbidden, Conflict}
         assert all(whole(lxd, name) for name in lxd.stored)
         assert len(lxd.stored) == 2

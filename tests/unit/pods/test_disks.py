@@ -128,11 +128,11 @@ def test_what_lxd_says_is_used(state: State | None, used: int | None) -> None:
     ],
 )
 def test_a_disk_that_is_full_by_what_lxd_says(size: str, used: int, expected: bool) -> None:
-    found = SimpleNamespace(name="a", devices=given(size))
+    instance = SimpleNamespace(name="a", devices=given(size))
 
     class Lxd:
         async def all(self) -> tuple[Any, ...]:
-            return (found,)
+            return (instance,)
 
         async def state(self, name: str) -> State:
             return State(disk_bytes={"root": used})
@@ -159,13 +159,13 @@ def test_a_pod_that_is_frozen_while_it_is_looked_into_counts_as_frozen(has_room:
     held = given(str(100 * MIB + disks.RESERVE_BYTES))
     keys = {DISK: str(100 * MIB)}
     instance = Instance("a", "running", CREATED, CREATED, keys, keys, held, held, ())
-    found = disks.Disks(
+    service = disks.Disks(
         instances=cast(Instances, Lxd()),
         profiles=cast(Profiles, None),
         pools=cast(Pools, None),
         executor=cast(Executor, Freezing()),
     )
-    restart = found.check_restart(Pod("alice", "main", instance))
+    restart = service.check_restart(Pod("alice", "main", instance))
     if has_room:
         asyncio.run(restart)
     else:

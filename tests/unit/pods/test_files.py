@@ -79,10 +79,10 @@ def fetched(script: Script, format: Any = None) -> FileInfo:
 
     async def play() -> FileInfo:
         try:
-            found = await made(lxd).fetch(MEMBER, OneFile("main", "/x", format))
-            assert isinstance(found, HeldAnswer), found
-            found.close()
-            return found.body
+            answer = await made(lxd).fetch(MEMBER, OneFile("main", "/x", format))
+            assert isinstance(answer, HeldAnswer), answer
+            answer.close()
+            return answer.body
         finally:
             await settled()
 
@@ -94,10 +94,14 @@ def fetched(script: Script, format: Any = None) -> FileInfo:
 
 def test_a_directory_is_listed_whatever_its_names_are() -> None:
     entries = b"81a4 5 4755 -1 ./b\nc/\na1ff 4 777 1700000000 ./\xff/\n1234 0 0 0 ./a b/\n"
-    found = fetched(says(HEAD[:5], HEAD[5:] + entries[:9], entries[9:]))
-    assert (found.type, found.mode, found.modified) == ("directory", "0755", "2023-11-14T22:13:20Z")
-    assert found.entries is not None
-    shown = [(item.name, item.type, item.mode, item.modified) for item in found.entries]
+    listing = fetched(says(HEAD[:5], HEAD[5:] + entries[:9], entries[9:]))
+    assert (listing.type, listing.mode, listing.modified) == (
+        "directory",
+        "0755",
+        "2023-11-14T22:13:20Z",
+    )
+    assert listing.entries is not None
+    shown = [(item.name, item.type, item.mode, item.modified) for item in listing.entries]
     assert shown == [
         ("a b", "pipe", "0000", "1970-01-01T00:00:00Z"),
         ("b\nc", "file", "4755", "1969-12-31T23:59:59Z"),
@@ -108,10 +112,10 @@ def test_a_directory_is_listed_whatever_its_names_are() -> None:
 @pytest.mark.parametrize("when", ["300000000000", "-300000000000", "-40000000000", "9" * 18])
 def test_a_time_that_no_calendar_has_is_null(when: str) -> None:
     line = f"41ed 1 755 {when}".encode()
-    found = fetched(says(line + b"\n" + line + b" ./x/\n"))
-    assert found.modified is None
-    assert found.entries is not None
-    assert found.entries[0].modified is None
+    listing = fetched(says(line + b"\n" + line + b" ./x/\n"))
+    assert listing.modified is None
+    assert listing.entries is not None
+    assert listing.entries[0].modified is None
 
 
 @pytest.mark.parametrize(
@@ -168,10 +172,10 @@ def test_an_endless_list_is_cut(name: bytes) -> None:
         await pipe.output(STDOUT, HEAD)
         return await rest(pipe)
 
-    found = fetched(script)
-    assert found.truncated
-    assert found.entries is not None
-    assert 7000 < len(found.entries) <= MAX_ENTRIES
+    listing = fetched(script)
+    assert listing.truncated
+    assert listing.entries is not None
+    assert 7000 < len(listing.entries) <= MAX_ENTRIES
 
 
 @pytest.mark.parametrize("begins", [b"", HEAD])
@@ -222,12 +226,12 @@ def test_who_is_silent_in_the_middle_ends_it(
         if way == "in":
             await (await mover.put(MEMBER, PutFile("main", "/x"))).run(caller)
             return
-        found = await mover.fetch(MEMBER, OneFile("main", "/x"))
-        assert isinstance(found, Outgoing)
+        answer = await mover.fetch(MEMBER, OneFile("main", "/x"))
+        assert isinstance(answer, Outgoing)
         try:
-            await found.run(caller)
+            await answer.run(caller)
         finally:
-            found.close()
+            answer.close()
             await settled()
 
     with pytest.raises(PodydError) as caught:

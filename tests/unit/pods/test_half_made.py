@@ -142,9 +142,9 @@ def test_what_is_wrong_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         await half_made_on(lxd).removal("a")
 
     run(work)
-    (said,) = [record.getMessage() for record in caplog.records]
-    assert "half-made pod a is still there" in said
-    assert PROTECTED.reason in said
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert "half-made pod a is still there" in message
+    assert PROTECTED.reason in message
 
 
 def test_the_pauses_grow_and_end_when_lxd_is_there_again(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -49,14 +49,14 @@ class Host:
         self.lxd.checks.append(self._changed)
 
     def _changed(self) -> None:
-        said = self.config.get(CPU)
-        if said == self.said[-1]:
+        answer = self.config.get(CPU)
+        if answer == self.said[-1]:
             return
-        self.said.append(said)
+        self.said.append(answer)
         if self.misses:
             self.misses -= 1
         else:
-            self.set_cpus(min(8, cpu_limit(self.config)) if said else 8)
+            self.set_cpus(min(8, cpu_limit(self.config)) if answer else 8)
 
     def set_cpus(self, cpus: int) -> None:
         self.node.processes.limits[PID] = PodLimits(cpus, EIGHT)
@@ -220,9 +220,9 @@ def test_cpus_that_do_not_come_are_told(monkeypatch: pytest.MonkeyPatch, status:
     monkeypatch.setattr(kernel_limits, "CPU_SECONDS", 0.05)
     host = Host(dict(POD.config), misses=10_000)
     host.lxd.stored[NAME].status = status
-    with pytest.raises(TimedOut) as told:
+    with pytest.raises(TimedOut) as error:
         change(host, cpus=2)
-    assert (told.value.status, told.value.code) == (504, "limits_pending")
+    assert (error.value.status, error.value.code) == (504, "limits_pending")
     assert host.config[CPU] in ("2", "02"), "it is set"
 
 

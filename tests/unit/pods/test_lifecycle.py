@@ -42,11 +42,11 @@ to receive file descriptors for command "get_state"
 
 
 def test_the_cause_and_not_its_consequences() -> None:
-    said = why_not_started(HOOK)
-    assert said.startswith(
+    cause = why_not_started(HOOK)
+    assert cause.startswith(
         'Script exited with status 1; Failed to run mount hooks; Failed to setup container "zz"'
     )
-    assert "podyd doctor" in said
+    assert "podyd doctor" in cause
 
 
 def test_consequences_are_better_than_nothing() -> None:

@@ -35,19 +35,19 @@ class Engine:
 
 def new(directories: FakeDirectories) -> MountConfig:
     settings = Settings(parse("pods: {mounts: ['/data/$user:/workspace']}"))
-    found = Mounts(
+    mounts = Mounts(
         server=cast(Server, Engine()),
         instances=cast(Instances, None),
         directories=directories,
         settings=settings,
     )
-    return asyncio.run(found.new(ALICE, []))
+    return asyncio.run(mounts.new(ALICE, []))
 
 
 def test_a_directory_that_is_fit() -> None:
-    found = new(FakeDirectories())
-    assert found.config["raw.idmap"] == "uid 1000 0\ngid 1001 0"
-    (device,) = found.devices.values()
+    mounts = new(FakeDirectories())
+    assert mounts.config["raw.idmap"] == "uid 1000 0\ngid 1001 0"
+    (device,) = mounts.devices.values()
     assert (device["source"], device["path"]) == ("/data/alice", "/workspace")
 
 

@@ -101,10 +101,10 @@ def stopped(*outcomes: PodydError | None, stops: bool = False) -> tuple[str, lis
     """What a member is told of a stop, and what LXD was asked for."""
     lxd = Lxd(outcomes, stops=stops)
     try:
-        said = asyncio.run(power_on(lxd).stop(MEMBER, "main"))
+        output = asyncio.run(power_on(lxd).stop(MEMBER, "main"))
     except PodydError as error:
-        said = error.code
-    return said, lxd.asked
+        output = error.code
+    return output, lxd.asked
 
 
 @pytest.fixture(autouse=True)
@@ -162,10 +162,10 @@ def test_a_change_of_the_settings_is_waited_for_to_its_end() -> None:
 def test_what_is_busy_in_the_kernel_is_told_with_its_reason() -> None:
     """It is no pod that is at something, and waiting does not help."""
     lxd = Lxd([refusal('Failed to unmount "/x": Device or resource busy')])
-    with pytest.raises(StartFailed) as told:
+    with pytest.raises(StartFailed) as error:
         asyncio.run(power_on(lxd).start_instance("ann-main"))
-    assert "could not be started: Device or resource busy." in told.value.detail
-    assert told.value.status == 502
+    assert "could not be started: Device or resource busy." in error.value.detail
+    assert error.value.status == 502
     assert lxd.asked == ["start"]
 
 
@@ -187,11 +187,11 @@ def test_that_the_host_cannot_limit_a_pod_is_told() -> None:
             return UNLIMITED_LOG
 
     lxd = Unlimited([refusal("Failed to run: /usr/bin/lxd forkstart ann-main: exit status 1")])
-    with pytest.raises(NotLimited) as told:
+    with pytest.raises(NotLimited) as error:
         asyncio.run(power_on(lxd).start_instance("ann-main"))
-    assert (told.value.status, told.value.code) == (502, "limits_unavailable")
-    assert 'for the "memory" controller' in told.value.detail
-    assert "podyd doctor" in told.value.advice
+    assert (error.value.status, error.value.code) == (502, "limits_unavailable")
+    assert 'for the "memory" controller' in error.value.detail
+    assert "podyd doctor" in error.value.advice
 
 
 @pytest.mark.parametrize(
@@ -203,9 +203,9 @@ def test_that_the_host_cannot_limit_a_pod_is_told() -> None:
     ],
 )
 def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
-    with pytest.raises(LxdRefused) as told:
+    with pytest.raises(LxdRefused) as error:
         asyncio.run(power_on(Lxd([refusal(reason)])).start_instance("ann-main"))
-    assert told.value.code == code
+    assert error.value.code == code
 
 
 def test_a_pod_that_runs_already_is_started() -> None:
@@ -235,6 +235,6 @@ class Full(Lxd):
 def test_what_has_no_room_is_lent_some_before_lxd_tries_to_start_it() -> None:
     """A start that fails for a full disk leaves LXD counting a mount that nobody has."""
     lxd = Full()
-    said = asyncio.run(power_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
-    assert "storage of all pods is full" in said
+    output = asyncio.run(power_on(lxd, disks=lxd, mounts=lxd).start(MEMBER, "main"))
+    assert "storage of all pods is full" in output
     assert lxd.asked == ["add_reserve", "start"]

@@ -126,9 +126,9 @@ class Restored:
 
 @pytest.fixture
 def restored(tmp_path: Path) -> Iterator[Restored]:
-    found = Restored(tmp_path)
-    yield found
-    found.close()
+    rig = Restored(tmp_path)
+    yield rig
+    rig.close()
 
 
 def run(work: Callable[[], Awaitable[None]]) -> None:
@@ -161,9 +161,9 @@ def test_what_is_refused_is_kept_and_shown(restored: Restored, refusal: LxdRefus
     async def work() -> None:
         restored.lxd.refusals = [refusal] * 2
         for _ in range(2):
-            with pytest.raises(Unsettled) as told:
+            with pytest.raises(Unsettled) as error:
                 await restored.instances.settle("a")
-            assert refusal.reason in told.value.detail
+            assert refusal.reason in error.value.detail
         assert restored.is_held
         assert await restored.shown() == NOW
         await restored.instances.settle("a")

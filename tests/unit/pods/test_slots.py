@@ -25,30 +25,30 @@ def slots() -> Slots:
 
 
 def test_each_has_so_many_and_no_more() -> None:
-    found = slots()
-    first, _ = found.take(ANN), found.take(ANN)
+    error = slots()
+    first, _ = error.take(ANN), error.take(ANN)
     with pytest.raises(TooMany, match=r"^2 of yours are open\. End one first\.$") as refused:
-        found.take(ANN)
+        error.take(ANN)
     assert (refused.value.code, refused.value.retry_after) == ("too_many_x", 1)
-    found.take(BOB)
+    error.take(BOB)
     with pytest.raises(TooMany, match=r"^0 of yours"):
-        found.take(CAT)
+        error.take(CAT)
     first.close()
-    found.take(CAT)
+    error.take(CAT)
 
 
 def test_one_is_given_back_once() -> None:
-    found = slots()
-    first, _ = found.take(ANN), found.take(ANN)
+    limited = slots()
+    first, _ = limited.take(ANN), limited.take(ANN)
     first.close()
     first.close()
-    found.take(ANN)
+    limited.take(ANN)
     with pytest.raises(TooMany):
-        found.take(ANN)
+        limited.take(ANN)
 
 
 def test_nothing_is_kept_of_who_has_none() -> None:
-    found = slots()
-    with found.take(ANN), found.take(BOB):
-        assert set(found._taken) == {"ann", "bob"}
-    assert not found._taken
+    limited = slots()
+    with limited.take(ANN), limited.take(BOB):
+        assert set(limited._taken) == {"ann", "bob"}
+    assert not limited._taken

@@ -38,8 +38,8 @@ async def add_one(database: Database) -> None:
 
 
 async def total(database: Database) -> float:
-    found = await UsageStore(database).totals("gpu", 0, 2_000_000)
-    return found.get("alice", 0.0)
+    answer = await UsageStore(database).totals("gpu", 0, 2_000_000)
+    return answer.get("alice", 0.0)
 
 
 def test_what_is_written_is_there_the_next_time(tmp_path: Path) -> None:
