@@ -22,7 +22,7 @@ class FairSemaphore:
 
     Waiters are served in the order in which they came, but one of each caller in turn; the favoured
     first, who leave every fourth turn to the others. When the queue is full, the caller with the
-    most waiters loses the last of them.
+    most waiters has its last one removed.
     """
 
     def __init__(self, *, width: int, length: int) -> None:

@@ -74,7 +74,7 @@ def _refuse_if_taken(path: Path) -> None:
 
 
 def peer_uid(connection: socket.socket) -> int:
-    """Whose process is at the other end, as the kernel knows it."""
+    """The uid of the process at the other end, by the kernel."""
     raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEERCRED.size)
     _pid, uid, _gid = _PEERCRED.unpack(raw)
     return int(uid)

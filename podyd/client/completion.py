@@ -1,4 +1,4 @@
-"""What a shell is told that completes a command line."""
+"""The completions that a shell offers for a command line."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ Leave = Callable[[str], None]
 def pack(folder: Path, target: Any, leave: Leave) -> None:
     """Write all that is in a folder, and that itself as `.`, to `target`.
 
-    Links stay links. `leave` hears of what is neither file, folder nor link. Raises Usage.
+    Links stay links. `leave` is called for what is neither file, folder nor link. Raises Usage.
     """
     with tarfile.open(
         fileobj=target, mode="w|", format=tarfile.PAX_FORMAT, errors="surrogateescape"

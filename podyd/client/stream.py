@@ -105,7 +105,7 @@ class Stream:
             self._socket.shutdown()
 
     def interrupt(self, *_: object) -> None:
-        """Ctrl-C: the command hears of it; a second one ends all that it started."""
+        """Ctrl-C: the command gets SIGINT; a second one ends all that it started."""
         self._interrupts += 1
         if self._interrupts > 1:
             raise KeyboardInterrupt
@@ -120,7 +120,7 @@ class Stream:
                     self._hear(json.loads(frame[1:]))
                 else:
                     self._came.put((frame[0], frame[1:]))
-        except Exception as error:  # Whatever it is, the main thread has to hear of it.
+        except Exception as error:  # Any error is passed to the main thread.
             self._came.put(error)
         self._came.put(ConnectionError("it hung up"))
 

@@ -38,8 +38,8 @@ FATAL = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS)
 def unpack(source: Any, target: Path, leave: Leave) -> None:
     """Make `target` of a tar file whose `.` it is, or put into it what is in that.
 
-    `leave` hears of what is left out, and why. Raises Failure; then nothing has changed, unless
-    some of it was put into a folder that was there.
+    `leave` is called for what is left out, with the reason. Raises Failure; then nothing has
+    changed, unless some of it was put into a folder that was there.
     """
     try:
         draft = Path(tempfile.mkdtemp(prefix=".pody-", dir=target.parent))

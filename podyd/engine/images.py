@@ -34,9 +34,9 @@ class LxdImageStore:
     async def pack(
         self, new: NewImage, *, timeout: float, began: Callable[[str], None] = lambda packing: None
     ) -> None:
-        """Make an image of an instance that does not run; `began` is told what `progress` takes.
+        """Make an image of an instance that does not run; `began` gets what `progress` takes.
 
-        LXD cannot be told to stop. Raises DiskFull, Slipped, Lacks (it packs no holes), TimedOut.
+        LXD cannot be made to stop. Raises DiskFull, Slipped, Lacks (it packs no holes), TimedOut.
         """
         body = {
             "source": {"type": "instance", "name": new.instance},

@@ -300,7 +300,7 @@ class LxdInstances:
         if action != "stop":
             await self.settle(name)
         try:
-            # podyd waits a little longer to hear that LXD has given up.
+            # podyd waits a little longer, for LXD's own timeout error.
             await when_free(
                 lambda: self._client.change(
                     "PUT", instance_path(name, "state"), body, timeout=timeout + 5
@@ -378,7 +378,7 @@ class LxdInstances:
     async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
         """Leave an instance this configuration and these own devices alone.
 
-        A copy has those of its source besides what LXD was told.
+        LXD gives a copy those of its source too.
         """
         path = instance_path(name)
         data = await self._client.get(path)
@@ -396,7 +396,7 @@ class LxdInstances:
         """Make an instance so.
 
         When it is, LXD writes a copy of it onto the instance's own disk. Where that is full, it
-        says so, and what was asked for is done all the same (5.0.2).
+        returns an error although the change is made (5.0.2).
         """
         try:
             await self._client.change("PUT", path, body, etag=etag, timeout=timeout)

@@ -1,7 +1,7 @@
 """Profiles as files, in LXD's own format: what podyd ships, and what the admin puts beside it.
 
-After setup LXD's copy is the truth; these files are only put into LXD when a profile is not there,
-or when an admin says so.
+After setup LXD's copy counts; these files are copied to LXD only when a profile is missing there,
+or by an admin's command.
 """
 
 from __future__ import annotations

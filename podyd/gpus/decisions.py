@@ -241,8 +241,8 @@ class View:
         return by_card
 
     def taken(self, pod_name: str) -> Cards:
-        """The cards that this pod cannot share: others have them for themselves, or they are being
-        taken from somebody, as then those in line are served first."""
+        """The cards that this pod cannot share: other pods have leased them, or they are being
+        withdrawn from a pod, after which the queue is served first."""
         return self.leased_by_others(pod_name) | frozenset(self.withdrawn)
 
     def due(self, pod: Pod) -> Cards:

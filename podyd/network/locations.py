@@ -3,7 +3,7 @@
 An address that a pod reports proves nothing, as its root can set any. What counts is the kernel's
 ARP entry of the pod's own interface, and only where LXD limits the interface to the address that
 its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot ask
-that server: whoever may see a network of LXD's may also change it.
+that server: LXD lets a certificate that may see a network also change it.
 """
 
 from __future__ import annotations

@@ -168,7 +168,7 @@ class Disks:
     def device(self, name: str) -> Devices:
         """The disk of a new pod, also where its profiles have it, while `new` holds that.
 
-        A copy that is not told of one is made with that of its source, and its limit.
+        A copy for which none is given gets that of its source, with its limit.
         """
         return self._making[name].device
 

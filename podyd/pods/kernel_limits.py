@@ -139,7 +139,7 @@ def own_swap(config: Mapping[str, str]) -> dict[str, str | None]:
 
 
 def own_cpus(config: Mapping[str, str]) -> dict[str, str | None]:
-    """The change that takes away what `_tell_again` has set, also if podyd was killed then."""
+    """The change that takes away what `_request_again` has set, also if podyd was killed then."""
     before = config.get(CPU_BEFORE)
     keys: dict[str, str | None] = {}
     if before is not None:

@@ -29,8 +29,8 @@ class _Reading:
 
 
 class Loads:
-    """Reads the loads of all running pods at once; whoever reads at intervals of their own has an
-    object of their own."""
+    """Reads the loads of all running pods at once; each reader with its own interval has its own
+    object."""
 
     def __init__(
         self,

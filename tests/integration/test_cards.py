@@ -422,7 +422,9 @@ def test_a_card_that_is_taken_away_is_closed(site: Site) -> None:
     def ended() -> bool:
         holders = site.helper.holders()
         assert all(holder["cgroup"] == site.one.name for holder in holders)
-        assert not any(holder["is_init"] for holder in holders), "the pod's, not a container's in it"
+        assert not any(holder["is_init"] for holder in holders), (
+            "the pod's, not a container's in it"
+        )
         assert all(holder["numbers"] == [NUMBER] for holder in holders)
         site.helper.end(*holders)
         return not is_open()

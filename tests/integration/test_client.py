@@ -533,13 +533,13 @@ def test_what_podyd_adds_to_an_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    ("header", "said"),
+    ("header", "shown"),
     [("1", "1 new notice: pody notices"), ("12", "12 new notices: pody notices"), ("\xb2\x9b", "")],
 )
-def test_new_notices_are_said_at_a_terminal(header: str, said: str) -> None:
+def test_new_notices_are_said_at_a_terminal(header: str, shown: str) -> None:
     with served(Fake(headers={"X-Podyd-Notices": header})) as fake:
         assert Pody(fake.base)("ls") == Done(0, "[]\n", "")
-        last = f"pody: {said}\n" if said else ""
+        last = f"pody: {shown}\n" if shown else ""
         assert Pody(fake.base).shown("ls").endswith(f"address\n{last}")
         assert len(fake.asked) == 2, "without another request"
 

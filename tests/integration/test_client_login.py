@@ -231,11 +231,11 @@ def test_the_first_login_with_a_password_that_must_be_changed(desk: Desk) -> Non
 
 
 @pytest.mark.parametrize(
-    ("first", "again", "said", "status"),
+    ("first", "again", "message", "status"),
     [(NEW, "Other-Horse-9", "not the same", 2), ("a", "a", "was not accepted", 1)],
 )
 def test_a_new_password_that_will_not_do(
-    desk: Desk, first: str, again: str, said: str, status: int
+    desk: Desk, first: str, again: str, message: str, status: int
 ) -> None:
     run("chage", "-d", "0", desk.client.user)
     before = shadow_line(desk.client.user)
@@ -245,7 +245,7 @@ def test_a_new_password_that_will_not_do(
             terminal.wait_for(prompt)
             terminal.type(f"{answer}\n")
         assert terminal.end() == status
-    assert said in terminal.text
+    assert message in terminal.text
     assert shadow_line(desk.client.user) == before
 
 

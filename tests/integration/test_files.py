@@ -493,7 +493,7 @@ def test_cp_standard_input_and_output(pody: Pody, pod: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("words", "message"),
     [
         (["a", "b"], "POD:PATH"),
         (["{pod}:a", "{pod}:b"], "pody copy"),
@@ -505,10 +505,10 @@ def test_cp_standard_input_and_output(pody: Pody, pod: str) -> None:
         (["only"], "a source and a target"),
     ],
 )
-def test_cp_says_what_is_wrong(pody: Pody, pod: str, words: list[str], said: str) -> None:
+def test_cp_says_what_is_wrong(pody: Pody, pod: str, words: list[str], message: str) -> None:
     done = pody("cp", *(word.format(pod=pod) for word in words))
     assert done.status in (1, 2)
-    assert said in done.err
+    assert message in done.err
     assert len(done.err.splitlines()) == 1
 
 

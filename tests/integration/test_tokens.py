@@ -236,10 +236,10 @@ def test_a_revoked_token_ends_at_once(new_user: Callable[[], Client]) -> None:
     client = new_user()
     bearer = token_of(client)
     bearer.get("/user/info").ok
-    message = id_of(bearer)
-    client.post("/user/token-revoke", id=message).ok
+    token_id = id_of(bearer)
+    client.post("/user/token-revoke", id=token_id).ok
     bearer.get("/user/info").refused(401, "token_refused")
-    client.post("/user/token-revoke", id=message).refused(404, "no_such_token")
+    client.post("/user/token-revoke", id=token_id).refused(404, "no_such_token")
     assert client.get("/user/tokens").ok == []
 
 
@@ -248,11 +248,11 @@ def test_others_tokens_are_for_admins_to_revoke(
 ) -> None:
     client, other = new_user(), new_user()
     bearer = token_of(client)
-    message = id_of(bearer)
-    other.post("/user/token-revoke", id=message).refused(404, "no_such_token")
+    token_id = id_of(bearer)
+    other.post("/user/token-revoke", id=token_id).refused(404, "no_such_token")
     other.post("/user/token-revoke", id="all", user=client.user).refused(403, "not_an_admin")
     bearer.get("/user/info").ok
-    admin.post("/user/token-revoke", id=message, user=client.user).ok
+    admin.post("/user/token-revoke", id=token_id, user=client.user).ok
     bearer.get("/user/info").refused(401)
     bearer = token_of(client)
     answer = admin.post("/user/token-revoke", id="all", user=client.user).ok["log"]

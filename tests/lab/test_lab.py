@@ -113,7 +113,7 @@ def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None
 
 
 @pytest.mark.parametrize(
-    ("component", "found"),
+    ("component", "is_seen"),
     [
         ("lxc.payload.alice-x", True),
         ("lxc.monitor.alice-x", True),
@@ -125,8 +125,8 @@ def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None
         ("system.slice", False),
     ],
 )
-def test_cgroups_are_told_apart(component: str, found: bool) -> None:
-    assert lab.is_cgroup_of(component, {"alice-x", "podyd_bob-y"}) is found
+def test_cgroups_are_told_apart(component: str, is_seen: bool) -> None:
+    assert lab.is_cgroup_of(component, {"alice-x", "podyd_bob-y"}) is is_seen
 
 
 def test_cgroups_of_either_version_are_enough() -> None:

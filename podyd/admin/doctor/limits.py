@@ -81,7 +81,7 @@ def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, s
     lacking = [name for name in names if name not in of_lxd.passed]
     if not lacking:
         return (
-            f"its own cgroup {of_lxd.own} has no controller {listed}, and LXD uses what it has",
+            f"its own cgroup {of_lxd.lxd_cgroup} has no controller {listed}; LXD uses no others",
             f"systemctl edit {unit}: [Service], Delegate=yes; then {restart}",
         )
     if of_lxd.is_full:

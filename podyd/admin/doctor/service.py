@@ -141,7 +141,7 @@ def cards_service(case: Case) -> Iterator[Remark]:
 
 @check
 def port_relay(case: Case) -> Iterator[Remark]:
-    """`podyd ports` answers, and has opened all ports that it was told to forward."""
+    """`podyd ports` answers, and listens on all ports that it is to forward."""
     path = case.config.ports.socket
     try:
         answer = RelayAnswer.of(_ask(path, QUESTION))

@@ -337,7 +337,7 @@ NEITHER = ALL - {"memory", "pids"}
 
 
 @pytest.mark.parametrize(
-    ("found", "says", "do"),
+    ("of_lxd", "says", "do"),
     [
         # cgroup v1.
         (
@@ -369,13 +369,13 @@ NEITHER = ALL - {"memory", "pids"}
         ),
     ],
 )
-def test_an_lxd_that_cannot_limit_pods(found: Controllers, says: str, do: str) -> None:
-    remark, last = limits.about_limits(found, (), "lxd")
+def test_an_lxd_that_cannot_limit_pods(of_lxd: Controllers, says: str, do: str) -> None:
+    remark, last = limits.about_limits(of_lxd, (), "lxd")
     assert (remark.level, last.level) == (Level.ERROR, Level.OK)
     assert says in remark.what
     assert "What has no limit then: memory;" in remark.what
     assert do in remark.do
-    fails = "memory" in found.seen - found.passed
+    fails = "memory" in of_lxd.seen - of_lxd.passed
     assert ("do not start, and a quota in podyd.yaml is one" in remark.what) is fails
 
 

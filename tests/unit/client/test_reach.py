@@ -239,7 +239,7 @@ def test_the_key_of_the_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("-----BEGIN OPENSSH PRIVATE KEY-----\nb3Bl\n", "private key"),
         ("", "not a public ssh key"),
@@ -251,10 +251,10 @@ def test_the_key_of_the_agent(home: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ("\0" * 100_000, "not a public ssh key"),
     ],
 )
-def test_what_is_no_public_key(text: str, said: str, tmp_path: Path) -> None:
+def test_what_is_no_public_key(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "key"
     path.write_text(text)
-    with pytest.raises(Usage, match=said):
+    with pytest.raises(Usage, match=message):
         publickeys.choose(str(path))
 
 

@@ -127,7 +127,7 @@ def lxd(tmp_path: Path) -> Iterator[Lxd]:
 
 
 @pytest.mark.parametrize(
-    ("drivers", "failing", "made", "said"),
+    ("drivers", "failing", "made", "messages"),
     [
         (("dir", "btrfs", "zfs"), (), "btrfs", 1),
         (("dir", "zfs"), (), "zfs", 1),
@@ -137,7 +137,7 @@ def lxd(tmp_path: Path) -> Iterator[Lxd]:
     ],
 )
 def test_the_pool_is_of_the_best_driver_that_works(
-    lxd: Lxd, drivers: tuple[str, ...], failing: tuple[str, ...], made: str, said: int
+    lxd: Lxd, drivers: tuple[str, ...], failing: tuple[str, ...], made: str, messages: int
 ) -> None:
     lxd.drivers, lxd.failing = drivers, failing
     words: list[str] = []
@@ -146,7 +146,7 @@ def test_the_pool_is_of_the_best_driver_that_works(
     assert pool["driver"] == made
     assert ("size" in pool["config"]) is (made != "dir"), "a file of limited size"
     assert (pool["config"].get("volume.zfs.use_refquota") == "true") is (made == "zfs")
-    assert len(words) == said
+    assert len(words) == messages
     for driver, line in zip(failing, words, strict=False):
         assert line.startswith(f"no pool of {driver}: ")
         assert f"Failed to load {driver}" in line

@@ -132,13 +132,13 @@ def test_a_shell_that_was_killed_leaves_no_mark(tmp_path: Path) -> None:
     assert ran(tmp_path, Lxd(CUT, CUT, 137)) == (137, "")
 
 
-@pytest.mark.parametrize(("code", "told"), [(127, "no_shell"), (-1, "exec_cut_off")])
+@pytest.mark.parametrize(("code", "message"), [(127, "no_shell"), (-1, "exec_cut_off")])
 def test_one_that_did_not_end_so_is_told_otherwise(
-    tmp_path: Path, code: int | None, told: str
+    tmp_path: Path, code: int | None, message: str
 ) -> None:
     with pytest.raises(Conflict) as refused:
         ran(tmp_path, Lxd(CUT, CUT, code))
-    assert refused.value.code == told
+    assert refused.value.code == message
 
 
 def test_what_lxd_has_forgotten_was_cut_off(tmp_path: Path) -> None:

@@ -160,16 +160,16 @@ def test_everything_counts_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "problem"),
     [
         ({"users": {CARDS[0]: frozenset({"b", ""})}}, "in use by b of owner-b"),
         ({"troubled": {CARDS[0]: "it is lost"}}, "does not answer: it is lost"),
         ({"making": {"new": Making("x", frozenset({CARDS[0]}), 1)}}, "just being made"),
     ],
 )
-def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], said: str) -> None:
+def test_a_card_that_cannot_be_had_alone(changes: Mapping[str, Any], problem: str) -> None:
     view = view_of(A, B, **changes)
-    with pytest.raises(Conflict, match=said):
+    with pytest.raises(Conflict, match=problem):
         view.grantable(entry(A, "0,", 1))
     assert indices(view.grantable(entry(A, "2", 1))) == [1, 2]
 

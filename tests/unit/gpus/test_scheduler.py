@@ -44,16 +44,16 @@ NONE: Devices = {"gpus": {"type": "none"}}
 
 class Lxd(FakeEngine):
     """After each change, no card that somebody has leased may be in two pods. LXD tells the cards'
-    UUIDs if these are `told`."""
+    UUIDs if it `has_uuids`."""
 
-    def __init__(self, *instances: Instance, told: bool = True) -> None:
+    def __init__(self, *instances: Instance, has_uuids: bool = True) -> None:
         super().__init__(PROFILE)
         self.add(*instances)
         self.cards = tuple(
-            PciCard(card.pci, "10de", card.uuid if told else "", numbers=card.numbers)
+            PciCard(card.pci, "10de", card.uuid if has_uuids else "", numbers=card.numbers)
             for card in CARDS
         )
-        self.told = told
+        self.has_uuids = has_uuids
         self.helper = FakeCardAccesses()
         self.checks.append(self.check)
 
@@ -85,8 +85,8 @@ class Remembering(Identities):
     def __init__(self) -> None:
         pass
 
-    async def of(self, told: Mapping[str, str]) -> Mapping[str, str]:
-        return told
+    async def of(self, reported: Mapping[str, str]) -> Mapping[str, str]:
+        return reported
 
 
 def sampled(*, fails: bool) -> FakeSamples:
@@ -131,7 +131,7 @@ def tell_nobody(account: str | None, text: str, *, pod: str = "") -> None: ...
 
 
 def scheduler_of(lxd: Lxd) -> Scheduler:
-    samples = sampled(fails=not lxd.told)
+    samples = sampled(fails=not lxd.has_uuids)
     engine = lxd.engine
     return Scheduler(
         instances=engine.instances,
@@ -147,7 +147,7 @@ def scheduler_of(lxd: Lxd) -> Scheduler:
 
 def picture(lxd: Lxd) -> Picture:
     """What somebody sees who asks for cards and profiles now."""
-    cards = CARDS if lxd.told else tuple(replace(card, uuid="") for card in CARDS)
+    cards = CARDS if lxd.has_uuids else tuple(replace(card, uuid="") for card in CARDS)
     return Picture(cards, {PROFILE.name: PROFILE})
 
 
@@ -267,7 +267,7 @@ def test_nothing_is_moved_while_nobody_tells_which_card_is_which(
     async def whole() -> None:
         keys = {WISH: "none", lease_key(CARDS[0].key): HOURS}
         pods = instance("a", having(CARDS[0]), **keys), instance("b", having(CARDS[1]))
-        lxd = Lxd(*pods, told=False)
+        lxd = Lxd(*pods, has_uuids=False)
         scheduler = scheduler_of(lxd)
         async with running(scheduler):
             await until(lambda: "GPUs cannot be shared out now: Neither LXD" in caplog.text)

@@ -64,7 +64,7 @@ def test_an_address_that_is_another_pods_by_now() -> None:
 
 
 @pytest.mark.parametrize(
-    ("heard", "claimed", "found", "asked"),
+    ("heard", "claimed", "expected", "asked"),
     [
         ({OWN: frozenset({"10.0.0.2"})}, ("10.0.0.9",), {"a": "10.0.0.2"}, set()),
         # What it claims is asked for, and is no more than a claim.
@@ -81,7 +81,7 @@ def test_an_address_that_is_another_pods_by_now() -> None:
 def test_what_is_asked_for(
     heard: Mapping[Nic, frozenset[str]],
     claimed: tuple[str, ...],
-    found: Mapping[str, str],
+    expected: Mapping[str, str],
     asked: set[str],
 ) -> None:
     neighbours = FakeNeighbours(heard)
@@ -91,5 +91,5 @@ def test_what_is_asked_for(
         addresses = tuple(Address("eth0", "inet", address) for address in claimed)
         lxd.states["a"] = State(addresses=addresses)
     locations = Locations(lxd.engine.instances, neighbours)
-    assert asyncio.run(locations.of([instance()])) == found
+    assert asyncio.run(locations.of([instance()])) == expected
     assert neighbours.asked == {("lxdbr0", address) for address in asked}

@@ -119,7 +119,7 @@ def test_a_time_that_no_calendar_has_is_null(when: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "said",
+    "output",
     [
         b"",
         b"\n",
@@ -138,9 +138,9 @@ def test_a_time_that_no_calendar_has_is_null(when: str) -> None:
         HEAD + b"/\n" * 10,
     ],
 )
-def test_what_makes_no_sense_is_said_to_be_so(said: bytes) -> None:
+def test_what_makes_no_sense_is_said_to_be_so(output: bytes) -> None:
     with pytest.raises(Conflict) as caught:
-        fetched(says(said))
+        fetched(says(output))
     assert caught.value.code == "pod_answer_unusable"
 
 

@@ -499,11 +499,11 @@ class Refusing(Lxd):
 
 @pytest.mark.usefixtures("_impatient")
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "message"),
     [("Stopped", []), ("Running", ["stop", "start"]), ("Frozen", ["stop", "start"])],
 )
 def test_what_ran_runs_again_whatever_comes_of_a_restore(
-    tmp_path: Path, status: str, told: list[str]
+    tmp_path: Path, status: str, message: list[str]
 ) -> None:
     pods = Told(status.lower())
     lxd = Refusing()
@@ -523,5 +523,5 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
             await restoring
 
     run(work)
-    assert pods.told == told
+    assert pods.told == message
     instances.close()
