@@ -20,10 +20,17 @@ export class Table {
   }
 
   update(rows) {
-    const kept = new Set();
+    const kept = new Set(rows.map(this.key));
+    const focused = document.activeElement;
+    // First what goes, so that no other row is moved, which would take its focus away.
+    for (const [key, line] of this.rows) {
+      if (kept.has(key)) continue;
+      line.element.remove();
+      this.rows.delete(key);
+    }
+    if (!focused.isConnected) document.querySelector("#main h1")?.focus();
     rows.forEach((row, index) => {
       const key = this.key(row);
-      kept.add(key);
       const line = this.rows.get(key) ?? this.make(key, row);
       line.row = row;
       this.columns.forEach((column, at) => {
@@ -33,11 +40,6 @@ export class Table {
         this.body.insertBefore(line.element, this.body.children[index] ?? null);
       }
     });
-    for (const [key, line] of this.rows) {
-      if (kept.has(key)) continue;
-      line.element.remove();
-      this.rows.delete(key);
-    }
     this.table.hidden = rows.length === 0;
     this.empty.hidden = rows.length > 0;
   }
