@@ -5,6 +5,7 @@ import { button, field, refuse } from "./controls.js";
 import { confirm, form } from "./dialog.js";
 import { h } from "./dom.js";
 import { bytes } from "./format.js";
+import { gpuChoice } from "./gpu-choice.js";
 import { texts } from "./texts.js";
 import { run } from "./work.js";
 
@@ -152,15 +153,16 @@ export function holders(card) {
 }
 
 /** Asks for a new name and copies a pod, or a snapshot of it, to it; leads to the copy. */
-export function copyPod({ pod, snapshot, go, signal }) {
+export function copyPod({ pod, snapshot, live, go, signal }) {
+  const gpus = gpuChoice({ live, signal, usual: true });
   const name = field(texts.newPod.name, h("input", { name: "to", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), texts.newPod.nameHint);
   form({
     title: words.copyTitle(pod.ins, snapshot), action: words.copy,
-    fields: [h("p", {}, words.copyText), name.element],
+    fields: [h("p", {}, words.copyText), name.element, gpus.element],
     submit: (dialog) => {
       const to = name.input.value.trim();
       const done = () => { if (!signal.aborted) go(`/pods/${to}`); };
-      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot }, { dialog, done });
+      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot, gpus: gpus.value() }, { dialog, done });
     },
   });
 }

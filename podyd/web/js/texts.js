@@ -141,6 +141,12 @@ export const texts = {
     copyText: "The copy has the same files, and ssh host keys, a machine-id and ports of its own. It starts at once.",
     copying: (ins, to) => `Copying ${ins} to ${to}`,
   },
+  images: {
+    title: "Your images", caption: "Images that you have made of pods",
+    columns: { name: "Image", description: "Description", size: "Size", created: "Made", actions: "Actions" },
+    delete: "Delete", deleteImage: (name) => `Delete image ${name}`, deleteTitle: (name) => `Delete image ${name}?`,
+    deleteText: "No new pod can be made from it then. Pods that were made from it stay.", deleting: (name) => `Deleting image ${name}`,
+  },
   gpuChoice: {
     legend: "GPUs", usual: "as usual, by the pod’s profiles", none: "none", count: "so many, the least used:", howMany: "How many GPUs",
     these: "these:", which: "Which GPUs", card: (index, name) => `GPU ${index}, ${name}:`, noCards: "This server has no GPUs.",
@@ -173,6 +179,7 @@ export const texts = {
     useTitle: "Use", past: "Before",
     connectTitle: "Connect", ssh: "With ssh", config: "In ~/.ssh/config", vscode: "Open in VS Code", copyId: "Your ssh key",
     key: "ssh lets you in with a key. This puts yours into the pod, once:",
+    startFirst: "The pod does not run: start it first.",
     noSsh: "No port of the server is forwarded to the pod’s ssh.", toPorts: "Forward port 22",
     forward: "A port of the pod on your own machine",
     cardsTitle: "GPUs", cardsCaption: "The pod’s GPUs", noCards: "The pod has no GPUs.",

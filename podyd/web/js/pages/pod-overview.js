@@ -90,11 +90,13 @@ function use({ live, ins, pod, signal }) {
 }
 
 function connect({ live, ins, pod }) {
+  const stopped = h("p", {}, words.startFirst);
   const lines = h("div");
   let shown = null;
   const update = () => {
     const port = pod().port_mapping.map((mapping) => mapping.split(":")).find(([, inner]) => inner === "22")?.[0];
     const host = serverName(live);
+    stopped.hidden = pod().status === "running";
     if (shown === `${host}:${port}`) return;
     shown = `${host}:${port}`;
     const block = `Host pod-${ins}\n    HostName ${host}\n    Port ${port}\n    User root`;
@@ -108,7 +110,7 @@ function connect({ live, ins, pod }) {
       ] : h("p", {}, words.noSsh, " ", h("a", { href: `#/pods/${ins}/ports` }, words.toPorts)),
       h("h3", {}, words.forward), copyable(words.forward, `pody forward ${ins} 8888`));
   };
-  return { element: panel(words.connectTitle, lines), update };
+  return { element: panel(words.connectTitle, stopped, lines), update };
 }
 
 function cards({ live, ins, pod, quota, user, signal }) {

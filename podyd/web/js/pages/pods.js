@@ -4,6 +4,7 @@ import { get } from "../api.js";
 import { meter } from "../chart.js";
 import { h, setText } from "../dom.js";
 import { bytes, bytesOf, duration, moment } from "../format.js";
+import { ownImages } from "../images.js";
 import { badge, left, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -84,7 +85,7 @@ function list({ live, user, signal }) {
   }).catch(() => {});
   const element = h("div", {},
     h("div", { class: "between" }, h("h1", {}, words.title), create),
-    sum, filtering, waiting, none, table.element);
+    sum, filtering, waiting, none, table.element, ownImages({ live, user, signal }));
   return { title: words.title, element, close: () => clearInterval(ticking) };
 }
 
