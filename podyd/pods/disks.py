@@ -22,9 +22,10 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from weakref import WeakValueDictionary
 
-from podyd.base.errors import Conflict, Forbidden, LxdRefused, NotRunning, PodydError
+from podyd.base.errors import Conflict, DiskFull, Forbidden, LxdRefused, NotRunning, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
@@ -157,7 +158,13 @@ class Disks:
                 await self.check_held(pod.name, pod.instance.devices)
             if _is_below(size, _held(instance.devices)):
                 await self._check_use(pod, size)
-            yield lambda devices: _resized(devices, given, size)
+            try:
+                yield lambda devices: _resized(devices, given, size)
+            except DiskFull as error:
+                await self._set_again(instance)
+                if _is_below(size, _held(instance.devices)):
+                    raise _in_use(pod, size) from error
+                raise
 
     async def of(self, pod: Pod, state: State | None) -> Disk:
         """The usage and the limit of a pod's disk, by LXD's state of it."""
@@ -302,9 +309,36 @@ class Disks:
 
     async def _set(self, instance: Instance, config: Mapping[str, str | None], size: int) -> None:
         given = devices_of(await self._profiles.of(instance))
-        await self._instances.edit(
-            instance.name, config=config, devices=lambda own: _resized(own, given, size)
-        )
+        try:
+            await self._instances.edit(
+                instance.name, config=config, devices=lambda own: _resized(own, given, size)
+            )
+        except DiskFull:
+            await self._set_again(instance)
+            raise
+
+    async def _set_again(self, instance: Instance) -> None:
+        """Have LXD set the limit that a pod's disk had, after it has refused another one.
+
+        On ZFS, LXD 5.0.2 removes the old limit before it sets the new one, and where ZFS refuses
+        that, as more is used, there is none. LXD sets only what differs from what it had.
+        """
+        held = _held(instance.devices)
+        if held == UNLIMITED or await self._driver(instance.devices) != ZFS:
+            return
+        given = devices_of(await self._profiles.of(instance))
+        for size in (held + 1, held):
+            try:
+                await self._instances.edit(
+                    instance.name, config={}, devices=partial(_resized, given=given, size=size)
+                )
+            except PodydError as error:
+                log.warning(
+                    "%s has no limit of its disk until the next /pod/limits: %s",
+                    instance.name,
+                    error,
+                )
+                return
 
     async def _has_room(self, name: str, count: int) -> bool:
         """Whether `count` bytes more fit onto a running pod's disk."""
@@ -333,13 +367,7 @@ class Disks:
         if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
             used = max(used, await self._look(pod))
         if asked < used:
-            raise Conflict(
-                f"Pod {pod.ins!r} uses {used} bytes of its disk, which is more than {asked}.",
-                advice=f"Delete files in it first, or ask for more; {_SNAPSHOTS_COUNT}.",
-                code="disk_in_use",
-                used=used,
-                asked=asked,
-            )
+            raise _in_use(pod, asked, used)
 
     async def _look(self, pod: Pod) -> int:
         """The bytes of all files of a running pod, as `du` counts them in it."""
@@ -371,6 +399,18 @@ def limit_of(instance: Instance) -> int:
     # An admin may have set another one meanwhile.
     has_reserve = stored.isdecimal() and int(stored) == held - RESERVE_BYTES
     return int(stored) if has_reserve else held
+
+
+def _in_use(pod: Pod, asked: int, used: int | None = None) -> Conflict:
+    """The error for a limit below what is used, where known in bytes."""
+    uses = f"{used} bytes of its disk, which is more than" if used else "more of its disk than"
+    return Conflict(
+        f"Pod {pod.ins!r} uses {uses} {asked}.",
+        advice=f"Delete files in it first, or ask for more; {_SNAPSHOTS_COUNT}.",
+        code="disk_in_use",
+        asked=asked,
+        **({"used": used} if used else {}),
+    )
 
 
 def full(pod: Pod) -> Conflict:

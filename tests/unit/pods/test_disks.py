@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Conflict, Forbidden, NotRunning
+from podyd.base.errors import Conflict, DiskFull, Forbidden, NotRunning
 from podyd.config.schema import Quota
 from podyd.engine.interface import Instances, Pools, Profiles
 from podyd.engine.streams import Executor
@@ -191,3 +191,42 @@ def test_less_than_what_is_used_is_refused_with_what_counts() -> None:
     # Deleting files makes no room while a snapshot has them.
     assert "its snapshots may count" in raised.value.advice
     asyncio.run(of_all._check_use(pod, 26 * MIB))
+
+
+@pytest.mark.parametrize("driver", [disks.ZFS, disks.BTRFS])
+def test_a_limit_that_zfs_refuses_leaves_the_old_one(driver: str) -> None:
+    """LXD has removed that, and sets only what differs from what it had."""
+    held = given(str(60 * MIB))
+    instance = Instance("a", "running", CREATED, CREATED, {}, {}, held, held, ())
+    sizes: list[str] = []
+
+    class Lxd:
+        async def all(self) -> tuple[Instance, ...]:
+            return (instance,)
+
+        async def of(self, instance: Instance) -> tuple[()]:
+            return ()
+
+        async def state(self, name: str) -> State:
+            return State(disk_bytes={"root": MIB})
+
+        async def driver(self, pool: str) -> str:
+            return driver
+
+        async def edit(self, name: str, *, config: object, devices: Any) -> None:
+            sizes.append(devices(held)["root"]["size"])
+
+    lxd = cast(Any, Lxd())
+    of_all = disks.Disks(instances=lxd, pools=lxd, profiles=lxd, executor=lxd)
+
+    async def change() -> None:
+        async with of_all.resized(member(), Pod("alice", "main", instance), (), 20 * MIB):
+            raise DiskFull("size is less than current used or reserved space")
+
+    if driver == disks.BTRFS:  # Which would be looked at from inside.
+        of_all._check_use = cast(Any, lambda pod, size: asyncio.sleep(0))  # type: ignore[method-assign]
+    with pytest.raises(Conflict, match="uses more of its disk than") as raised:
+        asyncio.run(change())
+    assert raised.value.code == "disk_in_use"
+    again = [str(60 * MIB + 1), str(60 * MIB)]
+    assert sizes == (again if driver == disks.ZFS else [])
