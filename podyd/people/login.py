@@ -186,13 +186,17 @@ class Logins:
             account = await self._auth.account(
                 before.name, address, key=self._who(before.name), known=True
             )
-            self._member(account)
+            is_admin = self._member(account).is_admin
         except (Unauthorized, Forbidden) as error:
             return error
         except PodydError:
             return None
         if (account.uid, account.mark) != (before.uid, before.mark):
             return _changed()
+        if login.member.is_admin and not is_admin:
+            return Unauthorized(
+                "You are no admin any more.", advice="Log in again.", code="not_an_admin"
+            )
         return _expired() if account.must_change else None
 
     def may_scrape(self, address: str) -> bool:

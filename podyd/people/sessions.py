@@ -1,4 +1,5 @@
-"""Sessions in pods, which end when the login that they were started with is no longer valid."""
+"""Sessions in pods and pages that stay open, which end when the login that they were started with
+is no longer valid."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ CHECK_SECONDS = 30.0
 
 # Errors that also occur while the account's directory service (SSSD, LDAP) is unreachable, as NSS
 # then reports its accounts as unknown: they must be seen twice.
-_TRANSIENT = frozenset({"unauthorized", "not_a_member"})
+_TRANSIENT = frozenset({"unauthorized", "not_a_member", "not_an_admin"})
 
 End = Callable[[PodydError], None]
 

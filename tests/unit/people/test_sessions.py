@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Hashable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,24 @@ def test_other_groups_that_are_members(tmp_path: Path) -> None:
         session = await rig.begin(await password(rig))
         rig.settings.current = Config(auth=AuthConfig(member_groups=("staff",)))
         assert await session.code() == "not_a_member"
+
+    play(tmp_path, use)
+
+
+@pytest.mark.usefixtures("often")
+def test_an_admins_ends_when_they_are_none_any_more_and_not_when_they_become_one(
+    tmp_path: Path,
+) -> None:
+    async def use(rig: Rig) -> None:
+        session = await rig.begin(await password(rig))
+        rig.auth.answer = boss = replace(ALICE, groups=frozenset({"lab", "sudo"}))
+        await goes_on(rig, session)
+        admins = await rig.begin(await rig.logins.log_in("alice", "other", HERE))
+        # As a directory that is away says once.
+        rig.auth.first = [ALICE, boss]
+        await goes_on_for(rig, admins, looks=3)
+        rig.auth.answer = ALICE
+        assert await admins.code() == "not_an_admin"
 
     play(tmp_path, use)
 
