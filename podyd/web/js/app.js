@@ -50,7 +50,8 @@ async function show() {
   } catch (error) {
     if (error.name === "AbortError") return;
     console.error(error);
-    view = { title: texts.title(), element: h("p", { class: "error", role: "alert" }, error.message) };
+    view = { title: texts.title(), element: h("div", {}, h("h1", {}, texts.errors.title),
+      h("p", { class: "error", role: "alert" }, error.message)) };
   } finally {
     clearTimeout(waiting);
   }

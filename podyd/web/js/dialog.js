@@ -30,6 +30,7 @@ export function form({ title, fields, action, submit }) {
   const dialog = modal(title, fields, button);
   dialog.open(async () => {
     button.disabled = true;
+    fill(dialog.error);
     try {
       await submit(dialog);
       dialog.element.close("yes");

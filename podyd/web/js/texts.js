@@ -23,7 +23,7 @@ export const texts = {
   errors: {
     unreachable: "podyd cannot be reached.",
     notPodyd: (status) => `The answer (${status}) is not podyd's; perhaps a proxy's.`,
-    noPage: "There is no such page.",
+    title: "This page cannot be shown", noPage: "There is no such page.",
     crash: "The page failed; reload it. The browser's console has the reason.",
   },
   login: {

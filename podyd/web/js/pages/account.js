@@ -83,9 +83,10 @@ function tokenTable(user) {
     const days = h("input", { id: "token-days", type: "number", min: "1", step: "any", placeholder: "30" });
     const scope = h("select", { id: "token-scope" }, h("option", { value: "all" }, words.scopeAll), h("option", { value: "read" }, words.scopeRead));
     const password = passwordInput("token-password");
-    form({ title: words.newToken, fields: [field(words.name, name, words.nameHint), field(words.days, days), field(words.scope, scope), field(words.yourPassword, password)], action: words.newToken, submit: async () => {
+    form({ title: words.newToken, fields: [field(words.name, name, words.nameHint), field(words.days, days), field(words.scope, scope), field(words.yourPassword, password)], action: words.newToken, submit: async (dialog) => {
       const made = await post("user/token", { name: name.value, days: days.value || undefined, scope: scope.value }, { login: { user: user.name, password: password.value } });
       await load();
+      dialog.element.close("yes");
       await confirm({ title: words.tokenMade, text: words.tokenOnce, action: texts.dialog.close, details: [h("pre", { tabindex: "0", "aria-label": words.token }, made.token)] });
     } });
   }
