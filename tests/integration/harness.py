@@ -785,7 +785,7 @@ class Line:
 
     def cut(self) -> None:
         """End the connections that there are; new ones are made as before."""
-        for item in self._sockets:
+        for item in list(self._sockets):
             with contextlib.suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)
 
@@ -794,10 +794,7 @@ class Line:
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
-        for item in self._sockets:
-            with contextlib.suppress(OSError):
-                item.shutdown(socket.SHUT_RDWR)
-            item.close()
+        self.cut()
 
     def _accept(self) -> None:
         while True:
@@ -811,8 +808,17 @@ class Line:
                 near.close()
                 continue
             self._sockets += [near, far]
-            for source, sink in ((near, far), (far, near)):
-                threading.Thread(target=self._relay, args=(source, sink), daemon=True).start()
+            threading.Thread(target=self._serve, args=(near, far), daemon=True).start()
+
+    def _serve(self, near: socket.socket, far: socket.socket) -> None:
+        """One connection, until both of its ends have been closed."""
+        with near, far:
+            back = threading.Thread(target=self._relay, args=(far, near), daemon=True)
+            back.start()
+            self._relay(near, far)
+            back.join()
+        self._sockets.remove(near)
+        self._sockets.remove(far)
 
     def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
