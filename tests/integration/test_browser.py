@@ -44,9 +44,11 @@ def port() -> Iterator[int]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Pages) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
-        yield server.server_port
-        server.shutdown()
-        thread.join()
+        try:
+            yield server.server_port
+        finally:
+            server.shutdown()
+            thread.join()
 
 
 def test_a_good_page_has_no_faults(browser: Browser, port: int) -> None:

@@ -1,0 +1,137 @@
+"""A small lab with a page: what the tests of the page and its screenshots (shots.py) look at."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tests.integration.harness import Client, Line, Node, wait_until
+from tests.lab.nvml import FakeDriver
+
+FOLLOWING = "following LXD's events"
+
+
+class Scene:
+    """A machine with simulated cards whose podyd reaches LXD over a line that can hang, and which
+    can be stopped and started again at the same port."""
+
+    def __init__(self, **changes: Any) -> None:
+        """`changes` are of podyd.yaml."""
+        self.node = Node()
+        self._held = contextlib.ExitStack()
+        self._held.callback(self.node.close)
+        try:
+            self.node.start_helper()
+            self.node.start_relay()
+            self.node.start_packing()
+            self.node.start_cards()
+            self.driver = FakeDriver(self.node.directory / "nvidia")
+            endpoint = Path(self.node.base["state_dir"], "lxd/endpoint").read_text().strip()
+            self.line = Line(int(endpoint.rpartition(":")[2]))
+            self._held.callback(self.line.close)
+            near = f"https://127.0.0.1:{self.line.port}"
+            self.server = self.node.serve(
+                {"lxd": {"endpoint": near}, **changes}, environment=self.driver.environment
+            )
+        except BaseException:
+            self._held.close()
+            raise
+
+    @property
+    def port(self) -> int:
+        return self.server.port
+
+    def client(self, user: str = "") -> Client:
+        return self.server.client(user)
+
+    def member(self, *options: str) -> Client:
+        """A new member; `options` are useradd's."""
+        return self.client(self.node.accounts.user("", *options))
+
+    def admin(self) -> Client:
+        return self.member("-G", "sudo")
+
+    def stop(self) -> None:
+        assert self.server.stop() == 0
+
+    def start(self) -> None:
+        """podyd again, where it was."""
+        followed = self.server.log_text().count(FOLLOWING)
+        self.server.process, _ = self.node.launch(
+            self.server.config, environment=self.driver.environment
+        )
+        wait_until(lambda: self.server.log_text().count(FOLLOWING) > followed, "podyd", 60)
+
+    def close(self) -> None:
+        """Pods and all."""
+        self._held.close()
+
+
+# --- Behind a proxy -----------------------------------------------------------------------------
+
+
+class _Below(socketserver.StreamRequestHandler):
+    """One request, which has to be below the prefix; a WebSocket lasts as long as it wants."""
+
+    def handle(self) -> None:
+        assert isinstance(self.server, _Proxy)
+        prefix = self.server.prefix
+        try:
+            method, target, version = self.rfile.readline(65536).decode("latin-1").split()
+        except ValueError:  # A connection that was opened in case it is needed.
+            return
+        headers = http.client.parse_headers(self.rfile)
+        if not target.startswith(prefix):
+            self.wfile.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+            return
+        if headers.get("Upgrade") is None:
+            del headers["Connection"]
+            headers["Connection"] = "close"
+        head = f"{method} /{target.removeprefix(prefix)} {version}\r\n{headers}"
+        with socket.create_connection(("127.0.0.1", self.server.target)) as podyd:
+            podyd.sendall(head.replace("\r\n", "\n").replace("\n", "\r\n").encode("latin-1"))
+            thread = threading.Thread(target=self._send_on, args=(podyd,))
+            thread.start()
+            with contextlib.suppress(OSError):
+                while data := podyd.recv(65536):
+                    self.wfile.write(data)
+            with contextlib.suppress(OSError):
+                self.connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+    def _send_on(self, podyd: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := self.rfile.read1(65536):
+                podyd.sendall(data)
+            podyd.shutdown(socket.SHUT_WR)
+
+
+class _Proxy(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    daemon_threads = True
+
+    def __init__(self, target: int, prefix: str) -> None:
+        self.target, self.prefix = target, prefix
+        super().__init__(("127.0.0.1", 0), _Below)
+
+
+@contextlib.contextmanager
+def proxy(target: int, prefix: str) -> Iterator[int]:
+    """A reverse proxy's port: podyd, of port `target`, is at the prefix there, such as "/lab/".
+
+    Nothing else is. As nginx does it, but that each request has a connection of its own.
+    """
+    with _Proxy(target, prefix) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()

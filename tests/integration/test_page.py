@@ -1,0 +1,553 @@
+"""The page in a real browser: what a member and an admin see and do there, on a real LXD."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+from playwright.sync_api import Locator, StorageState, WebSocket, expect
+
+from tests.integration.browser import MARKUP, NARROW, WIDE, WORK_SECONDS, Browser, Tab
+from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
+from tests.integration.scene import Scene
+from tests.lab.nvml import FakeNvml, FakeProcess
+
+WORK_MS = WORK_SECONDS * 1000
+NEW_PASSWORD = "Another-horse-8"
+# A page whose podyd is away says so in the browser's console as well.
+AWAY = (r"ERR_CONNECTION_REFUSED", r"WebSocket connection to .*/events", r"ERR_EMPTY_RESPONSE")
+
+
+class Enter(Protocol):
+    def __call__(
+        self, client: Client, route: str = "", *, theme: str = "light"
+    ) -> AbstractContextManager[Tab]: ...
+
+
+@pytest.fixture(scope="module")
+def scene(lab_cards: None) -> Iterator[Scene]:
+    scene = Scene(web={"status_allow": ["127.0.0.1"]})
+    yield scene
+    scene.close()
+
+
+@pytest.fixture(scope="module")
+def alice(scene: Scene) -> Client:
+    """A member whose pod "work" stays; it has a card."""
+    client = scene.member()
+    client.post("/pod/create", ins="work", image=SMALL, gpus="0,").ok
+    return client
+
+
+@pytest.fixture(scope="module")
+def bob(scene: Scene) -> Client:
+    """Another one, with a pod "other" that has no card."""
+    client = scene.member()
+    client.post("/pod/create", ins="other", image=SMALL, gpus="none").ok
+    return client
+
+
+@pytest.fixture(scope="module")
+def admin(scene: Scene) -> Client:
+    return scene.admin()
+
+
+@pytest.fixture(autouse=True)
+def _as_before(scene: Scene, alice: Client, bob: Client) -> Iterator[None]:
+    """After each test nobody computes or waits, and the pods have the cards that they had."""
+    yield
+    scene.driver.write(FakeNvml())
+    for client, ins, gpus in ((bob, "other", "none"), (alice, "work", "0,")):
+        client.post("/gpu/release", ins=ins)
+        client.post("/pod/gpus", ins=ins, gpus=gpus).ok
+
+
+@pytest.fixture(scope="module")
+def enter(scene: Scene, browser: Browser) -> Enter:
+    """Opens a tab for somebody, at a route; they log in by the form once."""
+    logins: dict[str, StorageState] = {}
+
+    @contextmanager
+    def enter(client: Client, route: str = "", *, theme: str = "light") -> Iterator[Tab]:
+        login = logins.get(client.user)
+        with browser.tab(scene.port, login=login, theme=theme) as tab:
+            if login is None:
+                tab.enter(client.user, client.password, route)
+                logins[client.user] = tab.login()
+            else:
+                tab.open(route)
+            tab.is_live()
+            yield tab
+
+    return enter
+
+
+def title(tab: Tab, text: str) -> None:
+    """Wait for the page with this heading."""
+    expect(tab.page.locator("main h1")).to_have_text(text, timeout=WORK_MS)
+
+
+def gpu(tab: Tab, index: int) -> Locator:
+    """The panel of a GPU."""
+    return tab.page.get_by_role("article", name=f"GPU {index}", exact=True)
+
+
+# --- Pods ---------------------------------------------------------------------------------------
+
+
+def test_a_pods_life(scene: Scene, enter: Enter) -> None:
+    client = scene.member()
+    with enter(client, "/pods") as tab:
+        tab.shows("You have no pods yet")
+        tab.page.get_by_role("link", name="New pod").first.click()
+        title(tab, "New pod")
+        name = tab.page.get_by_label("Name", exact=True)
+        name.fill("-not so-")
+        tab.page.get_by_label("Image", exact=True).select_option(SMALL)
+        tab.page.get_by_role("radio", name="none").check()
+        tab.button("Create pod").click()
+        expect(name).to_be_focused()
+        expect(name).to_have_attribute("aria-invalid", "true")
+        name.fill("web")
+        tab.page.get_by_label("Memory, at most").fill("300MiB")
+        tab.button("Create pod").click()
+        title(tab, "web")
+        tab.shows("running")
+        client.sees("web", memory_limit=300 * 1024**2)
+
+        tab.go("/pods")
+        row = tab.row("web")
+        expect(row).to_contain_text("of 300 MiB", timeout=WORK_MS)
+        tab.button("Stop web").click()
+        tab.button("Stop", within=tab.dialog()).click()
+        expect(row).to_contain_text("stopped", timeout=WORK_MS)
+        tab.button("Start web").click()
+        expect(row).to_contain_text("running", timeout=WORK_MS)
+        before = scene.node.instance_of(client.user, "web")["last_used_at"]
+        tab.button("Restart web").click()
+        tab.button("Restart", within=tab.dialog()).click()
+        wait_until(
+            lambda: scene.node.instance_of(client.user, "web")["last_used_at"] > before, "it"
+        )
+        expect(row).to_contain_text("running", timeout=WORK_MS)
+        # What an admin does with lxc is there at once.
+        instance = scene.node.instance_of(client.user, "web")["name"]
+        scene.node.lxc("stop", "-f", instance)
+        expect(row).to_contain_text("stopped")
+
+        tab.button("Delete web").click()
+        delete = tab.button("Delete web", within=tab.dialog())
+        expect(delete).to_be_disabled()
+        tab.dialog().get_by_role("textbox").fill("web")
+        delete.click()
+        expect(row).to_have_count(0, timeout=WORK_MS)
+        tab.shows("You have no pods yet")
+    assert client.get("/pod/list").ok == []
+
+
+def test_what_podyd_refuses_stands_in_the_form(enter: Enter, bob: Client) -> None:
+    with enter(bob, "/new") as tab:
+        tab.page.get_by_label("Name", exact=True).fill("other")
+        tab.button("Create pod").click()
+        tab.shows("You have a pod other already.")
+        tab.page.get_by_label("Name", exact=True).fill("more")
+        tab.page.get_by_label("Image", exact=True).select_option(SMALL)
+        tab.page.get_by_label("Disk, at most").fill("much")
+        tab.button("Create pod").click()
+        detail = bob.post("/pod/create", ins="more", image=SMALL, disk="much").refused(400)
+        tab.shows(detail["detail"])
+    assert bob.get("/pod/list").ok == ["other"]
+
+
+def test_two_members_do_not_see_each_others_pods(enter: Enter, alice: Client, bob: Client) -> None:
+    frames: list[str | bytes] = []
+
+    def listen(socket: WebSocket) -> None:
+        socket.on("framereceived", frames.append)
+
+    with enter(alice, "/pods") as hers, enter(bob, "/pods") as his:
+        his.page.on(
+            "websocket", lambda it: it.on("framereceived", lambda data: frames.append(data))
+        )
+        his.reload()
+        his.is_live()
+        expect(hers.row("work")).to_contain_text("running")
+        expect(his.row("other")).to_contain_text("running")
+        his.shows_not("work")
+        hers.shows_not("other")
+        his.go("/pods/work")
+        title(his, "You have no pod work")
+        instance = alice.get("/pod/info", ins="work").ok["name"]
+        told = [key for text in frames for key in json.loads(text)["set"]]
+        assert any(key.startswith("pod/") for key in told)
+        assert not [key for key in told if instance in key]
+
+
+def test_snapshots(enter: Enter, bob: Client) -> None:
+    bob.exec("other", "echo first > /root/file; sync")
+    with enter(bob, "/pods/other/snapshots") as tab:
+        tab.page.get_by_label("Name of the new snapshot").fill("before")
+        tab.button("Make snapshot").click()
+        expect(tab.row("before")).to_be_visible(timeout=WORK_MS)
+        bob.exec("other", "echo second > /root/file; sync")
+        tab.button("Copy snapshot before of other").click()
+        tab.dialog().get_by_label("Name").fill("then")
+        tab.button("Copy", within=tab.dialog()).click()
+        title(tab, "then")
+        tab.go("/pods/other/snapshots")
+        tab.button("Restore other to before").click()
+        tab.button("Restore", within=tab.dialog()).click()
+        wait_until(lambda: _file(bob, "other") == "first\n", "the first file", WORK_SECONDS)
+        assert _file(bob, "then") == "first\n"
+        delete = tab.button("Delete snapshot before")
+        expect(delete).not_to_have_attribute("aria-disabled", "true", timeout=WORK_MS)
+        delete.click()
+        tab.button("Delete", within=tab.dialog()).click()
+        expect(tab.row("before")).to_have_count(0, timeout=WORK_MS)
+    bob.post("/pod/delete", ins="then").ok
+    assert bob.get("/pod/snapshots", ins="other").ok == []
+
+
+def _file(client: Client, ins: str) -> object:
+    answer = client.post("/pod/exec", ins=ins, cmd="cat /root/file")
+    return answer.body.get("stdout")
+
+
+def test_limits_gpus_and_an_image(enter: Enter, bob: Client) -> None:
+    with enter(bob, "/pods/other") as tab:
+        tab.page.get_by_label("Memory, at most").fill("256MiB")
+        tab.button("Change limits").click()
+        tab.shows("The limits hold.", WORK_SECONDS)
+        bob.sees("other", memory_limit=256 * 1024**2)
+
+        tab.button("Change GPUs").click()
+        tab.dialog().get_by_role("radio", name=re.compile("these")).check()
+        tab.dialog().get_by_role("checkbox", name=re.compile("GPU 1")).check()
+        tab.button("Change GPUs", within=tab.dialog()).click()
+        expect(tab.row("GPU 1")).to_contain_text("shared", timeout=WORK_MS)
+        assert bob.get("/pod/info", ins="other").ok["gpu_ids"] == [1]
+        bob.post("/pod/gpus", ins="other", gpus="none").ok
+        tab.shows("The pod has no GPUs.")
+
+        # Chosen by who makes it, and shown to all who may use it.
+        tab.button("Make an image of other").click()
+        tab.dialog().get_by_label("Tag").fill("mine")
+        tab.dialog().get_by_label("Description").fill(MARKUP)
+        tab.button("Make an image", within=tab.dialog()).click()
+        image = f"{bob.user}-mine"
+        wait_until(lambda: image in bob.get("/host/images").ok, "the image", 180)
+        tab.go("/new")
+        tab.page.get_by_label("Image", exact=True).select_option(image)
+        tab.shows(MARKUP)
+        assert not tab.ran()
+    bob.post("/image/delete", image=image).ok
+
+
+def test_ports(enter: Enter, bob: Client) -> None:
+    bob.exec("other", "httpd -p 8888 -h /root")
+    with enter(bob, "/pods/other/ports") as tab:
+        row = tab.row("8888").filter(has=tab.page.get_by_role("rowheader", name="8888"))
+        expect(row).to_be_visible()
+        tab.button("Forward port 8888").click()
+        expect(row.get_by_role("link")).to_have_attribute(
+            "href", re.compile(r"^http://[^/]+:\d+/$"), timeout=WORK_MS
+        )
+        tab.button(re.compile("Stop forwarding .* to 8888")).click()
+        tab.button("Stop forwarding", within=tab.dialog()).click()
+        expect(tab.button("Forward port 8888")).to_be_visible(timeout=WORK_MS)
+    assert "8888" not in str(bob.get("/pod/info", ins="other").ok["port_mapping"])
+
+
+# --- Cards --------------------------------------------------------------------------------------
+
+
+def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: Client) -> None:
+    with enter(alice, "/cards") as hers, enter(bob, "/cards") as his:
+        expect(gpu(hers, 0)).to_contain_text("shares it")
+        hers.button("Lease …", within=gpu(hers, 0)).click()
+        hers.dialog().get_by_label("Which GPUs").fill("all")
+        hers.dialog().get_by_label("Hours").fill("2")
+        hers.button("Lease", within=hers.dialog()).click()
+        for index in (0, 1):
+            expect(gpu(his, index)).to_contain_text("leased", timeout=WORK_MS)
+            expect(gpu(his, index)).to_contain_text(alice.user)
+        expect(his.button("Release …")).to_have_count(0)
+
+        hers.button("Extend …", within=gpu(hers, 1)).click()
+        hers.dialog().get_by_label("Hours from now").fill("5")
+        hers.button("Extend …", within=hers.dialog()).click()
+        expect(gpu(his, 1)).to_contain_text("4 h 59 min left")
+
+        his.button("Lease GPUs …").click()
+        his.dialog().get_by_label("Hours").fill("3")
+        his.button("Lease", within=his.dialog()).click()
+        expect(hers.row(bob.user)).to_contain_text("3 h")
+        expect(his.row("you")).to_be_visible()
+
+        # Who has one gives it up before those who wait do.
+        hers.button("Extend …", within=gpu(hers, 0)).click()
+        hers.dialog().get_by_label("Hours from now").fill("9")
+        hers.button("Extend …", within=hers.dialog()).click()
+        expect(hers.dialog().get_by_role("alert")).to_contain_text("in the queue before you")
+        hers.page.keyboard.press("Escape")
+
+        hers.button("Release …", within=gpu(hers, 0)).click()
+        hers.button("Release …", within=hers.dialog()).click()
+        expect(gpu(his, 0)).to_contain_text(bob.user, timeout=WORK_MS)
+        expect(his.row("you")).to_have_count(0)
+
+        alice.post("/gpu/queue", ins="work", gpus="0,", hours=1).ok
+        expect(his.row(alice.user)).to_be_visible()
+        hers.button("Leave the queue").click()
+        expect(his.row(alice.user)).to_have_count(0)
+
+
+def test_what_runs_on_a_card_is_shown_as_text(scene: Scene, enter: Enter, alice: Client) -> None:
+    command = shlex.join(["sh", "-c", "while sleep 1; do :; done", MARKUP])
+    alice.exec("work", f"setsid {command} >/dev/null 2>&1 &")
+    wait_until(lambda: bool(_running(MARKUP)), "it")
+    (pid,) = _running(MARKUP)
+    alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
+    busy = FakeNvml().holding(0, FakeProcess(pid)).with_gpu(0, utilisation=71, memory_used=2**31)
+    scene.driver.write(busy.with_gpu(0, processes=(FakeProcess(pid),)))
+    with enter(alice, "/cards/0") as tab:
+        expect(gpu(tab, 0)).to_contain_text("71 %")
+        expect(gpu(tab, 0)).to_contain_text("2.00 GiB of 80.0 GiB")
+        expect(gpu(tab, 0)).to_contain_text(MARKUP)
+        assert not tab.ran()
+        tab.page.get_by_role("radio", name="day").check()
+        tab.go("/cards")
+        expect(gpu(tab, 0).get_by_text("1 process")).to_be_visible()
+        # The answer to who gives it back is the process that is on it.
+        tab.button("Release …", within=gpu(tab, 0)).click()
+        expect(tab.dialog()).to_contain_text(MARKUP)
+        tab.page.keyboard.press("Escape")
+        expect(tab.dialog()).to_have_count(0)
+        assert not tab.ran()
+    os.kill(pid, signal.SIGKILL)
+
+
+def _running(word: str) -> list[int]:
+    """The processes in pods with this last word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().endswith(f"\0{word}\0".encode()):
+                found.append(int(path.parent.name))
+        except OSError:  # It has ended meanwhile.
+            continue
+    return found
+
+
+def test_the_wall_needs_no_login(scene: Scene, browser: Browser, alice: Client) -> None:
+    alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
+    with browser.tab(scene.port) as tab:
+        tab.open("/wall")
+        expect(gpu(tab, 0)).to_contain_text(alice.user)
+        expect(gpu(tab, 1)).to_contain_text("free")
+        assert tab.page.get_by_role("button").count() == 0
+        alice.post("/gpu/release", ins="work").ok
+        expect(gpu(tab, 0)).not_to_contain_text("left")
+        tab.is_accessible()
+
+
+# --- The member's own ---------------------------------------------------------------------------
+
+
+def test_the_account(scene: Scene, enter: Enter) -> None:
+    client = scene.member()
+    with enter(client, "/account") as tab:
+        tab.shows(f"Logged in as {client.user}.")
+        tab.button("Make a token").click()
+        tab.dialog().get_by_label("Name").fill(MARKUP)
+        tab.dialog().get_by_label("Your password").fill("wrong-Horse-7")
+        tab.button("Make a token", within=tab.dialog()).click()
+        expect(tab.dialog().get_by_role("alert")).to_contain_text("password")
+        tab.dialog().get_by_label("Your password").fill(PASSWORD)
+        tab.button("Make a token", within=tab.dialog()).click()
+        expect(tab.dialog()).to_contain_text("Copy it now")
+        secret = tab.dialog().locator("pre").inner_text()
+        assert Client(scene.port, client.user, secret).get("/pod/list").ok == []
+        tab.button("Close", within=tab.dialog()).click()
+        expect(tab.row(MARKUP)).to_be_visible()
+        assert not tab.ran()
+        tab.row(MARKUP).get_by_role("button", name=re.compile("^Revoke")).click()
+        tab.dialog().get_by_label("Your password").fill(PASSWORD)
+        tab.button("Revoke", within=tab.dialog()).click()
+        expect(tab.row(MARKUP)).to_have_count(0)
+        Client(scene.port, client.user, secret).get("/pod/list").refused(401)
+
+        tab.page.get_by_label("Old password").fill(PASSWORD)
+        tab.page.get_by_label("New password", exact=True).fill(NEW_PASSWORD)
+        tab.page.get_by_label("New password, again").fill(NEW_PASSWORD)
+        tab.button("Change the password").click()
+        tab.shows("Changed; all tokens are revoked.")
+        tab.is_live()
+        tab.reload()
+        title(tab, "Account")
+    assert Client(scene.port, client.user, NEW_PASSWORD).get("/pod/list").ok == []
+
+
+# --- Admins -------------------------------------------------------------------------------------
+
+
+def test_the_admin(enter: Enter, admin: Client, alice: Client, bob: Client) -> None:
+    alice.post("/gpu/lease", ins="work", gpus="0,1", hours=2).ok
+    bob.post("/gpu/queue", ins="other", gpus="1", hours=2).ok
+    with enter(admin, "/admin/pods") as tab:
+        for client in (alice, bob):
+            expect(tab.row(client.user)).to_contain_text("running")
+        tab.page.get_by_label("Show only what contains").fill(bob.user)
+        expect(tab.row(alice.user)).to_have_count(0)
+        tab.page.get_by_role("link", name="People").click()
+        expect(tab.row(alice.user)).to_contain_text("member")
+        expect(tab.row(admin.user)).to_contain_text("admin")
+
+        tab.page.get_by_role("link", name="Leases").click()
+        rows = tab.row(bob.user)
+        rows.get_by_role("button", name=re.compile("^Take out of the queue")).click()
+        tab.dialog().get_by_label("Reason").fill("The queue is for those who compute.")
+        tab.button(re.compile("^Take out of the queue"), within=tab.dialog()).click()
+        expect(rows).to_have_count(0)
+        lease = tab.row(alice.user).first
+        lease.get_by_role("button", name=re.compile("^End the lease")).click()
+        tab.dialog().get_by_label("Reason").fill(f"Maintenance {MARKUP}")
+        tab.button(re.compile("^End the lease"), within=tab.dialog()).click()
+        expect(tab.row(alice.user)).to_have_count(1)
+
+        tab.page.get_by_role("link", name="Log", exact=True).click()
+        expect(tab.row("/admin/release").first).to_contain_text(admin.user)
+        tab.page.get_by_role("link", name="Doctor").click()
+        expect(tab.page.locator("main table, main .error").first).to_be_visible(timeout=WORK_MS)
+        tab.page.get_by_role("link", name="GPU hours").click()
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("link", name="Download as CSV").click()
+        assert "user" in download.value.path().read_text().splitlines()[0]
+    with enter(alice, "/account") as tab:
+        tab.shows(f"Maintenance {MARKUP}")
+        assert not tab.ran()
+        tab.button("Mark all as read").click()
+        expect(tab.button("Mark all as read")).to_have_count(0)
+        assert tab.page.get_by_role("link", name="Admin").count() == 0
+
+
+# --- podyd or LXD away --------------------------------------------------------------------------
+
+
+def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Enter, bob: Client) -> None:
+    with enter(bob, "/pods") as tab, tab.forgives(*AWAY):
+        expect(tab.row("other")).to_contain_text("running")
+        scene.stop()
+        tab.shows("Not live")
+        scene.start()
+        tab.shows_not("Not live")
+        instance = scene.node.instance_of(bob.user, "other")["name"]
+        scene.node.lxc("stop", "-f", instance)
+        expect(tab.row("other")).to_contain_text("stopped")
+        bob.post("/pod/start", ins="other").ok
+        expect(tab.row("other")).to_contain_text("running")
+
+
+def test_a_page_that_slept_is_right_again(scene: Scene, enter: Enter, bob: Client) -> None:
+    with enter(bob, "/pods") as tab, tab.forgives(*AWAY):
+        expect(tab.row("other")).to_contain_text("running")
+        tab.context.set_offline(True)
+        tab.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        bob.post("/pod/stop", ins="other").ok
+        tab.context.set_offline(False)
+        expect(tab.row("other")).to_contain_text("stopped")
+        bob.post("/pod/start", ins="other").ok
+
+
+def test_lxd_away_is_said(scene: Scene, enter: Enter, bob: Client) -> None:
+    with enter(bob, "/pods") as tab, tab.forgives("503"):
+        scene.line.hang()
+        scene.line.cut()
+        try:
+            expect(tab.page.get_by_role("status").filter(has_text="LXD")).to_be_visible(
+                timeout=WORK_MS
+            )
+        finally:
+            scene.line.pass_on()
+        tab.shows_not("LXD", WORK_SECONDS)
+        expect(tab.row("other")).to_contain_text("running")
+
+
+# --- For everybody ------------------------------------------------------------------------------
+
+MEMBER = ("pods", "new", "cards", "cards/0", "account", "wall", "nowhere")
+POD = ("overview", "terminal", "files", "logs", "snapshots", "ports")
+ADMIN = tuple(f"admin/{part}" for part in ("pods", "people", "leases", "doctor", "log", "hours"))
+
+
+@pytest.mark.parametrize("role", ["member", "admin"])
+def test_each_page_is_for_everybody(
+    scene: Scene, enter: Enter, role: str, alice: Client, bob: Client, admin: Client
+) -> None:
+    """Without findings of axe's in light and in dark, and within a narrow window."""
+    if role == "member":
+        bob.post("/pod/snapshot", ins="other", name="kept").ok
+    alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
+    bob.post("/gpu/queue", ins="other", gpus="0,", hours=1).ok
+    routes = ADMIN if role == "admin" else (*MEMBER, *(f"pods/other/{tab}" for tab in POD))
+    problems: list[str] = []
+    with enter(admin if role == "admin" else bob) as tab, tab.forgives("There is no such page"):
+        for route in routes:
+            tab.page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
+            tab.page.emulate_media(color_scheme="light")
+            tab.go(f"/{route}")
+            problems += [f"{route}: {found}" for found in tab.axe()]
+            tab.page.emulate_media(color_scheme="dark")
+            problems += [f"{route}, dark: {found}" for found in tab.axe(only=("color-contrast",))]
+            tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+            if tab.overflows():
+                problems.append(f"{route} is wider than {NARROW[0]} px")
+    assert not problems, "\n".join(problems)
+
+
+def reach(tab: Tab, target: Locator) -> None:
+    """Go there by the Tab key."""
+    for _ in range(60):
+        if target.evaluate("element => element === document.activeElement"):
+            return
+        tab.page.keyboard.press("Tab")
+    raise AssertionError(f"{target} is not reached")
+
+
+def test_by_the_keyboard_alone(scene: Scene, browser: Browser) -> None:
+    client = scene.member()
+    with browser.tab(scene.port) as tab:
+        keys, page = tab.page.keyboard, tab.page
+        tab.open()
+        expect(page.get_by_label("User name")).to_be_focused()
+        keys.type(client.user)
+        keys.press("Tab")
+        keys.type(PASSWORD)
+        keys.press("Enter")
+        title(tab, "Pods")
+        tab.shows("You have no pods yet")
+        reach(tab, page.get_by_role("link", name="New pod").first)
+        keys.press("Enter")
+        title(tab, "New pod")
+        reach(tab, page.get_by_label("Name", exact=True))
+        keys.type("keys")
+        reach(tab, page.get_by_label("Image", exact=True))
+        keys.type(SMALL)
+        reach(tab, page.get_by_role("radio", name="as usual"))
+        keys.press("ArrowDown")
+        expect(page.get_by_role("radio", name="none")).to_be_checked()
+        reach(tab, tab.button("Create pod"))
+        keys.press("Enter")
+        title(tab, "keys")
+        reach(tab, page.get_by_role("link", name="Terminal"))
+        keys.press("Enter")
+        expect(page.get_by_role("link", name="Terminal")).to_have_attribute("aria-current", "page")
+    client.post("/pod/delete", ins="keys").ok
