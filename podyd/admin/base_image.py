@@ -33,6 +33,7 @@ PACKAGES = (
     "procps",
     "ca-certificates",
     "openssh-server",
+    "tmux",
     "netbase",
     "python3",
 )

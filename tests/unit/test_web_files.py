@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -62,3 +63,17 @@ def with_imports(*modules: Path) -> set[Path]:
             named = IMPORT.findall(path.read_text())
             ahead += [(path.parent / name).resolve() for name in named]
     return found
+
+
+def test_what_is_vendored_is_as_it_was_published() -> None:
+    """Each file has the hash that stands beside it, and no other file is there."""
+    for sums in WEB.rglob("SHA256SUMS"):
+        lines = [line for line in sums.read_text().splitlines() if not line.startswith("#")]
+        named = {name: digest for digest, name in (line.split() for line in lines)}
+        there = {
+            path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in sums.parent.iterdir()
+            if path != sums
+        }
+        assert there == named
+    assert {path.parent.name for path in WEB.rglob("SHA256SUMS")} == {"xterm"}

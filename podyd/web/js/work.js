@@ -10,11 +10,13 @@ export const tray = h("section", { class: "tray", "aria-label": texts.work.label
 
 /** Shows `what` while `promise` is open; what it raises stays until it is dismissed. `progress` may
  * be called with {text, share (0 to 1)}. Resolves to the promise's value, or undefined if it failed.
- * `failed(error)` may show an error where the work was begun, and then returns true. */
-export async function run(what, start, failed) {
+ * `failed(error)` may show an error where the work was begun, and then returns true; `cancel` is
+ * called by a button. */
+export async function run(what, start, failed, cancel) {
   const state = h("span", { class: "state" });
   const bar = h("progress", { "aria-label": what });
   const line = h("div", { class: "work", role: "status" }, h("span", { class: "what" }, what), bar, state);
+  if (cancel) line.append(h("button", { type: "button", class: "quiet", onclick: cancel }, texts.dialog.cancel));
   tray.append(line);
   const begun = Date.now();
   let note = "";
@@ -42,6 +44,7 @@ export async function run(what, start, failed) {
 function finish(line, outcome, text) {
   line.classList.add(outcome);
   line.querySelector("progress").remove();
+  line.querySelector("button")?.remove();
   const state = line.querySelector(".state");
   state.setAttribute("role", outcome === "failed" ? "alert" : "none");
   setText(state, text);

@@ -1,0 +1,171 @@
+// Terminals in a pod. Where the pod has tmux, each is a session of it, which a reload of the page
+// comes back to; else it is a plain shell, which ends with the page.
+
+import { post } from "../api.js";
+import { button } from "../controls.js";
+import { fill, h } from "../dom.js";
+import { onPods, podsOf, work } from "../pods.js";
+import { library, Screen } from "../screen.js";
+import { texts } from "../texts.js";
+
+const words = texts.terminal;
+const PREFIX = "podyd-";
+const NO_TMUX = 3;
+const LIST = "tmux list-sessions -F '#{session_name} #{session_attached}' 2>/dev/null";
+
+export default async function terminals(context, ins) {
+  const { live, user, signal } = context;
+  const tabs = h("div", { class: "tablist", role: "tablist", "aria-label": words.tabs(ins) });
+  const area = h("div", { class: "screens" });
+  const status = h("p", { class: "soft", role: "status" });
+  const error = h("p", { class: "error", role: "alert" });
+  const again = button(words.reconnect, () => renew(shown()));
+  const close = button(words.close, () => drop(shown()));
+  const sessions = h("select", { "aria-label": words.others });
+  const full = button(words.full, () => area.requestFullscreen());
+  const reader = h("input", { type: "checkbox", checked: localStorage.getItem("podyd-screen-reader") === "1" });
+  const bar = h("div", { class: "buttons" }, button(words.create, () => add(null)), sessions, again, close, full, h("label", {}, reader, " ", words.reader));
+  const stopped = h("div", { class: "panel", hidden: true }, h("p", {}, words.stopped),
+    button(words.start, () => work(pod(), "pod/start", words.starting(ins), { ins }), { kind: "primary" }));
+  const running = h("div", {}, bar, tabs, error, status, area, h("p", { class: "soft" }, words.keys));
+  const open = [];
+  let current = null;
+  let begun = false;
+
+  const pod = () => podsOf(live, user).find((one) => one.ins === ins);
+  const shown = () => open.find((one) => one === current);
+  const key = () => `podyd-terminals ${pod()?.name}`;
+
+  reader.addEventListener("change", () => {
+    localStorage.setItem("podyd-screen-reader", reader.checked ? "1" : "0");
+    for (const one of open) one.screen.terminal.options.screenReaderMode = reader.checked;
+  });
+  sessions.addEventListener("change", () => {
+    if (sessions.value) add(sessions.value);
+  });
+
+  /** Opens a session: by its name, else a new one. */
+  async function add(name) {
+    fill(error);
+    try {
+      const [xterm, found] = await Promise.all([library(), prepare(name)]);
+      if (signal.aborted) return;
+      const screen = new Screen(xterm, { ins, session: found.session, changed: () => show(), escape: () => current.tab.focus() });
+      const number = open.length + 1;
+      const tab = h("button", { type: "button", role: "tab", id: `terminal-tab-${number}`, onclick: () => select(one), onkeydown: arrows }, found.session ?? words.plain(number));
+      const one = { screen, tab, session: found.session };
+      screen.element.setAttribute("role", "tabpanel");
+      screen.element.setAttribute("aria-labelledby", tab.id);
+      open.push(one);
+      tabs.append(tab);
+      area.append(screen.element);
+      select(one);
+      screen.open();
+      screen.focus();
+      keep();
+      offer(found.others);
+    } catch (refused) {
+      if (refused.name !== "AbortError") fill(error, refused.message);
+    }
+  }
+
+  /** Makes sure that there is a session; {session: null} where the pod has no tmux. It is made by a
+   * command of its own: what a terminal has started ends with the terminal. */
+  async function prepare(name) {
+    const taken = open.map((one) => one.session);
+    const wanted = name ?? "";
+    const make = wanted
+      ? `n='${wanted.replaceAll(/[^A-Za-z0-9_-]/g, "")}'`
+      : `i=1; while tmux has-session -t "=${PREFIX}$i" 2>/dev/null; do i=$((i+1)); done; n=${PREFIX}$i`;
+    const cmd = `command -v tmux >/dev/null || exit ${NO_TMUX}; ${make}
+tmux has-session -t "=$n" 2>/dev/null || { tmux -u new-session -d -s "$n" -x 100 -y 30 || exit 1
+tmux set-option -s -a -q terminal-features ',xterm-256color:RGB'
+tmux set-option -t "=$n:" -q status off; tmux set-option -t "=$n:" -q mouse on; }
+echo "$n"; ${LIST}`;
+    const done = await post("pod/exec", { ins, cmd }, { signal });
+    if (done.exit_code === NO_TMUX) return { session: null, others: [] };
+    if (done.exit_code !== 0) throw new Error(words.tmuxFailed(done.log.trim()));
+    const [session, ...lines] = done.stdout.trim().split("\n");
+    const others = lines.map((line) => line.split(" ")).filter(([other]) => other !== session && !taken.includes(other));
+    return { session, others };
+  }
+
+  /** The sessions of the pod that are not open here. */
+  function offer(others) {
+    sessions.hidden = others.length === 0;
+    fill(sessions, h("option", { value: "" }, words.others),
+      others.map(([name, attached]) => h("option", { value: name }, attached === "0" ? name : words.attached(name))));
+  }
+
+  function select(one) {
+    current = one;
+    for (const other of open) {
+      const isCurrent = other === one;
+      other.tab.setAttribute("aria-selected", String(isCurrent));
+      other.tab.tabIndex = isCurrent ? 0 : -1;
+      other.screen.element.hidden = !isCurrent;
+    }
+    one?.screen.resize();
+    show();
+  }
+
+  function arrows(event) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (event.key === "ArrowDown") current.screen.focus();
+    else if (step) {
+      const next = open[(open.indexOf(current) + step + open.length) % open.length];
+      select(next);
+      next.tab.focus();
+    } else return;
+    event.preventDefault();
+  }
+
+  function drop(one) {
+    one.screen.close();
+    one.tab.remove();
+    open.splice(open.indexOf(one), 1);
+    keep();
+    select(open.at(-1) ?? null);
+  }
+
+  /** Opens a session again that has ended: its pod may have been stopped meanwhile. */
+  async function renew(one) {
+    drop(one);
+    await add(one.session);
+  }
+
+  /** Which sessions this browser tab has open, for when it is loaded again. */
+  function keep() {
+    sessionStorage.setItem(key(), JSON.stringify(open.map((one) => one.session).filter((name) => name !== null)));
+  }
+
+  function show() {
+    const one = shown();
+    const [state, text] = [one?.screen.state, one?.screen.text];
+    again.hidden = state === undefined || state === "open";
+    close.hidden = full.hidden = one === undefined;
+    fill(status, one === undefined ? words.none : state === "open" ? (one.session ? words.kept(one.session) : words.notKept) : text);
+  }
+
+  const leaving = (event) => {
+    if (open.some((one) => one.session === null && one.screen.state === "open")) event.preventDefault();
+  };
+  window.addEventListener("beforeunload", leaving, { signal });
+
+  onPods(live, () => {
+    const isRunning = pod()?.status === "running";
+    stopped.hidden = isRunning || pod() === undefined;
+    running.hidden = !isRunning;
+    // What has been opened in a pod that has stopped since is over.
+    if (!isRunning) begun = open.some((one) => one.screen.state === "open");
+    if (!isRunning || begun) return;
+    begun = true;
+    const kept = JSON.parse(sessionStorage.getItem(key()) ?? "[]");
+    (async () => {
+      for (const name of kept.length ? kept : [null]) await add(name);
+    })();
+  }, signal);
+  offer([]);
+  show();
+  return { element: h("section", { class: "terminal" }, stopped, running), close: () => open.forEach((one) => one.screen.close()) };
+}

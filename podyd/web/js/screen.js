@@ -1,0 +1,165 @@
+// One terminal on the screen: xterm.js with the page's colours, and the session behind it.
+
+import { h } from "./dom.js";
+import { Shell } from "./shell.js";
+import { makeStylesStrict } from "./strict-styles.js";
+import { texts } from "./texts.js";
+
+const words = texts.terminal;
+const QUIET_MS = 100;
+const RETRY_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000];
+
+let loading;
+
+/** xterm.js, loaded with the first terminal: {Terminal, FitAddon}. */
+export function library() {
+  makeStylesStrict();
+  loading ??= Promise.all([
+    import("../vendor/xterm/xterm.mjs"), import("../vendor/xterm/addon-fit.mjs"), styles(),
+  ]).then(([{ Terminal }, { FitAddon }]) => ({ Terminal, FitAddon }));
+  return loading;
+}
+
+function styles() {
+  return new Promise((resolve, reject) => {
+    document.head.append(h("link", { rel: "stylesheet", href: "web/vendor/xterm/xterm.css", onload: resolve, onerror: reject }));
+  });
+}
+
+/** `session`: the name of its tmux session, null for a plain shell. `changed()` is called when its
+ * `state` ("open", "lost" or "ended") or its `text`, why so, has changed; `escape()` at the key that
+ * leaves it. */
+export class Screen {
+  constructor({ Terminal, FitAddon }, { ins, session, changed, escape }) {
+    this.ins = ins;
+    this.session = session;
+    this.changed = changed;
+    this.state = "lost";
+    this.text = words.connecting;
+    this.retries = 0;
+    this.host = h("div", { class: "screen" });
+    this.element = h("div", { class: "screen-frame" }, this.host);
+    this.terminal = new Terminal({
+      allowProposedApi: false, cursorBlink: false, fontFamily: "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace",
+      fontSize: 14, macOptionIsMeta: true, scrollback: 5000, theme: colours(),
+      screenReaderMode: localStorage.getItem("podyd-screen-reader") === "1",
+    });
+    this.fit = new FitAddon();
+    this.terminal.loadAddon(this.fit);
+    this.terminal.attachCustomKeyEventHandler((event) => this.key(event, escape));
+    this.terminal.onData((text) => this.shell?.send(new TextEncoder().encode(text)));
+    this.terminal.onBinary((text) => this.shell?.send(Uint8Array.from(text, (char) => char.charCodeAt(0))));
+    this.sizes = new ResizeObserver(() => {
+      clearTimeout(this.resizing);
+      this.resizing = setTimeout(() => this.resize(), QUIET_MS);
+    });
+    this.dark = matchMedia("(prefers-color-scheme: dark)");
+    this.recolour = () => { this.terminal.options.theme = colours(); };
+    this.dark.addEventListener("change", this.recolour);
+    this.themes = new MutationObserver(this.recolour);
+    this.themes.observe(document.documentElement, { attributeFilter: ["data-theme"] });
+  }
+
+  /** Draws it and connects; to be called once its element is in the document. */
+  open() {
+    this.terminal.open(this.host);
+    this.terminal.textarea.setAttribute("aria-label", words.label(this.ins));
+    this.fit.fit();
+    this.sizes.observe(this.host);
+    this.connect();
+  }
+
+  connect() {
+    clearTimeout(this.retrying);
+    const { rows, cols } = this.terminal;
+    this.shell = new Shell({
+      ins: this.ins, rows, cols, cmd: this.session && `exec tmux -u attach-session -t '=${this.session}'`,
+      output: (bytes, taken) => {
+        if (this.state !== "open") this.become("open", "");
+        this.retries = 0;
+        this.terminal.write(bytes, taken);
+      },
+      ended: (end) => this.ended(end),
+    });
+  }
+
+  ended(end) {
+    this.shell = null;
+    if (end !== null && end.code !== "shutting_down") return this.become("ended", reason(end));
+    const wait = this.session === null ? undefined : RETRY_MS[this.retries];
+    this.become("lost", wait === undefined ? words.lost : words.retrying);
+    if (wait === undefined) return;
+    this.retries += 1;
+    this.retrying = setTimeout(() => this.connect(), wait);
+  }
+
+  become(state, text) {
+    this.state = state;
+    this.text = text;
+    this.changed();
+  }
+
+  resize() {
+    if (!this.host.isConnected || this.host.offsetParent === null) return;
+    this.fit.fit();
+    this.shell?.resize(this.terminal.rows, this.terminal.cols);
+  }
+
+  /** Keys that are the page's and not the terminal's; false keeps one from the terminal. */
+  key(event, escape) {
+    if (!event.ctrlKey || !event.shiftKey) return true;
+    if (event.type === "keydown" && event.code === "KeyC") {
+      event.preventDefault();
+      copy(this.terminal.getSelection());
+    } else if (event.type === "keydown" && event.code === "ArrowUp") {
+      event.preventDefault();
+      escape();
+    }
+    // The browser itself pastes at Ctrl-Shift-V.
+    return !["KeyC", "KeyV", "ArrowUp"].includes(event.code);
+  }
+
+  focus() {
+    this.terminal.focus();
+  }
+
+  close() {
+    clearTimeout(this.retrying);
+    clearTimeout(this.resizing);
+    this.sizes.disconnect();
+    this.themes.disconnect();
+    this.dark.removeEventListener("change", this.recolour);
+    this.shell?.close();
+    this.terminal.dispose();
+    this.element.remove();
+  }
+}
+
+async function copy(text) {
+  if (!text) return;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch { // Without TLS a browser has no clipboard; the old way is left.
+    const area = h("textarea", { class: "visually-hidden" }, text);
+    const before = document.activeElement;
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+    before?.focus();
+  }
+}
+
+/** Why a session has ended, in words. */
+export function reason(end) {
+  if (end.detail) return [end.detail, end.advice].filter(Boolean).join(" ");
+  const parts = [end.timed_out ? words.timedOut : end.exit_code > 128 ? words.signal(end.exit_code - 128) : words.exited(end.exit_code)];
+  if (end.oom_killed) parts.push(words.oom(end.memory_limit));
+  return parts.join(" ");
+}
+
+function colours() {
+  const style = getComputedStyle(document.documentElement);
+  const of = (name) => style.getPropertyValue(name).trim();
+  return { background: of("--terminal"), foreground: of("--terminal-text"), cursor: of("--terminal-text"), selectionBackground: "#4d94dd88" };
+}

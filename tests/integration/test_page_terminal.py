@@ -1,0 +1,132 @@
+"""The page's terminals, in a real browser at a real pod."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.integration.browser import Browser, Tab
+from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
+
+pytestmark = pytest.mark.xdist_group("page")
+
+# What is drawn, as text: xterm.js has a row of the screen in each of these.
+ROWS = ".xterm-rows > div"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    browser = Browser()
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def carol(node: Node, server: Server) -> Iterator[Client]:
+    client = server.client(node.accounts.user())
+    client.post("/pod/create", ins="work", image=IMAGE).ok
+    client.post("/pod/create", ins="small", image=SMALL).ok
+    yield client
+    for ins in client.get("/pod/list").ok:
+        client.post("/pod/delete", ins=ins).ok
+
+
+@pytest.fixture
+def tab(browser: Browser, server: Server, carol: Client) -> Iterator[Tab]:
+    with browser.tab(server.port, permissions=["clipboard-read", "clipboard-write"]) as tab:
+        yield tab.enter(carol.user, route="/pods/work/terminal")
+
+
+def screen(tab: Tab) -> str:
+    """The text of the terminal that is shown, its lines joined."""
+    lines = tab.page.locator(f"[role=tabpanel]:not([hidden]) {ROWS}").all_inner_texts()
+    return "\n".join(line.rstrip("\u00a0 ") for line in lines)
+
+
+def shows(tab: Tab, pattern: str, limit: float = 30.0) -> None:
+    def is_there() -> bool:
+        tab.page.wait_for_timeout(50)
+        return re.search(pattern, screen(tab), re.MULTILINE) is not None
+
+    try:
+        wait_until(is_there, pattern, limit)
+    except AssertionError:
+        print(screen(tab))
+        raise
+
+
+def types(tab: Tab, text: str) -> None:
+    tab.page.keyboard.type(text)
+    tab.page.keyboard.press("Enter")
+
+
+def test_a_shell_with_unicode_colours_and_its_size(tab: Tab) -> None:
+    shows(tab, r"root@\S+:~#")
+    types(tab, "printf '\\e[38;2;250;100;50mäöü 漢字 ✓\\e[0m\\n'; stty size")
+    shows(tab, r"^äöü 漢字 ✓")
+    shows(tab, r"^\d+ \d+$")
+    coloured = tab.page.locator(".xterm-rows span").filter(has_text="äöü").last
+    expect(coloured).to_have_css("color", "rgb(250, 100, 50)")
+    types(tab, "clear; while sleep 0.3; do stty size; done")
+    shows(tab, r"^\d+ 1\d\d$")
+    tab.page.set_viewport_size({"width": 700, "height": 900})
+    shows(tab, r"^\d+ [67]\d$")
+
+
+def test_ctrl_c_is_obeyed_while_output_floods(tab: Tab) -> None:
+    shows(tab, r"root@\S+:~#")
+    types(tab, "yes")
+    shows(tab, r"^y\ny\ny$")
+    tab.page.wait_for_timeout(1500)
+    tab.page.keyboard.press("Control+c")
+    shows(tab, r"\^C[\s\S]*root@\S+:~#", limit=5.0)
+
+
+def test_a_paste_of_a_megabyte_arrives_whole(tab: Tab, carol: Client) -> None:
+    shows(tab, r"root@\S+:~#")
+    types(tab, "stty raw -echo; head -c 1048576 >/root/pasted; stty sane; echo it'' is whole")
+    text = "".join(f"{number:07d}\n" for number in range(131072))
+    tab.page.evaluate("text => navigator.clipboard.writeText(text)", text)
+    tab.page.keyboard.press("Control+Shift+v")
+    shows(tab, "it is whole", limit=60.0)
+    digest = carol.post("/pod/exec", ins="work", cmd="tr '\\r' '\\n' </root/pasted | sha256sum")
+    assert digest.ok["stdout"].split()[0] == hashlib.sha256(text.encode()).hexdigest()
+
+
+def test_a_reload_comes_back_to_the_same_session(tab: Tab) -> None:
+    shows(tab, r"root@\S+:~#")
+    types(tab, "kept=here-$((40+2)); top")
+    shows(tab, "load average")
+    tab.reload()
+    shows(tab, "load average")
+    tab.page.keyboard.press("q")
+    types(tab, "echo $kept")
+    shows(tab, "^here-42$")
+
+
+def test_without_tmux_it_says_that_the_shell_ends(tab: Tab) -> None:
+    tab.go("/pods/small/terminal")
+    tab.shows("This pod has no tmux")
+    shows(tab, "[#$]")
+    tab.page.get_by_label("Terminal in small").focus()
+    types(tab, "exit 3")
+    tab.shows("The shell has ended (exit status 3).")
+
+
+def test_the_keyboard_leads_out_of_the_terminal(tab: Tab) -> None:
+    shows(tab, r"root@\S+:~#")
+    tab.page.keyboard.press("Control+Shift+ArrowUp")
+    expect(tab.page.get_by_role("tab", selected=True)).to_be_focused()
+    tab.is_accessible()
+
+
+def test_a_pod_that_is_stopped_can_be_started_here(tab: Tab, carol: Client) -> None:
+    carol.post("/pod/stop", ins="small").ok
+    tab.go("/pods/small/terminal")
+    tab.page.get_by_role("main").get_by_text("a terminal needs it to run").wait_for()
+    tab.page.locator(".terminal").get_by_role("button", name="Start").click()
+    shows(tab, "[#$]", limit=90)
