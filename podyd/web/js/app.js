@@ -18,7 +18,7 @@ import { tray } from "./work.js";
 const PAGES = ["pods", "new", "cards", "account", "admin", "wall"];
 // Where a page that is not in the navigation belongs.
 const BELONGS = { new: "pods" };
-const WAITING_MS = 250;
+const WAITING_MS = 700;
 const THEME = "podyd-theme";
 const root = document.getElementById("app");
 const live = new Live();
@@ -40,7 +40,7 @@ async function show() {
   if (user === null && page !== "wall") return logIn();
   const main = frame(page);
   // What was there stays meanwhile, unless it takes so long that it should be said.
-  const waiting = setTimeout(() => fill(main, h("p", { class: "waiting" }, texts.live.connecting)), WAITING_MS);
+  const waiting = setTimeout(() => fill(main, h("h1", { class: "visually-hidden" }, texts.nav[BELONGS[page] ?? page]), h("p", { class: "waiting" }, texts.live.connecting)), WAITING_MS);
   let view;
   try {
     if (!PAGES.includes(page)) throw new Error(texts.errors.noPage);
