@@ -23,7 +23,7 @@ PER_SECOND = 2
 # What LXD has no event for, such as how much of a disk is used.
 ASK_SECONDS = 5.0
 # A look goes on without LXD's answer, and says so when it is late.
-LXD_SECONDS, LATE_SECONDS = 0.25, 3.0
+LXD_SECONDS, LATE_SECONDS = 0.5, 3.0
 LATE = "LXD takes long to answer."
 LOAD_SECONDS = 2.0
 # What a viewer has not read may have so many bytes.
@@ -224,13 +224,12 @@ class Live:
     # --- Telling ---------------------------------------------------------------------------------
 
     def _tell(self) -> bool:
-        """Send everybody what is new to them; returns whether there was anything."""
+        """Send everybody what is new to them; returns whether anything has changed."""
         if self._picture is None and self._problem is None:
             return False
         changes, now = self._board.take(), self._clock()
         changed = frozenset(changes)
         messages: dict[tuple[bool, frozenset[Audience]], bytes] = {}
-        has_told = False
         for viewer in list(self._viewers):
             is_new = not viewer.has_whole
             mine = viewer.audiences if is_new else viewer.audiences & changed
@@ -242,8 +241,7 @@ class Live:
                 text = messages[is_new, mine] = self._message(mine, changes, whole=is_new)
             viewer.has_whole, viewer.sent = True, now
             viewer.push(text)
-            has_told = True
-        return has_told
+        return bool(changed)
 
     def _message(
         self, audiences: frozenset[Audience], changes: Mapping[Audience, Encoded], *, whole: bool

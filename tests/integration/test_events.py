@@ -164,10 +164,9 @@ def test_members_see_their_own_pods_and_admins_all(
         all_of_it.shows(f"pod/{second}", cpu_limit=1)
         theirs.shows(f"pod/{second}", cpu_limit=1)
         all_of_it.shows(f"load/{second}")
-        # Each has a message a beat at least, so this one has all that was for it.
+        # The next message, if only the beat, comes after those.
         for other in (hers, nothing):
-            for _ in range(2):
-                other.take()
+            other.take()
             told = {key for found in other.messages for key in found["set"]}
             assert not [key for key in told if key.endswith(f"/{second}")]
 
@@ -197,7 +196,8 @@ def test_who_may_look(node: Node, server: Server, alice: Client) -> None:
 
 def test_nothing_changes_and_still_a_page_hears_of_podyd(server: Server, bob: Client) -> None:
     with page(bob) as mine:
-        assert sum(not mine.take()["set"] for _ in range(3)) >= 1
+        while mine.take()["set"]:
+            assert len(mine.messages) < 10
 
 
 def test_what_a_client_sends_ends_it(server: Server, bob: Client) -> None:
