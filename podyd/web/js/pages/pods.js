@@ -122,7 +122,7 @@ export function disk(pod) {
 
 /** How long a pod runs. */
 export function uptime(live, pod) {
-  if (!pod.started) return texts.none;
+  if (pod.status === "stopped" || !pod.started) return texts.none;
   const seconds = (live.now() - Date.parse(pod.started)) / 1000;
   return h("time", { datetime: pod.started, title: moment(pod.started).title }, duration(seconds < 60 ? seconds : seconds - (seconds % 60)));
 }
