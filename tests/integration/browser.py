@@ -29,6 +29,7 @@ from playwright.sync_api import (
     expect,
     sync_playwright,
 )
+from playwright.sync_api import Error as BrowserError
 
 from tests.integration.harness import PASSWORD
 
@@ -195,9 +196,21 @@ class Tab:
         return self.context.storage_state()
 
     def go(self, route: str) -> Tab:
-        """Another page of podyd's, as a link leads there; over when its heading is there."""
-        self.page.evaluate("route => { location.hash = route }", route)
-        expect(self.page.locator("main h1")).to_be_focused()
+        """Another page of podyd's, as a link leads there; over when its heading is there.
+
+        The page of before stays until then.
+        """
+        before = self.page.url
+        self.page.evaluate(
+            """route => {
+              document.querySelector("main h1")?.setAttribute("data-left", "");
+              location.hash = route;
+            }""",
+            route,
+        )
+        if self.page.url == before:
+            self.page.reload()
+        expect(self.page.locator("main h1:not([data-left], .visually-hidden)")).to_be_visible()
         return self
 
     def reload(self) -> Tab:
@@ -245,12 +258,16 @@ class Tab:
         )
         return found
 
-    def overflows(self) -> bool:
-        """Whether it is wider than the window, so that it has to be scrolled to the side."""
-        found: bool = self.page.evaluate(
-            "document.documentElement.scrollWidth > document.documentElement.clientWidth"
-        )
-        return found
+    def overflows(self, seconds: float = 2.0) -> bool:
+        """Whether it stays wider than the window, so that it has to be scrolled to the side."""
+        try:
+            self.page.wait_for_function(
+                "document.documentElement.scrollWidth <= document.documentElement.clientWidth",
+                timeout=seconds * 1000,
+            )
+        except BrowserError:  # Its time is up.
+            return True
+        return False
 
     def axe(self, only: Sequence[str] = ()) -> list[Mapping[str, Any]]:
         """What axe-core finds wrong by WCAG 2.2 AA, or by these of its rules."""

@@ -109,6 +109,7 @@ def test_a_pods_life(scene: Scene, enter: Enter) -> None:
         tab.shows("You have no pods yet")
         tab.page.get_by_role("link", name="New pod").first.click()
         title(tab, "New pod")
+        expect(tab.page.locator("main h1")).to_be_focused()
         name = tab.page.get_by_label("Name", exact=True)
         name.fill("-not so-")
         tab.page.get_by_label("Image", exact=True).select_option(SMALL)
