@@ -42,17 +42,26 @@ export function post(path, parameters = {}, { signal, login } = {}) {
   });
 }
 
+/** The response to a GET whose answer is no JSON, at its head. Raises Refused. */
+export async function raw(target) {
+  const response = await ask(target, {});
+  if (!response.ok) await read(response);
+  return response;
+}
+
 async function answer(target, options) {
-  let response;
+  return read(await ask(target, options), options.headers?.Authorization !== undefined);
+}
+
+async function ask(target, options) {
   try {
-    response = await fetch(target, {
+    return await fetch(target, {
       ...options, headers: { ...options.headers, ...OWN_PAGE }, credentials: "same-origin", cache: "no-store",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
   }
-  return read(response, options.headers?.Authorization !== undefined);
 }
 
 /** The JSON of a response. Raises Refused; a login that has ended is told to who listens. */

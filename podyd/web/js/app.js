@@ -9,6 +9,7 @@
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
 import { get, post } from "./api.js";
+import { downloadByScript } from "./download.js";
 import { fill, h, refill } from "./dom.js";
 import { moment } from "./format.js";
 import { Live } from "./live.js";
@@ -179,6 +180,7 @@ document.addEventListener("podyd-logged-out", (event) => {
 });
 window.addEventListener("hashchange", show);
 applyTheme(theme());
+downloadByScript();
 try {
   await loggedIn();
 } catch (error) {

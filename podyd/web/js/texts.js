@@ -13,7 +13,7 @@ export const texts = {
     connecting: "Connecting …",
     lost: "Not live; trying to reconnect. Last data:",
   },
-  work: { label: "Work under way", done: "done", dismiss: "Dismiss", failed: "failed" },
+  work: { label: "Work under way", done: "done", dismiss: "Dismiss", downloading: (name) => `Downloading ${name}` },
   dialog: {
     cancel: "Cancel", typeName: (name) => `Type “${name}” to confirm:`, close: "Close",
   },
@@ -24,7 +24,6 @@ export const texts = {
     unreachable: "podyd cannot be reached.",
     notPodyd: (status) => `The answer (${status}) is not podyd's; perhaps a proxy's.`,
     title: "This page cannot be shown", noPage: "There is no such page.",
-    crash: "The page failed; reload it. The browser's console has the reason.",
   },
   login: {
     title: "Log in", user: "User name", password: "Password", submit: "Log in",

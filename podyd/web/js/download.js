@@ -1,0 +1,30 @@
+// Downloads by plain HTTP. There a browser does not say that podyd's page has made a request, which
+// podyd needs to know; a link cannot say so itself, but a script can.
+
+import { raw } from "./api.js";
+import { h } from "./dom.js";
+import { texts } from "./texts.js";
+import { run } from "./work.js";
+
+// The browser has begun to save it long before.
+const KEPT_MS = 60_000;
+
+/** From now on a click on a link that downloads from podyd works there too. */
+export function downloadByScript() {
+  if (window.isSecureContext) return;
+  document.addEventListener("click", (event) => {
+    const link = event.target.closest?.("a[download]");
+    if (!link || link.protocol === "blob:") return;
+    event.preventDefault();
+    save(link.href, link.download);
+  });
+}
+
+function save(address, name) {
+  run(texts.work.downloading(name), async () => {
+    const response = await raw(address);
+    const file = URL.createObjectURL(await response.blob());
+    h("a", { href: file, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(file), KEPT_MS);
+  });
+}
