@@ -369,8 +369,9 @@ class Logins:
         return _Proven(account, token)
 
     async def _prove_web_session(self, attempt: _Attempt) -> _Proven:
-        """Nor can the secret of a login on the page be guessed."""
-        session = await self._web_sessions.find(attempt.secret)
+        """Nor can the secret of a login on the page be guessed; but each try asks the database."""
+        async with _slow_failure():
+            session = await self._web_sessions.find(attempt.secret)
         return _Proven(await self._owner(attempt, session, ended), web=session)
 
     async def _owner(

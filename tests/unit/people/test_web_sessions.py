@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from tests.unit.node.fake import FakeSockets
 from tests.unit.people.test_login import ALICE, HERE, PASSWORD, FakeAuth
 
 HOUR = 3600.0
+FAILURE_SECONDS = 0.05
 
 
 class Helper(FakeAuth):
@@ -86,6 +88,7 @@ class Rig:
 async def logins_at(path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Rig]:
     clock = Clock()
     monkeypatch.setattr("podyd.people.web_sessions.time", clock)
+    monkeypatch.setattr("podyd.people.login.FAILURE_SECONDS", FAILURE_SECONDS)
     settings = Settings(parse(""))
     database = Database(path)
     auth = Helper()
@@ -107,6 +110,20 @@ def test_a_cookie_stands_for_the_password(tmp_path: Path, monkeypatch: pytest.Mo
             assert (login.token, login.web and login.web.owner) == (None, "alice")
             assert secret.encode() not in (tmp_path / "db").read_bytes()
             assert await rig.is_out(secret[:-1] + "x") != (secret[-1] == "x")
+
+    asyncio.run(play())
+
+
+def test_an_unknown_one_is_not_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who tries one after another would keep the database busy."""
+
+    async def play() -> None:
+        async with logins_at(tmp_path / "db", monkeypatch) as rig:
+            started = time.monotonic()
+            assert await rig.is_out(f"podydweb_{'x' * 43}")
+            assert time.monotonic() - started >= FAILURE_SECONDS
 
     asyncio.run(play())
 
