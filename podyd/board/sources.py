@@ -8,7 +8,16 @@ from dataclasses import dataclass, replace
 from podyd import __version__
 from podyd.board.board import ADMINS, ALL, GUESTS, MEMBERS, Place, oneself, owner_of
 from podyd.board.works import Works
-from podyd.contract.events import CardNow, CardUse, HostNow, MeNow, PodLoadNow, PodNow
+from podyd.contract.events import (
+    MAX_COMMAND,
+    MAX_PROCESSES,
+    CardNow,
+    CardUse,
+    HostNow,
+    MeNow,
+    PodLoadNow,
+    PodNow,
+)
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import GpuInfo, GpuProcess
 from podyd.engine.interface import Server
@@ -154,6 +163,11 @@ class Sources:
         return values
 
 
+def _shown(process: GpuProcess) -> GpuProcess:
+    head = process.cmd[:MAX_COMMAND]
+    return replace(process, cmd="".join(char if char.isprintable() else "?" for char in head))
+
+
 def _now(gpu: GpuInfo) -> CardNow:
     return CardNow(
         index=gpu.index,
@@ -164,7 +178,7 @@ def _now(gpu: GpuInfo) -> CardNow:
         power_limit=gpu.power_limit,
         problem=gpu.problem,
         pods=gpu.pods,
-        intruders=gpu.intruders,
+        intruders=gpu.intruders[:MAX_PROCESSES],
     )
 
 
@@ -175,5 +189,5 @@ def _use(gpu: GpuInfo, processes: list[GpuProcess]) -> CardUse:
         temperature=gpu.temperature,
         power=gpu.power,
         idle=gpu.idle,
-        processes=processes,
+        processes=[_shown(process) for process in processes[:MAX_PROCESSES]],
     )

@@ -13,6 +13,10 @@ from podyd.engine.types import Status
 
 # So often podyd sends a message at least, in seconds.
 BEAT_SECONDS = 5.0
+# Pods choose how many processes they have on a GPU, and their commands, and everybody who watches
+# is sent all of it each second: so many processes of a GPU, and characters of a command.
+MAX_PROCESSES = 64
+MAX_COMMAND = 200
 
 PROTOCOL = f"""podyd sends text messages of JSON; the client sends nothing. The first one has
 `whole` and every value under its key. Each later one has what has changed: in `set` the values that
@@ -46,7 +50,7 @@ class HostNow:
 
 @dataclass(frozen=True)
 class CardNow:
-    """A GPU as in /host/gpus, without how it is used."""
+    """A GPU as in /host/gpus, without how it is used, and with at most 64 `intruders`."""
 
     index: int
     uuid: str
@@ -63,6 +67,8 @@ class CardNow:
 class CardUse:
     """How a GPU is used: figures as in /host/gpus, processes as in /host/gpu-ps. Of all processes
     of the host itself, members see whose they are; who has not logged in sees no commands at all.
+    Here are 64 processes at most, and of each command 200 characters, "?" for those that cannot be
+    printed.
     """
 
     memory_used: int | None

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from podyd.board.board import ADMINS, ALL, GUESTS, MEMBERS, Audience, audiences_of
+from podyd.board.board import ADMINS, ALL, GUESTS, MEMBERS, Audience, Board, audiences_of
 from podyd.board.sources import Sources, Values
 from podyd.board.works import Works
 from podyd.config.schema import Quota
@@ -202,6 +202,22 @@ def test_who_sees_which_command(play: Play) -> None:
             ["alice-main"],
         )
         assert {audience for audience, _ in values} == {ALL, ADMINS, MEMBERS, GUESTS}
+
+    play(work, of_alice("alice-main"))
+
+
+def test_a_pod_cannot_make_what_all_are_sent_long(play: Play) -> None:
+    async def work(world: Shown, sources: Sources) -> None:
+        for pid in range(11, 111):
+            world.compute("alice-main", pid, 0)
+            world.node.processes.known[pid] = Process(0, "\x1b[2J" + "\x01" * 4000, 1e9, 1, 7)
+        world.sample()
+        board = Board()
+        board.put("cards", await sources.cards(await sources.picture()))
+        (shown,) = board.whole(audiences_of(ADMIN))
+        assert 64 * 200 < len(shown["use/0"] or "") < 64 * 400
+        (row, *_) = sees(await sources.cards(await sources.picture()), ALICE)["use/0"].processes
+        assert row.cmd == "?[2J" + "?" * 196
 
     play(work, of_alice("alice-main"))
 
