@@ -4,7 +4,7 @@
 import { texts } from "./texts.js";
 
 // By plain HTTP a browser says nothing of who asks: this does, as no other site may send it.
-const OWN_PAGE = { "X-Podyd-Page": "1" };
+export const OWN_PAGE = { "X-Podyd-Page": "1" };
 
 /** What podyd refused, or why it could not be asked (`status` 0). `message` is its own sentence with
  * its advice; `code` as in the API. */
@@ -43,8 +43,8 @@ export function post(path, parameters = {}, { signal, login } = {}) {
 }
 
 /** The response to a GET whose answer is no JSON, at its head. Raises Refused. */
-export async function raw(target) {
-  const response = await ask(target, {});
+export async function raw(target, signal) {
+  const response = await ask(target, { signal });
   if (!response.ok) await read(response);
   return response;
 }
@@ -64,9 +64,12 @@ async function ask(target, options) {
   }
 }
 
-/** The JSON of a response. Raises Refused; a login that has ended is told to who listens. */
+/** The JSON of a response. Raises Refused; a login that has ended is told to who listens. What is not
+ * JSON, which may be a file of any size, is not read: code `not_podyd`. */
 export async function read(response, hasOwnLogin = false) {
-  const body = await response.json().catch(() => null);
+  const isJson = response.headers.get("Content-Type")?.startsWith("application/json");
+  const body = isJson ? await response.json().catch(() => null) : null;
+  if (!isJson) response.body?.cancel().catch(() => {});
   if (response.ok && body !== null) return body;
   const refused = new Refused(
     response.status, body ?? { detail: texts.errors.notPodyd(response.status), code: "not_podyd" },

@@ -45,18 +45,22 @@ export function duration(seconds) {
   return shown.map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
+const HALF_YEAR_MS = 183 * 86_400_000;
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const DATE = new Intl.DateTimeFormat(undefined, {
   month: "short", day: "numeric", hour: "2-digit", minute: "2-digit",
 });
+const DAY = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
 /** A time (ISO 8601) as local time, in a <time> whose title has the date and the time zone. */
 export function moment(iso) {
   if (!iso) return texts.none;
   const date = new Date(iso);
-  const isToday = date.toDateString() === new Date().toDateString();
-  const shown = (isToday ? CLOCK : DATE).format(date);
+  const now = new Date();
+  const isToday = date.toDateString() === now.toDateString();
+  const isNear = Math.abs(date - now) < HALF_YEAR_MS;
+  const shown = (isToday ? CLOCK : isNear ? DATE : DAY).format(date);
   return h("time", { datetime: iso, title: FULL.format(date) }, shown);
 }
 
