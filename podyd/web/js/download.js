@@ -14,17 +14,20 @@ export function downloadByScript() {
   if (window.isSecureContext) return;
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a[download]");
-    if (!link || link.protocol === "blob:") return;
+    if (!link || link.protocol === "blob:" || event.defaultPrevented) return;
     event.preventDefault();
-    save(link.href, link.download);
+    const cancel = new AbortController();
+    run(texts.work.downloading(link.download), () => saveByScript(link.href, link.download, cancel.signal), undefined, () => cancel.abort());
   });
 }
 
-function save(address, name) {
-  run(texts.work.downloading(name), async () => {
-    const response = await raw(address);
-    const file = URL.createObjectURL(await response.blob());
-    h("a", { href: file, download: name }).click();
-    setTimeout(() => URL.revokeObjectURL(file), KEPT_MS);
-  });
+/** Downloads with a script, which the browser keeps on its disk meanwhile. Raises Refused. */
+export async function saveByScript(address, name, signal) {
+  const response = await raw(address, signal);
+  const file = URL.createObjectURL(await response.blob().catch((error) => {
+    if (error.name === "AbortError") throw error;
+    throw new Error(texts.errors.cutOff);
+  }));
+  h("a", { href: file, download: name }).click();
+  setTimeout(() => URL.revokeObjectURL(file), KEPT_MS);
 }

@@ -1,10 +1,11 @@
 // The files of a pod that runs: look, download, upload, delete. Names are whatever root in the pod
-// has made of them: text, each in an isolated direction.
+// has made of them: text, each in an isolated direction, with what cannot be seen written out.
 
-import { get, post, read, Refused, url } from "../api.js";
+import { get, OWN_PAGE, post, read, Refused, url } from "../api.js";
 import { button } from "../controls.js";
 import { confirm } from "../dialog.js";
-import { fill, h } from "../dom.js";
+import { fill, h, setText } from "../dom.js";
+import { saveByScript } from "../download.js";
 import { bytes, moment } from "../format.js";
 import { onPods, podsOf, work } from "../pods.js";
 import { Table } from "../table.js";
@@ -13,121 +14,289 @@ import { run } from "../work.js";
 
 const words = texts.files;
 const HOME = "/root";
-const MARKS = { directory: "/", link: " →" };
+const MARKS = { directory: "/", link: " →", file: "" };
+// So many rows are quickly drawn; with more than a few, a filter is of use.
+const MAX_ROWS = 500;
+const MANY = 12;
+// Control characters, and those that turn the direction of what follows.
+const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe]/;
+// What podyd gives in place of bytes that are no UTF-8: by such a name nothing is found.
+const LOST = "\ufffd";
+const WAITING_MS = 500;
+let uploads = 0;
 
 export default async function files(context, ins) {
-  const { live, user, go, signal, path: [, , ...parts] } = context;
-  const place = parts.length && parts.some(Boolean) ? `/${parts.filter(Boolean).join("/")}` : parts.length ? "/" : HOME;
+  const { live, user, signal, path: [, , ...parts] } = context;
+  const place = parts.length ? `/${parts.filter(Boolean).join("/")}` : HOME;
   const error = h("p", { class: "error", role: "alert" });
+  const notTaken = h("p", { class: "error", role: "alert" });
   const note = h("p", { class: "soft", role: "status" });
-  const chosen = h("input", { type: "file", multiple: true, class: "visually-hidden", tabindex: "-1", "aria-hidden": "true" });
+  const chosen = h("input", { type: "file", multiple: true, hidden: true });
+  const filter = h("input", { type: "search", class: "filter", "aria-label": words.filter, placeholder: words.filter });
+  const filtering = h("p", {}, filter);
+  const reading = h("p", { class: "soft" }, words.reading);
+  const single = h("div", { class: "panel", hidden: true });
   const within = (name) => `${place === "/" ? "" : place}/${name}`;
   const pod = () => podsOf(live, user).find((one) => one.ins === ins);
+  let entries = [];
+  let truncated = false;
 
-  const table = new Table({ caption: words.caption(place), empty: words.empty, key: (entry) => entry.name, columns: [
-    { title: words.name, header: true, once: true, cell: (entry) => named(entry()) },
+  const table = new Table({ caption: [words.caption, h("bdi", {}, written(place))], empty: words.empty, key: (entry) => entry.key, columns: [
+    { title: words.name, header: true, cell: named },
     { title: words.size, class: "number", cell: (entry) => (entry.type === "file" ? bytes(entry.size) : texts.none) },
     { title: words.mode, class: "mono", cell: (entry) => entry.mode },
-    { title: words.modified, cell: (entry) => (entry.modified ? moment(entry.modified) : texts.none) },
+    { title: words.modified, class: "up", cell: (entry) => (entry.modified ? moment(entry.modified) : texts.none) },
     { title: words.actions, once: true, cell: (entry) => actions(entry()) },
   ] });
 
   function named(entry) {
-    const name = h("bdi", {}, entry.name);
-    const href = ["directory", "link"].includes(entry.type) ? routeOf(ins, within(entry.name)) : null;
-    return [href ? h("a", { href }, name) : name, h("span", { class: "soft" }, MARKS[entry.type] ?? (entry.type === "file" ? "" : ` (${entry.type})`))];
+    const name = h("bdi", { class: "name" }, written(entry.name));
+    const isPlace = ["directory", "link"].includes(entry.type) && !entry.name.includes(LOST);
+    return [isPlace ? h("a", { href: routeOf(ins, within(entry.name)) }, name) : name,
+      h("span", { class: "soft" }, MARKS[entry.type] ?? ` (${entry.type})`)];
   }
 
   function actions(entry) {
+    if (entry.name.includes(LOST)) return h("span", { class: "soft" }, words.lostName);
     const isFolder = entry.type === "directory";
     return h("div", { class: "buttons" },
-      (isFolder || entry.type === "file") && download(ins, within(entry.name), entry.name, isFolder),
-      button(words.remove, () => remove(entry), { kind: "danger", name: words.removeNamed(entry.name) }));
+      (isFolder || entry.type === "file") && download(ins, within(entry.name), isFolder),
+      button(words.remove, () => remove(entry), { kind: "danger", name: words.removeNamed(plain(entry.name)) }));
   }
 
   async function load() {
+    await look();
+    reading.hidden = !signal.aborted;
+  }
+
+  async function look() {
+    let found;
     try {
-      const found = await get("pod/file", { ins, path: place, format: null }, { signal });
-      fill(error);
-      table.element.hidden = false;
-      table.update(found.entries.sort((a, b) => (b.type === "directory") - (a.type === "directory") || a.name.localeCompare(b.name)));
-      fill(note, found.truncated && words.truncated);
+      found = await get("pod/file", { ins, path: place }, { signal });
     } catch (refused) {
-      if (refused.name === "AbortError") return;
-      table.element.hidden = true;
-      fill(error, refused.message);
+      // It is a file, to which a link leads.
+      if (refused.code === "not_podyd") return lookAtFile();
+      return failed(refused);
     }
+    const times = new Map();
+    entries = found.entries.map((entry) => {
+      const time = (times.get(entry.name) ?? 0) + 1;
+      times.set(entry.name, time);
+      return { ...entry, key: `${time}/${entry.name}` };
+    }).sort((a, b) => (b.type === "directory") - (a.type === "directory") || a.name.localeCompare(b.name));
+    ({ truncated } = found);
+    setText(error, "");
+    single.hidden = true;
+    listing.hidden = false;
+    draw();
+  }
+
+  async function lookAtFile() {
+    try {
+      const { size, modified } = await get("pod/file", { ins, path: place, format: "stat" }, { signal });
+      fill(single, h("p", {}, words.single, h("bdi", {}, written(place)), `, ${bytes(size)}`, modified && ", ", modified && moment(modified)),
+        h("div", { class: "buttons" }, download(ins, place, false)));
+      setText(error, "");
+      single.hidden = false;
+      listing.hidden = true;
+    } catch (refused) {
+      failed(refused);
+    }
+  }
+
+  function failed(refused) {
+    if (refused.name === "AbortError") return;
+    listing.hidden = true;
+    single.hidden = true;
+    setText(error, refused.message);
+  }
+
+  function draw() {
+    filtering.hidden = entries.length <= MANY;
+    const wanted = filtering.hidden ? "" : filter.value.trim().toLowerCase();
+    const matching = entries.filter((entry) => entry.name.toLowerCase().includes(wanted));
+    table.update(matching.slice(0, MAX_ROWS));
+    setText(table.empty, wanted ? words.noMatch : words.empty);
+    setText(note, [matching.length > MAX_ROWS && words.some(MAX_ROWS, matching.length), truncated && words.truncated].filter(Boolean).join(" "));
   }
 
   async function remove(entry) {
     const isFolder = entry.type === "directory";
-    const isSure = await confirm({ title: words.removeNamed(entry.name), text: isFolder ? words.removeFolder : words.removeText, action: words.remove, danger: true });
+    const title = words.removeNamed(plain(entry.name));
+    const isSure = await confirm({ title, text: isFolder ? words.removeFolder : words.removeText, action: words.remove, danger: true });
     if (!isSure) return;
-    await run(words.removeNamed(entry.name), () => post("pod/file-delete", { ins, path: within(entry.name), recursive: isFolder ? 1 : 0 }));
+    await run(title, () => post("pod/file-delete", { ins, path: within(entry.name), recursive: isFolder ? 1 : 0 }));
     load();
   }
 
   async function upload(list) {
-    const there = new Set([...table.rows.keys()]);
+    if (list.length === 0) return;
+    // What is there may have changed since.
+    await load();
+    const there = new Map(entries.map((entry) => [entry.name, entry.type]));
+    const wanted = [];
     for (const file of list) {
-      if (there.has(file.name) && !(await confirm({ title: words.replace(file.name), text: words.replaceText, action: words.replaceAction, danger: true }))) continue;
-      const cancel = new AbortController();
-      run(words.upload(file.name), (progress) => send(ins, within(file.name), file, progress, cancel.signal), undefined, () => cancel.abort()).then(load);
+      const isReplaced = there.has(file.name) && there.get(file.name) !== "directory";
+      if (!isReplaced || await confirm({ title: words.replace(plain(file.name)), text: words.replaceText, action: words.replaceAction, danger: true })) wanted.push(file);
     }
+    if (wanted.length === 0) return;
+    const cancel = new AbortController();
+    await run(wanted.length === 1 ? words.upload(plain(wanted[0].name)) : words.uploadMany(wanted.length),
+      (progress) => sendAll(ins, wanted, within, progress, cancel.signal), undefined, () => cancel.abort());
+    load();
+  }
+
+  function dropped(event) {
+    drop.classList.remove("over");
+    if (running.hidden) return;
+    const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
+    const isFolder = (item) => item.webkitGetAsEntry()?.isDirectory;
+    const folders = items.filter(isFolder).map((item) => plain(item.webkitGetAsEntry().name));
+    const given = items.filter((item) => !isFolder(item)).map((item) => item.getAsFile());
+    setText(notTaken, folders.length ? words.noFolders(folders) : "");
+    upload(given);
   }
 
   chosen.addEventListener("change", () => {
+    setText(notTaken, "");
     upload([...chosen.files]);
     chosen.value = "";
   });
-  const drop = h("section", { class: "files", ondragover: (event) => event.preventDefault(), ondrop: (event) => {
-    event.preventDefault();
-    upload([...event.dataTransfer.files]);
-  } });
+  filter.addEventListener("input", draw);
+  const drop = h("section", { class: "files" });
   const stopped = h("div", { class: "panel", hidden: true }, h("p", {}, words.stopped),
     button(texts.terminal.start, () => work(pod(), "pod/start", texts.terminal.starting(ins), { ins }), { kind: "primary" }));
-  const running = h("div", {}, crumbs(ins, place), h("div", { class: "buttons" }, button(words.uploadAction, () => chosen.click(), { kind: "primary" }),
-    download(ins, place, place === "/" ? "root" : place.split("/").at(-1), true), button(words.reload, load)), chosen, h("p", { class: "soft" }, words.dropHint), error, table.element, note);
+  const listing = h("div", { hidden: true },
+    h("div", { class: "buttons" }, button(words.uploadAction, () => chosen.click(), { kind: "primary" }),
+      download(ins, place, true), button(words.reload, load)),
+    chosen, h("p", { class: "soft" }, words.dropHint), notTaken, filtering, table.element, note);
+  const running = h("div", {}, crumbs(ins, place), reading, error, single, listing);
   fill(drop, stopped, running);
+  // Beside the list too: a browser would open what is dropped, in place of this page.
+  const { documentElement: page } = document;
+  page.addEventListener("dragover", (event) => {
+    event.preventDefault();
+    drop.classList.toggle("over", !listing.hidden);
+  }, { signal });
+  page.addEventListener("dragleave", (event) => { if (event.relatedTarget === null) drop.classList.remove("over"); }, { signal });
+  page.addEventListener("drop", (event) => {
+    event.preventDefault();
+    dropped(event);
+  }, { signal });
 
   let wasRunning = false;
+  let loading;
   onPods(live, () => {
     const isRunning = pod()?.status === "running";
     stopped.hidden = isRunning || pod() === undefined;
     running.hidden = !isRunning;
-    if (isRunning && !wasRunning) load();
+    if (isRunning && !wasRunning) loading = load();
     wasRunning = isRunning;
   }, signal);
+  // A slow one is seen to be read.
+  await Promise.race([loading, new Promise((resolve) => setTimeout(resolve, WAITING_MS))]);
   return { element: drop };
 }
 
 function routeOf(ins, path) {
-  return `#/pods/${ins}/files/${path.split("/").filter(Boolean).map(encodeURIComponent).join("/")}${path === "/" ? "/" : ""}`;
+  return `#/pods/${ins}/files/${path.split("/").filter(Boolean).map(encodeURIComponent).join("/")}`;
 }
 
 function crumbs(ins, place) {
   const parts = place.split("/").filter(Boolean);
   const links = [["/", "/"], ...parts.map((part, at) => [part, `/${parts.slice(0, at + 1).join("/")}`])];
   return h("nav", { class: "crumbs", "aria-label": words.path }, h("ol", {}, links.map(([name, path], at) =>
-    h("li", {}, h("a", { href: routeOf(ins, path), "aria-current": at === links.length - 1 && "location" }, h("bdi", {}, name))))));
+    h("li", {}, h("a", { href: routeOf(ins, path), "aria-current": at === links.length - 1 && "location" }, h("bdi", { class: "name" }, written(name)))))));
+}
+
+/** A name for a sentence; one that is read from the right is isolated, and nothing in it ends that. */
+function plain(name) {
+  const shown = name.replace(UNSEEN, escaped);
+  return RIGHT_TO_LEFT.test(shown) ? `\u2068${shown}\u2069` : shown;
+}
+
+/** A name as children of an element. */
+function written(name) {
+  const shown = name.split(UNSEEN);
+  const between = name.match(UNSEEN) ?? [];
+  return shown.map((text, at) => [text, at < between.length && h("span", { class: "escape" }, escaped(between[at]))]);
+}
+
+function escaped(character) {
+  const short = { "\n": "\\n", "\t": "\\t", "\r": "\\r" }[character];
+  return short ?? `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 }
 
 /** A link with which the browser itself downloads, a folder as a tar file. */
-function download(ins, path, name, isFolder) {
-  return h("a", { class: "button", href: url("pod/file", { ins, path, format: isFolder ? "tar" : null }), download: isFolder ? `${name}.tar` : name,
-    "aria-label": words.downloadNamed(name, isFolder) }, isFolder ? words.downloadTar : words.download);
+function download(ins, path, isFolder) {
+  const own = path === "/" ? ins : path.split("/").at(-1);
+  const href = url("pod/file", { ins, path, format: isFolder ? "tar" : null });
+  const name = isFolder ? `${own}.tar` : own;
+  const link = h("a", { class: "button", href, download: name, "aria-label": words.downloadNamed(plain(own), isFolder) }, isFolder ? words.downloadTar : words.download);
+  link.addEventListener("click", (event) => {
+    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
+    event.preventDefault();
+    const cancel = new AbortController();
+    run(words.downloadNamed(plain(own), isFolder), () => fetched(ins, path, href, name, cancel.signal), undefined, () => cancel.abort());
+  });
+  return link;
+}
+
+/** Downloads once podyd has said that it can be, since a browser shows nobody why not. */
+async function fetched(ins, path, href, name, signal) {
+  await get("pod/file", { ins, path, format: "stat" }, { signal });
+  if (window.isSecureContext) {
+    h("a", { href, download: name }).click();
+    return { log: words.downloading };
+  }
+  await saveByScript(href, name, signal);
+  return { log: words.downloaded };
+}
+
+/** Uploads files one after the other; what is refused does not hold up the others. */
+async function sendAll(ins, list, within, progress, signal) {
+  const all = list.reduce((sum, file) => sum + file.size, 0);
+  const refusals = [];
+  let before = 0;
+  let last;
+  if (++uploads === 1) window.addEventListener("beforeunload", ask);
+  try {
+    for (const [at, file] of list.entries()) {
+      const sending = (sent) => progress({ text: words.progress(bytes(before + sent), bytes(all), list.length > 1 && at + 1, list.length), share: all ? (before + sent) / all : 1 });
+      sending(0);
+      try {
+        last = await send(ins, within(file.name), file, sending, signal);
+      } catch (refused) {
+        if (refused.name === "AbortError") throw refused;
+        refusals.push(list.length > 1 ? `${plain(file.name)}: ${refused.message}` : refused.message);
+      }
+      before += file.size;
+    }
+  } finally {
+    if (--uploads === 0) window.removeEventListener("beforeunload", ask);
+  }
+  if (refusals.length) throw new Error(refusals.join(" "));
+  return list.length === 1 ? last : { log: words.uploaded(list.length) };
+}
+
+function ask(event) {
+  event.preventDefault();
 }
 
 /** Uploads a file. XMLHttpRequest alone tells how far an upload is. */
 function send(ins, path, file, progress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", url("pod/file-put", { ins, path, mtime: Math.floor(file.lastModified / 1000) }));
-    request.upload.onprogress = ({ loaded }) => progress({ text: words.progress(bytes(loaded), bytes(file.size)), share: file.size ? loaded / file.size : 1 });
-    request.onload = () => read(new Response(request.responseText, { status: request.status })).then(resolve, reject);
-    request.onerror = () => reject(new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" }));
+    request.open("POST", url("pod/file-put", { ins, path, mtime: Math.max(0, Math.floor(file.lastModified / 1000)) }));
+    for (const [name, value] of Object.entries(OWN_PAGE)) request.setRequestHeader(name, value);
+    request.upload.onprogress = ({ loaded }) => progress(loaded);
+    request.onload = () => read(new Response(request.responseText, { status: request.status,
+      headers: { "Content-Type": request.getResponseHeader("Content-Type") ?? "" } })).then(resolve, reject);
+    request.onerror = () => reject(new Refused(0, { detail: words.cutOff, code: "unreachable" }));
     request.onabort = () => reject(new DOMException("", "AbortError"));
     signal.addEventListener("abort", () => request.abort());
-    request.send(file);
+    if (signal.aborted) reject(new DOMException("", "AbortError"));
+    else request.send(file);
   });
 }
