@@ -1,104 +1,276 @@
-"""A pod's files and logs on the page, in a real browser."""
+"""A pod's files and logs on the page, in a real browser at a real pod."""
 
 from __future__ import annotations
 
+import hashlib
 import io
+import re
 import shlex
 import tarfile
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import FilePayload, expect
+from playwright.sync_api import FilePayload, Locator, expect
 
-from tests.integration.browser import MARKUP, Browser, Tab
-from tests.integration.harness import Client, Server
+from tests.integration.browser import MARKUP, NARROW, WORK_SECONDS, Browser, Tab
+from tests.integration.harness import IMAGE, Client, Node, Server
 
-HERE = "/root/of-the-page"
+pytestmark = pytest.mark.xdist_group("page")
+
+WORK_MS = WORK_SECONDS * 1000
+# Each with what the page shows of it: control characters are written out.
+ODD = {
+    MARKUP: MARKUP,
+    "two\nlines": r"two\nlines",
+    "\u202egnp.exe": r"\u202egnp.exe",
+    "\u05e9\u05dc\u05d5\u05dd.txt": "\u05e9\u05dc\u05d5\u05dd.txt",
+    "-rf": "-rf",
+    "a#b?c%25&d": "a#b?c%25&d",
+    "x" * 250: "x" * 250,
+}
 
 
 @pytest.fixture(scope="module")
-def tab(browser: Browser, server: Server, alice: Client, pod: str) -> Iterator[Tab]:
+def carol(node: Node, server: Server) -> Iterator[Client]:
+    client = server.client(node.accounts.user())
+    client.post("/pod/create", ins="work", image=IMAGE, gpus="none").ok
+    yield client
+    client.post("/pod/delete", ins="work").ok
+
+
+@pytest.fixture(scope="module")
+def home(browser: Browser, server: Server, carol: Client) -> Iterator[Tab]:
     with browser.tab(server.port) as tab:
-        yield tab.enter(alice.user)
-
-
-@pytest.fixture(autouse=True)
-def _as_before(tab: Tab) -> Iterator[None]:
-    yield
-    tab.check()
+        yield tab.enter(carol.user, route="/pods/work/files")
 
 
 @pytest.fixture
-def folder(alice: Client, pod: str) -> Iterator[Callable[[str], str]]:
-    """What a command says in a folder of the pod's that the test alone has."""
+def tab(home: Tab) -> Iterator[Tab]:
+    yield home
+    home.check()
+
+
+@pytest.fixture
+def here(request: pytest.FixtureRequest, carol: Client) -> str:
+    """A folder of the pod's that the test alone has."""
+    folder = f"/root/{request.function.__name__}"
+    carol.exec("work", f"mkdir {folder}")
+    return folder
+
+
+@pytest.fixture
+def said(carol: Client, here: str) -> Callable[[str], str]:
+    """What a command says in that folder."""
 
     def said(command: str) -> str:
-        done = alice.exec(pod, f"mkdir -p {HERE} && cd {HERE} && {command}")
+        done = carol.exec("work", f"cd {here} && {command}")
         assert done["exit_code"] == 0, done
-        text: str = done["stdout"]
-        return text
+        return str(done["stdout"])
 
-    yield said
-    said(f"rm -r {HERE}")
+    return said
 
 
-def test_files_with_any_name(tab: Tab, pod: str, folder: Callable[[str], str]) -> None:
-    names = [MARKUP, "two\nlines", "\u202egnp.exe", "-rf", "a#b?c%25"]
-    folder(f"touch -- {shlex.join(names)} && mkdir sub && echo here > sub/note")
-    tab.go(f"/pods/{pod}/files{HERE}")
-    for name in names:
-        button = tab.page.get_by_role("button", name=f"Delete {name}")
-        expect(button).to_be_visible()
-        button.click()
-        tab.button("Delete", within=tab.dialog()).click()
-        expect(button).to_have_count(0)
-    assert not tab.ran()
-    assert folder("ls -A") == "sub\n"
-    tab.page.get_by_role("link", name="sub", exact=True).click()
-    expect(tab.row("note")).to_be_visible()
-    with tab.page.expect_download() as download:
-        tab.page.get_by_role("link", name="Download note").click()
-    assert download.value.suggested_filename == "note"
-    assert download.value.path().read_text() == "here\n"
-    tab.page.get_by_role("link", name="of-the-page").click()
-    with tab.page.expect_download() as download:
-        tab.page.get_by_role("link", name="Download sub as a tar file").click()
-    with tarfile.open(fileobj=io.BytesIO(download.value.path().read_bytes())) as tar:
-        assert [name for name in tar.getnames() if name.endswith("note")]
+def row(tab: Tab, name: str) -> Locator:
+    """The row of an entry with this name, as it is shown."""
+    header = tab.page.locator("th").get_by_text(name, exact=True)
+    return tab.page.get_by_role("row").filter(has=header)
 
 
-def test_an_upload_asks_before_it_replaces(
-    tab: Tab, pod: str, folder: Callable[[str], str]
-) -> None:
-    def upload(name: str, data: bytes) -> None:
-        chosen = FilePayload(name=name, mimeType="application/octet-stream", buffer=data)
-        tab.page.locator("input[type=file]").set_input_files([chosen])
+def downloaded(tab: Tab, link: Locator) -> tuple[str, bytes]:
+    with tab.page.expect_download(timeout=WORK_MS) as download:
+        link.click()
+    return download.value.suggested_filename, download.value.path().read_bytes()
 
-    folder("true")
-    tab.go(f"/pods/{pod}/files{HERE}")
-    upload("data.bin", bytes(3_000_000))
-    expect(tab.row("data.bin")).to_contain_text("2.86 MiB")
-    assert folder("wc -c < data.bin").strip() == "3000000"
-    upload("data.bin", b"new")
-    tab.button("Cancel", within=tab.dialog()).click()
+
+def upload(tab: Tab, name: str, data: bytes) -> None:
+    chosen = FilePayload(name=name, mimeType="application/octet-stream", buffer=data)
+    tab.page.locator("input[type=file]").set_input_files([chosen])
+
+
+def confirm(tab: Tab, action: str) -> None:
+    tab.button(action, within=tab.dialog()).click()
     expect(tab.dialog()).to_have_count(0)
-    upload("data.bin", b"new")
-    tab.button("Replace", within=tab.dialog()).click()
-    expect(tab.row("data.bin")).to_contain_text("3 B")
-    assert folder("cat data.bin") == "new"
 
 
-def test_logs_that_follow(tab: Tab, alice: Client, pod: str) -> None:
+def drop(tab: Tab, paths: list[Path]) -> None:
+    """As a file manager does."""
+    session = tab.context.new_cdp_session(tab.page)
+    data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
+    for kind in ("dragEnter", "dragOver", "drop"):
+        session.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 400, "data": data})
+    session.detach()
+
+
+def test_names_of_any_kind(tab: Tab, here: str, said: Callable[[str], str]) -> None:
+    said(f'for name in {shlex.join(ODD)}; do printf %s "$name" >"./$name"; done')
+    said("printf a >\"$(printf 'bad\\377')\"; printf b >\"$(printf 'bad\\376')\"")
+    tab.go(f"/pods/work/files{here}")
+    for shown in ODD.values():
+        expect(row(tab, shown)).to_be_visible()
+    assert not tab.ran()
+    bad = row(tab, "bad\ufffd")
+    expect(bad).to_have_count(2)
+    expect(bad.first).to_contain_text("not UTF-8")
+    expect(bad.get_by_role("button")).to_have_count(0)
+    tab.is_accessible()
+    for name, shown in list(ODD.items())[::2]:
+        link = row(tab, shown).get_by_role("link", name="Download")
+        assert downloaded(tab, link)[1] == name.encode()
+    tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+    assert not tab.overflows()
+    tab.is_accessible()
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+    for shown in list(ODD.values())[1:6:2]:
+        row(tab, shown).get_by_role("button").click()
+        confirm(tab, "Delete")
+        expect(row(tab, shown)).to_have_count(0)
+    assert said("ls | wc -l").strip() == "6"
+    assert not tab.ran()
+
+
+def test_folders(tab: Tab, here: str, said: Callable[[str], str]) -> None:
+    said("mkdir -p 'sub dir/deep' && echo here >'sub dir/note' && ln -s 'sub dir/note' link")
+    tab.go(f"/pods/work/files{here}")
+    # By the keyboard alone.
+    tab.page.get_by_role("link", name="sub dir", exact=True).focus()
+    tab.page.keyboard.press("Enter")
+    expect(row(tab, "note")).to_be_visible()
+    crumbs = tab.page.get_by_role("navigation", name="Path")
+    expect(crumbs.get_by_role("link")).to_have_text(["/", "root", "test_folders", "sub dir"])
+    assert downloaded(tab, row(tab, "note").get_by_role("link", name="Download note")) == (
+        "note",
+        b"here\n",
+    )
+    tab.page.go_back()
+    expect(row(tab, "sub dir")).to_be_visible()
+    tab.page.get_by_role("link", name="link", exact=True).click()
+    tab.shows(f"This is a file: {here}/link, 5 B")
+    crumbs.get_by_role("link", name="test_folders", exact=True).click()
+    link = row(tab, "sub dir").get_by_role("link", name="Download sub dir as a tar file")
+    name, data = downloaded(tab, link)
+    assert name == "sub dir.tar"
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        assert {"./note", "./deep"} <= set(tar.getnames())
+    # As by plain HTTP from another machine, where a script has to fetch it.
+    tab.page.evaluate("Object.defineProperty(window, 'isSecureContext', {value: false})")
+    name, by_script = downloaded(tab, link)
+    assert (name, len(by_script)) == ("sub dir.tar", len(data))
+    tab.reload()
+    tab.button("Delete sub dir").click()
+    expect(tab.dialog()).to_contain_text("with all that is in it")
+    confirm(tab, "Delete")
+    expect(row(tab, "sub dir")).to_have_count(0)
+    assert said("ls -A") == "link\n"
+
+
+def test_an_upload_asks_before_it_replaces(tab: Tab, here: str, said: Callable[[str], str]) -> None:
+    data = bytes(range(250)) * 20_000
+    tab.go(f"/pods/work/files{here}")
+    upload(tab, "data.bin", data)
+    expect(row(tab, "data.bin")).to_contain_text("4.77 MiB", timeout=WORK_MS)
+    assert said("sha256sum <data.bin").split()[0] == hashlib.sha256(data).hexdigest()
+    upload(tab, "data.bin", b"new")
+    confirm(tab, "Cancel")
+    upload(tab, "data.bin", b"new")
+    confirm(tab, "Replace")
+    expect(row(tab, "data.bin")).to_contain_text("3 B")
+    assert said("cat data.bin") == "new"
+
+
+def test_an_upload_that_is_cancelled_or_refused_leaves_nothing(
+    tab: Tab, here: str, said: Callable[[str], str]
+) -> None:
+    said("mkdir full && mount -t tmpfs -o size=64k none full")
+    try:
+        tab.go(f"/pods/work/files{here}/full")
+        upload(tab, "large", bytes(5_000_000))
+        work = tab.page.get_by_role("status").filter(has_text="Upload large")
+        expect(work.get_by_role("alert")).to_contain_text("No space left", timeout=WORK_MS)
+        tab.button("Dismiss", within=work).click()
+    finally:
+        said("umount full")
+    tab.go(f"/pods/work/files{here}")
+    session = tab.context.new_cdp_session(tab.page)
+    session.send("Network.enable")
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    session.send("Network.emulateNetworkConditions", slow)
+    try:
+        upload(tab, "slow", bytes(6_000_000))
+        work = tab.page.get_by_role("status").filter(has_text="Upload slow")
+        expect(work).to_contain_text("of 5.72 MiB")
+        expect(work.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
+        tab.button("Cancel", within=work).click()
+        expect(work).to_have_count(0)
+    finally:
+        session.send("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
+        session.detach()
+    expect(row(tab, "full")).to_be_visible()
+    said('for n in $(seq 100); do [ "$(ls -A)" = full ] && exit; sleep 0.1; done; ls -A; false')
+
+
+def test_files_are_dropped_and_folders_refused(
+    tab: Tab, here: str, said: Callable[[str], str], tmp_path: Path
+) -> None:
+    folder, file = tmp_path / "a folder", tmp_path / "dropped"
+    folder.mkdir()
+    file.write_text("it")
+    tab.go(f"/pods/work/files{here}")
+    drop(tab, [folder, file])
+    expect(row(tab, "dropped")).to_be_visible()
+    tab.shows("a folder: folders can")
+    assert said("cat dropped") == "it"
+
+
+def test_logs(tab: Tab, said: Callable[[str], str], carol: Client) -> None:
     def say(text: str) -> None:
-        line = shlex.join(["echo", text])
-        alice.exec(pod, f"systemd-cat -t of-the-page {line}")
+        said(f"{shlex.join(['echo', text])} | systemd-cat -t page")
 
     say(f"first {MARKUP}")
-    tab.go(f"/pods/{pod}/logs")
+    tab.go("/pods/work/logs")
     log = tab.page.get_by_role("log")
     expect(log).to_contain_text(f"first {MARKUP}")
     say("the second one")
     expect(log).to_contain_text("the second one")
-    tab.page.get_by_label("Mark", exact=True).fill("the second one")
-    expect(log.locator("mark").first).to_be_visible()
+    at_end = "element => element.scrollHeight - element.scrollTop - element.clientHeight < 5"
+    assert log.evaluate(at_end)
+    # Who reads on above is left there.
+    log.evaluate("element => { element.scrollTop = 0 }")
+    say("THE third one")
+    newer = tab.button("There are newer lines: go to the end")
+    expect(newer).to_be_visible()
+    assert log.evaluate("element => element.scrollTop") == 0
+    newer.click()
+    expect(log).to_contain_text("THE third one")
+    assert log.evaluate(at_end)
+    find = tab.page.get_by_label("Find", exact=True)
+    find.fill("the third one")
+    expect(log.locator("mark")).to_have_text(["THE third one"])
+    find.press("Enter")
+    expect(log.locator("mark.current")).to_be_visible()
+    tab.shows("1 of 1")
+    tab.is_accessible()
+    find.fill("")
+    with tab.page.expect_download() as download:
+        tab.button("Save as a file").click()
+    assert download.value.suggested_filename == "work.log"
+    assert "THE third one" in download.value.path().read_text()
+    tab.page.get_by_label("Lines, at most").select_option("1000")
+    tab.page.get_by_label("Since").select_option("1 hour ago")
+    expect(log).to_contain_text(f"first {MARKUP}")
     assert not tab.ran()
+    tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+    assert not tab.overflows()
+    tab.page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_a_pod_that_is_stopped(tab: Tab, carol: Client) -> None:
+    carol.post("/pod/stop", ins="work").ok
+    tab.go("/pods/work/files")
+    tab.shows("its files can be seen while it runs")
+    tab.go("/pods/work/logs")
+    tab.shows("The console of the pod")
+    expect(tab.page.get_by_role("log")).to_contain_text("work login:")
+    tab.go("/pods/work/files")
+    tab.page.locator(".files").get_by_role("button", name="Start").click()
+    expect(row(tab, ".bashrc")).to_be_visible(timeout=WORK_MS)
