@@ -42,9 +42,9 @@ export function post(path, parameters = {}, { signal, login } = {}) {
   });
 }
 
-/** The response to a GET whose answer is no JSON, at its head. Raises Refused. */
+/** The response to a GET whose answer is no JSON, at its head; at a URL or a path. Raises Refused. */
 export async function raw(target, signal) {
-  const response = await ask(target, { signal });
+  const response = await ask(url(target), { signal });
   if (!response.ok) await read(response);
   return response;
 }

@@ -8,23 +8,27 @@
 //   context.go      opens another page: go("/pods/work")
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
-import { get, post } from "./api.js";
+import { get, post, raw } from "./api.js";
+import { closeDialogs } from "./dialog.js";
 import { downloadByScript } from "./download.js";
-import { fill, h, refill } from "./dom.js";
+import { fill, h, refill, setText } from "./dom.js";
 import { moment } from "./format.js";
 import { Live } from "./live.js";
+import login from "./pages/login.js";
 import { texts } from "./texts.js";
-import { tray } from "./work.js";
+import { run, tray } from "./work.js";
 
 const PAGES = ["pods", "new", "cards", "account", "admin", "wall"];
 // Where a page that is not in the navigation belongs.
 const BELONGS = { new: "pods" };
 const WAITING_MS = 700;
+const FIRST_DATA_MS = 8000;
 const THEME = "podyd-theme";
 const root = document.getElementById("app");
 const live = new Live();
 let user = null;
 let leaving = new AbortController();
+let unframing = new AbortController();
 let shown = 0;
 
 function go(path) {
@@ -32,22 +36,35 @@ function go(path) {
   else location.hash = path;
 }
 
-async function show() {
-  const [name = "", ...path] = location.hash.replace(/^#\/?/, "").split("/").map(decode);
+/** Ends what the page that is shown does: fetches, subscriptions, questions. Returns the number of
+ * the next one; who comes back late sees by it that yet another is shown. */
+function leave() {
   leaving.abort();
   leaving = new AbortController();
-  const mine = ++shown;
+  closeDialogs();
+  return ++shown;
+}
+
+async function show() {
+  const [name = "", ...path] = location.hash.replace(/^#\/?/, "").split("/").map(decode);
+  const mine = leave();
+  const { signal } = leaving;
   const page = name || "pods";
   if (user === null && page !== "wall") return logIn();
   const main = frame(page);
   // What was there stays meanwhile, unless it takes so long that it should be said.
-  const waiting = setTimeout(() => fill(main, h("h1", { class: "visually-hidden" }, texts.nav[BELONGS[page] ?? page]), h("p", { class: "waiting" }, texts.live.connecting)), WAITING_MS);
+  const waiting = setTimeout(() => fill(main, h("h1", { class: "visually-hidden" }, texts.nav[BELONGS[page] ?? page]), h("p", { class: "waiting" }, live.isLive ? texts.live.loading : texts.live.connecting)), WAITING_MS);
+  signal.addEventListener("abort", () => clearTimeout(waiting));
   let view;
   try {
     if (!PAGES.includes(page)) throw new Error(texts.errors.noPage);
-    const { default: make } = await import(`./pages/${page}.js`);
+    const [{ default: make }] = await Promise.all([
+      import(`./pages/${page}.js`),
+      // No page shall say that there is nothing, only because nothing is known yet.
+      live.until(() => live.values.size > 0, FIRST_DATA_MS, signal),
+    ]);
     if (mine !== shown) return;
-    view = await make({ path, user, live, go, signal: leaving.signal });
+    view = await make({ path, user, live, go, signal });
   } catch (error) {
     if (error.name === "AbortError") return;
     console.error(error);
@@ -60,7 +77,7 @@ async function show() {
     view.close?.();
     return;
   }
-  if (view.close) leaving.signal.addEventListener("abort", () => view.close());
+  if (view.close) signal.addEventListener("abort", () => view.close());
   document.title = texts.title(view.title);
   fill(main, view.element);
   const heading = main.querySelector("h1") ?? main;
@@ -82,6 +99,7 @@ function frame(page) {
   let main = document.getElementById("main");
   if (main === null) {
     main = h("main", { id: "main" });
+    unframing = new AbortController();
     fill(root, h("a", { class: "skip", href: "#main", onclick: skip }, texts.nav.skip), header(), banner(), main, tray);
   }
   for (const link of root.querySelectorAll("nav a")) {
@@ -100,11 +118,22 @@ function skip(event) {
 function header() {
   const names = ["pods", "cards", "account", ...(user?.is_admin ? ["admin"] : []), "wall"];
   const links = names.map((name) =>
-    h("li", {}, h("a", { href: `#/${name}`, data: { page: name } }, texts.nav[name])));
+    h("li", {}, h("a", { href: `#/${name}`, data: { page: name } }, texts.nav[name], name === "account" && [" ", unread()])));
   return h("header", {}, h("strong", { class: "brand" }, "podyd"),
     user && h("nav", { "aria-label": texts.nav.label }, h("ul", {}, links)),
     h("div", { class: "who" }, themes(), user && h("span", { class: "user" }, user.name),
       user && h("button", { type: "button", class: "quiet", onclick: logOut }, texts.nav.logout)));
+}
+
+/** How many notices have not been read. */
+function unread() {
+  const element = h("span", { class: "badge", hidden: true });
+  live.on(["me"], () => {
+    const count = live.get("me")?.unread ?? 0;
+    element.hidden = count === 0;
+    setText(element, texts.nav.unread(count));
+  }, unframing.signal);
+  return element;
 }
 
 function themes() {
@@ -145,15 +174,17 @@ function banner() {
     else if (since) refill(element, texts.live.lost, " ", moment(since));
     else refill(element, texts.live.connecting);
   };
-  live.onState(show);
-  live.on(["host"], show);
+  live.onState(show, unframing.signal);
+  live.on(["host"], show, unframing.signal);
   return element;
 }
 
-async function logIn(why) {
+/** Shows the form; `why`: what is said in it at first. */
+function logIn(why) {
+  leave();
   live.close();
-  const { default: make } = await import("./pages/login.js");
-  const view = make({ why, loggedIn });
+  unframing.abort();
+  const view = login({ why, loggedIn });
   document.title = texts.title(view.title);
   fill(root, view.element);
   view.focus();
@@ -167,16 +198,46 @@ async function loggedIn() {
 }
 
 async function logOut() {
-  await post("user/logout").catch(() => {});
+  try {
+    await post("user/logout");
+  } catch (error) {
+    // The session goes on, unless it has ended before.
+    if (error.status !== 401) {
+      run(texts.nav.logout, () => Promise.reject(error));
+      return;
+    }
+  }
   user = null;
+  fill(tray);
   logIn();
+}
+
+/** For who has no session: the wall where podyd.yaml shows it to everybody, else the form. */
+async function withoutLogin(why) {
+  if (location.hash.startsWith("#/wall") && (await isWallOpen())) {
+    live.close();
+    unframing.abort();
+    fill(root);
+    live.open();
+    show();
+  } else {
+    logIn(why);
+  }
+}
+
+function isWallOpen() {
+  return raw("status.txt").then(() => true, () => false);
 }
 
 document.addEventListener("podyd-logged-out", (event) => {
   if (user === null) return;
   user = null;
-  leaving.abort();
-  logIn(event.detail.message);
+  withoutLogin(`${texts.login.ended} ${event.detail.message}`);
+});
+// In another tab somebody else may have logged in.
+live.on(["me"], () => {
+  const me = live.get("me");
+  if (user && me && me.user !== user.name) location.reload();
 });
 window.addEventListener("hashchange", show);
 applyTheme(theme());
@@ -184,10 +245,5 @@ downloadByScript();
 try {
   await loggedIn();
 } catch (error) {
-  if (location.hash.startsWith("#/wall")) {
-    live.open();
-    show();
-  } else {
-    logIn(error.status === 401 ? undefined : error.message);
-  }
+  withoutLogin(error.status === 401 ? undefined : error.message);
 }

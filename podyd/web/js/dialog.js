@@ -2,6 +2,7 @@
 
 import { fill, h } from "./dom.js";
 import { texts } from "./texts.js";
+import { run } from "./work.js";
 
 /** Asks; resolves to true if it was confirmed. `typed`: a name that has to be typed first;
  * `danger`: the button is red; `details`: elements below the text. */
@@ -23,8 +24,18 @@ export function confirm({ title, text, action, typed, danger = false, details = 
   });
 }
 
+/** Tells something that has to be read. */
+export function tell({ title, text, details = [] }) {
+  modal(title, [h("p", {}, text), details], null, texts.dialog.close).open(() => {});
+}
+
+/** Closes what is open, unanswered: the page that has asked is left. */
+export function closeDialogs() {
+  for (const element of document.querySelectorAll("dialog[open]")) element.close("");
+}
+
 /** A dialog with a form of its own. `submit(dialog)` is called when it is sent; an error that it
- * raises is shown in the dialog, else the dialog closes. */
+ * raises is shown in the dialog, or in the tray if that was closed meanwhile; else the dialog closes. */
 export function form({ title, fields, action, submit }) {
   const button = h("button", { type: "submit", class: "primary" }, action);
   const dialog = modal(title, fields, button);
@@ -35,7 +46,8 @@ export function form({ title, fields, action, submit }) {
       await submit(dialog);
       dialog.element.close("yes");
     } catch (error) {
-      fill(dialog.error, error.message);
+      if (dialog.element.open) fill(dialog.error, error.message);
+      else if (error.status !== 401) run(title, () => Promise.reject(error));
     } finally {
       button.disabled = false;
     }
@@ -43,9 +55,9 @@ export function form({ title, fields, action, submit }) {
   return dialog;
 }
 
-function modal(title, content, button) {
+function modal(title, content, button, leave = texts.dialog.cancel) {
   const error = h("p", { class: "error", role: "alert" });
-  const cancel = h("button", { type: "button" }, texts.dialog.cancel);
+  const cancel = h("button", { type: "button" }, leave);
   const body = h("form", { method: "dialog" }, h("h2", { id: "dialog-title" }, title), content, error,
     h("div", { class: "buttons" }, cancel, button));
   const element = h("dialog", { "aria-labelledby": "dialog-title" }, body);

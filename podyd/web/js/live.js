@@ -4,7 +4,9 @@
 import { get, socketUrl } from "./api.js";
 
 const SILENT_MS = 12_000; // podyd sends something each 5 s.
-const ASLEEP_MS = 4_000; // A timer of 1 s that is so late: the machine or the page was asleep.
+// A timer of 1 s that is so late, without a message meanwhile: the machine or the page was asleep. (A
+// browser lets the timers of a hidden page wait for a minute, but not its messages.)
+const ASLEEP_MS = 6_000;
 const FIRST_RETRY_MS = 300;
 const LAST_RETRY_MS = 5_000;
 
@@ -59,6 +61,7 @@ export class Live {
   /** Calls `changed(keys)` once now and whenever a key changes that begins with one of these
    * prefixes; until `signal` is aborted. */
   on(prefixes, changed, signal) {
+    if (signal?.aborted) return;
     const listener = (keys) => {
       const mine = keys.filter((key) => prefixes.some((prefix) => key.startsWith(prefix)));
       if (mine.length) changed(mine);
@@ -70,9 +73,26 @@ export class Live {
 
   /** Calls `changed(isLive)` now and whenever the stream is lost or there again. */
   onState(changed, signal) {
+    if (signal?.aborted) return;
     this.stateListeners.add(changed);
     signal?.addEventListener("abort", () => this.stateListeners.delete(changed));
     changed(this.isLive);
+  }
+
+  /** Resolves once `isSo()` by what podyd says, after `limit` ms, or when `signal` is aborted. */
+  until(isSo, limit, signal) {
+    if (isSo() || signal.aborted) return Promise.resolve();
+    return new Promise((resolve) => {
+      const done = new AbortController();
+      const finish = () => {
+        clearTimeout(timer);
+        done.abort();
+        resolve();
+      };
+      const timer = setTimeout(finish, limit);
+      signal.addEventListener("abort", finish, { signal: done.signal });
+      this.on([""], () => { if (isSo()) finish(); }, done.signal);
+    });
   }
 
   /** The time now by podyd's clock, in ms since 1970. */
@@ -103,7 +123,7 @@ export class Live {
 
   tick() {
     const now = Date.now();
-    const wasAsleep = now - this.lastTick > ASLEEP_MS;
+    const wasAsleep = now - Math.max(this.lastTick, this.lastMessage) > ASLEEP_MS;
     this.lastTick = now;
     const isSilent = now - Math.max(this.lastMessage, this.connectedAt) > SILENT_MS;
     if (!wasAsleep && !isSilent) return;

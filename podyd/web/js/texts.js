@@ -7,10 +7,10 @@ export const texts = {
   nav: {
     label: "Pages", pods: "Pods", cards: "GPUs", account: "Account", admin: "Admin", wall: "Wall",
     skip: "Skip to the content", logout: "Log out", theme: "Colours", light: "light", dark: "dark",
-    auto: "as the system",
+    auto: "as the system", unread: (count) => `${count} new`,
   },
   live: {
-    connecting: "Connecting …",
+    connecting: "Connecting …", loading: "Loading …",
     lost: "Not live; trying to reconnect. Last data:",
   },
   work: { label: "Work under way", done: "done", dismiss: "Dismiss", downloading: (name) => `Downloading ${name}` },

@@ -13,7 +13,8 @@ export const tray = h("section", { class: "tray", "aria-label": texts.work.label
  * `failed(error)` may show an error where the work was begun, and then returns true; `cancel` is
  * called by a button. */
 export async function run(what, start, failed, cancel) {
-  const state = h("span", { class: "state" });
+  // Each second another text: not to be read out.
+  const state = h("span", { class: "state", "aria-live": "off" });
   const bar = h("progress", { "aria-label": what });
   const line = h("div", { class: "work", role: "status" }, h("span", { class: "what" }, what), bar, state);
   if (cancel) line.append(h("button", { type: "button", class: "quiet", onclick: cancel }, texts.dialog.cancel));
@@ -46,6 +47,7 @@ function finish(line, outcome, text) {
   line.querySelector("progress").remove();
   line.querySelector("button")?.remove();
   const state = line.querySelector(".state");
+  state.removeAttribute("aria-live");
   state.setAttribute("role", outcome === "failed" ? "alert" : "none");
   setText(state, text);
   line.append(h("button", { type: "button", class: "quiet", onclick: () => line.remove() }, texts.work.dismiss));

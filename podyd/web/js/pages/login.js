@@ -6,14 +6,14 @@ import { texts } from "../texts.js";
 
 const words = texts.login;
 
-/** `why`: why an earlier session has ended; `loggedIn` is called afterwards. */
+/** `why`: why it is shown, if not for the first time; `loggedIn` is called afterwards. */
 export default function login({ why, loggedIn }) {
   const user = field("user", words.user, { autocomplete: "username", autocapitalize: "none", spellcheck: "false" });
   const password = field("password", words.password, { type: "password", autocomplete: "current-password" });
   const fresh = field("new-password", words.newPassword, { type: "password", autocomplete: "new-password" });
   const repeat = field("repeat", words.repeat, { type: "password", autocomplete: "new-password" });
   const change = h("fieldset", { hidden: true, disabled: true }, h("legend", {}, words.mustChange), fresh.element, repeat.element);
-  const error = h("p", { class: "error", role: "alert" }, why && `${words.ended} ${why}`);
+  const error = h("p", { class: "error", role: "alert" }, why);
   const button = h("button", { type: "submit", class: "primary" }, words.submit);
 
   async function submit(event) {

@@ -8,13 +8,11 @@ const words = texts.pod;
 const TABS = ["overview", "terminal", "files", "logs", "snapshots", "ports"];
 // So long a pod that is not there is waited for: it may have been made just now.
 const ARRIVAL_MS = 1500;
-const FIRST_DATA_MS = 8000;
 
 export default async function pod(context) {
   const { live, user, signal, path: [ins, tab = "overview"] } = context;
   const find = () => podsOf(live, user).find((one) => one.ins === ins);
-  await until(live, () => live.get("me") !== undefined, FIRST_DATA_MS, signal);
-  await until(live, () => find() !== undefined, ARRIVAL_MS, signal);
+  await live.until(() => find() !== undefined, ARRIVAL_MS, signal);
   let latest = find();
   if (latest === undefined) return missing(ins, () => find() && context.go(`/pods/${ins}`), context);
   if (!TABS.includes(tab)) throw new Error(texts.errors.noPage);
@@ -49,22 +47,6 @@ export default async function pod(context) {
     powers.update();
   }, signal);
   return { title: `${ins}: ${words.names[tab]}`, element, close: () => view?.close?.() };
-}
-
-/** Waits until something is so by what podyd says, for so long at most. */
-function until(live, isSo, limit, signal) {
-  if (isSo()) return Promise.resolve();
-  return new Promise((resolve) => {
-    const done = new AbortController();
-    const finish = () => {
-      clearTimeout(timer);
-      done.abort();
-      resolve();
-    };
-    const timer = setTimeout(finish, limit);
-    signal.addEventListener("abort", finish, { once: true });
-    live.on([""], () => { if (isSo()) finish(); }, done.signal);
-  });
 }
 
 function missing(ins, look, { live, signal }) {
