@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Callable
 
+from podyd.accounting.clock import REAL, Clock, Steadiness
 from podyd.base.errors import PodydError
-from podyd.store.actions import Action, ActionStore
+from podyd.store.actions import KEPT_SECONDS, Action, ActionStore
 
 # Held in memory until they are written, while the database cannot be used; the oldest go first.
 MAX_HELD = 1000
@@ -16,17 +15,18 @@ RETRY_SECONDS = 60.0
 
 
 class Actions:
-    """Records actions; `clock` gives seconds since 1970."""
+    """Records actions."""
 
-    def __init__(self, store: ActionStore, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, store: ActionStore, clock: Clock = REAL) -> None:
         self._store = store
         self._clock = clock
+        self._steadiness = Steadiness(clock)
         self._held: deque[Action] = deque(maxlen=MAX_HELD)
         self._recorded = asyncio.Event()
 
     def record(self, *, user: str, operation: str, pod: str, status: int, code: str) -> None:
         """Record an action, which is written soon: no request waits for the disk."""
-        self._held.append(Action(self._clock(), user, operation, pod, status, code))
+        self._held.append(Action(self._clock.wall(), user, operation, pod, status, code))
         self._recorded.set()
 
     async def run(self) -> None:
@@ -43,8 +43,11 @@ class Actions:
         self._recorded.clear()
         actions = list(self._held)
         self._held.clear()
+        is_steady = self._steadiness.is_steady()
         try:
-            await self._store.add(actions, now=self._clock())
+            await self._store.add(
+                actions, since=self._clock.wall() - KEPT_SECONDS if is_steady else None
+            )
         except PodydError:
             # As many as there is room for beside what has come meanwhile.
             room = MAX_HELD - len(self._held)

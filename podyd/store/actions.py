@@ -35,9 +35,9 @@ class ActionStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    async def add(self, actions: Iterable[Action], *, now: float) -> None:
-        """Store actions, and delete what is too old at `now`, in seconds since 1970, or too
-        much."""
+    async def add(self, actions: Iterable[Action], *, since: float | None) -> None:
+        """Store actions, and delete what is too much, or not newer than `since`, in seconds since
+        1970; None: nothing is too old."""
 
         def work(connection: sqlite3.Connection) -> None:
             connection.executemany(
@@ -46,7 +46,7 @@ class ActionStore:
             )
             connection.execute(
                 "DELETE FROM actions WHERE time <= ? OR id <= (SELECT max(id) FROM actions) - ?",
-                (now - KEPT_SECONDS, MAX_KEPT),
+                (since, MAX_KEPT),
             )
 
         await self._database.run(work)

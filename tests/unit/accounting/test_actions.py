@@ -11,27 +11,33 @@ import pytest
 
 from podyd.accounting import actions as module
 from podyd.accounting.actions import Actions
+from podyd.accounting.clock import STEADY_SECONDS, Clock
 from podyd.base.errors import Unavailable
 from podyd.store import actions as store
 from podyd.store.actions import Action, ActionStore
 from podyd.store.database import Database
 
 
-class Clock:
+class Times:
+    """The clocks; `now` is the wall's, in seconds since 1970."""
+
     now = 1_000_000_000.0
+    monotonic = 5000.0
 
-    def __call__(self) -> float:
-        return self.now
+    def pass_by(self, seconds: float) -> None:
+        self.now += seconds
+        self.monotonic += seconds
 
 
-Play = Callable[[Actions, Clock], Coroutine[Any, Any, None]]
+Play = Callable[[Actions, Times], Coroutine[Any, Any, None]]
 
 
 def play(path: Path, what: Play) -> None:
     async def whole() -> None:
-        database, clock = Database(path, retry=0), Clock()
+        database, times = Database(path, retry=0), Times()
+        clock = Clock(lambda: times.now, lambda: times.monotonic)
         try:
-            await what(Actions(ActionStore(database), clock), clock)
+            await what(Actions(ActionStore(database), clock), times)
         finally:
             await database.close()
 
@@ -48,7 +54,7 @@ async def operations(actions: Actions, **which: Any) -> list[str]:
 
 
 def test_the_newest_first_by_user_pod_and_time(tmp_path: Path) -> None:
-    async def use(actions: Actions, clock: Clock) -> None:
+    async def use(actions: Actions, clock: Times) -> None:
         record(actions, "/pod/create", pod="alice-a")
         clock.now += 10
         record(actions, "/pod/start", "bob", "bob-b")
@@ -67,13 +73,29 @@ def test_the_newest_first_by_user_pod_and_time(tmp_path: Path) -> None:
 def test_what_is_too_old_or_too_much_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "MAX_KEPT", 3)
 
-    async def use(actions: Actions, clock: Clock) -> None:
+    async def use(actions: Actions, clock: Times) -> None:
         for number in range(5):
             record(actions, f"/{number}")
         assert await operations(actions) == ["/4", "/3", "/2"]
-        clock.now += store.KEPT_SECONDS
+        clock.pass_by(store.KEPT_SECONDS)
         record(actions, "/new")
         assert await operations(actions) == ["/new"]
+
+    play(tmp_path / "podyd.db", use)
+
+
+def test_a_clock_that_is_set_forward_and_back_costs_nothing(tmp_path: Path) -> None:
+    async def use(actions: Actions, clock: Times) -> None:
+        record(actions, "/old")
+        assert await operations(actions) == ["/old"]
+        clock.pass_by(STEADY_SECONDS)
+        clock.now += 2 * store.KEPT_SECONDS
+        record(actions, "/later")
+        clock.pass_by(STEADY_SECONDS - 1)
+        assert await operations(actions) == ["/later", "/old"]
+        clock.now -= 2 * store.KEPT_SECONDS
+        clock.pass_by(STEADY_SECONDS)
+        assert await operations(actions) == ["/later", "/old"]
 
     play(tmp_path / "podyd.db", use)
 
@@ -84,7 +106,7 @@ def test_what_cannot_be_written_is_kept_for_the_next_time(
     monkeypatch.setattr(module, "MAX_HELD", 3)
     path = tmp_path / "away" / "podyd.db"
 
-    async def use(actions: Actions, clock: Clock) -> None:
+    async def use(actions: Actions, clock: Times) -> None:
         for number in range(5):
             record(actions, f"/{number}")
         with pytest.raises(Unavailable):
