@@ -142,7 +142,7 @@ class _Queue:
             waiter.set_exception(QueueFull())
 
     def next(self, under_way: Counter[Hashable]) -> tuple[Hashable, Waiter] | None:
-        """Remove and return the next waiter key caller holds less than its share."""
+        """Remove and return the next waiter whose caller holds less than its share."""
         for key in list(self._waiters):
             while key in self._waiters and under_way[key] < self._shares[key]:
                 waiter = self._waiters[key].popleft()

@@ -34,6 +34,9 @@ REMEMBERED_SECONDS = 60.0
 # Every failure takes at least so long, whatever its cause, so that its time reveals nothing.
 FAILURE_SECONDS = 0.5
 MAX_REMEMBERED = 10_000
+# All sessions are checked at the same time: so many ask the database at once, which has a short
+# queue for all that podyd does.
+MAX_LOOKED_UP = 8
 
 
 # Called with a user whose logins have changed, and the reason why all their sessions end; None if
@@ -116,6 +119,7 @@ class Logins:
         self._guesses = Guesses(lambda: settings.current.auth)
         self._accounts = AccountList(auth.accounts)
         self._listed: _Listed | None = None
+        self._looking_up = asyncio.Semaphore(MAX_LOOKED_UP)
 
     def subscribe(self, subscriber: Changed) -> None:
         """Call `subscriber` whenever podyd itself has changed a password or revoked tokens."""
@@ -179,10 +183,11 @@ class Logins:
         present."""
         before = login.account
         try:
-            if login.token is not None and not await self._tokens.works(login.token):
-                return refused()
-            if login.web is not None and not await self._web_sessions.works(login.web):
-                return ended()
+            async with self._looking_up:
+                if login.token is not None and not await self._tokens.works(login.token):
+                    return refused()
+                if login.web is not None and not await self._web_sessions.works(login.web):
+                    return ended()
             account = await self._auth.account(
                 before.name, address, key=self._who(before.name), known=True
             )

@@ -20,7 +20,7 @@ from podyd.people.origins import Origins
 from podyd.people.sessions import Sessions
 from podyd.people.tokens import Tokens
 from podyd.people.web_sessions import WebSessions
-from podyd.store.database import Database
+from podyd.store.database import MAX_WAITING, Database
 from podyd.store.tokens import TokenStore
 from podyd.store.web_sessions import WebSessionStore
 from tests.unit.node.fake import FakeSockets
@@ -68,17 +68,17 @@ class Rig:
         self.logins = Logins(self.auth, origins, tokens, web_sessions, self.settings)
         self.sessions = Sessions(self.logins)
 
-    async def begin(self, login: Login) -> Session:
-        return Session(self.sessions, login)
+    async def begin(self, login: Login, address: str = HERE.address) -> Session:
+        return Session(self.sessions, login, address)
 
 
 class Session:
     """Something under way, until it is ended."""
 
-    def __init__(self, all_of_them: Sessions, login: Login) -> None:
+    def __init__(self, all_of_them: Sessions, login: Login, address: str) -> None:
         self.why: PodydError | None = None
         self.task = asyncio.ensure_future(asyncio.Event().wait())
-        all_of_them.add(self.task, login, HERE.address, self._end)
+        all_of_them.add(self.task, login, address, self._end)
 
     def _end(self, why: PodydError) -> None:
         self.why = why
@@ -261,6 +261,19 @@ def test_a_token_that_is_revoked_ends_it_at_once(tmp_path: Path) -> None:
         assert await session.code() == "token_refused"
         assert other.why is None
         other.task.cancel()
+
+    play(tmp_path, use)
+
+
+def test_more_than_the_database_has_room_for_are_all_ended(tmp_path: Path) -> None:
+    async def use(rig: Rig) -> None:
+        owner = await password(rig)
+        secret, token = await rig.logins.create_token(owner, "x", None, "all")
+        login = await rig.logins.log_in("", secret, HERE)
+        count = 2 * MAX_WAITING
+        sessions = [await rig.begin(login, f"192.0.2.{number}") for number in range(count)]
+        await rig.logins.revoke_token(owner, token.id, None)
+        assert [await session.code() for session in sessions] == ["token_refused"] * count
 
     play(tmp_path, use)
 
