@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 
 need_root test-packaging
 # shellcheck disable=SC2086 # a list of words
-install_packages $PACKAGES gcc libc6-dev systemd-container piuparts
+install_packages $PACKAGES gcc libc6-dev systemd-container piuparts firefox-esr
 make_environment .venv debian/vendor.txt tests/requirements.txt
 [ $# -gt 0 ] || set -- tests/packaging
 run_tests "$@"

@@ -17,6 +17,7 @@ import pytest
 from podyd.admin.setup import make_certificate
 from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
+from tests.packaging.firefox import firefox
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
 UNITS = (
@@ -26,10 +27,12 @@ UNITS = (
     "podyd-packing.service",
     "podyd-cards.service",
     "podyd-ports.service",
+    "podyd-doctor.service",
 )
 EXPOSURE_MAX = 2.0
-# Rules for devices take the rights that systemd counts most.
-EXPOSURE_OF = {"podyd-cards.service": 2.4}
+# Rules for devices take the rights that systemd counts most; and doctor looks at what others have no
+# business with: processes, devices, homes, LXD's socket.
+EXPOSURE_OF = {"podyd-cards.service": 2.4, "podyd-doctor.service": 2.8}
 IMAGE = "debian12"
 
 
@@ -516,6 +519,33 @@ def test_doctor_finds_nothing_wrong(site: Site, image: str) -> None:
     controllers = site.machine.attempt("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
     has_limits = {"cpuset", "memory", "pids"} <= set(controllers)
     assert has_limits is not any(item["check"] == "lxd_limits" for item in problems)
+
+
+def test_admins_are_shown_what_doctor_finds(site: Site) -> None:
+    """The same by its unit, which confines it, as on root's terminal."""
+    machine = site.machine
+    machine.user("boss", PASSWORD, "-G", "podyd-admin")
+    boss = machine.client("boss", PASSWORD)
+    machine.run("systemctl", "start", "podyd-doctor")
+    kept = boss.get("/admin/doctor").ok["findings"]
+    typed = json.loads(machine.attempt("podyd", "doctor", "--json").stdout)["findings"]
+    assert [(row["check"], row["level"]) for row in kept] == [
+        (row["check"], row["level"]) for row in typed
+    ]
+    assert machine.is_active("podyd-doctor.timer")
+
+
+def test_the_page_works_in_firefox(site: Site, pod: str) -> None:
+    with firefox(site.machine.name) as page:
+        page.open("http://127.0.0.1:8799/")
+        page.shows("Log in")
+        page.type(f"alice\t{PASSWORD}\n")
+        page.shows(pod)
+        page.run(f"location.hash = '/pods/{pod}/terminal'")
+        page.shows("~#")
+        page.type("echo it is $((40+2))\n")
+        page.shows("it is 42")
+        assert page.faults == []
 
 
 def served_certificate(site: Site, port: int) -> str:
