@@ -24,6 +24,8 @@ from tests.packaging.machine import entered
 
 FIREFOX = "/usr/bin/firefox-esr"
 START_SECONDS, ANSWER_SECONDS = 60.0, 60.0
+# WebDriver's names of keys that type no character.
+KEYS = {"\t": "\ue004", "\n": "\ue007"}
 # It asks for nothing by itself.
 PREFERENCES = {
     "app.normandy.enabled": False,
@@ -66,7 +68,11 @@ class Firefox:
 
     def type(self, text: str) -> None:
         """Press and release the key of each character, where the focus is."""
-        keys = [{"type": kind, "value": c} for c in text for kind in ("keyDown", "keyUp")]
+        keys = [
+            {"type": kind, "value": KEYS.get(char, char)}
+            for char in text
+            for kind in ("keyDown", "keyUp")
+        ]
         self._send(
             "input.performActions",
             context=self._page,
