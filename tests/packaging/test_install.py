@@ -30,8 +30,8 @@ UNITS = (
     "podyd-doctor.service",
 )
 EXPOSURE_MAX = 2.0
-# Rules for devices take the rights that systemd counts most; and doctor looks at what others have no
-# business with: processes, devices, homes, LXD's socket.
+# Rules for devices take the rights that systemd counts most; and doctor looks at what no other part
+# does: processes, devices, homes, LXD's socket.
 EXPOSURE_OF = {"podyd-cards.service": 2.4, "podyd-doctor.service": 2.8}
 IMAGE = "debian12"
 

@@ -6,6 +6,7 @@ import { bytes, duration, moment, quantity, secondsUntil } from "./format.js";
 import { texts } from "./texts.js";
 
 const words = texts.cards;
+const IDLE_SECONDS = 60;
 
 /** A panel for the GPU with this index. `update()` shows what the stream says now; `actions` are
  * elements below it. */
@@ -67,7 +68,8 @@ function facts(gpu, use) {
     [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: words.of(bytes(use.memory_used), bytes(gpu.memory_total)) })],
     [words.power, words.of(quantity(use.power, "W"), quantity(gpu.power_limit, "W"))],
     [words.temperature, quantity(use.temperature, "°C")],
-    ...(use.idle === null || use.idle === undefined ? [] : [[words.idle, duration(use.idle)]]),
+    // Between two steps of a program there is a moment without use.
+    ...((use.idle ?? 0) < IDLE_SECONDS ? [] : [[words.idle, duration(use.idle)]]),
   ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
 }
 
@@ -82,5 +84,5 @@ function holderText(holder, live) {
 function processLine(process) {
   return h("li", {}, h("code", {}, h("bdi", {}, process.cmd)), h("span", { class: "soft" }, " ",
     [process.pod || words.host, bytes(process.gpu_memory_used), process.uptime !== null && words.since(duration(process.uptime)),
-      process.idle > 60 && words.idleFor(duration(process.idle))].filter(Boolean).join(" · ")));
+      process.idle >= IDLE_SECONDS && words.idleFor(duration(process.idle))].filter(Boolean).join(" · ")));
 }

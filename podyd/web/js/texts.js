@@ -56,7 +56,7 @@ export const texts = {
     queue: "Queue", queueCaption: "Who waits for GPUs, in the order of their turns", queueEmpty: "Nobody waits.",
     place: "Place", owner: "Owner", you: "you", wants: "GPUs", howLong: "For", waitsSince: "Since",
     turn: "Turn, at the latest", turnUnknown: "not known", leave: "Leave the queue",
-    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (gpus) => `wants GPUs: ${gpus}`, about: "by, at the latest,",
+    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (gpus) => `waits for ${gpus === "1" ? "1 GPU" : /^\d+$/.test(gpus) ? `${gpus} GPUs` : `GPUs ${gpus}`}`, about: "until, at the latest,",
     history: "History",
   },
   history: {
