@@ -147,9 +147,13 @@ export default async function files(context, ins) {
     load();
   }
 
+  function isFolderShown() {
+    return !running.hidden && !listing.hidden;
+  }
+
   function dropped(event) {
     drop.classList.remove("over");
-    if (running.hidden) return;
+    if (!isFolderShown()) return;
     const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
     const isFolder = (item) => item.webkitGetAsEntry()?.isDirectory;
     const folders = items.filter(isFolder).map((item) => plain(item.webkitGetAsEntry().name));
@@ -177,7 +181,7 @@ export default async function files(context, ins) {
   const { documentElement: page } = document;
   page.addEventListener("dragover", (event) => {
     event.preventDefault();
-    drop.classList.toggle("over", !listing.hidden);
+    drop.classList.toggle("over", isFolderShown());
   }, { signal });
   page.addEventListener("dragleave", (event) => { if (event.relatedTarget === null) drop.classList.remove("over"); }, { signal });
   page.addEventListener("drop", (event) => {
