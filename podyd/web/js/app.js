@@ -30,6 +30,7 @@ let user = null;
 let leaving = new AbortController();
 let unframing = new AbortController();
 let shown = 0;
+let version = null;
 
 function go(path) {
   if (location.hash === `#${path}`) show();
@@ -48,6 +49,10 @@ function leave() {
 async function show() {
   const [name = "", ...path] = location.hash.replace(/^#\/?/, "").split("/").map(decode);
   const mine = leave();
+  if (isOutdated()) {
+    location.reload();
+    return;
+  }
   const { signal } = leaving;
   const page = name || "pods";
   if (user === null && page !== "wall") return logIn();
@@ -233,6 +238,16 @@ document.addEventListener("podyd-logged-out", (event) => {
   if (user === null) return;
   user = null;
   withoutLogin(`${texts.login.ended} ${event.detail.message}`);
+});
+/** Whether podyd has been updated since this page was loaded: new modules do not fit to old ones. */
+function isOutdated() {
+  return version !== null && (live.get("host")?.podyd ?? version) !== version;
+}
+
+live.on(["host"], () => {
+  version ??= live.get("host")?.podyd ?? null;
+  // Where nobody works, it need not wait for the next page.
+  if (isOutdated() && location.hash.startsWith("#/wall")) location.reload();
 });
 // In another tab somebody else may have logged in.
 live.on(["me"], () => {

@@ -73,15 +73,17 @@ export function copyable(name, text) {
   return h("div", { class: "copyable" }, shown, copy, said);
 }
 
-async function toClipboard(text) {
+/** Copies text; whether the browser lets that be. */
+export async function toClipboard(text) {
   try {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
     // Browsers have no clipboard for a page that came over http from another machine.
-    const area = h("textarea", { class: "visually-hidden", readonly: true, "aria-hidden": "true" }, text);
+    const area = h("textarea", { class: "visually-hidden", readonly: true }, text);
     const focused = document.activeElement;
-    document.body.append(area);
+    // Below a dialog nothing can be selected.
+    (document.querySelector("dialog[open]") ?? document.body).append(area);
     area.select();
     const isDone = document.execCommand("copy");
     area.remove();

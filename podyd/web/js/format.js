@@ -22,8 +22,8 @@ export function bytes(count) {
 /** How much of how much, with the unit once if it is the same: "1.50 of 8.00 GiB". */
 export function bytesOf(count, limit) {
   const [first, last] = [bytes(count), bytes(limit)];
-  const unit = last.slice(last.indexOf(" "));
-  return `${first.endsWith(unit) ? first.slice(0, -unit.length) : first} of ${last}`;
+  const unit = last.includes(" ") ? last.slice(last.indexOf(" ")) : null;
+  return texts.of(unit && first.endsWith(unit) ? first.slice(0, -unit.length) : first, last);
 }
 
 /** A number with its unit: "71 %". "–" for null. */

@@ -1,5 +1,6 @@
 // One terminal on the screen: xterm.js with the page's colours, and the session behind it.
 
+import { toClipboard } from "./controls.js";
 import { h } from "./dom.js";
 import { Shell } from "./shell.js";
 import { makeStylesStrict } from "./strict-styles.js";
@@ -110,7 +111,7 @@ export class Screen {
     if (!event.ctrlKey || !event.shiftKey) return true;
     if (event.type === "keydown" && event.code === "KeyC") {
       event.preventDefault();
-      copy(this.terminal.getSelection());
+      if (this.terminal.hasSelection()) toClipboard(this.terminal.getSelection());
     } else if (event.type === "keydown" && event.code === "ArrowUp") {
       event.preventDefault();
       escape();
@@ -132,21 +133,6 @@ export class Screen {
     this.shell?.close();
     this.terminal.dispose();
     this.element.remove();
-  }
-}
-
-async function copy(text) {
-  if (!text) return;
-  try {
-    await navigator.clipboard.writeText(text);
-  } catch { // Without TLS a browser has no clipboard; the old way is left.
-    const area = h("textarea", { class: "visually-hidden" }, text);
-    const before = document.activeElement;
-    document.body.append(area);
-    area.select();
-    document.execCommand("copy");
-    area.remove();
-    before?.focus();
   }
 }
 

@@ -12,7 +12,7 @@ const WINDOW_BYTES = 128 * 1024;
 const PIECE_BYTES = 32 * 1024;
 
 export class Shell {
-  /** `output(bytes, taken)`: calls `taken` once it is drawn. `ended(end, why)`: podyd's last message;
+  /** `output(bytes, taken)`: calls `taken` once it is drawn. `ended(end)`: podyd's last message;
    * null if the connection was lost, or could not be made. */
   constructor({ ins, rows, cols, cmd, output, ended }) {
     this.input = [];
@@ -23,12 +23,10 @@ export class Shell {
     this.acknowledged = 0;
     this.size = { rows, cols };
     this.end = null;
-    this.wasOpen = false;
     const socket = new WebSocket(socketUrl("pod/shell", { ins, rows, cols }));
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {
-      this.wasOpen = true;
       this.control({ ...(cmd ? { cmd } : {}), window: WINDOW_BYTES, term: "xterm-256color" });
     };
     socket.onmessage = ({ data }) => this.received(new Uint8Array(data), output);

@@ -3,6 +3,7 @@
 export const texts = {
   none: "–",
   noLimit: "no limit",
+  of: (some, all) => `${some} of ${all}`,
   title: (page) => (page ? `${page} – podyd` : "podyd"),
   nav: {
     label: "Pages", pods: "Pods", cards: "GPUs", account: "Account", admin: "Admin", wall: "Wall",
@@ -38,7 +39,7 @@ export const texts = {
     empty: "This server has no GPUs that podyd knows.",
     free: "free", leased: "leased", inUse: "in use", problem: "problem",
     utilisation: "Use", memory: "Memory", power: "Power", temperature: "Temperature", idle: "Idle for",
-    ofGpu: (what, index) => `${what} of GPU ${index}`, of: (some, all) => `${some} of ${all}`,
+    ofGpu: (what, index) => `${what} of GPU ${index}`,
     shared: "shares it", until: "until", left: (time) => `${time} left`, onlyProcess: "does not have it, but a process has it open",
     processes: (count) => (count === 1 ? "1 process" : `${count} processes`), host: "on the host",
     since: (time) => `for ${time}`, idleFor: (time) => `idle for ${time}`,
@@ -56,7 +57,12 @@ export const texts = {
     queue: "Queue", queueCaption: "Who waits for GPUs, in the order of their turns", queueEmpty: "Nobody waits.",
     place: "Place", owner: "Owner", you: "you", wants: "GPUs", howLong: "For", waitsSince: "Since",
     turn: "Turn, at the latest", turnUnknown: "not known", leave: "Leave the queue",
-    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (gpus) => `waits for ${gpus === "1" ? "1 GPU" : /^\d+$/.test(gpus) ? `${gpus} GPUs` : `GPUs ${gpus}`}`, about: "until, at the latest,",
+    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (choice) => `waits for ${choice}`, about: "until, at the latest,",
+    choice: (gpus) => {
+      if (gpus === "all") return "all GPUs";
+      if (/^\d+$/.test(gpus)) return gpus === "1" ? "1 GPU" : `${gpus} GPUs`;
+      return `GPU ${gpus.split(",").filter(Boolean).join(", ")}`;
+    },
     history: "History",
   },
   history: {
@@ -66,7 +72,7 @@ export const texts = {
   account: {
     who: (name) => `Logged in as ${name}.`, admin: "You are an admin.",
     notices: "Notices", noNotices: "There are none.", unread: "new", times: (count) => `${count} times`, markRead: "Mark all as read",
-    quota: "Quota", of: (used, all) => `${used} of ${all}`, pods: "Pods", gpus: "GPUs in all pods", memory: "Memory of each pod", cpus: "CPUs of each pod",
+    quota: "Quota", unlimited: (used) => `${used}, no limit`, pods: "Pods", gpus: "GPUs in all pods", memory: "Memory of each pod", cpus: "CPUs of each pod",
     disk: "Disk of each pod", diskTotal: "Disks of all pods", snapshots: "Snapshots of each pod", ports: "Forwarded ports of each pod",
     images: "Images of your own", imageSize: "Size of all images",
     tokens: "Tokens", tokensHint: "Programs log in with a token in place of your password.", tokensCaption: "Your tokens", noTokens: "You have no tokens.",
@@ -78,7 +84,7 @@ export const texts = {
     oldPassword: "Old password", changePassword: "Change the password", passwordChanged: "Changed; all tokens are revoked.",
   },
   admin: {
-    parts: "Parts of the admin's page", pods: "All pods", people: "People", leases: "Leases", doctor: "Doctor", log: "Log", hours: "GPU hours",
+    forAdmins: "Only admins see this page.", parts: "Parts of the admin's page", pods: "All pods", people: "People", leases: "Leases", doctor: "Doctor", log: "Log", hours: "GPU hours",
     filter: "Show only what contains", podsCaption: "The pods of all members", noPods: "There are no pods.",
     pod: "Pod", owner: "Owner", state: "State", image: "Image", gpus: "GPUs", gpu: "GPU", cpu: "CPUs in use", memory: "Memory", disk: "Disk", since: "Since", until: "Until",
     peopleCaption: "Members, and what they use of their quota", nobody: "There are no members.", person: "Person", role: "Role", isAdmin: "admin", isMember: "member",
@@ -132,7 +138,6 @@ export const texts = {
       ...(hasClaims ? ["its leases of GPUs and its place in the queue"] : []),
     ],
     mapping: (host, inner) => `${host} → ${inner}`,
-    of: (used, limit) => `${used} of ${limit}`,
     gpu: (index) => `GPU ${index}`,
     until: "until",
     leasedBy: (owner, pod) => `leased by ${owner} (${pod})`, sharedBy: (pods) => `shared by ${pods.join(", ")}`, nobody: "nobody has it",
@@ -230,7 +235,7 @@ export const texts = {
     stopped: "The pod is stopped; a terminal needs it to run.", start: "Start", starting: (pod) => `Start ${pod}`,
     plain: (number) => `Shell ${number}`, close: "Close it", none: "No terminal is open.",
     kept: (session) => `Session ${session} of tmux: it goes on when this page is closed, and a reload comes back to it. Hold Shift to select text.`,
-    notKept: "This pod has no tmux: the shell ends when this page is closed or loaded again. To keep it: apt install tmux.",
+    notKept: "This pod has no tmux: the shell ends when you leave this page, also for another part of the pod. To keep it: apt install tmux.",
     lost: "The connection is lost.", retrying: "The connection is lost; trying again …",
     exited: (code) => `The shell has ended (exit status ${code}).`, signal: (number) => `It was ended by signal ${number}.`, timedOut: "Its time is up.",
     oom: (limit) => (limit > 0 ? `A process was killed for lack of memory; the pod's limit is ${(limit / 2 ** 30).toFixed(2)} GiB.` : "A process was killed for lack of memory."),

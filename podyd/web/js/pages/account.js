@@ -1,7 +1,8 @@
 // The member's own: quota, notices, tokens, password.
 
 import { get, post } from "../api.js";
-import { confirm, form } from "../dialog.js";
+import { copyable } from "../controls.js";
+import { form, tell } from "../dialog.js";
 import { fill, h } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { Table } from "../table.js";
@@ -47,8 +48,9 @@ function quota(limits, live, user, signal) {
   live.on(["pod/"], () => {
     const mine = live.all("pod/").map(([, pod]) => pod).filter((pod) => pod.owner === user.name);
     const gpus = mine.reduce((sum, pod) => sum + pod.gpu_ids.length, 0);
+    const most = (used, limit) => (limit < 0 ? words.unlimited(used) : texts.of(used, limit));
     const rows = [
-      [words.pods, words.of(mine.length, count(limits.max_pods))], [words.gpus, words.of(gpus, count(limits.gpu_count))],
+      [words.pods, most(mine.length, limits.max_pods)], [words.gpus, most(gpus, limits.gpu_count)],
       [words.memory, bytes(limits.memory_limit)], [words.cpus, count(limits.cpu_limit)], [words.disk, bytes(limits.disk_limit)], [words.diskTotal, bytes(limits.disk_total)],
       [words.snapshots, count(limits.max_snapshots)], [words.ports, count(limits.max_ports)], [words.images, count(limits.max_images)], [words.imageSize, bytes(limits.image_size)],
     ];
@@ -87,7 +89,7 @@ function tokenTable(user) {
       const made = await post("user/token", { name: name.value, days: days.value || undefined, scope: scope.value }, { login: { user: user.name, password: password.value } });
       await load();
       dialog.element.close("yes");
-      await confirm({ title: words.tokenMade, text: words.tokenOnce, action: texts.dialog.close, details: [h("pre", { tabindex: "0", "aria-label": words.token }, made.token)] });
+      tell({ title: words.tokenMade, text: words.tokenOnce, details: [copyable(words.token, made.token)] });
     } });
   }
   return { table, create };
@@ -100,7 +102,8 @@ function passwordForm(user, live) {
   const error = h("p", { class: "error", role: "alert" });
   const submit = async (event) => {
     event.preventDefault();
-    const form = event.currentTarget;
+    const { currentTarget: form, submitter } = event;
+    submitter.disabled = true;
     fill(error);
     try {
       if (fresh.value !== repeat.value) throw new Error(texts.login.differ);
@@ -116,6 +119,8 @@ function passwordForm(user, live) {
       run(words.password, async () => ({ log: words.passwordChanged }));
     } catch (refused) {
       fill(error, refused.message);
+    } finally {
+      submitter.disabled = false;
     }
   };
   return h("form", { onsubmit: submit }, h("p", { class: "soft" }, words.passwordHint), field(words.oldPassword, old), field(texts.login.newPassword, fresh), field(texts.login.repeat, repeat), error,

@@ -12,7 +12,8 @@ const words = texts.admin;
 const PARTS = { pods, people, leases, doctor, log, hours };
 
 export default async function admin(context) {
-  const name = PARTS[context.path[0]] ? context.path[0] : "pods";
+  if (!context.user.is_admin) throw new Error(words.forAdmins);
+  const name = Object.hasOwn(PARTS, context.path[0]) ? context.path[0] : "pods";
   const tabs = h("nav", { class: "tabs", "aria-label": words.parts }, h("ul", {}, Object.keys(PARTS).map((part) =>
     h("li", {}, h("a", { href: `#/admin/${part}`, "aria-current": part === name && "page" }, words[part])))));
   const content = await PARTS[name](context);
@@ -28,13 +29,13 @@ function pods({ live, signal }) {
     { title: words.disk, cell: (pod) => `${bytes(pod.disk_used)} / ${bytes(pod.disk_limit)}`, class: "number" },
     { title: words.since, cell: (pod) => (pod.started ? moment(pod.started) : texts.none) },
   ] });
-  return filtered({ live, signal, keys: ["pod/", "load/"], table, matches: (pod, text) => `${pod.name} ${pod.owner} ${pod.status} ${pod.image}`.includes(text),
+  return filtered({ live, signal, keys: ["pod/", "load/"], table, matches: (pod, text) => `${pod.name} ${pod.owner} ${pod.status} ${pod.image}`.toLowerCase().includes(text),
     rows: () => live.all("pod/").map(([name, pod]) => ({ ...pod, load: live.get(`load/${name}`) })) });
 }
 
 function filtered({ live, signal, keys, table, rows, matches }) {
   const filter = h("input", { id: "filter", type: "search", autocomplete: "off" });
-  const show = () => table.update(rows().filter((row) => matches(row, filter.value.trim())));
+  const show = () => table.update(rows().filter((row) => matches(row, filter.value.trim().toLowerCase())));
   filter.addEventListener("input", show);
   live.on(keys, show, signal);
   return h("div", {}, h("div", { class: "field" }, h("label", { for: "filter" }, words.filter), filter), table.element);
@@ -63,7 +64,7 @@ function leases({ live, signal }) {
   ] });
   const line = new Table({ caption: words.queueCaption, empty: texts.cards.queueEmpty, key: (entry) => entry.pod, columns: [
     { title: texts.cards.place, cell: (entry) => entry.place, header: true }, { title: words.pod, cell: (entry) => h("bdi", {}, entry.pod) }, { title: words.owner, cell: (entry) => entry.owner },
-    { title: words.gpus, cell: (entry) => entry.gpus }, { title: texts.cards.howLong, cell: (entry) => quantity(entry.hours, "h", 1) }, { title: words.since, cell: (entry) => moment(entry.since) },
+    { title: words.gpus, cell: (entry) => texts.cards.choice(entry.gpus) }, { title: texts.cards.howLong, cell: (entry) => quantity(entry.hours, "h", 1) }, { title: words.since, cell: (entry) => moment(entry.since) },
     { title: "", once: true, cell: (entry) => end(entry, words.remove, (reason) => ({ pod: entry().pod, gpus: "none", reason })) },
   ] });
   live.on(["gpu/", "queue"], () => {

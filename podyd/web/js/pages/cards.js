@@ -138,7 +138,7 @@ function queue({ live, user }) {
     { title: words.place, cell: (entry) => entry.place, header: true },
     { title: words.pod, cell: (entry) => entry.pod },
     { title: words.owner, cell: (entry) => (entry.owner === user?.name ? words.you : entry.owner) },
-    { title: words.wants, cell: (entry) => entry.gpus },
+    { title: words.wants, cell: (entry) => words.choice(entry.gpus) },
     { title: words.howLong, cell: (entry) => quantity(entry.hours, "h", entry.hours % 1 ? 1 : 0) },
     { title: words.waitsSince, cell: (entry) => moment(entry.since) },
     { title: words.turn, cell: (entry) => (entry.turn === null ? words.turnUnknown : moment(new Date(entry.turn).toISOString())) },

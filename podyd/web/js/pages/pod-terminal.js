@@ -31,6 +31,7 @@ export default async function terminals(context, ins) {
   const open = [];
   let current = null;
   let begun = false;
+  let made = 0;
 
   const pod = () => podsOf(live, user).find((one) => one.ins === ins);
   const shown = () => open.find((one) => one === current);
@@ -51,7 +52,7 @@ export default async function terminals(context, ins) {
       const [xterm, found] = await Promise.all([library(), prepare(name)]);
       if (signal.aborted) return;
       const screen = new Screen(xterm, { ins, session: found.session, changed: () => show(), escape: () => current.tab.focus() });
-      const number = open.length + 1;
+      const number = ++made;
       const tab = h("button", { type: "button", role: "tab", id: `terminal-tab-${number}`, onclick: () => select(one), onkeydown: arrows }, found.session ?? words.plain(number));
       const one = { screen, tab, session: found.session };
       screen.element.setAttribute("role", "tabpanel");

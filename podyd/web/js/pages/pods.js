@@ -110,7 +110,7 @@ export function cpu(live, pod) {
   const used = live.get(`load/${pod.name}`)?.cpu;
   if (pod.status !== "running" || used === undefined) return texts.none;
   return meter({ share: pod.cpu_limit > 0 ? used / pod.cpu_limit : null, label: words.columns.cpu,
-    text: pod.cpu_limit > 0 ? words.of(used.toFixed(2), pod.cpu_limit) : used.toFixed(2) });
+    text: pod.cpu_limit > 0 ? texts.of(used.toFixed(2), pod.cpu_limit) : used.toFixed(2) });
 }
 
 export function disk(pod) {

@@ -28,7 +28,7 @@ export default function wall({ live, signal }) {
     const entries = live.get("queue") ?? [];
     const when = turns(entries, live.all("gpu/").map(([, gpu]) => gpu), live.now());
     lineTitle.hidden = entries.length === 0;
-    fill(line, entries.map((entry, at) => h("li", {}, h("strong", {}, h("bdi", {}, entry.pod)), ` (${entry.owner}) ${words.wantsGpus(entry.gpus)}`,
+    fill(line, entries.map((entry, at) => h("li", {}, h("strong", {}, h("bdi", {}, entry.pod)), ` (${entry.owner}) ${words.wantsGpus(words.choice(entry.gpus))}`,
       when[at] !== null && [` ${words.about} `, moment(new Date(when[at]).toISOString())])));
   }, signal);
   return { title: texts.nav.wall, element: h("div", {}, heading, grid, lineTitle, line) };
