@@ -73,8 +73,11 @@ async function show() {
   } catch (error) {
     if (error.name === "AbortError") return;
     console.error(error);
+    // A module could not be loaded, or a call not be made: once podyd is there again, both can.
+    const isAway = !live.isLive;
+    if (isAway) live.onState((isLive) => isLive && show(), signal);
     view = { title: texts.title(), element: h("div", {}, h("h1", {}, texts.errors.title),
-      h("p", { class: "error", role: "alert" }, error.message)) };
+      h("p", { class: "error", role: "alert" }, isAway && error instanceof TypeError ? texts.errors.unreachable : error.message)) };
   } finally {
     clearTimeout(waiting);
   }
@@ -237,7 +240,9 @@ function isWallOpen() {
 document.addEventListener("podyd-logged-out", (event) => {
   if (user === null) return;
   user = null;
-  withoutLogin(`${texts.login.ended} ${event.detail.message}`);
+  // The page may have been logged out in another tab, and the API speaks of HTTP Basic then.
+  const { code, message } = event.detail;
+  withoutLogin(code === "unauthorized" ? texts.login.loggedOut : `${texts.login.ended} ${message}`);
 });
 /** Whether podyd has been updated since this page was loaded: new modules do not fit to old ones. */
 function isOutdated() {

@@ -18,24 +18,26 @@ export function library() {
   loading ??= Promise.all([
     import("../vendor/xterm/xterm.mjs"), import("../vendor/xterm/addon-fit.mjs"), styles(),
   ]).then(([{ Terminal }, { FitAddon }]) => ({ Terminal, FitAddon }));
+  // It may come the next time.
+  loading.catch(() => { loading = undefined; });
   return loading;
 }
 
 function styles() {
   return new Promise((resolve, reject) => {
-    document.head.append(h("link", { rel: "stylesheet", href: "web/vendor/xterm/xterm.css", onload: resolve, onerror: reject }));
+    document.head.append(h("link", { rel: "stylesheet", href: "web/vendor/xterm/xterm.css", onload: resolve, onerror: () => reject(new Error(texts.errors.unreachable)) }));
   });
 }
 
 /** `session`: the name of its tmux session, null for a plain shell. `changed()` is called when its
- * `state` ("open", "lost" or "ended") or its `text`, why so, has changed; `escape()` at the key that
- * leaves it. */
+ * `state` ("connecting", "open", "lost" or "ended") or its `text`, why so, has changed; `escape()` at
+ * the key that leaves it. */
 export class Screen {
   constructor({ Terminal, FitAddon }, { ins, session, changed, escape }) {
     this.ins = ins;
     this.session = session;
     this.changed = changed;
-    this.state = "lost";
+    this.state = "connecting";
     this.text = words.connecting;
     this.retries = 0;
     this.host = h("div", { class: "screen" });

@@ -28,7 +28,7 @@ export const texts = {
   },
   login: {
     title: "Log in", user: "User name", password: "Password", submit: "Log in",
-    hint: "With your Linux account of this server.", ended: "You are logged out:",
+    hint: "With your Linux account of this server.", ended: "You are logged out:", loggedOut: "You are logged out.",
     mustChange: "Your password has expired. Choose a new one.", newPassword: "New password",
     repeat: "New password, again", change: "Change it and log in",
     differ: "The new passwords differ.",
@@ -180,7 +180,7 @@ export const texts = {
   },
   overview: {
     factsTitle: "The pod", facts: { image: "Image", name: "Instance", created: "Created", up: "Up", addresses: "Addresses", profiles: "Profiles" },
-    useTitle: "Use", past: "Before",
+    useTitle: "Use", past: "History",
     connectTitle: "Connect", ssh: "With ssh", config: "In ~/.ssh/config", vscode: "Open in VS Code", copyId: "Your ssh key",
     key: "ssh lets you in with a key. This puts yours into the pod, once:",
     startFirst: "The pod does not run: start it first.",

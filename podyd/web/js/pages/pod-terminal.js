@@ -143,7 +143,7 @@ echo "$n"; ${LIST}`;
   function show() {
     const one = shown();
     const [state, text] = [one?.screen.state, one?.screen.text];
-    again.hidden = state === undefined || state === "open";
+    again.hidden = [undefined, "connecting", "open"].includes(state);
     close.hidden = full.hidden = one === undefined;
     fill(status, one === undefined ? words.none : state === "open" ? (one.session ? words.kept(one.session) : words.notKept) : text);
   }
