@@ -47,10 +47,14 @@ function facts({ live, ins, pod, signal }) {
   const list = h("dl", { class: "facts" });
   let info = null;
   let status = null;
+  let asked = 0;
   const update = () => {
     const now = pod();
-    if (now.status !== status) {
+    // A pod that has started gets its addresses some seconds later.
+    const isWaiting = now.status === "running" && info?.addresses.length === 0 && Date.now() - asked >= TICK_MS;
+    if (now.status !== status || isWaiting) {
       ({ status } = now);
+      asked = Date.now();
       get("pod/info", { ins }, { signal, quiet: true }).then((answer) => {
         info = answer;
         show();
