@@ -141,19 +141,19 @@ class History:
         cards = await self._cards()
         level = _LEVELS[span]
         start = self._start(level)
-        found = await self._store.curves(tuple(_OF_GPU), level, start)
+        stored = await self._store.curves(tuple(_OF_GPU), level, start)
         return GpuHistory(
             start=_iso(start),
             step=level.step,
-            gpus={str(card.index): _gpu(_of_card(card, found), level) for card in cards},
+            gpus={str(card.index): _gpu(_of_card(card, stored), level) for card in cards},
         )
 
     async def pod(self, uuid: str, span: str) -> PodHistory:
         """The curves of a pod, by the uuid of its instance. Raises Unavailable."""
         level = _LEVELS[span]
         start = self._start(level)
-        found = await self._store.curves(tuple(_OF_POD), level, start, uuid)
-        curves = found.get(uuid, {})
+        stored = await self._store.curves(tuple(_OF_POD), level, start, uuid)
+        curves = stored.get(uuid, {})
         return PodHistory(
             start=_iso(start),
             step=level.step,
@@ -166,12 +166,12 @@ class History:
         return _floor(self._clock.wall(), level.step) - (level.shown - 1) * level.step
 
 
-def _of_card(card: Card, found: Mapping[str, Mapping[str, Curve]]) -> Mapping[str, Curve]:
+def _of_card(card: Card, stored: Mapping[str, Mapping[str, Curve]]) -> Mapping[str, Curve]:
     """A card's curves, also of when its UUID was not known."""
-    keys = sorted((key for key in found if card.is_written(key)), key=lambda key: key == card.pci)
+    keys = sorted((key for key in stored if card.is_written(key)), key=lambda key: key == card.pci)
     merged: dict[str, Curve] = {}
     for key in keys:
-        for figure, curve in found[key].items():
+        for figure, curve in stored[key].items():
             known = merged.get(figure, curve)
             merged[figure] = [
                 other if value is None else value for value, other in zip(known, curve, strict=True)

@@ -168,16 +168,16 @@ class Live:
                     self._come.set()
 
     async def _show(self) -> None:
-        told: deque[float] = deque(maxlen=PER_SECOND)
+        sent: deque[float] = deque(maxlen=PER_SECOND)
         while self._viewers:
             wait = GATHER_SECONDS
-            if len(told) == PER_SECOND:
-                wait = max(wait, told[0] + 1 - self._clock())
+            if len(sent) == PER_SECOND:
+                wait = max(wait, sent[0] + 1 - self._clock())
             await asyncio.sleep(wait)
             self._poke.clear()
             await self._look()
             if self._tell():
-                told.append(self._clock())
+                sent.append(self._clock())
             await came(self._poke, LOOK_SECONDS)
 
     async def _look(self) -> None:

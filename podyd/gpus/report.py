@@ -87,7 +87,7 @@ class Report:
         on_cards = await self._on_cards(attributed, range(count) if wanted is None else wanted)
         users = None if sees_all else await self._users(attributed, on_cards)
         rows = self._rows(attributed, on_cards, viewer, users)
-        return {str(index): found for index, found in rows.items()}, attributed.sample.age
+        return {str(index): processes for index, processes in rows.items()}, attributed.sample.age
 
     async def processes(self) -> Processes:
         """What is on the cards, for whom; nothing where NVML does not answer."""

@@ -85,10 +85,10 @@ class WebSessions:
 
     async def find(self, secret: str) -> WebSession:
         """The session with this secret. Raises Unauthorized if there is none, or it has ended."""
-        found = await self._store.find(_digest(secret))
-        if found is None:
+        stored = await self._store.find(_digest(secret))
+        if stored is None:
             raise ended()
-        session, used = found
+        session, used = stored
         self._remember(session, used)
         self.check(session)
         return session
@@ -115,10 +115,10 @@ class WebSessions:
     async def works(self, session: WebSession) -> bool:
         """Whether a session goes on."""
         await self.write(session)
-        found = await self._store.find(session.digest)
-        if found is None:
+        stored = await self._store.find(session.digest)
+        if stored is None:
             return False
-        self._remember(*found)
+        self._remember(*stored)
         try:
             self.check(session)
         except Unauthorized:

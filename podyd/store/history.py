@@ -91,7 +91,7 @@ class HistoryStore:
         Raises Unavailable."""
 
         def work(connection: sqlite3.Connection) -> dict[str, dict[str, Curve]]:
-            found: dict[str, dict[str, Curve]] = {}
+            curves_of: dict[str, dict[str, Curve]] = {}
             for figure in figures:
                 rows = connection.execute(
                     "SELECT whose, (start - :start) / :step, value FROM history"
@@ -106,9 +106,9 @@ class HistoryStore:
                     },
                 )
                 for name, at, value in rows:
-                    curves = found.setdefault(name, {})
+                    curves = curves_of.setdefault(name, {})
                     curves.setdefault(figure, [None] * level.shown)[at] = value
-            return found
+            return curves_of
 
         return await self._database.run(work)
 
