@@ -20,9 +20,10 @@ def refuse_other_sites(headers: HTTPHeaders) -> None:
         )
 
 
-def need_own_page(headers: HTTPHeaders) -> None:
+def need_own_page(headers: HTTPHeaders, *, is_encrypted: bool) -> None:
     """Refuse a request with the page's cookie unless the browser says that podyd's page has made
-    it. Raises Forbidden.
+    it. One that `is_encrypted` is not of a page that came without TLS: whoever is on the network
+    path can make such a page of the same host. Raises Forbidden.
 
     A WebSocket needs its Origin: SameSite lets in pages on other ports and sibling names, and not
     every browser sends Sec-Fetch-Site with one. By plain HTTP, but to localhost, browsers send no
@@ -32,7 +33,10 @@ def need_own_page(headers: HTTPHeaders) -> None:
     site = headers.get("Sec-Fetch-Site")
     is_socket = headers.get("Upgrade", "").lower() == "websocket"
     by_fetch = site == "same-origin" and not is_socket
-    by_origin = site in (None, "same-origin") and _has_own_origin(headers)
+    has_own_origin = _has_own_origin(headers) and (
+        not is_encrypted or headers["Origin"].startswith("https://")
+    )
+    by_origin = site in (None, "same-origin") and has_own_origin
     by_header = site is None and "Origin" not in headers and OWN_PAGE in headers and not is_socket
     if not (by_fetch or by_origin or by_header):
         raise Forbidden(

@@ -364,7 +364,7 @@ class Endpoint(JsonHandler):
         """Name and password; or "" and a token, or the secret of a login on the page."""
         header = self.request.headers.get("Authorization")
         if header is None and (secret := self._cookie_secret):
-            need_own_page(self.request.headers)
+            need_own_page(self.request.headers, is_encrypted=self._is_encrypted(self.request))
             return "", secret
         return credentials(header or "")
 

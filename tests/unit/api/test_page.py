@@ -282,14 +282,25 @@ OWN, FOREIGN = "https://lab:8799", "https://evil.example"
 def test_a_cookie_counts_on_podyds_own_page(headers: dict[str, str], is_accepted: bool) -> None:
     sent = HTTPHeaders({"Host": "lab:8799", **headers})
     if is_accepted:
-        need_own_page(sent)
+        need_own_page(sent, is_encrypted=False)
         refuse_other_sites(sent)
         return
     with pytest.raises(Forbidden) as refused:
-        need_own_page(sent)
+        need_own_page(sent, is_encrypted=False)
     assert refused.value.code == "cross_site"
 
 
 def test_without_a_host_nothing_is_its_origin() -> None:
     with pytest.raises(Forbidden):
-        need_own_page(HTTPHeaders({"Host": "", "Origin": ""}))
+        need_own_page(HTTPHeaders({"Host": "", "Origin": ""}), is_encrypted=False)
+
+
+@pytest.mark.parametrize("more", [{}, {"Upgrade": "websocket"}], ids=["request", "socket"])
+def test_under_tls_a_page_without_is_another_site(more: dict[str, str]) -> None:
+    def need(scheme: str) -> None:
+        sent = HTTPHeaders({"Host": "lab", "Origin": f"{scheme}://lab", **more})
+        need_own_page(sent, is_encrypted=True)
+
+    need("https")
+    with pytest.raises(Forbidden):
+        need("http")
