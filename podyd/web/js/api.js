@@ -68,7 +68,7 @@ async function ask(target, options) {
  * JSON, which may be a file of any size, is not read: code `not_podyd`. */
 export async function read(response, hasOwnLogin = false) {
   const isJson = response.headers.get("Content-Type")?.startsWith("application/json");
-  const body = isJson ? await response.json().catch(() => null) : null;
+  const body = isJson ? await json(response) : null;
   if (!isJson) response.body?.cancel().catch(() => {});
   if (response.ok && body !== null) return body;
   const refused = new Refused(
@@ -78,6 +78,16 @@ export async function read(response, hasOwnLogin = false) {
     document.dispatchEvent(new CustomEvent("podyd-logged-out", { detail: refused }));
   }
   throw refused;
+}
+
+async function json(response) {
+  try {
+    return await response.json();
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    if (error instanceof SyntaxError) return null;
+    throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
+  }
 }
 
 function basic({ user, password }) {

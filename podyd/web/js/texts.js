@@ -50,7 +50,7 @@ export const texts = {
     releaseTitle: (index) => `Release GPU ${index}`,
     releaseText: (index, pod) => `The lease of GPU ${index} by ${pod} ends now, and the next in the queue gets it.`,
     releaseForce: (count) => `End ${count === 1 ? "this process" : `these ${count} processes`} on it.`,
-    pod: "Pod", which: "Which GPUs", whichHint: "A number (2), all, or which ones: 0,1 – the first alone is 0,",
+    pod: "Pod", which: "Which GPUs", whichHint: "“2” is any two, “0,1” these two, “1,” GPU 1 alone, “all” all of them.",
     hours: "Hours", hoursFromNow: "Hours from now", neverShorter: "A lease never becomes shorter.",
     wait: "Queue for them if they are not free now",
     needsPod: "A GPU is leased for a pod, and you have none yet.", newPod: "Make a new pod",
