@@ -34,6 +34,8 @@ from playwright.sync_api import (
 from tests.integration.harness import PASSWORD
 
 CHROMIUM = "/usr/bin/chromium"
+# The server as others see it: by plain HTTP, which browsers trust on localhost alone.
+ELSEWHERE = "podyd.test"
 # It asks for nothing by itself, and no name but this machine's leads anywhere.
 FLAGS = (
     "--disable-gpu",
@@ -41,7 +43,7 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1, MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 )
 # What is not there by then never comes; LXD's own work takes longer on a machine with much to do.
 SECONDS, WORK_SECONDS = 20.0, 90.0
@@ -91,6 +93,7 @@ class Browser:
         self,
         port: int,
         *,
+        host: str = "127.0.0.1",
         path: str = "/",
         theme: str = "light",
         size: tuple[int, int] = WIDE,
@@ -105,7 +108,7 @@ class Browser:
         """
         width, height = size
         context = self._browser.new_context(
-            base_url=f"http://127.0.0.1:{port}{path}",
+            base_url=f"http://{host}:{port}{path}",
             viewport={"width": width, "height": height},
             color_scheme="dark" if theme == "dark" else "light",
             locale="en-GB",
@@ -117,7 +120,7 @@ class Browser:
         context.set_default_timeout(SECONDS * 1000)
         expect.set_options(timeout=SECONDS * 1000)
         try:
-            tab = Tab(context, f"http://127.0.0.1:{port}{path}")
+            tab = Tab(context, f"http://{host}:{port}{path}")
             try:
                 yield tab
             finally:

@@ -60,7 +60,7 @@ async function ask(target, options) {
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
+    throw unreachable();
   }
 }
 
@@ -80,13 +80,17 @@ export async function read(response, hasOwnLogin = false) {
   throw refused;
 }
 
+function unreachable() {
+  return new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
+}
+
 async function json(response) {
   try {
     return await response.json();
   } catch (error) {
     if (error.name === "AbortError") throw error;
     if (error instanceof SyntaxError) return null;
-    throw new Refused(0, { detail: texts.errors.unreachable, code: "unreachable" });
+    throw unreachable();
   }
 }
 

@@ -254,10 +254,13 @@ live.on(["host"], () => {
   // Where nobody works, it need not wait for the next page.
   if (isOutdated() && location.hash.startsWith("#/wall")) location.reload();
 });
-// In another tab somebody else may have logged in.
 live.on(["me"], () => {
+  if (user === null) return;
   const me = live.get("me");
-  if (user && me && me.user !== user.name) location.reload();
+  // The stream may go on without a login, where it is for all; this call says that the login has ended.
+  if (me === undefined) get("user/info", {}, { quiet: true }).catch(() => {});
+  // In another tab somebody else has logged in.
+  else if (me.user !== user.name) location.reload();
 });
 window.addEventListener("hashchange", show);
 applyTheme(theme());

@@ -65,12 +65,16 @@ function facts(gpu, use) {
   const known = use.utilisation !== null && use.utilisation !== undefined;
   return [
     [words.utilisation, meter({ share: known ? use.utilisation / 100 : null, label: words.ofGpu(words.utilisation, gpu.index), text: quantity(use.utilisation, "%") })],
-    [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: texts.of(bytes(use.memory_used), bytes(gpu.memory_total)) })],
-    [words.power, texts.of(quantity(use.power, "W"), quantity(gpu.power_limit, "W"))],
+    [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: ofLimit(use.memory_used, gpu.memory_total, bytes) })],
+    [words.power, ofLimit(use.power, gpu.power_limit, (watts) => quantity(watts, "W"))],
     [words.temperature, quantity(use.temperature, "°C")],
     // Between two steps of a program there is a moment without use.
     ...((use.idle ?? 0) < IDLE_SECONDS ? [] : [[words.idle, duration(use.idle)]]),
   ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
+}
+
+function ofLimit(value, limit, write) {
+  return limit === null || limit === undefined ? write(value) : texts.of(write(value), write(limit));
 }
 
 function holderText(holder, live) {

@@ -45,13 +45,13 @@ function one({ live, user, signal }, index) {
   const panel = new CardPanel({ index, live, actions: actions({ index, live, user, signal }) });
   panel.details.open = true;
   const missing = h("p", { class: "error" }, words.noGpu(index));
+  const curves = history({ title: words.history, signal, load: (span, ended) => ofGpu(index, live.get(`gpu/${index}`))(span, ended) });
   live.on(["gpu/", "use/"], () => {
     const isThere = live.get(`gpu/${index}`) !== undefined;
-    panel.element.hidden = !isThere;
+    panel.element.hidden = curves.hidden = !isThere;
     missing.hidden = isThere;
     panel.update();
   }, signal);
-  const curves = history({ title: words.history, signal, load: (span, ended) => ofGpu(index, live.get(`gpu/${index}`))(span, ended) });
   return { title: words.gpu(index), element: h("div", {}, h("p", {}, h("a", { href: "#/cards" }, words.all)), h("h1", {}, words.gpu(index)), missing, panel.element, curves) };
 }
 

@@ -1,0 +1,102 @@
+"""The page where something ends, or is not as on this machine: sessions, tabs, plain HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.integration.browser import ELSEWHERE, Browser, Tab
+from tests.integration.harness import Client, Node, Server
+
+# What a browser says in its console where a login ends, or where it trusts nobody.
+ENDS = (r"WebSocket connection to .*/events", r"Cross-Origin-Opener-Policy")
+
+
+@pytest.fixture(scope="module")
+def open_wall(node: Node) -> Server:
+    """A podyd that shows its GPUs without a login."""
+    return node.serve({"web": {"status_allow": ["127.0.0.1"]}})
+
+
+def is_login(tab: Tab) -> None:
+    expect(tab.button("Log in")).to_be_visible()
+
+
+def test_downloads_by_plain_http(browser: Browser, server: Server, admin: Client) -> None:
+    with browser.tab(server.port, host=ELSEWHERE) as tab, tab.forgives(*ENDS):
+        tab.enter(admin.user, route="/admin/hours")
+        assert not tab.page.evaluate("isSecureContext")
+        with tab.page.expect_download() as download:
+            tab.page.get_by_role("link", name="Download as CSV").click()
+        assert download.value.path().read_text().startswith("user,")
+        assert download.value.suggested_filename.startswith("gpu-hours-")
+
+
+def test_a_new_token_is_copied_by_plain_http(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    client = new_user()
+    with browser.tab(server.port, host=ELSEWHERE) as tab, tab.forgives(*ENDS):
+        tab.enter(client.user, route="/account")
+        tab.button("Make a token").click()
+        tab.dialog().get_by_label("Name").fill("laptop")
+        tab.dialog().get_by_label("Your password").fill(client.password)
+        tab.button("Make a token", within=tab.dialog()).click()
+        tab.button("Copy: Token").click()
+        expect(tab.button("Copy: Token")).to_have_text("Copied")
+        secret = tab.dialog().locator("pre").inner_text()
+        tab.button("Close").click()
+        old = tab.page.get_by_label("Old password")
+        old.press("Control+v")
+        expect(old).to_have_value(secret)
+
+
+def test_no_question_stays_over_what_comes_next(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    client = new_user()
+    with browser.tab(server.port) as tab, tab.forgives(*ENDS):
+        tab.enter(client.user, route="/account").go("/cards")
+        tab.button("Lease GPUs …").click()
+        tab.dialog().get_by_role("link", name="Make a new pod").click()
+        expect(tab.page.locator("main h1")).to_have_text("New pod")
+        expect(tab.dialog()).to_have_count(0)
+        tab.go("/cards").button("Lease GPUs …").click()
+        client.post("/user/token-revoke", id="all").ok
+        is_login(tab)
+        expect(tab.dialog()).to_have_count(0)
+        tab.log_in(client.user)
+        expect(tab.button("Lease GPUs …")).to_be_visible()
+
+
+def test_somebody_else_logs_in_in_another_tab(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    first, second = new_user(), new_user()
+    with browser.tab(server.port) as tab, tab.forgives(*ENDS):
+        tab.enter(first.user)
+        other = tab.another()
+        # As of a form that has been open before the first one's login.
+        other.goto(f"{tab.base}web/icon.svg")
+        login = """async ([user, password]) => (await fetch("../user/login", {
+            method: "POST", headers: {Authorization: `Basic ${btoa(`${user}:${password}`)}`},
+        })).status"""
+        assert other.evaluate(login, [second.user, second.password]) == 200
+        first.post("/user/token-revoke", id="all").ok
+        expect(tab.page.locator("header .user")).to_have_text(second.user)
+
+
+def test_the_wall_is_for_all_or_behind_the_form(
+    browser: Browser, server: Server, open_wall: Server, new_user: Callable[[], Client]
+) -> None:
+    client = new_user()
+    with browser.tab(server.port) as tab:
+        is_login(tab.open("/wall"))
+    with browser.tab(open_wall.port) as tab, tab.forgives(*ENDS):
+        tab.enter(client.user).go("/wall")
+        open_wall.client(client.user).post("/user/token-revoke", id="all").ok
+        expect(tab.page.get_by_role("navigation", name="Pages")).to_have_count(0)
+        expect(tab.page.locator("main h1")).to_contain_text("GPUs")
+        tab.is_live()
