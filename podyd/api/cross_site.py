@@ -6,8 +6,10 @@ from tornado.httputil import HTTPHeaders
 
 from podyd.base.errors import Forbidden
 
-# A script of the page sends it with each request.
+# A script of the page sends it with each request: the key of its login, or anything before that.
 OWN_PAGE = "X-Podyd-Page"
+# A WebSocket has no headers of a script's own, but names of protocols, of which one is answered.
+PROTOCOL, _KEY_PROTOCOL = "podyd", "podyd-key."
 
 
 def refuse_other_sites(headers: HTTPHeaders) -> None:
@@ -44,6 +46,15 @@ def need_own_page(headers: HTTPHeaders, *, is_encrypted: bool) -> None:
             advice="Open the page, or log in with your password or a token.",
             code="cross_site",
         )
+
+
+def page_key(headers: HTTPHeaders) -> str:
+    """The key of a login on the page, "" without one."""
+    protocols = str(headers.get("Sec-WebSocket-Protocol", ""))
+    for name in protocols.split(","):
+        if name.strip().startswith(_KEY_PROTOCOL):
+            return name.strip().removeprefix(_KEY_PROTOCOL)
+    return str(headers.get(OWN_PAGE, ""))
 
 
 def is_of_script(headers: HTTPHeaders) -> bool:

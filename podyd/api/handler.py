@@ -24,9 +24,9 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from podyd.api.address import source_of
 from podyd.api.binding import Bound, Call, Headed, Text, WithSession
 from podyd.api.credentials import credentials
-from podyd.api.cross_site import is_of_script, need_own_page, refuse_other_sites
+from podyd.api.cross_site import is_of_script, need_own_page, page_key, refuse_other_sites
 from podyd.api.parameters import parameters
-from podyd.api.session_cookie import secret_in, set_cookie
+from podyd.api.session_cookie import cookie_in, set_cookie
 from podyd.api.under_way import Requests
 from podyd.base.errors import (
     Forbidden,
@@ -48,7 +48,7 @@ from podyd.model.token import TokenScope
 from podyd.people.login import Login, Logins
 from podyd.people.notices import Notices
 from podyd.people.sessions import Sessions
-from podyd.people.web_sessions import is_web_secret
+from podyd.people.web_sessions import ended, is_web_cookie, is_web_secret, joined
 
 log = logging.getLogger(__name__)
 
@@ -349,22 +349,25 @@ class Endpoint(JsonHandler):
         if "Authorization" in self.request.headers:
             return await self._log_in()
         try:
-            return await self._log_in() if self._cookie_secret else (None, "")
+            return await self._log_in() if self._cookie else (None, "")
         except (Unauthorized, Forbidden):
             return None, ""
 
     @property
-    def _cookie_secret(self) -> str:
-        """The secret of a login on the page, "" without one."""
+    def _cookie(self) -> str:
+        """The cookie of a login on the page, "" without one."""
         header = self.request.headers.get("Cookie", "")
-        secret = secret_in(header, is_encrypted=self._is_encrypted(self.request))
-        return secret if is_web_secret(secret) else ""
+        cookie = cookie_in(header, is_encrypted=self._is_encrypted(self.request))
+        return cookie if is_web_cookie(cookie) else ""
 
     def _credentials(self) -> tuple[str, str]:
         """Name and password; or "" and a token, or the secret of a login on the page."""
         header = self.request.headers.get("Authorization")
-        if header is None and (secret := self._cookie_secret):
+        if header is None and (cookie := self._cookie):
             need_own_page(self.request.headers, is_encrypted=self._is_encrypted(self.request))
+            secret = joined(cookie, page_key(self.request.headers))
+            if not is_web_secret(secret):
+                raise ended()
             return "", secret
         return credentials(header or "")
 

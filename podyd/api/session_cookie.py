@@ -7,8 +7,8 @@ _SECURE_PREFIX = "__Host-"
 NAME = "podyd"
 
 
-def secret_in(header: str, *, is_encrypted: bool) -> str:
-    """The secret in a Cookie header, "" if it has none."""
+def cookie_in(header: str, *, is_encrypted: bool) -> str:
+    """The value of the cookie in a Cookie header, "" if it has none."""
     name = _name(is_encrypted=is_encrypted)
     for pair in header.split(";"):
         key, equals, value = pair.strip().partition("=")
@@ -17,12 +17,12 @@ def secret_in(header: str, *, is_encrypted: bool) -> str:
     return ""
 
 
-def set_cookie(secret: str, *, is_encrypted: bool) -> str:
-    """The Set-Cookie header that stores a secret, or with "" removes it."""
-    end = "" if secret else "; Max-Age=0"
+def set_cookie(value: str, *, is_encrypted: bool) -> str:
+    """The Set-Cookie header that stores a value, or with "" removes it."""
+    end = "" if value else "; Max-Age=0"
     secure = "; Secure" if is_encrypted else ""
     name = _name(is_encrypted=is_encrypted)
-    return f"{name}={secret}; Path=/; HttpOnly; SameSite=Strict{secure}{end}"
+    return f"{name}={value}; Path=/; HttpOnly; SameSite=Strict{secure}{end}"
 
 
 def _name(*, is_encrypted: bool) -> str:

@@ -15,6 +15,7 @@ from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError, WebSocketHandler
 
 from podyd.api.binding import Session
+from podyd.api.cross_site import PROTOCOL
 from podyd.api.frames import WINDOW_BYTES, Frames
 from podyd.api.handler import Endpoint, going_down
 from podyd.base.errors import BadRequest, PodydError, UpgradeRequired
@@ -71,6 +72,10 @@ class Upgraded(Endpoint, WebSocketHandler):
         super().refuse(error)
 
     # --- The connection --------------------------------------------------------------------------
+
+    def select_subprotocol(self, subprotocols: list[str]) -> str | None:
+        """The page names protocols, one of which has the key of its login."""
+        return PROTOCOL if PROTOCOL in subprotocols else None
 
     def open(self, *args: str, **kwargs: str) -> None:
         self.set_nodelay(True)

@@ -11,10 +11,13 @@ from podyd.contract.users import UserName
 
 @dataclass(frozen=True)
 class LoggedIn:
-    """A login on the page. At `expires` it ends at the latest; its secret is in the cookie."""
+    """A login on the page. At `expires` it ends at the latest. Half of its secret is in the cookie,
+    the other one is `key`, which requests have in the header X-Podyd-Page, and WebSockets as the
+    subprotocol `podyd-key.<key>` beside `podyd`."""
 
     user: UserName
     expires: str
+    key: str
 
 
 USER_LOGIN = Operation(
@@ -22,8 +25,9 @@ USER_LOGIN = Operation(
     POST,
     Nothing,
     Json(LoggedIn),
-    "Log in on the page: the answer sets a cookie, which stands for the password in requests that"
-    " the page makes, until /user/logout, 30 days, or web.idle_hours without a request.",
+    "Log in on the page: the answer sets a cookie, which with the key stands for the password in"
+    " requests that the page makes, until /user/logout, 30 days, or web.idle_hours without a"
+    " request.",
     access=Access.MEMBER,
     proof=Proof.PASSWORD,
 )

@@ -1,4 +1,9 @@
-"""Logins on the page: a browser has a cookie in place of the password."""
+"""Logins on the page: a browser has a cookie in place of the password.
+
+A browser sends a cookie to every port of its host name, also to what a pod serves there. So the
+cookie is half of a session's secret; the other half, the key, is in the page's storage, which is of
+its origin alone, and the page sends it with each request.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +30,28 @@ WRITE_SECONDS = 60.0
 MAX_REMEMBERED = 10_000
 
 
+_HALF = r"[A-Za-z0-9_-]{43}"
+
+
 def is_web_secret(secret: str) -> bool:
-    """Whether this has the form of a session's secret, which is accepted as a cookie alone."""
-    return re.fullmatch(PREFIX + r"[A-Za-z0-9_-]{43}", secret, re.ASCII) is not None
+    """Whether this has the form of a session's secret, which is accepted from the page alone."""
+    return re.fullmatch(rf"{PREFIX}{_HALF}\.{_HALF}", secret, re.ASCII) is not None
+
+
+def is_web_cookie(value: str) -> bool:
+    """Whether this has the form of the half that is in the cookie."""
+    return re.fullmatch(PREFIX + _HALF, value, re.ASCII) is not None
+
+
+def joined(cookie: str, key: str) -> str:
+    """The secret of which these are the halves."""
+    return f"{cookie}.{key}"
+
+
+def halves(secret: str) -> tuple[str, str]:
+    """The cookie and the key of a secret."""
+    cookie, _, key = secret.partition(".")
+    return cookie, key
 
 
 def ended() -> Unauthorized:
@@ -69,7 +93,8 @@ class WebSessions:
         if self._settings.current.web is None:
             raise page_off()
         now = time.time()
-        secret = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+        cookie = PREFIX + secrets.token_urlsafe(SECRET_BYTES)
+        secret = joined(cookie, secrets.token_urlsafe(SECRET_BYTES))
         session = WebSession(
             digest=_digest(secret),
             owner=account.name,

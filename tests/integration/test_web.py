@@ -28,21 +28,23 @@ class Browser(Client):
     """Calls with a cookie, as a script on podyd's page does."""
 
     cookie: str = ""
+    key: str = ""
 
     def login_header(self) -> dict[str, str]:
-        return {"Cookie": self.cookie, "Origin": f"http://127.0.0.1:{self.port}", **SCRIPT}
+        own = {"Cookie": self.cookie, "X-Podyd-Page": self.key, **SCRIPT}
+        return {**own, "Origin": f"http://127.0.0.1:{self.port}"}
 
     def bare(self, path: str, /, method: str = "GET", **headers: str) -> Answer:
-        """A request that has the cookie and, of what a browser adds, these headers alone."""
+        """A request that has the cookie and, of what a browser and the page add, these headers
+        alone."""
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         return Client(self.port).call(method, path, headers={"Cookie": self.cookie, **named})
 
 
 def enter(client: Client, **headers: str) -> Browser:
     """Log in on the page, as its form does."""
-    return Browser(
-        client.port, client.user, client.password, cookie_of(logged_in(client, **headers))
-    )
+    answer = logged_in(client, **headers)
+    return Browser(client.port, client.user, client.password, cookie_of(answer), answer.ok["key"])
 
 
 def logged_in(client: Client, **headers: str) -> Answer:
@@ -188,17 +190,19 @@ def test_the_secret_is_in_no_log_and_not_in_the_database(
     browser = enter(alice)
     browser.get("/host/spec").ok
     server.wait_for_log(f"200 GET /host/spec user={alice.user}")
-    secret = browser.cookie.removeprefix("podyd=podydweb_")
-    assert secret not in server.log_text()
-    for path in (node.directory / "state" / "data").glob("podyd.db*"):
-        assert secret.encode() not in path.read_bytes(), path
+    for secret in (browser.cookie.removeprefix("podyd=podydweb_"), browser.key):
+        assert secret not in server.log_text()
+        for path in (node.directory / "state" / "data").glob("podyd.db*"):
+            assert secret.encode() not in path.read_bytes(), path
 
 
 def test_the_cookie_is_no_password_and_no_token(alice: Client, server: Server) -> None:
-    secret = enter(alice).cookie.removeprefix("podyd=")
-    server.client(alice.user, secret).get("/user/info").refused(401)
-    bearer = {"Authorization": f"Bearer {secret}"}
-    server.client().call("GET", "/user/info", headers=bearer).refused(401, "token_refused")
+    browser = enter(alice)
+    cookie = browser.cookie.removeprefix("podyd=")
+    for secret in (cookie, f"{cookie}.{browser.key}"):
+        server.client(alice.user, secret).get("/user/info").refused(401)
+        bearer = {"Authorization": f"Bearer {secret}"}
+        server.client().call("GET", "/user/info", headers=bearer).refused(401, "token_refused")
 
 
 # --- Pages of others ----------------------------------------------------------------------------
@@ -207,10 +211,11 @@ def test_the_cookie_is_no_password_and_no_token(alice: Client, server: Server) -
 def test_a_cookie_counts_only_where_podyds_page_asks(alice: Client) -> None:
     browser = enter(alice)
     own = f"http://127.0.0.1:{alice.port}"
-    assert browser.bare("/user/info", Sec_Fetch_Site="same-origin").ok
-    assert browser.bare("/user/info", Origin=own).ok
+    key = {"X_Podyd_Page": browser.key}
+    assert browser.bare("/user/info", Sec_Fetch_Site="same-origin", **key).ok
+    assert browser.bare("/user/info", Origin=own, **key).ok
     # By plain HTTP, where browsers send neither.
-    assert browser.bare("/user/info", X_Podyd_Page="1").ok
+    assert browser.bare("/user/info", **key).ok
     preflight = browser.bare("/user/info", "OPTIONS", Origin=own)
     assert not [name for name in preflight.headers if name.startswith("Access-Control-")]
     for headers in (
@@ -225,6 +230,27 @@ def test_a_cookie_counts_only_where_podyds_page_asks(alice: Client) -> None:
         for method, path in (("GET", "/user/info"), ("POST", "/user/logout")):
             browser.bare(path, method, **headers).refused(403, "cross_site")
     assert browser.get("/user/info").ok, "nobody has logged them out"
+
+
+def test_the_cookie_alone_is_half_a_login(alice: Client) -> None:
+    """A browser sends it to what a pod serves on another port of this host name, too."""
+    browser, other = enter(alice), enter(alice)
+    for key in ("", "1", other.key, browser.key[:-1]):
+        stolen = replace(browser, key=key)
+        stolen.get("/user/info").refused(401, "session_ended")
+        with pytest.raises(websocket.WebSocketBadStatusException) as refused:
+            connect(stolen, "/events")
+        assert refused.value.status_code == 401
+    connection = websocket.create_connection(
+        f"ws://127.0.0.1:{alice.port}/events",
+        header=[f"Cookie: {browser.cookie}"],
+        origin=f"http://127.0.0.1:{alice.port}",
+        subprotocols=["podyd", f"podyd-key.{browser.key}"],
+        http_no_proxy=["127.0.0.1"],
+    )
+    with contextlib.closing(connection):
+        assert connection.subprotocol == "podyd"
+        assert json.loads(connection.recv())["whole"]
 
 
 def test_a_login_in_the_header_goes_before_the_cookie(alice: Client, bob: Client) -> None:
@@ -252,7 +278,7 @@ def test_behind_tls_the_cookie_is_of_this_host_alone(node: Node, quick: Server) 
     pair, *attributes = answer.headers["Set-Cookie"].split("; ")
     assert pair.startswith("__Host-podyd=podydweb_")
     assert "Secure" in attributes
-    browser = Browser(client.port, client.user, cookie=pair)
+    browser = Browser(client.port, client.user, cookie=pair, key=answer.ok["key"])
     asked = browser.call("GET", "/user/info", headers={"X-Forwarded-Proto": "https"})
     assert asked.ok["user"]["name"] == client.user
     browser.get("/user/info").refused(401)

@@ -11,6 +11,7 @@ from podyd.contract.operation import Log, Nothing
 from podyd.contract.users import UserName
 from podyd.contract.web import USER_LOGIN, USER_LOGOUT, LoggedIn
 from podyd.people.login import Logins
+from podyd.people.web_sessions import halves
 
 
 class WebRoutes:
@@ -22,7 +23,8 @@ class WebRoutes:
         secret, session = await self._logins.open_page(call.proven)
         user = UserName(call.caller.name, int(call.caller.is_admin))
         expires = iso(datetime.fromtimestamp(session.expires, timezone.utc))
-        return WithSession(LoggedIn(user, expires), secret)
+        cookie, key = halves(secret)
+        return WithSession(LoggedIn(user, expires, key), cookie)
 
     @serves(USER_LOGOUT)
     async def log_out(self, call: Call[Nothing]) -> WithSession[Log]:

@@ -3,8 +3,39 @@
 
 import { texts } from "./texts.js";
 
-// By plain HTTP a browser says nothing of who asks: this does, as no other site may send it.
-export const OWN_PAGE = { "X-Podyd-Page": "1" };
+// Half of the login: the cookie, which is the other one, goes to every port of this host name, and
+// so to what a pod serves there. This is kept where no other port can read it.
+const KEY = "podyd-key";
+let key = stored();
+
+function stored() {
+  try {
+    return localStorage.getItem(KEY);
+  } catch {
+    return null;
+  }
+}
+
+/** Logs in, or raises Refused. */
+export async function logIn(login) {
+  const answer = await post("user/login", {}, { login });
+  ({ key } = answer);
+  try {
+    localStorage.setItem(KEY, key);
+  } catch { /* A browser that stores nothing asks for the password again when the page is loaded. */ }
+}
+
+/** What tells podyd that its own page asks, also before it is logged in. Another tab may have logged
+ * in meanwhile. */
+export function ownPage() {
+  return { "X-Podyd-Page": stored() ?? key ?? "1" };
+}
+
+/** The protocols of a WebSocket, which tell the same. */
+export function protocols() {
+  const own = stored() ?? key;
+  return own ? ["podyd", `podyd-key.${own}`] : ["podyd"];
+}
 
 /** What podyd refused, or why it could not be asked (`status` 0). `message` is its own sentence with
  * its advice; `code` as in the API. */
@@ -56,7 +87,7 @@ async function answer(target, options) {
 async function ask(target, options) {
   try {
     return await fetch(target, {
-      ...options, headers: { ...options.headers, ...OWN_PAGE }, credentials: "same-origin", cache: "no-store",
+      ...options, headers: { ...options.headers, ...ownPage() }, credentials: "same-origin", cache: "no-store",
     });
   } catch (error) {
     if (error.name === "AbortError") throw error;

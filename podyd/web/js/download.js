@@ -1,5 +1,4 @@
-// Downloads by plain HTTP. There a browser does not say that podyd's page has made a request, which
-// podyd needs to know; a link cannot say so itself, but a script can.
+// Downloads. A link sends the cookie alone, which is half of the login; a script sends the rest.
 
 import { raw } from "./api.js";
 import { h } from "./dom.js";
@@ -9,9 +8,8 @@ import { run } from "./work.js";
 // The browser has begun to save it long before.
 const KEPT_MS = 60_000;
 
-/** From now on a click on a link that downloads from podyd works there too. */
+/** From now on a click on a link that downloads from podyd works. */
 export function downloadByScript() {
-  if (window.isSecureContext) return;
   document.addEventListener("click", (event) => {
     const link = event.target.closest?.("a[download]");
     if (!link || link.protocol === "blob:" || event.defaultPrevented) return;

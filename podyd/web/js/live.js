@@ -1,7 +1,7 @@
 // What podyd says by itself: one stream of what has changed (/events), kept as values by key, such
 // as "gpu/0" or "pod/alice-work". Pages subscribe to keys and are called when these change.
 
-import { get, socketUrl } from "./api.js";
+import { get, protocols, socketUrl } from "./api.js";
 
 const SILENT_MS = 12_000; // podyd sends something each 5 s.
 // A timer of 1 s that is so late, without a message meanwhile: the machine or the page was asleep. (A
@@ -102,7 +102,7 @@ export class Live {
 
   connect() {
     clearTimeout(this.retrying);
-    const socket = new WebSocket(socketUrl("events"));
+    const socket = new WebSocket(socketUrl("events"), protocols());
     this.socket = socket;
     this.connectedAt = Date.now();
     let wasOpen = false;

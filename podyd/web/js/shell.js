@@ -1,6 +1,6 @@
 // A session of /pod/shell: frames whose first byte is the channel (the API's document has them all).
 
-import { socketUrl } from "./api.js";
+import { protocols, socketUrl } from "./api.js";
 
 const STDIN = 0;
 const STDOUT = 1;
@@ -23,7 +23,7 @@ export class Shell {
     this.acknowledged = 0;
     this.size = { rows, cols };
     this.end = null;
-    const socket = new WebSocket(socketUrl("pod/shell", { ins, rows, cols }));
+    const socket = new WebSocket(socketUrl("pod/shell", { ins, rows, cols }), protocols());
     this.socket = socket;
     socket.binaryType = "arraybuffer";
     socket.onopen = () => {

@@ -254,7 +254,7 @@ export const texts = {
     filter: "Filter these names", noMatch: "No name matches the filter.", some: (shown, all) => `The first ${shown} of ${all} are shown: filter the names to see others.`,
     reading: "Reading …", single: "This is a file: ", lostName: "Its name is not UTF-8: use a terminal.",
     download: "Download", downloadTar: "Download as tar", downloadNamed: (name, isFolder) => (isFolder ? `Download ${name} as a tar file` : `Download ${name}`),
-    downloading: "The browser downloads it.", downloaded: "The browser has it.",
+    downloaded: "The browser has it.",
     remove: "Delete", removeNamed: (name) => `Delete ${name}`, removeText: "It is lost.", removeFolder: "The folder is lost with all that is in it.",
     upload: (name) => `Upload ${name}`, uploadMany: (count) => `Upload ${count} files`, uploaded: (count) => `${count} files are in the pod.`,
     uploadAction: "Upload files …", dropHint: "Or drop files anywhere on this page.", progress: (sent, all, at, count) => `${sent} of ${all}${at ? ` (file ${at} of ${count})` : ""}`, reload: "Look again",

@@ -21,13 +21,13 @@ from tornado.web import Application
 from podyd.api.address import is_encrypted
 from podyd.api.application import WEB
 from podyd.api.credentials import credentials
-from podyd.api.cross_site import need_own_page, refuse_other_sites
+from podyd.api.cross_site import need_own_page, page_key, refuse_other_sites
 from podyd.api.page import MEDIA, Page, page_policy, read_page
-from podyd.api.session_cookie import secret_in, set_cookie
+from podyd.api.session_cookie import cookie_in, set_cookie
 from podyd.base.errors import Forbidden, Unauthorized
 from podyd.config.values import parse_networks
 from podyd.people.tokens import is_token
-from podyd.people.web_sessions import is_web_secret
+from podyd.people.web_sessions import halves, is_web_cookie, is_web_secret, joined
 
 SECRET = "podydweb_" + "aB3-_" * 8 + "xyz"
 HTML = {"Accept": "text/html,*/*"}
@@ -205,21 +205,33 @@ def test_each_file_of_the_page_is_served_and_installed() -> None:
 # --- The cookie ---------------------------------------------------------------------------------
 
 
-def test_the_secret_is_no_token_and_counts_as_a_cookie_alone() -> None:
-    assert is_web_secret(SECRET)
+def test_the_secret_is_no_token_and_counts_in_its_halves_alone() -> None:
+    key = SECRET[-43:]
+    whole = joined(SECRET, key)
+    assert halves(whole) == (SECRET, key)
+    assert is_web_cookie(SECRET) and not is_web_cookie(whole)
+    assert is_web_secret(whole) and not is_web_secret(SECRET)
+    assert not is_web_secret(joined(SECRET, "1"))
     assert not is_token(SECRET)
-    basic = base64.b64encode(f"alice:{SECRET}".encode()).decode()
-    for header in (f"Bearer {SECRET}", f"Basic {basic}"):
+    basic = base64.b64encode(f"alice:{whole}".encode()).decode()
+    for header in (f"Bearer {SECRET}", f"Bearer {whole}", f"Basic {basic}"):
         with pytest.raises(Unauthorized):
             credentials(header)
+
+
+def test_the_key_is_in_a_header_or_among_a_sockets_protocols() -> None:
+    assert page_key(HTTPHeaders({"X-Podyd-Page": "k"})) == "k"
+    assert page_key(HTTPHeaders({"Sec-WebSocket-Protocol": "podyd, podyd-key.k"})) == "k"
+    assert page_key(HTTPHeaders({"Sec-WebSocket-Protocol": "podyd"})) == ""
+    assert page_key(HTTPHeaders()) == ""
 
 
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_a_cookie_comes_back(is_tls: bool) -> None:
     header = set_cookie(SECRET, is_encrypted=is_tls)
     pair, *attributes = header.split("; ")
-    assert secret_in(f"other=1; {pair}", is_encrypted=is_tls) == SECRET
-    assert secret_in(pair, is_encrypted=not is_tls) == ""
+    assert cookie_in(f"other=1; {pair}", is_encrypted=is_tls) == SECRET
+    assert cookie_in(pair, is_encrypted=not is_tls) == ""
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {*attributes}
     assert ("Secure" in attributes, pair.startswith("__Host-")) == (is_tls, is_tls)
     assert "Max-Age=0" not in attributes
@@ -228,7 +240,7 @@ def test_a_cookie_comes_back(is_tls: bool) -> None:
 
 @pytest.mark.parametrize("header", ["", "podyd", "xpodyd=1", ";;=;", "Podyd=1"])
 def test_what_is_no_cookie_of_podyds(header: str) -> None:
-    assert secret_in(header, is_encrypted=False) == ""
+    assert cookie_in(header, is_encrypted=False) == ""
 
 
 @pytest.mark.parametrize(

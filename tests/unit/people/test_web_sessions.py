@@ -122,7 +122,7 @@ def test_an_unknown_one_is_not_refused_at_once(
     async def play() -> None:
         async with logins_at(tmp_path / "db", monkeypatch) as rig:
             started = time.monotonic()
-            assert await rig.is_out(f"podydweb_{'x' * 43}")
+            assert await rig.is_out(f"podydweb_{'x' * 43}.{'x' * 43}")
             assert time.monotonic() - started >= FAILURE_SECONDS
 
     asyncio.run(play())

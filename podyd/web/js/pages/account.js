@@ -1,6 +1,6 @@
 // The member's own: quota, notices, tokens, password.
 
-import { get, post } from "../api.js";
+import { get, logIn, post } from "../api.js";
 import { copyable } from "../controls.js";
 import { form, tell } from "../dialog.js";
 import { fill, h } from "../dom.js";
@@ -111,7 +111,7 @@ function passwordForm(user, live) {
       live.close();
       try {
         await post("user/ch-passwd", { passwd: fresh.value }, { login: { user: user.name, password: old.value } });
-        await post("user/login", {}, { login: { user: user.name, password: fresh.value } });
+        await logIn({ user: user.name, password: fresh.value });
       } finally {
         live.open();
       }

@@ -1,6 +1,6 @@
 // Login with the Linux account; a password that has expired is changed here too.
 
-import { post } from "../api.js";
+import { logIn, post } from "../api.js";
 import { fill, h } from "../dom.js";
 import { texts } from "../texts.js";
 
@@ -31,7 +31,7 @@ export default function login({ why, loggedIn }) {
   }
 
   async function enter(secret) {
-    await post("user/login", {}, { login: { user: user.input.value, password: secret } });
+    await logIn({ user: user.input.value, password: secret });
     await loggedIn();
   }
 

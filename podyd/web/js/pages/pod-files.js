@@ -1,7 +1,7 @@
 // The files of a pod that runs: look, download, upload, delete. Names are whatever root in the pod
 // has made of them: text, each in an isolated direction, with what cannot be seen written out.
 
-import { get, OWN_PAGE, post, read, Refused, url } from "../api.js";
+import { get, ownPage, post, read, Refused, url } from "../api.js";
 import { button } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
@@ -232,14 +232,13 @@ function escaped(character) {
   return short ?? `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
 }
 
-/** A link with which the browser itself downloads, a folder as a tar file. */
+/** A link to download something, a folder as a tar file. */
 function download(ins, path, isFolder) {
   const own = path === "/" ? ins : path.split("/").at(-1);
   const href = url("pod/file", { ins, path, format: isFolder ? "tar" : null });
   const name = isFolder ? `${own}.tar` : own;
   const link = h("a", { class: "button", href, download: name, "aria-label": words.downloadNamed(plain(own), isFolder) }, isFolder ? words.downloadTar : words.download);
   link.addEventListener("click", (event) => {
-    if (event.ctrlKey || event.metaKey || event.shiftKey) return;
     event.preventDefault();
     const cancel = new AbortController();
     run(words.downloadNamed(plain(own), isFolder), () => fetched(ins, path, href, name, cancel.signal), undefined, () => cancel.abort());
@@ -250,10 +249,6 @@ function download(ins, path, isFolder) {
 /** Downloads once podyd has said that it can be, since a browser shows nobody why not. */
 async function fetched(ins, path, href, name, signal) {
   await get("pod/file", { ins, path, format: "stat" }, { signal });
-  if (window.isSecureContext) {
-    h("a", { href, download: name }).click();
-    return { log: words.downloading };
-  }
   await saveByScript(href, name, signal);
   return { log: words.downloaded };
 }
@@ -293,7 +288,7 @@ function send(ins, path, file, progress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
     request.open("POST", url("pod/file-put", { ins, path, mtime: Math.max(0, Math.floor(file.lastModified / 1000)) }));
-    for (const [name, value] of Object.entries(OWN_PAGE)) request.setRequestHeader(name, value);
+    for (const [name, value] of Object.entries(ownPage())) request.setRequestHeader(name, value);
     request.upload.onprogress = ({ loaded }) => progress(loaded);
     request.onload = () => read(new Response(request.responseText, { status: request.status,
       headers: { "Content-Type": request.getResponseHeader("Content-Type") ?? "" } })).then(resolve, reject);
