@@ -16,6 +16,7 @@ export class Table {
       this.body);
     this.empty = h("p", { class: "empty" }, empty);
     this.element = h("div", { class: "table" }, this.table, this.empty);
+    new ResizeObserver(() => this.letScroll(caption)).observe(this.table);
     this.update([]);
   }
 
@@ -42,6 +43,15 @@ export class Table {
     });
     this.table.hidden = rows.length === 0;
     this.empty.hidden = rows.length > 0;
+  }
+
+  /** What is wider than the page can be scrolled by the keyboard, too. */
+  letScroll(caption) {
+    const isWide = this.element.scrollWidth > this.element.clientWidth;
+    for (const [name, value] of Object.entries({ tabindex: "0", role: "region", "aria-label": caption })) {
+      if (isWide) this.element.setAttribute(name, value);
+      else this.element.removeAttribute(name);
+    }
   }
 
   make(key, row) {
