@@ -346,6 +346,9 @@ def test_a_cgroup_below_has_a_card_again_with_its_pod(site: Site) -> None:
     groups = [f"{group}/again" for group in site.one.groups()]
     for group in groups:
         Path(group).mkdir()
+        # As the kernel has them where the pod's own root has made it.
+        for path in (Path(group), *Path(group).iterdir()):
+            os.chown(path, 100_000, 100_000)
     process = site.one.run("ready()\nsys.stdin.readline()\nopen_card()", groups)
     site.helper.permit({})
     site.helper.permit({site.one.name: [NUMBER]})
