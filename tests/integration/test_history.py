@@ -22,7 +22,7 @@ def newest(values: Sequence[float | None]) -> float | None:
 def test_what_cards_and_pods_do(
     node: Node, nvml: FakeDriver, alice: Client, bob: Client, pod: str
 ) -> None:
-    nvml.write(FakeNvml().with_gpu(1, utilisation=40, memory_used=3 * GIB, temperature=None))
+    nvml.write(FakeNvml().with_gpu(1, utilisation=40, memory_used=3 * GIB))
     server = node.serve(
         environment=nvml.environment,
         constants={"podyd.accounting.history.WRITE_SECONDS": 0.2},
@@ -32,8 +32,9 @@ def test_what_cards_and_pods_do(
     def card(figure: str, span: str = "hour") -> float | None:
         return newest(client.get("/gpu/history", span=span).ok["gpus"]["1"][figure])
 
-    wait_until(lambda: card("utilisation") == 40, "what the card does")
-    assert (card("memory_used"), card("temperature")) == (3 * GIB, None)
+    # Another podyd of this machine may write of the same minute into the same database.
+    figures = (40, 3 * GIB)
+    wait_until(lambda: (card("utilisation"), card("memory_used")) == figures, "what the card does")
     assert client.get("/gpu/history").ok == client.get("/gpu/history", span="hour").ok
 
     def used(figure: str) -> float:

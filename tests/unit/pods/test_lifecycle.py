@@ -54,6 +54,17 @@ def test_consequences_are_better_than_nothing() -> None:
     assert 'instead of "RUNNING"' in why_not_started(consequences)
 
 
+def test_who_asks_while_a_pod_ends_says_nothing_of_its_start() -> None:
+    asked = (
+        "lxc work 20261128 ERROR    commands - ../src/lxc/commands.c:lxc_cmd_rsp_recv_fds:135 -"
+        " Failed to receive file descriptors for command\n"
+        "lxc work 20261128 ERROR    commands - ../src/lxc/commands.c:lxc_cmd_rsp_recv:211 -"
+        " Connection reset by peer - Failed to receive response\n"
+    )
+    assert why_not_started(asked) == ""
+    assert "mount hooks" in why_not_started(asked + HOOK)
+
+
 def test_a_log_without_errors_says_nothing() -> None:
     assert why_not_started(HOOK.splitlines()[0]) == ""
 
