@@ -11,10 +11,9 @@ import contextlib
 import math
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime, timezone
 
 from podyd.accounting.clock import REAL, Clock, Steadiness
-from podyd.base.clock import iso
+from podyd.base.clock import iso_of
 from podyd.base.errors import PodydError, Unavailable
 from podyd.contract.history import SPANS, GpuCurves, GpuHistory, PodHistory
 from podyd.engine.types import Instance
@@ -143,7 +142,7 @@ class History:
         start = self._start(level)
         stored = await self._store.curves(tuple(_OF_GPU), level, start)
         return GpuHistory(
-            start=_iso(start),
+            start=iso_of(start),
             step=level.step,
             gpus={str(card.index): _gpu(_of_card(card, stored), level) for card in cards},
         )
@@ -155,7 +154,7 @@ class History:
         stored = await self._store.curves(tuple(_OF_POD), level, start, uuid)
         curves = stored.get(uuid, {})
         return PodHistory(
-            start=_iso(start),
+            start=iso_of(start),
             step=level.step,
             cpu=curves.get("pod cpu") or _nothing(level),
             memory_used=_whole(curves.get("pod memory_used") or _nothing(level)),
@@ -198,7 +197,3 @@ def _whole(values: Iterable[float | None]) -> list[int | None]:
 
 def _floor(moment: float, step: int) -> int:
     return math.floor(moment / step) * step
-
-
-def _iso(moment: int) -> str:
-    return iso(datetime.fromtimestamp(moment, timezone.utc))

@@ -16,3 +16,8 @@ def now() -> datetime:
 def iso(moment: datetime) -> str:
     """A time as the API writes it: ISO 8601, in UTC, to the second."""
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def iso_of(seconds: float) -> str:
+    """A time in seconds since 1970, as `iso` writes it."""
+    return iso(datetime.fromtimestamp(seconds, timezone.utc))

@@ -22,7 +22,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import TypeVar
 
-from podyd.base.clock import iso
+from podyd.base.clock import iso_of
 from podyd.base.errors import Conflict, NotFound, PodydError, TimedOut
 from podyd.base.longtext import HeldAnswer
 from podyd.base.tasks import beside, seen
@@ -533,7 +533,7 @@ def _about(match: re.Match[bytes]) -> tuple[FileType, int, str, str | None]:
     seconds = int(modified)
     # Linux has times beyond Python's dates, and ISO 8601 requires four digits for the year.
     is_date = _FIRST_TIME <= seconds <= _LAST_TIME
-    when = iso(datetime.fromtimestamp(seconds, timezone.utc)) if is_date else None
+    when = iso_of(seconds) if is_date else None
     return _TYPES.get(kind, "link"), int(size), mode.decode().rjust(4, "0"), when
 
 

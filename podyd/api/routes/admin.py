@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 from podyd.accounting import findings
 from podyd.accounting.actions import Actions
 from podyd.accounting.quota_use import QuotaUses
 from podyd.api.binding import Call, serves
-from podyd.base.clock import iso
+from podyd.base.clock import iso_of
 from podyd.config.current import Settings
 from podyd.contract.admin import (
     ADMIN_DOCTOR,
@@ -83,7 +81,7 @@ class AdminRoutes:
         )
         return [
             ActionInfo(
-                time=iso(datetime.fromtimestamp(action.time, timezone.utc)),
+                time=iso_of(action.time),
                 user=action.user,
                 operation=action.operation,
                 pod=action.pod,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 from podyd.api.binding import Call, serves
-from podyd.base.clock import iso
+from podyd.base.clock import iso_of
 from podyd.contract.operation import Log, Nothing
 from podyd.contract.users import (
     USER_CH_PASSWD,
@@ -67,8 +65,8 @@ class UserRoutes:
             id=token.id,
             name=token.name,
             scope=token.scope,
-            created=_time(token.created),
-            expires=_time(token.expires),
+            created=iso_of(token.created),
+            expires=iso_of(token.expires),
         )
 
     @serves(USER_TOKENS)
@@ -87,7 +85,7 @@ class UserRoutes:
         return [
             NoticeInfo(
                 id=item.id,
-                time=_time(item.notice.time),
+                time=iso_of(item.notice.time),
                 pod=item.notice.pod,
                 text=item.notice.text,
                 count=item.notice.count,
@@ -108,14 +106,10 @@ def _token_info(token: Token) -> TokenInfo:
         id=token.id,
         name=token.name,
         scope=token.scope,
-        created=_time(token.created),
-        expires=_time(token.expires),
-        last_used=None if token.last_used is None else _time(token.last_used),
+        created=iso_of(token.created),
+        expires=iso_of(token.expires),
+        last_used=None if token.last_used is None else iso_of(token.last_used),
     )
-
-
-def _time(seconds: float) -> str:
-    return iso(datetime.fromtimestamp(seconds, timezone.utc))
 
 
 def _user_name(member: Member) -> UserName:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
-
 from podyd.api.binding import Call, WithSession, serves
-from podyd.base.clock import iso
+from podyd.base.clock import iso_of
 from podyd.base.errors import Conflict
 from podyd.contract.operation import Log, Nothing
 from podyd.contract.users import UserName
@@ -22,7 +20,7 @@ class WebRoutes:
     async def log_in(self, call: Call[Nothing]) -> WithSession[LoggedIn]:
         secret, session = await self._logins.open_page(call.proven)
         user = UserName(call.caller.name, int(call.caller.is_admin))
-        expires = iso(datetime.fromtimestamp(session.expires, timezone.utc))
+        expires = iso_of(session.expires)
         cookie, key = halves(secret)
         return WithSession(LoggedIn(user, expires, key), cookie)
 
