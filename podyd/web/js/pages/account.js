@@ -1,7 +1,7 @@
 // The member's own: quota, notices, tokens, password.
 
 import { get, logIn, post } from "../api.js";
-import { copyable } from "../controls.js";
+import { copyable, field } from "../controls.js";
 import { form, tell } from "../dialog.js";
 import { fill, h } from "../dom.js";
 import { bytes, moment } from "../format.js";
@@ -73,19 +73,19 @@ function tokenTable(user) {
   const load = async () => table.update(await get("user/tokens"));
 
   async function revoke(token) {
-    const password = passwordInput("revoke-password");
-    form({ title: words.revokeNamed(token.name), fields: [h("p", {}, words.revokeText), field(words.yourPassword, password)], action: words.revoke, submit: async () => {
+    const password = passwordInput();
+    form({ title: words.revokeNamed(token.name), fields: [h("p", {}, words.revokeText), field(words.yourPassword, password).element], action: words.revoke, submit: async () => {
       await post("user/token-revoke", { id: token.id }, { login: { user: user.name, password: password.value } });
       await load();
     } });
   }
 
   function create() {
-    const name = h("input", { id: "token-name", required: true, maxlength: "100" });
-    const days = h("input", { id: "token-days", type: "number", min: "1", step: "any", placeholder: "30" });
-    const scope = h("select", { id: "token-scope" }, h("option", { value: "all" }, words.scopeAll), h("option", { value: "read" }, words.scopeRead));
-    const password = passwordInput("token-password");
-    form({ title: words.newToken, fields: [field(words.name, name, words.nameHint), field(words.days, days), field(words.scope, scope), field(words.yourPassword, password)], action: words.newToken, submit: async (dialog) => {
+    const name = h("input", { required: true, maxlength: "100" });
+    const days = h("input", { type: "number", min: "1", step: "any", placeholder: "30" });
+    const scope = h("select", {}, h("option", { value: "all" }, words.scopeAll), h("option", { value: "read" }, words.scopeRead));
+    const password = passwordInput();
+    form({ title: words.newToken, fields: [field(words.name, name, words.nameHint).element, field(words.days, days).element, field(words.scope, scope).element, field(words.yourPassword, password).element], action: words.newToken, submit: async (dialog) => {
       const made = await post("user/token", { name: name.value, days: days.value || undefined, scope: scope.value }, { login: { user: user.name, password: password.value } });
       await load();
       dialog.element.close("yes");
@@ -96,9 +96,9 @@ function tokenTable(user) {
 }
 
 function passwordForm(user, live) {
-  const old = passwordInput("old-password");
-  const fresh = passwordInput("new-password", "new-password");
-  const repeat = passwordInput("repeat-password", "new-password");
+  const old = passwordInput();
+  const fresh = passwordInput("new-password");
+  const repeat = passwordInput("new-password");
   const error = h("p", { class: "error", role: "alert" });
   const submit = async (event) => {
     event.preventDefault();
@@ -123,14 +123,10 @@ function passwordForm(user, live) {
       submitter.disabled = false;
     }
   };
-  return h("form", { onsubmit: submit }, h("p", { class: "soft" }, words.passwordHint), field(words.oldPassword, old), field(texts.login.newPassword, fresh), field(texts.login.repeat, repeat), error,
+  return h("form", { onsubmit: submit }, h("p", { class: "soft" }, words.passwordHint), field(words.oldPassword, old).element, field(texts.login.newPassword, fresh).element, field(texts.login.repeat, repeat).element, error,
     h("div", { class: "buttons" }, h("button", { type: "submit" }, words.changePassword)));
 }
 
-function passwordInput(id, kind = "current-password") {
-  return h("input", { id, type: "password", required: true, autocomplete: kind });
-}
-
-function field(label, input, hint) {
-  return h("div", { class: "field" }, h("label", { for: input.id }, label), input, hint && h("span", { class: "hint" }, hint));
+function passwordInput(kind = "current-password") {
+  return h("input", { type: "password", required: true, autocomplete: kind });
 }

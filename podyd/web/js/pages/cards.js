@@ -2,6 +2,7 @@
 
 import { post } from "../api.js";
 import { CardPanel } from "../card.js";
+import { field } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h } from "../dom.js";
 import { moment, quantity } from "../format.js";
@@ -84,13 +85,13 @@ function ins(live, name) {
 
 function askLease({ live, user, gpus = "1" }) {
   const mine = pods(live, user);
-  const pod = h("select", { id: "lease-pod", required: true }, mine.map((item) => h("option", { value: item.ins }, item.ins)));
-  const which = h("input", { id: "lease-gpus", required: true, value: gpus, autocomplete: "off" });
+  const pod = h("select", { required: true }, mine.map((item) => h("option", { value: item.ins }, item.ins)));
+  const which = h("input", { required: true, value: gpus, autocomplete: "off" });
   const hours = hoursField("8");
-  const wait = h("input", { id: "lease-wait", type: "checkbox", checked: true });
+  const wait = h("input", { type: "checkbox", checked: true });
   const fields = mine.length === 0
     ? [h("p", {}, words.needsPod), h("p", {}, h("a", { href: "#/new" }, words.newPod))]
-    : [labelled(words.pod, pod), labelled(words.which, which, words.whichHint), labelled(words.hours, hours),
+    : [field(words.pod, pod).element, field(words.which, which, words.whichHint).element, field(words.hours, hours).element,
       h("p", {}, h("label", {}, wait, " ", words.wait))];
   form({ title: words.leaseTitle, fields, action: words.leaseAction, submit: async () => {
     if (mine.length === 0) throw new Error(words.needsPod);
@@ -102,7 +103,7 @@ function askLease({ live, user, gpus = "1" }) {
 function askExtend({ live, user, index }) {
   const lease = leaseOf(live, user, index);
   const hours = hoursField("8");
-  form({ title: words.extendTitle(index), fields: [h("p", {}, words.until, " ", moment(lease.until)), labelled(words.hoursFromNow, hours, words.neverShorter)],
+  form({ title: words.extendTitle(index), fields: [h("p", {}, words.until, " ", moment(lease.until)), field(words.hoursFromNow, hours, words.neverShorter).element],
     action: words.extend, submit: async () => {
       const answer = await post("gpu/lease", { ins: ins(live, lease.pod), gpus: `${index},`, hours: hours.value });
       run(words.extendTitle(index), async () => answer);
@@ -112,7 +113,7 @@ function askExtend({ live, user, index }) {
 function askRelease({ live, user, index }) {
   const lease = leaseOf(live, user, index);
   const used = live.get(`use/${index}`)?.processes.filter((process) => process.pod === lease.pod) ?? [];
-  const force = h("input", { id: "release-force", type: "checkbox", required: true });
+  const force = h("input", { type: "checkbox", required: true });
   const fields = [h("p", {}, words.releaseText(index, lease.pod)),
     used.length > 0 && h("ul", {}, used.map((process) => h("li", {}, h("code", {}, h("bdi", {}, process.cmd))))),
     used.length > 0 && h("p", {}, h("label", {}, force, " ", words.releaseForce(used.length)))];
@@ -123,13 +124,7 @@ function askRelease({ live, user, index }) {
 }
 
 function hoursField(value) {
-  return h("input", { id: "lease-hours", type: "number", min: "0.1", step: "any", required: true, value });
-}
-
-function labelled(label, input, hint) {
-  const described = hint && `${input.id}-hint`;
-  if (described) input.setAttribute("aria-describedby", described);
-  return h("div", { class: "field" }, h("label", { for: input.id }, label), input, hint && h("span", { class: "hint", id: described }, hint));
+  return h("input", { type: "number", min: "0.1", step: "any", required: true, value });
 }
 
 /** The queue with the time of each turn; who waits can leave it. */
