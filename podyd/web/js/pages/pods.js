@@ -100,15 +100,15 @@ function gpus(live, pod) {
 
 /** Meters of a pod's use, also for its own page. */
 export function memory(live, pod) {
-  const used = live.get(`load/${pod.name}`)?.memory_used;
-  if (pod.status !== "running" || used === undefined) return texts.none;
+  const used = live.get(`load/${pod.name}`)?.memory_used ?? null;
+  if (pod.status !== "running" || used === null) return texts.none;
   return meter({ share: pod.memory_limit > 0 ? used / pod.memory_limit : null, label: words.columns.memory,
     text: pod.memory_limit > 0 ? bytesOf(used, pod.memory_limit) : bytes(used) });
 }
 
 export function cpu(live, pod) {
-  const used = live.get(`load/${pod.name}`)?.cpu;
-  if (pod.status !== "running" || used === undefined) return texts.none;
+  const used = live.get(`load/${pod.name}`)?.cpu ?? null;
+  if (pod.status !== "running" || used === null) return texts.none;
   return meter({ share: pod.cpu_limit > 0 ? used / pod.cpu_limit : null, label: words.columns.cpu,
     text: pod.cpu_limit > 0 ? texts.of(used.toFixed(2), pod.cpu_limit) : used.toFixed(2) });
 }
