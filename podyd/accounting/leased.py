@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 from podyd.accounting.clock import REAL, Clock
+from podyd.accounting.pending import Pending
 from podyd.accounting.usage import spread
 from podyd.base.errors import PodydError, Unavailable
 from podyd.base.tasks import came
@@ -44,7 +44,7 @@ class LeaseTime:
         instances: Callable[[], Awaitable[Iterable[Instance]]],
         clock: Clock = REAL,
     ) -> None:
-        self._store = store
+        self._pending = Pending(store)
         self._instances = instances
         self._clock = clock
         self._changed = asyncio.Event()
@@ -73,11 +73,11 @@ class LeaseTime:
         looked = now if self._looked is None else self._looked
         if self._looked is not None and held == self._held and now - looked < COUNT_SECONDS:
             return
-        amounts = _amounts(self._held, wall - min(now - looked, GAP_SECONDS), wall)
-        with contextlib.suppress(Unavailable):  # It is counted the next time.
-            if amounts:
-                await self._store.add(amounts)
-            self._held, self._looked = held, now
+        for bucket, seconds in _amounts(self._held, wall - min(now - looked, GAP_SECONDS), wall):
+            self._pending.add(bucket, seconds)
+        self._held, self._looked = held, now
+        with contextlib.suppress(Unavailable):  # The database has logged it.
+            await self._pending.write()
 
 
 def _leases(instances: Iterable[Instance]) -> frozenset[_Held]:
@@ -94,11 +94,8 @@ def _leases(instances: Iterable[Instance]) -> frozenset[_Held]:
     )
 
 
-def _amounts(held: Iterable[_Held], begin: float, end: float) -> dict[Bucket, float]:
-    amounts: dict[Bucket, float] = defaultdict(float)
+def _amounts(held: Iterable[_Held], begin: float, end: float) -> Iterator[tuple[Bucket, float]]:
     for lease in held:
         first, last = max(begin, lease.since), min(end, lease.until)
         if first < last:
-            for bucket, part in spread("lease", lease.owner, first, last, last - first):
-                amounts[bucket] += part
-    return amounts
+            yield from spread("lease", lease.owner, first, last, last - first)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 
 from podyd.accounting.clock import REAL, Clock, Steadiness
+from podyd.accounting.pending import Pending
 from podyd.base.errors import LxdRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.contract.stats import GpuHours
@@ -34,9 +35,8 @@ YEAR_SECONDS = 366 * DAY_SECONDS
 KEPT_SECONDS = 430 * DAY_SECONDS
 # The time between two samples that are further apart is not counted.
 GAP_SECONDS = 5.0
-# Limits of what is kept in memory while LXD does not tell the owners, or the database fails.
+# What is kept in memory while LXD does not tell the owners.
 MAX_SIGHTINGS = 600
-MAX_PENDING = 10_000
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ class Usage:
         self._sightings: deque[_Sighting] = deque(maxlen=MAX_SIGHTINGS)
         self._sighted = asyncio.Event()
         self._owners: Mapping[str, str] | None = None
-        self._pending: dict[Bucket, float] = defaultdict(float)
+        self._pending = Pending(store)
         self._cpu_sampled_at: float | None = None
         self._steadiness = Steadiness(clock)
 
@@ -146,22 +146,15 @@ class Usage:
         if self._owners is not None:
             while self._sightings:
                 self._count(self._sightings.popleft(), self._owners)
-        pending, self._pending = self._pending, defaultdict(float)
-        if not pending:
-            return
-        try:
-            await self._store.add(pending)
-        except Unavailable:
-            if len(pending) < MAX_PENDING:
-                for bucket, seconds in pending.items():
-                    self._pending[bucket] += seconds
+        with contextlib.suppress(Unavailable):  # The database has logged it.
+            await self._pending.write()
 
     def _count(self, sighting: _Sighting, owners: Mapping[str, str]) -> None:
         begin = sighting.end - sighting.seconds
         for card in sighting.cards:
             for owner in {owners[pod] for pod in card if pod in owners}:
                 for bucket, part in spread("gpu", owner, begin, sighting.end, sighting.seconds):
-                    self._pending[bucket] += part
+                    self._pending.add(bucket, part)
 
     # --- CPU -------------------------------------------------------------------------------------
 

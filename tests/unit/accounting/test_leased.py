@@ -130,6 +130,20 @@ def test_while_lxd_or_the_database_does_not_answer_leases_go_on(tmp_path: Path) 
     play(tmp_path, whole)
 
 
+def test_a_database_that_is_away_for_hours_costs_none(tmp_path: Path) -> None:
+    async def whole(rig: Rig) -> None:
+        rig.leases = {("alice", "GPU-a"): (0, 90 * HOUR)}
+        await rig.after(0)
+        (tmp_path / "db").mkdir()
+        for _ in range(5 * 60):
+            await rig.after(60)
+        (tmp_path / "db").rmdir()
+        await rig.after(60)
+        assert await rig.leased() == {"alice": 5 * HOUR + 60}
+
+    play(tmp_path, whole)
+
+
 @pytest.mark.parametrize("jump", [-5 * HOUR, 5 * HOUR])
 def test_a_clock_that_is_set_and_a_host_that_sleeps(tmp_path: Path, jump: float) -> None:
     async def whole(rig: Rig) -> None:
