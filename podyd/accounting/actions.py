@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import defaultdict
+from collections.abc import Iterable
 
 from podyd.accounting.clock import REAL, Clock, Steadiness
 from podyd.base.errors import PodydError
-from podyd.store.actions import KEPT_SECONDS, Action, ActionStore
+from podyd.store.actions import KEPT_SECONDS, Action, ActionStore, Which, share
 
-# Held in memory until they are written, while the database cannot be used; the oldest go first.
+# Held in memory until they are written, while the database cannot be used; of those who have most
+# of them, the oldest go first.
 MAX_HELD = 1000
 RETRY_SECONDS = 60.0
 
@@ -21,12 +23,14 @@ class Actions:
         self._store = store
         self._clock = clock
         self._steadiness = Steadiness(clock)
-        self._held: deque[Action] = deque(maxlen=MAX_HELD)
+        self._held: list[Action] = []
         self._recorded = asyncio.Event()
 
     def record(self, *, user: str, operation: str, pod: str, status: int, code: str) -> None:
         """Record an action, which is written soon: no request waits for the disk."""
         self._held.append(Action(self._clock.wall(), user, operation, pod, status, code))
+        if len(self._held) > MAX_HELD:
+            self._held = _shortened(self._held)
         self._recorded.set()
 
     async def run(self) -> None:
@@ -41,23 +45,31 @@ class Actions:
     async def flush(self) -> None:
         """Write what is recorded. Raises Unavailable; it is then kept for the next time."""
         self._recorded.clear()
-        actions = list(self._held)
-        self._held.clear()
+        actions, self._held = self._held, []
         is_steady = self._steadiness.is_steady()
         try:
             await self._store.add(
                 actions, since=self._clock.wall() - KEPT_SECONDS if is_steady else None
             )
         except PodydError:
-            # As many as there is room for beside what has come meanwhile.
-            room = MAX_HELD - len(self._held)
-            self._held.extendleft(reversed(actions[-room:] if room else []))
+            self._held = _shortened([*actions, *self._held])
             self._recorded.set()
             raise
 
-    async def of(
-        self, *, since: float, user: str | None, pod: str | None, most: int
-    ) -> list[Action]:
+    async def of(self, which: Which, *, most: int) -> list[Action]:
         """The last actions, the newest first, as `ActionStore.of`. Raises Unavailable."""
         await self.flush()
-        return await self._store.of(since=since, user=user, pod=pod, most=most)
+        return await self._store.of(which, most=most)
+
+
+def _shortened(actions: Iterable[Action]) -> list[Action]:
+    """These without the oldest ones of who has too many."""
+    of_user: defaultdict[str, list[int]] = defaultdict(list)
+    kept = dict(enumerate(actions))
+    for number, action in kept.items():
+        of_user[action.user].append(number)
+    fair = share(map(len, of_user.values()), MAX_HELD)
+    for numbers in of_user.values():
+        for number in numbers[: max(0, len(numbers) - fair)]:
+            del kept[number]
+    return list(kept.values())

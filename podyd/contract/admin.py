@@ -37,6 +37,7 @@ class ListActions:
     pod: str | None = param(
         PodName(), "only what was done to this pod, by LXD's name of the instance", default=None
     )
+    call: str | None = param(Text(100), "only this call, such as /pod/delete", default=None)
     limit: int = param(
         Whole(1, MAX_ACTIONS), "at most so many, the newest; without it, 100", default=100
     )
@@ -123,8 +124,8 @@ ADMIN_LOG = Operation(
     GET,
     ListActions,
     Json(list[ActionInfo]),
-    "What members have changed lately (90 days, 20,000 entries), the newest first; not what they"
-    " did inside pods.",
+    "What members have changed lately (90 days, 20,000 entries, of which each member has a fair"
+    " share), the newest first; not what they did inside pods.",
     access=Access.ADMIN,
     proof=Proof.READS,
 )

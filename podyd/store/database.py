@@ -121,6 +121,7 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         ) WITHOUT ROWID""",
         "CREATE INDEX web_sessions_of_owner ON web_sessions (owner)",
     ),
+    ("CREATE INDEX actions_of_user ON actions (user)",),
 )
 
 

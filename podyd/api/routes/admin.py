@@ -26,6 +26,7 @@ from podyd.gpus.scheduler import Scheduler
 from podyd.gpus.watch import Watch
 from podyd.model.notice import Tell
 from podyd.pods.owned import Owned
+from podyd.store.actions import Which
 
 
 class AdminRoutes:
@@ -76,9 +77,8 @@ class AdminRoutes:
     @serves(ADMIN_LOG)
     async def log(self, call: Call[ListActions]) -> list[ActionInfo]:
         request = call.request
-        actions = await self._actions.of(
-            since=request.since or 0.0, user=request.user, pod=request.pod, most=request.limit
-        )
+        which = Which(request.since or 0.0, request.user, request.pod, request.call)
+        actions = await self._actions.of(which, most=request.limit)
         return [
             ActionInfo(
                 time=iso_of(action.time),
