@@ -24,6 +24,8 @@ from podyd.store.history import LEVELS, Curve, HistoryStore, Level, Mean
 
 # The minute that goes on is written too, so that what podyd does not live to write is no more.
 WRITE_SECONDS = 20.0
+# So often what is old, too much, or of pods that are no more is deleted.
+TIDY_SECONDS = 1800.0
 # Of how many minutes what cannot be written is kept.
 MAX_MINUTES = 30
 _MINUTE = LEVELS[0].step
@@ -83,6 +85,9 @@ class History:
             lambda: defaultdict(_Sum)
         )
         self._uuids: Mapping[str, str] = {}
+        # Whether LXD has said at the last look which pods there are.
+        self._are_known = False
+        self._tidied = -math.inf
 
     # --- Writing ---------------------------------------------------------------------------------
 
@@ -117,18 +122,28 @@ class History:
         ]
         with contextlib.suppress(Unavailable):  # The database has logged it.
             await self._store.add(means, whole=whole)
-            if self._steadiness.is_steady() and whole:
-                await self._store.tidy(self._clock.wall())
             for start in whole:
                 del self._minutes[start]
+            await self._tidy()
         while len(self._minutes) > MAX_MINUTES:
             del self._minutes[next(iter(self._minutes))]
 
+    async def _tidy(self) -> None:
+        is_steady, now = self._steadiness.is_steady(), self._clock.monotonic()
+        if now - self._tidied >= TIDY_SECONDS:
+            wall = self._clock.wall() if is_steady else None
+            # Nobody can ask for the curves of a pod that is no more, and a member can make many.
+            pods = set(self._uuids.values()) if self._are_known else None
+            await self._store.tidy(wall, pods)
+            self._tidied = now
+
     async def _look_at_pods(self) -> None:
+        self._are_known = False
         loads = await self._loads.read()
         # While LXD does not answer, those that it named last count.
         with contextlib.suppress(PodydError):
             self._uuids = {item.name: item.uuid for item in await self._instances()}
+            self._are_known = True
         for name, load in loads.items():
             if uuid := self._uuids.get(name):
                 self._count(uuid, ((figure, of(load)) for figure, of in _OF_POD.items()))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -21,6 +22,11 @@ DIGITS: Mapping[str, int] = {
     "pod memory_used": 0,
 }
 
+
+# Of each figure and level, whatever there is: about 170 MB for the pods together, and the cards are
+# few. A pod that is there has less than 400 of each.
+MAX_ROWS = 200_000
+PODS = "pod "
 
 # A value for each step, None where nothing is known.
 Curve = list[float | None]
@@ -112,16 +118,43 @@ class HistoryStore:
 
         return await self._database.run(work)
 
-    async def tidy(self, now: float) -> None:
-        """Delete what is older than its level keeps it. Raises Unavailable."""
-        old = [(figure, level.step, int(now) - level.kept) for figure in DIGITS for level in LEVELS]
+    async def tidy(self, now: float | None, pods: Set[str] | None) -> None:
+        """Delete what is older at `now` (None: nothing is) than its level keeps it, what is more
+        than `MAX_ROWS`, the oldest first, and of pods all but that of these uuids (None: of all
+        pods). Raises Unavailable."""
 
         def work(connection: sqlite3.Connection) -> None:
-            connection.executemany(
-                "DELETE FROM history WHERE figure = ? AND step = ? AND start < ?", old
-            )
+            for figure in DIGITS:
+                if pods is not None and figure.startswith(PODS):
+                    _forget_others(connection, figure, pods)
+                for level in LEVELS:
+                    since = _full_since(connection, figure, level)
+                    if now is not None:
+                        since = max(since, int(now) - level.kept)
+                    connection.execute(
+                        "DELETE FROM history WHERE figure = ? AND step = ? AND start < ?",
+                        (figure, level.step, since),
+                    )
 
         await self._database.run(work)
+
+
+def _forget_others(connection: sqlite3.Connection, figure: str, pods: Set[str]) -> None:
+    # One statement for all: each has to look at everything.
+    connection.execute(
+        "DELETE FROM history WHERE figure = ? AND whose NOT IN (SELECT value FROM json_each(?))",
+        (figure, json.dumps(list(pods))),
+    )
+
+
+def _full_since(connection: sqlite3.Connection, figure: str, level: Level) -> int:
+    """From when on there are `MAX_ROWS` at most."""
+    row = connection.execute(
+        "SELECT start FROM history WHERE figure = ? AND step = ?"
+        " ORDER BY start DESC LIMIT 1 OFFSET ?",
+        (figure, level.step, MAX_ROWS),
+    ).fetchone()
+    return row[0] + 1 if row else 0
 
 
 def _roll_up(connection: sqlite3.Connection, finer: Level, coarser: Level, start: int) -> None:

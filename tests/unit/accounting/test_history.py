@@ -9,8 +9,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from podyd.accounting.clock import STEADY_SECONDS, Clock
-from podyd.accounting.history import MAX_MINUTES, History
+from podyd.accounting.history import MAX_MINUTES, TIDY_SECONDS, History
 from podyd.base.clock import iso
 from podyd.base.errors import Unavailable
 from podyd.contract.history import SPANS
@@ -20,8 +22,9 @@ from podyd.node.cgroups import Cgroups, InstanceCgroup
 from podyd.node.pod_loads import PodLoad
 from podyd.node.samples import Gpu, Sample
 from podyd.pods.loads import Loads
+from podyd.store import history as store
 from podyd.store.database import Database
-from podyd.store.history import DIGITS, LEVELS, HistoryStore
+from podyd.store.history import DIGITS, LEVELS, HistoryStore, Level
 from tests.unit.node.fake import FakeLoads
 
 GIB = 1024**3
@@ -40,6 +43,8 @@ class Rig:
         self.gpus: list[Gpu] = []
         self.cards = [Card(0, "0000:01:00.0", "GPU-a"), Card(1, "0000:02:00.0", "GPU-b")]
         self.runs, self.is_away = True, False
+        # What uuid LXD gives the pod.
+        self.uuid = POD
         self.kernel = FakeLoads()
         self._path = path
         self.start()
@@ -67,7 +72,7 @@ class Rig:
         if self.is_away:
             raise Unavailable("LXD is away.")
         when = datetime.fromtimestamp(START, timezone.utc)
-        keys = {"volatile.uuid": POD, "user.podyd.owner": "alice"}
+        keys = {"volatile.uuid": self.uuid, "user.podyd.owner": "alice"}
         status: Status = "running" if self.runs else "stopped"
         return [Instance("alice-x", status, when, when, keys, {}, {}, {}, ())]
 
@@ -309,6 +314,62 @@ def test_what_is_older_than_its_level_goes(tmp_path: Path) -> None:
     play(tmp_path, whole)
 
 
+async def rows(rig: Rig) -> int:
+    """How many there are."""
+    count = "SELECT count(*) FROM history"
+    return int((await rig.database.run(lambda c: c.execute(count).fetchone()))[0])
+
+
+def test_pods_that_are_no_more_leave_nothing(tmp_path: Path) -> None:
+    async def whole(rig: Rig) -> None:
+        await rig.learn()
+        rig.kernel.known[1] = PodLoad(("podyd", "alice-x"), None, 5)
+        rig.sample(utilisation=50)
+        for number in range(25):
+            # It is deleted, and another one made of its name.
+            rig.uuid = f"uuid-{number}"
+            await rig.history.write()
+            rig.pass_by(MINUTE)
+        assert known((await rig.history.pod("uuid-3", "hour")).memory_used) == [5]
+        rig.is_away = True
+        rig.pass_by(TIDY_SECONDS)
+        await rig.history.write()
+        assert known((await rig.history.pod("uuid-3", "day")).memory_used), "LXD does not say"
+        rig.is_away = False
+        rig.pass_by(TIDY_SECONDS)
+        await rig.history.write()
+        assert known((await rig.history.pod("uuid-3", "hour")).memory_used) == []
+        assert known((await rig.history.pod("uuid-24", "day")).memory_used) != []
+        assert known((await rig.history.gpus("day")).gpus["0"].utilisation) == [50]
+        # Those of the card, in each level, and of the one pod that is there.
+        assert await rows(rig) < 30
+
+    play(tmp_path, whole)
+
+
+def test_however_many_pods_there_are_the_oldest_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "MAX_ROWS", 30)
+
+    async def whole(rig: Rig) -> None:
+        def fill(connection: Any) -> None:
+            connection.executemany(
+                "INSERT INTO history VALUES ('pod cpu', 60, ?, ?, 1)",
+                [(start, f"pod-{number}") for start in range(100) for number in range(7)],
+            )
+
+        await rig.database.run(fill)
+        await rig.store.tidy(None, {f"pod-{number}" for number in range(7)})
+        curves = await rig.store.curves(("pod cpu",), Level(1, 100, 100), 0)
+        assert curves == {}, "of another level"
+        left = "SELECT min(start), count(*) FROM history"
+        first, count = await rig.database.run(lambda c: c.execute(left).fetchone())
+        assert (first, count) == (96, 28), "whole steps of all pods"
+
+    play(tmp_path, whole)
+
+
 def test_a_year_of_eight_cards_and_fifty_pods_is_small(tmp_path: Path) -> None:
     """As many rows as there ever are: each level as long as it is kept."""
     cards = [f"GPU-01234567-89ab-cdef-0123-{number:012}" for number in range(8)]
@@ -334,3 +395,9 @@ def test_a_year_of_eight_cards_and_fifty_pods_is_small(tmp_path: Path) -> None:
     size = sum(path.stat().st_size for path in tmp_path.iterdir())
     # 16 MB; ten times as much would be allowed.
     assert size < 25e6
+    # With as many pods as members like to have.
+    most = len(LEVELS) * store.MAX_ROWS * 2
+    rows = sum(
+        len(whose[figure[:3]]) * level.kept / level.step for figure in DIGITS for level in LEVELS
+    )
+    assert size / rows * most < 190e6
