@@ -1,39 +1,30 @@
 // The HTTP API: each call is one of podyd's own, at a relative URL, so that it also works below a
 // prefix behind a proxy.
 
+import { keep, recall } from "./stored.js";
 import { texts } from "./texts.js";
 
 // Half of the login: the cookie, which is the other one, goes to every port of this host name, and
 // so to what a pod serves there. This is kept where no other port can read it.
 const KEY = "podyd-key";
-let key = stored();
-
-function stored() {
-  try {
-    return localStorage.getItem(KEY);
-  } catch {
-    return null;
-  }
-}
+let key = recall(KEY);
 
 /** Logs in, or raises Refused. */
 export async function logIn(login) {
   const answer = await post("user/login", {}, { login });
   ({ key } = answer);
-  try {
-    localStorage.setItem(KEY, key);
-  } catch { /* A browser that stores nothing asks for the password again when the page is loaded. */ }
+  keep(KEY, key);
 }
 
 /** What tells podyd that its own page asks, also before it is logged in. Another tab may have logged
  * in meanwhile. */
 export function ownPage() {
-  return { "X-Podyd-Page": stored() ?? key ?? "1" };
+  return { "X-Podyd-Page": recall(KEY) ?? key ?? "1" };
 }
 
 /** The protocols of a WebSocket, which tell the same. */
 export function protocols() {
-  const own = stored() ?? key;
+  const own = recall(KEY) ?? key;
   return own ? ["podyd", `podyd-key.${own}`] : ["podyd"];
 }
 

@@ -15,6 +15,7 @@ import { fill, h, refill, setText } from "./dom.js";
 import { moment } from "./format.js";
 import { Live } from "./live.js";
 import login from "./pages/login.js";
+import { keep, recall } from "./stored.js";
 import { texts } from "./texts.js";
 import { run, tray } from "./work.js";
 
@@ -149,20 +150,14 @@ function themes() {
     ["auto", "light", "dark"].map((name) => h("option", { value: name }, texts.nav[name])));
   select.value = theme();
   select.addEventListener("change", () => {
-    try {
-      localStorage.setItem(THEME, select.value);
-    } catch { /* A browser that stores nothing has the system's colours next time. */ }
+    keep(THEME, select.value);
     applyTheme(select.value);
   });
   return select;
 }
 
 function theme() {
-  try {
-    return localStorage.getItem(THEME) ?? "auto";
-  } catch {
-    return "auto";
-  }
+  return recall(THEME) ?? "auto";
 }
 
 function applyTheme(name) {
@@ -175,7 +170,7 @@ function banner() {
   const element = h("div", { class: "banner", role: "status", hidden: true });
   const show = () => {
     const problem = live.get("host")?.problem;
-    const since = live.lastMessage && new Date(live.lastMessage).toISOString();
+    const since = live.lastTime;
     element.hidden = live.isLive && !problem;
     document.documentElement.classList.toggle("stale", !live.isLive);
     if (live.isLive) refill(element, problem);

@@ -45,6 +45,19 @@ export function duration(seconds) {
   return shown.map(([count, unit]) => `${count} ${unit}`).join(" ");
 }
 
+let ahead = 0;
+
+/** Tells that podyd's clock shows this time (ISO 8601) now; this machine's may be wrong. */
+export function setClock(iso) {
+  const difference = Date.parse(iso) - Date.now();
+  if (Number.isFinite(difference)) ahead = difference;
+}
+
+/** The time now by podyd's clock, in ms since 1970. */
+export function clock() {
+  return Date.now() + ahead;
+}
+
 const HALF_YEAR_MS = 183 * 86_400_000;
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const DATE = new Intl.DateTimeFormat(undefined, {
@@ -57,7 +70,7 @@ const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: 
 export function moment(iso) {
   if (!iso) return texts.none;
   const date = new Date(iso);
-  const now = new Date();
+  const now = new Date(clock());
   const isToday = date.toDateString() === now.toDateString();
   const isNear = Math.abs(date - now) < HALF_YEAR_MS;
   const shown = (isToday ? CLOCK : isNear ? DATE : DAY).format(date);

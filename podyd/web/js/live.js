@@ -2,6 +2,7 @@
 // as "gpu/0" or "pod/alice-work". Pages subscribe to keys and are called when these change.
 
 import { get, protocols, socketUrl } from "./api.js";
+import { clock, setClock } from "./format.js";
 
 const SILENT_MS = 12_000; // podyd sends something each 5 s.
 // A timer of 1 s that is so late, without a message meanwhile: the machine or the page was asleep. (A
@@ -17,7 +18,7 @@ export class Live {
     this.stateListeners = new Set();
     this.isLive = false;
     this.lastMessage = 0; // When the last message came: ms since 1970 by this clock.
-    this.ahead = 0; // podyd's clock less this one, in ms.
+    this.lastTime = null; // The same by podyd's clock, in ISO 8601.
     this.retry = FIRST_RETRY_MS;
   }
 
@@ -97,7 +98,7 @@ export class Live {
 
   /** The time now by podyd's clock, in ms since 1970. */
   now() {
-    return Date.now() + this.ahead;
+    return clock();
   }
 
   connect() {
@@ -123,7 +124,8 @@ export class Live {
 
   tick() {
     const now = Date.now();
-    const wasAsleep = now - Math.max(this.lastTick, this.lastMessage) > ASLEEP_MS;
+    // A clock that was set back tells nothing of how long that was.
+    const wasAsleep = now - Math.max(this.lastTick, this.lastMessage) > ASLEEP_MS || now < this.lastTick - ASLEEP_MS;
     this.lastTick = now;
     const isSilent = now - Math.max(this.lastMessage, this.connectedAt) > SILENT_MS;
     if (!wasAsleep && !isSilent) return;
@@ -136,23 +138,37 @@ export class Live {
 
   take(message) {
     this.lastMessage = Date.now();
-    this.ahead = Date.parse(message.time) - this.lastMessage;
+    this.lastTime = message.time ?? this.lastTime;
+    setClock(message.time);
     this.retry = FIRST_RETRY_MS;
-    const changed = new Set([...Object.keys(message.set), ...message.gone]);
-    if (message.whole) {
+    // A newer podyd may say more, or less, than this page knows.
+    const { set = {}, gone = [], whole = false } = message;
+    const changed = new Set([...Object.keys(set), ...gone]);
+    if (whole) {
       for (const key of this.values.keys()) changed.add(key);
       this.values.clear();
     }
-    for (const [key, value] of Object.entries(message.set)) this.values.set(key, value);
-    for (const key of message.gone) this.values.delete(key);
+    for (const [key, value] of Object.entries(set)) this.values.set(key, value);
+    for (const key of gone) this.values.delete(key);
     const keys = [...changed];
-    if (keys.length) for (const listener of [...this.listeners]) listener(keys);
+    if (keys.length) callAll(this.listeners, keys);
     this.setLive(true);
   }
 
   setLive(isLive) {
     if (isLive === this.isLive) return;
     this.isLive = isLive;
-    for (const listener of [...this.stateListeners]) listener(isLive);
+    callAll(this.stateListeners, isLive);
+  }
+}
+
+/** Calls each; what one raises is reported, and keeps nothing from the others. */
+function callAll(listeners, value) {
+  for (const listener of [...listeners]) {
+    try {
+      listener(value);
+    } catch (error) {
+      reportError(error);
+    }
   }
 }

@@ -3,6 +3,7 @@
 import { toClipboard } from "./controls.js";
 import { h } from "./dom.js";
 import { Shell } from "./shell.js";
+import { recall } from "./stored.js";
 import { makeStylesStrict } from "./strict-styles.js";
 import { texts } from "./texts.js";
 
@@ -45,7 +46,7 @@ export class Screen {
     this.terminal = new Terminal({
       allowProposedApi: false, cursorBlink: false, fontFamily: "ui-monospace, 'DejaVu Sans Mono', Menlo, Consolas, monospace",
       fontSize: 14, macOptionIsMeta: true, scrollback: 5000, theme: colours(),
-      screenReaderMode: localStorage.getItem("podyd-screen-reader") === "1",
+      screenReaderMode: recall("podyd-screen-reader") === "1",
     });
     this.fit = new FitAddon();
     this.terminal.loadAddon(this.fit);

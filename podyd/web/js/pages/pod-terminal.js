@@ -6,6 +6,7 @@ import { button } from "../controls.js";
 import { fill, h } from "../dom.js";
 import { onPods, podsOf, work } from "../pods.js";
 import { library, Screen } from "../screen.js";
+import { keep, recall } from "../stored.js";
 import { texts } from "../texts.js";
 
 const words = texts.terminal;
@@ -23,7 +24,7 @@ export default async function terminals(context, ins) {
   const close = button(words.close, () => drop(shown()));
   const sessions = h("select", { "aria-label": words.others });
   const full = button(words.full, () => area.requestFullscreen());
-  const reader = h("input", { type: "checkbox", checked: localStorage.getItem("podyd-screen-reader") === "1" });
+  const reader = h("input", { type: "checkbox", checked: recall("podyd-screen-reader") === "1" });
   const bar = h("div", { class: "buttons" }, button(words.create, () => add(null)), sessions, again, close, full, h("label", {}, reader, " ", words.reader));
   const stopped = h("div", { class: "panel", hidden: true }, h("p", {}, words.stopped),
     button(words.start, () => work(pod(), "pod/start", words.starting(ins), { ins }), { kind: "primary" }));
@@ -38,7 +39,7 @@ export default async function terminals(context, ins) {
   const key = () => `podyd-terminals ${pod()?.name}`;
 
   reader.addEventListener("change", () => {
-    localStorage.setItem("podyd-screen-reader", reader.checked ? "1" : "0");
+    keep("podyd-screen-reader", reader.checked ? "1" : "0");
     for (const one of open) one.screen.terminal.options.screenReaderMode = reader.checked;
   });
   sessions.addEventListener("change", () => {
@@ -137,7 +138,7 @@ echo "$n"; ${LIST}`;
 
   /** Which sessions this browser tab has open, for when it is loaded again. */
   function keep() {
-    sessionStorage.setItem(key(), JSON.stringify(open.map((one) => one.session).filter((name) => name !== null)));
+    keep(key(), JSON.stringify(open.map((one) => one.session).filter((name) => name !== null)), "sessionStorage");
   }
 
   function show() {
@@ -161,7 +162,7 @@ echo "$n"; ${LIST}`;
     if (!isRunning) begun = open.some((one) => one.screen.state === "open");
     if (!isRunning || begun) return;
     begun = true;
-    const kept = JSON.parse(sessionStorage.getItem(key()) ?? "[]");
+    const kept = JSON.parse(recall(key(), "sessionStorage") ?? "[]");
     (async () => {
       for (const name of kept.length ? kept : [null]) await add(name);
     })();

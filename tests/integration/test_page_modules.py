@@ -1,0 +1,93 @@
+"""Modules of the page by themselves, in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.integration.browser import Browser, Tab
+from tests.integration.harness import Client, Server
+
+# Runs in the page with its modules.
+_WITH = """async (given) => {{
+  const from = (name) => import(new URL(`web/js/${{name}}.js`, document.baseURI).href);
+  {script}
+}}"""
+# A browser whose person lets no site keep anything, and one that has no room.
+DENIED = """for (const name of ["localStorage", "sessionStorage"])
+  Object.defineProperty(window, name, {get() { throw new DOMException("no"); }});"""
+FULL = """localStorage.setItem("podyd-key", "of an earlier login");
+Storage.prototype.setItem = () => { throw new DOMException("full", "QuotaExceededError"); };"""
+
+
+@pytest.fixture(scope="module")
+def tab(browser: Browser, server: Server) -> Iterator[Tab]:
+    with browser.tab(server.port) as tab:
+        yield tab.open()
+
+
+def run(tab: Tab, script: str, given: object = None) -> Any:
+    """What a script returns that may import the page's modules by `from`."""
+    return tab.page.evaluate(_WITH.format(script=script), given)
+
+
+def test_an_error_of_one_part_keeps_nothing_from_the_others(tab: Tab) -> None:
+    with tab.forgives("of one part"):
+        seen, told = run(
+            tab,
+            """const { Live } = await from("live");
+            const live = new Live(), seen = [], told = [];
+            addEventListener("error", (event) => told.push(event.message), { once: true });
+            live.on(["a"], () => { if (live.get("a")) throw new Error("of one part"); });
+            live.on(["a"], () => seen.push(live.get("a")));
+            live.onState((isLive) => seen.push(isLive));
+            live.take({ time: new Date().toISOString(), set: { a: 1 }, gone: [] });
+            return [seen, told];""",
+        )
+    assert seen == [None, False, 1, True]
+    assert told == ["Uncaught Error: of one part"]
+
+
+def test_what_a_newer_podyd_says_is_no_error(tab: Tab) -> None:
+    assert run(
+        tab,
+        """const { Live } = await from("live");
+        const live = new Live();
+        const time = "2026-11-28T10:00:00.000Z", set = { a: 1, "new/0": {} };
+        live.take({ time, whole: true, set, gone: [] });
+        for (const odd of [{}, { news: [] }, { time: null, set: { b: 2 } }]) live.take(odd);
+        const isKnown = Number.isFinite(live.now());
+        return [live.isLive, live.get("a"), live.get("b"), isKnown, live.lastTime];""",
+    ) == [True, 1, 2, True, "2026-11-28T10:00:00.000Z"]
+
+
+def test_times_are_by_podyds_clock(tab: Tab) -> None:
+    """With a clock in the browser that is a day late, what is today for podyd has no date."""
+    shown, left, lost = run(
+        tab,
+        """const { Live } = await from("live");
+        const { moment, secondsUntil } = await from("format");
+        const live = new Live(), podyd = Date.now() + 86_400_000;
+        const iso = (ms) => new Date(ms).toISOString();
+        live.take({ time: iso(podyd), set: {}, gone: [] });
+        const found = [moment(iso(podyd)).textContent, secondsUntil(iso(podyd + 60_000), live)];
+        return [...found, live.lastTime === iso(podyd)];""",
+    )
+    assert len(shown) == len("10:00")
+    assert 59 < left <= 60
+    assert lost
+
+
+@pytest.mark.parametrize("kept", [DENIED, FULL], ids=["denied", "full"])
+def test_a_browser_that_keeps_nothing(
+    browser: Browser, server: Server, new_user: Callable[[], Client], kept: str
+) -> None:
+    with browser.tab(server.port) as tab:
+        tab.context.add_init_script(kept)
+        tab.enter(new_user().user).is_live()
+        tab.page.get_by_label("Colours").select_option("dark")
+        expect(tab.page.locator("html")).to_have_attribute("data-theme", "dark")
+        tab.go("/account").shows("Quota")
