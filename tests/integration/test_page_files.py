@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
+import os
 import re
 import shlex
+import subprocess
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,7 +88,12 @@ def downloaded(tab: Tab, link: Locator) -> tuple[str, bytes]:
 
 def upload(tab: Tab, name: str, data: bytes) -> None:
     chosen = FilePayload(name=name, mimeType="application/octet-stream", buffer=data)
-    tab.page.locator("input[type=file]").set_input_files([chosen])
+    tab.page.locator("input[type=file]:not([webkitdirectory])").set_input_files([chosen])
+
+
+def work(tab: Tab, what: str) -> Locator:
+    """The newest line in the tray about this."""
+    return tab.page.get_by_role("status").filter(has_text=what).last
 
 
 def confirm(tab: Tab, action: str) -> None:
@@ -100,6 +108,25 @@ def drop(tab: Tab, paths: list[Path]) -> None:
     for kind in ("dragEnter", "dragOver", "drop"):
         session.send("Input.dispatchDragEvent", {"type": kind, "x": 200, "y": 400, "data": data})
     session.detach()
+
+
+@contextlib.contextmanager
+def slow(tab: Tab) -> Iterator[None]:
+    """Meanwhile it uploads 200 kB in a second."""
+    session = tab.context.new_cdp_session(tab.page)
+    session.send("Network.enable")
+    speed = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    session.send("Network.emulateNetworkConditions", speed)
+    try:
+        yield
+    finally:
+        session.send("Network.emulateNetworkConditions", {**speed, "uploadThroughput": -1})
+        session.detach()
+
+
+def leaves(said: Callable[[str], str], names: str) -> None:
+    """Wait until this alone is in the folder."""
+    said(f'for n in $(seq 100); do [ "$(ls -A)" = "{names}" ] && exit; sleep 0.1; done; false')
 
 
 def test_names_of_any_kind(tab: Tab, here: str, said: Callable[[str], str]) -> None:
@@ -185,41 +212,121 @@ def test_an_upload_that_is_cancelled_or_refused_leaves_nothing(
     try:
         tab.go(f"/pods/work/files{here}/full")
         upload(tab, "large", bytes(5_000_000))
-        work = tab.page.get_by_role("status").filter(has_text="Upload large")
-        expect(work.get_by_role("alert")).to_contain_text("No space left", timeout=WORK_MS)
-        tab.button("Dismiss", within=work).click()
+        sent = work(tab, "Upload large")
+        expect(sent.get_by_role("alert")).to_contain_text("No space left", timeout=WORK_MS)
+        tab.button("Dismiss", within=sent).click()
     finally:
         said("umount full")
     tab.go(f"/pods/work/files{here}")
-    session = tab.context.new_cdp_session(tab.page)
-    session.send("Network.enable")
-    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
-    session.send("Network.emulateNetworkConditions", slow)
-    try:
+    with slow(tab):
         upload(tab, "slow", bytes(6_000_000))
-        work = tab.page.get_by_role("status").filter(has_text="Upload slow")
-        expect(work).to_contain_text("of 5.72 MiB")
-        expect(work.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
-        tab.button("Cancel", within=work).click()
-        expect(work).to_have_count(0)
-    finally:
-        session.send("Network.emulateNetworkConditions", {**slow, "uploadThroughput": -1})
-        session.detach()
+        sent = work(tab, "Upload slow")
+        expect(sent).to_contain_text("of 5.72 MiB")
+        expect(sent.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
+        tab.button("Cancel", within=sent).click()
+        expect(sent).to_contain_text("Cancelled: nothing of it is in the pod.")
     expect(row(tab, "full")).to_be_visible()
-    said('for n in $(seq 100); do [ "$(ls -A)" = full ] && exit; sleep 0.1; done; ls -A; false')
+    leaves(said, "full")
 
 
-def test_files_are_dropped_and_folders_refused(
-    tab: Tab, here: str, said: Callable[[str], str], tmp_path: Path
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder of this machine with others in it, an empty one, and names of any kind."""
+    folder = tmp_path / "a folder"
+    (folder / "sub" / ("d" * 200)).mkdir(parents=True)
+    (folder / "empty").mkdir()
+    for name in (*ODD, "\u00e9" * 127):
+        (folder / "sub" / name).write_text(name)
+        (folder / "sub" / ("d" * 200) / name).write_text(f"{name} below")
+    os.utime(folder / "sub" / "-rf", (0, 86400))
+    return folder
+
+
+LISTED = "cd 'a folder' && find . -type f -exec sha256sum {} + | LC_ALL=C sort"
+
+
+def test_files_and_folders_are_dropped(
+    tab: Tab, here: str, said: Callable[[str], str], tree: Path
 ) -> None:
-    folder, file = tmp_path / "a folder", tmp_path / "dropped"
-    folder.mkdir()
+    file = tree.parent / "dropped"
     file.write_text("it")
     tab.go(f"/pods/work/files{here}")
-    drop(tab, [folder, file])
+    drop(tab, [tree, file])
+    sent = work(tab, "Upload 2 files and folders")
+    expect(sent).to_contain_text("All 2 are in the pod.", timeout=WORK_MS)
     expect(row(tab, "dropped")).to_be_visible()
-    tab.shows("a folder: folders can")
     assert said("cat dropped") == "it"
+    listed = subprocess.run(
+        ["sh", "-c", LISTED], cwd=tree.parent, check=True, capture_output=True, text=True
+    )
+    assert said(LISTED) == listed.stdout
+    assert said("stat -c %a:%Y 'a folder/sub/-rf'") == "644:86400\n"
+    assert said("stat -c %F 'a folder/empty'") == "directory\n"
+    assert not tab.ran()
+
+    # Again, once somebody has said so: what else is there stays.
+    said("cd 'a folder' && touch mine && echo old >sub/-rf")
+    drop(tab, [tree])
+    expect(tab.dialog()).to_contain_text("all others stay")
+    confirm(tab, "Cancel")
+    assert said("cat 'a folder/sub/-rf'") == "old\n"
+    drop(tab, [tree])
+    confirm(tab, "Add and replace")
+    sent = work(tab, "Upload a folder")
+    expect(sent).to_contain_text("All of it is in", timeout=WORK_MS)
+    assert said("cat 'a folder/sub/-rf'; ls 'a folder'") == "-rfempty\nmine\nsub\n"
+
+    # It is refused where it does not fit, and what can be sent is.
+    said("rm -r 'a folder' && echo mine >'a folder'")
+    drop(tab, [tree, file])
+    confirm(tab, "Replace")
+    alert = tab.page.get_by_role("alert").filter(has_text="a folder")
+    expect(alert).to_contain_text("exists and is not a directory", timeout=WORK_MS)
+    assert said("cat 'a folder' dropped") == "mine\nit"
+
+
+def test_a_folder_is_chosen_and_one_is_made(
+    tab: Tab, here: str, said: Callable[[str], str], tree: Path
+) -> None:
+    tab.go(f"/pods/work/files{here}")
+    chooser = tab.page.locator("input[webkitdirectory]")
+    chooser.set_input_files(tree)
+    expect(row(tab, "a folder")).to_be_visible(timeout=WORK_MS)
+    # A browser does not tell of what is empty.
+    assert said("cd 'a folder' && find . -type f -printf x; ls") == "x" * 16 + "sub\n"
+
+    for wrong in ("..", "a/b", " ", "\u00e9" * 128):
+        tab.button("New folder …").click()
+        tab.dialog().get_by_label("Name").fill(wrong)
+        tab.button("Make the folder", within=tab.dialog()).click()
+        expect(tab.dialog().get_by_role("alert")).to_contain_text("without “/”")
+        tab.page.keyboard.press("Escape")
+    tab.button("New folder …").click()
+    name = tab.dialog().get_by_label("Name")
+    name.fill("a folder")
+    name.press("Enter")
+    expect(tab.dialog().get_by_role("alert")).to_contain_text("There is a folder already.")
+    name.fill(MARKUP)
+    name.press("Enter")
+    expect(row(tab, MARKUP)).to_be_visible()
+    assert said(f"stat -c %F:%a {shlex.quote(MARKUP)}") == "directory:755\n"
+    assert not tab.ran()
+    tab.is_accessible()
+
+
+def test_a_folder_whose_upload_is_cancelled_leaves_nothing(
+    tab: Tab, here: str, said: Callable[[str], str], tree: Path
+) -> None:
+    (tree / "large").write_bytes(bytes(6_000_000))
+    tab.go(f"/pods/work/files{here}")
+    with slow(tab):
+        drop(tab, [tree])
+        sent = work(tab, "Upload a folder")
+        expect(sent).to_contain_text(re.compile(r"of 5\.\d+ MiB"))
+        expect(sent.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
+        tab.button("Cancel", within=sent).click()
+        expect(sent).to_contain_text("Cancelled: nothing of it is in the pod.")
+    leaves(said, "")
 
 
 def test_logs(tab: Tab, said: Callable[[str], str], carol: Client) -> None:

@@ -1,14 +1,15 @@
-// The files of a pod that runs: look, download, upload, delete. Names are whatever root in the pod
+// The files of a pod that runs: look, download, upload, make folders, delete. Names are whatever root in the pod
 // has made of them: text, each in an isolated direction, with what cannot be seen written out.
 
 import { get, ownPage, post, read, Refused, url } from "../api.js";
-import { button } from "../controls.js";
-import { confirm } from "../dialog.js";
+import { button, field } from "../controls.js";
+import { confirm, form } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { saveByScript } from "../download.js";
 import { bytes, moment } from "../format.js";
 import { onPods, podsOf, work } from "../pods.js";
 import { Table } from "../table.js";
+import { tar } from "../tar.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
 
@@ -24,6 +25,8 @@ const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe]/;
 // What podyd gives in place of bytes that are no UTF-8: by such a name nothing is found.
 const LOST = "\ufffd";
 const WAITING_MS = 500;
+// Linux's limit of a name.
+const MAX_NAME_BYTES = 255;
 let uploads = 0;
 
 export default async function files(context, ins) {
@@ -33,6 +36,7 @@ export default async function files(context, ins) {
   const notTaken = h("p", { class: "error", role: "alert" });
   const note = h("p", { class: "soft", role: "status" });
   const chosen = h("input", { type: "file", multiple: true, hidden: true });
+  const chosenFolder = h("input", { type: "file", webkitdirectory: true, hidden: true });
   const filter = h("input", { type: "search", class: "filter", "aria-label": words.filter, placeholder: words.filter });
   const filtering = h("p", {}, filter);
   const reading = h("p", { class: "soft" }, words.reading);
@@ -130,21 +134,46 @@ export default async function files(context, ins) {
     load();
   }
 
-  async function upload(list) {
-    if (list.length === 0) return;
+  /** Uploads `pieces` (of pieceOf), one after the other, once who replaces something has said so. */
+  async function upload(pieces) {
+    if (pieces.length === 0) return;
     // What is there may have changed since.
     await load();
     const there = new Map(entries.map((entry) => [entry.name, entry.type]));
     const wanted = [];
-    for (const file of list) {
-      const isReplaced = there.has(file.name) && there.get(file.name) !== "directory";
-      if (!isReplaced || await confirm({ title: words.replace(plain(file.name)), text: words.replaceText, action: words.replaceAction, danger: true })) wanted.push(file);
+    for (const piece of pieces) {
+      if (await mayReplace(piece, there.get(piece.name))) wanted.push(piece);
     }
     if (wanted.length === 0) return;
     const cancel = new AbortController();
     await run(wanted.length === 1 ? words.upload(plain(wanted[0].name)) : words.uploadMany(wanted.length),
       (progress) => sendAll(ins, wanted, within, progress, cancel.signal), undefined, () => cancel.abort());
     load();
+  }
+
+  /** Whether a piece goes to where there is something of this type; what podyd refuses is not asked. */
+  function mayReplace({ name, format }, type) {
+    if (type === undefined || (type === "directory") !== (format === "tar") && type !== "link") return true;
+    return confirm(format === "tar"
+      ? { title: words.merge(plain(name)), text: words.mergeText, action: words.mergeAction, danger: true }
+      : { title: words.replace(plain(name)), text: words.replaceText, action: words.replaceAction, danger: true });
+  }
+
+  function makeFolder() {
+    const name = field(words.name, h("input", { name: "name", required: true, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), words.folderHint);
+    form({ title: words.newFolder, action: words.makeFolder, fields: [name.element], submit: async () => {
+      const wanted = name.input.value;
+      if (/^(\s*|\.\.?)$|\//.test(wanted) || new TextEncoder().encode(wanted).length > MAX_NAME_BYTES) throw new Error(words.folderHint);
+      const path = within(wanted);
+      const isThere = await get("pod/file", { ins, path, format: "stat" }).then(() => true, (refused) => {
+        if (refused.code === "no_such_file") return false;
+        throw refused;
+      });
+      if (isThere) throw new Error(words.isThere(plain(wanted)));
+      // What is unpacked where nothing is makes a folder there.
+      await send(ins, path, { format: "tar", body: tar([]) }, () => {}, signal);
+      await load();
+    } });
   }
 
   function isFolderShown() {
@@ -154,18 +183,36 @@ export default async function files(context, ins) {
   function dropped(event) {
     drop.classList.remove("over");
     if (!isFolderShown()) return;
-    const items = [...event.dataTransfer.items].filter((item) => item.kind === "file");
-    const isFolder = (item) => item.webkitGetAsEntry()?.isDirectory;
-    const folders = items.filter(isFolder).map((item) => plain(item.webkitGetAsEntry().name));
-    const given = items.filter((item) => !isFolder(item)).map((item) => item.getAsFile());
-    setText(notTaken, folders.length ? words.noFolders(folders) : "");
-    upload(given);
+    // They can be asked for now alone.
+    const items = [...event.dataTransfer.items].filter((item) => item.kind === "file").map((item) => [item.webkitGetAsEntry(), item.getAsFile()]);
+    take(() => Promise.all(items.map(async ([entry, file]) => (entry?.isDirectory ? folderPiece(entry.name, await inside(entry, "")) : filePiece(file)))));
+  }
+
+  /** Uploads what `read` resolves to, which may take a while. */
+  async function take(read) {
+    setText(notTaken, "");
+    reading.hidden = false;
+    try {
+      await upload(await read());
+    } catch (wrong) {
+      setText(notTaken, wrong.message);
+    } finally {
+      reading.hidden = true;
+    }
   }
 
   chosen.addEventListener("change", () => {
-    setText(notTaken, "");
-    upload([...chosen.files]);
+    const files = [...chosen.files];
     chosen.value = "";
+    take(() => files.map(filePiece));
+  });
+  chosenFolder.addEventListener("change", () => {
+    const files = [...chosenFolder.files];
+    chosenFolder.value = "";
+    if (files.length === 0) return setText(notTaken, words.emptyFolder);
+    // "folder/sub/name": a browser does not tell of folders without files.
+    const [top] = files[0].webkitRelativePath.split("/");
+    take(() => [folderPiece(top, files.map((file) => ({ path: file.webkitRelativePath.slice(top.length + 1), file })))]);
   });
   filter.addEventListener("input", draw);
   const drop = h("section", { class: "files" });
@@ -173,8 +220,9 @@ export default async function files(context, ins) {
     button(texts.terminal.start, () => work(pod(), "pod/start", texts.terminal.starting(ins), { ins }), { kind: "primary" }));
   const listing = h("div", { hidden: true },
     h("div", { class: "buttons" }, button(words.uploadAction, () => chosen.click(), { kind: "primary" }),
+      button(words.uploadFolder, () => chosenFolder.click()), button(words.newFolderAction, makeFolder),
       download(ins, place, true), button(words.reload, load)),
-    chosen, h("p", { class: "soft" }, words.dropHint), notTaken, filtering, table.element, note);
+    chosen, chosenFolder, h("p", { class: "soft" }, words.dropHint), notTaken, filtering, table.element, note);
   const running = h("div", {}, crumbs(ins, place), reading, error, single, listing);
   fill(drop, stopped, running);
   // Beside the list too: a browser would open what is dropped, in place of this page.
@@ -253,49 +301,91 @@ async function fetched(ins, path, href, name, signal) {
   return { log: words.downloaded };
 }
 
-/** Uploads files one after the other; what is refused does not hold up the others. */
-async function sendAll(ins, list, within, progress, signal) {
-  const all = list.reduce((sum, file) => sum + file.size, 0);
+/** What is uploaded at once: a file, or a folder with all that is in it as a tar file, which appears
+ * in the pod whole or not at all. */
+function filePiece(file) {
+  return { name: file.name, body: file, mtime: Math.max(0, Math.floor(file.lastModified / 1000)) };
+}
+
+function folderPiece(name, entries) {
+  return { name, body: tar(entries), format: "tar" };
+}
+
+/** All that is in a folder that was dropped, for `tar`. `path`: what is before the names, "" or "sub/". */
+async function inside(folder, path) {
+  const found = [];
+  try {
+    const reader = folder.createReader();
+    // It gives some at a time, at last none.
+    let some;
+    do {
+      some = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
+      found.push(...some);
+    } while (some.length);
+    const lists = [];
+    for (const entry of found) {
+      const below = path + entry.name;
+      if (entry.isDirectory) lists.push([{ path: below }], await inside(entry, `${below}/`));
+      else lists.push([{ path: below, file: await new Promise((resolve, reject) => entry.file(resolve, reject)) }]);
+    }
+    return lists.flat();
+  } catch (wrong) {
+    if (!(wrong instanceof DOMException)) throw wrong;
+    throw new Error(words.unreadable(plain(folder.fullPath.slice(1)), wrong.message));
+  }
+}
+
+/** Uploads pieces one after the other; what is refused does not hold up the others. */
+async function sendAll(ins, pieces, within, progress, signal) {
+  const all = pieces.reduce((sum, { body }) => sum + body.size, 0);
   const refusals = [];
   let before = 0;
+  let done = 0;
   let last;
   if (++uploads === 1) window.addEventListener("beforeunload", ask);
   try {
-    for (const [at, file] of list.entries()) {
-      const sending = (sent) => progress({ text: words.progress(bytes(before + sent), bytes(all), list.length > 1 && at + 1, list.length), share: all ? (before + sent) / all : 1 });
+    for (const [at, piece] of pieces.entries()) {
+      const sending = (sent) => progress({ text: words.progress(bytes(before + sent), bytes(all), pieces.length > 1 && at + 1, pieces.length), share: all ? (before + sent) / all : 1 });
       sending(0);
       try {
-        last = await send(ins, within(file.name), file, sending, signal);
+        last = await send(ins, within(piece.name), piece, sending, signal);
+        done += 1;
       } catch (refused) {
-        if (refused.name === "AbortError") throw refused;
-        refusals.push(list.length > 1 ? `${plain(file.name)}: ${refused.message}` : refused.message);
+        if (refused.name === "AbortError") {
+          return { log: [words.cancelled(done, pieces.length), refused.isSent && words.mayBe(plain(piece.name)), ...refusals].filter(Boolean).join(" ") };
+        }
+        refusals.push(pieces.length > 1 ? `${plain(piece.name)}: ${refused.message}` : refused.message);
       }
-      before += file.size;
+      before += piece.body.size;
     }
   } finally {
     if (--uploads === 0) window.removeEventListener("beforeunload", ask);
   }
   if (refusals.length) throw new Error(refusals.join(" "));
-  return list.length === 1 ? last : { log: words.uploaded(list.length) };
+  return pieces.length === 1 ? last : { log: words.uploaded(pieces.length) };
 }
 
 function ask(event) {
   event.preventDefault();
 }
 
-/** Uploads a file. XMLHttpRequest alone tells how far an upload is. */
-function send(ins, path, file, progress, signal) {
+/** Uploads a piece. XMLHttpRequest alone tells how far an upload is. An AbortError says by `isSent`
+ * that podyd may have it all. */
+function send(ins, path, { body, format, mtime }, progress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
-    request.open("POST", url("pod/file-put", { ins, path, mtime: Math.max(0, Math.floor(file.lastModified / 1000)) }));
+    let isSent = false;
+    const aborted = () => reject(Object.assign(new DOMException("", "AbortError"), { isSent }));
+    request.open("POST", url("pod/file-put", { ins, path, format, mtime }));
     for (const [name, value] of Object.entries(ownPage())) request.setRequestHeader(name, value);
     request.upload.onprogress = ({ loaded }) => progress(loaded);
+    request.upload.onload = () => { isSent = true; };
     request.onload = () => read(new Response(request.responseText, { status: request.status,
       headers: { "Content-Type": request.getResponseHeader("Content-Type") ?? "" } })).then(resolve, reject);
     request.onerror = () => reject(new Refused(0, { detail: words.cutOff, code: "unreachable" }));
-    request.onabort = () => reject(new DOMException("", "AbortError"));
+    request.onabort = aborted;
     signal.addEventListener("abort", () => request.abort());
-    if (signal.aborted) reject(new DOMException("", "AbortError"));
-    else request.send(file);
+    if (signal.aborted) aborted();
+    else request.send(body);
   });
 }
