@@ -17,7 +17,8 @@ class OneImage:
 @dataclass(frozen=True)
 class ImageInfo:
     """An image. `name` is the one that was asked for, `aliases` all of its names in LXD. `size` is
-    the size as stored, in bytes; a pod made from it needs more. `fingerprint` is LXD's id of it."""
+    the size as stored, in bytes; a pod made from it needs more. `fingerprint` is LXD's id of it.
+    `owner` is the member who made it with /pod/commit; null if it is an admin's."""
 
     name: str
     aliases: list[str]
@@ -26,6 +27,7 @@ class ImageInfo:
     created: str
     architecture: str
     fingerprint: str
+    owner: str | None
 
 
 HOST_IMAGES = Operation(

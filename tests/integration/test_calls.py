@@ -193,6 +193,7 @@ def test_images(alice: Client) -> None:
     assert alice.get("/image/list").ok == alice.get("/host/images").ok
     image = alice.get("/image/inspect", image=IMAGE).ok
     assert (image["name"], image["architecture"]) == (IMAGE, "x86_64")
+    assert image["owner"] is None
     assert image["size"] > 1_000_000
     body = alice.get("/image/inspect", image="no-such").refused(404, "no_such_image")
     assert "/host/images" in body["advice"]

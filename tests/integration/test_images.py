@@ -64,6 +64,7 @@ def test_the_life_of_an_image(node: Node, debian: Client, bob: Client, admin: Cl
     assert {name, IMAGE} <= set(own.get("/host/images").ok)
     inspected = own.get("/image/inspect", image=name).ok
     assert (inspected["description"], inspected["size"]) == ("with torch", image["size"])
+    assert inspected["owner"] == own.user
     for other in (bob, admin):
         assert name not in other.get("/host/images").ok
         for call, params in (("/image/delete", {}), ("/pod/create", {"ins": "x"})):

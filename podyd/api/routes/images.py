@@ -37,6 +37,7 @@ class ImageRoutes:
             created=iso(image.created),
             architecture=image.architecture,
             fingerprint=image.fingerprint,
+            owner=image.owner or None,
         )
 
     @serves(IMAGE_DELETE)

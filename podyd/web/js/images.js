@@ -12,7 +12,7 @@ import { run } from "./work.js";
 const words = texts.images;
 
 /** A section with them, hidden while there are none. */
-export function ownImages({ live, user, signal }) {
+export function ownImages({ live, signal }) {
   const error = h("p", { class: "error", role: "alert" });
   const table = new Table({
     caption: words.caption, empty: "", key: (image) => image.name,
@@ -30,11 +30,10 @@ export function ownImages({ live, user, signal }) {
   async function refresh() {
     if (signal.aborted) return;
     try {
-      // A member sees nobody's but their own and those for all.
-      const names = (await get("host/images", {}, { signal, quiet: true })).filter((name) => name.startsWith(`${user.name}-`));
-      const all = await Promise.all(names.map((image) =>
-        get("image/inspect", { image }, { signal, quiet: true }).then((info) => ({ ...info, name: image }), () => null)));
-      table.update(all.filter(Boolean));
+      const names = await get("host/images", {}, { signal, quiet: true });
+      const all = await Promise.all(names.map((image) => get("image/inspect", { image }, { signal, quiet: true }).catch(() => null)));
+      // A member sees nobody's but their own and an admin's, which has no owner.
+      table.update(all.filter((info) => info?.owner));
       element.hidden = table.rows.size === 0 && !error.textContent;
     } catch { /* The page says already that podyd or LXD does not answer. */ }
   }

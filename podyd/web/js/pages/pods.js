@@ -85,7 +85,7 @@ function list({ live, user, signal }) {
   }).catch(() => {});
   const element = h("div", {},
     h("div", { class: "between" }, h("h1", {}, words.title), create),
-    sum, filtering, waiting, none, table.element, ownImages({ live, user, signal }));
+    sum, filtering, waiting, none, table.element, ownImages({ live, signal }));
   return { title: words.title, element, close: () => clearInterval(ticking) };
 }
 
