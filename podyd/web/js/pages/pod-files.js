@@ -7,7 +7,7 @@ import { confirm, form } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { saveByScript } from "../download.js";
 import { bytes, moment } from "../format.js";
-import { onPods, podsOf, work } from "../pods.js";
+import { onPods, work } from "../pods.js";
 import { Table } from "../table.js";
 import { tar } from "../tar.js";
 import { texts } from "../texts.js";
@@ -29,8 +29,7 @@ const WAITING_MS = 500;
 const MAX_NAME_BYTES = 255;
 let uploads = 0;
 
-export default async function files(context, ins) {
-  const { live, user, signal, path: [, , ...parts] } = context;
+export default async function files({ live, signal, ins, pod, path: [, , ...parts] }) {
   const place = parts.length ? `/${parts.filter(Boolean).join("/")}` : HOME;
   const error = h("p", { class: "error", role: "alert" });
   const notTaken = h("p", { class: "error", role: "alert" });
@@ -42,7 +41,6 @@ export default async function files(context, ins) {
   const reading = h("p", { class: "soft" }, words.reading);
   const single = h("div", { class: "panel", hidden: true });
   const within = (name) => `${place === "/" ? "" : place}/${name}`;
-  const pod = () => podsOf(live, user).find((one) => one.ins === ins);
   let entries = [];
   let truncated = false;
 
@@ -240,8 +238,8 @@ export default async function files(context, ins) {
   let wasRunning = false;
   let loading;
   onPods(live, () => {
-    const isRunning = pod()?.status === "running";
-    stopped.hidden = isRunning || pod() === undefined;
+    const isRunning = pod().status === "running";
+    stopped.hidden = isRunning;
     running.hidden = !isRunning;
     if (isRunning && !wasRunning) loading = load();
     wasRunning = isRunning;

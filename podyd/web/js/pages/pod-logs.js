@@ -17,7 +17,7 @@ const MAX_MARKS = 2000;
 // Colours and movements of a terminal, as a console has them.
 const ESCAPES = /\u001b(?:\[[0-?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)|[()][0-9A-B]|[=>78cM])/g;
 
-export default async function logs({ signal }, ins) {
+export default async function logs({ signal, ins }) {
   const lines = field(words.lines, h("select", {}, [100, 1000, MAX_LINES].map((count) => h("option", { value: count }, String(count)))));
   const since = field(words.since, h("select", {}, Object.entries(words.spans).map(([value, text]) => h("option", { value }, text))));
   const search = field(words.search, h("input", { type: "search", autocomplete: "off", spellcheck: "false" }));

@@ -17,16 +17,10 @@ import { cpu, disk, memory, uptime } from "./pods.js";
 const words = texts.overview;
 const TICK_MS = 5000;
 
-export default async function overview(context, ins) {
-  const { live, user, signal } = context;
+export default async function overview(context) {
+  const { live, signal } = context;
   const { quota } = await get("user/info", {}, { signal, quiet: true });
-  let latest;
-  const pod = () => {
-    latest = podsOf(live, user).find((one) => one.ins === ins) ?? latest;
-    return latest;
-  };
-  pod();
-  const make = (part) => part({ ...context, ins, pod, quota });
+  const make = (part) => part({ ...context, quota });
   const columns = [[use, cards, images].map(make), [facts, connect, limits].map(make)];
   const parts = columns.flat();
   const update = () => parts.forEach((part) => part.update?.());

@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { button, copyable, field, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
-import { onPods, podsOf, serverName } from "../pods.js";
+import { onPods, serverName } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -13,15 +13,8 @@ const words = texts.ports;
 const POLL_MS = 4000;
 const SSH = 22;
 
-export default async function ports(context, ins) {
-  const { live, user, signal } = context;
+export default async function ports({ live, signal, ins, pod }) {
   const { quota } = await get("user/info", {}, { signal, quiet: true });
-  let latest;
-  const pod = () => {
-    latest = podsOf(live, user).find((one) => one.ins === ins) ?? latest;
-    return latest;
-  };
-  pod();
   let listening = [];
   const error = h("p", { class: "error", role: "alert" });
   const asking = h("p", { class: "soft", role: "status" });

@@ -4,7 +4,7 @@
 import { post } from "../api.js";
 import { button } from "../controls.js";
 import { fill, h } from "../dom.js";
-import { onPods, podsOf, work } from "../pods.js";
+import { onPods, work } from "../pods.js";
 import { library, Screen } from "../screen.js";
 import { keep, recall } from "../stored.js";
 import { texts } from "../texts.js";
@@ -14,8 +14,7 @@ const PREFIX = "podyd-";
 const NO_TMUX = 3;
 const LIST = "tmux list-sessions -F '#{session_name} #{session_attached}' 2>/dev/null";
 
-export default async function terminals(context, ins) {
-  const { live, user, signal } = context;
+export default async function terminals({ live, signal, ins, pod }) {
   const tabs = h("div", { class: "tablist", role: "tablist", "aria-label": words.tabs(ins) });
   const area = h("div", { class: "screens" });
   const status = h("p", { class: "soft", role: "status" });
@@ -34,9 +33,8 @@ export default async function terminals(context, ins) {
   let begun = false;
   let made = 0;
 
-  const pod = () => podsOf(live, user).find((one) => one.ins === ins);
   const shown = () => open.find((one) => one === current);
-  const key = () => `podyd-terminals ${pod()?.name}`;
+  const key = () => `podyd-terminals ${pod().name}`;
 
   reader.addEventListener("change", () => {
     keep("podyd-screen-reader", reader.checked ? "1" : "0");
@@ -155,8 +153,8 @@ echo "$n"; ${LIST}`;
   window.addEventListener("beforeunload", leaving, { signal });
 
   onPods(live, () => {
-    const isRunning = pod()?.status === "running";
-    stopped.hidden = isRunning || pod() === undefined;
+    const isRunning = pod().status === "running";
+    stopped.hidden = isRunning;
     running.hidden = !isRunning;
     // What has been opened in a pod that has stopped since is over.
     if (!isRunning) begun = open.some((one) => one.screen.state === "open");

@@ -1,4 +1,5 @@
-// A pod's own page: its name, state and buttons, and a tab with what is asked for.
+// A pod's own page: its name, state and buttons, and a tab with what is asked for. A tab's module is as
+// a page's; its context has also `ins`, the pod's name, and `pod()`, the pod as it is now, or was last.
 
 import { fill, h, refill, setText } from "../dom.js";
 import { badge, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
@@ -14,11 +15,12 @@ export default async function pod(context) {
   const find = () => podsOf(live, user).find((one) => one.ins === ins);
   await live.until(() => find() !== undefined, ARRIVAL_MS, signal);
   let latest = find();
+  const current = () => (latest = find() ?? latest);
   if (latest === undefined) return missing(ins, () => find() && context.go(`/pods/${ins}`), context);
   if (!TABS.includes(tab)) throw new Error(texts.errors.noPage);
 
   const state = h("span", { role: "status" });
-  const powers = powerButtons(live, () => latest, () => { if (!signal.aborted) context.go("/pods"); });
+  const powers = powerButtons(live, current, () => { if (!signal.aborted) context.go("/pods"); });
   const content = h("div", { class: "tab" });
   const tabs = h("nav", { class: "tabs", "aria-label": words.tabs(ins) }, h("ul", {}, TABS.map((name) =>
     h("li", {}, h("a", { href: `#/pods/${ins}/${name}`, "aria-current": name === tab ? "page" : null }, words.names[name])))));
@@ -27,7 +29,7 @@ export default async function pod(context) {
   let view;
   try {
     const { default: make } = await import(`./pod-${tab}.js`);
-    view = await make(context, ins);
+    view = await make({ ...context, ins, pod: current });
     fill(content, view.element);
   } catch (error) {
     if (error.name === "AbortError") throw error;
@@ -42,7 +44,6 @@ export default async function pod(context) {
       return;
     }
     powers.element.hidden = false;
-    latest = now;
     refill(state, badge(stateOf(live, now)));
     powers.update();
   }, signal);
