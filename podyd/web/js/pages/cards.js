@@ -104,7 +104,7 @@ function askExtend({ live, user, index }) {
   const lease = leaseOf(live, user, index);
   const hours = hoursField("8");
   form({ title: words.extendTitle(index), fields: [h("p", {}, words.until, " ", moment(lease.until)), field(words.hoursFromNow, hours, words.neverShorter).element],
-    action: words.extend, submit: async () => {
+    action: words.extendAction, submit: async () => {
       const answer = await post("gpu/lease", { ins: ins(live, lease.pod), gpus: `${index},`, hours: hours.value });
       run(words.extendTitle(index), async () => answer);
     } });
@@ -117,7 +117,7 @@ function askRelease({ live, user, index }) {
   const fields = [h("p", {}, words.releaseText(index, lease.pod)),
     used.length > 0 && h("ul", {}, used.map((process) => h("li", {}, h("code", {}, h("bdi", {}, process.cmd))))),
     used.length > 0 && h("p", {}, h("label", {}, force, " ", words.releaseForce(used.length)))];
-  form({ title: words.releaseTitle(index), fields, action: words.release, submit: async () => {
+  form({ title: words.releaseTitle(index), fields, action: words.releaseAction, submit: async () => {
     const answer = await post("gpu/release", { ins: ins(live, lease.pod), gpus: `${index},`, force: used.length ? 1 : 0 });
     run(words.releaseTitle(index), async () => answer);
   } });
