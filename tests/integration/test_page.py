@@ -201,6 +201,18 @@ def test_snapshots(enter: Enter, bob: Client) -> None:
         bob.exec("other", "echo second > /root/file; sync")
         tab.button("Copy snapshot before of other").click()
         tab.dialog().get_by_label("Name").fill("then")
+        # A pool without limits of disks has no use for one; what is wrong with it stands beside it.
+        disk = tab.dialog().get_by_label("Disk, at most")
+        expect(disk).to_be_enabled(
+            enabled=bob.get("/pod/info", ins="other").ok["disk_limit"] is not None
+        )
+        disk.evaluate("element => { element.disabled = false; }")
+        disk.fill("much")
+        tab.button("Copy", within=tab.dialog()).click()
+        expect(disk).to_have_attribute("aria-invalid", "true")
+        expect(disk).to_be_focused()
+        expect(tab.dialog()).to_contain_text("Parameter 'disk' must be")
+        disk.fill("")
         tab.button("Copy", within=tab.dialog()).click()
         title(tab, "then")
         tab.go("/pods/other/snapshots")
@@ -222,7 +234,7 @@ def _file(client: Client, ins: str) -> object:
     return answer.body.get("stdout")
 
 
-def test_limits_gpus_and_an_image(enter: Enter, bob: Client) -> None:
+def test_limits_gpus_and_an_image(scene: Scene, enter: Enter, bob: Client) -> None:
     with enter(bob, "/pods/other") as tab:
         tab.page.get_by_label("Memory, at most").fill("256MiB")
         tab.button("Change limits").click()
@@ -249,7 +261,28 @@ def test_limits_gpus_and_an_image(enter: Enter, bob: Client) -> None:
         tab.page.get_by_label("Image", exact=True).select_option(image)
         tab.shows(MARKUP)
         assert not tab.ran()
-    bob.post("/image/delete", image=image).ok
+
+        # An admin's is not the member's own, whatever its name.
+        with alias(scene, f"{bob.user}-for-all") as theirs:
+            tab.go("/pods")
+            expect(tab.row(image)).to_contain_text(MARKUP)
+            assert theirs in bob.get("/host/images").ok
+            expect(tab.row(theirs)).to_have_count(0)
+        tab.button(f"Delete image {image}").click()
+        tab.button("Delete", within=tab.dialog()).click()
+        expect(tab.row(image)).to_have_count(0, timeout=WORK_MS)
+    assert image not in bob.get("/host/images").ok
+
+
+@contextmanager
+def alias(scene: Scene, name: str) -> Iterator[str]:
+    """One more name of an admin's image, meanwhile."""
+    target = scene.node.lxd.get(f"/1.0/images/aliases/{SMALL}")["target"]
+    scene.node.lxc("image", "alias", "create", name, target)
+    try:
+        yield name
+    finally:
+        scene.node.lxc("image", "alias", "delete", name)
 
 
 def test_ports(enter: Enter, bob: Client) -> None:
@@ -284,7 +317,7 @@ def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: C
 
         hers.button("Extend …", within=gpu(hers, 1)).click()
         hers.dialog().get_by_label("Hours from now").fill("5")
-        hers.button("Extend …", within=hers.dialog()).click()
+        hers.button("Extend", within=hers.dialog()).click()
         expect(gpu(his, 1)).to_contain_text("4 h 59 min left")
 
         his.button("Lease GPUs …").click()
@@ -296,12 +329,12 @@ def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: C
         # Who has one gives it up before those who wait do.
         hers.button("Extend …", within=gpu(hers, 0)).click()
         hers.dialog().get_by_label("Hours from now").fill("9")
-        hers.button("Extend …", within=hers.dialog()).click()
+        hers.button("Extend", within=hers.dialog()).click()
         expect(hers.dialog().get_by_role("alert")).to_contain_text("in the queue before you")
         hers.page.keyboard.press("Escape")
 
         hers.button("Release …", within=gpu(hers, 0)).click()
-        hers.button("Release …", within=hers.dialog()).click()
+        hers.button("Release", within=hers.dialog()).click()
         expect(gpu(his, 0)).to_contain_text(bob.user, timeout=WORK_MS)
         expect(his.row("you")).to_have_count(0)
 
@@ -446,8 +479,10 @@ def test_the_admin(enter: Enter, admin: Client, alice: Client, bob: Client) -> N
 def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Enter, bob: Client) -> None:
     with enter(bob, "/pods") as tab, tab.forgives(*AWAY):
         expect(tab.row("other")).to_contain_text("running")
+        place = tab.page.locator("h1").bounding_box()
         scene.stop()
         tab.shows("Not live")
+        assert tab.page.locator("h1").bounding_box() == place
         scene.start()
         tab.shows_not("Not live")
         instance = scene.node.instance_of(bob.user, "other")["name"]

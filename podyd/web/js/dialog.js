@@ -1,5 +1,6 @@
 // Questions in a modal dialog.
 
+import { showRefusal } from "./controls.js";
 import { fill, h } from "./dom.js";
 import { texts } from "./texts.js";
 import { run } from "./work.js";
@@ -35,8 +36,9 @@ export function closeDialogs() {
 }
 
 /** A dialog with a form of its own. `submit(dialog)` is called when it is sent; an error that it
- * raises is shown in the dialog, or in the tray if that was closed meanwhile; else the dialog closes. */
-export function form({ title, fields, action, submit }) {
+ * raises is shown in the dialog, beside the field of `named` by the parameter that it is about, or in
+ * the tray if that was closed meanwhile; else the dialog closes. */
+export function form({ title, fields, named = {}, action, submit }) {
   const button = h("button", { type: "submit", class: "primary" }, action);
   const dialog = modal(title, fields, button);
   dialog.open(async () => {
@@ -46,7 +48,7 @@ export function form({ title, fields, action, submit }) {
       await submit(dialog);
       dialog.element.close("yes");
     } catch (error) {
-      if (dialog.element.open) fill(dialog.error, error.message);
+      if (dialog.element.open) showRefusal(error, named, dialog.error);
       else if (error.status !== 401) run(title, () => Promise.reject(error));
     } finally {
       button.disabled = false;

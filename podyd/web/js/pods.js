@@ -152,17 +152,26 @@ export function holders(card) {
   return { lessee: null, text: having.length ? words.sharedBy(having) : words.nobody };
 }
 
+/** What a quota leaves for the disk of a new pod, in words. */
+export function diskHint(quota, rest) {
+  return texts.newPod.diskHint(rest.disk === null ? null : bytes(rest.disk), quota.disk_limit < 0 ? null : bytes(quota.disk_limit));
+}
+
 /** Asks for a new name and copies a pod, or a snapshot of it, to it; leads to the copy. */
-export function copyPod({ pod, snapshot, live, go, signal }) {
-  const gpus = gpuChoice({ live, signal, usual: true });
+export function copyPod({ pod, snapshot, live, user, quota, go, signal }) {
+  const rest = left(quota, podsOf(live, user));
+  const gpus = gpuChoice({ live, signal, usual: true, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
+  const isLimited = pod.disk_limit !== null;
+  const disk = field(texts.newPod.disk, h("input", { name: "disk", autocomplete: "off", placeholder: texts.newPod.usual, disabled: !isLimited }),
+    isLimited ? diskHint(quota, rest) : texts.overview.noDiskLimits);
   const name = field(texts.newPod.name, h("input", { name: "to", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), texts.newPod.nameHint);
   form({
     title: words.copyTitle(pod.ins, snapshot), action: words.copy,
-    fields: [h("p", {}, words.copyText), name.element, gpus.element],
+    fields: [h("p", {}, words.copyText), name.element, gpus.element, disk.element], named: { to: name, disk },
     submit: (dialog) => {
       const to = name.input.value.trim();
       const done = () => { if (!signal.aborted) go(`/pods/${to}`); };
-      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot, gpus: gpus.value() }, { dialog, done });
+      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot, gpus: gpus.value(), disk: disk.input.value.trim() || null }, { dialog, done });
     },
   });
 }

@@ -45,7 +45,7 @@ export const texts = {
     since: (time) => `for ${time}`, idleFor: (time) => `idle for ${time}`,
     intruders: (all) => `A process without a right to this GPU is being ended: ${all.map((item) => `${item.pod} (${item.owner})`).join(", ")}.`,
     lease: "Lease GPUs …", leaseThis: "Lease …", leaseTitle: "Lease GPUs for one pod", leaseAction: "Lease",
-    leaseFor: (pod) => `Lease for ${pod}`, extend: "Extend …", release: "Release …",
+    leaseFor: (pod) => `Lease for ${pod}`, extend: "Extend …", release: "Release …", extendAction: "Extend", releaseAction: "Release",
     extendTitle: (index) => `Extend the lease of GPU ${index}`,
     releaseTitle: (index) => `Release GPU ${index}`,
     releaseText: (index, pod) => `The lease of GPU ${index} by ${pod} ends now, and the next in the queue gets it.`,
@@ -142,7 +142,7 @@ export const texts = {
     until: "until",
     leasedBy: (owner, pod) => `leased by ${owner} (${pod})`, sharedBy: (pods) => `shared by ${pods.join(", ")}`, nobody: "nobody has it",
     copy: "Copy", copyTitle: (ins, snapshot) => (snapshot ? `Copy snapshot ${snapshot} of ${ins}` : `Copy ${ins}`),
-    copyText: "The copy has the same files, and ssh host keys, a machine-id and ports of its own. It starts at once.",
+    copyText: "The copy has the same files; ssh host keys, a machine-id and ports are its own, and its limits are those of a new pod. It starts at once.",
     copying: (ins, to) => `Copying ${ins} to ${to}`,
   },
   images: {

@@ -5,7 +5,7 @@ import { button, field, refuse, showRefusal } from "../controls.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
-import { left, onPods, podsOf } from "../pods.js";
+import { diskHint, left, onPods, podsOf } from "../pods.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
 
@@ -34,8 +34,7 @@ export default async function newPod({ live, user, go, signal }) {
     const rest = left(quota, mine);
     setText(room, words.room(rest.pods, quota.max_pods));
     setText(gpusLeft, words.gpusHint(rest.gpus, quota.gpu_count));
-    setText(disk.hint, words.diskHint(
-      rest.disk === null ? null : bytes(rest.disk), quota.disk_limit < 0 ? null : bytes(quota.disk_limit)));
+    setText(disk.hint, diskHint(quota, rest));
     refuse(submit, isUnderWay ? words.underWay : rest.pods === 0 ? words.full(quota.max_pods) : images.length ? null : words.noImage);
   }
 

@@ -5,24 +5,18 @@ import { button, field, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
-import { copyPod, onPods, podsOf, stateOf, work, workOn } from "../pods.js";
+import { copyPod, onPods, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
 
 const words = texts.snapshots;
 
-export default async function snapshots(context, ins) {
-  const { live, user, signal } = context;
+export default async function snapshots(context) {
+  const { live, signal, ins, pod } = context;
   const [{ quota }, first] = await Promise.all([
     get("user/info", {}, { signal, quiet: true }), get("pod/snapshots", { ins }, { signal, quiet: true }),
   ]);
-  let latest;
-  const pod = () => {
-    latest = podsOf(live, user).find((one) => one.ins === ins) ?? latest;
-    return latest;
-  };
-  pod();
   let all = first;
   const error = h("p", { class: "error", role: "alert" });
   const room = h("p", { class: "soft" });
@@ -64,7 +58,7 @@ export default async function snapshots(context, ins) {
         await work(pod(), "pod/restore", words.restoring(ins, snapshot), { ins, name: snapshot }, { failed: refused });
         await refresh();
       }, { name: words.restoreTitle(ins, snapshot) }),
-      button(words.copy, () => copyPod({ ...context, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, snapshot) }),
+      button(words.copy, () => copyPod({ ...context, quota, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, snapshot) }),
       button(words.delete, async () => {
         const sure = await confirm({ title: words.deleteTitle(snapshot), text: words.deleteText, action: words.delete, danger: true });
         if (sure) await act(words.deleting(snapshot), "pod/snapshot-delete", { name: snapshot });
