@@ -98,6 +98,7 @@ class Sources:
             nvidia_driver=sample.driver if sample else None,
             cuda=sample.cuda if sample else None,
             problem=problem,
+            ends_sharers=picture.view.ends_sharers if picture else None,
         )
         return {(ALL, "host"): shown}
 

@@ -37,7 +37,8 @@ class Change:
 @dataclass(frozen=True)
 class HostNow:
     """The host's name, and versions as in /host/spec. `problem`: a sentence while LXD does not
-    answer, and what is said of cards and pods may be old; null if it does."""
+    answer, and what is said of cards and pods may be old; null if it does. `ends_sharers`: whether
+    a lease ends what other pods compute on its GPUs, or waits for it; null before LXD answers."""
 
     name: str
     podyd: str
@@ -46,6 +47,7 @@ class HostNow:
     nvidia_driver: str | None
     cuda: str | None
     problem: str | None
+    ends_sharers: bool | None
 
 
 @dataclass(frozen=True)

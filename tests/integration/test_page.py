@@ -100,6 +100,11 @@ def gpu(tab: Tab, index: int) -> Locator:
     return tab.page.get_by_role("article", name=f"GPU {index}", exact=True)
 
 
+def yours(tab: Tab) -> Locator:
+    """What the member has and waits for."""
+    return tab.page.get_by_role("region", name="What you have and wait for")
+
+
 # --- Pods ---------------------------------------------------------------------------------------
 
 
@@ -307,9 +312,11 @@ def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: C
     with enter(alice, "/cards") as hers, enter(bob, "/cards") as his:
         expect(gpu(hers, 0)).to_contain_text("shares it")
         hers.button("Lease …", within=gpu(hers, 0)).click()
-        hers.dialog().get_by_label("Which GPUs").fill("all")
+        expect(hers.dialog().get_by_role("checkbox", name=re.compile("GPU 0"))).to_be_checked()
+        hers.dialog().get_by_role("checkbox", name=re.compile("GPU 1")).check()
         hers.dialog().get_by_label("Hours").fill("2")
-        hers.button("Lease", within=hers.dialog()).click()
+        hers.dialog().get_by_label("Queue for them").uncheck()
+        hers.button("Lease now", within=hers.dialog()).click()
         for index in (0, 1):
             expect(gpu(his, index)).to_contain_text("leased", timeout=WORK_MS)
             expect(gpu(his, index)).to_contain_text(alice.user)
@@ -320,11 +327,23 @@ def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: C
         hers.button("Extend", within=hers.dialog()).click()
         expect(gpu(his, 1)).to_contain_text("4 h 59 min left")
 
+        expect(his.button("Queue for it …")).to_have_count(2)
+        assert his.page.title().startswith("0 of 2 GPUs free")
         his.button("Lease GPUs …").click()
         his.dialog().get_by_label("Hours").fill("3")
-        his.button("Lease", within=his.dialog()).click()
+        his.button("Lease, or queue", within=his.dialog()).click()
         expect(hers.row(bob.user)).to_contain_text("3 h")
         expect(his.row("you")).to_be_visible()
+        expect(yours(hers)).to_contain_text(
+            re.compile(r"GPU 0 is leased by work until .* left\)\.")
+        )
+        turn = r"other waits for 1 GPU: place 1 of 1\. Nobody before you .* at the latest"
+        expect(yours(his)).to_contain_text(re.compile(turn))
+        alice.post("/gpu/queue", ins="work", gpus="2", hours=9).ok
+        before = f"place 2 of 2. Before you: {bob.user}-other ({bob.user}, 1 GPU)."
+        expect(yours(hers)).to_contain_text(before)
+        hers.button("Leave the queue").click()
+        expect(yours(hers)).not_to_contain_text("waits for")
 
         # Who has one gives it up before those who wait do.
         hers.button("Extend …", within=gpu(hers, 0)).click()

@@ -81,6 +81,70 @@ def test_times_are_by_podyds_clock(tab: Tab) -> None:
     assert lost
 
 
+# What the page knows of each GPU: whose pod has leased it for how many hours; whose are on it.
+_TURNS = """const { Live } = await from("live"), { turns } = await from("queue");
+  const live = new Live(), start = Date.parse("2026-11-28T10:00:00Z");
+  const iso = (hours) => new Date(start + hours * 3_600_000).toISOString();
+  const set = { host: { ends_sharers: given.ends_sharers ?? true } };
+  given.leases.forEach((lease, index) => {
+    const pods = lease ? [{ pod: lease[0], exclusive: true, until: iso(lease[1]) }] : [];
+    set[`gpu/${index}`] = { index, problem: given.problem === index || null, pods };
+    set[`use/${index}`] = { processes: (given.on?.[index] ?? []).map((pod) => ({ pod })) };
+  });
+  set.queue = given.queue.map(([pod, gpus, hours]) => ({ pod, gpus, hours }));
+  live.take({ time: iso(0), whole: true, set, gone: [] });
+  const hours = (time) => time === null ? null : Math.round((time - start) / 36_000) / 100;
+  return turns(live).map(({ time, before, sharers }) =>
+    [hours(time), before.map(({ pod }) => pod), sharers]);"""
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [
+        # Each after those before it that want the same, by the leases that end first.
+        (
+            {
+                "leases": [["a", 4], ["b", 2]],
+                "queue": [["c", "1", 10], ["d", "0,", 1], ["e", "2", 1]],
+            },
+            [[2, [], []], [4, ["c"], []], [12, ["c", "d"], []]],
+        ),
+        # Nobody overtakes, also where a GPU would be free; other GPUs are not waited for.
+        (
+            {
+                "leases": [["a", 4], None, None],
+                "queue": [["c", "0,1", 1], ["d", "1", 1], ["e", "2,", 1]],
+            },
+            [[4, [], []], [4, ["c"], []], [5, ["d"], []]],
+        ),
+        # What a pod has leased itself, it need not wait for.
+        ({"leases": [["a", 4], ["b", 2]], "queue": [["a", "2", 1]]}, [[2, [], []]]),
+        # Use without a lease has no end that anybody knows, where a lease does not end it.
+        (
+            {
+                "leases": [None, ["a", 1]],
+                "on": [["b"], ["a"]],
+                "ends_sharers": False,
+                "queue": [["c", "1", 2], ["d", "0,", 1], ["e", "all", 1]],
+            },
+            [[1, [], []], [None, ["c"], [0]], [None, ["c", "d"], []]],
+        ),
+        ({"leases": [None], "on": [["b"]], "queue": [["c", "1", 1]]}, [[0, [], []]]),
+        # A GPU that does not answer, and more than there are, which keeps nobody waiting.
+        (
+            {
+                "leases": [None, ["a", 3]],
+                "problem": 0,
+                "queue": [["c", "3", 1], ["d", "1", 1], ["e", "0,", 1]],
+            },
+            [[None, [], []], [3, [], []], [None, ["d"], []]],
+        ),
+    ],
+)
+def test_when_a_turn_comes(tab: Tab, given: object, found: object) -> None:
+    assert run(tab, _TURNS, given) == found
+
+
 @pytest.mark.parametrize("kept", [DENIED, FULL], ids=["denied", "full"])
 def test_a_browser_that_keeps_nothing(
     browser: Browser, server: Server, new_user: Callable[[], Client], kept: str

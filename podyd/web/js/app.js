@@ -6,6 +6,7 @@
 //   context.user    {name, is_admin}; null on the wall view of who is not logged in
 //   context.live    what podyd says by itself (live.js)
 //   context.go      opens another page: go("/pods/work")
+//   context.rename  gives the page another title
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
 import { get, post, raw } from "./api.js";
@@ -70,7 +71,7 @@ async function show() {
       live.until(() => live.values.size > 0, FIRST_DATA_MS, signal),
     ]);
     if (mine !== shown) return;
-    view = await make({ path, user, live, go, signal });
+    view = await make({ path, user, live, go, rename, signal });
   } catch (error) {
     if (error.name === "AbortError") return;
     console.error(error);
@@ -87,12 +88,16 @@ async function show() {
     return;
   }
   if (view.close) signal.addEventListener("abort", () => view.close());
-  document.title = texts.title(view.title);
+  rename(view.title);
   fill(main, view.element);
   const heading = main.querySelector("h1") ?? main;
   heading.tabIndex = -1;
   heading.focus({ preventScroll: true });
   window.scrollTo(0, 0);
+}
+
+function rename(title) {
+  document.title = texts.title(title);
 }
 
 function decode(part) {
@@ -188,7 +193,7 @@ function logIn(why) {
   live.close();
   unframing.abort();
   const view = login({ why, loggedIn });
-  document.title = texts.title(view.title);
+  rename(view.title);
   fill(root, view.element);
   view.focus();
 }

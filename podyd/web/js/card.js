@@ -1,7 +1,7 @@
 // One GPU: its use, who has it, and what runs on it; a panel that follows the stream.
 
 import { meter } from "./chart.js";
-import { fill, h, setText } from "./dom.js";
+import { fill, h, refill, setText } from "./dom.js";
 import { bytes, duration, moment, quantity, secondsUntil } from "./format.js";
 import { texts } from "./texts.js";
 
@@ -9,11 +9,12 @@ const words = texts.cards;
 const IDLE_SECONDS = 60;
 
 /** A panel for the GPU with this index. `update()` shows what the stream says now; `actions` are
- * elements below it. */
+ * elements below it; `isWhole`: it is the page of this GPU, which has its name above it. */
 export class CardPanel {
-  constructor({ index, live, actions = [], heading = "h2" }) {
+  constructor({ index, live, actions = [], isWhole = false }) {
     this.index = index;
     this.live = live;
+    this.isWhole = isWhole;
     this.name = h("span", { class: "soft" });
     this.state = h("span");
     this.use = h("dl", { class: "facts" });
@@ -21,9 +22,10 @@ export class CardPanel {
     this.problem = h("div");
     this.processes = h("ul", { class: "processes" });
     this.summary = h("summary", {});
-    this.details = h("details", {}, this.summary, this.processes);
-    this.element = h("article", { class: "panel gpu", "aria-label": words.gpu(index) },
-      h(heading, {}, h("a", { href: `#/cards/${index}` }, words.gpu(index)), " ", this.state), this.name,
+    this.details = h("details", { open: isWhole }, this.summary, this.processes);
+    const heading = isWhole ? h("h2", {}, this.name, " ", this.state)
+      : [h("h2", {}, h("a", { href: `#/cards/${index}` }, words.gpu(index)), " ", this.state), this.name];
+    this.element = h("article", { class: "panel gpu", "aria-label": words.gpu(index) }, heading,
       this.problem, this.use, this.holders, this.details, h("div", { class: "buttons" }, actions));
   }
 
@@ -35,7 +37,8 @@ export class CardPanel {
     put(this.state, stateOf(gpu, use), ({ kind, text }) => h("span", { class: `badge ${kind}` }, text));
     put(this.problem, [gpu.problem, gpu.intruders.length > 0 && words.intruders(gpu.intruders)].filter(Boolean),
       (lines) => lines.map((line) => h("p", { class: "error" }, line)));
-    fill(this.use, facts(gpu, use));
+    refill(this.use, [...facts(gpu, use), ...(this.isWhole ? identity(gpu) : [])].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    this.holders.hidden = gpu.pods.length === 0;
     put(this.holders, gpu.pods, (pods) => pods.map((holder) => h("li", {}, holderText(holder, this.live))));
     const processes = use.processes ?? [];
     this.details.hidden = processes.length === 0;
@@ -57,7 +60,7 @@ export function stateOf(gpu, use) {
   if (gpu.problem) return { kind: "bad", text: words.problem };
   if (gpu.pods.some((holder) => holder.exclusive)) return { kind: "warn", text: words.leased };
   if ((use.processes ?? []).length) return { kind: "warn", text: words.inUse };
-  return { kind: "good", text: words.free };
+  return { kind: "good", text: words.free, isFree: true };
 }
 
 function facts(gpu, use) {
@@ -70,7 +73,11 @@ function facts(gpu, use) {
     [words.temperature, quantity(use.temperature, "°C")],
     // Between two steps of a program there is a moment without use.
     ...((use.idle ?? 0) < IDLE_SECONDS ? [] : [[words.idle, duration(use.idle)]]),
-  ].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]);
+  ];
+}
+
+function identity(gpu) {
+  return [[words.uuid, h("code", {}, gpu.uuid || texts.none)], [words.pci, h("code", {}, gpu.pci)]];
 }
 
 function ofLimit(value, limit, write) {

@@ -37,10 +37,12 @@ export function closeDialogs() {
 
 /** A dialog with a form of its own. `submit(dialog)` is called when it is sent; an error that it
  * raises is shown in the dialog, beside the field of `named` by the parameter that it is about, or in
- * the tray if that was closed meanwhile; else the dialog closes. */
-export function form({ title, fields, named = {}, action, submit }) {
+ * the tray if that was closed meanwhile; else the dialog closes. `closing`: an AbortController for what
+ * follows the stream in it. The dialog's `button` sends it. */
+export function form({ title, fields, named = {}, action, submit, closing }) {
   const button = h("button", { type: "submit", class: "primary" }, action);
-  const dialog = modal(title, fields, button);
+  const dialog = { ...modal(title, fields, button), button };
+  dialog.element.addEventListener("close", () => closing?.abort());
   dialog.open(async () => {
     button.disabled = true;
     fill(dialog.error);

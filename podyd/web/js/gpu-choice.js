@@ -6,10 +6,10 @@ import { texts } from "./texts.js";
 
 const words = texts.gpuChoice;
 
-/** `usual`: also offers what a new pod has of itself (no parameter). `chosen`: indices that are ticked
- * at first. {element, value(), error(text)}; value() is null for the usual ones, and raises an Error
+/** `usual`: also offers what a new pod has of itself (no parameter). `lease`: the choice is to be leased,
+ * so that none is no choice. `chosen`: indices that are ticked at first. {element, value(), error(text)}; value() is null for the usual ones, and raises an Error
  * with a sentence if nothing is chosen. */
-export function gpuChoice({ live, signal, usual = false, chosen = [], hint }) {
+export function gpuChoice({ live, signal, usual = false, lease = false, chosen = [], hint }) {
   const how = (value, label, isChosen, ...more) => {
     const radio = h("input", { type: "radio", name: "gpus", value, checked: isChosen });
     return h("div", { class: "choice" }, h("label", {}, radio, " ", label), more);
@@ -19,8 +19,8 @@ export function gpuChoice({ live, signal, usual = false, chosen = [], hint }) {
   const rows = new Map();
   const element = h("fieldset", { class: "gpus" }, h("legend", {}, words.legend),
     usual && how("usual", words.usual, true),
-    how("none", words.none, !usual && chosen.length === 0),
-    how("count", words.count, false, count),
+    !lease && how("none", words.none, !usual && chosen.length === 0),
+    how("count", lease ? words.anyCount : words.count, lease && chosen.length === 0, count),
     how("these", words.these, !usual && chosen.length > 0, boxes),
     hint && h("p", { class: "hint" }, hint));
   const choose = (value) => { element.querySelector(`input[value="${value}"]`).checked = true; };
@@ -51,7 +51,7 @@ export function gpuChoice({ live, signal, usual = false, chosen = [], hint }) {
       return String(Number.parseInt(count.value, 10));
     }
     const ticked = [...rows.values()].filter(({ box }) => box.checked).map(({ box }) => box.value);
-    if (ticked.length === 0) throw new Error(words.noneTicked);
+    if (ticked.length === 0) throw new Error(lease ? words.noneTickedToLease : words.noneTicked);
     // A comma makes an index of what would be a number of them.
     return ticked.length === 1 ? `${ticked[0]},` : ticked.join(",");
   };

@@ -160,13 +160,14 @@ export function diskHint(quota, rest) {
 /** Asks for a new name and copies a pod, or a snapshot of it, to it; leads to the copy. */
 export function copyPod({ pod, snapshot, live, user, quota, go, signal }) {
   const rest = left(quota, podsOf(live, user));
-  const gpus = gpuChoice({ live, signal, usual: true, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
+  const closing = new AbortController();
+  const gpus = gpuChoice({ live, signal: closing.signal, usual: true, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
   const isLimited = pod.disk_limit !== null;
   const disk = field(texts.newPod.disk, h("input", { name: "disk", autocomplete: "off", placeholder: texts.newPod.usual, disabled: !isLimited }),
     isLimited ? diskHint(quota, rest) : texts.overview.noDiskLimits);
   const name = field(texts.newPod.name, h("input", { name: "to", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), texts.newPod.nameHint);
   form({
-    title: words.copyTitle(pod.ins, snapshot), action: words.copy,
+    title: words.copyTitle(pod.ins, snapshot), action: words.copy, closing,
     fields: [h("p", {}, words.copyText), name.element, gpus.element, disk.element], named: { to: name, disk },
     submit: (dialog) => {
       const to = name.input.value.trim();

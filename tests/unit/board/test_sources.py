@@ -288,13 +288,14 @@ def test_each_sees_who_they_are(play: Play) -> None:
 def test_the_host(play: Play) -> None:
     async def work(world: Shown, sources: Sources) -> None:
         host = sees(sources.host(await sources.picture(), None), None)["host"]
-        assert (host.name, host.kernel, host.nvidia_driver, host.cuda, host.problem) == (
+        assert (host.name, host.kernel, host.nvidia_driver, host.cuda) == (
             world.node.facts.name,
             world.node.facts.kernel,
             "535",
             "12.2",
-            None,
         )
-        assert sees(sources.host(None, "LXD is away."), None)["host"].problem == "LXD is away."
+        assert (host.problem, host.ends_sharers) == (None, True)
+        host = sees(sources.host(None, "LXD is away."), None)["host"]
+        assert (host.problem, host.ends_sharers) == ("LXD is away.", None)
 
     play(work)

@@ -135,11 +135,12 @@ function cards({ live, ins, pod, quota, user, signal }) {
 
   function change() {
     const rest = left(quota, podsOf(live, user), pod());
-    const choice = gpuChoice({ live, signal, chosen: pod().gpu_ids, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
+    const closing = new AbortController();
+    const choice = gpuChoice({ live, signal: closing.signal, chosen: pod().gpu_ids, hint: texts.newPod.gpusHint(rest.gpus, quota.gpu_count) });
     const force = h("input", { type: "checkbox" });
     const forcing = h("p", { hidden: true }, h("label", {}, force, " ", words.force));
     form({
-      title: words.changeTitle(ins), action: words.change, fields: [h("p", {}, words.changeText), choice.element, forcing],
+      title: words.changeTitle(ins), action: words.change, closing, fields: [h("p", {}, words.changeText), choice.element, forcing],
       submit: async (dialog) => {
         try {
           await work(pod(), "pod/gpus", words.changing(ins), { ins, gpus: choice.value(), force: force.checked ? 1 : null }, { dialog });

@@ -26,10 +26,10 @@ export default function wall({ live, signal }) {
     const host = live.get("host");
     if (host) fill(heading, words.on(host.name));
     const entries = live.get("queue") ?? [];
-    const when = turns(entries, live.all("gpu/").map(([, gpu]) => gpu), live.now());
+    const when = turns(live);
     lineTitle.hidden = entries.length === 0;
     fill(line, entries.map((entry, at) => h("li", {}, h("strong", {}, h("bdi", {}, entry.pod)), ` (${entry.owner}) ${words.wantsGpus(words.choice(entry.gpus))}`,
-      when[at] !== null && [` ${words.about} `, moment(new Date(when[at]).toISOString())])));
+      when[at].time !== null && [` ${words.about} `, moment(new Date(when[at].time).toISOString())])));
   }, signal);
   return { title: texts.nav.wall, element: h("div", {}, heading, grid, lineTitle, line) };
 }
