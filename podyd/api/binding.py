@@ -30,11 +30,13 @@ A_co = TypeVar("A_co", covariant=True)
 
 @dataclass(frozen=True)
 class Call(Generic[R]):
-    """The arguments of an operation; `password` is the caller's, if they logged in with it."""
+    """The arguments of an operation; `password` is the caller's, if they logged in with it, and
+    `address` from where they call."""
 
     request: R
     login: Login | None = None
     password: str = ""
+    address: str = ""
 
     @property
     def proven(self) -> Login:

@@ -312,7 +312,7 @@ class Endpoint(JsonHandler):
             return await self.bound(Call(request))
         async with self.requests.turn(login.member, self.operation):
             with self._shown(login.member):
-                return await self.bound(Call(request, login, password))
+                return await self.bound(Call(request, login, password, self.address))
 
     def _shown(self, member: Member) -> contextlib.AbstractContextManager[None]:
         """Whoever watches the pod sees meanwhile that it is being changed."""

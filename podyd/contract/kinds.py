@@ -78,6 +78,11 @@ def TokenId() -> Pattern:  # noqa: N802 - used like a class, beside the other ki
     return Pattern(r"[0-9a-f]{16}|all", "an id of /user/tokens, or all", maximum=16)
 
 
+def LoginId() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
+    """A login on the page by its id, or `others`."""
+    return Pattern(r"[0-9a-f]{16}|others", "an id of /user/logins, or others", maximum=16)
+
+
 def UserLogin() -> Pattern:  # noqa: N802 - used like a class, beside the other kinds
     """A user's name."""
     return Pattern(r"[^\s,:]+", "the name of a user", maximum=256)

@@ -30,6 +30,7 @@ OPERATIONS: tuple[AnyOperation, ...] = (
     users.USER_NOTICES,
     users.USER_NOTICES_READ,
     web.USER_LOGIN,
+    web.USER_LOGINS,
     web.USER_LOGOUT,
     pods.POD_CREATE,
     pods.POD_DELETE,

@@ -19,3 +19,10 @@ class WebSession:
     mark: str
     created: float
     expires: float
+    # From where it was made.
+    address: str = ""
+
+    @property
+    def id(self) -> str:
+        """What its owner calls it by; says nothing of the secret, which nobody can guess."""
+        return self.digest.hex()[:16]

@@ -8,13 +8,13 @@ import hashlib
 import itertools
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from podyd.auth.client import Account, AuthClient
-from podyd.base.errors import Forbidden, PodydError, TooMany, Unauthorized, Unavailable
+from podyd.base.errors import Forbidden, NotFound, PodydError, TooMany, Unauthorized, Unavailable
 from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
@@ -116,6 +116,8 @@ class Logins:
         # out there.
         self._known: OrderedDict[tuple[Hashable, Hashable], None] = OrderedDict()
         self._changing: set[str] = set()
+        # How often each user's tokens and logins on the page have become others.
+        self._changes: Counter[str] = Counter()
         self._guesses = Guesses(lambda: settings.current.auth)
         self._accounts = AccountList(auth.accounts)
         self._listed: _Listed | None = None
@@ -161,14 +163,49 @@ class Logins:
         if login.web is not None:
             await self._web_sessions.write(login.web)
 
-    async def open_page(self, login: Login) -> tuple[str, WebSession]:
-        """Begin a login on the page; returns its secret and itself. Raises NotFound if there is no
-        page."""
-        secret, session, over = await self._web_sessions.create(login.account)
+    def changes(self, name: str) -> int:
+        """A number that is another one after a user's tokens or logins on the page have changed."""
+        return self._changes[name]
+
+    async def open_page(self, login: Login, address: str = "") -> tuple[str, WebSession]:
+        """Begin a login on the page, from an address; returns its secret and itself. Raises
+        NotFound if there is no page."""
+        secret, session, over = await self._web_sessions.create(login.account, address)
+        self._changes[session.owner] += 1
         if over:
             self._forget(session.owner)
             self._tell(session.owner, None)
         return secret, session
+
+    async def pages(self, login: Login) -> list[tuple[WebSession, float]]:
+        """The caller's logins on the page, and when each was last used; the last one used comes
+        first."""
+        return await self._web_sessions.of(login.account)
+
+    async def close_pages(self, login: Login, id: str) -> int:
+        """End one login of the caller's on the page, or with `others` all but the one that they
+        call with; returns how many have ended. Raises NotFound; Forbidden with a token, which
+        proves no more than itself."""
+        if login.token is not None:
+            raise Forbidden(
+                "A token ends no login on the page.",
+                advice="Log in with the password.",
+                code="password_needed",
+            )
+        ended = [
+            session
+            for session, _ in await self.pages(login)
+            if (session != login.web if id == "others" else session.id == id)
+        ]
+        if not ended and id != "others":
+            raise NotFound(
+                "You have no such login on the page.",
+                advice="See /user/logins.",
+                code="no_such_login",
+            )
+        for session in ended:
+            await self.close_page(session)
+        return len(ended)
 
     async def close_page(self, session: WebSession) -> None:
         """End a login on the page."""
@@ -246,7 +283,9 @@ class Logins:
         self, login: Login, name: str, days: float | None, scope: TokenScope
     ) -> tuple[str, Token]:
         """Create a token of the caller that expires after `days`; returns its secret and itself."""
-        return await self._tokens.create(login.account, name, days, scope)
+        created = await self._tokens.create(login.account, name, days, scope)
+        self._changes[login.member.name] += 1
+        return created
 
     async def tokens(self, login: Login) -> list[Token]:
         """The caller's tokens that work, the oldest first."""
@@ -306,6 +345,7 @@ class Logins:
             subscriber(name, why)
 
     def _forget(self, name: str) -> None:
+        self._changes[name] += 1
         self._forgotten[name] = next(self._numbers)
         # A request to PAM that is under way began before the change; a new login must not share
         # it. All are dropped, as one may be for the same user in another spelling.

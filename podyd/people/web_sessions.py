@@ -87,7 +87,7 @@ class WebSessions:
         self._settings = settings
         self._uses: OrderedDict[bytes, _Use] = OrderedDict()
 
-    async def create(self, account: Account) -> tuple[str, WebSession, int]:
+    async def create(self, account: Account, address: str = "") -> tuple[str, WebSession, int]:
         """Begin a session; returns its secret, of which only a digest is stored, itself, and how
         many older ones of the account have ended for it. Raises NotFound if there is no page."""
         if self._settings.current.web is None:
@@ -102,6 +102,7 @@ class WebSessions:
             mark=account.mark,
             created=now,
             expires=now + DAYS * 86400,
+            address=address,
         )
         count = await self._store.add(
             session, most=MAX_PER_USER, idle_since=now - self._idle_seconds()
@@ -149,6 +150,17 @@ class WebSessions:
         except Unauthorized:
             return False
         return True
+
+    async def of(self, account: Account) -> list[tuple[WebSession, float]]:
+        """An account's sessions that go on, and when each was last used, in seconds since 1970; the
+        last one used comes first."""
+        now = time.time()
+        stored = await self._store.of(account.name, now=now, idle_since=now - self._idle_seconds())
+        return [
+            (session, used)
+            for session, used in stored
+            if (session.uid, session.mark) == (account.uid, account.mark)
+        ]
 
     async def end(self, session: WebSession) -> None:
         """End one session."""

@@ -122,6 +122,7 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
         "CREATE INDEX web_sessions_of_owner ON web_sessions (owner)",
     ),
     ("CREATE INDEX actions_of_user ON actions (user)",),
+    ("ALTER TABLE web_sessions ADD COLUMN address TEXT NOT NULL DEFAULT ''",),
 )
 
 

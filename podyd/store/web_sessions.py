@@ -8,7 +8,7 @@ from podyd.model.web_session import WebSession
 from podyd.store.database import Database
 
 # In the order of WebSession's fields.
-_SESSION = "digest, owner, uid, mark, created, expires"
+_SESSION = "digest, owner, uid, mark, created, expires, address"
 
 
 class WebSessionStore:
@@ -30,7 +30,7 @@ class WebSessionStore:
                 (session.created, idle_since),
             )
             connection.execute(
-                f"INSERT INTO web_sessions ({_SESSION}, used) VALUES (?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+                f"INSERT INTO web_sessions ({_SESSION}, used) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
                 (*vars(session).values(), session.created),
             )
             return connection.execute(
@@ -50,6 +50,22 @@ class WebSessionStore:
                 (digest,),
             ).fetchone()
             return (WebSession(*row[:-1]), row[-1]) if row else None
+
+        return await self._database.run(work)
+
+    async def of(
+        self, owner: str, *, now: float, idle_since: float
+    ) -> list[tuple[WebSession, float]]:
+        """A user's sessions that have not expired at `now` and were used after `idle_since`, in
+        seconds since 1970, and when each was; the last one used comes first."""
+
+        def work(connection: sqlite3.Connection) -> list[tuple[WebSession, float]]:
+            rows = connection.execute(
+                f"SELECT {_SESSION}, used FROM web_sessions"  # noqa: S608 - constants
+                " WHERE owner = ? AND expires > ? AND used > ? ORDER BY used DESC",
+                (owner, now, idle_since),
+            )
+            return [(WebSession(*row[:-1]), row[-1]) for row in rows]
 
         return await self._database.run(work)
 

@@ -184,6 +184,25 @@ def test_a_logout_ends_it_and_what_goes_on_with_it(own: Client) -> None:
     own.post("/user/logout").refused(409, "no_session")
 
 
+def test_logins_elsewhere_are_seen_and_ended(own: Client) -> None:
+    here, lost, old = enter(own), enter(own), enter(own)
+    logins = here.get("/user/logins").ok
+    assert [item["address"] for item in logins[:3]] == ["127.0.0.1"] * 3
+    (mine,) = [item for item in logins if item["here"]]
+    (its,) = [item["id"] for item in lost.get("/user/logins").ok if item["here"]]
+    assert its != mine["id"]
+    here.post("/user/logout", id=its).ok
+    lost.get("/user/info").refused(401, "session_ended")
+    here.post("/user/logout", id=its).refused(404, "no_such_login")
+    token_of(own).post("/user/logout", id="others").refused(403, "password_needed")
+    here.post("/user/logout", id="others").ok
+    old.get("/user/info").refused(401, "session_ended")
+    assert [item["id"] for item in here.get("/user/logins").ok] == [mine["id"]]
+    # Without a login on the page, all are others.
+    own.post("/user/logout", id="others").ok
+    here.get("/user/info").refused(401, "session_ended")
+
+
 def test_the_secret_is_in_no_log_and_not_in_the_database(
     alice: Client, server: Server, node: Node
 ) -> None:

@@ -114,6 +114,36 @@ def test_a_cookie_stands_for_the_password(tmp_path: Path, monkeypatch: pytest.Mo
     asyncio.run(play())
 
 
+def test_nobody_ends_or_sees_a_login_of_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        async with logins_at(tmp_path / "db", monkeypatch) as rig:
+            login = await rig.come_back(await rig.enter())
+            before = rig.logins.changes("alice")
+            ((session, used),) = await rig.logins.pages(login)
+            assert (session, used) == (login.web, rig.clock.now)
+            others = [
+                replace(login, account=replace(ALICE, name="bob")),
+                # An earlier account of the name, or with another password.
+                replace(login, account=replace(ALICE, uid=7)),
+                replace(login, account=replace(ALICE, mark="other")),
+            ]
+            for other in others:
+                assert await rig.logins.pages(other) == []
+                with pytest.raises(NotFound):
+                    await rig.logins.close_pages(other, session.id)
+            assert rig.logins.changes("alice") == before
+            assert await rig.logins.close_pages(login, session.id) == 1
+            assert rig.logins.changes("alice") > before
+            rig.clock.now += 25 * HOUR
+            await rig.enter()
+            rig.clock.now += 25 * HOUR
+            assert await rig.logins.pages(login) == [], "idle for too long"
+
+    asyncio.run(play())
+
+
 def test_an_unknown_one_is_not_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
