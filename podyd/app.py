@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tornado.web import Application
 
+from podyd.accounting import findings
 from podyd.accounting.actions import Actions
 from podyd.accounting.history import History
 from podyd.accounting.leased import LeaseTime
@@ -37,6 +38,7 @@ from podyd.board.sources import Sources
 from podyd.board.works import Works
 from podyd.config.current import Settings
 from podyd.config.schema import Config
+from podyd.contract.events import AdminNow
 from podyd.engine.endings import Endings
 from podyd.engine.execution import LxdExecutor
 from podyd.engine.growth import Packing
@@ -234,7 +236,7 @@ def build(settings: Settings) -> App:
     pods = _pods(backends, gpus, disks, accounting.metrics)
     requests = Requests()
     report = _report(backends, gpus)
-    live = _live(backends, people, gpus, pods, report, requests.works)
+    live = _live(backends, people, gpus, pods, accounting, report=report, works=requests.works)
     return App(
         application=_application(
             backends, people, gpus, accounting, pods, requests, report=report, live=live
@@ -503,8 +505,19 @@ def _report(backends: Backends, gpus: Gpus) -> Report:
 
 
 def _live(
-    backends: Backends, people: People, gpus: Gpus, pods: Pods, report: Report, works: Works
+    backends: Backends,
+    people: People,
+    gpus: Gpus,
+    pods: Pods,
+    accounting: Accounting,
+    *,
+    report: Report,
+    works: Works,
 ) -> Live:
+    async def news() -> AdminNow:
+        written = await findings.written(backends.settings.current.findings)
+        return AdminNow(accounting.actions.count, written)
+
     live = Live(
         Sources(
             server=backends.engine.server,
@@ -514,6 +527,8 @@ def _live(
             info=pods.info,
             works=works,
             notices=people.notices,
+            login_changes=people.logins.changes,
+            news=news,
             loads=lambda: Loads(cgroups=gpus.cgroups, counters=backends.node.loads),
         )
     )

@@ -25,12 +25,15 @@ class Actions:
         self._steadiness = Steadiness(clock)
         self._held: list[Action] = []
         self._recorded = asyncio.Event()
+        # How many have been recorded since podyd's start.
+        self.count = 0
 
     def record(self, *, user: str, operation: str, pod: str, status: int, code: str) -> None:
         """Record an action, which is written soon: no request waits for the disk."""
         self._held.append(Action(self._clock.wall(), user, operation, pod, status, code))
         if len(self._held) > MAX_HELD:
             self._held = _shortened(self._held)
+        self.count += 1
         self._recorded.set()
 
     async def run(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 from pathlib import Path
 
+from podyd.base.clock import iso_of
 from podyd.contract.admin import FindingInfo, Findings
 
 MAX_BYTES = 1024**2
@@ -14,6 +15,14 @@ MAX_BYTES = 1024**2
 async def read(path: Path) -> Findings:
     """The findings in a file; without any, why there are none."""
     return await asyncio.to_thread(_read, path)
+
+
+async def written(path: Path) -> str | None:
+    """When the findings were written (ISO 8601), None if there are none."""
+    try:
+        return iso_of((await asyncio.to_thread(path.stat)).st_mtime)
+    except OSError:
+        return None
 
 
 def _read(path: Path) -> Findings:

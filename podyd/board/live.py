@@ -194,6 +194,8 @@ class Live:
         put("works", sources.works(self._picture))
         members = {viewer.member for viewer in self._viewers if viewer.member is not None}
         put("people", sources.people(members))
+        if any(member.is_admin for member in members):
+            put("admin", await sources.admin())
 
     async def _ask(self) -> bool:
         """Ask LXD if there is a reason to; returns whether there is a new picture."""

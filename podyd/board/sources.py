@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from podyd import __version__
@@ -11,6 +11,7 @@ from podyd.board.works import Works
 from podyd.contract.events import (
     MAX_COMMAND,
     MAX_PROCESSES,
+    AdminNow,
     CardNow,
     CardUse,
     HostNow,
@@ -59,6 +60,8 @@ class Sources:
         info: Info,
         works: Works,
         notices: Notices,
+        login_changes: Callable[[str], int],
+        news: Callable[[], Awaitable[AdminNow]],
         loads: Callable[[], Loads],
     ) -> None:
         self._server = server
@@ -68,6 +71,8 @@ class Sources:
         self._info = info
         self._works = works
         self._notices = notices
+        self._login_changes = login_changes
+        self._news = news
         self._new_loads = loads
         self.forget()
 
@@ -149,10 +154,17 @@ class Sources:
         """Who these are, for each of them alone."""
         return {
             (oneself(member), "me"): MeNow(
-                member.name, member.is_admin, self._notices.unread(member)
+                member.name,
+                member.is_admin,
+                self._notices.unread(member),
+                self._login_changes(member.name),
             )
             for member in members
         }
+
+    async def admin(self) -> Values:
+        """What is new for admins."""
+        return {(ADMINS, "admin"): await self._news()}
 
     @staticmethod
     def _for_owners(kind: str, shown: Mapping[str, object], owners: Mapping[str, str]) -> Values:

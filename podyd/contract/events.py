@@ -122,11 +122,23 @@ class PodWork:
 
 @dataclass(frozen=True)
 class MeNow:
-    """Who watches, and how many of their notices they have not read."""
+    """Who watches, and how many of their notices they have not read. `logins` is another number
+    once their tokens or logins on the page have changed."""
 
     user: str
     is_admin: bool
     unread: int
+    logins: int
+
+
+@dataclass(frozen=True)
+class AdminNow:
+    """What admins can ask for anew once it has changed: `actions` is how many entries /admin/log
+    has got since podyd's start, `findings` when those of /admin/doctor were written, null if there
+    are none."""
+
+    actions: int
+    findings: str | None
 
 
 EVENTS = Operation(
@@ -145,6 +157,7 @@ EVENTS = Operation(
             ("load/<instance>", PodLoadNow),
             ("work/<instance>", PodWork),
             ("me", MeNow),
+            ("admin", AdminNow),
         ),
     ),
     "What is so now, and then what changes: the host, its GPUs, the queue for them, and the"

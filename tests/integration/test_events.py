@@ -87,7 +87,9 @@ def test_a_page_sees_the_host_its_cards_and_the_members_pods(
         assert mine.values["host"]["problem"] is None
         assert mine.values["host"]["name"] == socket.gethostname()
         assert mine.values["host"].items() >= member.get("/host/spec").ok.items()
-        assert mine.values["me"] == {"user": alice.user, "is_admin": False, "unread": 0}
+        me = mine.values["me"]
+        assert me == {"user": alice.user, "is_admin": False, "unread": 0, "logins": me["logins"]}
+        assert "admin" not in mine.values
         assert mine.values["queue"] == member.get("/gpu/line").ok
         info = member.get("/pod/info", ins=pod).ok
         shown = mine.shows(f"pod/{name}", status="running")
@@ -160,6 +162,10 @@ def test_members_see_their_own_pods_and_admins_all(
         assert keys(nothing, "pod/") == set()
         assert keys(all_of_it, "pod/") >= {f"pod/{first}", f"pod/{second}"}
         assert all_of_it.values["me"]["is_admin"] is True
+        alice.post("/pod/start", ins="no-such").refused(404)
+        all_of_it.shows("admin", actions=all_of_it.values["admin"]["actions"] + 1)
+        alice.post("/user/token", name="page").ok
+        hers.shows("me", logins=hers.values["me"]["logins"] + 1)
         node.lxc("config", "set", second, "limits.cpu=1")
         all_of_it.shows(f"pod/{second}", cpu_limit=1)
         theirs.shows(f"pod/{second}", cpu_limit=1)

@@ -14,7 +14,7 @@ import pytest
 from podyd.base.errors import TooMany, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.board import live as module
-from podyd.board.board import ALL
+from podyd.board.board import ADMINS, ALL
 from podyd.board.live import LATE, MAX_HELD_BYTES, Live, Viewer
 from podyd.board.sources import Picture, Sources, Values
 from podyd.config.schema import Quota
@@ -32,6 +32,7 @@ class FakeSources(Sources):
     def __init__(self) -> None:
         self.said: object = 1
         self.card: object = 1
+        self.news = 1
         self.gate = asyncio.Event()
         self.gate.set()
         self.asked = self.looked = self.forgot = 0
@@ -64,6 +65,9 @@ class FakeSources(Sources):
 
     def works(self, picture: Picture | None) -> Values:
         return {}
+
+    async def admin(self) -> Values:
+        return {(ADMINS, "admin"): self.news}
 
     def people(self, members: Iterable[Member]) -> Values:
         return {(ALL, "people"): sorted(member.name for member in members)}
@@ -167,6 +171,19 @@ def test_first_everything_and_then_what_changes(play: Play) -> None:
             async with rig.page(replace(ALICE, name="bob")) as other:
                 assert (await other.next())["set"]["card"] == 2
                 assert (await page.next())["set"] == {"people": ["alice", "bob"]}
+
+    play(work)
+
+
+def test_admins_are_told_what_is_new_for_them(play: Play) -> None:
+    async def work(rig: Rig) -> None:
+        async with rig.page() as page:
+            assert "admin" not in (await page.next())["set"]
+            async with rig.page(replace(ALICE, name="root2", is_admin=True)) as admins:
+                assert (await admins.next())["set"]["admin"] == 1
+                rig.sources.news = 2
+                assert (await admins.next())["set"] == {"admin": 2}
+            assert (await page.next())["set"] == {"people": ["alice", "root2"]}
 
     play(work)
 

@@ -14,6 +14,7 @@ from podyd.board.board import ADMINS, ALL, GUESTS, MEMBERS, Audience, Board, aud
 from podyd.board.sources import Sources, Values
 from podyd.board.works import Works
 from podyd.config.schema import Quota
+from podyd.contract.events import AdminNow, MeNow
 from podyd.engine.interface import Pools
 from podyd.engine.types import Instance, PoolUse, State
 from podyd.gpus.inventory import Inventory
@@ -111,8 +112,13 @@ class Shown(World):
             info=self.info,
             works=self.works,
             notices=Notices(NoticeStore(self.database)),
+            login_changes=len,
+            news=self._news,
             loads=lambda: Loads(cgroups=self.cgroups, counters=self.node.loads),
         )
+
+    async def _news(self) -> AdminNow:
+        return AdminNow(3, None)
 
     async def runs(self, name: str, pid: int) -> None:
         """The cgroup of a pod's first process is known."""
@@ -278,9 +284,18 @@ def test_each_sees_who_they_are(play: Play) -> None:
     async def work(world: Shown, sources: Sources) -> None:
         values = sources.people({ALICE, ADMIN})
         me = sees(values, ALICE)["me"]
-        assert (me.user, me.is_admin, me.unread) == ("alice", False, 0)
+        assert me == MeNow("alice", False, 0, 5)
         assert sees(values, ADMIN)["me"].is_admin is True
         assert sees(values, None) == {}
+
+    play(work)
+
+
+def test_only_admins_see_what_is_new_for_them(play: Play) -> None:
+    async def work(world: Shown, sources: Sources) -> None:
+        values = await sources.admin()
+        assert sees(values, ADMIN) == {"admin": AdminNow(3, None)}
+        assert sees(values, ALICE) == sees(values, None) == {}
 
     play(work)
 
