@@ -97,7 +97,8 @@ class Waiting:
     """A request for GPUs in the queue. `place` begins at 1; `pod` is LXD's name of the instance.
 
     `gpus` is the request's parameter of that name, `hours` how long the lease will be from when it
-    begins, `since` when the request was made.
+    begins, `since` when the request was made. So many `more` than the pod has count for the owner's
+    quota already.
     """
 
     place: int
@@ -106,6 +107,7 @@ class Waiting:
     gpus: str
     hours: float
     since: str
+    more: int
 
 
 POD_GPUS = Operation(

@@ -720,6 +720,7 @@ def waiting(view: View) -> list[Waiting]:
             str(by_index(entry.choice, view.cards)),
             entry.hours,
             iso(entry.since),
+            entry.more,
         )
         for number, entry in enumerate(view.queue, 1)
     ]

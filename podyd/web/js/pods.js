@@ -16,9 +16,12 @@ const CHANGED = "podyd-work";
 // What this page does with a pod and podyd has not said yet: its operation, by the instance's name.
 const begun = new Map();
 
-/** The pods of a user, sorted by name. */
+/** The pods of a user, sorted by name; `gpus`: how many GPUs of each count for the quota, with those
+ * that it waits for. */
 export function podsOf(live, user) {
-  return live.all("pod/").map(([, pod]) => pod).filter((pod) => pod.owner === user.name);
+  const more = new Map((live.get("queue") ?? []).map((entry) => [entry.pod, entry.more]));
+  return live.all("pod/").filter(([, pod]) => pod.owner === user.name)
+    .map(([, pod]) => ({ ...pod, gpus: pod.gpu_ids.length + (more.get(pod.name) ?? 0) }));
 }
 
 /** What is being done with a pod now, as {operation, since?}; undefined if nothing is. */
@@ -28,7 +31,7 @@ export function workOn(live, pod) {
 
 /** Calls `changed` now and whenever something about pods or their work changes. */
 export function onPods(live, changed, signal) {
-  live.on(["pod/", "load/", "work/", "gpu/", "use/", "me", "host"], changed, signal);
+  live.on(["pod/", "load/", "work/", "gpu/", "use/", "queue", "me", "host"], changed, signal);
   document.addEventListener(CHANGED, changed, { signal });
 }
 
@@ -133,7 +136,7 @@ export function left(quota, pods, but) {
   const rest = (limit, used) => (limit < 0 ? null : Math.max(0, limit - used));
   return {
     pods: rest(quota.max_pods, others.length),
-    gpus: rest(quota.gpu_count, sum(others.map((pod) => pod.gpu_ids.length))),
+    gpus: rest(quota.gpu_count, sum(others.map((pod) => pod.gpus))),
     disk: rest(quota.disk_total, sum(others.map((pod) => Math.max(0, pod.disk_limit ?? 0)))),
   };
 }

@@ -64,7 +64,7 @@ def text(*cards: GpuInfo, queue: tuple[Waiting, ...] = ()) -> str:
 
 
 def test_cards_and_the_queue() -> None:
-    waiting = Waiting(1, "carol-train", "carol", "2", 24.0, "2026-11-28T16:00:00Z")
+    waiting = Waiting(1, "carol-train", "carol", "2", 24.0, "2026-11-28T16:00:00Z", 2)
     assert (
         text(LEASED, FREE, queue=(waiting,))
         == """\

@@ -85,6 +85,7 @@ def test_what_a_token_that_reads_may_call() -> None:
         "/status.txt",
         "/user/info",
         "/user/list",
+        "/user/logins",
         "/user/logout",
         "/user/notices",
         "/user/token-revoke",
