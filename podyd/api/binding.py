@@ -114,9 +114,9 @@ class Session(Protocol):
 class Watching(Protocol):
     """A stream of messages to the caller, who says nothing; whoever gets this object closes it."""
 
-    async def run(self, send: Callable[[bytes], asyncio.Future[None]]) -> None:
-        """Send messages until cancelled, or until the caller does not read them; what `send`
-        returns is done once the caller's connection has taken the message."""
+    async def run(self, send: Callable[[bytes], asyncio.Future[None]]) -> str:
+        """Send messages until cancelled, or until there is no room for this caller; returns why, as
+        a code. What `send` returns is done once the caller's connection has taken the message."""
 
     def close(self) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 
 from tornado.iostream import StreamClosedError
 from tornado.websocket import WebSocketClosedError
@@ -15,6 +16,8 @@ from podyd.base.errors import BadRequest, PodydError, Unauthorized
 GOING_AWAY, VIOLATION, TRY_LATER = 1001, 1008, 1013
 # Nothing is to be sent; this is what a message may have before the connection is closed for it.
 MAX_MESSAGE_BYTES = 1024
+# What the kernel keeps of what a client has not read; by itself it grows to several MB.
+SEND_BUFFER_BYTES = 64 * 1024
 
 
 class EventStream(Upgraded):
@@ -25,6 +28,12 @@ class EventStream(Upgraded):
     @property
     def max_message_size(self) -> int:
         return MAX_MESSAGE_BYTES
+
+    def open(self, *args: str, **kwargs: str) -> None:
+        assert self.ws_connection is not None and self.ws_connection.stream is not None
+        ours = self.ws_connection.stream.socket
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        super().open(*args, **kwargs)
 
     def _received(self, message: str | bytes) -> None:
         raise BadRequest(f"{self.operation.path} takes no messages.", code="malformed_message")
@@ -46,9 +55,9 @@ class EventStream(Upgraded):
 
     async def _run_opened(self) -> None:
         watching: Watching = self._given
-        code, why = TRY_LATER, "too_slow"
+        code = TRY_LATER
         try:
-            await watching.run(self._send)
+            why = await watching.run(self._send)
         except asyncio.CancelledError:
             code, why = _said(self._refusal)
         except Exception as error:  # Whatever it is, the socket must not stay open.

@@ -309,7 +309,7 @@ class Endpoint(JsonHandler):
         elif isinstance(request, EndLeases):
             self.pod_name = request.pod
         if login is None:
-            return await self.bound(Call(request))
+            return await self.bound(Call(request, address=self.address))
         async with self.requests.turn(login.member, self.operation):
             with self._shown(login.member):
                 return await self.bound(Call(request, login, password, self.address))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections import Counter, deque
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 from podyd.base.errors import PodydError, TooMany
@@ -26,58 +26,102 @@ ASK_SECONDS = 5.0
 LXD_SECONDS, LATE_SECONDS = 0.5, 3.0
 LATE = "LXD takes long to answer."
 LOAD_SECONDS = 2.0
-# What a viewer has not read may have so many bytes.
-MAX_HELD_BYTES = 1024**2
-# How many streams one member may have open, all who have not logged in count as one, and how many
-# there may be.
-MAX_OF_ONE = 64
-MAX_VIEWERS = 1024
+# What has not been read yet may have so many bytes: of one viewer, unless it is a single message,
+# of one member, and of all together. Who reads more slowly gets no more until they have read that,
+# and then everything.
+MAX_BEHIND_BYTES = 64 * 1024
+MAX_HELD_OF_ONE = 8 * 1024**2
+MAX_HELD_BYTES = 64 * 1024**2
+# Who has not taken a single message for so long is left.
+STUCK_SECONDS = 30.0
+# So many are sent something before others have a turn, and before it is counted what they took.
+BATCH = 16
+# Of the event loop, until it is known that a connection has taken what it was sent.
+TURNS = 3
+# How many streams there may be, and of these one member's; and without a login, by their address.
+MAX_VIEWERS, MAX_OF_ONE = 1024, 64
+MAX_GUESTS, MAX_OF_ADDRESS = 128, 16
 
 # Done once the connection has taken the message.
 Send = Callable[[bytes], "asyncio.Future[None]"]
 
 
 class Viewer:
-    """Somebody who watches; None is one who has not logged in."""
+    """Somebody who watches; None is one who has not logged in. `who` are all that count as one."""
 
-    def __init__(self, live: Live, member: Member | None) -> None:
+    def __init__(self, live: Live, member: Member | None, who: Hashable) -> None:
         self._live = live
         self.member = member
+        self.who = who
         self.audiences = audiences_of(member)
         self.has_whole = False
-        # On the monotonic clock.
-        self.sent = 0.0
-        self._held = 0
+        # How many bytes have not been taken; since when none were, on the monotonic clock; and when
+        # the last message was sent.
+        self.held = 0
+        self.stuck_since = self.sent = 0.0
+        self._why = ""
+        self._over = asyncio.Event()
 
-    async def run(self, send: Send) -> None:
-        """Send what there is, and then what changes, until cancelled, or until too much of it is
-        not read."""
+    async def run(self, send: Send) -> str:
+        """Send what there is, and then what changes, until cancelled, or until somebody else needs
+        the room; returns why."""
         self._send = send
-        self._over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._live.add(self)
         try:
-            await self._over
+            await self._over.wait()
         finally:
             self._live.remove(self)
+        return self._why
 
     def close(self) -> None:
         """It is over; somebody else may watch in its place."""
         self._live.leave(self)
 
-    def push(self, text: bytes) -> None:
-        """Send a message, unless too many before it have not been read."""
-        if self._held + len(text) > MAX_HELD_BYTES and self._held:
-            if not self._over.done():
-                self._over.set_result(None)
-            return
-        self._held += len(text)
-        sending = self._send(text)
+    def end(self, why: str) -> None:
+        """Have it end."""
+        self._why = why
+        self._over.set()
+        self.close()
+
+    def send(self, text: bytes) -> asyncio.Future[None]:
+        """Send a message; what is returned is done once it is taken."""
+        return self._send(text)
+
+
+class _Held:
+    """Counts what viewers have not taken yet."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._all = 0
+        self._of: Counter[Hashable] = Counter()
+
+    def push(self, viewer: Viewer, text: bytes) -> bool:
+        """Send a message, if there is room for it: whoever has nothing unread may have one."""
+        size = len(text)
+        if viewer.held and viewer.held + size > MAX_BEHIND_BYTES:
+            return False
+        own = self._of[viewer.who]
+        if own and (own + size > MAX_HELD_OF_ONE or self._all + size > MAX_HELD_BYTES):
+            return False
+        if not viewer.held:
+            viewer.stuck_since = self._clock()
+        self._add(viewer, size)
 
         def taken(done: asyncio.Future[None]) -> None:
-            self._held -= len(text)
+            viewer.stuck_since = self._clock()
+            self._add(viewer, -size)
             seen(done)
 
-        sending.add_done_callback(taken)
+        viewer.send(text).add_done_callback(taken)
+        return True
+
+    def _add(self, viewer: Viewer, size: int) -> None:
+        viewer.held += size
+        self._all += size
+        self._of[viewer.who] += size
+        if not self._of[viewer.who]:
+            del self._of[viewer.who]
 
 
 class Live:
@@ -94,8 +138,9 @@ class Live:
         self._clock = clock
         self._wall = wall
         # All, and those whose connection is there, in the order in which they have come.
-        self._known: set[Viewer] = set()
+        self._known: dict[Viewer, None] = {}
         self._viewers: dict[Viewer, None] = {}
+        self._held = _Held(clock)
         self._come = asyncio.Event()
         self._poke = asyncio.Event()
         self._reset()
@@ -121,23 +166,29 @@ class Live:
         self._is_due = True
         self._poke.set()
 
-    def viewer(self, member: Member | None) -> Viewer:
+    def viewer(self, member: Member | None, address: str = "") -> Viewer:
         """Somebody who will watch, until closed. Raises TooMany."""
-        others = sum(_name(viewer.member) == _name(member) for viewer in self._known)
-        if others >= MAX_OF_ONE or len(self._known) >= MAX_VIEWERS:
-            raise TooMany(
-                "Too many pages of yours are open.",
-                advice="Close some of them.",
-                retry_after=10,
-                code="too_many_pages",
-            )
-        viewer = Viewer(self, member)
-        self._known.add(viewer)
+        if member is None:
+            who, most, most_of_one = address, MAX_GUESTS, MAX_OF_ADDRESS
+        else:
+            who, most, most_of_one = member.name, MAX_VIEWERS, MAX_OF_ONE
+        alike = [item for item in self._known if (item.member is None) == (member is None)]
+        counts = Counter(item.who for item in alike)
+        if counts[who] >= most_of_one:
+            raise _too_many("Too many pages of yours are open.", "Close some of them.")
+        if len(alike) >= most:
+            # Whoever has the most gives one up to who has fewer.
+            (greedy, count) = counts.most_common(1)[0]
+            if counts[who] + 1 >= count:
+                raise _too_many("Too many pages are open.", "Try again shortly.")
+            next(item for item in reversed(alike) if item.who == greedy).end("too_many_pages")
+        viewer = Viewer(self, member, who)
+        self._known[viewer] = None
         return viewer
 
     def leave(self, viewer: Viewer) -> None:
         """Forget somebody."""
-        self._known.discard(viewer)
+        self._known.pop(viewer, None)
 
     def add(self, viewer: Viewer) -> None:
         """A viewer's connection is there."""
@@ -176,7 +227,7 @@ class Live:
             await asyncio.sleep(wait)
             self._poke.clear()
             await self._look()
-            if self._tell():
+            if await self._tell():
                 sent.append(self._clock())
             await came(self._poke, LOOK_SECONDS)
 
@@ -225,24 +276,32 @@ class Live:
 
     # --- Telling ---------------------------------------------------------------------------------
 
-    def _tell(self) -> bool:
+    async def _tell(self) -> bool:
         """Send everybody what is new to them; returns whether anything has changed."""
         if self._picture is None and self._problem is None:
             return False
         changes, now = self._board.take(), self._clock()
         changed = frozenset(changes)
         messages: dict[tuple[bool, frozenset[Audience]], bytes] = {}
-        for viewer in list(self._viewers):
+        for number, viewer in enumerate(list(self._viewers)):
+            if number % BATCH == BATCH - 1:
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
+            if viewer.held and now - viewer.stuck_since >= STUCK_SECONDS:
+                viewer.end("too_slow")
+                continue
             is_new = not viewer.has_whole
             mine = viewer.audiences if is_new else viewer.audiences & changed
             # The next look may be late, too.
-            if not mine and now - viewer.sent < BEAT_SECONDS - 2 * LOOK_SECONDS:
+            is_quiet = not mine and now - viewer.sent < BEAT_SECONDS - 2 * LOOK_SECONDS
+            if is_quiet or (is_new and viewer.held) or viewer not in self._viewers:
                 continue
             text = messages.get((is_new, mine))
             if text is None:
                 text = messages[is_new, mine] = self._message(mine, changes, whole=is_new)
-            viewer.has_whole, viewer.sent = True, now
-            viewer.push(text)
+            viewer.has_whole = self._held.push(viewer, text)
+            if viewer.has_whole:
+                viewer.sent = now
         return bool(changed)
 
     def _message(
@@ -253,5 +312,5 @@ class Live:
         return message(self._wall(), (changes[audience] for audience in audiences))
 
 
-def _name(member: Member | None) -> str:
-    return member.name if member is not None else ""
+def _too_many(detail: str, advice: str) -> TooMany:
+    return TooMany(detail, advice=advice, retry_after=10, code="too_many_pages")

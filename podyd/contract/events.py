@@ -22,7 +22,9 @@ PROTOCOL = f"""podyd sends text messages of JSON; the client sends nothing. The 
 `whole` and every value under its key. Each later one has what has changed: in `set` the values that
 are new, whole, by their keys, and in `gone` the keys that are no more. There are at most 2 in a
 second, and one each {BEAT_SECONDS:g} seconds at least, with nothing in it if nothing has changed. A
-client that reads too slowly is disconnected; whoever connects anew gets everything."""
+client that reads too slowly gets `whole` with everything again in place of what it has missed; one
+that takes nothing for 30 seconds is disconnected (`too_slow`). A member may have 64 streams, and
+where there are too many in all, who has the most loses one (`too_many_pages`)."""
 
 
 @dataclass(frozen=True)

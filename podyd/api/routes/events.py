@@ -14,4 +14,5 @@ class EventRoutes:
 
     @serves(EVENTS)
     async def events(self, call: Call[Nothing]) -> Viewer:
-        return self._live.viewer(call.login.member if call.login is not None else None)
+        member = call.login.member if call.login is not None else None
+        return self._live.viewer(member, call.address)

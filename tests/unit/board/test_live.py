@@ -15,7 +15,7 @@ from podyd.base.errors import TooMany, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.board import live as module
 from podyd.board.board import ADMINS, ALL
-from podyd.board.live import LATE, MAX_HELD_BYTES, Live, Viewer
+from podyd.board.live import LATE, MAX_BEHIND_BYTES, Live, Viewer
 from podyd.board.sources import Picture, Sources, Values
 from podyd.config.schema import Quota
 from podyd.model.member import Member
@@ -83,11 +83,14 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 class Page:
-    """What a viewer was sent; `takes` says whether its connection takes it."""
+    """What a viewer was sent; `takes` says whether its connection takes it, `size` how many bytes
+    it has not taken."""
 
     def __init__(self, viewer: Viewer) -> None:
         self.viewer = viewer
         self.takes = True
+        self.size = 0
+        self.not_taken: list[asyncio.Future[None]] = []
         self.messages: list[Any] = []
         self.sent = asyncio.Event()
         self.task = asyncio.ensure_future(viewer.run(self._send))
@@ -98,7 +101,16 @@ class Page:
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         if self.takes:
             future.set_result(None)
+        else:
+            self.size += len(text)
+            self.not_taken.append(future)
         return future
+
+    def take(self) -> None:
+        """Take all that has not been taken, and what comes from now on."""
+        self.takes, self.size = True, 0
+        while self.not_taken:
+            self.not_taken.pop().set_result(None)
 
     async def next(self) -> Any:
         """The next message that has something in it."""
@@ -295,21 +307,85 @@ def test_who_hears_nothing_new_hears_that_podyd_is_there(
     play(work)
 
 
-def test_who_does_not_read_is_left_and_the_others_go_on(play: Play) -> None:
+def test_who_reads_slowly_has_little_held_for_them_and_then_gets_everything(play: Play) -> None:
     async def work(rig: Rig) -> None:
-        async with rig.page() as page, rig.page() as slow:
-            slow.takes = False
+        async with rig.page() as page, rig.page(replace(ALICE, name="bob")) as slow:
             await page.next()
-            number = 0
-            while not slow.task.done():
-                number += 1
-                rig.sources.card = f"{number} " + "x" * 100_000
+            await slow.next()
+            slow.takes = False
+            for number in range(20):
+                rig.sources.card = f"{number} " + "x" * 20_000
                 assert (await page.next())["set"]["card"] == rig.sources.card
-                assert number <= MAX_HELD_BYTES / 100_000 + 1
-            assert number >= MAX_HELD_BYTES / 100_000 - 1
-            rig.sources.card = 0
-            assert (await page.next())["set"]["card"] == 0
-            assert slow.viewer not in rig.live._viewers
+            assert 20_000 < slow.size <= MAX_BEHIND_BYTES
+            slow.messages.clear()
+            slow.take()
+            again = await slow.next()
+            assert again["whole"] is True
+            assert again["set"]["card"] == rig.sources.card
+            rig.sources.card = 1
+            assert await slow.next() == {**await page.next(), "set": {"card": 1}}
+
+    play(work)
+
+
+def test_one_message_may_be_of_any_length(play: Play) -> None:
+    async def work(rig: Rig) -> None:
+        rig.sources.card = "x" * 2 * MAX_BEHIND_BYTES
+        async with rig.page() as page:
+            assert (await page.next())["set"]["card"] == rig.sources.card
+
+    play(work)
+
+
+def test_what_one_member_does_not_read_leaves_room_for_others(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_HELD_OF_ONE", 250_000)
+    monkeypatch.setattr(module, "MAX_HELD_BYTES", 350_000)
+
+    async def work(rig: Rig) -> None:
+        rig.sources.card = "x" * 100_000
+        async with contextlib.AsyncExitStack() as stack:
+
+            async def stuck(name: str) -> list[Page]:
+                pages = [
+                    await stack.enter_async_context(rig.page(replace(ALICE, name=name)))
+                    for _ in range(5)
+                ]
+                for page in pages:
+                    page.takes = False
+                await until(lambda: any(page.messages for page in pages))
+                looked = rig.sources.looked
+                await until(lambda: rig.sources.looked >= looked + 3)
+                return pages
+
+            first = await stuck("mallory")
+            assert sum(page.size for page in first) < 250_000
+            both = [*first, *await stuck("marvin")]
+            assert sum(page.size for page in both) < 350_000
+            # Whoever reads gets everything even so.
+            page = await stack.enter_async_context(rig.page())
+            assert (await page.next())["whole"] is True
+            for page in both:
+                page.take()
+            await until(lambda: all(page.messages for page in both))
+
+    play(work)
+
+
+def test_who_takes_nothing_is_left_after_a_while(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "STUCK_SECONDS", 0.1)
+
+    async def work(rig: Rig) -> None:
+        async with rig.page() as page, rig.page() as stuck:
+            stuck.takes = False
+            assert await asyncio.wait_for(stuck.task, 10) == "too_slow"
+            assert stuck.viewer not in rig.live._viewers
+            page.messages.clear()
+            rig.sources.card = 2
+            assert (await page.next())["set"]["card"] == 2
 
     play(work)
 
@@ -331,17 +407,54 @@ def test_what_crashes_is_started_again_and_everybody_gets_everything(play: Play)
 
 def test_one_member_has_so_many_pages_at_most(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_OF_ONE", 2)
-    monkeypatch.setattr(module, "MAX_VIEWERS", 3)
 
     async def work(rig: Rig) -> None:
         async with rig.page(), rig.page() as second:
             await second.next()
             with pytest.raises(TooMany, match="of yours"):
                 rig.live.viewer(ALICE)
-            async with rig.page(None) as third:
-                await third.next()
-                with pytest.raises(TooMany):
-                    rig.live.viewer(replace(ALICE, name="bob"))
+            rig.live.viewer(replace(ALICE, name="bob"))
+        rig.live.viewer(ALICE)
+
+    play(work)
+
+
+def test_whoever_has_the_most_pages_gives_one_up_to_who_has_fewer(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_VIEWERS", 3)
+
+    async def work(rig: Rig) -> None:
+        async with rig.page() as first, rig.page() as second, rig.page() as last:
+            await last.next()
+            async with rig.page(replace(ALICE, name="bob")) as other:
+                assert (await other.next())["whole"] is True
+                assert await asyncio.wait_for(last.task, 10) == "too_many_pages"
+                for full in (ALICE, replace(ALICE, name="bob")):
+                    with pytest.raises(TooMany, match="Too many pages are open"):
+                        rig.live.viewer(full)
+                # Without a login nobody takes anything from members.
+                rig.live.viewer(None, "10.0.0.1")
+                assert not first.task.done() and not second.task.done()
+
+    play(work)
+
+
+def test_without_a_login_pages_are_counted_by_address(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GUESTS", 3)
+    monkeypatch.setattr(module, "MAX_OF_ADDRESS", 2)
+
+    async def work(rig: Rig) -> None:
+        for _ in range(2):
+            rig.live.viewer(None, "10.0.0.1")
+        with pytest.raises(TooMany, match="of yours"):
+            rig.live.viewer(None, "10.0.0.1")
+        for address in ("10.0.0.2", "10.0.0.3"):
+            rig.live.viewer(None, address)
+        with pytest.raises(TooMany, match="Too many pages are open"):
+            rig.live.viewer(None, "10.0.0.4")
         rig.live.viewer(ALICE)
 
     play(work)
