@@ -2,6 +2,7 @@
 
 import { raw } from "./api.js";
 import { h } from "./dom.js";
+import { bytes, bytesOf } from "./format.js";
 import { texts } from "./texts.js";
 import { run } from "./work.js";
 
@@ -15,15 +16,26 @@ export function downloadByScript() {
     if (!link || link.protocol === "blob:" || event.defaultPrevented) return;
     event.preventDefault();
     const cancel = new AbortController();
-    run(texts.work.downloading(link.download), () => saveByScript(link.href, link.download, cancel.signal), undefined, () => cancel.abort());
+    run(texts.work.downloading(link.download), (progress) => saveByScript(link.href, link.download, progress, cancel.signal), undefined, () => cancel.abort());
   });
 }
 
-/** Downloads with a script, which the browser keeps on its disk meanwhile. Raises Refused. */
-export async function saveByScript(address, name, signal) {
+/** Downloads with a script, which the browser keeps on its disk meanwhile; `progress` as of `run`.
+ * Raises Refused. */
+export async function saveByScript(address, name, progress, signal) {
   const response = await raw(address, signal);
-  const file = URL.createObjectURL(await response.blob().catch((error) => {
-    if (error.name === "AbortError") throw error;
+  // Nothing tells how large a folder's tar file will be.
+  const size = Number(response.headers.get("Content-Length"));
+  let come = 0;
+  const counter = new TransformStream({ transform(piece, onward) {
+    come += piece.length;
+    progress(size ? { text: bytesOf(come, size), share: come / size } : { text: bytes(come) });
+    onward.enqueue(piece);
+  } });
+  // Whatever it is, it is no page of podyd's.
+  const headers = { "Content-Type": "application/octet-stream" };
+  const file = URL.createObjectURL(await new Response(response.body.pipeThrough(counter), { headers }).blob().catch(() => {
+    signal.throwIfAborted();
     throw new Error(texts.errors.cutOff);
   }));
   h("a", { href: file, download: name }).click();
