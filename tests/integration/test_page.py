@@ -222,6 +222,7 @@ def test_snapshots(enter: Enter, bob: Client) -> None:
         title(tab, "then")
         tab.go("/pods/other/snapshots")
         tab.button("Restore other to before").click()
+        expect(tab.dialog()).to_contain_text("all processes in it end")
         tab.button("Restore", within=tab.dialog()).click()
         wait_until(lambda: _file(bob, "other") == "first\n", "the first file", WORK_SECONDS)
         assert _file(bob, "then") == "first\n"
@@ -232,6 +233,32 @@ def test_snapshots(enter: Enter, bob: Client) -> None:
         expect(tab.row("before")).to_have_count(0, timeout=WORK_MS)
     bob.post("/pod/delete", ins="then").ok
     assert bob.get("/pod/snapshots", ins="other").ok == []
+
+
+def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Enter, bob: Client) -> None:
+    """LXD has fewer limits of their names than podyd."""
+    instance = scene.node.instance_of(bob.user, "other")["name"]
+    names = {
+        "<img\tsrc=x><b>bold": r"<img\tsrc=x><b>bold",
+        "\u202egnp": r"\u202egnp",
+        "x" * 200: "x" * 200,
+    }
+    for name in names:
+        scene.node.lxc("snapshot", instance, name)
+    try:
+        with enter(bob, "/pods/other/snapshots") as tab:
+            for shown in names.values():
+                expect(tab.row(shown)).to_be_visible()
+                tab.button(f"Delete snapshot {shown}").click()
+                expect(tab.dialog()).to_contain_text(shown)
+                tab.button("Cancel", within=tab.dialog()).click()
+            assert not tab.ran()
+            tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+            assert not tab.overflows()
+            tab.is_accessible()
+    finally:
+        for name in names:
+            scene.node.lxc("delete", f"{instance}/{name}")
 
 
 def _file(client: Client, ins: str) -> object:
@@ -258,19 +285,23 @@ def test_limits_gpus_and_an_image(scene: Scene, enter: Enter, bob: Client) -> No
         # Chosen by who makes it, and shown to all who may use it.
         tab.button("Make an image of other").click()
         tab.dialog().get_by_label("Tag").fill("mine")
-        tab.dialog().get_by_label("Description").fill(MARKUP)
+        tab.dialog().get_by_label("Description").fill(hostile := f"{MARKUP} \u202egnp {'w' * 300}")
         tab.button("Make an image", within=tab.dialog()).click()
         image = f"{bob.user}-mine"
         wait_until(lambda: image in bob.get("/host/images").ok, "the image", 180)
         tab.go("/new")
         tab.page.get_by_label("Image", exact=True).select_option(image)
-        tab.shows(MARKUP)
+        shown = hostile.replace("\u202e", r"\u202e")
+        tab.shows(shown)
         assert not tab.ran()
+        tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
+        assert not tab.overflows()
 
         # An admin's is not the member's own, whatever its name.
         with alias(scene, f"{bob.user}-for-all") as theirs:
             tab.go("/pods")
-            expect(tab.row(image)).to_contain_text(MARKUP)
+            expect(tab.row(image)).to_contain_text(shown)
+            assert not tab.overflows()
             assert theirs in bob.get("/host/images").ok
             expect(tab.row(theirs)).to_have_count(0)
         tab.button(f"Delete image {image}").click()

@@ -112,15 +112,16 @@ def drop(tab: Tab, paths: list[Path]) -> None:
 
 @contextlib.contextmanager
 def slow(tab: Tab) -> Iterator[None]:
-    """Meanwhile it uploads 200 kB in a second."""
+    """Meanwhile it sends 200 kB in a second, and receives as much."""
     session = tab.context.new_cdp_session(tab.page)
     session.send("Network.enable")
-    speed = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 200_000}
+    most = {"downloadThroughput": 200_000, "uploadThroughput": 200_000}
+    speed = {"offline": False, "latency": 0, **most}
     session.send("Network.emulateNetworkConditions", speed)
     try:
         yield
     finally:
-        session.send("Network.emulateNetworkConditions", {**speed, "uploadThroughput": -1})
+        session.send("Network.emulateNetworkConditions", {**speed, **dict.fromkeys(most, -1)})
         session.detach()
 
 
@@ -184,11 +185,20 @@ def test_folders(tab: Tab, here: str, said: Callable[[str], str]) -> None:
     name, by_script = downloaded(tab, link)
     assert (name, len(by_script)) == ("sub dir.tar", len(data))
     tab.reload()
+    said("head -c 3000000 /dev/urandom >large")
+    tab.button("Look again").click()
+    with slow(tab):
+        row(tab, "large").get_by_role("link").click()
+        coming = work(tab, "Download large")
+        expect(coming).to_contain_text("of 2.86 MiB")
+        expect(coming.get_by_role("progressbar")).to_have_attribute("value", re.compile(r"0\.\d+"))
+        tab.button("Cancel", within=coming).click()
+        expect(coming).to_have_count(0)
     tab.button("Delete sub dir").click()
     expect(tab.dialog()).to_contain_text("with all that is in it")
     confirm(tab, "Delete")
     expect(row(tab, "sub dir")).to_have_count(0)
-    assert said("ls -A") == "link\n"
+    assert said("ls -A") == "large\nlink\n"
 
 
 def test_an_upload_asks_before_it_replaces(tab: Tab, here: str, said: Callable[[str], str]) -> None:
@@ -333,10 +343,10 @@ def test_logs(tab: Tab, said: Callable[[str], str], carol: Client) -> None:
     def say(text: str) -> None:
         said(f"{shlex.join(['echo', text])} | systemd-cat -t page")
 
-    say(f"first {MARKUP}")
+    say(f"first {MARKUP} \u202egnp {'x' * 2000}")
     tab.go("/pods/work/logs")
     log = tab.page.get_by_role("log")
-    expect(log).to_contain_text(f"first {MARKUP}")
+    expect(log).to_contain_text(rf"first {MARKUP} \u202egnp xxx")
     say("the second one")
     expect(log).to_contain_text("the second one")
     at_end = "element => element.scrollHeight - element.scrollTop - element.clientHeight < 5"
@@ -372,12 +382,15 @@ def test_logs(tab: Tab, said: Callable[[str], str], carol: Client) -> None:
 
 
 def test_a_pod_that_is_stopped(tab: Tab, carol: Client) -> None:
+    escapes = r"\033[31mred\033[0m \033]0;a title\007\033[2J\033]8;;http://x\033\\link\b\r\n"
+    carol.exec("work", f"printf '{escapes}' >/dev/console")
     carol.post("/pod/stop", ins="work").ok
     tab.go("/pods/work/files")
     tab.shows("its files can be seen while it runs")
     tab.go("/pods/work/logs")
     tab.shows("The console of the pod")
     expect(tab.page.get_by_role("log")).to_contain_text("work login:")
+    expect(tab.page.get_by_role("log")).to_contain_text("red link\\u0008\n")
     tab.go("/pods/work/files")
     tab.page.locator(".files").get_by_role("button", name="Start").click()
     expect(row(tab, ".bashrc")).to_be_visible(timeout=WORK_MS)

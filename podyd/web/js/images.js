@@ -5,6 +5,7 @@ import { button } from "./controls.js";
 import { confirm } from "./dialog.js";
 import { fill, h } from "./dom.js";
 import { bytes, moment } from "./format.js";
+import { written } from "./names.js";
 import { Table } from "./table.js";
 import { texts } from "./texts.js";
 import { run } from "./work.js";
@@ -17,8 +18,8 @@ export function ownImages({ live, signal }) {
   const table = new Table({
     caption: words.caption, empty: "", key: (image) => image.name,
     columns: [
-      { title: words.columns.name, header: true, cell: (image) => h("bdi", {}, image.name) },
-      { title: words.columns.description, cell: (image) => h("bdi", {}, image.description) },
+      { title: words.columns.name, header: true, class: "title", cell: (image) => h("bdi", {}, written(image.name)) },
+      { title: words.columns.description, cell: (image) => h("bdi", {}, written(image.description)) },
       { title: words.columns.size, class: "number", cell: (image) => bytes(image.size) },
       { title: words.columns.created, cell: (image) => moment(image.created) },
       { title: words.columns.actions, once: true, cell: (image) =>

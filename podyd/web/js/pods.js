@@ -6,6 +6,7 @@ import { confirm, form } from "./dialog.js";
 import { h } from "./dom.js";
 import { bytes } from "./format.js";
 import { gpuChoice } from "./gpu-choice.js";
+import { plain } from "./names.js";
 import { texts } from "./texts.js";
 import { run } from "./work.js";
 
@@ -170,7 +171,7 @@ export function copyPod({ pod, snapshot, live, user, quota, go, signal }) {
     isLimited ? diskHint(quota, rest) : texts.overview.noDiskLimits);
   const name = field(texts.newPod.name, h("input", { name: "to", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), texts.newPod.nameHint);
   form({
-    title: words.copyTitle(pod.ins, snapshot), action: words.copy, closing,
+    title: words.copyTitle(pod.ins, snapshot && plain(snapshot)), action: words.copy, closing,
     fields: [h("p", {}, words.copyText), name.element, gpus.element, disk.element], named: { to: name, disk },
     submit: (dialog) => {
       const to = name.input.value.trim();

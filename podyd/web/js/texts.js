@@ -221,7 +221,7 @@ export const texts = {
     name: "Name of the new snapshot", nameHint: "Without a name, it has the time (UTC).", usual: "the time",
     make: "Make snapshot", making: (ins) => `Making a snapshot of ${ins}`,
     restore: "Restore", restoreTitle: (ins, name) => `Restore ${ins} to ${name}`, restoring: (ins, name) => `Restoring ${ins} to ${name}`,
-    restoreText: "All changes on the pod’s disk since then are lost. If it runs, it is stopped, and started again afterwards.",
+    restoreText: "Lost is all that has changed on the pod’s disk since ", restoreRunning: "It is stopped for it, so all processes in it end, and started again afterwards.",
     copy: "Copy", delete: "Delete", deleteTitle: (name) => `Delete snapshot ${name}`, deleting: (name) => `Deleting snapshot ${name}`,
     deleteText: "The pod stays as it is; you can no longer go back to this snapshot.",
     room: (count, max) => `${count} of ${max} snapshots`, full: (max) => `Your quota is ${max} snapshots of each pod: delete one first.`,

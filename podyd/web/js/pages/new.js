@@ -5,6 +5,7 @@ import { button, field, refuse, showRefusal } from "../controls.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
+import { written } from "../names.js";
 import { diskHint, left, onPods, podsOf } from "../pods.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -44,7 +45,7 @@ export default async function newPod({ live, user, go, signal }) {
     try {
       const info = await get("image/inspect", { image: asked }, { signal });
       if (image.input.value !== asked) return;
-      fill(image.hint, info.description ? h("bdi", {}, info.description) : words.noDescription, " · ",
+      fill(image.hint, info.description ? h("bdi", {}, written(info.description)) : words.noDescription, " · ",
         words.packed(bytes(info.size)), " · ", moment(info.created));
     } catch (refused) {
       if (refused.name !== "AbortError" && image.input.value === asked) fill(image.hint, refused.message);

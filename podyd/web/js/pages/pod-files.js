@@ -7,6 +7,7 @@ import { confirm, form } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { saveByScript } from "../download.js";
 import { bytes, moment } from "../format.js";
+import { plain, written } from "../names.js";
 import { onPods, work } from "../pods.js";
 import { Table } from "../table.js";
 import { tar } from "../tar.js";
@@ -19,9 +20,6 @@ const MARKS = { directory: "/", link: " →", file: "" };
 // So many rows are quickly drawn; with more than a few, a filter is of use.
 const MAX_ROWS = 500;
 const MANY = 12;
-// Control characters, and those that turn the direction of what follows.
-const UNSEEN = /[\u0000-\u001f\u007f-\u009f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
-const RIGHT_TO_LEFT = /[\u0590-\u08ff\ufb1d-\ufdff\ufe70-\ufefe]/;
 // What podyd gives in place of bytes that are no UTF-8: by such a name nothing is found.
 const LOST = "\ufffd";
 const WAITING_MS = 500;
@@ -260,24 +258,6 @@ function crumbs(ins, place) {
     h("li", {}, h("a", { href: routeOf(ins, path), "aria-current": at === links.length - 1 && "location" }, h("bdi", { class: "name" }, written(name)))))));
 }
 
-/** A name for a sentence; one that is read from the right is isolated, and nothing in it ends that. */
-function plain(name) {
-  const shown = name.replace(UNSEEN, escaped);
-  return RIGHT_TO_LEFT.test(shown) ? `\u2068${shown}\u2069` : shown;
-}
-
-/** A name as children of an element. */
-function written(name) {
-  const shown = name.split(UNSEEN);
-  const between = name.match(UNSEEN) ?? [];
-  return shown.map((text, at) => [text, at < between.length && h("span", { class: "escape" }, escaped(between[at]))]);
-}
-
-function escaped(character) {
-  const short = { "\n": "\\n", "\t": "\\t", "\r": "\\r" }[character];
-  return short ?? `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`;
-}
-
 /** A link to download something, a folder as a tar file. */
 function download(ins, path, isFolder) {
   const own = path === "/" ? ins : path.split("/").at(-1);
@@ -287,15 +267,15 @@ function download(ins, path, isFolder) {
   link.addEventListener("click", (event) => {
     event.preventDefault();
     const cancel = new AbortController();
-    run(words.downloadNamed(plain(own), isFolder), () => fetched(ins, path, href, name, cancel.signal), undefined, () => cancel.abort());
+    run(words.downloadNamed(plain(own), isFolder), (progress) => fetched(ins, path, href, name, progress, cancel.signal), undefined, () => cancel.abort());
   });
   return link;
 }
 
 /** Downloads once podyd has said that it can be, since a browser shows nobody why not. */
-async function fetched(ins, path, href, name, signal) {
+async function fetched(ins, path, href, name, progress, signal) {
   await get("pod/file", { ins, path, format: "stat" }, { signal });
-  await saveByScript(href, name, signal);
+  await saveByScript(href, name, progress, signal);
   return { log: words.downloaded };
 }
 

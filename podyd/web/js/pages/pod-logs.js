@@ -3,6 +3,7 @@
 import { get } from "../api.js";
 import { button, field } from "../controls.js";
 import { fill, h, setText } from "../dom.js";
+import { harmless } from "../names.js";
 import { texts } from "../texts.js";
 
 const words = texts.logs;
@@ -14,8 +15,6 @@ const MAX_LINES = 10_000;
 // So near to the end, what comes is followed.
 const NEAR_PX = 40;
 const MAX_MARKS = 2000;
-// Colours and movements of a terminal, as a console has them.
-const ESCAPES = /\u001b(?:\[[0-?]*[ -/]*[@-~]|\][^\u0007\u001b]*(?:\u0007|\u001b\\)|[()][0-9A-B]|[=>78cM])/g;
 
 export default async function logs({ signal, ins }) {
   const lines = field(words.lines, h("select", {}, [100, 1000, MAX_LINES].map((count) => h("option", { value: count }, String(count)))));
@@ -53,7 +52,7 @@ export default async function logs({ signal, ins }) {
       const answer = await get("pod/logs", { ins, lines: lines.input.value, since: since.input.value || null }, { signal, quiet: !isAsked });
       setText(error, "");
       setText(source, [words.sources[answer.source], answer.truncated && words.truncated].filter(Boolean).join(" "));
-      text = answer.log.replace(ESCAPES, "");
+      text = harmless(answer.log);
     } catch (refused) {
       if (refused.name !== "AbortError") setText(error, refused.message);
       return;

@@ -8,6 +8,7 @@ import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { history, newest } from "../history.js";
+import { written } from "../names.js";
 import { PROGRESS_MS, copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -59,7 +60,7 @@ function facts({ live, ins, pod, signal }) {
   const show = () => {
     const now = pod();
     const lines = {
-      image: now.image, name: now.name, created: moment(now.created), up: uptime(live, now),
+      image: h("bdi", {}, written(now.image)), name: now.name, created: moment(now.created), up: uptime(live, now),
       addresses: info?.addresses.length ? info.addresses.map((address) => h("div", {}, address)) : texts.none,
       profiles: now.profiles.join(", "),
     };

@@ -5,6 +5,7 @@ import { button, field, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
+import { plain, written } from "../names.js";
 import { copyPod, onPods, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -27,11 +28,11 @@ export default async function snapshots(context) {
   const table = new Table({
     caption: words.caption, empty: words.none, key: (snapshot) => snapshot.name,
     columns: [
-      { title: words.columns.name, header: true, cell: (snapshot) => h("bdi", {}, snapshot.name) },
+      { title: words.columns.name, header: true, class: "title", cell: (snapshot) => h("bdi", {}, written(snapshot.name)) },
       { title: words.columns.created, cell: (snapshot) => moment(snapshot.created) },
       { title: words.columns.size, class: "number", cell: (snapshot) => bytes(snapshot.size) },
       { title: words.columns.actions, once: true, cell: (snapshot) => {
-        const row = actions(snapshot().name);
+        const row = actions(snapshot());
         buttons.set(snapshot().name, row);
         return h("div", { class: "buttons" }, row);
       } },
@@ -49,20 +50,21 @@ export default async function snapshots(context) {
     await refresh();
   };
 
-  function actions(snapshot) {
+  function actions({ name: snapshot, created }) {
+    const shown = plain(snapshot);
     return [
       button(words.restore, async () => {
-        const sure = await confirm({ title: words.restoreTitle(ins, snapshot), text: words.restoreText, action: words.restore, danger: true });
+        const sure = await confirm({ title: words.restoreTitle(ins, shown), text: [words.restoreText, moment(created), ". ", pod().status === "running" && words.restoreRunning], action: words.restore, danger: true });
         if (!sure) return;
         fill(error);
-        await work(pod(), "pod/restore", words.restoring(ins, snapshot), { ins, name: snapshot }, { failed: refused });
+        await work(pod(), "pod/restore", words.restoring(ins, shown), { ins, name: snapshot }, { failed: refused });
         await refresh();
-      }, { name: words.restoreTitle(ins, snapshot) }),
-      button(words.copy, () => copyPod({ ...context, quota, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, snapshot) }),
+      }, { name: words.restoreTitle(ins, shown) }),
+      button(words.copy, () => copyPod({ ...context, quota, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, shown) }),
       button(words.delete, async () => {
-        const sure = await confirm({ title: words.deleteTitle(snapshot), text: words.deleteText, action: words.delete, danger: true });
-        if (sure) await act(words.deleting(snapshot), "pod/snapshot-delete", { name: snapshot });
-      }, { kind: "danger", name: words.deleteTitle(snapshot) }),
+        const sure = await confirm({ title: words.deleteTitle(shown), text: words.deleteText, action: words.delete, danger: true });
+        if (sure) await act(words.deleting(shown), "pod/snapshot-delete", { name: snapshot });
+      }, { kind: "danger", name: words.deleteTitle(shown) }),
     ];
   }
 

@@ -5,6 +5,7 @@ import { meter } from "../chart.js";
 import { h, setText } from "../dom.js";
 import { bytes, bytesOf, duration, moment } from "../format.js";
 import { ownImages } from "../images.js";
+import { written } from "../names.js";
 import { badge, left, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -34,7 +35,7 @@ function list({ live, user, signal }) {
     columns: [
       { title: words.columns.pod, header: true, once: true, cell: (pod) => h("a", { href: `#/pods/${pod().ins}` }, pod().ins) },
       { title: words.columns.state, cell: (pod) => badge(stateOf(live, pod)) },
-      { title: words.columns.image, cell: (pod) => pod.image },
+      { title: words.columns.image, cell: (pod) => h("bdi", {}, written(pod.image)) },
       { title: words.columns.gpus, cell: (pod) => gpus(live, pod) },
       { title: words.columns.memory, cell: (pod) => memory(live, pod) },
       { title: words.columns.cpu, cell: (pod) => cpu(live, pod) },
