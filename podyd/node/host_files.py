@@ -44,6 +44,10 @@ class ProcessFiles:
         """The filesystem as the process sees it."""
         return self.directory / "root"
 
+    def program(self) -> str:
+        """The path of its program, with " (deleted)" if that is no longer there. Raises OSError."""
+        return str((self.directory / "exe").readlink())
+
     def search_path(self) -> list[str]:
         """The PATH of its environment. Raises OSError."""
         for entry in (self.directory / "environ").read_bytes().split(b"\0"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import platform
 import pwd
 import secrets
 import shutil
@@ -39,6 +40,9 @@ OF_THE_HOST = {
     "service_memory",
     "service_killed",
     "lxd_limits",
+    "lxd_advisories",
+    "incus_advisories",
+    "nvidia_advisories",
 }
 
 
@@ -98,6 +102,8 @@ def test_all_is_well(node: Node, server: Server) -> None:
         "port_relay",
         "service_answers",
         "lxd_answers",
+        "lxd_advisories",
+        "lxd_program",
         "lxd_pool",
         "lxd_bridge",
         "lxd_limits",
@@ -396,3 +402,27 @@ def test_not_root(node: Node, server: Server) -> None:
         assert (data[check]["level"], data[check]["do"]) == ("note", "sudo podyd doctor"), check
     assert data["service_answers"]["level"] == "ok"
     assert "lxd_project" not in data
+    assert data["lxd_advisories"] == doctor(node, server.config)[1]["lxd_advisories"][-1]
+
+
+# What the newest LXD of a Debian has fixed, and what not.
+OF_RELEASES = {
+    "12": ("CVE-2026-34179", "CVE-2026-48751"),
+    "13": ("CVE-2026-48751", "CVE-2026-63298"),
+}
+
+
+def test_the_holes_of_the_installed_lxd(node: Node, server: Server) -> None:
+    release = platform.freedesktop_os_release().get("VERSION_ID", "")
+    if release not in OF_RELEASES or "snap" in find_socket().parts:
+        pytest.skip("needs the LXD of Debian 12 or 13")
+    query = ["dpkg-query", "--show", "--showformat=${Version}", "lxd"]
+    version = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+    findings = doctor(node, server.config)[1]["lxd_advisories"]
+    closed, open_there = OF_RELEASES[release]
+    assert all(f"LXD (lxd {version})" in item["what"] for item in findings)
+    assert not any(closed in item["what"] for item in findings)
+    (worst,) = (item for item in findings if open_there in item["what"])
+    assert worst["level"] == "error"
+    assert "whoever breaks into podyd can become root" in worst["what"]
+    assert "Firewall" in worst["do"]

@@ -514,11 +514,28 @@ def test_doctor_finds_nothing_wrong(site: Site, image: str) -> None:
     problems = [item for item in data if item["level"] in ("error", "warning")]
     # The simulated cards have no driver in the kernel, and this kernel takes no rules for devices
     # from root of a container. Where it has its controllers in cgroup v1, the container has none.
-    known = ("nvidia_", "cards_service", "lxd_limits")
+    # The holes of LXD are the next test's.
+    known = ("nvidia_", "cards_service", "lxd_limits", "lxd_advisories")
     assert [item for item in problems if not item["check"].startswith(known)] == []
     controllers = site.machine.attempt("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
     has_limits = {"cpuset", "memory", "pids"} <= set(controllers)
     assert has_limits is not any(item["check"] == "lxd_limits" for item in problems)
+
+
+# A hole that the newest LXD of a Debian has fixed, and one that it has not.
+HOLES = {
+    "bookworm": ("CVE-2026-34179", "CVE-2026-48751"),
+    "trixie": ("CVE-2026-48751", "CVE-2026-63298"),
+}
+
+
+def test_doctor_says_which_holes_of_lxd_are_open(site: Site) -> None:
+    closed, open_there = HOLES[site.machine.release]
+    version = site.machine.run("dpkg-query", "--show", "--showformat=${Version}", "lxd")
+    data = json.loads(site.machine.attempt("podyd", "doctor", "--json").stdout)["findings"]
+    rows = [item for item in data if item["check"] == "lxd_advisories"]
+    assert all(version in item["what"] and closed not in item["what"] for item in rows)
+    assert [item["level"] for item in rows if open_there in item["what"]] == ["error"]
 
 
 def test_admins_are_shown_what_doctor_finds(site: Site) -> None:

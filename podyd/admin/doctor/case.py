@@ -16,12 +16,15 @@ from podyd.node.host_files import THIS_HOST, HostFiles
 class HostPaths:
     """Paths on this host; others in tests only.
 
-    `path` is the search path of programs, `nvml` the command that queries NVML once.
+    `path` is the search path of programs, `nvml` the command that queries NVML once, `docs` the
+    packages' documentation.
     """
 
     pam: Path = Path("/etc/pam.d")
     files: HostFiles = THIS_HOST
     admin_profiles: Path = ADMIN_DIRECTORY
+    docs: Path = Path("/usr/share/doc")
+    snaps: Path = Path("/snap")
     path: str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     nvml: tuple[str, ...] = (sys.executable, "-m", "podyd", "nvml", "--once")
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from podyd.admin.doctor import host, limits, mounts, nvidia, owners, pods, service, storage
+from podyd.admin.doctor import (
+    advisories,
+    host,
+    limits,
+    mounts,
+    nvidia,
+    owners,
+    pods,
+    service,
+    storage,
+)
 from podyd.admin.doctor import lxd as on_lxd
 from podyd.admin.doctor.case import HOST, Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
@@ -24,6 +34,9 @@ def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
         *host.cgroup2(places),
         *service.service_memory(places),
         *service.service_killed(places),
+        *advisories.lxd_advisories(places),
+        *advisories.incus_advisories(places),
+        *advisories.nvidia_advisories(places),
         *_of_nvidia(places),
     ]
     config = _usable(path)
@@ -64,6 +77,7 @@ def _of_lxd(case: Case) -> list[Finding]:
         return findings
     admin = Admin(find_socket(), case.project, LXD_TIMEOUT)
     findings += [
+        *advisories.lxd_program(admin, case.places),
         *on_lxd.lxd_pool(admin, case),
         *on_lxd.lxd_bridge(admin, case),
         *limits.lxd_limits(admin, case, on_lxd.unit_of(find_socket())),

@@ -151,8 +151,9 @@ def test_configuration(tmp_path: Path) -> None:
 
 
 def test_with_a_broken_configuration_the_host_is_looked_at(
-    places: HostPaths, tmp_path: Path
+    places: HostPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("LXD_DIR", str(tmp_path))
     findings = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
     levels = {item.check: item.level for item in findings}
     assert levels == {
