@@ -404,7 +404,7 @@ def test_what_runs_on_a_card_is_shown_as_text(scene: Scene, enter: Enter, alice:
     scene.driver.write(busy.with_gpu(0, processes=(FakeProcess(pid),)))
     with enter(alice, "/cards/0") as tab:
         expect(gpu(tab, 0)).to_contain_text("71 %")
-        expect(gpu(tab, 0)).to_contain_text("2.00 GiB of 80.0 GiB")
+        expect(gpu(tab, 0)).to_contain_text("2.00 of 80.0 GiB")
         expect(gpu(tab, 0)).to_contain_text(MARKUP)
         assert not tab.ran()
         tab.page.get_by_role("radio", name="day").check()
@@ -435,11 +435,21 @@ def test_the_wall_needs_no_login(scene: Scene, browser: Browser, alice: Client) 
     alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
     with browser.tab(scene.port) as tab:
         tab.open("/wall")
-        expect(gpu(tab, 0)).to_contain_text(alice.user)
+        expect(gpu(tab, 0)).to_contain_text(re.compile(f"{alice.user}-work until"))
         expect(gpu(tab, 1)).to_contain_text("free")
+        expect(tab.page).to_have_title(re.compile("^GPUs of .*, 1 of 2 GPUs free"))
+        # All of it in one window, in letters that are 2 % of its height at least.
+        tab.page.set_viewport_size({"width": 1920, "height": 1080})
+        height, smallest = tab.page.evaluate(
+            """() => [document.documentElement.scrollHeight, Math.min(
+              ...[...document.querySelectorAll("article *")].map((element) =>
+                parseFloat(getComputedStyle(element).fontSize)))]"""
+        )
+        assert height == 1080
+        assert smallest >= 0.02 * height
         assert tab.page.get_by_role("button").count() == 0
         alice.post("/gpu/release", ins="work").ok
-        expect(gpu(tab, 0)).not_to_contain_text("left")
+        expect(gpu(tab, 0)).not_to_contain_text("until")
         tab.is_accessible()
 
 

@@ -25,6 +25,7 @@ const PAGES = ["pods", "new", "cards", "account", "admin", "wall"];
 const BELONGS = { new: "pods" };
 const WAITING_MS = 700;
 const FIRST_DATA_MS = 8000;
+const AGAIN_MS = 2000;
 const THEME = "podyd-theme";
 const root = document.getElementById("app");
 const live = new Live();
@@ -57,6 +58,7 @@ async function show() {
   }
   const { signal } = leaving;
   const page = name || "pods";
+  applyTheme(page === "wall" && ["light", "dark"].includes(path[0]) ? path[0] : theme());
   if (user === null && page !== "wall") return logIn();
   const main = frame(page);
   // What was there stays meanwhile, unless it takes so long that it should be said.
@@ -217,24 +219,40 @@ async function logOut() {
   }
   user = null;
   fill(tray);
-  logIn();
+  withoutLogin();
 }
 
 /** For who has no session: the wall where podyd.yaml shows it to everybody, else the form. */
 async function withoutLogin(why) {
-  if (location.hash.startsWith("#/wall") && (await isWallOpen())) {
-    live.close();
-    unframing.abort();
-    fill(root);
-    live.open();
-    show();
-  } else {
-    logIn(why);
+  let isOpen = await isWallOpen();
+  if (isOpen !== true) logIn(why);
+  // podyd may be just starting, and at such a display there is nobody.
+  while (isOpen === null) {
+    await new Promise((resolve) => { setTimeout(resolve, AGAIN_MS); });
+    if (user !== null) return;
+    isOpen = await isWallOpen();
+  }
+  if (isOpen !== true || user !== null) return;
+  live.close();
+  unframing.abort();
+  fill(root);
+  live.open();
+  show();
+}
+
+/** Whether this is the wall, and everybody here may see it; null if podyd does not answer. */
+async function isWallOpen() {
+  if (!isWall()) return false;
+  try {
+    await raw("status.txt");
+    return true;
+  } catch (error) {
+    return error.status > 0 && error.status < 500 ? false : null;
   }
 }
 
-function isWallOpen() {
-  return raw("status.txt").then(() => true, () => false);
+function isWall() {
+  return location.hash.startsWith("#/wall");
 }
 
 document.addEventListener("podyd-logged-out", (event) => {
@@ -252,7 +270,7 @@ function isOutdated() {
 live.on(["host"], () => {
   version ??= live.get("host")?.podyd ?? null;
   // Where nobody works, it need not wait for the next page.
-  if (isOutdated() && location.hash.startsWith("#/wall")) location.reload();
+  if (isOutdated() && isWall()) location.reload();
 });
 live.on(["me"], () => {
   if (user === null) return;

@@ -2,19 +2,23 @@
 
 import { meter } from "./chart.js";
 import { fill, h, refill, setText } from "./dom.js";
-import { bytes, duration, moment, quantity, secondsUntil } from "./format.js";
+import { bytes, bytesOf, duration, moment, quantity, secondsUntil } from "./format.js";
 import { texts } from "./texts.js";
 
 const words = texts.cards;
 const IDLE_SECONDS = 60;
+// So many of who shares a GPU have room in a small panel.
+const FEW = 2;
 
 /** A panel for the GPU with this index. `update()` shows what the stream says now; `actions` are
- * elements below it; `isWhole`: it is the page of this GPU, which has its name above it. */
+ * elements below it; `isWhole`: it is the page of this GPU, which has its name above it; `isSmall`: it has
+ * what there is room for among many. */
 export class CardPanel {
-  constructor({ index, live, actions = [], isWhole = false }) {
+  constructor({ index, live, actions = [], isWhole = false, isSmall = false }) {
     this.index = index;
     this.live = live;
     this.isWhole = isWhole;
+    this.isSmall = isSmall;
     this.name = h("span", { class: "soft" });
     this.state = h("span");
     this.use = h("dl", { class: "facts" });
@@ -23,10 +27,12 @@ export class CardPanel {
     this.processes = h("ul", { class: "processes" });
     this.summary = h("summary", {});
     this.details = h("details", { open: isWhole }, this.summary, this.processes);
-    const heading = isWhole ? h("h2", {}, this.name, " ", this.state)
-      : [h("h2", {}, h("a", { href: `#/cards/${index}` }, words.gpu(index)), " ", this.state), this.name];
-    this.element = h("article", { class: "panel gpu", "aria-label": words.gpu(index) }, heading,
-      this.problem, this.use, this.holders, this.details, h("div", { class: "buttons" }, actions));
+    const name = isWhole ? this.name : isSmall ? words.gpu(index) : h("a", { href: `#/cards/${index}` }, words.gpu(index));
+    const heading = h("h2", {}, name, " ", this.state);
+    // In a small one, what has no room is below.
+    const parts = isSmall ? [heading, this.problem, this.holders, this.use, this.name]
+      : [heading, !isWhole && this.name, this.problem, this.use, this.holders, this.details, h("div", { class: "buttons" }, actions)];
+    this.element = h("article", { class: `panel gpu${isSmall ? " small" : ""}`, "aria-label": words.gpu(index) }, parts);
   }
 
   update() {
@@ -37,9 +43,9 @@ export class CardPanel {
     put(this.state, stateOf(gpu, use), ({ kind, text }) => h("span", { class: `badge ${kind}` }, text));
     put(this.problem, [gpu.problem, gpu.intruders.length > 0 && words.intruders(gpu.intruders)].filter(Boolean),
       (lines) => lines.map((line) => h("p", { class: "error" }, line)));
-    refill(this.use, [...facts(gpu, use), ...(this.isWhole ? identity(gpu) : [])].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    refill(this.use, [...(this.isSmall ? few(gpu, use) : facts(gpu, use)), ...(this.isWhole ? identity(gpu) : [])].map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
     this.holders.hidden = gpu.pods.length === 0;
-    put(this.holders, gpu.pods, (pods) => pods.map((holder) => h("li", {}, holderText(holder, this.live))));
+    refill(this.holders, this.isSmall ? fewHolders(gpu.pods) : gpu.pods.map((holder) => h("li", {}, holderText(holder, this.live))));
     const processes = use.processes ?? [];
     this.details.hidden = processes.length === 0;
     setText(this.summary, words.processes(processes.length));
@@ -63,25 +69,40 @@ export function stateOf(gpu, use) {
   return { kind: "good", text: words.free, isFree: true };
 }
 
-function facts(gpu, use) {
+function meters(gpu, use, memory) {
   const share = gpu.memory_total && Number.isFinite(use.memory_used) ? use.memory_used / gpu.memory_total : null;
   const known = use.utilisation !== null && use.utilisation !== undefined;
   return [
     [words.utilisation, meter({ share: known ? use.utilisation / 100 : null, label: words.ofGpu(words.utilisation, gpu.index), text: quantity(use.utilisation, "%") })],
-    [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: ofLimit(use.memory_used, gpu.memory_total, bytes) })],
-    [words.power, ofLimit(use.power, gpu.power_limit, (watts) => quantity(watts, "W"))],
+    [words.memory, meter({ share, label: words.ofGpu(words.memory, gpu.index), text: memory })],
+  ];
+}
+
+function facts(gpu, use) {
+  return [
+    ...meters(gpu, use, gpu.memory_total === null ? bytes(use.memory_used) : bytesOf(use.memory_used, gpu.memory_total)),
+    [words.power, use.power === undefined || gpu.power_limit === null ? quantity(use.power, "W") : texts.of(quantity(use.power, "W"), quantity(gpu.power_limit, "W"))],
     [words.temperature, quantity(use.temperature, "°C")],
     // Between two steps of a program there is a moment without use.
     ...((use.idle ?? 0) < IDLE_SECONDS ? [] : [[words.idle, duration(use.idle)]]),
   ];
 }
 
+function few(gpu, use) {
+  return [...meters(gpu, use, bytes(use.memory_used)), [words.heat, [quantity(use.temperature, "°C"), quantity(use.power, "W")].join(" · ")]];
+}
+
 function identity(gpu) {
   return [[words.uuid, h("code", {}, gpu.uuid || texts.none)], [words.pci, h("code", {}, gpu.pci)]];
 }
 
-function ofLimit(value, limit, write) {
-  return limit === null || limit === undefined ? write(value) : texts.of(write(value), write(limit));
+/** Who has leased it, else who shares it; the name of an instance begins with its owner's. */
+function fewHolders(pods) {
+  const name = (holder) => h("strong", {}, h("bdi", {}, holder.pod));
+  const lessee = pods.find((holder) => holder.exclusive);
+  if (lessee) return h("li", {}, name(lessee), ` ${words.until} `, moment(lessee.until));
+  const shown = pods.slice(0, FEW).flatMap((holder, at) => [at > 0 && ", ", name(holder)]);
+  return pods.length > 0 && h("li", {}, shown, pods.length > FEW && ` ${words.more(pods.length - FEW)}`, ` ${words.share(pods.length)}`);
 }
 
 function holderText(holder, live) {

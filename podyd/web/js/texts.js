@@ -60,7 +60,7 @@ export const texts = {
     queue: "Queue", queueCaption: "Who waits for GPUs, in the order of their turns", queueEmpty: "Nobody waits.",
     place: "Place", owner: "Owner", you: "you", wants: "GPUs", howLong: "For", waitsSince: "Since",
     turn: "Turn, at the latest", turnUnknown: "not known", turnNow: "now", leave: "Leave the queue",
-    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (choice) => `waits for ${choice}`, about: "until, at the latest,",
+    leaveOf: (pod) => `Leave the queue with ${pod}`, wantsGpus: (choice) => `waits for ${choice}`, about: "until, at the latest,", more: (count) => `and ${count} more`, share: (count) => (count === 1 ? "shares it" : "share it"), heat: "Heat",
     freeOf: (free, all) => `${free} of ${all} GPUs free`, uuid: "UUID", pci: "PCI address",
     yours: "What you have and wait for", yoursNone: "Your pods have no GPU and wait for none.",
     yoursLeased: (index, pod) => `GPU ${index} is leased by ${pod} until`, yoursShared: (pod, indices) => `${pod} shares GPU ${indices.join(", ")}.`,
