@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import GpuInfo
 
-WIDTH = 100
+WIDTH = 80
 GIB = 1024**3
 _UNKNOWN = "-"
-_HOLDERS = 22
-_CARD = f"{{:>3}}  {{:<22}}  {{:>5}}  {{:>15}}  {{:>5}}  {{:<{_HOLDERS}}}  {{}}"
-_WAITING = "{:>3}  {:<32}  {:<16}  {:>8}  {}"
+_HOLDERS = 20
+# How wide each column is, to the right if it is negative.
+_CARD = (-3, 15, -5, -10, -4, _HOLDERS, 11)
+_WAITING = (-3, 30, 14, -7, 16)
 
 
 def status_text(
@@ -27,24 +29,25 @@ def _lines(
     host: str, now: datetime, cards: Sequence[GpuInfo], queue: Sequence[Waiting]
 ) -> Iterator[str]:
     time = f"{now:%Y-%m-%d %H:%M:%S} UTC"
-    yield f"{host[: WIDTH - len(time) - 2]:<{WIDTH - len(time)}}{time}"
+    yield _row((WIDTH - len(time) - 2, len(time)), host, time)
     yield ""
     if not cards:
         yield "This host has no GPUs."
         return
-    yield _CARD.format("GPU", "NAME", "USE", "MEMORY", "TEMP", "HELD BY", "UNTIL")
+    yield _row(_CARD, "GPU", "NAME", "USE", "MEMORY", "TEMP", "HELD BY", "UNTIL")
     for card in cards:
         yield from _card(card)
     yield ""
     if not queue:
         yield "Nobody waits for a GPU."
         return
-    yield _WAITING.format("", "WAITING", "GPUS", "FOR", "SINCE")
+    yield _row(_WAITING, "", "WAITING", "GPUS", "FOR", "SINCE")
     for item in queue:
-        yield _WAITING.format(
-            item.place,
-            _cut(item.pod, 32),
-            _cut(item.gpus, 16),
+        yield _row(
+            _WAITING,
+            str(item.place),
+            item.pod,
+            item.gpus,
             f"{item.hours:g} h",
             _minute(item.since),
         )
@@ -54,17 +57,18 @@ def _card(card: GpuInfo) -> Iterator[str]:
     memory = (
         _UNKNOWN
         if card.memory_used is None or card.memory_total is None
-        else f"{card.memory_used / GIB:.1f} / {card.memory_total / GIB:.1f} G"
+        else f"{card.memory_used / GIB:.1f}/{card.memory_total / GIB:.0f}G"
     )
     lease = next((pod for pod in card.pods if pod.exclusive), None)
-    yield _CARD.format(
-        card.index,
-        _cut(card.name.removeprefix("NVIDIA "), 22),
+    yield _row(
+        _CARD,
+        str(card.index),
+        card.name.removeprefix("NVIDIA "),
         _UNKNOWN if card.utilisation is None else f"{card.utilisation} %",
         memory,
         _UNKNOWN if card.temperature is None else f"{card.temperature} C",
-        _cut(lease.pod, _HOLDERS) if lease else _shared(card),
-        _minute(lease.until) if lease and lease.until else "",
+        lease.pod if lease else _shared(card),
+        _minute(lease.until)[5:] if lease and lease.until else "",
     )
     if card.problem is not None:
         yield f"     {card.problem}"
@@ -79,7 +83,7 @@ def _shared(card: GpuInfo) -> str:
         f"{', '.join(owners[:count])} +{len(owners) - count}"
         for count in range(min(len(owners) - 1, _HOLDERS // 2), 0, -1)
     ]
-    return next((text for text in shown if len(text) <= _HOLDERS), _cut(shown[-1], _HOLDERS))
+    return next((text for text in shown if _columns(text) <= _HOLDERS), shown[-1])
 
 
 def _minute(moment: str) -> str:
@@ -87,10 +91,37 @@ def _minute(moment: str) -> str:
     return moment[:16].replace("T", " ")
 
 
+def _row(widths: Sequence[int], *cells: str) -> str:
+    """Cells below each other, also where characters are twice as wide as others."""
+    padded = []
+    for width, cell in zip(widths, map(_printable, cells), strict=True):
+        text = _cut(cell, abs(width))
+        space = " " * (abs(width) - _columns(text))
+        padded.append(space + text if width < 0 else text + space)
+    return "  ".join(padded)
+
+
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"
+    if _columns(text) <= width:
+        return text
+    while _columns(text) > width - 1:
+        text = text[:-1]
+    return f"{text}…"
+
+
+def _columns(text: str) -> int:
+    """How wide a terminal shows it."""
+    return sum(
+        0 if unicodedata.combining(char) else 1 + (unicodedata.east_asian_width(char) in "WF")
+        for char in text
+    )
+
+
+def _printable(text: str) -> str:
+    """Names may hold anything, such as the codes of a terminal."""
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def _line(text: str) -> str:
-    """What is shown of a line: names may hold anything, such as the codes of a terminal."""
-    return _cut("".join(char if char.isprintable() else "?" for char in text), WIDTH).rstrip()
+    """What is shown of a line."""
+    return _cut(_printable(text), WIDTH).rstrip()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timezone
 
+from podyd.client.show import columns_of
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import CardHolder, GpuInfo
 from podyd.gpus.status_text import WIDTH, status_text
@@ -59,7 +60,7 @@ def shared(*owners: str) -> GpuInfo:
 
 def text(*cards: GpuInfo, queue: tuple[Waiting, ...] = ()) -> str:
     found = status_text("gpu1", NOW, cards, queue)
-    assert all(len(line) <= WIDTH for line in found.splitlines())
+    assert all(columns_of(line) <= WIDTH for line in found.splitlines())
     return found
 
 
@@ -68,14 +69,14 @@ def test_cards_and_the_queue() -> None:
     assert (
         text(LEASED, FREE, queue=(waiting,))
         == """\
-gpu1                                                                         2026-11-28 17:05:09 UTC
+gpu1                                                     2026-11-28 17:05:09 UTC
 
-GPU  NAME                      USE           MEMORY   TEMP  HELD BY                 UNTIL
-  0  H100 80GB HBM3           97 %    61.5 / 80.0 G   64 C  alice-first             2026-11-28 18:30
-  1  H100 80GB HBM3            0 %     0.0 / 80.0 G   31 C  nobody
+GPU  NAME               USE      MEMORY  TEMP  HELD BY               UNTIL
+  0  H100 80GB HBM3    97 %    61.5/80G  64 C  alice-first           11-28 18:30
+  1  H100 80GB HBM3     0 %     0.0/80G  31 C  nobody
 
-     WAITING                           GPUS                   FOR  SINCE
-  1  carol-train                       2                     24 h  2026-11-28 16:00
+     WAITING                         GPUS                FOR  SINCE
+  1  carol-train                     2                  24 h  2026-11-28 16:00
 """
     )
 
@@ -85,7 +86,7 @@ def test_figures_that_nobody_knows_and_a_problem() -> None:
         FREE, memory_used=None, utilisation=None, temperature=None, problem="It is lost."
     )
     assert text(lost).splitlines()[3:5] == [
-        "  1  H100 80GB HBM3              -                -      -  nobody",
+        "  1  H100 80GB HBM3       -           -     -  nobody",
         "     It is lost.",
     ]
 
@@ -93,6 +94,7 @@ def test_figures_that_nobody_knows_and_a_problem() -> None:
 def test_who_shares_a_card() -> None:
     assert " alice\n" in text(shared("alice", "alice"))
     assert " alice, bob, carol\n" in text(shared("alice", "bob", "carol"))
+    assert " 山田花子, 佐藤 +2\n" in text(shared("山田花子", "佐藤", "鈴木", "林"))
     assert " student0000 +3\n" in text(shared(*(f"student000{n}" for n in range(4))))
     assert " +198\n" in text(shared(*(f"u{n}" for n in range(202))))
 
@@ -100,6 +102,21 @@ def test_who_shares_a_card() -> None:
 def test_a_host_without_cards_and_without_a_queue() -> None:
     assert "This host has no GPUs." in text()
     assert "Nobody waits for a GPU." in text(FREE)
+
+
+def test_wide_and_long_names_keep_the_columns() -> None:
+    wide = replace(FREE, name="NVIDIA 計算用グラフィックカード", pods=shared("計算" * 30).pods)
+    accented = replace(
+        FREE, name="NVIDIA Cafe\u0301 9000", memory_total=141 * GIB, memory_used=141 * GIB
+    )
+    waiting = tuple(
+        Waiting(number, pod, "carol", "2", 24.0, "2026-11-28T16:00:00Z", 2)
+        for number, pod in ((1, "訓練" * 20), (2, "x" * 80), (3, "short"))
+    )
+    assert " 141.0/141G " in text(accented)
+    lines = text(LEASED, wide, accented, queue=waiting).splitlines()
+    assert len({columns_of(line[: line.index(" C  ")]) for line in lines[3:6]}) == 1
+    assert len({columns_of(line[: line.index("2026")]) for line in lines[8:]}) == 1
 
 
 def test_names_are_text_of_one_line_and_no_codes_of_a_terminal() -> None:
