@@ -31,7 +31,7 @@ def _read(path: Path) -> Findings:
             kept = json.loads(file.read(MAX_BYTES))
         return Findings(kept["time"], [FindingInfo(**row) for row in kept["findings"]], None)
     except FileNotFoundError:
-        problem = "podyd doctor has left nothing yet; type: sudo podyd doctor --keep"
+        problem = "there are no findings yet; 'podyd doctor --keep', typed by root, makes them"
     except (OSError, ValueError, KeyError, TypeError) as error:
         problem = f"what podyd doctor left in {path} cannot be read ({error})"
     return Findings(None, None, f"{problem[0].upper()}{problem[1:]}.")

@@ -456,7 +456,7 @@ def test_the_wall_needs_no_login(scene: Scene, browser: Browser, alice: Client) 
 # --- The member's own ---------------------------------------------------------------------------
 
 
-def test_the_account(scene: Scene, enter: Enter) -> None:
+def test_the_account(scene: Scene, browser: Browser, enter: Enter) -> None:
     client = scene.member()
     with enter(client, "/account") as tab:
         tab.shows(f"Logged in as {client.user}.")
@@ -479,6 +479,19 @@ def test_the_account(scene: Scene, enter: Enter) -> None:
         expect(tab.row(MARKUP)).to_have_count(0)
         Client(scene.port, client.user, secret).get("/pod/list").refused(401)
 
+        # What is revoked elsewhere goes, and another browser can be logged out.
+        made = client.post("/user/token", name="a machine").ok
+        expect(tab.row("a machine")).to_be_visible()
+        client.post("/user/token-revoke", id=made["id"]).ok
+        expect(tab.row("a machine")).to_have_count(0)
+        with browser.tab(scene.port) as elsewhere, elsewhere.forgives("401"):
+            elsewhere.enter(client.user)
+            tab.button("Log out everywhere else").click()
+            tab.button("Log out everywhere else", within=tab.dialog()).click()
+            expect(elsewhere.page.get_by_label("User name")).to_be_visible()
+        expect(tab.row("this one")).to_have_count(1)
+        expect(tab.button("Log out everywhere else")).to_have_count(0)
+
         tab.page.get_by_label("Old password").fill(PASSWORD)
         tab.page.get_by_label("New password", exact=True).fill(NEW_PASSWORD)
         tab.page.get_by_label("New password, again").fill(NEW_PASSWORD)
@@ -493,7 +506,7 @@ def test_the_account(scene: Scene, enter: Enter) -> None:
 # --- Admins -------------------------------------------------------------------------------------
 
 
-def test_the_admin(enter: Enter, admin: Client, alice: Client, bob: Client) -> None:
+def test_the_admin(scene: Scene, enter: Enter, admin: Client, alice: Client, bob: Client) -> None:
     alice.post("/gpu/lease", ins="work", gpus="0,1", hours=2).ok
     bob.post("/gpu/queue", ins="other", gpus="1", hours=2).ok
     with enter(admin, "/admin/pods") as tab:
@@ -504,6 +517,23 @@ def test_the_admin(enter: Enter, admin: Client, alice: Client, bob: Client) -> N
         tab.page.get_by_role("link", name="People").click()
         expect(tab.row(alice.user)).to_contain_text("member")
         expect(tab.row(admin.user)).to_contain_text("admin")
+        # Sorted by name, and the other way round.
+        names = tab.page.locator("tbody th")
+        tab.page.get_by_label("Show only what contains").fill("podydt")
+        expect(names).not_to_have_count(0)
+        tab.button("Person").click()
+        down = names.all_inner_texts()
+        tab.button("Person").click()
+        expect(names).to_have_text(down[::-1])
+        tab.page.get_by_label("Show only what contains").fill(bob.user)
+        expect(names).to_have_text([bob.user])
+        # What it has and what it waits for.
+        expect(tab.row(bob.user)).to_contain_text("1 of ")
+        # It follows by itself.
+        bob.post("/pod/gpus", ins="other", gpus="none").ok
+        tab.page.get_by_role("link", name=bob.user).click()
+        expect(tab.row(bob.user)).to_contain_text("running")
+        expect(tab.row(alice.user)).to_have_count(0)
 
         tab.page.get_by_role("link", name="Leases").click()
         rows = tab.row(bob.user)
@@ -519,8 +549,27 @@ def test_the_admin(enter: Enter, admin: Client, alice: Client, bob: Client) -> N
 
         tab.page.get_by_role("link", name="Log", exact=True).click()
         expect(tab.row("/admin/release").first).to_contain_text(admin.user)
+        # It follows by itself, and shows what is asked for.
+        bob.post("/pod/start", ins="no-such").refused(404)
+        expect(tab.row("no_such_pod").first).to_contain_text(bob.user)
+        tab.page.get_by_label("Call").fill("/admin/release")
+        expect(tab.row("no_such_pod")).to_have_count(0)
+        tab.page.get_by_label("Person").fill(bob.user)
+        tab.shows("Nothing was changed lately.")
+        tab.page.get_by_label("Pod", exact=True).fill("no pod")
+        expect(tab.page.get_by_label("Pod", exact=True)).to_have_attribute("aria-invalid", "true")
+
         tab.page.get_by_role("link", name="Doctor").click()
-        expect(tab.page.locator("main table, main .error").first).to_be_visible(timeout=WORK_MS)
+        tab.shows("There are no findings yet")
+        kept = scene.node.directory / "auth" / "findings.json"
+        findings = [
+            {"check": "well", "level": "ok", "what": "All is well.", "do": ""},
+            {"check": "full", "level": "error", "what": f"It is full {MARKUP}.", "do": "df"},
+        ]
+        kept.write_text(json.dumps({"time": "2026-11-01T00:00:00Z", "findings": findings}))
+        expect(tab.page.locator("tbody th")).to_have_text(["full", "well"])
+        tab.shows("That is long ago")
+        assert not tab.ran()
         tab.page.get_by_role("link", name="GPU hours").click()
         with tab.page.expect_download() as download:
             tab.page.get_by_role("link", name="Download as CSV").click()

@@ -77,6 +77,21 @@ export function moment(iso) {
   return h("time", { datetime: iso, title: FULL.format(date) }, shown);
 }
 
+const STAMP = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+
+/** A time as in a log, with date and seconds. */
+export function stamp(iso) {
+  return h("time", { datetime: iso, title: FULL.format(new Date(iso)) }, STAMP.format(new Date(iso)));
+}
+
+/** The time zone in which times are shown: "Europe/Berlin, GMT+1". */
+export function zone() {
+  const format = new Intl.DateTimeFormat("en", { timeZoneName: "shortOffset" });
+  const offset = format.formatToParts().find((part) => part.type === "timeZoneName").value;
+  const { timeZone } = format.resolvedOptions();
+  return timeZone === offset ? timeZone : `${timeZone}, ${offset}`;
+}
+
 /** How many seconds there are until a time, by podyd's clock; negative if it is over. */
 export function secondsUntil(iso, live) {
   return (Date.parse(iso) - live.now()) / 1000;

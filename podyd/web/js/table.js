@@ -1,9 +1,10 @@
 // A table that follows its data: rows stay the same elements, so that focus and selection survive.
 
-import { h, refill, setText } from "./dom.js";
+import { fill, h, refill, setText } from "./dom.js";
 
 /** `columns`: [{title, cell(row) -> text or node, once: true (made once per row; it gets a function
- * that gives the row as it is now), header: true (the row's header), class}]; `key(row)`: what tells
+ * that gives the row as it is now), header: true (the row's header), class,
+ * sort(row) -> what its rows can be sorted by}]; `key(row)`: what tells
  * rows apart; `empty`: what stands in place of no rows. */
 export class Table {
   constructor({ caption, columns, key, empty }) {
@@ -12,7 +13,7 @@ export class Table {
     this.rows = new Map();
     this.body = h("tbody");
     this.table = h("table", {}, h("caption", {}, caption),
-      h("thead", {}, h("tr", {}, columns.map((column) => h("th", { scope: "col", class: column.class }, column.title)))),
+      h("thead", {}, h("tr", {}, columns.map((column) => this.head(column)))),
       this.body);
     this.empty = h("p", { class: "empty" }, empty);
     this.element = h("div", { class: "table" }, this.table, this.empty);
@@ -20,7 +21,22 @@ export class Table {
     this.update([]);
   }
 
-  update(rows) {
+  /** The head of a column; by its button the rows are sorted, and the other way round. */
+  head(column) {
+    const cell = h("th", { scope: "col", class: [column.class, column.sort && "sorts"].filter(Boolean).join(" ") || null });
+    if (!column.sort) return fill(cell, column.title);
+    return fill(cell, h("button", { type: "button", class: "quiet", onclick: () => {
+      const isDown = cell.getAttribute("aria-sort") === "ascending";
+      for (const other of cell.parentElement.children) other.removeAttribute("aria-sort");
+      cell.setAttribute("aria-sort", isDown ? "descending" : "ascending");
+      this.order = (a, b) => compare(column.sort(a), column.sort(b)) * (isDown ? -1 : 1);
+      this.update(this.given);
+    } }, column.title));
+  }
+
+  update(given) {
+    this.given = given;
+    const rows = this.order ? [...given].sort(this.order) : given;
     const kept = new Set(rows.map(this.key));
     const focused = document.activeElement;
     // First what goes, so that no other row is moved, which would take its focus away.
@@ -64,6 +80,10 @@ export class Table {
     this.rows.set(key, line);
     return line;
   }
+}
+
+function compare(a, b) {
+  return typeof a === "number" ? a - b : String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
 function put(cell, content) {

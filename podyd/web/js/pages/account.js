@@ -1,10 +1,12 @@
 // The member's own: quota, notices, tokens, password.
 
 import { get, logIn, post } from "../api.js";
-import { copyable, field } from "../controls.js";
-import { form, tell } from "../dialog.js";
+import { button, copyable, field } from "../controls.js";
+import { confirm, form, tell } from "../dialog.js";
 import { fill, h } from "../dom.js";
+import { follow } from "../follow.js";
 import { bytes, moment } from "../format.js";
+import { badge, podsOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -12,13 +14,15 @@ import { run } from "../work.js";
 const words = texts.account;
 
 export default async function account({ user, live, signal }) {
-  const [info, initialTokens] = await Promise.all([get("user/info", {}, { signal }), get("user/tokens", {}, { signal })]);
   const notices = noticeList({ live, signal });
   const tokens = tokenTable(user);
-  tokens.table.update(initialTokens);
+  const logins = loginTable();
+  const [info, error] = await Promise.all([get("user/info", {}, { signal }), follow({ live, signal, keys: ["me"], mark: () => live.get("me")?.logins,
+    load: (quiet) => Promise.all([tokens.load({ signal, quiet }), logins.load({ signal, quiet })]) })]);
   return { title: texts.nav.account, element: h("div", {}, h("h1", {}, texts.nav.account), h("p", {}, words.who(user.name), user.is_admin ? ` ${words.admin}` : ""),
     h("h2", {}, words.notices), notices, h("h2", {}, words.quota), quota(info.quota, live, user, signal),
-    h("h2", {}, words.tokens), h("p", { class: "soft" }, words.tokensHint), tokens.table.element, h("div", { class: "buttons" }, h("button", { type: "button", onclick: tokens.create }, words.newToken)),
+    h("h2", {}, words.tokens), error, h("p", { class: "soft" }, words.tokensHint), tokens.table.element, h("div", { class: "buttons" }, h("button", { type: "button", onclick: tokens.create }, words.newToken)),
+    h("h2", {}, words.logins), h("p", { class: "soft" }, words.loginsHint), logins.element,
     h("h2", {}, words.password), passwordForm(user, live)) };
 }
 
@@ -45,13 +49,14 @@ function noticeList({ live, signal }) {
 
 function quota(limits, live, user, signal) {
   const list = h("dl", { class: "facts" });
-  live.on(["pod/"], () => {
-    const mine = live.all("pod/").map(([, pod]) => pod).filter((pod) => pod.owner === user.name);
-    const gpus = mine.reduce((sum, pod) => sum + pod.gpu_ids.length, 0);
-    const most = (used, limit) => (limit < 0 ? words.unlimited(used) : texts.of(used, limit));
+  live.on(["pod/", "queue"], () => {
+    const mine = podsOf(live, user);
+    const gpus = mine.reduce((sum, pod) => sum + pod.gpus, 0);
+    const disks = mine.every((pod) => (pod.disk_limit ?? -1) >= 0) ? mine.reduce((sum, pod) => sum + pod.disk_limit, 0) : -1;
+    const most = (used, limit, shown = String) => (limit < 0 ? words.unlimited(used) : texts.of(used, shown(limit)));
     const rows = [
       [words.pods, most(mine.length, limits.max_pods)], [words.gpus, most(gpus, limits.gpu_count)],
-      [words.memory, bytes(limits.memory_limit)], [words.cpus, count(limits.cpu_limit)], [words.disk, bytes(limits.disk_limit)], [words.diskTotal, bytes(limits.disk_total)],
+      [words.memory, bytes(limits.memory_limit)], [words.cpus, count(limits.cpu_limit)], [words.disk, bytes(limits.disk_limit)], [words.diskTotal, disks < 0 ? bytes(limits.disk_total) : most(bytes(disks), limits.disk_total, bytes)],
       [words.snapshots, count(limits.max_snapshots)], [words.ports, count(limits.max_ports)], [words.images, count(limits.max_images)], [words.imageSize, bytes(limits.image_size)],
     ];
     fill(list, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
@@ -68,9 +73,9 @@ function tokenTable(user) {
     { title: words.name, cell: (token) => h("bdi", {}, token.name), header: true }, { title: words.scope, cell: (token) => token.scope },
     { title: words.created, cell: (token) => moment(token.created) }, { title: words.expires, cell: (token) => moment(token.expires) },
     { title: words.lastUsed, cell: (token) => (token.last_used ? moment(token.last_used) : words.never) },
-    { title: "", once: true, cell: (token) => h("button", { type: "button", class: "danger", "aria-label": words.revokeNamed(token().name), onclick: () => revoke(token()) }, words.revoke) },
+    { title: words.actions, once: true, cell: (token) => h("button", { type: "button", class: "danger", "aria-label": words.revokeNamed(token().name), onclick: () => revoke(token()) }, words.revoke) },
   ] });
-  const load = async () => table.update(await get("user/tokens"));
+  const load = async (options) => table.update(await get("user/tokens", {}, options));
 
   async function revoke(token) {
     const password = passwordInput();
@@ -92,7 +97,26 @@ function tokenTable(user) {
       tell({ title: words.tokenMade, text: words.tokenOnce, details: [copyable(words.token, made.token)] });
     } });
   }
-  return { table, create };
+  return { table, create, load };
+}
+
+/** The member's logins on the page, here and elsewhere. */
+function loginTable() {
+  const table = new Table({ caption: words.loginsCaption, empty: words.noLogins, key: (login) => login.id, columns: [
+    { title: words.from, cell: (login) => h("span", {}, login.address || texts.none, login.here && [" ", badge({ text: words.here, kind: "good" })]), header: true },
+    { title: words.created, cell: (login) => moment(login.created) }, { title: words.lastUsed, cell: (login) => moment(login.last_used) }, { title: words.expires, cell: (login) => moment(login.expires) },
+    { title: words.actions, once: true, cell: (login) => !login().here && button(words.end, () => end(words.endNamed(login().address), login().id), { kind: "danger", name: words.endNamed(login().address) }) },
+  ] });
+  const others = h("div", { class: "buttons" }, button(words.endOthers, async () => {
+    if (await confirm({ title: words.endOthers, text: words.endOthersText, action: words.endOthers })) end(words.endOthers, "others");
+  }));
+  const load = async (options) => {
+    const logins = await get("user/logins", {}, options);
+    table.update(logins);
+    others.hidden = logins.every((login) => login.here);
+  };
+  const end = (what, id) => run(what, () => post("user/logout", { id })).then(() => load({}).catch(() => {}));
+  return { element: h("div", {}, table.element, others), load };
 }
 
 function passwordForm(user, live) {
