@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -143,6 +144,39 @@ _TURNS = """const { Live } = await from("live"), { turns } = await from("queue")
 )
 def test_when_a_turn_comes(tab: Tab, given: object, found: object) -> None:
     assert run(tab, _TURNS, given) == found
+
+
+def test_curves_tell_their_values(tab: Tab) -> None:
+    """To who sees them, to who points at one, and to who hears them."""
+    run(
+        tab,
+        """const { history } = await from("history"), { quantity } = await from("format");
+        const write = (value) => quantity(value, "%");
+        const load = async (span) => ({ start: "2026-11-28T10:00:00Z", step: 60, curves: [
+          { title: "Use", values: span === "hour" ? [10, null, 40, 70] : [null], top: 100, write },
+          { title: "Other", values: [null, null, null, null], top: 100, write } ] });
+        const { signal } = new AbortController();
+        const element = history({ load, signal, title: "History" });
+        document.querySelector("main").replaceChildren(element);""",
+    )
+    page = tab.page
+    image = page.get_by_role("img")
+    told = "Use, last hour: now 70 %, least 10 %, most 70 %, mean 40 %"
+    expect(image).to_have_accessible_name(told)
+    tab.shows("Other: nothing is known")
+    box = image.bounding_box()
+    assert box is not None
+    page.mouse.move(box["x"] + box["width"] * 0.66, box["y"] + 5)
+    expect(page.locator("figcaption")).to_have_text("Use 40 % 11:02")
+    page.mouse.move(0, 0)
+    expect(page.locator("figcaption")).to_have_text("Use 70 %")
+    slider = page.get_by_role("slider", name="Time")
+    slider.press("ArrowLeft")
+    slider.press("ArrowLeft")
+    expect(slider).to_have_attribute("aria-valuetext", re.compile("^11:01: Use \u2013, Other"))
+    page.get_by_role("radio", name="day").check()
+    tab.shows("Nothing is known of this time.")
+    expect(slider).to_be_hidden()
 
 
 @pytest.mark.parametrize("kept", [DENIED, FULL], ids=["denied", "full"])

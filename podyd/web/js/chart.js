@@ -15,8 +15,10 @@ export function meter({ share, label, text }) {
   return h("span", { class: "meter", ...(known ? described : {}) }, known && bar, h("span", { class: "value" }, text));
 }
 
-/** A curve of values (null: not known, a gap) from 0 to `top`, as an SVG image with a name. */
-export function curve({ values, top, label, width = 240, height = 48 }) {
+/** A curve of values (null: not known, a gap) from 0 to `top`, as an SVG image with a name: {element,
+ * mark(index)}, which draws a line at a value, or none with null. `pointed(index)`: the one that is
+ * pointed at, null if none is. */
+export function curve({ values, top, label, pointed, width = 240, height = 48 }) {
   const step = width / Math.max(1, values.length - 1);
   const y = (value) => height - 1 - (Math.min(value, top) / (top || 1)) * (height - 2);
   let path = "";
@@ -31,8 +33,19 @@ export function curve({ values, top, label, width = 240, height = 48 }) {
     if (isGap) path += "h0.5";
     isGap = false;
   });
-  return svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "curve", role: "img", "aria-label": label,
+  const thin = { "vector-effect": "non-scaling-stroke" };
+  const marker = svg("path", { class: "marker", ...thin });
+  const element = svg("svg", { viewBox: `0 0 ${width} ${height}`, class: "curve", role: "img", "aria-label": label,
     preserveAspectRatio: "none" },
-    svg("path", { d: `M0 ${height - 0.5}H${width}`, class: "axis" }),
-    path && svg("path", { d: path, class: "line", "vector-effect": "non-scaling-stroke" }));
+    svg("path", { d: [0.5, height / 2, height - 0.5].map((at) => `M0 ${at}H${width}`).join(""), class: "axis", ...thin }),
+    path && svg("path", { d: path, class: "line", ...thin }), marker);
+  const point = ({ clientX }) => {
+    const { left, width: wide } = element.getBoundingClientRect();
+    pointed(Math.min(values.length - 1, Math.max(0, Math.round(((clientX - left) / wide) * (values.length - 1)))));
+  };
+  element.addEventListener("pointermove", point);
+  element.addEventListener("pointerdown", point);
+  element.addEventListener("pointerleave", () => pointed(null));
+  const mark = (index) => marker.setAttribute("d", index === null ? "" : `M${(index * step).toFixed(1)} 0V${height}`);
+  return { element, mark };
 }

@@ -79,7 +79,9 @@ export const texts = {
   },
   history: {
     hour: "hour", day: "day", week: "week", month: "month", year: "year",
-    curve: (what, span, last) => `${what}, last ${span}; now ${last}`,
+    curve: (what, span, last, least, most, mean) => `${what}, last ${span}: now ${last}, least ${least}, most ${most}, mean ${mean}`,
+    time: "Time", means: (step) => `Each value is a mean of ${step}. Point at a curve for its values, or move the slider.`,
+    nothing: "Nothing is known of this time.", nothingOf: (what) => `${what}: nothing is known of this time.`,
   },
   account: {
     who: (name) => `Logged in as ${name}.`, admin: "You are an admin.",

@@ -154,7 +154,7 @@ function yours({ live, user }) {
     const waiting = entries.flatMap((entry, at) => (entry.owner !== user.name ? [] : [h("li", {},
       words.yoursWaits(ins(live, entry.pod), words.choice(entry.gpus), entry.place, entries.length), " ", whoIsBefore(when[at].before), " ", turnText(when[at], live))]));
     const lines = [...leases, ...shared, ...waiting];
-    refill(list, lines.length ? lines : h("li", {}, mine.length ? words.yoursNone : words.needsPod));
+    refill(list, lines.length ? lines : h("li", {}, mine.length ? words.yoursNone : [words.needsPod, " ", h("a", { href: "#/new" }, words.newPod)]));
   };
   return { element: h("section", { class: "panel yours", "aria-labelledby": "yours" }, h("h2", { id: "yours" }, words.yours), list), update };
 }

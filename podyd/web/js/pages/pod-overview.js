@@ -7,7 +7,7 @@ import { form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
-import { history, newest } from "../history.js";
+import { highest, history } from "../history.js";
 import { written } from "../names.js";
 import { PROGRESS_MS, copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
@@ -73,12 +73,12 @@ function use({ live, ins, pod, signal }) {
   const meters = h("dl", { class: "facts" });
   const columns = texts.pods.columns;
   // A limit far above what was used would make a flat line of it.
-  const top = (values, limit) => Math.min(limit > 0 ? limit : Infinity, 1.25 * values.reduce((a, b) => Math.max(a, b ?? 0), 0)) || 1;
+  const top = (values, limit) => Math.min(limit > 0 ? limit : Infinity, 1.25 * highest(values)) || 1;
   const load = async (span) => {
     const { start, step, cpu: cpus, memory_used: used } = await get("pod/history", { ins, span }, { signal, quiet: true });
     return { start, step, curves: [
-      { title: columns.memory, values: used, top: top(used, pod().memory_limit), last: bytes(newest(used)) },
-      { title: columns.cpu, values: cpus, top: top(cpus, pod().cpu_limit), last: newest(cpus)?.toFixed(2) ?? texts.none },
+      { title: columns.memory, values: used, top: top(used, pod().memory_limit), write: bytes },
+      { title: columns.cpu, values: cpus, top: top(cpus, pod().cpu_limit), write: (value) => value?.toFixed(2) ?? texts.none },
     ] };
   };
   const update = () => {
