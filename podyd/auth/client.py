@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import random
 import socket
 from collections.abc import AsyncIterator, Hashable, Mapping
 from dataclasses import dataclass, replace
@@ -22,10 +23,13 @@ from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 # Fewer than the helper serves at once.
 MAX_UNDER_WAY = 16
 MAX_OF_ONE = MAX_UNDER_WAY // 2
-MAX_WAITING = 256
+# A whole lab may come back to its pages at the same moment.
+MAX_WAITING = 1024
 # Seconds, for the wait in the queue and for the answer together.
 TIMEOUT = 20.0
 MAX_ANSWER_BYTES = 16 * 1024**2
+# When to try again, in seconds: not all at the same moment.
+AGAIN_FROM, AGAIN_TO = 5.0, 15.0
 
 
 @dataclass(frozen=True)
@@ -96,20 +100,27 @@ class AuthClient:
     async def _ask(
         self, turn: contextlib.AbstractAsyncContextManager[None], **request: str
     ) -> Mapping[str, Any]:
+        is_asked = False
+
+        async def in_turn() -> Mapping[str, Any]:
+            nonlocal is_asked
+            async with turn:
+                is_asked = True
+                return await self._exchange(request)
+
         try:
-            return await asyncio.wait_for(self._in_turn(turn, request), TIMEOUT)
+            return await asyncio.wait_for(in_turn(), TIMEOUT)
         # BlockingIOError: the helper hangs, and its listening socket's backlog is full.
         except (QueueFull, BlockingIOError):
-            raise Unavailable(
-                "Too many logins are under way.",
-                advice="Try again shortly.",
-                code="pam_busy",
-            ) from None
+            raise too_many_logins() from None
         except asyncio.TimeoutError:
+            if not is_asked:
+                raise too_many_logins() from None
             raise Unavailable(
                 "The login service did not answer in time.",
                 advice="Try again shortly.",
                 code="pam_timeout",
+                retry_after=_again(),
             ) from None
         except (OSError, ValueError) as error:
             raise Unavailable(
@@ -120,12 +131,6 @@ class AuthClient:
                 ),
                 code="pam_unreachable",
             ) from error
-
-    async def _in_turn(
-        self, turn: contextlib.AbstractAsyncContextManager[None], request: Mapping[str, str]
-    ) -> Mapping[str, Any]:
-        async with turn:
-            return await self._exchange(request)
 
     async def _exchange(self, request: Mapping[str, str]) -> Mapping[str, Any]:
         async with self._connection() as (reader, writer):
@@ -145,6 +150,20 @@ class AuthClient:
             yield reader, writer
         finally:
             writer.close()
+
+
+def too_many_logins() -> Unavailable:
+    """The error for a login that has waited too long, or cannot wait, for its turn."""
+    return Unavailable(
+        "Too many logins are under way.",
+        advice="Try again shortly.",
+        code="pam_busy",
+        retry_after=_again(),
+    )
+
+
+def _again() -> float:
+    return random.uniform(AGAIN_FROM, AGAIN_TO)  # noqa: S311 - no secret
 
 
 def _connected(path: str) -> socket.socket:

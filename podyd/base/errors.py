@@ -128,10 +128,25 @@ class TooMany(PodydError):
 
 
 class Unavailable(PodydError):
-    """Something that podyd needs (LXD, PAM, NVML) cannot be reached or is busy."""
+    """Something that podyd needs (LXD, PAM, NVML) cannot be reached or is busy; `retry_after` is in
+    seconds."""
 
     status = 503
     default_code = "unavailable"
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        advice: str = "",
+        code: str | None = None,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(detail, advice=advice, code=code)
+        self.retry_after = retry_after
+
+    def headers(self) -> Mapping[str, str]:
+        return {} if self.retry_after is None else {"Retry-After": f"{self.retry_after:.0f}"}
 
 
 class TimedOut(PodydError):

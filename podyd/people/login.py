@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from podyd.auth.client import Account, AuthClient
+from podyd.auth.client import MAX_WAITING, Account, AuthClient, too_many_logins
 from podyd.base.errors import Forbidden, NotFound, PodydError, TooMany, Unauthorized, Unavailable
+from podyd.base.fair_semaphore import FairSemaphore, QueueFull
 from podyd.base.tasks import seen
 from podyd.config.addresses import is_among, parse_address
 from podyd.config.current import Settings
@@ -34,8 +35,8 @@ REMEMBERED_SECONDS = 60.0
 # Every failure takes at least so long, whatever its cause, so that its time reveals nothing.
 FAILURE_SECONDS = 0.5
 MAX_REMEMBERED = 10_000
-# All sessions are checked at the same time: so many ask the database at once, which has a short
-# queue for all that podyd does.
+# All sessions are checked at the same time, and all pages connect again at the same time: so many
+# of each ask the database at once, which has a short queue for all that podyd does.
 MAX_LOOKED_UP = 8
 
 
@@ -122,6 +123,7 @@ class Logins:
         self._accounts = AccountList(auth.accounts)
         self._listed: _Listed | None = None
         self._looking_up = asyncio.Semaphore(MAX_LOOKED_UP)
+        self._turns = FairSemaphore(width=MAX_LOOKED_UP, length=MAX_WAITING)
 
     def subscribe(self, subscriber: Changed) -> None:
         """Call `subscriber` whenever podyd itself has changed a password or revoked tokens."""
@@ -170,7 +172,8 @@ class Logins:
     async def open_page(self, login: Login, address: str = "") -> tuple[str, WebSession]:
         """Begin a login on the page, from an address; returns its secret and itself. Raises
         NotFound if there is no page."""
-        secret, session, over = await self._web_sessions.create(login.account, address)
+        async with self._turn(self._who(login.account.name)):
+            secret, session, over = await self._web_sessions.create(login.account, address)
         self._changes[session.owner] += 1
         if over:
             self._forget(session.owner)
@@ -405,19 +408,30 @@ class Logins:
         """A token cannot be guessed: failures of others do not delay it."""
         async with _slow_failure():
             try:
-                token = await self._tokens.find(attempt.secret)
+                async with self._turn(attempt.origin):
+                    token = await self._tokens.find(attempt.secret)
             except Unauthorized:
                 self._guesses.failed_token(attempt.digest, attempt.origin)
                 raise
         account = await self._owner(attempt, token, refused)
-        await self._tokens.used(token)
+        async with self._turn(attempt.origin):
+            await self._tokens.used(token)
         return _Proven(account, token)
 
     async def _prove_web_session(self, attempt: _Attempt) -> _Proven:
         """Nor can the secret of a login on the page be guessed; but each try asks the database."""
-        async with _slow_failure():
+        async with _slow_failure(), self._turn(attempt.origin):
             session = await self._web_sessions.find(attempt.secret)
         return _Proven(await self._owner(attempt, session, ended), web=session)
+
+    @contextlib.asynccontextmanager
+    async def _turn(self, key: Hashable) -> AsyncIterator[None]:
+        """Wait for a turn at the database. Raises Unavailable."""
+        try:
+            async with self._turns.turn(key, share=MAX_LOOKED_UP // 2):
+                yield
+        except QueueFull:
+            raise too_many_logins() from None
 
     async def _owner(
         self, attempt: _Attempt, proof: Token | WebSession, refusal: Callable[[], Unauthorized]

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from podyd.auth.client import MAX_OF_ONE, AuthClient
-from podyd.base.errors import BadRequest
+from podyd.auth import client as module
+from podyd.auth.client import MAX_OF_ONE, MAX_UNDER_WAY, MAX_WAITING, AuthClient
+from podyd.base.errors import BadRequest, Unavailable
 
 ACCOUNT = {"name": "alice", "uid": 1000, "gid": 1000, "groups": []}
 SECONDS = 0.01
@@ -88,4 +89,35 @@ def test_a_flood_of_one_member_keeps_no_stranger_waiting(
             for op, most in slow.most.items():
                 assert most <= (1 if op == "accounts" else MAX_OF_ONE + 1)
 
+    asyncio.run(play())
+
+
+def test_who_waits_too_long_for_a_turn_is_told_when_to_try_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More members than may wait log in at once, while PAM answers nobody."""
+    monkeypatch.setattr(module, "TIMEOUT", 0.5)
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async def log_in(auth: AuthClient, number: int) -> tuple[str, str]:
+        with pytest.raises(Unavailable) as caught:
+            await auth.login("m", "right", "192.0.2.7", key=number, known=False)
+        return caught.value.code, caught.value.headers()["Retry-After"]
+
+    async def play() -> None:
+        path = tmp_path / "sock"
+        async with await asyncio.start_unix_server(hang, path):
+            auth = AuthClient(str(path))
+            number = MAX_UNDER_WAY + MAX_WAITING + 10
+            got = await asyncio.gather(*(log_in(auth, one) for one in range(number)))
+            codes = [code for code, _ in got]
+            # Some more have their turn in the last moment.
+            assert MAX_UNDER_WAY <= codes.count("pam_timeout") < number / 2
+            assert {*codes} == {"pam_timeout", "pam_busy"}
+            assert all(5 <= int(seconds) <= 15 for _, seconds in got)
+
+    assert MAX_WAITING >= 1000, "a whole lab, that comes back to its pages at the same moment"
     asyncio.run(play())

@@ -20,7 +20,7 @@ from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
 from podyd.people.web_sessions import DAYS, MAX_PER_USER, WRITE_SECONDS, WebSessions
-from podyd.store.database import Database
+from podyd.store.database import MAX_WAITING, Database
 from podyd.store.tokens import TokenStore
 from podyd.store.web_sessions import WebSessionStore
 from tests.unit.node.fake import FakeSockets
@@ -31,16 +31,16 @@ FAILURE_SECONDS = 0.05
 
 
 class Helper(FakeAuth):
-    """One whose account may change."""
+    """One whose account may change, beside any number of others."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now: Account | Exception = ALICE
 
-    async def account(self, *args: Any, **more: Any) -> Account:
+    async def account(self, user: str, *args: Any, **more: Any) -> Account:
         if isinstance(self.now, Exception):
             raise self.now
-        return self.now
+        return replace(self.now, name=user)
 
 
 @dataclass
@@ -110,6 +110,36 @@ def test_a_cookie_stands_for_the_password(tmp_path: Path, monkeypatch: pytest.Mo
             assert (login.token, login.web and login.web.owner) == (None, "alice")
             assert secret.encode() not in (tmp_path / "db").read_bytes()
             assert await rig.is_out(secret[:-1] + "x") != (secret[-1] == "x")
+
+    asyncio.run(play())
+
+
+def test_many_members_come_at_the_same_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        async with logins_at(tmp_path / "db", monkeypatch) as rig:
+            count = 3 * MAX_WAITING
+            owner = await rig.logins.log_in("alice", PASSWORD, HERE)
+            accounts = [replace(ALICE, name=f"m{number}") for number in range(count)]
+            entered = await asyncio.gather(
+                *(rig.logins.open_page(replace(owner, account=account)) for account in accounts)
+            )
+            rig.logins._logins.clear()
+            # After a restart of podyd, say: all pages connect again.
+            logins = await asyncio.gather(
+                *(
+                    rig.logins.log_in("", secret, replace(HERE, address=f"10.0.0.{number}"))
+                    for number, (secret, _) in enumerate(entered)
+                )
+            )
+            assert [login.member.name for login in logins] == [one.name for one in accounts]
+            for token in [await rig.logins.create_token(owner, "x", None, "all")]:
+                tokens = (
+                    rig.logins.log_in("", token[0], replace(HERE, address=f"10.0.0.{number}"))
+                    for number in range(count)
+                )
+                assert len(await asyncio.gather(*tokens)) == count
 
     asyncio.run(play())
 
