@@ -26,7 +26,7 @@ from podyd.api.binding import Bound, Call, Headed, Text, WithSession
 from podyd.api.credentials import credentials
 from podyd.api.cross_site import is_of_script, need_own_page, page_key, refuse_other_sites
 from podyd.api.parameters import parameters
-from podyd.api.session_cookie import cookie_in, set_cookie
+from podyd.api.session_cookie import cookie_name, cookies_in, set_cookie
 from podyd.api.under_way import Requests
 from podyd.base.errors import (
     Forbidden,
@@ -47,6 +47,7 @@ from podyd.model.naming import instance_name
 from podyd.model.token import TokenScope
 from podyd.people.login import Login, Logins
 from podyd.people.notices import Notices
+from podyd.people.origins import Source
 from podyd.people.sessions import Sessions
 from podyd.people.web_sessions import ended, is_web_cookie, is_web_secret, joined
 
@@ -226,8 +227,7 @@ class Endpoint(JsonHandler):
                 self.set_header(name, value)
             answer = answer.body
         if isinstance(answer, WithSession):
-            is_encrypted = self._is_encrypted(self.request)
-            self.set_header("Set-Cookie", set_cookie(answer.secret, is_encrypted=is_encrypted))
+            self.set_header("Set-Cookie", set_cookie(self._cookie_name, answer.secret))
             answer = answer.body
         if isinstance(answer, HeldAnswer):
             await self._stream_answer(answer)
@@ -349,34 +349,40 @@ class Endpoint(JsonHandler):
         if "Authorization" in self.request.headers:
             return await self._log_in()
         try:
-            return await self._log_in() if self._cookie else (None, "")
+            return await self._log_in() if self._cookies else (None, "")
         except (Unauthorized, Forbidden):
             return None, ""
 
     @property
-    def _cookie(self) -> str:
-        """The cookie of a login on the page, "" without one."""
-        header = self.request.headers.get("Cookie", "")
-        cookie = cookie_in(header, is_encrypted=self._is_encrypted(self.request))
-        return cookie if is_web_cookie(cookie) else ""
+    def _cookie_name(self) -> str:
+        host = self.request.headers.get("Host", "")
+        return cookie_name(host, is_encrypted=self._is_encrypted(self.request))
 
-    def _credentials(self) -> tuple[str, str]:
+    @property
+    def _cookies(self) -> list[str]:
+        """The cookies that may be that of a login on the page."""
+        header = self.request.headers.get("Cookie", "")
+        return [value for value in cookies_in(header, self._cookie_name) if is_web_cookie(value)]
+
+    async def _credentials(self, source: Source) -> tuple[str, str]:
         """Name and password; or "" and a token, or the secret of a login on the page."""
         header = self.request.headers.get("Authorization")
-        if header is None and (cookie := self._cookie):
+        if header is None and (cookies := self._cookies):
             need_own_page(self.request.headers, is_encrypted=self._is_encrypted(self.request))
-            secret = joined(cookie, page_key(self.request.headers))
-            if not is_web_secret(secret):
+            key = page_key(self.request.headers)
+            secrets = [joined(cookie, key) for cookie in cookies]
+            if not is_web_secret(secrets[0]):
                 raise ended()
-            return "", secret
+            return "", await self.logins.page_among(secrets, source)
         return credentials(header or "")
 
     async def _log_in(self) -> tuple[Login, str]:
-        name, secret = self._credentials()
+        source = source_of(self.request, self.address)
+        name, secret = await self._credentials(source)
         login = await self.logins.log_in(
             name,
             secret,
-            source_of(self.request, self.address),
+            source,
             may_be_expired=self.operation.proof is Proof.OLD_PASSWORD,
         )
         self.member_name = login.member.name

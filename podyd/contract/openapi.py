@@ -80,8 +80,9 @@ def document() -> dict[str, Any]:
                     "type": "apiKey",
                     "in": "cookie",
                     "name": "podyd",
-                    "description": "the cookie of /user/login, called __Host-podyd under TLS, in"
-                    " requests of podyd's own page",
+                    "description": "the cookie of /user/login in requests of podyd's own page;"
+                    " with a port in the URL it is called podyd-8799, and under TLS it begins with"
+                    " __Host-",
                 },
             },
         },

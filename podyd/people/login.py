@@ -155,6 +155,13 @@ class Logins:
             self._web_sessions.check(proven.web)
         return Login(member, proven.account, proven.token, proven.web)
 
+    async def page_among(self, secrets: Sequence[str], source: Source) -> str:
+        """The first of these that is the secret of a login on the page; or of none the first."""
+        if len(secrets) == 1:
+            return secrets[0]
+        async with self._turn(await self._origins.of(source)):
+            return await self._web_sessions.first_of(secrets) or secrets[0]
+
     def noticed(self, login: Login) -> None:
         """The user of a login on the page does something, so that it does not end as idle."""
         if login.web is not None:

@@ -12,6 +12,7 @@ import re
 import secrets
 import time
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from podyd.auth.client import Account
@@ -118,6 +119,12 @@ class WebSessions:
         self._remember(session, used)
         self.check(session)
         return session
+
+    async def first_of(self, secrets: Sequence[str]) -> str | None:
+        """The first of these with which there is a session, ended or not."""
+        by_digest = {_digest(secret): secret for secret in secrets}
+        there = await self._store.among(list(by_digest))
+        return next((secret for digest, secret in by_digest.items() if digest in there), None)
 
     def check(self, session: WebSession) -> None:
         """Raises Unauthorized if a session has expired or is idle, as far as memory knows."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence, Set
 
 from podyd.model.web_session import WebSession
 from podyd.store.database import Database
@@ -66,6 +67,19 @@ class WebSessionStore:
                 (owner, now, idle_since),
             )
             return [(WebSession(*row[:-1]), row[-1]) for row in rows]
+
+        return await self._database.run(work)
+
+    async def among(self, digests: Sequence[bytes]) -> Set[bytes]:
+        """Those of the digests that are of a session, ended or not."""
+
+        def work(connection: sqlite3.Connection) -> Set[bytes]:
+            places = ", ".join("?" * len(digests))
+            rows = connection.execute(
+                f"SELECT digest FROM web_sessions WHERE digest IN ({places})",  # noqa: S608 - "?"
+                digests,
+            )
+            return {digest for (digest,) in rows}
 
         return await self._database.run(work)
 

@@ -199,6 +199,7 @@ def test_text_in_place_of_json_where_that_is_asked_for() -> None:
 
 # Of a login on the page that has ended.
 SECRET = "podydweb_" + "x" * 43
+COOKIE = {"Cookie": f"podyd={SECRET}", "Host": "lab"}
 OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
 
 
@@ -209,10 +210,10 @@ OWN_PAGE = {"Sec-Fetch-Site": "same-origin"}
         ("{status_allow: [10.0.0.0/8]}", {}, 401),
         ("{status_allow: [127.0.0.1]}", {"X-Forwarded-For": "127.0.0.1"}, 401),
         ("{status_allow: [127.0.0.1]}", {"Authorization": "Bearer x"}, 401),
-        ("{status_allow: [127.0.0.1]}", {"Cookie": f"podyd={SECRET}", **OWN_PAGE}, 200),
-        ("{status_allow: [127.0.0.1]}", {"Cookie": f"podyd={SECRET}"}, 200),
-        ("{status_allow: [10.0.0.0/8]}", {"Cookie": f"podyd={SECRET}", **OWN_PAGE}, 401),
-        ("{status_allow: [10.0.0.0/8]}", {"Cookie": f"podyd={SECRET}"}, 403),
+        ("{status_allow: [127.0.0.1]}", {**COOKIE, **OWN_PAGE}, 200),
+        ("{status_allow: [127.0.0.1]}", COOKIE, 200),
+        ("{status_allow: [10.0.0.0/8]}", {**COOKIE, **OWN_PAGE}, 401),
+        ("{status_allow: [10.0.0.0/8]}", COOKIE, 403),
         ("true", {}, 401),
         ("false", {}, 401),
     ],

@@ -23,7 +23,7 @@ from podyd.api.application import WEB
 from podyd.api.credentials import credentials
 from podyd.api.cross_site import need_own_page, page_key, refuse_other_sites
 from podyd.api.page import MEDIA, Page, page_policy, read_page
-from podyd.api.session_cookie import cookie_in, set_cookie
+from podyd.api.session_cookie import MAX_COOKIES, cookie_name, cookies_in, set_cookie
 from podyd.base.errors import Forbidden, Unauthorized
 from podyd.config.values import parse_networks
 from podyd.people.tokens import is_token
@@ -228,19 +228,45 @@ def test_the_key_is_in_a_header_or_among_a_sockets_protocols() -> None:
 
 @pytest.mark.parametrize("is_tls", [False, True])
 def test_a_cookie_comes_back(is_tls: bool) -> None:
-    header = set_cookie(SECRET, is_encrypted=is_tls)
-    pair, *attributes = header.split("; ")
-    assert cookie_in(f"other=1; {pair}", is_encrypted=is_tls) == SECRET
-    assert cookie_in(pair, is_encrypted=not is_tls) == ""
+    name, other = (cookie_name("lab:8799", is_encrypted=one) for one in (is_tls, not is_tls))
+    pair, *attributes = set_cookie(name, SECRET).split("; ")
+    assert cookies_in(f"other=1; {pair}", name) == [SECRET]
+    assert cookies_in(pair, other) == []
     assert {"HttpOnly", "SameSite=Strict", "Path=/"} <= {*attributes}
     assert ("Secure" in attributes, pair.startswith("__Host-")) == (is_tls, is_tls)
     assert "Max-Age=0" not in attributes
-    assert "Max-Age=0" in set_cookie("", is_encrypted=is_tls)
+    assert "Max-Age=0" in set_cookie(name, "")
 
 
-@pytest.mark.parametrize("header", ["", "podyd", "xpodyd=1", ";;=;", "Podyd=1"])
+@pytest.mark.parametrize(
+    ("host", "name"),
+    [
+        ("localhost:8799", "podyd-8799"),
+        ("localhost:8800", "podyd-8800"),
+        ("lab", "podyd"),
+        ("[::1]", "podyd"),
+        ("[::1]:80", "podyd-80"),
+        ("lab:1;x=2", "podyd"),
+        ("lab:123456", "podyd"),
+        ("lab:80\n", "podyd"),
+        ("lab:\u0661", "podyd"),
+        ("", "podyd"),
+    ],
+)
+def test_two_podyds_of_one_host_name_have_a_cookie_each(host: str, name: str) -> None:
+    assert cookie_name(host, is_encrypted=False) == name
+    assert cookie_name(host, is_encrypted=True) == f"__Host-{name}"
+
+
+@pytest.mark.parametrize("header", ["", "podyd", "xpodyd=1", ";;=;", "Podyd=1", "podyd-1=1"])
 def test_what_is_no_cookie_of_podyds(header: str) -> None:
-    assert cookie_in(header, is_encrypted=False) == ""
+    assert cookies_in(header, "podyd") == []
+
+
+def test_of_the_cookies_of_its_name_each_counts_and_not_endlessly_many() -> None:
+    assert cookies_in("podyd=1; podyd=2;podyd=1; podyd=", "podyd") == ["1", "2", ""]
+    many = cookies_in("; ".join(f"podyd={number}" for number in range(5000)), "podyd")
+    assert many == [str(number) for number in range(MAX_COOKIES)]
 
 
 @pytest.mark.parametrize(

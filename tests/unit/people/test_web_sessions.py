@@ -19,7 +19,15 @@ from podyd.config.loader import parse
 from podyd.people.login import Login, Logins
 from podyd.people.origins import Origins, Source
 from podyd.people.tokens import Tokens
-from podyd.people.web_sessions import DAYS, MAX_PER_USER, WRITE_SECONDS, WebSessions
+from podyd.people.web_sessions import (
+    DAYS,
+    MAX_PER_USER,
+    PREFIX,
+    WRITE_SECONDS,
+    WebSessions,
+    halves,
+    joined,
+)
 from podyd.store.database import MAX_WAITING, Database
 from podyd.store.tokens import TokenStore
 from podyd.store.web_sessions import WebSessionStore
@@ -140,6 +148,24 @@ def test_many_members_come_at_the_same_moment(
                     for number in range(count)
                 )
                 assert len(await asyncio.gather(*tokens)) == count
+
+    asyncio.run(play())
+
+
+def test_of_several_cookies_the_one_that_the_key_belongs_to_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        async with logins_at(tmp_path / "db", monkeypatch) as rig:
+            cookie, key = halves(await rig.enter())
+            # A login of another podyd's, or of an earlier time, and what is none at all.
+            others = [halves(await rig.enter())[0], *(f"{PREFIX}{n:043}" for n in range(30))]
+            for place in (0, 7, len(others)):
+                cookies = [*others[:place], cookie, *others[place:]]
+                secrets = [joined(one, key) for one in cookies]
+                assert await rig.logins.page_among(secrets, HERE) == joined(cookie, key)
+            none = [joined(one, key) for one in others]
+            assert await rig.is_out(await rig.logins.page_among(none, HERE))
 
     asyncio.run(play())
 
