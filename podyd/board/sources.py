@@ -17,10 +17,10 @@ from podyd.contract.events import (
     HostNow,
     MeNow,
     PodLoadNow,
-    PodNow,
 )
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import GpuInfo, GpuProcess
+from podyd.contract.pods import PodNow
 from podyd.engine.interface import Server
 from podyd.gpus.decisions import View
 from podyd.gpus.report import Report

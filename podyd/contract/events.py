@@ -9,7 +9,7 @@ from podyd.contract.answers import Events
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import CardHolder, GpuProcess, Intruder
 from podyd.contract.operation import GET, Access, Ends, Nothing, Operation, Proof
-from podyd.engine.types import Status
+from podyd.contract.pods import PodNow
 
 # So often podyd sends a message at least, in seconds.
 BEAT_SECONDS = 5.0
@@ -81,27 +81,6 @@ class CardUse:
     power: float | None
     idle: float | None
     processes: list[GpuProcess]
-
-
-@dataclass(frozen=True)
-class PodNow:
-    """A pod as in /pod/info, without addresses; `started` is when it was last started, null if it
-    never was."""
-
-    name: str
-    ins: str
-    owner: str
-    status: Status
-    image: str
-    created: str
-    started: str | None
-    port_mapping: list[str]
-    gpu_ids: list[int]
-    memory_limit: int
-    cpu_limit: int
-    disk_used: int | None
-    disk_limit: int | None
-    profiles: list[str]
 
 
 @dataclass(frozen=True)

@@ -244,18 +244,17 @@ class LogsOf:
 
 
 @dataclass(frozen=True)
-class PodInfo:
+class PodNow:
     """A pod. `name` is LXD's name of the instance, `ins` the name that the owner uses.
 
-    `image` is the name of the image that it was created from. `addresses` are its IP addresses;
-    `port_mapping` has `HOST:POD` for each TCP port of the host that is forwarded to a port of the
-    pod. `gpu_ids` are indices as nvidia-smi shows them. `memory_limit` in bytes, `cpu_limit` in
-    CPUs; -1 is no limit.
+    `image` is the name of the image that it was created from; `started` is when it was last
+    started, null if it never was. `port_mapping` has `HOST:POD` for each TCP port of the host that
+    is forwarded to a port of the pod. `gpu_ids` are indices as nvidia-smi shows them.
+    `memory_limit` in bytes, `cpu_limit` in CPUs; -1 is no limit.
 
     `disk_used` in bytes as LXD reports it, on btrfs without the data that is shared with its image,
     snapshots and copies; null if the storage does not report it. `disk_limit` in bytes, -1 if there
-    is none; null if the storage does not support limits. `uptime` in seconds; null unless `status`
-    is running.
+    is none; null if the storage does not support limits.
     """
 
     name: str
@@ -264,7 +263,7 @@ class PodInfo:
     status: Status
     image: str
     created: str
-    addresses: list[str]
+    started: str | None
     port_mapping: list[str]
     gpu_ids: list[int]
     memory_limit: int
@@ -272,6 +271,14 @@ class PodInfo:
     disk_used: int | None
     disk_limit: int | None
     profiles: list[str]
+
+
+@dataclass(frozen=True)
+class PodInfo(PodNow):
+    """A pod as in /events, with what LXD has to be asked for: its IP addresses, and its uptime in
+    seconds, null unless `status` is running."""
+
+    addresses: list[str]
     uptime: float | None
 
 

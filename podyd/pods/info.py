@@ -7,8 +7,7 @@ from collections.abc import Iterable, Mapping
 
 from podyd.base.clock import iso
 from podyd.base.errors import LxdRefused
-from podyd.contract.events import PodNow
-from podyd.contract.pods import PodInfo
+from podyd.contract.pods import PodInfo, PodNow
 from podyd.engine.interface import Instances
 from podyd.engine.types import Devices, State
 from podyd.gpus.decisions import View
@@ -42,26 +41,13 @@ class Info:
     async def of(self, member: Member, ins: str) -> PodInfo:
         """The information on a member's pod. Raises NotFound."""
         pod = await self._owned.find(member, ins)
-        config = pod.instance.expanded_config
-        running = pod.status == "running"
-        started = pod.instance.started
         state = await self._state(pod)
-        disk = await self._disks.of(pod, state)
+        now = await self._now(pod, await self._inventory.cards(), await self._ports.of(pod), state)
+        started = pod.instance.started
+        running = pod.status == "running"
         return PodInfo(
-            name=pod.name,
-            ins=pod.ins,
-            owner=pod.owner,
-            status=pod.status,
-            image=pod.image,
-            created=iso(pod.instance.created),
+            **vars(now),
             addresses=_addresses(state),
-            port_mapping=_ports(pod, await self._ports.of(pod)),
-            gpu_ids=_gpu_ids(pod, await self._inventory.cards()),
-            memory_limit=memory_limit(config),
-            cpu_limit=cpu_limit(config),
-            disk_used=disk.used,
-            disk_limit=disk.limit,
-            profiles=list(pod.instance.profiles),
             uptime=round(time.time() - started.timestamp(), 3) if running and started else None,
         )
 
@@ -70,13 +56,19 @@ class Info:
         of each one."""
         instances = [*(pod.instance for pod in view.pods), *view.strangers]
         ports = ports_of(instances)
+        states = self._instances.last_states
         return {
-            pod.name: await self._now(pod, view.cards, ports.get(pod.name, {})) for pod in view.pods
+            pod.name: await self._now(
+                pod, view.cards, ports.get(pod.name, {}), states.get(pod.name)
+            )
+            for pod in view.pods
         }
 
-    async def _now(self, pod: Pod, cards: Iterable[Card], ports: Mapping[int, int]) -> PodNow:
+    async def _now(
+        self, pod: Pod, cards: Iterable[Card], ports: Mapping[int, int], state: State | None
+    ) -> PodNow:
         instance = pod.instance
-        disk = await self._disks.of(pod, self._instances.last_states.get(pod.name))
+        disk = await self._disks.of(pod, state)
         return PodNow(
             name=pod.name,
             ins=pod.ins,

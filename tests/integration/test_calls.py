@@ -21,6 +21,7 @@ POD_INFO = {
     "status",
     "image",
     "created",
+    "started",
     "addresses",
     "port_mapping",
     "gpu_ids",

@@ -19,9 +19,10 @@ const words = texts.overview;
 const TICK_MS = 5000;
 
 export default async function overview(context) {
-  const { live, signal } = context;
-  const { quota } = await get("user/info", {}, { signal, quiet: true });
-  const make = (part) => part({ ...context, quota });
+  const { live, signal, ins } = context;
+  // Its addresses too, so that nothing moves when they come.
+  const [{ quota }, info] = await Promise.all([get("user/info", {}, { signal, quiet: true }), get("pod/info", { ins }, { signal, quiet: true }).catch(() => null)]);
+  const make = (part) => part({ ...context, quota, info });
   const columns = [[use, cards, images].map(make), [facts, connect, limits].map(make)];
   const parts = columns.flat();
   const update = () => parts.forEach((part) => part.update?.());
@@ -38,11 +39,11 @@ function panel(title, ...children) {
   return h("section", { class: "panel", "aria-labelledby": id }, h("h2", { id }, title), children);
 }
 
-function facts({ live, ins, pod, signal }) {
+function facts({ live, ins, pod, info: first, signal }) {
   const list = h("dl", { class: "facts" });
-  let info = null;
-  let status = null;
-  let asked = 0;
+  let info = first;
+  let { status } = first ?? {};
+  let asked = Date.now();
   const update = () => {
     const now = pod();
     // A pod that has started gets its addresses some seconds later.
