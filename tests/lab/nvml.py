@@ -7,8 +7,10 @@ the next call of NVML says, in whatever process.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -157,13 +159,18 @@ def build(directory: Path, driver: str = DRIVER) -> Path:
     update, who has the old one loaded keeps it."""
     library = directory / LIBRARY
     new = directory / f"{LIBRARY}.{os.getpid()}"
-    subprocess.run(
-        [*COMPILE, f'-DDRIVER_VERSION="{driver}"', "-o", str(new), str(SOURCE)],
-        check=True,
-        timeout=60,
-    )
+    new.write_bytes(_compiled(driver))
     new.chmod(0o755)
     return new.replace(library)
+
+
+@functools.cache
+def _compiled(driver: str) -> bytes:
+    with tempfile.TemporaryDirectory() as directory:
+        library = Path(directory, LIBRARY)
+        define = f'-DDRIVER_VERSION="{driver}"'
+        subprocess.run([*COMPILE, define, "-o", str(library), str(SOURCE)], check=True, timeout=60)
+        return library.read_bytes()
 
 
 def _figure(value: float | None, factor: int = 1) -> str:
