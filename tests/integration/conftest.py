@@ -27,11 +27,41 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _numbers = itertools.count(1)
 
+HERE = Path(__file__).parent
+# Short files that take long.
+SLOW = (
+    "test_full_disks.py",
+    "test_images.py",
+    "test_page_files.py",
+    "test_snapshots.py",
+    "test_words.py",
+)
 TURNS, ROOM = Path("/run/podyd-test-turns"), Path("/run/podyd-test-room")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: no other integration test runs on this machine then")
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Workers take files in this order, so that none of them waits while there is work.
+
+    The first one makes the images (Node), for which all would wait: meanwhile the others have tests
+    without LXD. The files of tests with LXD follow, the long ones first, and in the end the rest of
+    those without, which are so short that no worker has much left when another one has nothing.
+    """
+    if not hasattr(config, "workerinput"):
+        return
+    paths = {item.path for item in items}
+    real = sorted(
+        (path for path in paths if path.parent == HERE),
+        key=lambda path: (path.name not in SLOW, -path.stat().st_size),
+    )
+    others = sorted(paths.difference(real))
+    order = [*real[:1], *others[::2], *real[1:], *others[1::2]]
+    place = {path: number for number, path in enumerate(order)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.hookimpl(wrapper=True)

@@ -6,7 +6,7 @@ cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
 
 # On two cores: most tests wait for LXD much of the time.
-WORKERS=3
+WORKERS=4
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
@@ -25,6 +25,6 @@ fi
 # What stops LXD runs when nothing else does.
 survival=tests/integration/test_survival.py
 run_tests tests/unit tests/integration --ignore=$survival -m "not alone" \
-    --numprocesses=$WORKERS --dist=loadfile --durations=20
+    --numprocesses=$WORKERS --dist=loadfile --no-loadscope-reorder --durations=20
 run_tests tests/integration --ignore=$survival -m alone
 run_tests tests/lab $survival
