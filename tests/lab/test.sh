@@ -7,6 +7,8 @@ cd "$(dirname "$0")/../.."
 
 # On two cores: most tests wait for LXD much of the time.
 WORKERS=4
+# What is compiled is kept: each of many Pythons would compile all of podyd and of the tests anew.
+unset PYTHONDONTWRITEBYTECODE
 
 need_root test
 # shellcheck disable=SC2086 # a list of words
