@@ -7,13 +7,14 @@ import os
 import re
 import shlex
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import pytest
-from playwright.sync_api import Locator, StorageState, WebSocket, expect
+from playwright.sync_api import Locator, Request, StorageState, WebSocket, expect
 
 from tests.integration.browser import MARKUP, NARROW, WIDE, WORK_SECONDS, Browser, Tab
 from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
@@ -580,6 +581,39 @@ def test_the_admin(scene: Scene, enter: Enter, admin: Client, alice: Client, bob
         tab.button("Mark all as read").click()
         expect(tab.button("Mark all as read")).to_have_count(0)
         assert tab.page.get_by_role("link", name="Admin").count() == 0
+
+
+def test_the_log_is_asked_for_now_and_then_and_not_unseen(
+    enter: Enter, admin: Client, bob: Client
+) -> None:
+    def asked(tab: Tab) -> list[str]:
+        found: list[str] = []
+
+        def note(request: Request) -> None:
+            if "admin/log" in request.url:
+                found.append(request.url)
+
+        tab.page.on("request", note)
+        return found
+
+    with enter(admin, "/admin/log") as seen, enter(admin, "/admin/log") as unseen:
+        title(seen, "Log")
+        title(unseen, "Log")
+        by_seen, by_unseen = asked(seen), asked(unseen)
+        unseen.page.evaluate(
+            "Object.defineProperty(document, 'visibilityState',"
+            " { configurable: true, get: () => 'hidden' })"
+        )
+        begun = time.monotonic()
+        for number in range(20):
+            bob.post("/pod/start", ins=f"no-such-{number}").refused(404)
+        expect(seen.row("no-such-19")).to_have_count(1)
+        assert len(by_seen) <= 2 + (time.monotonic() - begun) / 5
+        assert by_unseen == []
+        unseen.page.evaluate(
+            "delete document.visibilityState; document.dispatchEvent(new Event('visibilitychange'))"
+        )
+        expect(unseen.row("no-such-19")).to_have_count(1)
 
 
 # --- podyd or LXD away --------------------------------------------------------------------------
