@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -57,6 +58,33 @@ def test_a_new_token_is_copied_by_plain_http(
         old = tab.page.get_by_label("Old password")
         old.press("Control+v")
         expect(old).to_have_value(secret)
+
+
+def test_each_page_has_its_address_and_its_title(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    with browser.tab(server.port) as tab:
+
+        def is_at(route: str, heading: str, title: str) -> None:
+            expect(tab.page.locator("main h1")).to_have_text(heading)
+            expect(tab.page).to_have_title(re.compile(f"^{title}"))
+            assert tab.page.url.endswith(f"#{route}")
+
+        # Where a link led before the login, one is after it.
+        tab.enter(new_user().user, route="/account")
+        is_at("/account", "Account", "Account")
+        tab.page.get_by_role("link", name="Pods").click()
+        is_at("/pods", "Pods", "Pods")
+        tab.page.get_by_role("link", name="New pod").first.click()
+        is_at("/new", "New pod", "New pod")
+        tab.go("/nowhere")
+        is_at("/nowhere", "This page cannot be shown", "This page cannot be shown")
+        tab.page.go_back()
+        is_at("/new", "New pod", "New pod")
+        tab.page.go_back()
+        is_at("/pods", "Pods", "Pods")
+        tab.page.go_forward()
+        is_at("/new", "New pod", "New pod")
 
 
 def test_no_question_stays_over_what_comes_next(

@@ -9,7 +9,7 @@
 //   context.rename  gives the page another title
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
-import { get, post, raw } from "./api.js";
+import { Refused, get, post, raw } from "./api.js";
 import { closeDialogs } from "./dialog.js";
 import { downloadByScript } from "./download.js";
 import { fill, h, refill, setText } from "./dom.js";
@@ -66,7 +66,7 @@ async function show() {
   signal.addEventListener("abort", () => clearTimeout(waiting));
   let view;
   try {
-    if (!PAGES.includes(page)) throw new Error(texts.errors.noPage);
+    if (!PAGES.includes(page)) throw new Refused(404, { detail: texts.errors.noPage });
     const [{ default: make }] = await Promise.all([
       import(`./pages/${page}.js`),
       // No page shall say that there is nothing, only because nothing is known yet.
@@ -76,11 +76,11 @@ async function show() {
     view = await make({ path, user, live, go, rename, signal });
   } catch (error) {
     if (error.name === "AbortError") return;
-    console.error(error);
+    if (!(error instanceof Refused)) console.error(error);
     // A module could not be loaded, or a call not be made: once podyd is there again, both can.
     const isAway = !live.isLive;
     if (isAway) live.onState((isLive) => isLive && show(), signal);
-    view = { title: texts.title(), element: h("div", {}, h("h1", {}, texts.errors.title),
+    view = { title: texts.errors.title, element: h("div", {}, h("h1", {}, texts.errors.title),
       h("p", { class: "error", role: "alert" }, isAway && error instanceof TypeError ? texts.errors.unreachable : error.message)) };
   } finally {
     clearTimeout(waiting);
