@@ -146,6 +146,21 @@ def test_when_a_turn_comes(tab: Tab, given: object, found: object) -> None:
     assert run(tab, _TURNS, given) == found
 
 
+def test_what_follows_the_stream_in_a_dialog_ends_with_it(tab: Tab) -> None:
+    assert run(
+        tab,
+        """const { Live } = await from("live"), { form } = await from("dialog");
+        const { gpuChoice } = await from("gpu-choice");
+        const live = new Live(), closing = new AbortController();
+        const { element } = gpuChoice({ live, signal: closing.signal, lease: true });
+        const dialog = form({ title: "Lease", fields: [element], action: "Lease", closing });
+        const open = live.listeners.size;
+        dialog.element.close("");
+        await new Promise((resolve) => dialog.element.addEventListener("close", resolve));
+        return [open, live.listeners.size];""",
+    ) == [1, 0]
+
+
 def test_curves_tell_their_values(tab: Tab) -> None:
     """To who sees them, to who points at one, and to who hears them."""
     run(

@@ -2,7 +2,7 @@
 
 import { post } from "../api.js";
 import { CardPanel, stateOf } from "../card.js";
-import { button, field } from "../controls.js";
+import { button, field, refuse } from "../controls.js";
 import { form, tell } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
 import { duration, moment, quantity, secondsUntil } from "../format.js";
@@ -82,7 +82,10 @@ function actions({ index, live, user, signal }) {
     const isMine = leaseOf(live, user, index) !== undefined;
     lease.hidden = isMine;
     extend.hidden = release.hidden = !isMine;
-    setText(lease, live.get(`gpu/${index}`)?.pods.some((holder) => holder.exclusive) ? words.queueForThis : words.leaseThis);
+    const gpu = live.get(`gpu/${index}`);
+    setText(lease, gpu?.pods.some((holder) => holder.exclusive) ? words.queueForThis : words.leaseThis);
+    // It would be waited for until the problem is solved.
+    refuse(lease, gpu?.problem ?? null);
   }, signal);
   return [lease, extend, release];
 }
