@@ -43,7 +43,7 @@ _MEANINGS = {
     Reach.HOST: "whoever breaks into podyd can become root on this host",
     Reach.POD: "root of a pod can get more than the pod",
     Reach.PROJECTS: "whoever breaks into podyd can reach other projects than podyd's",
-    Reach.UNKNOWN: "it is not known what these let through",
+    Reach.UNKNOWN: "something may be let through that is not published",
     Reach.STOPS: "whoever breaks into podyd can end {name} or fill the host",
 }
 _SERIOUS = (Reach.HOST, Reach.POD, Reach.PROJECTS, Reach.UNKNOWN)

@@ -245,7 +245,7 @@ def said(known: Table, version: str) -> list[Remark]:
         (Reach.HOST, Level.ERROR, "can become root on this host"),
         (Reach.POD, Level.ERROR, "root of a pod"),
         (Reach.PROJECTS, Level.WARNING, "other projects"),
-        (Reach.UNKNOWN, Level.WARNING, "not known"),
+        (Reach.UNKNOWN, Level.WARNING, "not published"),
         (Reach.STOPS, Level.NOTE, "can end LXD"),
     ],
 )
