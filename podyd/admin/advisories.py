@@ -165,6 +165,7 @@ def older(one: str, other: str) -> bool:
     return done.returncode == 0
 
 
+@cache
 def load(path: Path = FILE) -> Table:
     """The table. Raises KeyError, ValueError if it is not one."""
     data = yaml.safe_load(path.read_text(encoding="utf-8"))
