@@ -62,7 +62,7 @@ export default async function terminals({ live, signal, ins, pod }) {
       select(one);
       screen.open();
       screen.focus();
-      keep();
+      remember();
       offer(found.others);
     } catch (refused) {
       if (refused.name !== "AbortError") fill(error, refused.message);
@@ -124,7 +124,7 @@ echo "$n"; ${LIST}`;
     one.screen.close();
     one.tab.remove();
     open.splice(open.indexOf(one), 1);
-    keep();
+    remember();
     select(open.at(-1) ?? null);
   }
 
@@ -135,7 +135,7 @@ echo "$n"; ${LIST}`;
   }
 
   /** Which sessions this browser tab has open, for when it is loaded again. */
-  function keep() {
+  function remember() {
     keep(key(), JSON.stringify(open.map((one) => one.session).filter((name) => name !== null)), "sessionStorage");
   }
 
