@@ -80,8 +80,12 @@ function tokenTable(user) {
   async function revoke(token) {
     const password = passwordInput();
     form({ title: words.revokeNamed(token.name), fields: [h("p", {}, words.revokeText), field(words.yourPassword, password).element], action: words.revoke, submit: async () => {
-      await post("user/token-revoke", { id: token.id }, { login: { user: user.name, password: password.value } });
-      await load();
+      try {
+        await post("user/token-revoke", { id: token.id }, { login: { user: user.name, password: password.value } });
+      } finally {
+        // What another session has revoked goes as well.
+        await load();
+      }
     } });
   }
 
