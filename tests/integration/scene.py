@@ -11,6 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from playwright.sync_api import StorageState
+
+from tests.integration.browser import Browser, Tab
 from tests.integration.harness import Client, Line, Node, wait_until
 from tests.lab.nvml import FakeDriver
 
@@ -71,6 +74,39 @@ class Scene:
     def close(self) -> None:
         """Pods and all."""
         self._held.close()
+
+
+def running(word: str) -> list[int]:
+    """The processes in pods whose last argument this is, by the host's numbers."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if path.read_bytes().endswith(f"\0{word}\0".encode()):
+                found.append(int(path.parent.name))
+        except OSError:  # It has ended meanwhile.
+            continue
+    return found
+
+
+class Doors:
+    """Opens tabs of a scene's podyd; each member logs in by the form once."""
+
+    def __init__(self, scene: Scene, browser: Browser) -> None:
+        self._scene, self._browser = scene, browser
+        self._logins: dict[str, StorageState] = {}
+
+    @contextlib.contextmanager
+    def __call__(self, client: Client, route: str = "", *, theme: str = "light") -> Iterator[Tab]:
+        """A tab of this member's, live, at a route such as "/pods"."""
+        login = self._logins.get(client.user)
+        with self._browser.tab(self._scene.port, login=login, theme=theme) as tab:
+            if login is None:
+                tab.enter(client.user, client.password, route)
+                self._logins[client.user] = tab.login()
+            else:
+                tab.open(route)
+            tab.is_live()
+            yield tab
 
 
 # --- Behind a proxy -----------------------------------------------------------------------------

@@ -9,28 +9,20 @@ import shlex
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
-from typing import Protocol
+from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Locator, Request, StorageState, WebSocket, expect
+from playwright.sync_api import Locator, Request, WebSocket, expect
 
 from tests.integration.browser import MARKUP, NARROW, WIDE, WORK_SECONDS, Browser, Tab
 from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
-from tests.integration.scene import Scene
+from tests.integration.scene import Doors, Scene, running
 from tests.lab.nvml import FakeNvml, FakeProcess
 
 WORK_MS = WORK_SECONDS * 1000
 NEW_PASSWORD = "Another-horse-8"
 # A page whose podyd is away says so in the browser's console as well.
 AWAY = (r"ERR_CONNECTION_REFUSED", r"WebSocket connection to .*/events", r"ERR_EMPTY_RESPONSE")
-
-
-class Enter(Protocol):
-    def __call__(
-        self, client: Client, route: str = "", *, theme: str = "light"
-    ) -> AbstractContextManager[Tab]: ...
 
 
 @pytest.fixture(scope="module")
@@ -72,23 +64,8 @@ def _as_before(scene: Scene, alice: Client, bob: Client) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def enter(scene: Scene, browser: Browser) -> Enter:
-    """Opens a tab for somebody, at a route; they log in by the form once."""
-    logins: dict[str, StorageState] = {}
-
-    @contextmanager
-    def enter(client: Client, route: str = "", *, theme: str = "light") -> Iterator[Tab]:
-        login = logins.get(client.user)
-        with browser.tab(scene.port, login=login, theme=theme) as tab:
-            if login is None:
-                tab.enter(client.user, client.password, route)
-                logins[client.user] = tab.login()
-            else:
-                tab.open(route)
-            tab.is_live()
-            yield tab
-
-    return enter
+def enter(scene: Scene, browser: Browser) -> Doors:
+    return Doors(scene, browser)
 
 
 def title(tab: Tab, text: str) -> None:
@@ -109,7 +86,7 @@ def yours(tab: Tab) -> Locator:
 # --- Pods ---------------------------------------------------------------------------------------
 
 
-def test_a_pods_life(scene: Scene, enter: Enter) -> None:
+def test_a_pods_life(scene: Scene, enter: Doors) -> None:
     client = scene.member()
     with enter(client, "/pods") as tab:
         tab.shows("You have no pods yet")
@@ -160,7 +137,7 @@ def test_a_pods_life(scene: Scene, enter: Enter) -> None:
     assert client.get("/pod/list").ok == []
 
 
-def test_what_podyd_refuses_stands_in_the_form(enter: Enter, bob: Client) -> None:
+def test_what_podyd_refuses_stands_in_the_form(enter: Doors, bob: Client) -> None:
     with enter(bob, "/new") as tab:
         tab.page.get_by_label("Name", exact=True).fill("other")
         tab.button("Create pod").click()
@@ -174,7 +151,7 @@ def test_what_podyd_refuses_stands_in_the_form(enter: Enter, bob: Client) -> Non
     assert bob.get("/pod/list").ok == ["other"]
 
 
-def test_two_members_do_not_see_each_others_pods(enter: Enter, alice: Client, bob: Client) -> None:
+def test_two_members_do_not_see_each_others_pods(enter: Doors, alice: Client, bob: Client) -> None:
     frames: list[str | bytes] = []
 
     def listen(socket: WebSocket) -> None:
@@ -198,7 +175,7 @@ def test_two_members_do_not_see_each_others_pods(enter: Enter, alice: Client, bo
         assert not [key for key in told if instance in key]
 
 
-def test_snapshots(enter: Enter, bob: Client) -> None:
+def test_snapshots(enter: Doors, bob: Client) -> None:
     bob.exec("other", "echo first > /root/file; sync")
     with enter(bob, "/pods/other/snapshots") as tab:
         tab.page.get_by_label("Name of the new snapshot").fill("before")
@@ -236,7 +213,7 @@ def test_snapshots(enter: Enter, bob: Client) -> None:
     assert bob.get("/pod/snapshots", ins="other").ok == []
 
 
-def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Enter, bob: Client) -> None:
+def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Doors, bob: Client) -> None:
     """LXD has fewer limits of their names than podyd."""
     instance = scene.node.instance_of(bob.user, "other")["name"]
     names = {
@@ -267,7 +244,7 @@ def _file(client: Client, ins: str) -> object:
     return answer.body.get("stdout")
 
 
-def test_limits_gpus_and_an_image(scene: Scene, enter: Enter, bob: Client) -> None:
+def test_limits_gpus_and_an_image(scene: Scene, enter: Doors, bob: Client) -> None:
     with enter(bob, "/pods/other") as tab:
         tab.page.get_by_label("Memory, at most").fill("256MiB")
         tab.button("Change limits").click()
@@ -322,7 +299,7 @@ def alias(scene: Scene, name: str) -> Iterator[str]:
         scene.node.lxc("image", "alias", "delete", name)
 
 
-def test_ports(enter: Enter, bob: Client) -> None:
+def test_ports(enter: Doors, bob: Client) -> None:
     bob.exec("other", "httpd -p 8888 -h /root")
     with enter(bob, "/pods/other/ports") as tab:
         row = tab.row("8888").filter(has=tab.page.get_by_role("rowheader", name="8888"))
@@ -340,7 +317,7 @@ def test_ports(enter: Enter, bob: Client) -> None:
 # --- Cards --------------------------------------------------------------------------------------
 
 
-def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: Client) -> None:
+def test_leases_and_the_queue_of_two_members(enter: Doors, alice: Client, bob: Client) -> None:
     with enter(alice, "/cards") as hers, enter(bob, "/cards") as his:
         expect(gpu(hers, 0)).to_contain_text("shares it")
         hers.button("Lease …", within=gpu(hers, 0)).click()
@@ -395,11 +372,11 @@ def test_leases_and_the_queue_of_two_members(enter: Enter, alice: Client, bob: C
         expect(his.row(alice.user)).to_have_count(0)
 
 
-def test_what_runs_on_a_card_is_shown_as_text(scene: Scene, enter: Enter, alice: Client) -> None:
+def test_what_runs_on_a_card_is_shown_as_text(scene: Scene, enter: Doors, alice: Client) -> None:
     command = shlex.join(["sh", "-c", "while sleep 1; do :; done", MARKUP])
     alice.exec("work", f"setsid {command} >/dev/null 2>&1 &")
-    wait_until(lambda: bool(_running(MARKUP)), "it")
-    (pid,) = _running(MARKUP)
+    wait_until(lambda: bool(running(MARKUP)), "it")
+    (pid,) = running(MARKUP)
     alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
     busy = FakeNvml().holding(0, FakeProcess(pid)).with_gpu(0, utilisation=71, memory_used=2**31)
     scene.driver.write(busy.with_gpu(0, processes=(FakeProcess(pid),)))
@@ -418,18 +395,6 @@ def test_what_runs_on_a_card_is_shown_as_text(scene: Scene, enter: Enter, alice:
         expect(tab.dialog()).to_have_count(0)
         assert not tab.ran()
     os.kill(pid, signal.SIGKILL)
-
-
-def _running(word: str) -> list[int]:
-    """The processes in pods with this last word."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if path.read_bytes().endswith(f"\0{word}\0".encode()):
-                found.append(int(path.parent.name))
-        except OSError:  # It has ended meanwhile.
-            continue
-    return found
 
 
 def test_the_wall_needs_no_login(scene: Scene, browser: Browser, alice: Client) -> None:
@@ -457,7 +422,7 @@ def test_the_wall_needs_no_login(scene: Scene, browser: Browser, alice: Client) 
 # --- The member's own ---------------------------------------------------------------------------
 
 
-def test_the_account(scene: Scene, browser: Browser, enter: Enter) -> None:
+def test_the_account(scene: Scene, browser: Browser, enter: Doors) -> None:
     client = scene.member()
     with enter(client, "/account") as tab:
         tab.shows(f"Logged in as {client.user}.")
@@ -507,7 +472,7 @@ def test_the_account(scene: Scene, browser: Browser, enter: Enter) -> None:
 # --- Admins -------------------------------------------------------------------------------------
 
 
-def test_the_admin(scene: Scene, enter: Enter, admin: Client, alice: Client, bob: Client) -> None:
+def test_the_admin(scene: Scene, enter: Doors, admin: Client, alice: Client, bob: Client) -> None:
     alice.post("/gpu/lease", ins="work", gpus="0,1", hours=2).ok
     bob.post("/gpu/queue", ins="other", gpus="1", hours=2).ok
     with enter(admin, "/admin/pods") as tab:
@@ -584,7 +549,7 @@ def test_the_admin(scene: Scene, enter: Enter, admin: Client, alice: Client, bob
 
 
 def test_the_log_is_asked_for_now_and_then_and_not_unseen(
-    enter: Enter, admin: Client, bob: Client
+    enter: Doors, admin: Client, bob: Client
 ) -> None:
     def asked(tab: Tab) -> list[str]:
         found: list[str] = []
@@ -619,7 +584,7 @@ def test_the_log_is_asked_for_now_and_then_and_not_unseen(
 # --- podyd or LXD away --------------------------------------------------------------------------
 
 
-def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Enter, bob: Client) -> None:
+def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Doors, bob: Client) -> None:
     with enter(bob, "/pods") as tab, tab.forgives(*AWAY):
         expect(tab.row("other")).to_contain_text("running")
         place = tab.page.locator("h1").bounding_box()
@@ -635,7 +600,7 @@ def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Enter, bo
         expect(tab.row("other")).to_contain_text("running")
 
 
-def test_a_page_that_slept_for_an_hour_is_right_again(enter: Enter, bob: Client) -> None:
+def test_a_page_that_slept_for_an_hour_is_right_again(enter: Doors, bob: Client) -> None:
     with enter(bob, "/pods") as tab:
         tab.page.clock.install()
         tab.reload()
@@ -647,7 +612,7 @@ def test_a_page_that_slept_for_an_hour_is_right_again(enter: Enter, bob: Client)
         expect(tab.row("other")).to_contain_text("running")
 
 
-def test_lxd_away_is_said(scene: Scene, enter: Enter, bob: Client) -> None:
+def test_lxd_away_is_said(scene: Scene, enter: Doors, bob: Client) -> None:
     with enter(bob, "/pods") as tab, tab.forgives("503"):
         scene.line.hang()
         scene.line.cut()
@@ -670,7 +635,7 @@ ADMIN = tuple(f"admin/{part}" for part in ("pods", "people", "leases", "doctor",
 
 @pytest.mark.parametrize("role", ["member", "admin"])
 def test_each_page_is_for_everybody(
-    scene: Scene, enter: Enter, role: str, alice: Client, bob: Client, admin: Client
+    scene: Scene, enter: Doors, role: str, alice: Client, bob: Client, admin: Client
 ) -> None:
     """Without findings of axe's in light and in dark, and within a narrow window."""
     if role == "member":
