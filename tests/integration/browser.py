@@ -50,6 +50,8 @@ SECONDS, WORK_SECONDS = 20.0, 90.0
 WIDE, NARROW = (1280, 800), (375, 700)
 # A call that podyd refuses is no fault of the page's; what the page makes of it is tested.
 REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
+# The paths of the API that pages have asked for, in all tests of this process: see asked.py.
+ASKED: set[str] = set()
 # A name out of a pod: see `Tab.ran`.
 MARKUP = '<img src=x onerror="window.ran=1"><b>bold'
 
@@ -324,6 +326,8 @@ class Tab:
             return
         if there.netloc != here.netloc or not there.path.startswith(here.path):
             self._fault(f"a request to {url}")
+        else:
+            ASKED.add(f"/{there.path.removeprefix(here.path)}")
 
     def _answered(self, response: Response) -> None:
         if response.status >= 500:

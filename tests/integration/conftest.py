@@ -14,6 +14,7 @@ import pytest
 
 from podyd.engine.admin import REFQUOTA, THIN_DRIVERS
 from podyd.pods.disks import ZFS
+from tests.integration.asked import Asked
 from tests.integration.browser import Browser
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Pool, Server, locked
 from tests.lab import lab
@@ -41,6 +42,7 @@ TURNS, ROOM = Path("/run/podyd-test-turns"), Path("/run/podyd-test-room")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: no other integration test runs on this machine then")
+    config.pluginmanager.register(Asked())
 
 
 @pytest.hookimpl(trylast=True)
