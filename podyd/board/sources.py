@@ -19,7 +19,7 @@ from podyd.contract.events import (
     PodLoadNow,
 )
 from podyd.contract.gpus import Waiting
-from podyd.contract.host import GpuInfo, GpuProcess
+from podyd.contract.host import NOT_FOR_ALL, GpuInfo, GpuProcess
 from podyd.contract.pods import PodNow
 from podyd.engine.interface import Server
 from podyd.gpus.decisions import View
@@ -105,7 +105,12 @@ class Sources:
             problem=problem,
             ends_sharers=picture.view.ends_sharers if picture else None,
         )
-        return {(ALL, "host"): shown}
+        for_guests = replace(shown, problem=problem and NOT_FOR_ALL)
+        return {
+            (ADMINS, "host"): shown,
+            (MEMBERS, "host"): shown,
+            (GUESTS, "host"): for_guests,
+        }
 
     def pods(self, picture: Picture) -> Values:
         """Pods for their owners and for admins, and the queue for all."""

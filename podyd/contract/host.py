@@ -140,6 +140,8 @@ HOST_SPEC = Operation(
     access=Access.MEMBER,
     proof=Proof.READS,
 )
+# What who has not logged in is told in place of what LXD says, which may name anything.
+NOT_FOR_ALL = "LXD does not answer as it should; whoever logs in sees why."
 STATUS_TEXT = Operation(
     "/status.txt",
     GET,

@@ -2,20 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import datetime
 
+from podyd.base.tasks import seen
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import GpuInfo
 
 WIDTH = 80
+KEPT_SECONDS = 1.0
 GIB = 1024**3
 _UNKNOWN = "-"
 _HOLDERS = 20
 # How wide each column is, to the right if it is negative.
 _CARD = (-3, 15, -5, -10, -4, _HOLDERS, 11)
 _WAITING = (-3, 30, 14, -7, 16)
+
+
+class StatusText:
+    """What `make` returns, made once for all who ask within `KEPT_SECONDS`: anybody may ask, at any
+    rate. `clock` returns monotonic seconds."""
+
+    def __init__(
+        self, make: Callable[[], Awaitable[str]], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._make = make
+        self._clock = clock
+        self._making: asyncio.Future[str] | None = None
+        self._began = 0.0
+
+    async def now(self) -> str:
+        """The text. Raises what `make` does."""
+        making = self._making
+        if making is None or (making.done() and self._clock() >= self._began + KEPT_SECONDS):
+            self._began = self._clock()
+            self._making = making = asyncio.ensure_future(self._make())
+            making.add_done_callback(seen)
+        # A caller that is cancelled must not cancel it for the others.
+        return await asyncio.shield(making)
 
 
 def status_text(

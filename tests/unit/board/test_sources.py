@@ -15,6 +15,7 @@ from podyd.board.sources import Sources, Values
 from podyd.board.works import Works
 from podyd.config.schema import Quota
 from podyd.contract.events import AdminNow, MeNow
+from podyd.contract.host import NOT_FOR_ALL
 from podyd.engine.interface import Pools
 from podyd.engine.types import Instance, PoolUse, State
 from podyd.gpus.inventory import Inventory
@@ -310,7 +311,12 @@ def test_the_host(play: Play) -> None:
             "12.2",
         )
         assert (host.problem, host.ends_sharers) == (None, True)
-        host = sees(sources.host(None, "LXD is away."), None)["host"]
-        assert (host.problem, host.ends_sharers) == ("LXD is away.", None)
+        for viewer, problem in (
+            (ALICE, "open /x: LXD is away."),
+            (ADMIN, "open /x: LXD is away."),
+            (None, NOT_FOR_ALL),
+        ):
+            host = sees(sources.host(None, "open /x: LXD is away."), viewer)["host"]
+            assert (host.problem, host.ends_sharers) == (problem, None)
 
     play(work)
