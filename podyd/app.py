@@ -217,6 +217,7 @@ class App:
         await self.requests.finish(timeout)
         await backends.background.cancel()
         backends.cleaning.spawn(self.accounting.usage.flush(), "writing the last usage")
+        backends.cleaning.spawn(self.accounting.leased.flush(), "writing the last leases")
         backends.cleaning.spawn(self.accounting.actions.flush(), "writing the last actions")
         backends.cleaning.spawn(self.people.notices.flush(), "writing the last notices")
         await backends.cleaning.finish(KILL_SECONDS)

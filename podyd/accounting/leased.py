@@ -69,10 +69,17 @@ class LeaseTime:
         # While LXD does not answer, they go on.
         with contextlib.suppress(PodydError):
             held = _leases(await self._instances())
+        now, looked = self._clock.monotonic(), self._looked
+        if looked is None or held != self._held or now - looked >= COUNT_SECONDS:
+            await self._write(held)
+
+    async def flush(self) -> None:
+        """Write what goes on up to now, as podyd stops."""
+        await self._write(self._held)
+
+    async def _write(self, held: frozenset[_Held]) -> None:
         now, wall = self._clock.monotonic(), self._clock.wall()
         looked = now if self._looked is None else self._looked
-        if self._looked is not None and held == self._held and now - looked < COUNT_SECONDS:
-            return
         for bucket, seconds in _amounts(self._held, wall - min(now - looked, GAP_SECONDS), wall):
             self._pending.add(bucket, seconds)
         self._held, self._looked = held, now
