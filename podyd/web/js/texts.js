@@ -115,7 +115,7 @@ export const texts = {
     keepCommand: "The command that checks now", timerCommand: "The command that shows the timer",
     levels: { ok: "good", note: "warn", warning: "warn", error: "bad" },
     logCaption: (zone) => `What was changed lately, the newest first; times of ${zone}`, newest: (count) => `These are the newest ${count}: filter to see older ones.`, noActions: "Nothing was changed lately.", time: "Time", call: "Call", outcome: "Outcome", ok: "done",
-    hoursCaption: "For how long pods had GPUs open, in the month (UTC)", noHours: "Nobody used a GPU in this month.", month: "Month (UTC)", sum: (hours) => `In use: ${hours} in all.`, asOf: "As of", gpuHours: "In use", leasedHours: "Leased", csv: "Download as CSV",
+    hoursCaption: "Hours for which a person’s pods had GPUs open, and had leased them, added up over the GPUs", noHours: "Nobody used a GPU in this month.", month: "Month (UTC)", sum: (hours) => `In use: ${hours} in all.`, asOf: "As of", gpuHours: "In use", leasedHours: "Leased", csv: "Download as CSV",
   },
   pods: {
     title: "Pods", caption: "Your pods", create: "New pod", filter: "Filter by name, image or state",

@@ -205,8 +205,8 @@ async function hours({ signal }) {
   const month = field(words.month, h("select", {}, months.map((name) => h("option", { value: name }, name))));
   const table = new Table({ caption: words.hoursCaption, empty: words.noHours, key: (item) => item.user, columns: [
     { title: words.person, cell: (item) => item.user, header: true, sort: (item) => item.user },
-    { title: words.gpuHours, class: "number", cell: (item) => quantity(item.hours, "h", 1), sort: (item) => item.hours },
-    { title: words.leasedHours, class: "number", cell: (item) => quantity(item.leased_hours, "h", 1), sort: (item) => item.leased_hours },
+    { title: words.gpuHours, class: "number", cell: (item) => quantity(item.hours, "h", 2), sort: (item) => item.hours },
+    { title: words.leasedHours, class: "number", cell: (item) => quantity(item.leased_hours, "h", 2), sort: (item) => item.leased_hours },
   ] });
   const csv = h("a", { download: "" }, words.csv);
   const asOf = h("p", { class: "hint", role: "status" });
@@ -221,7 +221,7 @@ async function hours({ signal }) {
       if (wanted.month !== month.input.value) return;
       const total = rows.reduce((sum, item) => sum + item.hours, 0);
       table.update(rows);
-      fill(asOf, words.sum(quantity(total, "h", 1)), " ", wanted.month === months[0] && [words.asOf, " ", moment(new Date().toISOString())]);
+      fill(asOf, words.sum(quantity(total, "h", 2)), " ", wanted.month === months[0] && [words.asOf, " ", moment(new Date().toISOString())]);
     } catch (refused) {
       if (refused.name !== "AbortError") fill(error, refused.message);
     }
