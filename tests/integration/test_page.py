@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
-from playwright.sync_api import Locator, Request, WebSocket, expect
+from playwright.sync_api import FilePayload, Locator, Request, WebSocket, expect
 
 from tests.integration.browser import MARKUP, NARROW, WIDE, WORK_SECONDS, Browser, Tab
-from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
+from tests.integration.harness import IMAGE, PASSWORD, SMALL, Client, wait_until
 from tests.integration.scene import Doors, Scene, running
 from tests.lab.nvml import FakeNvml, FakeProcess
 
@@ -312,6 +312,83 @@ def test_ports(enter: Doors, bob: Client) -> None:
         tab.button("Stop forwarding", within=tab.dialog()).click()
         expect(tab.button("Forward port 8888")).to_be_visible(timeout=WORK_MS)
     assert "8888" not in str(bob.get("/pod/info", ins="other").ok["port_mapping"])
+
+
+# --- From login to a training run, and back ------------------------------------------------------
+
+TRAIN = b"""import os
+os.stat("/dev/nvidia1")
+for epoch in (1, 2, 3):
+    print("epoch", epoch, "loss", 1 / epoch, flush=True)
+input("Enter to end: ")
+with open("model.pt", "w") as model:
+    model.write("weights")
+print("saved" + " model.pt")
+"""
+
+
+def test_from_login_to_a_training_run_and_back(scene: Scene, browser: Browser) -> None:
+    """All that a new member does, without a terminal of their own."""
+    client = scene.member()
+    with browser.tab(scene.port) as tab:
+        tab.enter(client.user)
+        tab.page.get_by_role("link", name="New pod").first.click()
+        title(tab, "New pod")
+        tab.page.get_by_label("Name", exact=True).fill("train")
+        tab.page.get_by_label("Image", exact=True).select_option(IMAGE)
+        tab.page.get_by_role("radio", name="none").check()
+        tab.button("Create pod").click()
+        title(tab, "train")
+
+        tab.page.get_by_role("link", name="GPUs", exact=True).click()
+        tab.button("Lease …", within=gpu(tab, 1)).click()
+        tab.button("Lease, or queue", within=tab.dialog()).click()
+        expect(gpu(tab, 1)).to_contain_text("leased", timeout=WORK_MS)
+
+        tab.page.get_by_role("link", name="Pods", exact=True).click()
+        tab.page.get_by_role("link", name="train", exact=True).click()
+        tab.page.get_by_role("link", name="Files").click()
+        expect(tab.button("Upload files …")).to_be_visible()
+        chosen = FilePayload(name="train.py", mimeType="text/x-python", buffer=TRAIN)
+        tab.page.locator("input[type=file]").first.set_input_files([chosen])
+        expect(tab.row("train.py")).to_be_visible(timeout=WORK_MS)
+
+        tab.page.get_by_role("link", name="Terminal").click()
+        terminal = tab.page.locator(".xterm-rows")
+        expect(terminal).to_contain_text("-train:~#", timeout=WORK_MS)
+        tab.page.keyboard.type("python3 train.py\n")
+        expect(terminal).to_contain_text("Enter to end:", timeout=WORK_MS)
+        (pid,) = running("train.py")
+        busy = FakeNvml().with_gpu(1, utilisation=88, processes=(FakeProcess(pid),))
+        scene.driver.write(busy)
+
+        tab.page.get_by_role("link", name="GPUs", exact=True).click()
+        expect(gpu(tab, 1)).to_contain_text("88 %")
+        expect(gpu(tab, 1)).to_contain_text("python3 train.py", use_inner_text=False)
+        tab.page.go_back()
+        # The same session as before.
+        expect(terminal).to_contain_text("Enter to end:", timeout=WORK_MS)
+        tab.page.keyboard.press("Enter")
+        expect(terminal).to_contain_text("saved model.pt")
+        scene.driver.write(FakeNvml())
+
+        tab.page.get_by_role("link", name="Files").click()
+        with tab.page.expect_download(timeout=WORK_MS) as download:
+            tab.page.get_by_role("link", name="Download model.pt").click()
+        assert download.value.path().read_text() == "weights"
+
+        tab.page.get_by_role("link", name="GPUs", exact=True).click()
+        tab.button("Release …", within=gpu(tab, 1)).click()
+        tab.button("Release", within=tab.dialog()).click()
+        expect(gpu(tab, 1)).to_contain_text("free", timeout=WORK_MS)
+        tab.page.get_by_role("link", name="Pods", exact=True).click()
+        tab.button("Delete train").click()
+        tab.dialog().get_by_role("textbox").fill("train")
+        tab.button("Delete train", within=tab.dialog()).click()
+        tab.shows("You have no pods yet", WORK_SECONDS)
+        tab.button("Log out").click()
+        expect(tab.page.get_by_label("User name")).to_be_visible()
+    assert client.get("/pod/list").ok == []
 
 
 # --- Cards --------------------------------------------------------------------------------------
