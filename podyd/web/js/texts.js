@@ -67,7 +67,7 @@ export const texts = {
     yoursWaits: (pod, choice, place, count) => `${pod} waits for ${choice}: place ${place} of ${count}.`,
     before: (all, shown) => `Before you: ${shown.join(", ")}${all > shown.length ? ` and ${all - shown.length} more` : ""}.`,
     beforeOne: (pod, owner, choice) => `${pod} (${owner}, ${choice})`, beforeNone: "Nobody before you wants the same.",
-    yourTurn: "Your turn comes at", yourTurnEnd: "at the latest, by the leases as they are now.", yourTurnNow: "Your turn comes any moment.",
+    yourTurn: "Your turn:", yourTurnEnd: "at the latest, by the leases as they are now.", yourTurnNow: "Your turn comes any moment.",
     yourTurnUnknown: "It is not known when your turn comes.",
     yourTurnShared: (indices) => `Nobody knows when your turn comes: others compute on GPU ${indices.join(", ")} without a lease, and that has no known end.`,
     choice: (gpus) => {
