@@ -104,6 +104,8 @@ def test_a_reload_comes_back_to_the_same_session(tab: Tab) -> None:
     tab.reload()
     shows(tab, "load average")
     tab.page.keyboard.press("q")
+    # What is typed before top has ended is lost with it.
+    shows(tab, r"root@\S+:~#\s*\Z")
     types(tab, "echo $kept")
     shows(tab, "^here-42$")
 
