@@ -2,17 +2,17 @@
 
 import { h, svg } from "./dom.js";
 
-/** A bar of how much of a limit is used; `share` from 0 to 1, null if it is not known. `label` is
- * its name for screen readers, `text` what stands beside it. */
+/** A bar of how much of a limit is used; `share` from 0 to 1, NaN if it is not known, null without a
+ * limit and so without a bar. `label` is its name for screen readers, `text` what stands beside it. */
 export function meter({ share, label, text }) {
-  const bar = h("span", { class: "bar" });
-  const known = share !== null && share !== undefined && Number.isFinite(share);
+  const bar = share !== null && h("span", { class: "bar" });
+  const known = Number.isFinite(share);
   const percent = known ? Math.round(Math.min(1, Math.max(0, share)) * 100) : 0;
-  bar.style.setProperty("--share", `${percent}%`);
+  if (bar) bar.style.setProperty("--share", `${percent}%`);
   if (known && share >= 0.9) bar.classList.add("high");
   const described = { role: "meter", "aria-label": label, "aria-valuemin": 0, "aria-valuemax": 100,
     "aria-valuenow": percent, "aria-valuetext": text };
-  return h("span", { class: "meter", ...(known ? described : {}) }, known && bar, h("span", { class: "value" }, text));
+  return h("span", { class: "meter", ...(known ? described : {}) }, bar, h("span", { class: "value" }, text));
 }
 
 /** A curve of values (null: not known, a gap) from 0 to `top`, as an SVG image with a name: {element,

@@ -99,25 +99,26 @@ function gpus(live, pod) {
   });
 }
 
-/** Meters of a pod's use, also for its own page. */
+/** Meters of a pod's use, also for its own page. They have their place before it is known, so that
+ * nothing moves when it is. */
 export function memory(live, pod) {
   const used = live.get(`load/${pod.name}`)?.memory_used ?? null;
-  if (pod.status !== "running" || used === null) return texts.none;
-  return meter({ share: pod.memory_limit > 0 ? used / pod.memory_limit : null, label: words.columns.memory,
+  if (pod.status !== "running") return texts.none;
+  return meter({ share: pod.memory_limit > 0 ? (used ?? NaN) / pod.memory_limit : null, label: words.columns.memory,
     text: pod.memory_limit > 0 ? bytesOf(used, pod.memory_limit) : bytes(used) });
 }
 
 export function cpu(live, pod) {
   const used = live.get(`load/${pod.name}`)?.cpu ?? null;
-  if (pod.status !== "running" || used === null) return texts.none;
-  return meter({ share: pod.cpu_limit > 0 ? used / pod.cpu_limit : null, label: words.columns.cpu,
-    text: pod.cpu_limit > 0 ? texts.of(used.toFixed(2), pod.cpu_limit) : used.toFixed(2) });
+  if (pod.status !== "running") return texts.none;
+  const shown = used?.toFixed(2) ?? texts.none;
+  return meter({ share: pod.cpu_limit > 0 ? (used ?? NaN) / pod.cpu_limit : null, label: words.columns.cpu,
+    text: pod.cpu_limit > 0 ? texts.of(shown, pod.cpu_limit) : shown });
 }
 
 export function disk(pod) {
-  if (pod.disk_used === null) return texts.none;
   const isLimited = pod.disk_limit !== null && pod.disk_limit > 0;
-  return meter({ share: isLimited ? pod.disk_used / pod.disk_limit : null, label: words.columns.disk,
+  return meter({ share: isLimited ? (pod.disk_used ?? NaN) / pod.disk_limit : null, label: words.columns.disk,
     text: isLimited ? bytesOf(pod.disk_used, pod.disk_limit) : bytes(pod.disk_used) });
 }
 
