@@ -8,6 +8,8 @@ from podyd.base.errors import Forbidden
 
 # A script of the page sends it with each request: the key of its login, or anything before that.
 OWN_PAGE = "X-Podyd-Page"
+# With it, the login in a request of the page is one that its user has typed there.
+TYPED = "X-Podyd-Login"
 # A WebSocket has no headers of a script's own, but names of protocols, of which one is answered.
 PROTOCOL, _KEY_PROTOCOL = "podyd", "podyd-key."
 
@@ -48,13 +50,26 @@ def need_own_page(headers: HTTPHeaders, *, is_encrypted: bool) -> None:
         )
 
 
+def has_own_login(headers: HTTPHeaders) -> bool:
+    """Whether the login in `Authorization` counts.
+
+    To what the page asks, a browser adds a login that it was once given elsewhere, such as by the
+    link http://mallory:password@host/ of another site: its user would work as somebody else.
+    """
+    is_of_page = OWN_PAGE in headers or PROTOCOL in _protocols(headers)
+    return "Authorization" in headers and (not is_of_page or TYPED in headers)
+
+
 def page_key(headers: HTTPHeaders) -> str:
     """The key of a login on the page, "" without one."""
-    protocols = str(headers.get("Sec-WebSocket-Protocol", ""))
-    for name in protocols.split(","):
-        if name.strip().startswith(_KEY_PROTOCOL):
-            return name.strip().removeprefix(_KEY_PROTOCOL)
+    for name in _protocols(headers):
+        if name.startswith(_KEY_PROTOCOL):
+            return name.removeprefix(_KEY_PROTOCOL)
     return str(headers.get(OWN_PAGE, ""))
+
+
+def _protocols(headers: HTTPHeaders) -> list[str]:
+    return [name.strip() for name in headers.get("Sec-WebSocket-Protocol", "").split(",")]
 
 
 def is_of_script(headers: HTTPHeaders) -> bool:

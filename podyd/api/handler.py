@@ -24,7 +24,13 @@ from tornado.web import HTTPError, RequestHandler, stream_request_body
 from podyd.api.address import source_of
 from podyd.api.binding import Bound, Call, Headed, Text, WithSession
 from podyd.api.credentials import credentials
-from podyd.api.cross_site import is_of_script, need_own_page, page_key, refuse_other_sites
+from podyd.api.cross_site import (
+    has_own_login,
+    is_of_script,
+    need_own_page,
+    page_key,
+    refuse_other_sites,
+)
 from podyd.api.parameters import parameters
 from podyd.api.session_cookie import cookie_name, cookies_in, set_cookie
 from podyd.api.under_way import Requests
@@ -346,7 +352,7 @@ class Endpoint(JsonHandler):
     async def _perhaps_log_in(self) -> tuple[Login | None, str]:
         """Who has a login sees more; with a cookie whose login has ended, a display on the wall
         goes on without."""
-        if "Authorization" in self.request.headers:
+        if has_own_login(self.request.headers):
             return await self._log_in()
         try:
             return await self._log_in() if self._cookies else (None, "")
@@ -366,15 +372,16 @@ class Endpoint(JsonHandler):
 
     async def _credentials(self, source: Source) -> tuple[str, str]:
         """Name and password; or "" and a token, or the secret of a login on the page."""
-        header = self.request.headers.get("Authorization")
-        if header is None and (cookies := self._cookies):
-            need_own_page(self.request.headers, is_encrypted=self._is_encrypted(self.request))
-            key = page_key(self.request.headers)
+        headers = self.request.headers
+        has_own = has_own_login(headers)
+        if not has_own and (cookies := self._cookies):
+            need_own_page(headers, is_encrypted=self._is_encrypted(self.request))
+            key = page_key(headers)
             secrets = [joined(cookie, key) for cookie in cookies]
             if not is_web_secret(secrets[0]):
                 raise ended()
             return "", await self.logins.page_among(secrets, source)
-        return credentials(header or "")
+        return credentials(headers["Authorization"] if has_own else "")
 
     async def _log_in(self) -> tuple[Login, str]:
         source = source_of(self.request, self.address)

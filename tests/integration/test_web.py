@@ -282,6 +282,18 @@ def test_a_login_in_the_header_goes_before_the_cookie(alice: Client, bob: Client
     assert bob.call("GET", "/user/info", headers=cookie).ok["user"]["name"] == bob.user
 
 
+def test_a_login_that_the_browser_adds_makes_nobody_another_on_the_page(
+    alice: Client, bob: Client
+) -> None:
+    page, added = enter(alice), bob.login_header()
+    assert page.call("GET", "/user/info", headers=added).ok["user"]["name"] == alice.user
+    # Nor does it log in where nobody is.
+    left = replace(page, cookie="")
+    left.call("GET", "/user/info", headers=added).refused(401)
+    typed = {**added, "X-Podyd-Login": "1"}
+    assert left.call("POST", "/user/login", headers=typed).ok["user"]["name"] == bob.user
+
+
 @pytest.mark.parametrize("origin", ["", "http://evil.example", "http://127.0.0.1:1"])
 def test_a_websocket_of_another_page_is_refused(alice: Client, pod: str, origin: str) -> None:
     browser = enter(alice)

@@ -58,7 +58,8 @@ export function get(path, parameters, { signal, quiet } = {}) {
 export function post(path, parameters = {}, { signal, login } = {}) {
   const given = Object.entries(parameters).filter(([, v]) => v !== undefined && v !== null);
   const headers = { "Content-Type": "application/json" };
-  if (login) headers.Authorization = basic(login);
+  // Without the second one podyd takes it for a login that the browser has added by itself.
+  if (login) Object.assign(headers, { Authorization: basic(login), "X-Podyd-Login": "1" });
   return answer(url(path), {
     method: "POST", signal, headers, body: JSON.stringify(Object.fromEntries(given)),
   });

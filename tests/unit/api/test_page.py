@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import configparser
+import contextlib
 import fnmatch
 import gzip
 import json
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,11 @@ from tornado.web import Application
 from podyd.api.address import is_encrypted
 from podyd.api.application import WEB
 from podyd.api.credentials import credentials
-from podyd.api.cross_site import need_own_page, page_key, refuse_other_sites
+from podyd.api.cross_site import has_own_login, need_own_page, page_key, refuse_other_sites
 from podyd.api.page import MEDIA, Page, page_policy, read_page
 from podyd.api.session_cookie import MAX_COOKIES, cookie_name, cookies_in, set_cookie
 from podyd.base.errors import Forbidden, Unauthorized
+from podyd.cli.serve import MAX_HEADER_BYTES
 from podyd.config.values import parse_networks
 from podyd.people.tokens import is_token
 from podyd.people.web_sessions import halves, is_web_cookie, is_web_secret, joined
@@ -55,32 +57,42 @@ def fetch(
     """The answer of a server with the page below `root`."""
 
     async def ask() -> HTTPResponse:
-        parts = {
-            "files": read_page(root),
-            "is_on": lambda: is_on,
-            "suggest": lambda path: "See /help.",
-            "address_of": lambda request: request.remote_ip,
-        }
-        routes = [("/", Page, parts), ("/web/(.*)", Page, parts)]
-        server = HTTPServer(Application(routes, log_function=lambda _: None))  # type: ignore[arg-type]
-        sock, port = bind_unused_port()
-        server.add_socket(sock)
-        client = AsyncHTTPClient(force_instance=True)
-        try:
-            return await client.fetch(
-                f"http://127.0.0.1:{port}{path}",
-                method=method,
-                headers=dict(headers or {}),
-                decompress_response=False,
-                raise_error=False,
-                allow_nonstandard_methods=True,
-            )
-        finally:
-            client.close()
-            server.stop()
-            await server.close_all_connections()
+        async with serving(root, is_on=is_on) as port:
+            client = AsyncHTTPClient(force_instance=True)
+            try:
+                return await client.fetch(
+                    f"http://127.0.0.1:{port}{path}",
+                    method=method,
+                    headers=dict(headers or {}),
+                    decompress_response=False,
+                    raise_error=False,
+                    allow_nonstandard_methods=True,
+                )
+            finally:
+                client.close()
 
     return asyncio.run(ask())
+
+
+@contextlib.asynccontextmanager
+async def serving(root: Path, *, is_on: bool = True) -> AsyncIterator[int]:
+    """The port of a server with the page below `root`."""
+    parts = {
+        "files": read_page(root),
+        "is_on": lambda: is_on,
+        "suggest": lambda path: "See /help.",
+        "address_of": lambda request: request.remote_ip,
+    }
+    routes = [("/", Page, parts), ("/web/(.*)", Page, parts)]
+    application = Application(routes, log_function=lambda _: None)  # type: ignore[arg-type]
+    server = HTTPServer(application, max_header_size=MAX_HEADER_BYTES)
+    sock, port = bind_unused_port()
+    server.add_socket(sock)
+    try:
+        yield port
+    finally:
+        server.stop()
+        await server.close_all_connections()
 
 
 # --- Files --------------------------------------------------------------------------------------
@@ -132,6 +144,48 @@ def test_a_file_is_sent_once_and_then_confirmed(root: Path) -> None:
     (root / "style.css").write_bytes(b"new")
     changed = fetch(root, "/web/style.css", {"If-None-Match": first.headers["Etag"]})
     assert (changed.code, changed.body) == (200, b"new")
+
+
+@pytest.mark.parametrize("etags", ["*", '"1", {}', 'W/{}, "2"'])
+def test_a_browser_names_what_it_has_in_any_way(root: Path, etags: str) -> None:
+    etag = fetch(root, "/web/style.css").headers["Etag"]
+    assert fetch(root, "/web/style.css", {"If-None-Match": etags.format(etag)}).code == 304
+
+
+@pytest.mark.parametrize("span", ["bytes=0-0", "bytes=-1", "bytes=9-1", "bytes=0-,0-,0-"])
+def test_a_file_comes_whole_whatever_part_is_asked_for(root: Path, span: str) -> None:
+    answer = fetch(root, "/web/style.css", {"Range": span})
+    assert (answer.code, answer.body) == (200, TEXT)
+
+
+def test_a_client_of_http_1_0_gets_the_page(root: Path) -> None:
+    async def ask() -> bytes:
+        async with serving(root) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET /web/style.css HTTP/1.0\r\n\r\n")
+            answer = await asyncio.wait_for(reader.read(), 20)
+            writer.close()
+            return answer
+
+    head, _, body = asyncio.run(ask()).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"connect-src 'self';" in head
+    assert body == TEXT
+
+
+def test_headers_have_a_bound(root: Path) -> None:
+    async def ask() -> None:
+        async with serving(root) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(1000):
+                    writer.write(b"Cookie: " + b"podyd=x; " * 1000 + b"\r\n")
+                    await writer.drain()
+                assert await asyncio.wait_for(reader.read(), 20) == b""
+            writer.close()
+
+    asyncio.run(ask())
 
 
 @pytest.mark.parametrize("accepted", ["gzip", "br, GZIP;q=0.5", "deflate,gzip, br"])
@@ -224,6 +278,32 @@ def test_the_key_is_in_a_header_or_among_a_sockets_protocols() -> None:
     assert page_key(HTTPHeaders({"Sec-WebSocket-Protocol": "podyd, podyd-key.k"})) == "k"
     assert page_key(HTTPHeaders({"Sec-WebSocket-Protocol": "podyd"})) == ""
     assert page_key(HTTPHeaders()) == ""
+
+
+@pytest.mark.parametrize(
+    ("headers", "counts"),
+    [
+        ({}, True),
+        ({"Sec-Fetch-Site": "same-origin"}, True),
+        ({"X-Podyd-Page": "1"}, False),
+        ({"X-Podyd-Page": "1", "X-Podyd-Login": "1"}, True),
+        ({"Sec-WebSocket-Protocol": "podyd"}, False),
+        ({"Sec-WebSocket-Protocol": "podyd-key.k, podyd"}, False),
+        ({"Sec-WebSocket-Protocol": "chat"}, True),
+    ],
+    ids=str,
+)
+def test_a_login_that_a_browser_adds_to_what_the_page_asks_counts_for_nothing(
+    headers: dict[str, str], counts: bool
+) -> None:
+    assert has_own_login(HTTPHeaders({"Authorization": "Basic x", **headers})) is counts
+    assert has_own_login(HTTPHeaders(headers)) is False
+
+
+def test_of_several_keys_the_first_counts() -> None:
+    many = ", ".join(f"podyd-key.{number}" for number in range(5000))
+    assert page_key(HTTPHeaders({"Sec-WebSocket-Protocol": f"podyd, {many}"})) == "0"
+    assert not is_web_secret(joined(SECRET, "x" * 60_000))
 
 
 @pytest.mark.parametrize("is_tls", [False, True])
@@ -325,6 +405,26 @@ def test_a_cookie_counts_on_podyds_own_page(headers: dict[str, str], is_accepted
         return
     with pytest.raises(Forbidden) as refused:
         need_own_page(sent, is_encrypted=False)
+    assert refused.value.code == "cross_site"
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Origin": "null"},
+        {"Origin": FOREIGN},
+        {"Origin": "https://lab"},
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "same-site"},
+        {"Sec-Fetch-Site": "same-origin,cross-site"},
+        {"Sec-Fetch-Site": ""},
+    ],
+    ids=str,
+)
+def test_another_site_logs_nobody_in_or_out(headers: dict[str, str]) -> None:
+    """Also with a login of its own in the request, such as that of a form with another's name."""
+    with pytest.raises(Forbidden) as refused:
+        refuse_other_sites(HTTPHeaders({"Host": "lab:8799", **headers}))
     assert refused.value.code == "cross_site"
 
 
