@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from podyd.engine.rest import Credentials, LxdClient
+from tests.integration.browser import Browser, Tab
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
 from tests.integration.talking import connect
 from tests.integration.test_cards import MOUNTED, NUMBER, Helper, cgroup
@@ -49,6 +50,23 @@ GPUS, GPU_PROCESSES = 8, 200
 # A pod's port that pours as much into each connection.
 POUR, POURED = 7, 512 * MIB
 FILE_ROUNDS, FILE_BYTES = 3, 256 * MIB
+# What floods a terminal, for so long before Ctrl-C.
+FLOODS = {"yes": "yes", "long lines": "yes $(head -c 2000 /dev/zero | tr '\\0' x)"}
+FLOOD_SECONDS, FLOOD_ROUNDS = 1.5, 8
+PASTED = MIB
+# Resolves once the last line that a terminal shows is this.
+_LAST_LINE = """(pattern) => new Promise((resolve, reject) => {
+  const began = performance.now();
+  const look = () => {
+    const rows = document.querySelectorAll("[role=tabpanel]:not([hidden]) .xterm-rows > div");
+    const lines = [...rows].map((row) => row.textContent.replaceAll("\\u00a0", " ").trimEnd());
+    const last = lines.filter(Boolean).at(-1) ?? "";
+    if (new RegExp(pattern).test(last)) resolve();
+    else if (performance.now() - began > 60000) reject(new Error(`${pattern}: ${last}`));
+    else setTimeout(look, 5);
+  };
+  look();
+})"""
 # Open pages, and the pods that they show; some of these run.
 PAGES, PAGE_PODS, PAGE_RUNNING, PAGE_PROCESSES, PAGE_SECONDS = 200, 200, 10, 16, 10
 
@@ -261,6 +279,7 @@ class Bench:
         yield self.port()
         yield from self.files()
         yield from self.pages()
+        yield from self.terminal()
         yield self.memory_growth()
 
     def execs(self) -> Iterator[Row]:
@@ -557,6 +576,87 @@ class Bench:
             for process in sleeping:
                 process.kill()
                 process.wait()
+
+    def terminal(self) -> Iterator[Row]:
+        """The page's terminal in a real browser: how long after Ctrl-C the prompt is there, and
+        how long a paste takes beside the same bytes by `lxc exec`."""
+        self.client.post("/pod/create", ins="plain", image=IMAGE).ok
+        self.client.exec("plain", "rm $(command -v tmux)")
+        browser = Browser()
+        try:
+            with browser.tab(
+                self.server.port, permissions=["clipboard-read", "clipboard-write"]
+            ) as tab:
+                tab.enter(self.client.user)
+                for ins, how in (("bench", "tmux"), ("plain", "no tmux")):
+                    tab.go(f"/pods/{ins}/terminal")
+                    self._prompt(tab)
+                    for name, command in FLOODS.items():
+                        took = [self._interrupt(tab, command) for _ in range(FLOOD_ROUNDS)]
+                        what = f"Ctrl-C while it floods ({name}, {how})"
+                        yield Row(f"{what}, p50", "s", statistics.median(took))
+                        yield Row(f"{what}, worst", "s", max(took), at_most=1)
+                    beside = self._lxc_input(ins)
+                    yield Row(
+                        f"a paste of 1 MiB ({how})",
+                        "s",
+                        self._paste(tab),
+                        beside,
+                        "lxc exec",
+                        at_most=15,
+                    )
+        finally:
+            browser.close()
+            self.client.post("/pod/delete", ins="plain").ok
+
+    @staticmethod
+    def _prompt(tab: Tab) -> None:
+        tab.page.evaluate(_LAST_LINE, r"root@\S+:~#$")
+
+    def _interrupt(self, tab: Tab, command: str) -> float:
+        """Seconds from the key to the prompt on the screen."""
+        tab.page.keyboard.type(f"clear; {command}\n")
+        tab.page.wait_for_timeout(FLOOD_SECONDS * 1000)
+        began = time.perf_counter()
+        tab.page.keyboard.press("Control+c")
+        self._prompt(tab)
+        return time.perf_counter() - began
+
+    @staticmethod
+    def _paste(tab: Tab) -> float:
+        """Seconds until a program that reads keys has all of it."""
+        text = "0123456\n" * (PASTED // 8)
+        tab.page.evaluate("text => navigator.clipboard.writeText(text)", text)
+        tab.page.keyboard.type(
+            f"stty raw -echo; echo read''y; head -c {PASTED} >/dev/null; stty sane; echo who''le\n"
+        )
+        tab.page.evaluate(_LAST_LINE, "ready$")
+        began = time.perf_counter()
+        tab.page.keyboard.press("Control+Shift+v")
+        tab.page.evaluate(_LAST_LINE, r"whole|root@\S+:~#$")
+        return time.perf_counter() - began
+
+    def _lxc_input(self, ins: str) -> float:
+        """Seconds for as many bytes into a program without a terminal."""
+        name = self.node.instance_of(self.client.user, ins)["name"]
+        began = time.perf_counter()
+        subprocess.run(
+            [
+                "lxc",
+                "exec",
+                name,
+                "--project",
+                self.node.project,
+                "--",
+                "sh",
+                "-c",
+                "cat >/dev/null",
+            ],
+            env={**self.node.environment, "HOME": str(self.node.directory)},
+            input=bytes(PASTED),
+            check=True,
+        )
+        return time.perf_counter() - began
 
     def port(self) -> Row:
         """Bytes out of a pod, through its port of the host and from its own address."""

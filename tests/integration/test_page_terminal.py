@@ -77,13 +77,48 @@ def test_a_shell_with_unicode_colours_and_its_size(tab: Tab) -> None:
     shows(tab, r"^\d+ [67]\d$")
 
 
-def test_ctrl_c_is_obeyed_while_output_floods(tab: Tab) -> None:
-    shows(tab, r"root@\S+:~#")
+@pytest.mark.parametrize("ins", ["work", "small"])
+def test_ctrl_c_is_obeyed_while_output_floods(tab: Tab, ins: str) -> None:
+    """With tmux and without; how soon is a matter of `make bench --only terminal`."""
+    if ins == "small":
+        tab.go("/pods/small/terminal")
+    shows(tab, r"[#$] ?$")
+    tab.page.get_by_label(f"Terminal in {ins}").focus()
     types(tab, "yes")
     shows(tab, r"^y\ny\ny$")
     tab.page.wait_for_timeout(1500)
     tab.page.keyboard.press("Control+c")
-    shows(tab, r"\^C[\s\S]*root@\S+:~#", limit=5.0)
+    shows(tab, r"\^C[\s\S]*[#$] ?$", limit=15.0)
+
+
+# What is kept of a flood of lines that a key interrupts: with the kernel's answer, or without one.
+INTERRUPTED = r"""async (answered) => {
+  const { Interruption } = await import(`${location.origin}/web/js/interruption.js`);
+  return new Promise((resolve) => {
+    let last;
+    const interruption = new Interruption(3, (pieces, dropped) => {
+      const text = pieces.map((piece) => new TextDecoder().decode(piece)).join("");
+      resolve({ text, dropped, isSoon: performance.now() - last < 200 });
+    });
+    const take = (text) => interruption.take(new TextEncoder().encode(text));
+    for (let number = 0; number < 10000; number += 1) take(`\x1b[31mline ${number} \u6f22\r\n`);
+    last = performance.now();
+    take(answered ? "^C\r\n$ " : "$ ");
+  });
+}"""
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_of_what_is_interrupted_the_end_is_shown(tab: Tab, answered: bool) -> None:
+    found = tab.page.evaluate(INTERRUPTED, answered)
+    written = [f"\x1b[31mline {number} \u6f22\r\n" for number in range(10000)]
+    written.append("^C\r\n$ " if answered else "$ ")
+    whole = "".join(written).encode()
+    kept = found["text"].encode()
+    assert kept == whole[found["dropped"] :]
+    assert kept.startswith(b"\x1b[31mline ")
+    assert 15 * 1024 < len(kept) <= 17 * 1024
+    assert found["isSoon"] or not answered
 
 
 def test_a_paste_of_a_megabyte_arrives_whole(tab: Tab, carol: Client) -> None:

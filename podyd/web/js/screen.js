@@ -2,6 +2,7 @@
 
 import { toClipboard } from "./controls.js";
 import { h } from "./dom.js";
+import { bytes } from "./format.js";
 import { Shell } from "./shell.js";
 import { recall } from "./stored.js";
 import { makeStylesStrict } from "./strict-styles.js";
@@ -78,11 +79,15 @@ export class Screen {
     const { rows, cols } = this.terminal;
     this.shell = new Shell({
       ins: this.ins, rows, cols, cmd: this.session && `exec tmux -u attach-session -t '=${this.session}'`,
-      output: (bytes, taken) => {
+      output: (data, taken) => {
         if (this.state !== "open") this.become("open", "");
         this.retries = 0;
-        this.terminal.write(bytes, taken);
+        this.terminal.write(data, taken);
       },
+      // A program that fills the screen draws what differs from what it drew before.
+      maySkip: () => this.terminal.buffer.active.type === "normal",
+      // CAN ends what it stopped in, and the colours end.
+      skipped: (count) => this.terminal.write(`\x18\x1b[m\r\n${words.skipped(bytes(count))}\r\n`),
       ended: (end) => this.ended(end),
     });
   }

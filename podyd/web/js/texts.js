@@ -260,6 +260,7 @@ export const texts = {
     lost: "The connection is lost.", retrying: "The connection is lost; trying again …",
     exited: (code) => `The shell has ended (exit status ${code}).`, signal: (number) => `It was ended by signal ${number}.`, timedOut: "Its time is up.",
     oom: (limit) => (limit > 0 ? `A process was killed for lack of memory; the pod's limit is ${(limit / 2 ** 30).toFixed(2)} GiB.` : "A process was killed for lack of memory."),
+    skipped: (count) => `[${count} of output before it was interrupted are not shown]`,
     tmuxFailed: (log) => `tmux does not start: ${log}`,
     keys: "Ctrl-Shift-C copies, Ctrl-Shift-V pastes, Ctrl-Shift-↑ leaves the terminal for the tabs above it.",
   },
