@@ -59,11 +59,16 @@ Json = Any
 
 
 def wait_until(condition: Callable[[], bool], what: str, limit: float = 30.0) -> None:
-    """Wait for a condition, or fail saying what it was."""
-    end = time.monotonic() + limit
+    """Wait for a condition, or fail saying what it was.
+
+    Most conditions ask LXD or look at all processes, and whoever waits together with others for the
+    same two cores holds up what they wait for. So the longer it takes, the less often it is asked.
+    """
+    begun = time.monotonic()
     while not condition():
-        assert time.monotonic() < end, f"timed out waiting: {what}"
-        time.sleep(0.02)
+        waited = time.monotonic() - begun
+        assert waited < limit, f"timed out waiting: {what}"
+        time.sleep(min(max(0.02, waited / 10), 0.2))
 
 
 @contextlib.contextmanager
