@@ -174,6 +174,8 @@ def test_folders(tab: Tab, here: str, said: Callable[[str], str]) -> None:
     expect(row(tab, "sub dir")).to_be_visible()
     tab.page.get_by_role("link", name="link", exact=True).click()
     tab.shows(f"This is a file: {here}/link, 5 B")
+    drop(tab, [Path(__file__)])
+    tab.shows("no folder is shown here")
     crumbs.get_by_role("link", name="test_folders", exact=True).click()
     link = row(tab, "sub dir").get_by_role("link", name="Download sub dir as a tar file")
     name, data = downloaded(tab, link)

@@ -282,7 +282,7 @@ export const texts = {
     uploadAction: "Upload files …", uploadFolder: "Upload a folder …", dropHint: "Or drop files and folders anywhere on this page.", progress: (sent, all, at, count) => `${sent} of ${all}${at ? ` (${at} of ${count})` : ""}`, reload: "Look again",
     cutOff: "The upload was cut off: nothing of it is in the pod. It was changed meanwhile, or the connection is lost. Try again.",
     cancelled: (done, all) => (all === 1 ? "Cancelled: nothing of it is in the pod." : `Cancelled: ${done} of ${all} are in the pod.`), mayBe: (name) => `${name} had been sent and may be there: see the list.`,
-    emptyFolder: "There are no files in it. Make an empty folder with “New folder”.", unreadable: (name, why) => `Nothing was uploaded, since ${name} cannot be read: ${why}`,
+    noFolder: "Nothing was uploaded: no folder is shown here.", emptyFolder: "There are no files in it. Make an empty folder with “New folder”.", unreadable: (name, why) => `Nothing was uploaded, since ${name} cannot be read: ${why}`,
     newFolder: "New folder", newFolderAction: "New folder …", makeFolder: "Make the folder", folderHint: "1 to 255 bytes without “/”; not “.” or “..”.", isThere: (name) => `There is ${name} already.`,
     replace: (name) => `Replace ${name}?`, replaceText: "There is something of this name, which is lost.", replaceAction: "Replace",
     merge: (name) => `Add to folder ${name}?`, mergeText: "There is a folder of this name. Files of the same names in it are replaced; all others stay.", mergeAction: "Add and replace",

@@ -178,10 +178,14 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
 
   function dropped(event) {
     drop.classList.remove("over");
-    if (!isFolderShown()) return;
     // They can be asked for now alone.
     const items = [...event.dataTransfer.items].filter((item) => item.kind === "file").map((item) => [item.webkitGetAsEntry(), item.getAsFile()]);
-    take(() => Promise.all(items.map(async ([entry, file]) => (entry?.isDirectory ? folderPiece(entry.name, await inside(entry, "")) : filePiece(file)))));
+    take(async () => {
+      // Whoever is quick does not wait until the folder has been read.
+      await loading;
+      if (!isFolderShown()) throw new Error(words.noFolder);
+      return Promise.all(items.map(async ([entry, file]) => (entry?.isDirectory ? folderPiece(entry.name, await inside(entry, "")) : filePiece(file))));
+    });
   }
 
   /** Uploads what `read` resolves to, which may take a while. */
@@ -218,9 +222,9 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
     h("div", { class: "buttons" }, button(words.uploadAction, () => chosen.click(), { kind: "primary" }),
       button(words.uploadFolder, () => chosenFolder.click()), button(words.newFolderAction, makeFolder),
       download(ins, place, true), button(words.reload, load)),
-    chosen, chosenFolder, h("p", { class: "soft" }, words.dropHint), notTaken, filtering, table.element, note);
+    chosen, chosenFolder, h("p", { class: "soft" }, words.dropHint), filtering, table.element, note);
   const running = h("div", {}, crumbs(ins, place), reading, error, single, listing);
-  fill(drop, stopped, running);
+  fill(drop, notTaken, stopped, running);
   // Beside the list too: a browser would open what is dropped, in place of this page.
   const { documentElement: page } = document;
   page.addEventListener("dragover", (event) => {
