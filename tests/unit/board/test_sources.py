@@ -27,6 +27,7 @@ from podyd.network.ports import Ports
 from podyd.node.cgroups import Cgroups
 from podyd.node.pod_loads import PodLoad
 from podyd.node.procs import Process
+from podyd.node.samples import Gpu, ProcessSample, Sample
 from podyd.people.notices import Notices
 from podyd.pods.disks import Disks
 from podyd.pods.info import Info
@@ -185,6 +186,33 @@ def test_a_pools_kind_is_not_asked_for_again_and_again(play: Play) -> None:
         assert world.pools.asked == 1
 
     play(work, of_alice("a"), of_alice("b"))
+
+
+def test_a_page_that_stays_open_is_no_use_of_a_card_or_a_pod(play: Play) -> None:
+    async def work(world: Shown, sources: Sources) -> None:
+        world.compute("alice-main", 11, 0)
+        await world.runs("alice-main", 11)
+        world.node.loads.known[11] = PodLoad(("podyd", "alice-main"), 1.0, GIB)
+
+        async def watch(seconds: int, cpu: float = 0.0) -> float | None:
+            """Look each second, as for pages; for how long the card is idle then."""
+            process = ProcessSample(11, GIB, 0, ("podyd", "alice-main"), cpu=cpu)
+            gpu = Gpu(CARDS[0].uuid, CARDS[0].pci, "A100", utilisation=0, processes=(process,))
+            for _ in range(seconds):
+                world.seconds += 1
+                world.node.samples.sampled(Sample(world.seconds, "535", "12.2", (gpu,)))
+                picture = await sources.picture()
+                values = {**sources.pods(picture), **await sources.cards(picture)}
+                values |= await sources.loads(picture)
+            seen = sees(values, ALICE)
+            idle: float | None = seen["use/0"].idle
+            return idle if seen.keys() > {"pod/alice-main"} else None
+
+        assert await watch(3, cpu=1.0) == 0
+        assert await watch(100) == 100
+        assert world.ran == [], "nothing is run in a pod for it"
+
+    play(work, of_alice("alice-main"))
 
 
 def test_who_sees_which_command(play: Play) -> None:
