@@ -489,6 +489,34 @@ def test_what_is_refused_in_the_account(scene: Scene, enter: Doors) -> None:
     assert not problems, "\n".join(problems)
 
 
+# --- The frame ----------------------------------------------------------------------------------
+
+
+def test_colours_the_way_to_the_content_and_back_from_a_form(enter: Doors, bob: Client) -> None:
+    bob.post("/pod/create", ins="brief", image=SMALL, gpus="none").ok
+    with enter(bob, "/pods") as tab:
+        page = tab.page
+        page.get_by_label("Colours").select_option("dark")
+        tab.reload()
+        expect(page.locator("html")).to_have_attribute("data-theme", "dark")
+        page.get_by_label("Colours").select_option("as the system")
+        expect(page.locator("html")).not_to_have_attribute("data-theme", "dark")
+        press(page.get_by_role("link", name="Skip to the content"))
+        expect(page.locator("main h1")).to_be_focused()
+        # With as many pods as may be, and the way back.
+        tab.go("/new")
+        expect(tab.button("Create pod")).to_have_attribute("title", re.compile("is 2 pods"))
+        press(tab.button("Cancel"))
+        title(tab, "Pods")
+        tab.go("/pods/brief")
+        press(tab.button("Delete brief"))
+        page.keyboard.type("brief")
+        page.keyboard.press("Enter")
+        title(tab, "Pods")
+        expect(tab.row("brief")).to_have_count(0)
+    assert bob.get("/pod/list").ok == ["other"]
+
+
 # --- Nothing there ------------------------------------------------------------------------------
 
 
