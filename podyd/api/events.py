@@ -32,7 +32,8 @@ class EventStream(Upgraded):
     def open(self, *args: str, **kwargs: str) -> None:
         assert self.ws_connection is not None and self.ws_connection.stream is not None
         ours = self.ws_connection.stream.socket
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        if ours is not None:  # Else the client has hung up before the upgrade was written.
+            ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         super().open(*args, **kwargs)
 
     def _received(self, message: str | bytes) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
+import struct
 from collections.abc import AsyncIterator
 
 import pytest
@@ -23,6 +25,10 @@ from tests.unit.board.test_live import FakeSources, until
 
 FOR_ALL = parse("web: {status_allow: [127.0.0.1]}")
 PATIENCE = 20.0
+UPGRADE = (
+    b"GET /events HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
 
 
 class Giver:
@@ -98,6 +104,20 @@ def test_who_sends_anything_is_disconnected(message: str | bytes) -> None:
     asyncio.run(work())
 
 
+def test_who_hangs_up_before_the_upgrade_crashes_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def work() -> None:
+        giver = Giver()
+        async with serving(giver, EVENTS, FOR_ALL) as port:
+            with socket.create_connection(("127.0.0.1", port)) as client:
+                client.sendall(UPGRADE)
+                # Closing it resets the connection.
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            await until(lambda: bool(giver.viewers) and not giver.live._known)
+
+    asyncio.run(work())
+    assert "crashed" not in caplog.text
+
+
 def test_who_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("LOOK_SECONDS", "GATHER_SECONDS"):
         monkeypatch.setattr(live, name, 0.001)
@@ -108,10 +128,7 @@ def test_who_does_not_read_is_disconnected(monkeypatch: pytest.MonkeyPatch) -> N
         giver = Giver()
         async with giver.showing(), serving(giver, EVENTS, FOR_ALL) as port:
             reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1024)
-            writer.write(
-                b"GET /events HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            )
+            writer.write(UPGRADE)
             await reader.readuntil(b"\r\n\r\n")
             number = 0
             await giver.until_there()
