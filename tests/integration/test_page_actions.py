@@ -545,3 +545,38 @@ def test_where_there_is_nothing(scene: Scene, enter: Doors, admin: Client) -> No
         tab.shows("Nobody waits.")
         problems += look(tab, "no leases")
     assert not problems, "\n".join(problems)
+
+
+# --- LXD away -----------------------------------------------------------------------------------
+
+
+def test_what_is_asked_while_lxd_is_away(scene: Scene, enter: Doors, bob: Client) -> None:
+    """It is refused where it was asked, in the API's own words, and works afterwards."""
+    with enter(bob, "/pods/other") as tab, tab.forgives("503"):
+        tray = tab.page.get_by_role("region", name="Work under way")
+        memory, change = tab.page.get_by_label("Memory, at most"), tab.button("Change limits")
+        banner = tab.page.locator(".banner")
+        scene.line.hang()
+        scene.line.cut()
+        try:
+            expect(banner).to_contain_text("LXD", timeout=WORK_MS)
+            problems = look(tab, "LXD away")
+            with tab.page.expect_response("**/pod/limits", timeout=WORK_MS) as refused:
+                send(memory, "210MiB", change)
+            alert(tab.page.locator("main form"), refused.value.json()["detail"])
+            expect(memory).to_have_value("210MiB")
+            press(tab.button("Copy the pod"))
+            tab.dialog().get_by_label("Name").fill("copy")
+            with tab.page.expect_response("**/pod/copy", timeout=WORK_MS) as refused:
+                press(tab.button("Copy", within=tab.dialog()))
+            # What takes long is waited for without the dialog.
+            expect(tab.dialog()).to_have_count(0)
+            alert(tray, refused.value.json()["detail"])
+        finally:
+            scene.line.pass_on()
+        expect(banner).to_be_hidden(timeout=WORK_MS)
+        press(tab.button("Dismiss", within=tray))
+        expect(tray.get_by_role("alert")).to_have_count(0)
+        press(change)
+        tab.shows("The limits hold.", WORK_SECONDS)
+    assert not problems, "\n".join(problems)
