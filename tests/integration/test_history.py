@@ -82,8 +82,8 @@ def test_the_wall_and_the_hours_of_a_lease(
     try:
         shown = next(line for line in wall(server.client()).splitlines() if line[:3] == "  0")
         figures = shown[shown.index("93") :].split()
-        assert figures[:7] == ["93", "%", "3.0", "/", "80.0", "G", "61"]
-        assert node.instance_of(alice.user, pod)["name"].startswith(figures[8].rstrip("…"))
+        assert figures[:5] == ["93", "%", "3.0/80G", "61", "C"]
+        assert node.instance_of(alice.user, pod)["name"].startswith(figures[5].rstrip("…"))
         assert "Nobody waits for a GPU." in wall(member)
         wait_until(lambda: leased() > before, "the lease to be counted")
     finally:
