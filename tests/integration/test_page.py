@@ -177,6 +177,18 @@ def test_two_members_do_not_see_each_others_pods(enter: Doors, alice: Client, bo
         assert not [key for key in told if instance in key]
 
 
+def test_a_pod_comes_and_goes_under_its_page(enter: Doors, bob: Client) -> None:
+    with enter(bob, "/pods/late/snapshots") as tab:
+        tab.shows("You have no pod late")
+        bob.post("/pod/create", ins="late", image=SMALL, gpus="none").ok
+        tab.shows("There are no snapshots yet")
+        bob.post("/pod/snapshot", ins="late", name="elsewhere").ok
+        expect(tab.row("elsewhere")).to_be_visible()
+        bob.post("/pod/delete", ins="late").ok
+        tab.shows("The pod has been deleted.")
+        expect(tab.button("Make snapshot")).to_be_hidden()
+
+
 def test_snapshots(enter: Doors, bob: Client) -> None:
     bob.exec("other", "echo first > /root/file; sync")
     with enter(bob, "/pods/other/snapshots") as tab:
@@ -304,6 +316,12 @@ def alias(scene: Scene, name: str) -> Iterator[str]:
 def test_ports(enter: Doors, bob: Client) -> None:
     bob.exec("other", "httpd -p 8888 -h /root")
     with enter(bob, "/pods/other/ports") as tab:
+        with tab.page.expect_request("**/pod/ports?*"):
+            tab.page.route("**/pod/ports?*", lambda route: None, times=1)
+            tab.reload()
+        # What is not known yet is not denied.
+        expect(tab.row("ssh -p")).to_contain_text("\u2013")
+        tab.shows("Asking")
         row = tab.row("8888").filter(has=tab.page.get_by_role("rowheader", name="8888"))
         expect(row).to_be_visible()
         tab.button("Forward port 8888").click()

@@ -105,6 +105,28 @@ def test_no_question_stays_over_what_comes_next(
         expect(tab.button("Lease GPUs …")).to_be_visible()
 
 
+def test_work_is_shown_to_whom_it_is_of(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    first, second = new_user(), new_user()
+    with browser.tab(server.port) as tab, tab.forgives(*ENDS):
+        tab.enter(first.user)
+        tab.page.evaluate(
+            """async () => {
+              const { run } = await import(new URL("web/js/work.js", document.baseURI).href);
+              run("Starting secret", () => Promise.reject(new Error("of the first")));
+            }"""
+        )
+        tab.shows("of the first")
+        for member, is_shown in ((first, True), (second, False)):
+            first.post("/user/token-revoke", id="all").ok
+            is_login(tab)
+            tab.is_live()  # The form's colours are not those of what is out of date.
+            tab.log_in(member.user)
+            tab.shows("You have no pods yet")
+            assert ("Starting secret" in tab.text()) is is_shown
+
+
 def test_somebody_else_logs_in_in_another_tab(
     browser: Browser, server: Server, new_user: Callable[[], Client]
 ) -> None:
@@ -135,6 +157,8 @@ def test_the_wall_is_for_all_or_behind_the_form(
         tab.enter(client.user).go("/wall")
         open_wall.client(client.user).post("/user/token-revoke", id="all").ok
         is_wall_of_all(tab)
+        is_login(tab.go("/pods"))
+        is_wall_of_all(tab.go("/wall"))
         tab.go("/pods").log_in(client.user).go("/wall")
         tab.button("Log out").click()
         is_wall_of_all(tab)

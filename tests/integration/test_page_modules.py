@@ -170,8 +170,10 @@ def test_curves_tell_their_values(tab: Tab) -> None:
         const load = async (span) => ({ start: "2026-11-28T10:00:00Z", step: 60, curves: [
           { title: "Use", values: span === "hour" ? [10, null, 40, 70] : [null], top: 100, write },
           { title: "Other", values: [null, null, null, null], top: 100, write } ] });
+        const { Live } = await from("live"), live = new Live();
         const { signal } = new AbortController();
-        const element = history({ load, signal, title: "History" });
+        const element = history({ load, live, signal, title: "History" });
+        live.setLive(true);
         document.querySelector("main").replaceChildren(element);""",
     )
     page = tab.page
@@ -192,6 +194,27 @@ def test_curves_tell_their_values(tab: Tab) -> None:
     page.get_by_role("radio", name="day").check()
     tab.shows("Nothing is known of this time.")
     expect(slider).to_be_hidden()
+
+
+def test_curves_are_of_now_once_the_page_is(tab: Tab) -> None:
+    assert run(
+        tab,
+        """const { history } = await from("history"), { Live } = await from("live");
+        const live = new Live(), leaving = new AbortController(), seen = [];
+        let asked = 0;
+        const load = async () => {
+          asked += 1;
+          return { start: "2026-11-28T10:00:00Z", step: 60, curves: [] };
+        };
+        history({ load, live, signal: leaving.signal, title: "History" });
+        for (const isLive of [true, false, true, false]) {
+          live.setLive(isLive);
+          seen.push(asked);
+        }
+        leaving.abort();
+        live.setLive(true);
+        return [...seen, asked];""",
+    ) == [1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("kept", [DENIED, FULL], ids=["denied", "full"])

@@ -30,6 +30,7 @@ const THEME = "podyd-theme";
 const root = document.getElementById("app");
 const live = new Live();
 let user = null;
+let worker = null; // Whose work the tray has.
 let leaving = new AbortController();
 let unframing = new AbortController();
 let shown = 0;
@@ -59,7 +60,9 @@ async function show() {
   const { signal } = leaving;
   const page = name || "pods";
   applyTheme(page === "wall" && ["light", "dark"].includes(path[0]) ? path[0] : theme());
+  // A display without a login follows the stream; at the form, nothing is followed.
   if (user === null && page !== "wall") return logIn();
+  if (user === null && live.closed) return withoutLogin();
   const main = frame(page);
   // What was there stays meanwhile, unless it takes so long that it should be said.
   const waiting = setTimeout(() => fill(main, h("h1", { class: "visually-hidden" }, texts.nav[BELONGS[page] ?? page]), h("p", { class: "waiting" }, live.isLive ? texts.live.loading : texts.live.connecting)), WAITING_MS);
@@ -77,9 +80,10 @@ async function show() {
   } catch (error) {
     if (error.name === "AbortError") return;
     if (!(error instanceof Refused)) console.error(error);
-    // A module could not be loaded, or a call not be made: once podyd is there again, both can.
+    // A module could not be loaded, or a call not be made: once podyd, or LXD, is there again, both can.
     const isAway = !live.isLive;
     if (isAway) live.onState((isLive) => isLive && show(), signal);
+    else if (live.get("host")?.problem) live.on(["host"], () => { if (!live.get("host")?.problem) show(); }, signal);
     view = { title: texts.errors.title, element: h("div", {}, h("h1", {}, texts.errors.title),
       h("p", { class: "error", role: "alert" }, isAway && error instanceof TypeError ? texts.errors.unreachable : error.message)) };
   } finally {
@@ -192,8 +196,9 @@ function banner() {
 /** Shows the form; `why`: what is said in it at first. */
 function logIn(why) {
   leave();
-  live.close();
   unframing.abort();
+  live.close();
+  document.documentElement.classList.remove("stale");
   const view = login({ why, loggedIn });
   rename(view.title);
   fill(root, view.element);
@@ -202,6 +207,8 @@ function logIn(why) {
 
 async function loggedIn() {
   ({ user } = await get("user/info"));
+  if (user.name !== worker) fill(tray);
+  worker = user.name;
   fill(root);
   live.open();
   show();

@@ -12,7 +12,7 @@ const AGAIN_MS = 60_000;
 
 /** `load(span, signal)` resolves to {start, step, curves: [{title, values, top, write}]}; `write` makes
  * a text of a value, or of null. What is pointed at, or chosen by the slider, is told of all curves. */
-export function history({ load, signal, title }) {
+export function history({ load, live, signal, title }) {
   const name = `span-${Math.random().toString(36).slice(2)}`;
   const shown = h("div", { class: "curves" });
   const slider = h("input", { type: "range", min: 0, step: 1, "aria-label": words.time });
@@ -64,9 +64,12 @@ export function history({ load, signal, title }) {
     setText(note, words.means(duration(step)));
   }
 
-  const again = setInterval(show, AGAIN_MS);
-  signal.addEventListener("abort", () => clearInterval(again));
-  show();
+  // Not while nobody sees it; it is right at once when somebody does, or when the stream is there again.
+  const again = () => { if (live.isLive && document.visibilityState === "visible") show(); };
+  const ticking = setInterval(again, AGAIN_MS);
+  signal.addEventListener("abort", () => clearInterval(ticking));
+  document.addEventListener("visibilitychange", again, { signal });
+  live.onState(again, signal);
   return h("section", { class: "history" }, choice, shown, times, note);
 }
 

@@ -80,7 +80,8 @@ function tell() {
   document.dispatchEvent(new Event(CHANGED));
 }
 
-function later(ms) {
+/** Resolves to nothing after so long. */
+export function later(ms) {
   return new Promise((resolve) => {
     setTimeout(resolve, ms);
   });

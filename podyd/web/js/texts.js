@@ -197,7 +197,7 @@ export const texts = {
   pod: {
     tabs: (ins) => `Parts of ${ins}`,
     names: { overview: "Overview", terminal: "Terminal", files: "Files", logs: "Logs", snapshots: "Snapshots", ports: "Ports" },
-    gone: "deleted", missing: (ins) => `You have no pod ${ins}`, missingText: "It may have been deleted, or have another name.", allPods: "All your pods",
+    gone: "deleted", goneText: "The pod has been deleted.", missing: (ins) => `You have no pod ${ins}`, missingText: "It may have been deleted, or have another name.", allPods: "All your pods",
   },
   overview: {
     factsTitle: "The pod", facts: { image: "Image", name: "Instance", created: "Created", up: "Up", addresses: "Addresses", profiles: "Profiles" },

@@ -1,11 +1,11 @@
 // For admins: all pods and people, leases, doctor's findings, what was done lately, GPU hours.
 
-import { get, post, url } from "../api.js";
+import { Refused, get, post, url } from "../api.js";
 import { copyable, field, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h, refill } from "../dom.js";
 import { follow } from "../follow.js";
-import { bytes, duration, moment, quantity, secondsUntil, stamp, zone } from "../format.js";
+import { bytes, clock, duration, moment, quantity, secondsUntil, stamp, zone } from "../format.js";
 import { badge, stateOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
@@ -24,7 +24,7 @@ const TICK_MS = 30_000;
 const LEVELS = ["error", "warning", "note", "ok"];
 
 export default async function admin(context) {
-  if (!context.user.is_admin) throw new Error(words.forAdmins);
+  if (!context.user.is_admin) throw new Refused(403, { detail: words.forAdmins });
   const name = Object.hasOwn(PARTS, context.path[0]) ? context.path[0] : "pods";
   const tabs = h("nav", { class: "tabs", "aria-label": words.parts }, h("ul", {}, Object.keys(PARTS).map((part) =>
     h("li", {}, h("a", { href: `#/admin/${part}`, "aria-current": part === name && "page" }, words[part])))));
@@ -200,7 +200,7 @@ async function log({ live, signal }) {
 }
 
 async function hours({ signal }) {
-  const now = new Date();
+  const now = new Date(clock());
   const months = Array.from({ length: MONTHS }, (_, back) => new Date(Date.UTC(now.getUTCFullYear(), now.getUTCMonth() - back)).toISOString().slice(0, 7));
   const month = field(words.month, h("select", {}, months.map((name) => h("option", { value: name }, name))));
   const table = new Table({ caption: words.hoursCaption, empty: words.noHours, key: (item) => item.user, columns: [
@@ -221,7 +221,7 @@ async function hours({ signal }) {
       if (wanted.month !== month.input.value) return;
       const total = rows.reduce((sum, item) => sum + item.hours, 0);
       table.update(rows);
-      fill(asOf, words.sum(quantity(total, "h", 2)), " ", wanted.month === months[0] && [words.asOf, " ", moment(new Date().toISOString())]);
+      fill(asOf, words.sum(quantity(total, "h", 2)), " ", wanted.month === months[0] && [words.asOf, " ", moment(new Date(clock()).toISOString())]);
     } catch (refused) {
       if (refused.name !== "AbortError") fill(error, refused.message);
     }

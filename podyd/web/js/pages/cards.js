@@ -59,7 +59,7 @@ function all({ live, user, signal, rename }) {
 function one({ live, user, signal }, index) {
   const panel = new CardPanel({ index, live, actions: actions({ index, live, user, signal }), isWhole: true });
   const missing = h("p", { class: "error" }, words.noGpu(index));
-  const curves = history({ title: words.history, signal, load: (span, ended) => ofGpu(index, live.get(`gpu/${index}`))(span, ended) });
+  const curves = history({ title: words.history, live, signal, load: (span, ended) => ofGpu(index, live.get(`gpu/${index}`))(span, ended) });
   live.on(["gpu/", "use/"], () => {
     const isThere = live.get(`gpu/${index}`) !== undefined;
     panel.element.hidden = curves.hidden = !isThere;

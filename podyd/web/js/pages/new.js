@@ -74,7 +74,10 @@ export default async function newPod({ live, user, go, signal }) {
 
   async function create(event) {
     event.preventDefault();
-    if (submit.getAttribute("aria-disabled") === "true") return;
+    if (submit.getAttribute("aria-disabled") === "true") {
+      fill(error, submit.title);
+      return;
+    }
     const wanted = values();
     if (wanted === null) return;
     const { ins } = wanted.create;

@@ -9,7 +9,7 @@ import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { highest, history } from "../history.js";
 import { written } from "../names.js";
-import { PROGRESS_MS, copyPod, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
+import { PROGRESS_MS, copyPod, later, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -17,11 +17,14 @@ import { cpu, disk, memory, uptime } from "./pods.js";
 
 const words = texts.overview;
 const TICK_MS = 5000;
+const WAITING_MS = 1000;
 
 export default async function overview(context) {
   const { live, signal, ins } = context;
-  // Its addresses too, so that nothing moves when they come.
-  const [{ quota }, info] = await Promise.all([get("user/info", {}, { signal, quiet: true }), get("pod/info", { ins }, { signal, quiet: true }).catch(() => null)]);
+  // Its addresses too, so that nothing moves when they come, unless LXD takes long.
+  const [{ quota }, info] = await Promise.all([get("user/info", {}, { signal, quiet: true }),
+    Promise.race([get("pod/info", { ins }, { signal, quiet: true }).catch(() => null), later(WAITING_MS)])]);
+  signal.throwIfAborted();
   const make = (part) => part({ ...context, quota, info });
   const columns = [[use, cards, images].map(make), [facts, connect, limits].map(make)];
   const parts = columns.flat();
@@ -86,7 +89,7 @@ function use({ live, ins, pod, signal }) {
     const lines = { memory: memory(live, pod()), cpu: cpu(live, pod()), disk: disk(pod()) };
     refill(meters, Object.entries(lines).flatMap(([key, value]) => [h("dt", {}, columns[key]), h("dd", {}, value)]));
   };
-  return { element: panel(words.useTitle, meters, history({ load, signal, title: words.past })), update };
+  return { element: panel(words.useTitle, meters, history({ load, live, signal, title: words.past })), update };
 }
 
 function connect({ live, ins, pod }) {

@@ -15,9 +15,9 @@ const SSH = 22;
 
 export default async function ports({ live, signal, ins, pod }) {
   const { quota } = await get("user/info", {}, { signal, quiet: true });
-  let listening = [];
+  let listening = null; // Not known yet.
   const error = h("p", { class: "error", role: "alert" });
-  const asking = h("p", { class: "soft", role: "status" });
+  const asking = h("p", { class: "soft", role: "status" }, texts.newPod.asking);
   const room = h("p", { class: "soft" });
   const number = field(words.port, h("input", { name: "port", type: "number", min: 1, max: 65535, required: true }), words.portHint);
   const submit = h("button", { type: "submit", class: "primary" }, words.forward);
@@ -27,7 +27,7 @@ export default async function ports({ live, signal, ins, pod }) {
     caption: words.caption, empty: words.none, key: (row) => String(row.port),
     columns: [
       { title: words.columns.port, header: true, cell: (row) => String(row.port) },
-      { title: words.columns.listens, cell: (row) => (row.addresses.length ? row.addresses.map((address) => h("div", {}, h("bdi", {}, address))) : words.nobody) },
+      { title: words.columns.listens, cell: (row) => (row.addresses.length ? row.addresses.map((address) => h("div", {}, h("bdi", {}, address))) : listening === null ? texts.none : words.nobody) },
       { title: words.columns.host, cell: (row) => (row.host ? String(row.host) : texts.none) },
       { title: words.columns.reach, cell: (row) => reach(row) },
       { title: words.columns.actions, once: true, cell: (row) => {
@@ -94,7 +94,7 @@ export default async function ports({ live, signal, ins, pod }) {
       if (!found.has(port)) found.set(port, { port, addresses: [], host: null, isLocal: false });
       return found.get(port);
     };
-    for (const one of listening) row(one.port).addresses.push(one.address);
+    for (const one of listening ?? []) row(one.port).addresses.push(one.address);
     for (const mapping of pod().port_mapping) {
       const [host, inner] = mapping.split(":").map(Number);
       row(inner).host = host;
@@ -110,6 +110,7 @@ export default async function ports({ live, signal, ins, pod }) {
     const forwarded = all.filter((row) => row.host).length;
     const isFull = quota.max_ports >= 0 && forwarded >= quota.max_ports;
     table.update(all);
+    setText(table.empty, listening === null ? "" : words.none);
     for (const row of all) {
       const one = toggles.get(row.port);
       setText(one, row.host ? words.stop : words.forward);
@@ -128,8 +129,10 @@ export default async function ports({ live, signal, ins, pod }) {
   }
 
   onPods(live, update, signal);
-  poll();
-  const polling = setInterval(() => { if (!document.hidden) poll(); }, POLL_MS);
+  const seen = () => { if (!document.hidden) poll(); };
+  const polling = setInterval(seen, POLL_MS);
+  document.addEventListener("visibilitychange", seen, { signal });
+  live.onState(seen, signal);
   const element = h("div", {}, h("p", { class: "soft" }, words.text),
     h("form", { class: "inline", onsubmit: submitted }, number.element, submit), room, error, table.element, asking,
     h("h2", {}, texts.overview.forward), copyable(texts.overview.forward, `pody forward ${ins} 8888`));

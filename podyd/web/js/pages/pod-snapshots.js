@@ -96,7 +96,18 @@ export default async function snapshots(context) {
 
   // Another window, or `pody`, may have made one.
   document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); }, { signal });
-  onPods(live, update, signal);
+  let doing;
+  onPods(live, () => {
+    const before = doing;
+    doing = live.get(`work/${pod().name}`)?.operation;
+    if (before?.startsWith("/pod/snapshot") && doing !== before) refresh();
+    update();
+  }, signal);
+  let wasLive = live.isLive;
+  live.onState((isLive) => {
+    if (isLive && !wasLive) refresh();
+    wasLive = isLive;
+  }, signal);
   const element = h("div", {}, h("p", { class: "soft" }, words.text),
     h("form", { class: "inline", onsubmit: submit }, name.element, make), room, error, table.element);
   return { element };
