@@ -14,6 +14,7 @@ from podyd.board.board import Audience, Board, Encoded, audiences_of, message
 from podyd.board.sources import Picture, Sources
 from podyd.contract.events import BEAT_SECONDS
 from podyd.model.member import Member
+from podyd.people.origins import network_of
 
 # Between two looks where nothing says that there is news; NVML's samples come as often.
 LOOK_SECONDS = 1.0
@@ -169,7 +170,7 @@ class Live:
     def viewer(self, member: Member | None, address: str = "") -> Viewer:
         """Somebody who will watch, until closed. Raises TooMany."""
         if member is None:
-            who, most, most_of_one = address, MAX_GUESTS, MAX_OF_ADDRESS
+            who, most, most_of_one = network_of(address), MAX_GUESTS, MAX_OF_ADDRESS
         else:
             who, most, most_of_one = member.name, MAX_VIEWERS, MAX_OF_ONE
         alike = [item for item in self._known if (item.member is None) == (member is None)]

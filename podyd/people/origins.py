@@ -55,7 +55,7 @@ class Origins:
         except OSError:  # The kernel does not support it.
             uid = None
         if uid is None or (source.is_forwarded and uid < MIN_UID):
-            return "address", _network(source.address)
+            return "address", network_of(source.address)
         return "uid", uid
 
 
@@ -63,7 +63,8 @@ def _gone() -> Unauthorized:
     return Unauthorized("The caller has hung up.", code="hung_up")
 
 
-def _network(address: str) -> str:
+def network_of(address: str) -> str:
+    """The addresses that whoever has this one is likely to have as well: of IPv6 its prefix."""
     parsed = parse_address(address)
     if isinstance(parsed, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((parsed, IPV6_PREFIX), strict=False))

@@ -458,3 +458,18 @@ def test_without_a_login_pages_are_counted_by_address(
         rig.live.viewer(ALICE)
 
     play(work)
+
+
+def test_without_a_login_a_host_of_many_addresses_counts_as_one(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_GUESTS", 3)
+
+    async def work(rig: Rig) -> None:
+        for number in range(3):
+            rig.live.viewer(None, f"2001:db8::{number}")
+        # It gives one up to a display on the wall.
+        rig.live.viewer(None, "2001:db8:0:1::1")
+        rig.live.viewer(ALICE)
+
+    play(work)
