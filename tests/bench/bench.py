@@ -36,7 +36,7 @@ from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_u
 from tests.integration.talking import connect
 from tests.integration.test_cards import MOUNTED, NUMBER, Helper, cgroup
 from tests.integration.test_client import as_user
-from tests.lab.nvml import DEFAULT_GPUS, FakeDriver, FakeNvml, FakeProcess
+from tests.lab.nvml import GPUS, FakeDriver, FakeNvml, FakeProcess
 
 AT_ONCE = 16
 PODS = 20
@@ -46,7 +46,7 @@ CREATES = 8
 WRK_SECONDS = 5
 REQUESTS = 2000
 MIB = 1024**2
-GPUS, GPU_PROCESSES = 8, 200
+GPU_PROCESSES = 200
 # A pod's port that pours as much into each connection.
 POUR, POURED = 7, 512 * MIB
 FILE_ROUNDS, FILE_BYTES = 3, 256 * MIB
@@ -68,7 +68,7 @@ _LAST_LINE = """(pattern) => new Promise((resolve, reject) => {
   look();
 })"""
 # Open pages, and the pods that they show; some of these run.
-PAGES, PAGE_PODS, PAGE_RUNNING, PAGE_PROCESSES, PAGE_SECONDS = 200, 200, 10, 16, 10
+PAGES, PAGE_PODS, PAGE_RUNNING, PAGE_PROCESSES, PAGE_SECONDS = 200, 200, 20, 32, 10
 
 
 @dataclass(frozen=True)
@@ -469,16 +469,7 @@ class Bench:
         sleeping = [subprocess.Popen(["sleep", "600"]) for _ in range(GPU_PROCESSES)]
         try:
             pids = [process.pid for process in sleeping]
-            gpus = [
-                dataclasses.replace(
-                    DEFAULT_GPUS[0],
-                    uuid=f"GPU-{number}",
-                    pci=f"0000:{number + 1:02x}:00.0",
-                    processes=tuple(map(FakeProcess, pids[number::GPUS])),
-                )
-                for number in range(GPUS)
-            ]
-            driver.write(FakeNvml(gpus=tuple(gpus)))
+            driver.write(_at_work(0, pids))
             server = self.node.serve(environment=driver.environment)
             call = Caller(server.client(self.client.user))
 
@@ -497,7 +488,7 @@ class Bench:
                 process.kill()
                 process.wait()
         return Row(
-            f"/host/gpu-ps, {GPU_PROCESSES} processes, {GPUS} cards, p50",
+            f"/host/gpu-ps, {GPU_PROCESSES} processes, {len(GPUS)} cards, p50",
             "ms",
             statistics.median(took),
             statistics.median(beside),
@@ -511,6 +502,7 @@ class Bench:
             held.enter_context(self._pods_of_pages())
             server = held.enter_context(self._busy_cards())
             call = Caller(server.client(self.client.user))
+            cards = len(call("GET", "/host/gpus"))
             users = [self.client.user, self.node.accounts.user("", "-G", "sudo")]
             users += [self.node.accounts.user() for _ in range(2)]
             clients = [server.client(users[number % len(users)]) for number in range(PAGES)]
@@ -527,7 +519,7 @@ class Bench:
                     memory.append(_rss(server.process.pid) - memory_before)
                     pages.check()
             call.close()
-        what = f"{PAGES} open pages, {PAGE_PODS} pods"
+        what = f"{PAGES} open pages, {PAGE_PODS} pods, {cards} cards"
         yield Row(f"{what}: CPU", "%", statistics.median(cpu), at_most=10)
         # What was allocated once is kept, so only the first time shows it.
         yield Row(f"{what}: memory", "MiB", memory[0], at_most=40)
@@ -548,9 +540,9 @@ class Bench:
         running, stopped = names[:PAGE_RUNNING], names[PAGE_RUNNING:]
         owner = f"user.podyd.owner={self.client.user}"
         try:
-            for name in running:
-                self.node.lxc("launch", SMALL, name, "-p", "podyd-base", "-c", owner)
             with ThreadPoolExecutor(4) as pool:
+                launch = partial(self.node.lxc, "launch", SMALL)
+                list(pool.map(lambda name: launch(name, "-p", "podyd-base", "-c", owner), running))
                 make = partial(self.node.lxc, "init", "--empty", "-p", "podyd-base", "-c", owner)
                 list(pool.map(make, stopped))
             yield
@@ -559,19 +551,14 @@ class Bench:
 
     @contextmanager
     def _busy_cards(self) -> Iterator[Server]:
-        """A podyd with as many processes on its cards as 8 cards may have, for LXD shows only the
-        lab's."""
+        """A podyd on a machine whose cards are at work, all of which LXD has to know."""
         driver = FakeDriver(self.node.directory / "nvidia")
         sleeping = [subprocess.Popen(["sleep", "3600"]) for _ in range(PAGE_PROCESSES)]
         try:
-            state, cards = FakeNvml(), len(DEFAULT_GPUS)
-            for index in range(cards):
-                of_card = map(FakeProcess, (item.pid for item in sleeping[index::cards]))
-                state = state.holding(index, *of_card)
-            driver.write(state)
-            server = self.node.serve(environment=driver.environment)
-            yield server
-            assert server.stop() == 0
+            with _changing(driver, [item.pid for item in sleeping]):
+                server = self.node.serve(environment=driver.environment)
+                yield server
+                assert server.stop() == 0
         finally:
             for process in sleeping:
                 process.kill()
@@ -762,6 +749,45 @@ class Bench:
         with ThreadPoolExecutor(AT_ONCE) as pool:
             answers = pool.map(lambda caller: caller("POST", target), callers)
             assert all(answer["timed_out"] and answer["truncated"] for answer in answers)
+
+
+@contextmanager
+def _changing(driver: FakeDriver, pids: Sequence[int]) -> Iterator[None]:
+    """Meanwhile what each card says of its use is another thing each second."""
+    is_over = threading.Event()
+
+    def change() -> None:
+        for turn in itertools.count(1):
+            if is_over.wait(1):
+                return
+            driver.write(_at_work(turn, pids))
+
+    driver.write(_at_work(0, pids))
+    changing = threading.Thread(target=change)
+    changing.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        changing.join()
+
+
+def _at_work(turn: int, pids: Sequence[int]) -> FakeNvml:
+    """The driver of a machine where these processes, shared out among the cards, use them."""
+    cards = (
+        dataclasses.replace(
+            card,
+            utilisation=(turn * 7 + number) % 100,
+            temperature=40 + turn % 20,
+            power=100.0 + turn % 150,
+            memory_used=(number + 1) * 1024 * MIB + turn % 50 * MIB,
+            processes=tuple(
+                FakeProcess(pid, utilisation=turn % 50) for pid in pids[number :: len(GPUS)]
+            ),
+        )
+        for number, card in enumerate(GPUS)
+    )
+    return FakeNvml(gpus=tuple(cards))
 
 
 def _can_connect(address: tuple[str, int]) -> bool:

@@ -11,5 +11,6 @@ make_environment .venv debian/vendor.txt tests/requirements.txt
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
     trap '$PYTHON tests/lab/lab.py down' EXIT
 fi
-$PYTHON tests/lab/lab.py up
+# The pages show as many cards as a large server has.
+$PYTHON tests/lab/lab.py up --gpus 8
 .venv/bin/python -m tests.bench.bench "$@"

@@ -1,7 +1,7 @@
 #!/usr/bin/python3
 """A real LXD with simulated NVIDIA GPUs for podyd's tests, on a machine that need not have either.
 
-    lab.py up [--no-gpus]    start LXD (or find the one that runs) and leave it answering
+    lab.py up [--gpus N]     start LXD (or find the one that runs) and leave it answering
     lab.py down              take away everything the lab made
     lab.py status [--json]   say what runs; exit status 0 when LXD answers
 
@@ -107,10 +107,18 @@ class Card:
 # 1 to 6 are the host's own logins, 7 and 8 its screen; VT_GETSTATE knows 1 to 15.
 FIRST_TERMINAL = 10
 
-DEFAULT_CARDS = (
+# The tests have the first two.
+CARDS = (
     Card(0, "GPU-5f1c2a3e-7b84-4d6a-9c0f-1e2d3c4b5a60", "0000:41:00.0"),
     Card(1, "GPU-a9d8c7b6-1234-4f5e-8a9b-0c1d2e3f4a5b", "0000:61:00.0"),
+    Card(2, "GPU-0b6e1c52-90af-4c11-8d27-5a0f7e91c3d2", "0000:81:00.0"),
+    Card(3, "GPU-1c7f2d63-a1b0-4d22-9e38-6b108fa2d4e3", "0000:a1:00.0"),
+    Card(4, "GPU-2d803e74-b2c1-4e33-af49-7c2190b3e5f4", "0000:c1:00.0"),
+    Card(5, "GPU-3e914f85-c3d2-4f44-b05a-8d32a1c4f605", "0000:d1:00.0"),
+    Card(6, "GPU-4fa25096-d4e3-4055-816b-9e43b2d50716", "0000:e1:00.0"),
+    Card(7, "GPU-50b361a7-e5f4-4166-927c-af54c3e61827", "0000:f1:00.0"),
 )
+DEFAULT_CARDS = CARDS[:2]
 
 
 def cards_description(cards: Sequence[Card]) -> Json:
@@ -156,11 +164,12 @@ def pci_files(card: Card) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the lab uses and what it made; https_address_set is for the tests to set."""
+    """What the lab uses and what it made; `gpus` are so many of CARDS; https_address_set is for the
+    tests to set."""
 
     socket: str
     ours: bool
-    gpus: bool
+    gpus: int
     made: tuple[str, ...] = ()
     https_address_set: bool = False
 
@@ -172,7 +181,7 @@ def read_state(path: Path = STATE_FILE) -> State | None:
         return State(
             socket=str(data["socket"]),
             ours=data["ours"] is True,
-            gpus=data["gpus"] is True,
+            gpus=int(data["gpus"]),
             made=tuple(str(item) for item in data.get("made", ())),
             https_address_set=data.get("https_address_set") is True,
         )
@@ -517,7 +526,7 @@ def inside(pid: int) -> list[str]:
     return ["nsenter", f"--target={pid}", "--mount", "--"]
 
 
-def lxd_environment(gpus: bool) -> dict[str, str]:
+def lxd_environment(gpus: int) -> dict[str, str]:
     # With LXD_DIR set, LXD keeps its logs and its cache there too: one directory to wipe.
     path = f"{BIN_DIR}:{SYSTEM_PATH}" if gpus else SYSTEM_PATH
     return {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "LXD_DIR": str(LXD_DIR)}
@@ -553,8 +562,12 @@ def start_lxcfs(holder: int | None) -> int:
     return pid
 
 
-def is_simulated(holder: int) -> bool:
-    return (str(PCI_DEVICES), "tmpfs") in mounts(holder)
+def simulated(holder: int) -> int:
+    """How many cards the processes of a mount namespace see."""
+    if (str(PCI_DEVICES), "tmpfs") not in mounts(holder):
+        return 0
+    seen = Path(f"/proc/{holder}/root{PCI_DEVICES}")
+    return sum((seen / card.pci).exists() for card in CARDS)
 
 
 def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
@@ -629,7 +642,7 @@ def write_stand_in(cards: Sequence[Card]) -> None:
     write_atomically(CARDS_FILE, json.dumps(cards_description(cards), indent=2) + "\n")
 
 
-def start_lxd(holder: int, gpus: bool) -> None:
+def start_lxd(holder: int, gpus: int) -> None:
     log = LAB_DIR / "lxd.log"
     argv = [*inside(holder), "lxd", "--group", "lxd", f"--logfile={log}"]
     environment = lxd_environment(gpus)
@@ -651,7 +664,7 @@ def start_lxd(holder: int, gpus: bool) -> None:
         raise LabError(f"LXD did not become ready: {log_tail('lxd')}.")
 
 
-def begin_own(gpus: bool) -> State:
+def begin_own(gpus: int) -> State:
     """Claim what will be made before making it, so that `down` knows after a crash too."""
     check_binaries()
     check_data_dir()
@@ -660,7 +673,7 @@ def begin_own(gpus: bool) -> State:
     MARKER.touch()
     old = read_state()
     known = set(old.made if old is not None and old.ours else ())
-    absent = {path for path in device_nodes(DEFAULT_CARDS) if gpus and not os.path.lexists(path)}
+    absent = {path for path in device_nodes(CARDS[:gpus]) if gpus and not os.path.lexists(path)}
     if not os.path.exists("/run/lxcfs"):
         absent.add("/run/lxcfs")
     if not has_cgroups(mounts()):
@@ -681,22 +694,24 @@ def prepare_namespace() -> int:
     return start_lxcfs(lxd) if lxcfs is None else lxcfs
 
 
-def up_own(gpus: bool) -> State:
+def up_own(gpus: int) -> State:
     state = begin_own(gpus)
     mount_cgroups()
     holder = prepare_namespace()
     leave_out_nss_systemd(holder)
     stop_daemon("lxd")
     remove_stale_cgroups()
-    if gpus:
-        write_stand_in(DEFAULT_CARDS)
-        make_device_nodes(DEFAULT_CARDS)
-    else:
-        remove_device_nodes(state.made)
-    if gpus and not is_simulated(holder):
-        simulate_cards(holder, DEFAULT_CARDS)
-    elif not gpus and is_simulated(holder):
-        unsimulate_cards(holder)
+    cards = CARDS[:gpus]
+    wanted = device_nodes(cards) if cards else {}
+    remove_device_nodes([path for path in state.made if path not in wanted])
+    if cards:
+        write_stand_in(cards)
+        make_device_nodes(cards)
+    if simulated(holder) != gpus:
+        if simulated(holder):
+            unsimulate_cards(holder)
+        if cards:
+            simulate_cards(holder, cards)
     start_lxd(holder, gpus)
     if gpus:
         # Where tests make images, LXD's gzip would take most of the time.
@@ -705,14 +720,14 @@ def up_own(gpus: bool) -> State:
     return state
 
 
-def is_up_own(gpus: bool) -> bool:
+def is_up_own(gpus: int) -> bool:
     """Whether the lab's LXD runs as wanted, with its lxcfs; cheap, for every test run asks."""
     state = read_state()
     pid = daemon_pid("lxd")
     return (
         state is not None
         and state.ours
-        and state.gpus is gpus
+        and state.gpus == gpus
         and pid is not None
         and daemon_pid("lxcfs") is not None
         and listener_pid(LXD_SOCKET) == pid
@@ -744,13 +759,13 @@ def systemd_units() -> list[str]:
 def use_foreign(path: Path) -> State:
     old = read_state()
     keep = old is not None and old.socket == str(path) and old.https_address_set
-    state = State(str(path), False, False, (str(LAB_DIR),), keep)
+    state = State(str(path), False, 0, (str(LAB_DIR),), keep)
     if state != old:
         write_state(state)
     return state
 
 
-def up(gpus: bool) -> State:
+def up(gpus: int) -> State:
     if is_up_own(gpus):
         state = read_state()
         assert state is not None
@@ -973,8 +988,7 @@ def describe_in_words(status: Json) -> str:
     if not status["up"]:
         return "down"
     whose = "the lab's own LXD" if status["ours"] else "an LXD that is not the lab's"
-    cards = "simulated GPUs" if status["gpus"] else "no simulated GPUs"
-    return f"up: {whose} on {status['socket']}, {cards}"
+    return f"up: {whose} on {status['socket']}, {status['gpus'] or 'no'} simulated GPUs"
 
 
 def show_status(as_json: bool) -> int:
@@ -998,7 +1012,15 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="A real LXD with simulated GPUs for the tests.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     verb = verbs.add_parser("up", help="start LXD, or find the one that runs")
-    verb.add_argument("--no-gpus", action="store_true", help="without simulated cards")
+    most = len(CARDS)
+    verb.add_argument(
+        "--gpus",
+        type=int,
+        choices=range(most + 1),
+        default=len(DEFAULT_CARDS),
+        metavar="N",
+        help=f"simulated cards, 0 to {most}",
+    )
     verbs.add_parser("down", help="take away everything the lab made")
     verb = verbs.add_parser("status", help="say what runs")
     verb.add_argument("--json", action="store_true", help="as JSON")
@@ -1014,7 +1036,7 @@ def main(argv: Sequence[str]) -> int:
             return show_status(arguments.json)
         with one_at_a_time():
             if arguments.verb == "up":
-                up(not arguments.no_gpus)
+                up(arguments.gpus)
             else:
                 down()
     except (LabError, OSError) as error:

@@ -91,9 +91,8 @@ class FakeGpu:
             yield process.line()
 
 
-DEFAULT_GPUS = tuple(
-    FakeGpu(card.uuid, card.pci, card.minor, card.model) for card in lab.DEFAULT_CARDS
-)
+GPUS = tuple(FakeGpu(card.uuid, card.pci, card.minor, card.model) for card in lab.CARDS)
+DEFAULT_GPUS = GPUS[: len(lab.DEFAULT_CARDS)]
 
 
 @dataclass(frozen=True)

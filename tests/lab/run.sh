@@ -52,7 +52,7 @@ fi
 link_programs "$HOME_DIR/bin" /usr/local/bin podyd pody podx
 
 if ! $PYTHON tests/lab/lab.py status >/dev/null; then
-    $PYTHON tests/lab/lab.py up --no-gpus
+    $PYTHON tests/lab/lab.py up --gpus 0
 fi
 "$PODYD" setup
 if [ -z "$("$PODYD" image list)" ]; then

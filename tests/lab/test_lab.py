@@ -81,7 +81,7 @@ def test_info_without_cards_says_which_file(tmp_path: Path) -> None:
 
 def test_state_survives_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "new" / "lab.json"
-    state = lab.State("/var/lib/lxd/unix.socket", True, True, ("/dev/nvidia0",), True)
+    state = lab.State("/var/lib/lxd/unix.socket", True, 2, ("/dev/nvidia0",), True)
     lab.write_state(state, path)
     assert lab.read_state(path) == state
     assert os.listdir(path.parent) == ["lab.json"]
@@ -97,7 +97,7 @@ def test_a_broken_state_is_no_state(tmp_path: Path, text: str) -> None:
 def test_only_true_makes_an_lxd_ours(tmp_path: Path) -> None:
     path = tmp_path / "lab.json"
     path.write_text('{"socket": "/x", "ours": "no", "gpus": 1}')
-    assert lab.read_state(path) == lab.State("/x", False, False)
+    assert lab.read_state(path) == lab.State("/x", False, 1)
 
 
 def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None:
