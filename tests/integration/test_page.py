@@ -618,7 +618,7 @@ def test_the_admin(scene: Scene, enter: Doors, admin: Client, alice: Client, bob
         tab.page.get_by_label("Call").fill("/admin/release")
         expect(tab.row("no_such_pod")).to_have_count(0)
         tab.page.get_by_label("Person").fill(bob.user)
-        tab.shows("Nothing was changed lately.")
+        tab.shows("nothing is so")
         tab.page.get_by_label("Pod", exact=True).fill("no pod")
         expect(tab.page.get_by_label("Pod", exact=True)).to_have_attribute("aria-invalid", "true")
 
@@ -685,11 +685,19 @@ def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Doors, bo
     with enter(bob, "/pods") as tab, tab.forgives(*AWAY):
         expect(tab.row("other")).to_contain_text("running")
         place = tab.page.locator("h1").bounding_box()
+        tab.go("/pods/other/snapshots").shows("There are no snapshots yet")
+        tab.go("/pods")
         scene.stop()
         tab.shows("Not live")
         assert tab.page.locator("h1").bounding_box() == place
+        # What cannot be shown now is shown once it can be.
+        tab.page.evaluate("location.hash = '/pods/other/snapshots'")
+        tab.shows("podyd cannot be reached")
         scene.start()
         tab.shows_not("Not live")
+        tab.shows("There are no snapshots yet")
+        tab.go("/pods")
+        expect(tab.row("other")).to_be_visible()
         instance = scene.node.instance_of(bob.user, "other")["name"]
         scene.node.lxc("stop", "-f", instance)
         expect(tab.row("other")).to_contain_text("stopped")

@@ -7,6 +7,7 @@
 //   context.live    what podyd says by itself (live.js)
 //   context.go      opens another page: go("/pods/work")
 //   context.rename  gives the page another title
+//   context.whyNot  says why a part of it cannot be shown: whyNot(error, signal)
 //   context.signal  aborted when the page is left: for fetches and subscriptions
 
 import { Refused, get, post, raw } from "./api.js";
@@ -76,16 +77,10 @@ async function show() {
       live.until(() => live.values.size > 0, FIRST_DATA_MS, signal),
     ]);
     if (mine !== shown) return;
-    view = await make({ path, user, live, go, rename, signal });
+    view = await make({ path, user, live, go, rename, whyNot, signal });
   } catch (error) {
     if (error.name === "AbortError") return;
-    if (!(error instanceof Refused)) console.error(error);
-    // A module could not be loaded, or a call not be made: once podyd, or LXD, is there again, both can.
-    const isAway = !live.isLive;
-    if (isAway) live.onState((isLive) => isLive && show(), signal);
-    else if (live.get("host")?.problem) live.on(["host"], () => { if (!live.get("host")?.problem) show(); }, signal);
-    view = { title: texts.errors.title, element: h("div", {}, h("h1", {}, texts.errors.title),
-      h("p", { class: "error", role: "alert" }, isAway && error instanceof TypeError ? texts.errors.unreachable : error.message)) };
+    view = { title: texts.errors.title, element: h("div", {}, h("h1", {}, texts.errors.title), whyNot(error, signal)) };
   } finally {
     clearTimeout(waiting);
   }
@@ -100,6 +95,23 @@ async function show() {
   heading.tabIndex = -1;
   heading.focus({ preventScroll: true });
   window.scrollTo(0, 0);
+}
+
+/** What was raised, as an element. A module could not be loaded, or a call not be made: once podyd, or
+ * LXD, is there again, both can, and the page is shown anew. */
+function whyNot(error, signal) {
+  if (!(error instanceof Refused)) console.error(error);
+  const isWell = () => live.isLive && !live.get("host")?.problem;
+  let was = isWell();
+  const look = () => {
+    const wasWell = was;
+    was = isWell();
+    if (was && !wasWell) show();
+  };
+  live.onState(look, signal);
+  live.on(["host"], look, signal);
+  const isModule = error instanceof TypeError && !live.isLive;
+  return h("p", { class: "error", role: "alert" }, isModule ? texts.errors.unreachable : error.message);
 }
 
 function rename(title) {

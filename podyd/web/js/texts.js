@@ -114,7 +114,7 @@ export const texts = {
     timer: "On a server with systemd a timer runs it once an hour, first two minutes after it was started. This says whether it is active:",
     keepCommand: "The command that checks now", timerCommand: "The command that shows the timer",
     levels: { ok: "good", note: "warn", warning: "warn", error: "bad" },
-    logCaption: (zone) => `What was changed lately, the newest first; times of ${zone}`, newest: (count) => `These are the newest ${count}: filter to see older ones.`, noActions: "Nothing was changed lately.", time: "Time", call: "Call", outcome: "Outcome", ok: "done",
+    logCaption: (zone) => `What was changed lately, the newest first; times of ${zone}`, newest: (count) => `These are the newest ${count}: filter to see older ones.`, noActions: "Nothing was changed lately.", noSuchActions: "Of what was changed lately, nothing is so.", time: "Time", call: "Call", outcome: "Outcome", ok: "done",
     hoursCaption: "Hours for which a person’s pods had GPUs open, and had leased them, added up over the GPUs", noHours: "Nobody used a GPU in this month.", month: "Month (UTC)", sum: (hours) => `In use: ${hours} in all.`, asOf: "As of", gpuHours: "In use", leasedHours: "Leased", csv: "Download as CSV",
   },
   pods: {

@@ -3,7 +3,7 @@
 import { Refused, get, post, url } from "../api.js";
 import { copyable, field, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
-import { fill, h, refill } from "../dom.js";
+import { fill, h, refill, setText } from "../dom.js";
 import { follow } from "../follow.js";
 import { bytes, clock, duration, moment, quantity, secondsUntil, stamp, zone } from "../format.js";
 import { badge, stateOf } from "../pods.js";
@@ -172,6 +172,7 @@ async function log({ live, signal }) {
       return { ...item, id: `${item.time} ${at}` };
     });
     table.update(rows.reverse());
+    setText(table.empty, Object.values(wanted).some(Boolean) ? words.noSuchActions : words.noActions);
     for (const { operation } of rows) {
       if (!seen.has(operation)) calls.append(h("option", { value: operation }));
       seen.add(operation);

@@ -35,7 +35,7 @@ export default async function pod(context) {
     fill(content, view.element);
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    fill(content, h("p", { class: "error", role: "alert" }, error.message));
+    fill(content, context.whyNot(error, signal));
   }
   onPods(live, () => {
     const now = find();
