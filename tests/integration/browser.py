@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import os
 import re
+import signal
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -217,6 +218,34 @@ class Tab:
             self.page.reload()
         expect(self.page.locator("main h1:not([data-left], .visually-hidden)")).to_be_visible()
         return self
+
+    @contextlib.contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Meanwhile the page's process does not run, as when the machine sleeps."""
+        pid = self._process()
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    def _process(self) -> int:
+        """The process that this page runs in, by what it burns meanwhile."""
+        assert self.context.browser is not None
+        session = self.context.browser.new_browser_cdp_session()
+        try:
+
+            def used() -> dict[int, float]:
+                found = session.send("SystemInfo.getProcessInfo")["processInfo"]
+                return {item["id"]: item["cpuTime"] for item in found if item["type"] == "renderer"}
+
+            before = used()
+            self.page.evaluate(
+                "for (const end = performance.now() + 200; performance.now() < end;);"
+            )
+            return max((time - before.get(pid, 0), pid) for pid, time in used().items())[1]
+        finally:
+            session.detach()
 
     def reload(self) -> Tab:
         self.page.reload()

@@ -775,8 +775,10 @@ class Line:
         self._target = target
         self._open = threading.Event()
         self._open.set()
+        self._loses = False
         self._listener = socket.create_server(("127.0.0.1", port))
         self._sockets: list[socket.socket] = []
+        self._lost: set[socket.socket] = set()
         self.port: int = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
@@ -784,8 +786,14 @@ class Line:
         """From now on nothing passes."""
         self._open.clear()
 
+    def lose(self) -> None:
+        """From now on what is sent is lost for good, as are the connections of until `pass_on`."""
+        self._loses = True
+        self._lost.update(self._sockets)
+
     def pass_on(self) -> None:
         """Everything passes again."""
+        self._loses = False
         self._open.set()
 
     def cut(self) -> None:
@@ -813,6 +821,8 @@ class Line:
                 near.close()
                 continue
             self._sockets += [near, far]
+            if self._loses:
+                self._lost |= {near, far}
             threading.Thread(target=self._serve, args=(near, far), daemon=True).start()
 
     def _serve(self, near: socket.socket, far: socket.socket) -> None:
@@ -824,12 +834,14 @@ class Line:
             back.join()
         self._sockets.remove(near)
         self._sockets.remove(far)
+        self._lost -= {near, far}
 
     def _relay(self, source: socket.socket, sink: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(65536):
                 self._open.wait()
-                sink.sendall(data)
+                if source not in self._lost:
+                    sink.sendall(data)
         for item in (source, sink):
             with contextlib.suppress(OSError):
                 item.shutdown(socket.SHUT_RDWR)

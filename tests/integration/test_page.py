@@ -716,12 +716,37 @@ def test_a_page_that_slept_for_an_hour_is_right_again(
             tab.page.clock.install()
             tab.enter(bob.user, route="/pods")
             expect(tab.row("other")).to_contain_text("running")
-            # Connections stay, and nothing comes through them.
-            line.hang()
+            # Connections stay, and nothing comes through them any more.
+            line.lose()
             scene.node.lxc("stop", "-f", scene.node.instance_of(bob.user, "other")["name"])
-            tab.page.clock.fast_forward("01:00:00")
+            with tab.page.expect_websocket():
+                tab.page.clock.fast_forward("01:00:00")
             tab.shows("Not live")
             expect(tab.row("other")).to_contain_text("running")
+            line.pass_on()
+            expect(tab.row("other")).to_contain_text("stopped", timeout=SOON_MS)
+            tab.shows_not("Not live")
+    finally:
+        line.close()
+        bob.post("/pod/start", ins="other").ok
+
+
+def test_a_page_that_was_stopped_takes_nothing_old_for_new(
+    scene: Scene, browser: Browser, bob: Client
+) -> None:
+    """What podyd had sent meanwhile has waited, and its network is gone."""
+    line = Line(scene.port)
+    try:
+        with browser.tab(line.port) as tab, tab.forgives(*AWAY):
+            tab.enter(bob.user, route="/pods")
+            expect(tab.row("other")).to_contain_text("running")
+            with tab.stopped():
+                scene.node.lxc("stop", "-f", scene.node.instance_of(bob.user, "other")["name"])
+                time.sleep(1)  # A message later,
+                line.lose()
+                time.sleep(7)  # and longer than podyd is ever silent.
+            # By its silence alone the page would know that after 12 s.
+            tab.shows("Not live", 8)
             line.pass_on()
             expect(tab.row("other")).to_contain_text("stopped", timeout=SOON_MS)
             tab.shows_not("Not live")

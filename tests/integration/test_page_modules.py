@@ -65,6 +65,108 @@ def test_what_a_newer_podyd_says_is_no_error(tab: Tab) -> None:
     ) == [True, 1, 2, True, "2026-11-28T10:00:00.000Z"]
 
 
+# Connections of a test's own, which open and say what it wants.
+SOCKETS = """() => {
+window.made = [];
+window.WebSocket = class {
+  constructor() { this.readyState = 0; made.push(this); }
+  close() { this.readyState = 3; }
+  opens() { this.readyState = 1; this.onopen?.(); }
+  says(time = new Date()) {
+    this.onmessage({ data: JSON.stringify({ time: time.toISOString(), set: {}, gone: [] }) });
+  }
+  refuses() { this.readyState = 3; this.onclose?.(); }
+};
+Object.assign(window.WebSocket, { CONNECTING: 0, OPEN: 1, CLOSING: 2, CLOSED: 3 });
+}"""
+
+
+@pytest.fixture
+def live(browser: Browser, server: Server) -> Iterator[Tab]:
+    """A page with `live`, whose connections are `made`, and whose clock goes by the test."""
+    with browser.tab(server.port) as tab:
+        tab.page.clock.install()
+        tab.open()
+        tab.page.clock.pause_at(tab.page.evaluate("Date.now()") / 1000 + 1)
+        tab.page.evaluate(SOCKETS)
+        run(tab, "const { Live } = await from('live'); window.live = new Live(); live.open();")
+        yield tab
+
+
+def made(tab: Tab) -> int:
+    found: int = tab.page.evaluate("made.length")
+    return found
+
+
+def test_what_does_not_open_gives_way_to_another_attempt(live: Tab) -> None:
+    """Soon at first; later not so often, and each has its time."""
+    live.page.clock.run_for(1400)
+    assert made(live) == 1
+    live.page.clock.run_for(200)
+    assert made(live) == 2
+    assert live.page.evaluate("made[0].readyState") == 3
+    live.page.clock.run_for(120_000)
+    count = made(live)
+    live.page.clock.run_for(60_000)
+    assert made(live) - count == 6
+    live.page.evaluate("made.at(-1).opens()")
+    count = made(live)
+    live.page.clock.run_for(5_100)
+    assert made(live) == count
+
+
+def test_pages_whose_podyd_stops_do_not_come_back_together(live: Tab) -> None:
+    live.page.evaluate("made[0].opens(); made[0].says()")
+    seen = set()
+    for random in (0, 0.999):
+        live.page.evaluate("random => { Math.random = () => random; }", random)
+        count, waited = made(live), 0
+        live.page.evaluate("made.at(-1).refuses()")
+        while made(live) == count:
+            live.page.clock.run_for(50)
+            waited += 50
+        seen.add(waited)
+        live.page.evaluate("made.at(-1).opens(); made.at(-1).says()")
+    assert max(seen) >= 2 * min(seen)
+
+
+@pytest.mark.parametrize("event", ["visibilitychange", "pageshow", "resume", "online"])
+def test_a_page_that_wakes_says_so_and_connects_at_once(live: Tab, event: str) -> None:
+    target = "document" if event in ("visibilitychange", "resume") else "window"
+
+    def wakes() -> tuple[int, bool]:
+        live.page.evaluate(f"{target}.dispatchEvent(new Event('{event}'))")
+        return made(live), live.page.evaluate("live.isLive")
+
+    live.page.evaluate("made[0].opens(); made[0].says()")
+    live.page.clock.run_for(5_000)
+    # podyd may say nothing for so long.
+    assert wakes() == ((1, True) if event != "online" else (2, False))
+    live.page.evaluate("made.at(-1).opens(); made.at(-1).says()")
+    live.page.clock.run_for(7_000)
+    count = made(live)
+    assert wakes() == (count + 1, False)
+    # Several such events come together; and what is tried now and then is not waited for.
+    assert wakes() == (count + 1, False)
+    live.page.evaluate("made.at(-1).refuses()")
+    assert wakes() == (count + 2, False)
+    live.page.evaluate("made.at(-1).opens(); made.at(-1).says()")
+    assert live.page.evaluate("live.isLive")
+
+
+def test_what_has_waited_while_a_page_slept_is_not_of_now(live: Tab) -> None:
+    live.page.evaluate("made[0].opens(); made[0].says()")
+    live.page.clock.run_for(1000)
+    time = live.page.evaluate("Date.now()")
+    # Without a timer that runs.
+    live.page.clock.set_system_time(time / 1000 + 60)
+    live.page.evaluate("time => made[0].says(new Date(time))", time)
+    assert live.page.evaluate("[made.length, live.isLive]") == [2, False]
+    # A first message is taken, whatever podyd's clock says now.
+    live.page.evaluate("time => { made[1].opens(); made[1].says(new Date(time)); }", time)
+    assert live.page.evaluate("[made.length, live.isLive]") == [2, True]
+
+
 def test_times_are_by_podyds_clock(tab: Tab) -> None:
     """With a clock in the browser that is a day late, what is today for podyd has no date."""
     shown, left, lost = run(

@@ -6,10 +6,16 @@ import { clock, setClock } from "./format.js";
 
 const SILENT_MS = 12_000; // podyd sends something each 5 s.
 // A timer of 1 s that is so late, without a message meanwhile: the machine or the page was asleep. (A
-// browser lets the timers of a hidden page wait for a minute, but not its messages.)
-const ASLEEP_MS = 6_000;
-const FIRST_RETRY_MS = 300;
+// browser lets the timers of a hidden page wait for a minute, but not its messages.) For a page that
+// wakes, a last message of so long ago says that there may be no connection any more.
+const OLD_MS = 6_000;
+// Between attempts, and how much longer each time; so many pages do not ask a busy podyd too often.
+const FIRST_RETRY_MS = 200;
+const RETRY_GROWTH = 1.5;
 const LAST_RETRY_MS = 5_000;
+// A network that is just coming up loses what is sent: an attempt gets so long at first, and then as
+// long as a podyd may take to which a whole lab comes back.
+const ATTEMPT_MS = 1_500;
 
 export class Live {
   constructor() {
@@ -25,22 +31,21 @@ export class Live {
   /** Connects, and stays connected until `close`. */
   open() {
     this.closed = false;
-    this.connect();
     this.lastTick = Date.now();
+    this.connect();
     this.ticking = setInterval(() => this.tick(), 1000);
-    this.wake = () => document.visibilityState === "visible" && this.tick();
-    document.addEventListener("visibilitychange", this.wake);
-    window.addEventListener("online", this.wake);
-    window.addEventListener("pageshow", this.wake);
+    this.listening = new AbortController();
+    const wake = (event) => document.visibilityState === "visible" && this.wake(event.type === "online");
+    for (const [target, name] of [[document, "visibilitychange"], [document, "resume"], [window, "pageshow"], [window, "online"]]) {
+      target.addEventListener(name, wake, { signal: this.listening.signal });
+    }
   }
 
   close() {
     this.closed = true;
     clearInterval(this.ticking);
     clearTimeout(this.retrying);
-    document.removeEventListener("visibilitychange", this.wake);
-    window.removeEventListener("online", this.wake);
-    window.removeEventListener("pageshow", this.wake);
+    this.listening?.abort();
     this.socket?.close();
     this.values.clear();
     this.setLive(false);
@@ -101,39 +106,75 @@ export class Live {
     return clock();
   }
 
+  /** Connects anew. One that has not opened in time gives way to the next: browsers try one at a time. */
   connect() {
-    clearTimeout(this.retrying);
+    const old = this.socket;
     const socket = new WebSocket(socketUrl("events"), protocols());
     this.socket = socket;
+    old?.close();
     this.connectedAt = Date.now();
     let wasOpen = false;
+    this.connectIn(Math.max(2 * this.retry, ATTEMPT_MS));
+    socket.onopen = () => socket === this.socket && clearTimeout(this.retrying);
     socket.onmessage = (event) => {
       if (socket !== this.socket) return;
+      const message = JSON.parse(event.data);
+      if (wasOpen && this.hasWaited(message)) {
+        this.restart();
+        return;
+      }
       wasOpen = true;
-      this.take(JSON.parse(event.data));
+      this.take(message);
     };
     socket.onclose = () => {
       if (socket !== this.socket || this.closed) return;
       this.setLive(false);
-      this.retrying = setTimeout(() => this.connect(), this.retry);
-      this.retry = Math.min(this.retry * 2, LAST_RETRY_MS);
+      // All pages of a podyd that stops lose it together.
+      this.connectIn(this.retry * (0.5 + Math.random()));
       // A browser does not say why: perhaps the login has ended, and then this call says so.
       if (!wasOpen) get("user/info", {}, { quiet: true }).catch(() => {});
     };
   }
 
+  connectIn(ms) {
+    clearTimeout(this.retrying);
+    this.retrying = setTimeout(() => {
+      this.setLive(false);
+      this.connect();
+    }, ms);
+    this.retry = Math.min(this.retry * RETRY_GROWTH, LAST_RETRY_MS);
+  }
+
+  /** What is shown may be of long ago, and the connection gone. */
+  restart() {
+    this.setLive(false);
+    this.retry = FIRST_RETRY_MS;
+    this.connect();
+  }
+
+  /** Whether a connection was begun a moment ago, which needs no other one. */
+  isNew() {
+    return this.socket.readyState <= WebSocket.OPEN && Math.abs(Date.now() - this.connectedAt) < ATTEMPT_MS;
+  }
+
+  /** The page is seen again, or runs again; `isElsewhere`: perhaps in another network. */
+  wake(isElsewhere) {
+    const isOld = Date.now() - this.lastMessage > OLD_MS;
+    if ((isOld || isElsewhere) && !this.isNew()) this.restart();
+  }
+
   tick() {
     const now = Date.now();
     // A clock that was set back tells nothing of how long that was.
-    const wasAsleep = now - Math.max(this.lastTick, this.lastMessage) > ASLEEP_MS || now < this.lastTick - ASLEEP_MS;
+    const wasAsleep = now - Math.max(this.lastTick, this.lastMessage) > OLD_MS || now < this.lastTick - OLD_MS;
     this.lastTick = now;
     const isSilent = now - Math.max(this.lastMessage, this.connectedAt) > SILENT_MS;
-    if (!wasAsleep && !isSilent) return;
-    this.setLive(false);
-    const old = this.socket;
-    this.retry = FIRST_RETRY_MS;
-    this.connect();
-    old?.close();
+    if ((wasAsleep || isSilent) && !this.isNew()) this.restart();
+  }
+
+  /** Whether a message came while nothing ran here, and is of then. */
+  hasWaited(message) {
+    return Date.now() - this.lastTick > OLD_MS && clock() - Date.parse(message.time) > OLD_MS;
   }
 
   take(message) {
