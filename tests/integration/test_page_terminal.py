@@ -145,6 +145,33 @@ def test_a_reload_comes_back_to_the_same_session(tab: Tab) -> None:
     shows(tab, "^here-42$")
 
 
+def test_several_terminals_and_what_is_copied(tab: Tab) -> None:
+    shows(tab, r"root@\S+:~#")
+    names = tab.page.get_by_role("tab")
+    expect(names).to_have_count(1)
+    tab.button("New terminal").click()
+    expect(names).to_have_count(2)
+    shows(tab, r"^root@\S+:~#\s*\Z")
+    types(tab, "echo of-the-$((1+1))nd")
+    shows(tab, "^of-the-2nd$")
+    copied = tab.page.locator(".xterm-rows > div:visible").filter(has_text=re.compile("^of-the"))
+    box = copied.bounding_box()
+    assert box is not None
+    tab.page.keyboard.down("Shift")
+    tab.page.mouse.dblclick(box["x"] + 20, box["y"] + box["height"] / 2)
+    tab.page.keyboard.up("Shift")
+    tab.page.keyboard.press("Control+Shift+C")
+    wait_until(lambda: tab.page.evaluate("navigator.clipboard.readText()") == "of-the-2nd", "it")
+    names.first.click()
+    # Under the mouse it can be read, too.
+    assert not tab.axe(only=("color-contrast",))
+    tab.reload()
+    expect(names).to_have_count(2)
+    shows(tab, "^of-the-2nd$")
+    tab.button("Close it").click()
+    expect(names).to_have_count(1)
+
+
 def test_without_tmux_it_says_that_the_shell_ends(tab: Tab) -> None:
     tab.go("/pods/small/terminal")
     tab.shows("This pod has no tmux")
