@@ -115,7 +115,11 @@ export class Live {
     this.connectedAt = Date.now();
     let wasOpen = false;
     this.connectIn(Math.max(2 * this.retry, ATTEMPT_MS));
-    socket.onopen = () => socket === this.socket && clearTimeout(this.retrying);
+    socket.onopen = () => {
+      if (socket !== this.socket) return;
+      clearTimeout(this.retrying);
+      this.connectedAt = Date.now();
+    };
     socket.onmessage = (event) => {
       if (socket !== this.socket) return;
       const message = JSON.parse(event.data);
@@ -152,7 +156,7 @@ export class Live {
     this.connect();
   }
 
-  /** Whether a connection was begun a moment ago, which needs no other one. */
+  /** Whether a connection was begun, or opened, a moment ago, which needs no other one. */
   isNew() {
     return this.socket.readyState <= WebSocket.OPEN && Math.abs(Date.now() - this.connectedAt) < ATTEMPT_MS;
   }
