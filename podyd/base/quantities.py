@@ -48,6 +48,19 @@ def typed_size(text: str) -> int | None:
     return int(match[1]) * factor + int(float(match[2] or 0) * factor)
 
 
+def shown_size(size: int) -> str:
+    """Bytes for a sentence, exactly: "1.5 GiB", "5 GB" or "366.7 MiB (384478822 bytes)"."""
+    for name, factor in sorted(UNITS.items(), key=lambda unit: -unit[1]):
+        if size >= factor > 1 and size * 10 % factor == 0:
+            return f"{size / factor:.1f}".removesuffix(".0") + f" {name}"
+    exact = f"{size} bytes"
+    fitting = [(factor, name) for name, factor in UNITS.items() if "i" in name and factor <= size]
+    if not fitting:
+        return exact
+    factor, name = max(fitting)
+    return f"{size / factor:.1f} {name} ({exact})"
+
+
 def parse_count(value: Any) -> int:
     """A whole number from 0 up; -1 is no limit. Raises ValueError."""
     if isinstance(value, bool) or not isinstance(value, int) or value < UNLIMITED:

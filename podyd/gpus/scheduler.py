@@ -808,6 +808,7 @@ def _check_quota(view: View, member: Member, wanted: int, pod: Pod | None = None
             f"Your quota is {member.quota.gpu_count} GPUs over all your pods; the others have or"
             f" wait for {used}, and {wanted} for this one are too many.",
             code="quota_exceeded",
+            parameter="gpus",
             limit=member.quota.gpu_count,
             used=used,
         )

@@ -37,7 +37,7 @@ from podyd.base.errors import (
     Unavailable,
     lxd_could_not,
 )
-from podyd.base.quantities import UNLIMITED
+from podyd.base.quantities import UNLIMITED, shown_size
 from podyd.base.tasks import Tasks, seen
 from podyd.contract.pods import Committed, Progress
 from podyd.engine.growth import Growth, Packing
@@ -330,8 +330,8 @@ class Commits:
         used = sum(image.size for image in others if image.made_as != template)
         if limit != UNLIMITED and used + size > limit:
             raise Forbidden(
-                f"Your quota is {limit} bytes of images; this one has {size}, and the others have"
-                f" {used}.",
+                f"Your quota is {shown_size(limit)} of images; this one has {shown_size(size)}, and"
+                f" the others have {shown_size(used)}.",
                 advice=LESS,
                 code="quota_exceeded",
                 limit=limit,

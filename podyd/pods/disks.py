@@ -26,7 +26,7 @@ from functools import partial
 from weakref import WeakValueDictionary
 
 from podyd.base.errors import Conflict, DiskFull, Forbidden, LxdRefused, NotRunning, PodydError
-from podyd.base.quantities import UNLIMITED, parse_size
+from podyd.base.quantities import UNLIMITED, parse_size, shown_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
 from podyd.engine.interface import Instances, Pools, Profiles
@@ -189,9 +189,10 @@ class Disks:
                 code="disk_full",
             )
         return Conflict(
-            f"It does not fit on a disk of {limit} bytes.",
+            f"It does not fit on a disk of {shown_size(limit)}.",
             advice="Ask for more with 'disk', within your quota.",
             code="disk_full",
+            parameter="disk",
             limit=limit,
         )
 
@@ -388,6 +389,7 @@ class Disks:
                 f" {LOOK_SECONDS:.0f} s (with 'du -skx /' in it).",
                 advice="Try again.",
                 code="disk_in_use",
+                parameter="disk",
             )
         return int(kib) * 1024
 
@@ -403,11 +405,13 @@ def limit_of(instance: Instance) -> int:
 
 def _in_use(pod: Pod, asked: int, used: int | None = None) -> Conflict:
     """The error for a limit below what is used, where known in bytes."""
-    uses = f"{used} bytes of its disk, which is more than" if used else "more of its disk than"
+    of = "of its disk"
+    uses = f"{shown_size(used)} {of}, which is more than" if used else f"more {of} than"
     return Conflict(
-        f"Pod {pod.ins!r} uses {uses} {asked}.",
+        f"Pod {pod.ins!r} uses {uses} {shown_size(asked)}.",
         advice=f"Delete files in it first, or ask for more; {_SNAPSHOTS_COUNT}.",
         code="disk_in_use",
+        parameter="disk",
         asked=asked,
         **({"used": used} if used else {}),
     )
@@ -430,7 +434,7 @@ def fullness(pod: Pod) -> tuple[str, str]:
     if limit == UNLIMITED:
         return "the storage of all pods is full", "Tell your admin."
     return (
-        f"its disk is full (its limit is {limit} bytes)",
+        f"its disk is full (its limit is {shown_size(limit)})",
         "Delete files in it (/pod/file-delete works also while it is stopped), or raise 'disk' with"
         f" /pod/limits; {_SNAPSHOTS_COUNT}.",
     )
@@ -461,8 +465,8 @@ def _size(
     quota = member.quota
     room = UNLIMITED if others is None else _room(member, others)
     if asked not in (None, UNLIMITED):
-        _check(asked, quota.disk_limit, "bytes of disk for each pod")
-        _check(asked, room, "bytes of disk that your other pods leave you")
+        _check(asked, quota.disk_limit, "of disk for each pod")
+        _check(asked, room, "of disk that your other pods leave you")
         return asked
     size = _held(given)
     if size == UNLIMITED and room != UNLIMITED and quota.max_pods > 0:
@@ -470,11 +474,11 @@ def _size(
     size = _least(size, quota.disk_limit, room)
     if UNLIMITED < quota.disk_limit < MIN_DISK_BYTES:
         # LXD would take a 0 for no limit.
-        _check(MIN_DISK_BYTES, quota.disk_limit, "bytes of disk for each pod")
+        _check(MIN_DISK_BYTES, quota.disk_limit, "of disk for each pod")
     if room != UNLIMITED and size < MIN_DISK_BYTES:
         raise Forbidden(
-            f"Your quota is {quota.disk_total} bytes of disk for all your pods, and they leave"
-            f" {room}.",
+            f"Your quota is {shown_size(quota.disk_total)} of disk for all your pods, and they"
+            f" leave {shown_size(room)}.",
             advice="Delete one, or make its disk smaller with /pod/limits.",
             code="quota_exceeded",
             limit=quota.disk_total,
@@ -491,7 +495,8 @@ def _room(member: Member, others: Mapping[str, int]) -> int:
     for name, size in others.items():
         if size == UNLIMITED:
             raise Forbidden(
-                f"Your quota is {total} bytes of disk for all your pods, and {name} has no limit.",
+                f"Your quota is {shown_size(total)} of disk for all your pods, and {name} has no"
+                " limit.",
                 advice="Give it one first, with 'disk' of /pod/limits.",
                 code="quota_exceeded",
                 limit=total,
@@ -503,8 +508,9 @@ def _room(member: Member, others: Mapping[str, int]) -> int:
 def _check(asked: int, limit: int, what: str) -> None:
     if limit != UNLIMITED and asked > limit:
         raise Forbidden(
-            f"Your quota is {limit} {what}, and {asked} is more.",
+            f"Your quota is {shown_size(limit)} {what}, and {shown_size(asked)} is more.",
             code="quota_exceeded",
+            parameter="disk",
             limit=limit,
             asked=asked,
         )

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from podyd.base.errors import BadRequest, Conflict, Forbidden, TimedOut, lxd_could_not
-from podyd.base.quantities import UNLIMITED
+from podyd.base.quantities import UNLIMITED, shown_size
 from podyd.contract.pods import PodInfo
 from podyd.engine.interface import Instances, Profiles
 from podyd.engine.types import Profile, config_of
@@ -62,8 +62,8 @@ class Limits:
             )
         pod = await self._owned.find(member, ins)
         quota = member.quota
-        _check(memory_bytes, quota.memory_limit, "bytes of memory")
-        _check(cpus, quota.cpu_limit, "CPUs")
+        _check("memory", memory_bytes, quota.memory_limit, " of memory", shown_size)
+        _check("cpu", cpus, quota.cpu_limit, " CPUs", str)
         profiles = await self._profiles.of(pod.instance)
         capped = limits(member, profiles)
         changes: dict[str, str | None] = {}
@@ -100,20 +100,24 @@ class Limits:
         used = (await self._instances.state(pod.name)).memory_bytes
         if asked < used:
             raise Conflict(
-                f"Pod {pod.ins!r} uses {used} bytes of memory now, files that it has read"
-                f" included, and {asked} would end its processes.",
+                f"Pod {pod.ins!r} uses {shown_size(used)} of memory now, files that it has read"
+                f" included, and {shown_size(asked)} would end its processes.",
                 advice="Ask for more, or stop it first.",
                 code="memory_in_use",
+                parameter="memory",
                 used=used,
                 asked=asked,
             )
 
 
-def _check(asked: int | None, limit: int, what: str) -> None:
+def _check(
+    parameter: str, asked: int | None, limit: int, what: str, shown: Callable[[int], str]
+) -> None:
     if asked is not None and limit != UNLIMITED and asked > limit:
         raise Forbidden(
-            f"Your quota is {limit} {what} for each pod, and {asked} is more.",
+            f"Your quota is {shown(limit)}{what} for each pod, and {shown(asked)} is more.",
             code="quota_exceeded",
+            parameter=parameter,
             limit=limit,
             asked=asked,
         )

@@ -79,7 +79,8 @@ def test_it_grows_and_shrinks_while_the_pod_runs(limited: Client) -> None:
 
 def test_nobody_is_above_the_quota_of_a_pod(limited: Client) -> None:
     body = limited.post("/pod/limits", ins="main", disk="800MiB").refused(403, "quota_exceeded")
-    assert (body["limit"], body["asked"]) == (700 * MIB, 800 * MIB)
+    assert (body["limit"], body["asked"], body["parameter"]) == (700 * MIB, 800 * MIB, "disk")
+    assert "700 MiB of disk" in body["detail"]
     create = limited.post("/pod/create", ins="more", image=IMAGE, disk="800MiB")
     assert create.refused(403, "quota_exceeded")["limit"] == 700 * MIB
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from podyd.base.quantities import shown_size
 from podyd.pods.disks import BTRFS
 from tests.integration.harness import IMAGE, Answer, Client, Node, Pool, Server, wait_until
 from tests.integration.test_client import Pody
@@ -120,7 +121,7 @@ def test_a_full_pod_starts_again_in_a_little_more_room(
     client: Client, node: Node, thin: Pool
 ) -> None:
     fill_and_cut_off(node, client, thin)
-    full = f"its disk is full (its limit is {LIMIT} bytes)"
+    full = f"its disk is full (its limit is {shown_size(LIMIT)})"
     assert full in client.post("/pod/start", ins="full").ok["log"]
     assert client.get("/pod/info", ins="full").ok["disk_limit"] == LIMIT
     assert LIMIT < size(node, client) <= LIMIT + 16 * MIB

@@ -107,9 +107,11 @@ def test_none_is_what_a_new_pod_has(limited: Client, node: Node) -> None:
 def test_nobody_is_above_the_quota(limited: Client) -> None:
     before = limits_of(limited)
     body = limited.post("/pod/limits", ins="main", memory="5GiB").refused(403, "quota_exceeded")
-    assert (body["limit"], body["asked"]) == (4 * GIB, 5 * GIB)
+    assert (body["limit"], body["asked"], body["parameter"]) == (4 * GIB, 5 * GIB, "memory")
+    assert body["detail"] == "Your quota is 4 GiB of memory for each pod, and 5 GiB is more."
     body = limited.post("/pod/limits", ins="main", memory="1GiB", cpu="3").refused(403)
-    assert (body["limit"], body["asked"]) == (2, 3)
+    assert (body["limit"], body["asked"], body["parameter"]) == (2, 3, "cpu")
+    assert body["detail"] == "Your quota is 2 CPUs for each pod, and 3 is more."
     assert limits_of(limited) == before
 
 
@@ -118,7 +120,8 @@ def test_less_than_it_uses_kills_nothing(limited: Client) -> None:
     limited.exec("main", "head -c 100M /dev/zero > /dev/shm/held")
     with process_in(limited, "main") as process:
         body = limited.post("/pod/limits", ins="main", memory="64MiB").refused(409, "memory_in_use")
-        assert body["asked"] == 64 * MIB
+        assert (body["asked"], body["parameter"]) == (64 * MIB, "memory")
+        assert "64 MiB" in body["detail"]
         assert 100 * MIB <= body["used"] <= GIB
         assert in_the_kernel(process.pid) == GIB
         assert Path(f"/proc/{process.pid}").exists()

@@ -258,7 +258,7 @@ def test_what_is_refused_in_a_pods_forms(enter: Doors, alice: Client) -> None:
             field.fill("")
             expect(field).not_to_have_attribute("aria-invalid", "true")
         send(memory, "2TiB", tab.button("Change limits"))
-        alert(main, sentence("/pod/limits", 403, memory="2TiB"))
+        wrong(memory, sentence("/pod/limits", 403, memory="2TiB"))
         expect(memory).to_have_value("2TiB")
         memory.fill("")
         press(tab.button("Change limits"))

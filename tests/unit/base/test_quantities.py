@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from podyd.base.quantities import UNLIMITED, parse_count, parse_size, typed_size
+from podyd.base.quantities import UNLIMITED, parse_count, parse_size, shown_size, typed_size
 
 
 @pytest.mark.parametrize(
@@ -52,3 +52,20 @@ def test_what_is_no_size(text: str) -> None:
 def test_what_is_no_count(value: object) -> None:
     with pytest.raises(ValueError, match="a whole number"):
         parse_count(value)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (0, "0 bytes"),
+        (1023, "1023 bytes"),
+        (1024, "1 KiB"),
+        (1536 * 1024**2, "1.5 GiB"),
+        (5 * 1000**3, "5 GB"),
+        (1024**4, "1 TiB"),
+        (1100 * 1024**2 // 3, "366.7 MiB (384477866 bytes)"),
+        (1024**3 - 1, "1024.0 MiB (1073741823 bytes)"),
+    ],
+)
+def test_a_size_in_a_sentence_is_exact(size: int, text: str) -> None:
+    assert shown_size(size) == text

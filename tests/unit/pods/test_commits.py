@@ -295,7 +295,7 @@ def test_an_image_that_lxd_has_just_finished_is_not_counted_twice() -> None:
     member = replace(MEMBER, quota=Quota(image_size=100))
     made = commits_of(Lxd(None), images=Both())
     asyncio.run(made._check_size(member, None, "podyd-commit-1", 70))
-    with pytest.raises(Forbidden, match="this one has 71, and the others have 30"):
+    with pytest.raises(Forbidden, match="this one has 71 bytes, and the others have 30"):
         asyncio.run(made._check_size(member, None, "podyd-commit-1", 71))
 
 

@@ -76,7 +76,7 @@ def test_what_is_asked_for_counts_within_the_quota() -> None:
 
 
 def test_a_pod_needs_some_room() -> None:
-    with pytest.raises(Forbidden, match=r"they leave 1048576\."):
+    with pytest.raises(Forbidden, match=r"they leave 1 MiB\."):
         size_of({"disk_total": GIB}, "", None, {"a": GIB - MIB})
     for quota in ({"disk_limit": 0}, {"disk_total": 0}, {"disk_limit": MIB}):
         with pytest.raises(Forbidden):
