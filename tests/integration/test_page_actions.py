@@ -425,9 +425,15 @@ def test_an_image_is_cancelled_made_and_deleted(enter: Doors, bob: Client) -> No
         cancel = tab.button("Cancel the image")
         expect(cancel).to_be_visible()
         expect(tab.button("Stop other")).to_have_attribute("aria-disabled", "true")
+        expect(tab.dialog()).to_have_count(0)
+        # What is entered now is not dropped without a word.
+        tab.page.get_by_label("Memory, at most").fill("200MiB")
+        tab.page.keyboard.press("Enter")
+        alert(tab.page.locator("form"), "Wait: the pod is being made an image.")
         problems = look(tab, "an image is being made")
         press(cancel)
         expect(tab.button("Make an image of other")).to_be_focused(timeout=WORK_MS)
+        tab.shows_not("Wait:")
         assert image not in bob.get("/host/images").ok
         bob.exec("other", "rm /root/large; sync")
         make()

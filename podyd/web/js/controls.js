@@ -14,10 +14,15 @@ export function button(label, onclick, { kind, name } = {}) {
   return element;
 }
 
+// Where it is said why what was entered is not sent.
+const told = new WeakMap();
+
 /** Says why a button can't be pressed now, or with null that it can. It can still be reached by the
  * keyboard, so that everybody learns the reason. */
 export function refuse(element, reason) {
   if ((element.title || null) === (reason ?? null)) return;
+  const place = told.get(element);
+  if (place?.textContent === element.title) fill(place);
   if (reason) {
     element.setAttribute("aria-disabled", "true");
     element.title = reason;
@@ -25,6 +30,15 @@ export function refuse(element, reason) {
     element.removeAttribute("aria-disabled");
     element.removeAttribute("title");
   }
+}
+
+/** Whether the form of this button can't be sent now, by `refuse`; then says why in `place`, until it
+ * can. */
+export function isHeldBack(submit, place) {
+  if (submit.getAttribute("aria-disabled") !== "true") return false;
+  told.set(submit, place);
+  fill(place, submit.title);
+  return true;
 }
 
 let fields = 0;

@@ -1,7 +1,7 @@
 // A new pod.
 
 import { get, post } from "../api.js";
-import { button, field, refuse, showRefusal } from "../controls.js";
+import { button, field, isHeldBack, refuse, showRefusal } from "../controls.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
@@ -74,10 +74,7 @@ export default async function newPod({ live, user, go, signal }) {
 
   async function create(event) {
     event.preventDefault();
-    if (submit.getAttribute("aria-disabled") === "true") {
-      fill(error, submit.title);
-      return;
-    }
+    if (isHeldBack(submit, error)) return;
     const wanted = values();
     if (wanted === null) return;
     const { ins } = wanted.create;

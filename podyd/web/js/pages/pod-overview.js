@@ -2,7 +2,7 @@
 
 import { get, post } from "../api.js";
 import { meter } from "../chart.js";
-import { button, copyable, field, refuse, showRefusal } from "../controls.js";
+import { button, copyable, field, isHeldBack, refuse, showRefusal } from "../controls.js";
 import { form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
 import { bytes, bytesOf, moment, quantity } from "../format.js";
@@ -194,7 +194,7 @@ function limits({ live, ins, pod, quota, user }) {
     event.preventDefault();
     fill(error);
     fill(done);
-    if (submit.getAttribute("aria-disabled") === "true") return;
+    if (isHeldBack(submit, error)) return;
     const wanted = Object.entries(inputs).map(([name, { input }]) => [name, input.value.trim() || null]);
     if (wanted.every(([, value]) => value === null)) {
       fill(error, words.nothingToChange);

@@ -1,7 +1,7 @@
 // The ports on which a pod listens, and the host's that are forwarded to them.
 
 import { get, post } from "../api.js";
-import { button, copyable, field, refuse } from "../controls.js";
+import { button, copyable, field, isHeldBack, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { onPods, serverName } from "../pods.js";
@@ -123,7 +123,7 @@ export default async function ports({ live, signal, ins, pod }) {
 
   async function submitted(event) {
     event.preventDefault();
-    if (submit.getAttribute("aria-disabled") === "true") return;
+    if (isHeldBack(submit, error)) return;
     if ((await forward(number.input.value)) !== undefined) number.input.value = "";
     await poll();
   }

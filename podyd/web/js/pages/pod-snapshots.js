@@ -1,7 +1,7 @@
 // A pod's snapshots.
 
 import { get, post } from "../api.js";
-import { button, field, refuse } from "../controls.js";
+import { button, field, isHeldBack, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
@@ -89,7 +89,7 @@ export default async function snapshots(context) {
 
   async function submit(event) {
     event.preventDefault();
-    if (make.getAttribute("aria-disabled") === "true") return;
+    if (isHeldBack(make, error)) return;
     await act(words.making(ins), "pod/snapshot", { name: name.input.value.trim() || null });
     if (!error.textContent) name.input.value = "";
   }
