@@ -173,8 +173,9 @@ def _of_snap(places: HostPaths) -> Installed | None:
     """The snap of LXD in the revision that is in use: what `snap list lxd` says, without snapd."""
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         with (places.snaps / SNAP / "current/meta/snap.yaml").open(encoding="utf-8") as file:
-            about_it = yaml.safe_load(file.read(MAX_SNAP_BYTES))
-        return Installed(SNAP, str(about_it["version"]), is_snap=True)
+            # As text, or 6.10 would be the number 6.1; it makes strings, lists and mappings alone.
+            about_it = yaml.load(file.read(MAX_SNAP_BYTES), Loader=yaml.BaseLoader)  # noqa: S506
+        return Installed(SNAP, about_it["version"], is_snap=True)
     return None
 
 

@@ -354,6 +354,11 @@ def test_the_snap_is_looked_at(places: HostPaths) -> None:
     assert "CVE-2024-0132" in doctor.nvidia_advisories(places)[0].what
 
 
+def test_a_snaps_version_is_no_number(places: HostPaths) -> None:
+    snap(places, "6.10")
+    assert any("6.10" in finding.what for finding in doctor.lxd_advisories(places))
+
+
 def test_a_program_of_ones_own_is_not_judged(places: HostPaths, runs: None) -> None:
     finding = only(doctor.lxd_advisories(places))
     assert finding.level is Level.WARNING
