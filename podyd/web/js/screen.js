@@ -1,5 +1,6 @@
 // One terminal on the screen: xterm.js with the page's colours, and the session behind it.
 
+import { get } from "./api.js";
 import { toClipboard } from "./controls.js";
 import { h } from "./dom.js";
 import { bytes } from "./format.js";
@@ -10,6 +11,10 @@ import { texts } from "./texts.js";
 
 const words = texts.terminal;
 const QUIET_MS = 100;
+// Of a session of tmux that was left and goes on; tmux itself says 0 then too.
+const LEFT = 75;
+// What is answered to who asks without a WebSocket, if with one nothing is refused.
+const UPGRADE_REQUIRED = 426;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000, 8000, 8000, 8000];
 
 let loading;
@@ -78,7 +83,7 @@ export class Screen {
     clearTimeout(this.retrying);
     const { rows, cols } = this.terminal;
     this.shell = new Shell({
-      ins: this.ins, rows, cols, cmd: this.session && `exec tmux -u attach-session -t '=${this.session}'`,
+      ins: this.ins, rows, cols, cmd: this.session && attach(this.session),
       output: (data, taken) => {
         if (this.state !== "open") this.become("open", "");
         this.retries = 0;
@@ -92,14 +97,39 @@ export class Screen {
     });
   }
 
-  ended(end) {
+  async ended(end) {
+    const { shell } = this;
+    const why = end ?? await this.refusal();
+    if (this.shell !== shell) return; // It has been closed or held meanwhile.
     this.shell = null;
-    if (end !== null && end.code !== "shutting_down") return this.become("ended", reason(end));
+    const mayPass = why === null || why.code === "shutting_down" || why.status >= 500;
     const wait = this.session === null ? undefined : RETRY_MS[this.retries];
-    this.become("lost", wait === undefined ? words.lost : words.retrying);
-    if (wait === undefined) return;
-    this.retries += 1;
-    this.retrying = setTimeout(() => this.connect(), wait);
+    if (mayPass && wait !== undefined) {
+      this.become("lost", words.retrying);
+      this.retries += 1;
+      this.retrying = setTimeout(() => this.connect(), wait);
+    } else if (why === null) this.become("lost", this.session === null ? words.lostPlain : words.lost);
+    else if (why.code === "shutting_down") this.become("lost", this.session === null ? words.restarted : words.lost);
+    else this.become("ended", reason(why, this.session));
+  }
+
+  /** Why podyd refuses a session, which a browser does not say of a WebSocket; null if it does not, or
+   * cannot be asked. */
+  async refusal() {
+    try {
+      await get("pod/shell", { ins: this.ins, rows: this.terminal.rows, cols: this.terminal.cols }, { quiet: true });
+    } catch (refused) {
+      if (refused.status > 0 && refused.status !== UPGRADE_REQUIRED) return { ...refused.body, status: refused.status };
+    }
+    return null;
+  }
+
+  /** Ends it, for another one that is to take its place; what it shows stays. */
+  hold() {
+    clearTimeout(this.retrying);
+    this.shell?.close();
+    this.shell = null;
+    this.become("connecting", words.connecting);
   }
 
   become(state, text) {
@@ -139,14 +169,22 @@ export class Screen {
     this.themes.disconnect();
     this.dark.removeEventListener("change", this.recolour);
     this.shell?.close();
+    this.shell = null;
     this.terminal.dispose();
     this.element.remove();
   }
 }
 
-/** Why a session has ended, in words. */
-export function reason(end) {
+/** What shows a session of tmux in a terminal. */
+function attach(session) {
+  return `tmux -u attach-session -t '=${session}' || exit; ! tmux has-session -t '=${session}' 2>/dev/null || exit ${LEFT}`;
+}
+
+/** Why a session has ended, in words; `session`: its name in tmux, null for a plain shell. */
+function reason(end, session) {
   if (end.detail) return [end.detail, end.advice].filter(Boolean).join(" ");
+  const ofTmux = session !== null && { 0: words.sessionEnded, 1: words.sessionGone, [LEFT]: words.left }[end.exit_code];
+  if (ofTmux) return ofTmux(session);
   const parts = [end.timed_out ? words.timedOut : end.exit_code > 128 ? words.signal(end.exit_code - 128) : words.exited(end.exit_code)];
   if (end.oom_killed) parts.push(words.oom(end.memory_limit));
   return parts.join(" ");
