@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -358,9 +361,12 @@ def test_what_is_refused_of_cards(enter: Doors, alice: Client, bob: Client) -> N
 # --- GPUs ---------------------------------------------------------------------------------------
 
 
-def compute(scene: Scene, client: Client, ins: str, index: int) -> int:
-    """A process of a pod's on a GPU, by the host's number."""
-    client.exec(ins, "setsid sleep 4242 >/dev/null 2>&1 &")
+def compute(
+    scene: Scene, client: Client, ins: str, index: int, *, is_stubborn: bool = False
+) -> int:
+    """A process of a pod's on a GPU, by the host's number; a stubborn one ignores SIGTERM."""
+    ignore = "trap '' TERM;" if is_stubborn else ""
+    client.exec(ins, f"({ignore} exec setsid sleep 4242) >/dev/null 2>&1 &")
     wait_until(lambda: bool(running("4242")), "it")
     (pid,) = running("4242")
     scene.driver.write(FakeNvml().holding(index, FakeProcess(pid)))
@@ -406,6 +412,28 @@ def test_a_card_that_its_pod_uses_is_given_up_by_force(
         wait_until(lambda: not running("4242"), "its end")
         expect(tab.button("Lease …")).to_be_visible()
     alice.post("/pod/gpus", ins="work", gpus="0,").ok
+
+
+def test_a_process_without_a_right_to_a_gpu_is_shown(
+    scene: Scene, enter: Doors, alice: Client, bob: Client
+) -> None:
+    name = bob.get("/pod/info", ins="other").ok["name"]
+    alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
+    pid = compute(scene, bob, "other", 0, is_stubborn=True)
+    try:
+        with enter(alice, "/cards/0") as tab:
+            said = f"without a right to this GPU is being ended: {name} ({bob.user})."
+            tab.shows(said)
+            tab.shows(f"{name} ({bob.user}) does not have it, but a process has it open")
+            problems = look(tab, "an intruder")
+            tab.go("/cards").shows(said)
+            os.kill(pid, signal.SIGKILL)
+            scene.driver.write(FakeNvml())
+            tab.shows_not("without a right")
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert not problems, "\n".join(problems)
 
 
 # --- Images -------------------------------------------------------------------------------------
@@ -495,13 +523,50 @@ def test_what_is_refused_in_the_account(scene: Scene, enter: Doors) -> None:
     assert not problems, "\n".join(problems)
 
 
+def test_a_notice_that_comes_again_is_counted(enter: Doors, alice: Client, admin: Client) -> None:
+    name = alice.get("/pod/info", ins="work").ok["name"]
+
+    def end_a_lease() -> None:
+        alice.post("/gpu/lease", ins="work", gpus="0,", hours=1).ok
+        admin.post("/admin/release", pod=name, reason="It is mended.").ok
+
+    end_a_lease()
+    end_a_lease()
+    with enter(alice, "/account") as tab:
+        notice = tab.page.get_by_role("listitem").filter(has_text="It is mended.")
+        expect(notice).to_contain_text("(2 times)")
+        read = tab.button("Mark all as read")
+        read.click()
+        expect(read).to_be_hidden()
+        expect(notice).not_to_contain_text("new")
+        end_a_lease()
+        expect(notice).to_have_count(1)
+        expect(notice).to_contain_text("new")
+        expect(notice).to_contain_text("(3 times)")
+        read.click()
+        expect(read).to_be_hidden()
+
+
 # --- The frame ----------------------------------------------------------------------------------
 
 
 def test_colours_the_way_to_the_content_and_back_from_a_form(enter: Doors, bob: Client) -> None:
-    bob.post("/pod/create", ins="brief", image=SMALL, gpus="none").ok
-    with enter(bob, "/pods") as tab:
+    with enter(bob, "/new") as tab:
         page = tab.page
+        # The pod is there, also where its limits are refused.
+        page.get_by_label("Name").fill("brief")
+        page.get_by_label("Image").select_option(SMALL)
+        page.get_by_role("radio", name="none").check()
+        page.get_by_label("Memory, at most").fill("2TiB")
+        press(tab.button("Create pod"))
+        title(tab, "brief")
+        tray = page.get_by_role("region", name="Work under way")
+        refusal = bob.post("/pod/limits", ins="brief", memory="2TiB").refused(403)
+        alert(tray, refusal["detail"])
+        expect(tray).to_contain_text("Limits of brief")
+        press(tab.button("Dismiss", within=tray.get_by_role("status").filter(has_text="Limits")))
+        expect(tray.get_by_role("alert")).to_have_count(0)
+        tab.go("/pods")
         page.get_by_label("Colours").select_option("dark")
         tab.reload()
         expect(page.locator("html")).to_have_attribute("data-theme", "dark")
