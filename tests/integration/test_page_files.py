@@ -14,14 +14,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import FilePayload, Locator, expect
+from playwright.sync_api import Dialog, FilePayload, Locator, expect
 
 from tests.integration.browser import MARKUP, NARROW, WORK_SECONDS, Browser, Tab
-from tests.integration.harness import IMAGE, Client, Node, Server
+from tests.integration.harness import IMAGE, Client, Line, Node, Server
 
 pytestmark = pytest.mark.xdist_group("page")
 
 WORK_MS = WORK_SECONDS * 1000
+# What the browser says of a connection that is cut.
+CUT = (r"WebSocket connection to .*/events", r"net::ERR_")
 # Each with what the page shows of it: control characters are written out.
 ODD = {
     MARKUP: MARKUP,
@@ -241,6 +243,75 @@ def test_an_upload_that_is_cancelled_or_refused_leaves_nothing(
     leaves(said, "full")
 
 
+def test_who_leaves_during_an_upload_is_asked(
+    tab: Tab, here: str, said: Callable[[str], str]
+) -> None:
+    """But not by a link to another part of the page, where it goes on."""
+    dialogs: list[str] = []
+
+    def stay(dialog: Dialog) -> None:
+        dialogs.append(dialog.type)
+        dialog.dismiss()
+
+    tab.go(f"/pods/work/files{here}")
+    tab.page.on("dialog", stay)
+    with slow(tab):
+        with tab.page.expect_file_chooser() as chooser:
+            tab.button("Upload files …").click()
+        assert chooser.value.is_multiple()
+        names = ("one", "two")
+        chooser.value.set_files(
+            [FilePayload(name=name, mimeType="", buffer=bytes(1_500_000)) for name in names]
+        )
+        sent = work(tab, "Upload 2 files and folders")
+        expect(sent).to_contain_text("of 2.86 MiB (1 of 2)")
+        with tab.page.expect_event("dialog"):
+            tab.page.close(run_before_unload=True)
+        assert dialogs == ["beforeunload"]
+        tab.page.get_by_role("link", name="Logs", exact=True).click()
+        expect(tab.page.get_by_role("log")).to_be_visible()
+        expect(sent).to_contain_text("of 2.86 MiB")
+    expect(sent).to_contain_text("All 2 are in the pod.", timeout=WORK_MS)
+    assert said("stat -c %n:%s *") == "one:1500000\ntwo:1500000\n"
+    # Then nobody is asked.
+    assert tab.page.evaluate("dispatchEvent(new Event('beforeunload', {cancelable: true}))")
+    tab.page.remove_listener("dialog", stay)
+    assert dialogs == ["beforeunload"]
+
+
+def test_what_is_cut_off_says_so_and_leaves_nothing(
+    browser: Browser,
+    server: Server,
+    carol: Client,
+    here: str,
+    said: Callable[[str], str],
+    tmp_path: Path,
+) -> None:
+    said("truncate -s 40M large")
+    file = tmp_path / "lost"
+    with file.open("wb") as opened:
+        opened.truncate(40 * 1024**2)
+    line = Line(server.port)
+    try:
+        with browser.tab(line.port) as tab, tab.forgives(*CUT):
+            tab.enter(carol.user, route=f"/pods/work/files{here}")
+            with slow(tab):
+                row(tab, "large").get_by_role("link").click()
+                tab.page.locator("input[type=file]:not([webkitdirectory])").set_input_files(file)
+                coming, sent = work(tab, "Download large"), work(tab, "Upload lost")
+                for one in (coming, sent):
+                    bar = one.get_by_role("progressbar")
+                    expect(bar).to_have_attribute("value", re.compile(r"0\.\d+"))
+                # Chromium sends an upload once more if it finds podyd.
+                line.close()
+            expect(coming.get_by_role("alert")).to_have_text("The download was cut off. Try again.")
+            expect(sent.get_by_role("alert")).to_contain_text("The upload was cut off: nothing")
+            tab.is_accessible()
+    finally:
+        line.close()
+    leaves(said, "large")
+
+
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     """A folder of this machine with others in it, an empty one, and names of any kind."""
@@ -381,6 +452,33 @@ def test_logs(tab: Tab, said: Callable[[str], str], carol: Client) -> None:
     tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
     assert not tab.overflows()
     tab.page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_the_matches_in_a_log_are_stepped_through(tab: Tab, said: Callable[[str], str]) -> None:
+    said("printf '%s\\n' 'a needle, a needle' 'and a needle' | systemd-cat -t page")
+    tab.go("/pods/work/files").go("/pods/work/logs")
+    log, find = tab.page.get_by_role("log"), tab.page.get_by_label("Find", exact=True)
+    tab.page.get_by_label("Follow").uncheck()
+    find.fill("NEEDLE")
+    tab.shows("Found 3 times.")
+    matches = log.locator("mark")
+    # The newest is the first.
+    steps: dict[str, list[int]] = {"Next match": [3, 1], "Previous match": [3, 2]}
+    for name, places in steps.items():
+        for place in places:
+            tab.button(name).click()
+            tab.shows(f"{place} of 3")
+            expect(matches.nth(place - 1)).to_have_class("current")
+            expect(matches.nth(place - 1)).to_be_in_viewport()
+            expect(log.locator("mark.current")).to_have_count(1)
+    # By the keyboard towards what is older, or newer.
+    find.press("Enter")
+    tab.shows("1 of 3")
+    find.press("Shift+Enter")
+    tab.shows("2 of 3")
+    find.fill("no such needle")
+    tab.shows("Found 0 times.")
+    expect(tab.button("Next match")).to_be_hidden()
 
 
 def test_a_pod_that_is_stopped(tab: Tab, carol: Client) -> None:
