@@ -32,7 +32,7 @@ from typing import Any
 
 from podyd.engine.rest import Credentials, LxdClient
 from tests.integration.browser import Browser, Tab
-from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
+from tests.integration.harness import IMAGE, SMALL, Client, Line, Node, Server, wait_until
 from tests.integration.talking import connect
 from tests.integration.test_cards import MOUNTED, NUMBER, Helper, cgroup
 from tests.integration.test_client import as_user
@@ -63,6 +63,23 @@ _LAST_LINE = """(pattern) => new Promise((resolve, reject) => {
     const last = lines.filter(Boolean).at(-1) ?? "";
     if (new RegExp(pattern).test(last)) resolve();
     else if (performance.now() - began > 60000) reject(new Error(`${pattern}: ${last}`));
+    else setTimeout(look, 5);
+  };
+  look();
+})"""
+# How often a change is made that a page is to show, and how often that page sleeps, for longer than
+# podyd is ever silent.
+CHANGES, SLEEPS, SLEEP_SECONDS = 10, 5, 8
+# Resolves once a part of the page has a text, and the page says of itself that it is live.
+_SHOWN = """([selector, name, text]) => new Promise((resolve, reject) => {
+  const began = performance.now();
+  const look = () => {
+    const all = document.documentElement.classList.contains("stale")
+      ? [] : [...document.querySelectorAll(selector)];
+    const shown = (item) => (item.ariaLabel ?? item.textContent).includes(name)
+      && item.innerText.replace(/\\s+/g, " ").includes(text);
+    if (all.some(shown)) resolve();
+    else if (performance.now() - began > 60000) reject(new Error(`${name}: no ${text}`));
     else setTimeout(look, 5);
   };
   look();
@@ -279,6 +296,7 @@ class Bench:
         yield self.port()
         yield from self.files()
         yield from self.pages()
+        yield from self.latency()
         yield from self.terminal()
         yield self.memory_growth()
 
@@ -564,6 +582,86 @@ class Bench:
                 process.kill()
                 process.wait()
 
+    def latency(self) -> Iterator[Row]:
+        """How long until the page in a real browser shows what has changed."""
+        driver = FakeDriver(self.node.directory / "nvidia")
+        driver.write(FakeNvml())
+        server = self.node.serve(environment=driver.environment)
+        browser = Browser()
+        line = Line(server.port)
+        try:
+            with browser.tab(line.port) as tab, tab.forgives("WebSocket"):
+                tab.enter(self.client.user)
+                tab.is_live()
+                tab.go("/cards")
+                yield from _latencies(
+                    "a card's use is on the page",
+                    [self._use(tab, driver, number) for number in range(CHANGES)],
+                    1.5,
+                )
+                tab.go("/pods")
+                yield from _latencies(
+                    "a change by lxc is on the page",
+                    [self._change(tab, number) for number in range(CHANGES)],
+                    1.5,
+                )
+                yield from _latencies(
+                    "a page that slept is right again",
+                    [self._sleep(tab, line) for _ in range(SLEEPS)],
+                    2,
+                )
+                yield from _latencies(
+                    "the same, once its network is there",
+                    # At other moments between two of the page's tries.
+                    [self._sleep(tab, line, 3.1 + 0.3 * number) for number in range(SLEEPS)],
+                    2,
+                )
+        finally:
+            line.close()
+            browser.close()
+        assert server.stop() == 0
+
+    def _change(self, tab: Tab, number: int) -> float:
+        """Seconds from the call of lxc, which is among them, until a pod's state is shown."""
+        state = "running" if number % 2 else "frozen"
+        time.sleep(number / CHANGES)  # At other moments between two looks of podyd's.
+        began = time.perf_counter()
+        self._make(state)
+        tab.page.evaluate(_SHOWN, ["tr", "bench", state])
+        return time.perf_counter() - began
+
+    def _make(self, state: str) -> None:
+        self.node.lxc("pause" if state == "frozen" else "start", self.instance)
+
+    def _sleep(self, tab: Tab, line: Line, later: float = 0) -> float:
+        """Seconds from when the page runs again, or its network does so much later, until what has
+        changed meanwhile is shown."""
+        with tab.stopped():
+            line.lose()
+            self._make("frozen")
+            time.sleep(SLEEP_SECONDS)
+            if not later:
+                line.pass_on()
+        began = time.perf_counter()
+        if later:
+            time.sleep(later)
+            began = time.perf_counter()
+            line.pass_on()
+        tab.page.evaluate(_SHOWN, ["tr", "bench", "frozen"])
+        took = time.perf_counter() - began
+        self._change(tab, 1)
+        return took
+
+    @staticmethod
+    def _use(tab: Tab, driver: FakeDriver, number: int) -> float:
+        """Seconds from when NVML says it."""
+        percent = 50 + number
+        time.sleep(number / CHANGES)
+        began = time.perf_counter()
+        driver.write(FakeNvml().with_gpu(0, utilisation=percent))
+        tab.page.evaluate(_SHOWN, ["article", "GPU 0", f"{percent} %"])
+        return time.perf_counter() - began
+
     def terminal(self) -> Iterator[Row]:
         """The page's terminal in a real browser: how long after Ctrl-C the prompt is there, and
         how long a paste takes beside the same bytes by `lxc exec`."""
@@ -788,6 +886,11 @@ def _at_work(turn: int, pids: Sequence[int]) -> FakeNvml:
         for number, card in enumerate(GPUS)
     )
     return FakeNvml(gpus=tuple(cards))
+
+
+def _latencies(what: str, took: Sequence[float], at_most: float) -> Iterator[Row]:
+    yield Row(f"{what}, p50", "s", statistics.median(took))
+    yield Row(f"{what}, worst", "s", max(took), at_most=at_most)
 
 
 def _can_connect(address: tuple[str, int]) -> bool:
