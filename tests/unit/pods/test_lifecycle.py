@@ -60,6 +60,11 @@ def test_who_asks_while_a_pod_ends_says_nothing_of_its_start() -> None:
         " Failed to receive file descriptors for command\n"
         "lxc work 20261128 ERROR    commands - ../src/lxc/commands.c:lxc_cmd_rsp_recv:211 -"
         " Connection reset by peer - Failed to receive response\n"
+        # A command that LXD was asked to run in it just then.
+        "lxc work 20261128 ERROR    attach - ../src/lxc/attach.c:get_attach_context:405 -"
+        " Failed to get init pid\n"
+        "lxc work 20261128 ERROR    attach - ../src/lxc/attach.c:lxc_attach:1472 -"
+        " Failed to get attach context\n"
     )
     assert why_not_started(asked) == ""
     assert "mount hooks" in why_not_started(asked + HOOK)
