@@ -80,6 +80,15 @@ def gpu(tab: Tab, index: int) -> Locator:
     return tab.page.get_by_role("article", name=f"GPU {index}", exact=True)
 
 
+def found_in_both(tab: Tab, what: str) -> list[str]:
+    """What axe finds wrong in light and in dark."""
+    problems = []
+    for theme in ("light", "dark"):
+        tab.page.emulate_media(color_scheme="dark" if theme == "dark" else "light")
+        problems += [f"{what}, {theme}: {found}" for found in tab.axe()]
+    return problems
+
+
 def yours(tab: Tab) -> Locator:
     """What the member has and waits for."""
     return tab.page.get_by_role("region", name="What you have and wait for")
@@ -690,9 +699,11 @@ def test_podyd_is_started_anew_under_an_open_page(scene: Scene, enter: Doors, bo
         scene.stop()
         tab.shows("Not live")
         assert tab.page.locator("h1").bounding_box() == place
+        assert not found_in_both(tab, "podyd is away")
         # What cannot be shown now is shown once it can be.
         tab.page.evaluate("location.hash = '/pods/other/snapshots'")
         tab.shows("podyd cannot be reached")
+        assert not found_in_both(tab, "a page that cannot be shown")
         scene.start()
         tab.shows_not("Not live")
         tab.shows("There are no snapshots yet")
@@ -792,11 +803,8 @@ def test_each_page_is_for_everybody(
     with enter(admin if role == "admin" else bob) as tab, tab.forgives(forgiven):
         for route in routes:
             tab.page.set_viewport_size({"width": WIDE[0], "height": WIDE[1]})
-            tab.page.emulate_media(color_scheme="light")
             tab.go(f"/{route}")
-            problems += [f"{route}: {found}" for found in tab.axe()]
-            tab.page.emulate_media(color_scheme="dark")
-            problems += [f"{route}, dark: {found}" for found in tab.axe(only=("color-contrast",))]
+            problems += found_in_both(tab, route)
             tab.page.set_viewport_size({"width": NARROW[0], "height": NARROW[1]})
             if tab.overflows():
                 problems.append(f"{route} is wider than {NARROW[0]} px")
