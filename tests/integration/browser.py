@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import (
     BrowserContext,
     ConsoleMessage,
+    HttpCredentials,
     Locator,
     Page,
     Request,
@@ -102,12 +103,15 @@ class Browser:
         size: tuple[int, int] = WIDE,
         login: StorageState | None = None,
         permissions: Sequence[str] = (),
+        scripts: bool = True,
+        dialog: HttpCredentials | None = None,
     ) -> Iterator[Tab]:
         """A page in a profile of its own, not opened yet; its faults fail the test at the end.
 
         `path` is below what podyd is, "/" or a proxy's prefix; `theme` is light or dark, as the
         system of the person has it; `login` is of a tab that has logged in; `permissions` are such
-        as "clipboard-read".
+        as "clipboard-read"; without `scripts`, JavaScript is off, and axe does not work;
+        `dialog` is what is typed where the browser itself asks for a name and a password.
         """
         width, height = size
         context = self._browser.new_context(
@@ -119,6 +123,8 @@ class Browser:
             storage_state=login,
             permissions=list(permissions),
             accept_downloads=True,
+            java_script_enabled=scripts,
+            http_credentials=dialog,
         )
         context.set_default_timeout(SECONDS * 1000)
         expect.set_options(timeout=SECONDS * 1000)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import HttpCredentials, expect
 
 from tests.integration.browser import NARROW, Browser, Tab
 from tests.integration.harness import PASSWORD, Client, Node, Server, run
@@ -122,3 +122,18 @@ def test_without_a_page_there_is_a_word_about_it(node: Node, browser: Browser) -
         tab.shows("turned off")
         assert tab.page.get_by_role("button").count() == 0
     assert server.stop() == 0
+
+
+def test_without_javascript_a_word_and_its_links_help(
+    server: Server, browser: Browser, alice: Client
+) -> None:
+    login: HttpCredentials = {"username": alice.user, "password": alice.password}
+    with browser.tab(server.port, scripts=False, dialog=login) as tab:
+        tab.open()
+        tab.shows("needs JavaScript")
+        tab.shows("asks for your Linux user name and password")
+        tab.page.get_by_role("link", name="The calls of the API").click()
+        tab.shows("/pod/create")
+        tab.page.go_back()
+        tab.page.get_by_role("link", name="the GPUs as text").click()
+        tab.shows("HELD BY")
