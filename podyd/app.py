@@ -87,6 +87,7 @@ from podyd.pods.owned import Owned
 from podyd.pods.planner import Planner
 from podyd.pods.power import STOP_TIMEOUT, Power
 from podyd.pods.snapshots import Snapshots
+from podyd.pods.stages import Stages
 from podyd.pods.sweep import Sweep
 from podyd.store.actions import ActionStore
 from podyd.store.cards import CardStore
@@ -423,6 +424,7 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
     )
     kernel = KernelLimits(instances=instances, processes=node.processes)
     power = Power(owned=owned, instances=instances, disks=disks, mounts=mounts, kernel=kernel)
+    stages = Stages(engine.images)
     lifecycle = Lifecycle(
         owned=owned,
         instances=instances,
@@ -434,12 +436,14 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
         power=power,
         half_made=half_made,
         info=info,
+        stages=stages,
     )
     snapshots = Snapshots(
         instances=instances,
         snapshots=engine.snapshots,
         owned=owned,
         power=power,
+        stages=stages,
         tasks=cleaning,
     )
     commits = Commits(
@@ -469,6 +473,7 @@ def _pods(backends: Backends, gpus: Gpus, disks: Disks, metrics: Metrics) -> Pod
         power=power,
         snapshots=snapshots,
         commits=commits,
+        stages=stages,
         limits=Limits(
             instances=instances,
             profiles=engine.profiles,

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import time
 from operator import itemgetter
 
-from podyd.client import daily, output, show
-from podyd.client.failure import Failure, Refused
+from podyd.client import daily, output
+from podyd.client.failure import Refused
 from podyd.client.progress import waiting
 from podyd.client.server import Server, server_of
 from podyd.client.stream import INTERRUPTED
@@ -66,7 +65,8 @@ def _restore(options: argparse.Namespace) -> None:
     question = f"Make pod {options.ins!r} as it was at {options.name!r}? What came after is lost."
     daily.confirm(options, question)
     doing = f"Restoring pod {options.ins}"
-    daily.change(options, "pod/restore", [("name", options.name)], doing=doing)
+    more = [("name", options.name)]
+    daily.change(options, "pod/restore", more, doing=doing, watched=options.ins)
 
 
 def _remove(options: argparse.Namespace) -> None:
@@ -83,7 +83,7 @@ def _copy(options: argparse.Namespace) -> None:
         ("gpus", options.gpus),
         ("disk", options.disk),
     ]
-    daily.change(options, "pod/copy", more, doing=doing)
+    daily.change(options, "pod/copy", more, doing=doing, watched=options.to)
 
 
 def _commit(options: argparse.Namespace) -> int:
@@ -93,7 +93,7 @@ def _commit(options: argparse.Namespace) -> int:
     server.log_in()
     began = time.monotonic()
     try:
-        daily.change(options, "pod/commit", more, doing=doing, server=server, how_far=how_far)
+        daily.change(options, "pod/commit", more, doing=doing, server=server, watched=options.ins)
     except KeyboardInterrupt:
         # To hang up would end nothing. A second Ctrl-C ends pody here.
         output.complain("Cancelling the image; Ctrl-C again ends pody at once.")
@@ -116,15 +116,3 @@ def cancel(server: Server, ins: str, began: float) -> None:
                 continue
         output.complain(message)
         return
-
-
-def how_far(server: Server, ins: str) -> str:
-    """How far an image is, as `packing 43 % (30 MiB/s)`; "" where podyd cannot tell."""
-    with contextlib.suppress(Failure):
-        progress = server.get("pod/progress", [("ins", ins)]).data
-        parts = [progress["doing"] or ""]
-        parts += [] if progress["percent"] is None else [f"{progress['percent']} %"]
-        speed = progress["bytes_per_second"]
-        parts += [] if speed is None else [f"({show.size(speed)}/s)"]
-        return " ".join(parts)
-    return ""

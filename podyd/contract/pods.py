@@ -327,12 +327,27 @@ class Committed:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of /pod/commit. `doing` is null if no image of the pod is being made; `packing
-    again` means that LXD made a defective image and repeats it from the same copy. `percent` (0 to
-    100) and `bytes_per_second` count the data on the pod's disk before compression; null while LXD
-    does not report them."""
+    """The progress of what takes long. `doing` is null if nothing of that is under way. Of
+    /pod/commit it is `copying`, then `packing`, or `packing again` if LXD made a defective image
+    and repeats it from the same copy; of /pod/create `unpacking` and of /pod/copy `copying`, then
+    `starting`; of /pod/restore `restoring`, between `stopping` and `starting` if the pod ran.
 
-    doing: Literal["copying", "packing", "packing again"] | None
+    `percent` (0 to 100) and `bytes_per_second` are null while LXD does not report them. LXD 5.0
+    reports them of packing, as data on the pod's disk before compression, and of unpacking an image
+    that is a tar archive, as those of /pod/commit are, as data of the archive."""
+
+    doing: (
+        Literal[
+            "copying",
+            "packing",
+            "packing again",
+            "unpacking",
+            "stopping",
+            "restoring",
+            "starting",
+        ]
+        | None
+    )
     percent: int | None
     bytes_per_second: int | None
 
@@ -592,7 +607,8 @@ POD_PROGRESS = Operation(
     GET,
     OnePod,
     Json(Progress),
-    "The progress of the /pod/commit of a pod.",
+    "The progress of the /pod/create, /pod/copy (by its new name), /pod/restore or /pod/commit of a"
+    " pod.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )

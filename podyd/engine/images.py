@@ -46,7 +46,8 @@ class LxdImageStore:
         await self._client.change("POST", _IMAGES, body, timeout=timeout, began=began)
 
     async def progress(self, packing: str) -> PackProgress:
-        """The progress of an image that is being made. Raises Missing if that has ended."""
+        """The progress of an image that is being packed, or unpacked for an instance. Raises
+        Missing if that has ended."""
         operation = await self._client.get(packing)
         progress = (operation["metadata"] or {}).get("progress", {})
         return PackProgress(_whole(progress, "percent"), _whole(progress, "speed"))

@@ -263,7 +263,13 @@ class LxdInstances:
 
     # --- Making, changing, deleting --------------------------------------------------------------
 
-    async def create(self, new: NewInstance, *, timeout: float) -> None:
+    async def create(
+        self,
+        new: NewInstance,
+        *,
+        timeout: float,
+        began: Callable[[str], None] = lambda operation: None,
+    ) -> None:
         """Make an instance, which is stopped then. Raises NameTaken, DiskFull, Slipped, TimedOut.
 
         One that is a copy has the configuration and devices of its source besides its own.
@@ -276,7 +282,7 @@ class LxdInstances:
             "devices": new.devices,
         }
         try:
-            await self._client.change("POST", "/1.0/instances", body, timeout=timeout)
+            await self._client.change("POST", "/1.0/instances", body, timeout=timeout, began=began)
         finally:
             self.invalidate()
 

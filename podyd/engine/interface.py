@@ -75,10 +75,13 @@ class Instances(Protocol):
     def close(self) -> None:
         """Release all resources; no other method may be called after this."""
 
-    async def create(self, new: NewInstance, *, timeout: float) -> None:
+    async def create(
+        self, new: NewInstance, *, timeout: float, began: Callable[[str], None] = ...
+    ) -> None:
         """Create an instance, which is stopped at first. Raises NameTaken, DiskFull, Slipped.
 
-        A copy also has the configuration and devices of its source.
+        A copy also has the configuration and devices of its source. `began` is called with the id
+        for `ImageStore.progress`.
         """
 
     async def delete(self, name: str, *, timeout: float) -> None:
@@ -192,7 +195,8 @@ class ImageStore(Protocol):
         """
 
     async def progress(self, packing: str) -> PackProgress:
-        """The progress of an image that is being made. Raises Missing if that has ended."""
+        """The progress of an image that is being packed, or unpacked for an instance. Raises
+        Missing if that has ended."""
 
     async def name(self, alias: str, fingerprint: str) -> None:
         """Give an image a name that no other one has. Raises NameTaken."""

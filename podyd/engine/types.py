@@ -149,7 +149,8 @@ class NewImage:
 
 @dataclass(frozen=True)
 class PackProgress:
-    """How far the making of an image is, and how many bytes in a second; None: nobody knows."""
+    """How far an image is packed or unpacked, in percent, and how fast, in bytes per second; None
+    is not known."""
 
     percent: int | None = None
     speed: int | None = None

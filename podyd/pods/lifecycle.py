@@ -31,6 +31,7 @@ from podyd.pods.info import Info
 from podyd.pods.owned import Owned
 from podyd.pods.planner import NewPod, Planner
 from podyd.pods.power import Power
+from podyd.pods.stages import Stage, Stages
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,7 @@ class Lifecycle:
         power: Power,
         half_made: HalfMade,
         info: Info,
+        stages: Stages,
     ) -> None:
         self._owned = owned
         self._instances = instances
@@ -71,6 +73,7 @@ class Lifecycle:
         self._power = power
         self._half_made = half_made
         self._info = info
+        self._stages = stages
 
     async def create(
         self,
@@ -87,9 +90,10 @@ class Lifecycle:
         Raises Conflict (name taken, GPU leased, no port free), Forbidden (over quota, image not
         offered), NotFound (no such image), StartFailed. If anything fails, the pod is removed.
         """
-        alias, image = await self._images.offered(member, image_name)
-        source = FromImage(image.fingerprint)
-        return await self._make(member, NewPod(ins, source, {IMAGE: alias}, gpus, disk_bytes))
+        with self._stages.of(member, ins, "unpacking") as stage:
+            alias, image = await self._images.offered(member, image_name)
+            new = NewPod(ins, FromImage(image.fingerprint), {IMAGE: alias}, gpus, disk_bytes)
+            return await self._make(member, new, stage)
 
     async def copy(
         self,
@@ -105,12 +109,14 @@ class Lifecycle:
         It has its own ssh host keys, machine-id and name, and the profiles, limits and cards of a
         new pod. Raises what `create` does.
         """
-        pod = await self._owned.find(member, ins)
-        if snapshot is not None:
-            await self._check_snapshot(pod, snapshot)
-        source = CopyOf(pod.name, snapshot)
-        self._instances.check_free(pod.name)
-        return await self._make(member, NewPod(to, source, {IMAGE: pod.image}, gpus, disk_bytes))
+        with self._stages.of(member, to, "copying") as stage:
+            pod = await self._owned.find(member, ins)
+            if snapshot is not None:
+                await self._check_snapshot(pod, snapshot)
+            self._instances.check_free(pod.name)
+            source = CopyOf(pod.name, snapshot)
+            new = NewPod(to, source, {IMAGE: pod.image}, gpus, disk_bytes)
+            return await self._make(member, new, stage)
 
     async def _check_snapshot(self, pod: Pod, name: str) -> None:
         try:
@@ -118,12 +124,12 @@ class Lifecycle:
         except Missing as error:
             raise no_such_snapshot(pod, name) from error
 
-    async def _make(self, member: Member, pod: NewPod) -> PodInfo:
+    async def _make(self, member: Member, pod: NewPod, stage: Stage) -> PodInfo:
         async with self._planner.plan(member, pod) as new:
             with lxd_could_not("make the pod", code="pod_create_failed"):
                 try:
                     await twice_if_lxd_slips(
-                        lambda: self._make_whole(new, pod.disk_bytes),
+                        lambda: self._make_whole(new, pod.disk_bytes, stage),
                         lambda: self._half_made.remove(new.name),
                     )
                 except DiskFull as error:
@@ -139,22 +145,25 @@ class Lifecycle:
             log.info("%s made pod %s", member.name, new.name)
             return await self._info.of(member, pod.ins)
 
-    async def _make_whole(self, new: NewInstance, disk_bytes: int | None) -> None:
+    async def _make_whole(self, new: NewInstance, disk_bytes: int | None, stage: Stage) -> None:
         disk = self._disks.device(new.name)
         if isinstance(new.source, CopyOf):
-            await self._begin_pod(replace(new, devices={**disk, **new.devices}))
+            stage.go_on("copying")
+            await self._begin_pod(replace(new, devices={**disk, **new.devices}), stage)
             await self._instances.reset(new.name, new.config, new.devices)
             await forget_identity(self._files, new.name)
         else:
-            await self._begin_pod(new)
+            stage.go_on("unpacking")
+            await self._begin_pod(new, stage)
         if disk_bytes not in (None, UNLIMITED):
             await self._disks.check_held(new.name, disk)
+        stage.go_on("starting")
         await self._power.start_instance(new.name)
         await self._instances.remove_key(new.name, MADE_AS)
 
-    async def _begin_pod(self, new: NewInstance) -> None:
+    async def _begin_pod(self, new: NewInstance, stage: Stage) -> None:
         try:
-            await self._instances.create(new, timeout=CREATE_TIMEOUT)
+            await self._instances.create(new, timeout=CREATE_TIMEOUT, began=stage.began)
         except NameTaken as error:
             # It is newer than the list of instances: of an admin's `lxc launch`, or LXD was slow.
             raise Foreign(

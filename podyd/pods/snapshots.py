@@ -28,6 +28,7 @@ from podyd.model.pod import Pod, no_such_snapshot
 from podyd.pods.disks import full
 from podyd.pods.owned import Owned
 from podyd.pods.power import Power
+from podyd.pods.stages import Stages
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,14 @@ class Snapshots:
         snapshots: SnapshotStore,
         owned: Owned,
         power: Power,
+        stages: Stages,
         tasks: Tasks,
     ) -> None:
         self._instances = instances
         self._snapshots = snapshots
         self._owned = owned
         self._power = power
+        self._stages = stages
         self._tasks = tasks
         self._poke = asyncio.Event()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -103,16 +106,21 @@ class Snapshots:
         await self._one(pod, name)
         done = f"Pod {ins} is as it was at snapshot {name}"
         if pod.status == "stopped":
-            await self._restore(member, pod, name)
+            with self._stages.of(member, ins, "restoring"):
+                await self._restore(member, pod, name)
             return f"{done}."
-        await self._power.stop(member, ins)
-        try:
-            await self._restore(member, pod, name)
-        except PodydError:
-            with contextlib.suppress(PodydError):
-                await self._power.start(member, ins)
-            raise
-        await self._power.start(member, ins)
+        with self._stages.of(member, ins, "stopping") as stage:
+            await self._power.stop(member, ins)
+            stage.go_on("restoring")
+            try:
+                await self._restore(member, pod, name)
+            except PodydError:
+                stage.go_on("starting")
+                with contextlib.suppress(PodydError):
+                    await self._power.start(member, ins)
+                raise
+            stage.go_on("starting")
+            await self._power.start(member, ins)
         return f"{done}; it was stopped for that, and is running again."
 
     async def _restore(self, member: Member, pod: Pod, name: str) -> None:

@@ -163,6 +163,38 @@ def test_how_far_an_image_is(own: Client, bob: Client) -> None:
     assert all(item["bytes_per_second"] > 0 for item in known)
 
 
+def steps(client: Client, watched: str, route: str, **parameters: str) -> list[Json]:
+    """What `/pod/progress` of a pod says while a call of another route is under way."""
+    seen = []
+    with ThreadPoolExecutor(1) as pool:
+        doing = pool.submit(client.post, route, **parameters)
+        while not doing.done():
+            answer = client.get("/pod/progress", ins=watched)
+            seen += [answer.ok] if answer.status == 200 and answer.ok["doing"] else []
+            time.sleep(0.02)
+        doing.result().ok
+    return seen
+
+
+def names(seen: list[Json]) -> list[str]:
+    """Each step once, in order."""
+    return list(dict.fromkeys(item["doing"] for item in seen))
+
+
+def test_how_far_a_new_pod_is(own: Client) -> None:
+    write(own)
+    image = own.post("/pod/commit", ins="main").ok["image_name"]
+    created = steps(own, "second", "/pod/create", ins="second", image=image)
+    assert names(created) == ["unpacking", "starting"]
+    # LXD says it of an image that is a tar archive.
+    assert max(item["percent"] or 0 for item in created) > 50
+    assert names(steps(own, "third", "/pod/copy", ins="second", to="third"))[-1] == "starting"
+    own.post("/pod/snapshot", ins="second", name="s").ok
+    restored = steps(own, "second", "/pod/restore", ins="second", name="s")
+    assert names(restored) == ["stopping", "restoring", "starting"]
+    assert own.get("/pod/progress", ins="second").ok["doing"] is None
+
+
 # Says so where it is loaded and there is no /proc: beside the pod, and not in it.
 BESIDE = """
 #include <fcntl.h>

@@ -167,6 +167,36 @@ def test_what_has_waited_while_a_page_slept_is_not_of_now(live: Tab) -> None:
     assert live.page.evaluate("[made.length, live.isLive]") == [2, True]
 
 
+def test_how_far_the_work_on_a_pod_is(tab: Tab) -> None:
+    """With a share the bar shows it; in a step of which LXD tells none, it does no longer."""
+    said = iter(
+        [
+            {"doing": "unpacking", "percent": 43, "bytes_per_second": 30 * 2**20},
+            {"doing": "starting", "percent": None, "bytes_per_second": None},
+        ]
+    )
+    tab.page.route("**/pod/progress?*", lambda route: route.fulfill(json=next(said)))
+    seen = run(
+        tab,
+        """const { howFar, telling } = await from("pods");
+        const { run, tray } = await from("work");
+        const seen = [];
+        await run("Creating a", (progress) => telling(new Promise((done) => {
+          const look = new MutationObserver(() => {
+            const { textContent: text } = tray.querySelector(".state");
+            const step = text.split(", ").slice(0, -1).join(", ");
+            if (!step || step === seen.at(-1)?.[0]) return;
+            seen.push([step, tray.querySelector("progress").getAttribute("value")]);
+            if (seen.length === 2) { look.disconnect(); done(); }
+          });
+          look.observe(tray, { subtree: true, childList: true, characterData: true });
+        }), () => howFar("a"), progress));
+        return seen;""",
+    )
+    tab.page.unroute("**/pod/progress?*")
+    assert seen == [["unpacking, 43 %, 30.0 MiB/s", "0.43"], ["starting", None]]
+
+
 def test_times_are_by_podyds_clock(tab: Tab) -> None:
     """With a clock in the browser that is a day late, what is today for podyd has no date."""
     shown, left, lost = run(

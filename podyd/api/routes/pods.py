@@ -72,6 +72,7 @@ from podyd.pods.logs import Logs
 from podyd.pods.owned import Owned
 from podyd.pods.power import Power
 from podyd.pods.snapshots import Snapshots
+from podyd.pods.stages import Stages
 
 
 class PodRoutes:
@@ -84,6 +85,7 @@ class PodRoutes:
         power: Power,
         snapshots: Snapshots,
         commits: Commits,
+        stages: Stages,
         limits: Limits,
         commands: Commands,
         ports: Ports,
@@ -98,6 +100,7 @@ class PodRoutes:
         self._power = power
         self._snapshots = snapshots
         self._commits = commits
+        self._stages = stages
         self._limits = limits
         self._commands = commands
         self._ports = ports
@@ -161,7 +164,9 @@ class PodRoutes:
 
     @serves(POD_PROGRESS)
     async def pod_progress(self, call: Call[OnePod]) -> Progress:
-        return await self._commits.progress(call.caller, call.request.ins)
+        ins = call.request.ins
+        known = await self._stages.progress(call.caller, ins)
+        return known or await self._commits.progress(call.caller, ins)
 
     @serves(POD_SNAPSHOT)
     async def pod_snapshot(self, call: Call[NewSnapshot]) -> SnapshotInfo:

@@ -1,6 +1,6 @@
 // A member's pods: which there are, what is being done with them, what the quota leaves.
 
-import { post } from "./api.js";
+import { get, post } from "./api.js";
 import { button, field, refuse } from "./controls.js";
 import { confirm, form } from "./dialog.js";
 import { h } from "./dom.js";
@@ -55,11 +55,7 @@ export async function work(pod, path, what, parameters, { dialog, done, failed, 
   let refused = null;
   begun.set(pod.name, { operation: `/${path}` });
   tell();
-  const doing = run(what, (progress) => {
-    // How far it is may be not known for a moment.
-    const asking = asked && setInterval(() => asked().then(progress, () => {}), PROGRESS_MS);
-    return post(path, parameters).finally(() => clearInterval(asking));
-  }, (error) => {
+  const doing = run(what, (progress) => telling(post(path, parameters), asked, progress), (error) => {
     if (!dialog?.element.open) return failed?.(error) ?? false;
     refused = error;
     return true;
@@ -74,6 +70,25 @@ export async function work(pod, path, what, parameters, { dialog, done, failed, 
   const value = await (dialog ? Promise.race([whole, later(PATIENCE_MS)]) : whole);
   if (refused) throw refused;
   return value;
+}
+
+/** `promise`'s value; meanwhile `progress` is told what `asked` resolves to, if that is given. */
+export function telling(promise, asked, progress) {
+  if (!asked) return promise;
+  let over = false;
+  // How far it is may be not known for a moment.
+  const asking = setInterval(() => asked().then((far) => over || progress(far), () => {}), PROGRESS_MS);
+  return promise.finally(() => {
+    over = true;
+    clearInterval(asking);
+  });
+}
+
+/** How far the work on a pod is, as {text, share}; the text is `unknown` where podyd is not at it. */
+export async function howFar(ins, unknown = "") {
+  const { doing, percent, bytes_per_second: speed } = await get("pod/progress", { ins }, { quiet: true });
+  return { text: doing === null ? unknown : words.progress(doing, percent, speed && bytes(speed)),
+    share: percent === null ? null : percent / 100 };
 }
 
 function tell() {
@@ -177,7 +192,7 @@ export function copyPod({ pod, snapshot, live, user, quota, go, signal }) {
     submit: (dialog) => {
       const to = name.input.value.trim();
       const done = () => { if (!signal.aborted) go(`/pods/${to}`); };
-      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot, gpus: gpus.value(), disk: disk.input.value.trim() || null }, { dialog, done });
+      return work(pod, "pod/copy", words.copying(pod.ins, to), { ins: pod.ins, to, snapshot, gpus: gpus.value(), disk: disk.input.value.trim() || null }, { dialog, done, asked: () => howFar(to) });
     },
   });
 }

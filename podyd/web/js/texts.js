@@ -133,6 +133,7 @@ export const texts = {
       return `${pods.length} ${pods.length === 1 ? "pod" : "pods"}, ${running} running${room}`;
     },
     states: { running: "running", stopped: "stopped", frozen: "frozen", error: "error" },
+    progress: (doing, percent, speed) => `${doing}${percent === null ? "" : `, ${percent} %`}${speed ? `, ${speed}/s` : ""}`,
     doing: {
       "/pod/create": "being created", "/pod/start": "starting", "/pod/stop": "stopping", "/pod/restart": "restarting",
       "/pod/delete": "being deleted", "/pod/commit": "being made an image", "/pod/copy": "being copied",
@@ -220,7 +221,6 @@ export const texts = {
     commitText: (quota, bytes) => `It may take minutes. Your quota: ${quota.max_images < 0 ? "no limit of" : quota.max_images} images, ${bytes(quota.image_size)} for all of them.`,
     tag: "Tag", tagHint: (user) => `The image is named ${user}-<tag>; one of that name is replaced.`, message: "Description",
     beginning: "copying the disk",
-    progress: (doing, percent, speed) => `${doing}${percent === null ? "" : `, ${percent} %`}${speed ? `, ${speed}/s` : ""}`,
     cancelCommit: "Cancel the image", cancelling: (ins) => `Cancelling the image of ${ins}`,
   },
   snapshots: {

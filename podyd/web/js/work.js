@@ -9,9 +9,9 @@ const DONE_MS = 6000;
 export const tray = h("section", { class: "tray", "aria-label": texts.work.label });
 
 /** Shows `what` while `promise` is open; what it raises stays until it is dismissed. `progress` may
- * be called with {text, share (0 to 1)}. Resolves to the promise's value, or undefined if it failed.
- * `failed(error)` may show an error where the work was begun, and then returns true; `cancel` is
- * called by a button. */
+ * be called with {text, share (0 to 1; null: not known)}. Resolves to the promise's value, or undefined
+ * if it failed. `failed(error)` may show an error where the work was begun, and then returns true;
+ * `cancel` is called by a button. */
 export async function run(what, start, failed, cancel) {
   // Each second another text: not to be read out.
   const state = h("span", { class: "state", "aria-live": "off" });
@@ -25,7 +25,8 @@ export async function run(what, start, failed, cancel) {
   const ticking = setInterval(show, 1000);
   const progress = ({ text = "", share }) => {
     note = text;
-    if (share !== undefined && share !== null) bar.value = share;
+    if (share === null) bar.removeAttribute("value");
+    else if (share !== undefined) bar.value = share;
     show();
   };
   try {

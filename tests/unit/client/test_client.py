@@ -16,8 +16,8 @@ import pytest
 import podyd.client
 from podyd.client import kept, main, show
 from podyd.client.base import Base
-from podyd.client.daily import _cards
-from podyd.client.disk import cancel, how_far
+from podyd.client.daily import _cards, how_far
+from podyd.client.disk import cancel
 from podyd.client.failure import Refused, Usage
 from podyd.client.kept import Kept
 from podyd.client.login import with_token

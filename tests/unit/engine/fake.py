@@ -351,7 +351,14 @@ class FakeInstances:
         self._world.one(name)
         raise Missing("open lxc.log: no such file or directory")
 
-    async def create(self, new: NewInstance, *, timeout: float) -> None:
+    async def create(
+        self,
+        new: NewInstance,
+        *,
+        timeout: float,
+        began: Callable[[str], None] = lambda operation: None,
+    ) -> None:
+        began(f"creating-{new.name}")
         await self._world.turn("create", new.name, lambda: self._world.make(new))
 
     async def delete(self, name: str, *, timeout: float) -> None:

@@ -46,7 +46,7 @@ def test_only_addresses_that_others_reach_count() -> None:
 class Client:
     """LXD that makes what it is asked for, and whose events are late."""
 
-    async def change(self, method: str, path: str, body: object, *, timeout: float) -> None:
+    async def change(self, method: str, path: str, body: object, **options: object) -> None:
         assert (method, path) == ("POST", "/1.0/instances")
 
 

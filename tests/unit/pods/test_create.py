@@ -48,6 +48,7 @@ from podyd.pods.mounts import Mounts
 from podyd.pods.owned import Owned
 from podyd.pods.planner import Planner
 from podyd.pods.power import Power
+from podyd.pods.stages import Stages
 from tests.unit.engine.fake import PROFILE, FakeEngine, When
 from tests.unit.engine.fake_executor import FakeExecutor
 from tests.unit.gpus.attributing import attribution
@@ -135,6 +136,7 @@ async def podyd(lxd: FakeEngine, node: FakeNode | None = None) -> AsyncIterator[
         ),
         half_made=half_made,
         info=Info(owned=owned, instances=instances, inventory=inventory, ports=ports, disks=disks),
+        stages=Stages(engine.images),
     )
     await tasks.finish(5)
 

@@ -19,6 +19,7 @@ from podyd.engine.start_log import why_not_started
 from podyd.engine.types import FromImage, NewInstance
 from podyd.pods.half_made import HalfMade
 from podyd.pods.lifecycle import Foreign, Lifecycle, twice_if_lxd_slips
+from podyd.pods.stages import Stage
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
 HOOK = """\
@@ -135,7 +136,7 @@ def test_what_is_anothers_is_not_removed() -> None:
 
     async def make() -> None:
         await twice_if_lxd_slips(
-            lambda: making._make_whole(new, None), lambda: half_made.remove("a")
+            lambda: making._make_whole(new, None, Stage("unpacking")), lambda: half_made.remove("a")
         )
 
     with pytest.raises(Foreign) as raised:

@@ -22,18 +22,24 @@ from podyd.base.errors import (
     Unsettled,
 )
 from podyd.base.tasks import Tasks
+from podyd.config.schema import Quota
 from podyd.engine import instances as lxd_instances
 from podyd.engine.instances import LxdInstances
+from podyd.engine.interface import ImageStore
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.snapshots import LxdSnapshotStore
+from podyd.model.member import Member
 from podyd.pods import snapshots
 from podyd.pods.snapshots import Snapshots
+from podyd.pods.stages import Stages
 
 NOW = {"user.podyd.owner": "ann", "limits.memory": "1GiB"}
 THEN = {"user.podyd.owner": "bob", "user.podyd.lease.GPU-0": "old"}
 CREATED = "2026-01-01T00:00:00.1Z"
+
+MEMBER = Member("ann", False, Quota(), (), 1000, 1000)
 
 
 def instance(config: dict[str, str], created: str = CREATED) -> dict[str, Any]:
@@ -412,6 +418,7 @@ def looked_after(instances: LxdInstances) -> Snapshots:
         "instances": instances,
         "owned": None,
         "power": None,
+        "stages": Stages(cast(ImageStore, None)),
         "tasks": Tasks(),
     }
     return Snapshots(**cast(Any, parts))
@@ -514,9 +521,10 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
         "instances": instances,
         "owned": pods,
         "power": pods,
+        "stages": Stages(cast(ImageStore, None)),
         "tasks": Tasks(),
     }
-    restoring = Snapshots(**cast(Any, parts)).restore(cast(Any, None), "main", "s")
+    restoring = Snapshots(**cast(Any, parts)).restore(MEMBER, "main", "s")
 
     async def work() -> None:
         with pytest.raises(LxdRefused, match="could not restore the snapshot: It rains"):

@@ -10,12 +10,14 @@ import pytest
 from podyd.base.errors import Conflict
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
+from podyd.engine.interface import ImageStore
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import LxdClient
 from podyd.engine.snapshots import LxdSnapshotStore
 from podyd.model.member import Member
 from podyd.model.pod import pods_of
 from podyd.pods.snapshots import Snapshots
+from podyd.pods.stages import Stages
 from tests.unit.pods.test_power import POD
 
 MEMBER = Member("ann", False, Quota(), (), 1000, 1000)
@@ -56,6 +58,7 @@ def snapshots(lxd: Lxd) -> Snapshots:
         "instances": lxd,
         "owned": lxd,
         "power": lxd,
+        "stages": Stages(cast(ImageStore, None)),
         "tasks": Tasks(),
     }
     return Snapshots(**cast(Any, parts))

@@ -6,7 +6,7 @@ import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { written } from "../names.js";
-import { diskHint, left, onPods, podsOf } from "../pods.js";
+import { diskHint, howFar, left, onPods, podsOf, telling } from "../pods.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
 
@@ -93,7 +93,7 @@ export default async function newPod({ live, user, go, signal }) {
 
   async function make({ create: wanted, limits }, progress) {
     progress({ text: words.starting });
-    const pod = await post("pod/create", wanted);
+    const pod = await telling(post("pod/create", wanted), () => howFar(wanted.ins, words.starting), progress);
     if (limits.memory || limits.cpu) {
       progress({ text: words.limiting });
       try {

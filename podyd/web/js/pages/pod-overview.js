@@ -9,7 +9,7 @@ import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { highest, history } from "../history.js";
 import { written } from "../names.js";
-import { PROGRESS_MS, copyPod, later, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
+import { PROGRESS_MS, copyPod, howFar, later, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -241,11 +241,7 @@ function images(context) {
     });
   }
 
-  async function asked() {
-    const { doing, percent, bytes_per_second: speed } = await get("pod/progress", { ins }, { quiet: true });
-    return { text: doing === null ? words.beginning : words.progress(doing, percent, speed && bytes(speed)),
-      share: percent === null ? null : percent / 100 };
-  }
+  const asked = () => howFar(ins, words.beginning);
 
   async function poll() {
     try {

@@ -6,7 +6,7 @@ import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { plain, written } from "../names.js";
-import { copyPod, onPods, stateOf, work, workOn } from "../pods.js";
+import { copyPod, howFar, onPods, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -57,7 +57,7 @@ export default async function snapshots(context) {
         const sure = await confirm({ title: words.restoreTitle(ins, shown), text: [words.restoreText, moment(created), ". ", pod().status === "running" && words.restoreRunning], action: words.restore, danger: true });
         if (!sure) return;
         fill(error);
-        await work(pod(), "pod/restore", words.restoring(ins, shown), { ins, name: snapshot }, { failed: refused });
+        await work(pod(), "pod/restore", words.restoring(ins, shown), { ins, name: snapshot }, { failed: refused, asked: () => howFar(ins) });
         await refresh();
       }, { name: words.restoreTitle(ins, shown) }),
       button(words.copy, () => copyPod({ ...context, quota, pod: pod(), snapshot }), { name: texts.pods.copyTitle(ins, shown) }),
