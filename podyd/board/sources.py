@@ -80,6 +80,7 @@ class Sources:
         """Nobody has asked for a while: what a pod has used since then is no figure of now."""
         self._loads = self._new_loads()
         self._seen: frozenset[str] = frozenset()
+        self._works.forget()
 
     async def picture(self) -> Picture:
         """What LXD says now. Raises Unavailable, LxdRefused."""
@@ -146,7 +147,7 @@ class Sources:
     def works(self, picture: Picture | None) -> Values:
         """What is being done to pods, also to one that is being made: by its owner, whose it is
         then, or by an admin."""
-        works = self._works.under_way
+        works = self._works.look()
         known = picture.owners if picture is not None else {}
         owners = {
             pod: (known.get(pod) if work.caller.is_admin else None)

@@ -21,22 +21,35 @@ class Work:
     shown: PodWork
 
 
+# So many that have ended are kept for the next look, for there may be none for long.
+MOST_UNSEEN = 256
+
+
 class Works:
     """The changes under way, the oldest first."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
         self._under_way: dict[int, Work] = {}
+        self._seen: frozenset[int] = frozenset()
+        self._unseen: dict[int, Work] = {}
         self._subscribers: list[Callable[[], None]] = []
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
         """Call `subscriber` whenever one begins or ends."""
         self._subscribers.append(subscriber)
 
-    @property
-    def under_way(self) -> dict[str, Work]:
-        """By pod, what has been under way there for longest."""
-        return {work.pod: work for work in reversed(self._under_way.values())}
+    def look(self) -> dict[str, Work]:
+        """By pod, what has been under way there for longest since the last look. So what began and
+        ended in between is there once: who watches has to learn that something was done."""
+        works = {**self._unseen, **self._under_way}
+        self._seen = frozenset(self._under_way)
+        self.forget()
+        return {works[number].pod: works[number] for number in sorted(works, reverse=True)}
+
+    def forget(self) -> None:
+        """Nobody wants to know what has ended by now."""
+        self._unseen = {}
 
     @contextlib.contextmanager
     def on(self, pod: str, operation: str, member: Member) -> Iterator[None]:
@@ -48,7 +61,11 @@ class Works:
         try:
             yield
         finally:
-            del self._under_way[number]
+            work = self._under_way.pop(number)
+            if number not in self._seen:
+                self._unseen[number] = work
+                while len(self._unseen) > MOST_UNSEEN:
+                    del self._unseen[next(iter(self._unseen))]
             self._tell()
 
     def _tell(self) -> None:

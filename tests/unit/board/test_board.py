@@ -19,7 +19,7 @@ from podyd.board.board import (
     oneself,
     owner_of,
 )
-from podyd.board.works import Works
+from podyd.board.works import MOST_UNSEEN, Works
 from podyd.config.schema import Quota
 from podyd.model.member import Member
 
@@ -116,13 +116,34 @@ def test_the_time_is_to_the_millisecond() -> None:
 # --- What is being done to pods -----------------------------------------------------------------
 
 
+def shown(works: Works) -> dict[str, str]:
+    return {pod: work.shown.operation for pod, work in works.look().items()}
+
+
 def test_of_what_is_under_way_the_oldest_is_shown() -> None:
     works = Works()
     changes: list[int] = []
-    works.subscribe(lambda: changes.append(len(works.under_way)))
+    works.subscribe(lambda: changes.append(len(works.look())))
     with works.on("alice-a", "/pod/stop", ALICE):
         with works.on("alice-a", "/pod/start", ALICE), works.on("b", "/pod/port", ADMIN):
-            shown = {pod: work.shown.operation for pod, work in works.under_way.items()}
-            assert shown == {"alice-a": "/pod/stop", "b": "/pod/port"}
-        assert works.under_way.keys() == {"alice-a"}
+            assert shown(works) == {"alice-a": "/pod/stop", "b": "/pod/port"}
+        assert shown(works) == {"alice-a": "/pod/stop"}
     assert changes == [1, 1, 2, 1, 1, 0]
+
+
+def test_what_began_and_ended_between_two_looks_is_shown_once() -> None:
+    works = Works()
+    with works.on("alice-a", "/pod/snapshot", ALICE):
+        pass
+    with works.on("alice-a", "/pod/limits", ALICE):
+        assert shown(works) == {"alice-a": "/pod/snapshot"}
+        assert shown(works) == {"alice-a": "/pod/limits"}
+    assert shown(works) == {}
+    for number in range(MOST_UNSEEN + 1):
+        with works.on(f"alice-{number}", "/pod/stop", ALICE):
+            pass
+    assert len(works.look()) == MOST_UNSEEN
+    with works.on("alice-a", "/pod/stop", ALICE):
+        pass
+    works.forget()
+    assert shown(works) == {}
