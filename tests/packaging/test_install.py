@@ -17,6 +17,7 @@ import pytest
 from podyd.admin.setup import make_certificate
 from tests.integration.harness import PASSWORD, ROOT, Answer, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
+from tests.packaging import behind
 from tests.packaging.firefox import firefox
 from tests.packaging.machine import FarClient, Machine, entered, give_cards
 
@@ -563,6 +564,67 @@ def test_the_page_works_in_firefox(site: Site, pod: str) -> None:
         page.type("echo it is $((40+2))\n")
         page.shows("it is 42")
         assert page.faults == []
+
+
+@pytest.fixture(scope="module")
+def nginx(site: Site) -> None:
+    """Debian's, with nothing of podyd's."""
+    site.machine.apt("install", "--no-install-recommends", "nginx")
+
+
+def reload_nginx(machine: Machine, *ports: int) -> None:
+    """As README.Debian says; over when it listens on these ports."""
+    machine.sh("nginx -t && systemctl reload nginx")
+    connect = "".join(f"exec 3<>/dev/tcp/127.0.0.1/{port};" for port in ports)
+    wait_until(lambda: machine.attempt("bash", "-c", connect).returncode == 0, "nginx")
+
+
+def test_the_page_behind_nginx_by_what_the_readme_says(
+    site: Site, nginx: None, config: Path
+) -> None:
+    """At a port of its own, and below a prefix beside other things."""
+    machine, alone, below = site.machine, 8081, 8082
+    readme = machine.sh("zcat -f /usr/share/doc/podyd/README.Debian*")
+    text = behind.configuration(readme, alone=alone, below=below)
+    machine.write("/etc/nginx/sites-enabled/readme", text)
+    config.write_text("proxies: [127.0.0.1]\n")
+    machine.sh("podyd check && systemctl reload podyd")
+    try:
+        reload_nginx(machine, alone, below)
+        behind.works(machine.client("alice", PASSWORD, alone), "/")
+        behind.works(machine.client("alice", PASSWORD, below), behind.PREFIX)
+        with firefox(machine.name) as page:
+            page.open(f"http://127.0.0.1:{below}{behind.PREFIX}")
+            page.shows("Log in")
+            page.type(f"alice\t{PASSWORD}\n")
+            page.shows("Log out")
+            page.run("location.hash = '/account'")
+            page.shows("Quota")
+            assert page.faults == []
+    finally:
+        machine.path("/etc/nginx/sites-enabled/readme").unlink()
+        reload_nginx(machine)
+
+
+def test_the_example_for_nginx(site: Site, nginx: None, config: Path) -> None:
+    """As it is, with a certificate where it looks for one."""
+    machine, host = site.machine, "pods.example.org"
+    put_certificate(machine)
+    config.write_text("proxies: [127.0.0.1]\n")
+    machine.sh("podyd check && systemctl reload podyd")
+    machine.sh(
+        f"mkdir -p /etc/letsencrypt/live/{host}; cd /etc/letsencrypt/live/{host};"
+        " ln -s /etc/podyd/tls/cert.pem fullchain.pem; ln -s /etc/podyd/tls/key.pem privkey.pem;"
+        " zcat -f /usr/share/doc/podyd/examples/nginx-podyd.conf* >/etc/nginx/sites-enabled/podyd"
+    )
+    try:
+        reload_nginx(machine, 443)
+        head = machine.sh(behind.login_by_curl(host, 443, "alice", PASSWORD))
+        assert head.startswith("HTTP/1.1 200 "), head
+        assert re.search(r"^set-cookie: __Host-podyd.*; Secure", head, re.M | re.I), head
+    finally:
+        machine.path("/etc/nginx/sites-enabled/podyd").unlink()
+        reload_nginx(machine)
 
 
 def served_certificate(site: Site, port: int) -> str:
