@@ -302,8 +302,8 @@ def test_what_is_refused_in_a_pods_forms(enter: Doors, alice: Client) -> None:
         alice.post("/pod/snapshot", ins="work", name="gone").ok
         tab.go("/pods/work").go("/pods/work/snapshots")
         expect(make).to_have_attribute("title", re.compile("Your quota is 2 snapshots"))
-        alice.post("/pod/snapshot-delete", ins="work", name="gone").ok
         press(tab.button("Restore work to gone"))
+        alice.post("/pod/snapshot-delete", ins="work", name="gone").ok
         press(tab.button("Restore", within=tab.dialog()))
         alert(main, sentence("/pod/restore", 404, name="gone"))
         expect(tab.row("gone")).to_have_count(0)
