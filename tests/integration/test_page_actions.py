@@ -440,7 +440,8 @@ def test_a_process_without_a_right_to_a_gpu_is_shown(
 
 
 def test_an_image_is_cancelled_made_and_deleted(enter: Doors, bob: Client) -> None:
-    bob.exec("other", "head -c 150000000 /dev/urandom >/root/large; sync")
+    # So much that its packing is not over before it is cancelled.
+    bob.exec("other", "head -c 300000000 /dev/urandom >/root/large; sync")
     image = f"{bob.user}-mine"
     with enter(bob, "/pods/other") as tab:
 
@@ -458,13 +459,13 @@ def test_an_image_is_cancelled_made_and_deleted(enter: Doors, bob: Client) -> No
         tab.page.get_by_label("Memory, at most").fill("200MiB")
         tab.page.keyboard.press("Enter")
         alert(tab.page.locator("form"), "Wait: the pod is being made an image.")
-        problems = look(tab, "an image is being made")
         press(cancel)
         expect(tab.button("Make an image of other")).to_be_focused(timeout=WORK_MS)
         tab.shows_not("Wait:")
         assert image not in bob.get("/host/images").ok
         bob.exec("other", "rm /root/large; sync")
         make()
+        problems = look(tab, "an image is being made")
         wait_until(lambda: image in bob.get("/host/images").ok, "the image", 180)
         tab.go("/pods")
         delete = tab.button(f"Delete image {image}")
