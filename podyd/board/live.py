@@ -259,7 +259,8 @@ class Live:
         asking = self._asking
         await asyncio.wait({asking}, timeout=LXD_SECONDS)
         if not asking.done():
-            if self._clock() - self._asked >= LATE_SECONDS:
+            # What is known to be wrong is said on, while it is asked once more.
+            if self._problem is None and self._clock() - self._asked >= LATE_SECONDS:
                 self._problem = LATE
             asking.add_done_callback(self._answered)
             return False

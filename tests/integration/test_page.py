@@ -201,7 +201,13 @@ def test_a_pod_comes_and_goes_under_its_page(enter: Doors, bob: Client) -> None:
 def test_snapshots(enter: Doors, bob: Client) -> None:
     bob.exec("other", "echo first > /root/file; sync")
     with enter(bob, "/pods/other/snapshots") as tab:
-        tab.page.get_by_label("Name of the new snapshot").fill("before")
+        name = tab.page.get_by_label("Name of the new snapshot")
+        with tab.forgives("400"):
+            name.fill("no/name")
+            tab.button("Make snapshot").click()
+            expect(name).to_have_attribute("aria-invalid", "true", timeout=WORK_MS)
+        expect(name).to_be_focused()
+        name.fill("before")
         tab.button("Make snapshot").click()
         expect(tab.row("before")).to_be_visible(timeout=WORK_MS)
         bob.exec("other", "echo second > /root/file; sync")

@@ -200,6 +200,12 @@ def test_folders(tab: Tab, here: str, said: Callable[[str], str]) -> None:
         expect(coming).to_have_count(0)
     tab.button("Delete sub dir").click()
     expect(tab.dialog()).to_contain_text("with all that is in it")
+    # Seen again, the page looks again, below the question.
+    said("touch new")
+    tab.page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    expect(tab.page.locator("th").get_by_text("new", exact=True)).to_be_visible()
+    expect(tab.dialog()).to_contain_text("with all that is in it")
+    said("rm new")
     confirm(tab, "Delete")
     expect(row(tab, "sub dir")).to_have_count(0)
     assert said("ls -A") == "large\nlink\n"
@@ -487,6 +493,14 @@ def test_a_pod_that_is_stopped(tab: Tab, carol: Client) -> None:
     carol.post("/pod/stop", ins="work").ok
     tab.go("/pods/work/files")
     tab.shows("its files can be seen while it runs")
+    # Why not, without a mouse.
+    restart, reason = tab.button("Restart work"), tab.page.locator(".tray .work:not(.done)")
+    restart.focus()
+    expect(reason).to_have_text(str(restart.get_attribute("title")))
+    restart.click(force=True)
+    expect(tab.page.locator(".tray").get_by_role("alert")).to_have_count(1)
+    restart.blur()
+    expect(reason).to_have_count(0)
     tab.go("/pods/work/logs")
     tab.shows("The console of the pod")
     expect(tab.page.get_by_role("log")).to_contain_text("work login:")

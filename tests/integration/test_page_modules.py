@@ -214,6 +214,21 @@ def test_times_are_by_podyds_clock(tab: Tab) -> None:
     assert lost
 
 
+def test_a_time_of_today_has_a_date_tomorrow(browser: Browser, server: Server) -> None:
+    with browser.tab(server.port) as tab:
+        tab.page.clock.install(time="2026-11-28T21:00:00Z")
+        tab.open()
+        run(
+            tab,
+            """const { moment } = await from("format");
+            document.body.append(moment("2026-11-28T20:05:00Z"));""",
+        )
+        time = tab.page.locator("time.moment")
+        expect(time).to_have_text("21:05")
+        tab.page.clock.fast_forward("03:00:00")
+        expect(time).to_have_text("28 Nov, 21:05")
+
+
 # What the page knows of each GPU: whose pod has leased it for how many hours; whose are on it.
 _TURNS = """const { Live } = await from("live"), { turns } = await from("queue");
   const live = new Live(), start = Date.parse("2026-11-28T10:00:00Z");
@@ -338,7 +353,8 @@ def test_curves_are_of_now_once_the_page_is(tab: Tab) -> None:
           asked += 1;
           return { start: "2026-11-28T10:00:00Z", step: 60, curves: [] };
         };
-        history({ load, live, signal: leaving.signal, title: "History" });
+        const element = history({ load, live, signal: leaving.signal, title: "History" });
+        seen.push(element.querySelector(".curves").textContent);
         for (const isLive of [true, false, true, false]) {
           live.setLive(isLive);
           seen.push(asked);
@@ -346,7 +362,7 @@ def test_curves_are_of_now_once_the_page_is(tab: Tab) -> None:
         leaving.abort();
         live.setLive(true);
         return [...seen, asked];""",
-    ) == [1, 1, 2, 2, 2]
+    ) == ["Connecting \u2026", 1, 1, 2, 2, 2]
 
 
 @pytest.mark.parametrize("kept", [DENIED, FULL], ids=["denied", "full"])

@@ -101,15 +101,7 @@ async function show() {
  * LXD, is there again, both can, and the page is shown anew. */
 function whyNot(error, signal) {
   if (!(error instanceof Refused)) console.error(error);
-  const isWell = () => live.isLive && !live.get("host")?.problem;
-  let was = isWell();
-  const look = () => {
-    const wasWell = was;
-    was = isWell();
-    if (was && !wasWell) show();
-  };
-  live.onState(look, signal);
-  live.on(["host"], look, signal);
+  live.onReturn(show, signal);
   const isModule = error instanceof TypeError && !live.isLive;
   return h("p", { class: "error", role: "alert" }, isModule ? texts.errors.unreachable : error.message);
 }

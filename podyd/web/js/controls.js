@@ -1,7 +1,8 @@
 // Buttons and fields.
 
-import { fill, h } from "./dom.js";
+import { fill, h, setText } from "./dom.js";
 import { texts } from "./texts.js";
+import { tray } from "./work.js";
 
 const COPIED_MS = 2000;
 
@@ -12,6 +13,30 @@ export function button(label, onclick, { kind, name } = {}) {
     if (element.getAttribute("aria-disabled") !== "true") onclick(event);
   });
   return element;
+}
+
+// Why the button that has the focus, or was pressed, can't be pressed now; a tooltip is for a mouse.
+// A form says it itself when it is to be sent.
+const line = h("div", { class: "work" });
+let asked = null;
+
+function explain() {
+  const text = asked?.getAttribute("aria-disabled") === "true" && asked.title;
+  if (!text) {
+    line.remove();
+    return;
+  }
+  setText(line, text);
+  if (!line.isConnected) tray.append(line);
+}
+
+for (const [type, role] of [["focusin", "status"], ["click", "alert"], ["focusout", "status"]]) {
+  document.addEventListener(type, ({ target }) => {
+    asked = type === "focusout" ? null : target.closest?.(type === "click" ? "button[type=button]" : "button");
+    if (role !== line.getAttribute("role")) line.remove();
+    line.setAttribute("role", role);
+    explain();
+  });
 }
 
 // Where it is said why what was entered is not sent.
@@ -30,6 +55,7 @@ export function refuse(element, reason) {
     element.removeAttribute("aria-disabled");
     element.removeAttribute("title");
   }
+  if (element === asked && line.isConnected) explain();
 }
 
 /** Whether the form of this button can't be sent now, by `refuse`; then says why in `place`, until it

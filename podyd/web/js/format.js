@@ -1,6 +1,6 @@
 // How quantities are written: units, times, durations.
 
-import { h } from "./dom.js";
+import { h, setText } from "./dom.js";
 import { texts } from "./texts.js";
 
 const UNITS = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -58,6 +58,7 @@ export function clock() {
   return Date.now() + ahead;
 }
 
+const DAY_CHECK_MS = 1000;
 const HALF_YEAR_MS = 183 * 86_400_000;
 const CLOCK = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
 const DATE = new Intl.DateTimeFormat(undefined, {
@@ -66,16 +67,28 @@ const DATE = new Intl.DateTimeFormat(undefined, {
 const DAY = new Intl.DateTimeFormat(undefined, { year: "numeric", month: "short", day: "numeric" });
 const FULL = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
 
-/** A time (ISO 8601) as local time, in a <time> whose title has the date and the time zone. */
+/** A time (ISO 8601) as local time, in a <time> whose title has the date and the time zone; with
+ * another date once today is over. */
 export function moment(iso) {
   if (!iso) return texts.none;
+  return h("time", { class: "moment", datetime: iso, title: FULL.format(new Date(iso)) }, short(iso));
+}
+
+function short(iso) {
   const date = new Date(iso);
   const now = new Date(clock());
   const isToday = date.toDateString() === now.toDateString();
   const isNear = Math.abs(date - now) < HALF_YEAR_MS;
-  const shown = (isToday ? CLOCK : isNear ? DATE : DAY).format(date);
-  return h("time", { datetime: iso, title: FULL.format(date) }, shown);
+  return (isToday ? CLOCK : isNear ? DATE : DAY).format(date);
 }
+
+let today = "";
+setInterval(() => {
+  const day = new Date(clock()).toDateString();
+  if (day === today) return;
+  today = day;
+  for (const time of document.querySelectorAll("time.moment")) setText(time, short(time.dateTime));
+}, DAY_CHECK_MS);
 
 const STAMP = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
 

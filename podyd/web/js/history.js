@@ -69,6 +69,7 @@ export function history({ load, live, signal, title }) {
   const ticking = setInterval(again, AGAIN_MS);
   signal.addEventListener("abort", () => clearInterval(ticking));
   document.addEventListener("visibilitychange", again, { signal });
+  if (!live.isLive) fill(shown, h("p", { class: "waiting" }, texts.live.connecting));
   live.onState(again, signal);
   return h("section", { class: "history" }, choice, shown, times, note);
 }

@@ -56,7 +56,7 @@ export function ownImages({ live, signal }) {
     if (now < making) refresh();
     making = now;
   }, signal);
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); }, { signal });
+  live.onReturn(refresh, signal);
   refresh();
   return element;
 }

@@ -85,6 +85,21 @@ export class Live {
     changed(this.isLive);
   }
 
+  /** Calls `again()` when the page is seen again, or podyd or LXD is there again: what is not in the
+   * stream may have changed meanwhile. Not while nobody sees it. */
+  onReturn(again, signal) {
+    const isWell = () => this.isLive && !this.get("host")?.problem;
+    let was = isWell();
+    const look = ({ type }) => {
+      const isBack = isWell() && (!was || type === "visibilitychange");
+      was = isWell();
+      if (isBack && !document.hidden) again();
+    };
+    this.onState(look, signal);
+    this.on(["host"], look, signal);
+    document.addEventListener("visibilitychange", look, { signal });
+  }
+
   /** Resolves once `isSo()` by what podyd says, after `limit` ms, or when `signal` is aborted. */
   until(isSo, limit, signal) {
     if (isSo() || signal.aborted) return Promise.resolve();

@@ -25,6 +25,17 @@ export function podsOf(live, user) {
     .map(([, pod]) => ({ ...pod, gpus: pod.gpu_ids.length + (more.get(pod.name) ?? 0) }));
 }
 
+/** The caller's quota, as it is while the page is open: an admin may change it. */
+export async function quotaOf({ live, signal }) {
+  const ask = () => get("user/info", {}, { signal, quiet: true });
+  const { quota } = await ask();
+  live.onReturn(() => ask().then((info) => {
+    Object.assign(quota, info.quota);
+    tell();
+  }).catch(() => {}), signal);
+  return quota;
+}
+
 /** What is being done with a pod now, as {operation, since?}; undefined if nothing is. */
 export function workOn(live, pod) {
   return live.get(`work/${pod.name}`) ?? begun.get(pod.name);

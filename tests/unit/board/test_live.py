@@ -272,6 +272,30 @@ def test_an_lxd_that_hangs_holds_up_nothing_else(
     play(work)
 
 
+def test_an_lxd_that_hangs_and_fails_by_turns_is_said_once(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "LATE_SECONDS", 0.1)
+
+    async def work(rig: Rig) -> None:
+        async with rig.page() as page:
+            await page.next()
+            rig.sources.said = Unavailable("LXD is away.", code="lxd_unreachable")
+            rig.live.changed()
+            assert (await page.next())["set"] == {"host": "LXD is away."}
+            # It is asked again, and does not answer.
+            rig.sources.gate.clear()
+            rig.live.changed()
+            await asyncio.sleep(0.3)
+            rig.sources.card = 2
+            try:
+                assert (await page.next())["set"] == {"card": 2}
+            finally:
+                rig.sources.gate.set()
+
+    play(work)
+
+
 def test_there_are_few_messages_however_much_changes(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,10 +3,10 @@
 import { get, logIn, post } from "../api.js";
 import { button, copyable, field } from "../controls.js";
 import { confirm, form, tell } from "../dialog.js";
-import { fill, h } from "../dom.js";
+import { fill, h, refill } from "../dom.js";
 import { follow } from "../follow.js";
 import { bytes, moment } from "../format.js";
-import { badge, podsOf } from "../pods.js";
+import { badge, onPods, podsOf, quotaOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -17,10 +17,10 @@ export default async function account({ user, live, signal }) {
   const notices = noticeList({ live, signal });
   const tokens = tokenTable(user);
   const logins = loginTable();
-  const [info, error] = await Promise.all([get("user/info", {}, { signal }), follow({ live, signal, keys: ["me"], mark: () => live.get("me")?.logins,
+  const [limits, error] = await Promise.all([quotaOf({ live, signal }), follow({ live, signal, keys: ["me"], mark: () => live.get("me")?.logins,
     load: (quiet) => Promise.all([tokens.load({ signal, quiet }), logins.load({ signal, quiet })]) })]);
   return { title: texts.nav.account, element: h("div", {}, h("h1", {}, texts.nav.account), h("p", {}, words.who(user.name), user.is_admin ? ` ${words.admin}` : ""),
-    h("h2", {}, words.notices), notices, h("h2", {}, words.quota), quota(info.quota, live, user, signal),
+    h("h2", {}, words.notices), notices, h("h2", {}, words.quota), quota(limits, live, user, signal),
     h("h2", {}, words.tokens), error, h("p", { class: "soft" }, words.tokensHint), tokens.table.element, h("div", { class: "buttons" }, h("button", { type: "button", onclick: tokens.create }, words.newToken)),
     h("h2", {}, words.logins), h("p", { class: "soft" }, words.loginsHint), logins.element,
     h("h2", {}, words.password), passwordForm(user, live)) };
@@ -49,7 +49,7 @@ function noticeList({ live, signal }) {
 
 function quota(limits, live, user, signal) {
   const list = h("dl", { class: "facts" });
-  live.on(["pod/", "queue"], () => {
+  onPods(live, () => {
     const mine = podsOf(live, user);
     const gpus = mine.reduce((sum, pod) => sum + pod.gpus, 0);
     const disks = mine.every((pod) => (pod.disk_limit ?? -1) >= 0) ? mine.reduce((sum, pod) => sum + pod.disk_limit, 0) : -1;
@@ -59,7 +59,7 @@ function quota(limits, live, user, signal) {
       [words.memory, bytes(limits.memory_limit)], [words.cpus, count(limits.cpu_limit)], [words.disk, bytes(limits.disk_limit)], [words.diskTotal, disks < 0 ? bytes(limits.disk_total) : most(bytes(disks), limits.disk_total, bytes)],
       [words.snapshots, count(limits.max_snapshots)], [words.ports, count(limits.max_ports)], [words.images, count(limits.max_images)], [words.imageSize, bytes(limits.image_size)],
     ];
-    fill(list, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
+    refill(list, rows.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]));
   }, signal);
   return list;
 }

@@ -200,7 +200,7 @@ async function log({ live, signal }) {
   return h("div", {}, h("div", { class: "pair", role: "search" }, Object.values(filters).map((one) => one.element)), calls, wrong, error, table.element, more);
 }
 
-async function hours({ signal }) {
+async function hours({ live, signal }) {
   const now = new Date(clock());
   const months = Array.from({ length: MONTHS }, (_, back) => new Date(Date.UTC(now.getUTCFullYear(), now.getUTCMonth() - back)).toISOString().slice(0, 7));
   const month = field(words.month, h("select", {}, months.map((name) => h("option", { value: name }, name))));
@@ -228,6 +228,7 @@ async function hours({ signal }) {
     }
   };
   month.input.addEventListener("change", show);
+  live.onReturn(show, signal);
   await show();
   return h("div", {}, month.element, h("p", {}, csv), error, asOf, table.element);
 }

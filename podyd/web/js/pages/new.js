@@ -2,11 +2,11 @@
 
 import { get, post } from "../api.js";
 import { button, field, isHeldBack, refuse, showRefusal } from "../controls.js";
-import { fill, h, setText } from "../dom.js";
+import { fill, h, refill, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { written } from "../names.js";
-import { diskHint, howFar, left, onPods, podsOf, telling } from "../pods.js";
+import { diskHint, howFar, left, onPods, podsOf, quotaOf, telling } from "../pods.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
 
@@ -14,9 +14,17 @@ const words = texts.newPod;
 const NAME = /^[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?$/;
 
 export default async function newPod({ live, user, go, signal }) {
-  const [images, { quota }] = await Promise.all([get("host/images", {}, { signal }), get("user/info", {}, { signal })]);
-  const image = field(words.image, h("select", { name: "image", required: true },
-    images.map((name) => h("option", { value: name }, name))), words.asking);
+  let images = [];
+  const image = field(words.image, h("select", { name: "image", required: true }), words.asking);
+  const choose = async () => {
+    images = await get("host/images", {}, { signal, quiet: true });
+    const chosen = image.input.value;
+    refill(image.input, images.map((name) => h("option", { value: name }, name)));
+    if (images.includes(chosen)) image.input.value = chosen;
+    else if (images.length) describe();
+    else fill(image.hint, words.noImages);
+  };
+  const [quota] = await Promise.all([quotaOf({ live, signal }), choose()]);
   const name = field(words.name, h("input", { name: "ins", required: true, maxlength: 63, autocomplete: "off", autocapitalize: "none", spellcheck: "false" }), words.nameHint);
   const gpusLeft = h("span");
   const gpus = gpuChoice({ live, signal, usual: true, hint: gpusLeft });
@@ -107,8 +115,7 @@ export default async function newPod({ live, user, go, signal }) {
   }
 
   image.input.addEventListener("change", describe);
-  if (images.length) describe();
-  else fill(image.hint, words.noImages);
+  live.onReturn(() => choose().then(update, () => {}), signal);
   onPods(live, update, signal);
   const element = h("div", {}, h("h1", {}, words.title), room,
     h("form", { class: "panel wide", onsubmit: create, novalidate: true }, name.element, image.element, gpus.element,

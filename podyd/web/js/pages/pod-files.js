@@ -4,7 +4,7 @@
 import { get, ownPage, post, read, Refused, url } from "../api.js";
 import { button, field } from "../controls.js";
 import { confirm, form } from "../dialog.js";
-import { fill, h, setText } from "../dom.js";
+import { fill, h, refill, setText } from "../dom.js";
 import { saveByScript } from "../download.js";
 import { bytes, moment } from "../format.js";
 import { plain, written } from "../names.js";
@@ -65,25 +65,26 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
       button(words.remove, () => remove(entry), { kind: "danger", name: words.removeNamed(plain(entry.name)) }));
   }
 
-  async function load() {
-    await look();
+  /** `quiet`: the page looks by itself. */
+  async function load(quiet) {
+    await look(quiet);
     reading.hidden = !signal.aborted;
   }
 
-  async function look() {
+  async function look(quiet) {
     let found;
     try {
-      found = await get("pod/file", { ins, path: place }, { signal });
+      found = await get("pod/file", { ins, path: place }, { signal, quiet });
     } catch (refused) {
       // It is a file, to which a link leads.
-      if (refused.code === "not_podyd") return lookAtFile();
+      if (refused.code === "not_podyd") return lookAtFile(quiet);
       return failed(refused);
     }
     const times = new Map();
     entries = found.entries.map((entry) => {
       const time = (times.get(entry.name) ?? 0) + 1;
       times.set(entry.name, time);
-      return { ...entry, key: `${time}/${entry.name}` };
+      return { ...entry, key: `${time}/${entry.type}/${entry.name}` };
     }).sort((a, b) => (b.type === "directory") - (a.type === "directory") || a.name.localeCompare(b.name));
     ({ truncated } = found);
     setText(error, "");
@@ -92,10 +93,10 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
     draw();
   }
 
-  async function lookAtFile() {
+  async function lookAtFile(quiet) {
     try {
-      const { size, modified } = await get("pod/file", { ins, path: place, format: "stat" }, { signal });
-      fill(single, h("p", {}, words.single, h("bdi", {}, written(place)), `, ${bytes(size)}`, modified && ", ", modified && moment(modified)),
+      const { size, modified } = await get("pod/file", { ins, path: place, format: "stat" }, { signal, quiet });
+      refill(single, h("p", {}, words.single, h("bdi", {}, written(place)), `, ${bytes(size)}`, modified && ", ", modified && moment(modified)),
         h("div", { class: "buttons" }, download(ins, place, false)));
       setText(error, "");
       single.hidden = false;
@@ -107,8 +108,8 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
 
   function failed(refused) {
     if (refused.name === "AbortError") return;
-    listing.hidden = true;
-    single.hidden = true;
+    // What was there may be there still, when podyd or LXD does not answer.
+    if (refused.status >= 400 && refused.status < 500) listing.hidden = single.hidden = true;
     setText(error, refused.message);
   }
 
@@ -221,7 +222,7 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
   const listing = h("div", { hidden: true },
     h("div", { class: "buttons" }, button(words.uploadAction, () => chosen.click(), { kind: "primary" }),
       button(words.uploadFolder, () => chosenFolder.click()), button(words.newFolderAction, makeFolder),
-      download(ins, place, true), button(words.reload, load)),
+      download(ins, place, true), button(words.reload, () => load())),
     chosen, chosenFolder, h("p", { class: "soft" }, words.dropHint), filtering, table.element, note);
   const running = h("div", {}, crumbs(ins, place), reading, error, single, listing);
   fill(drop, notTaken, stopped, running);
@@ -246,6 +247,7 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
     if (isRunning && !wasRunning) loading = load();
     wasRunning = isRunning;
   }, signal);
+  live.onReturn(() => { if (wasRunning) load(true); }, signal);
   // A slow one is seen to be read.
   await Promise.race([loading, new Promise((resolve) => setTimeout(resolve, WAITING_MS))]);
   return { element: drop };

@@ -16,7 +16,7 @@ const MAX_LINES = 10_000;
 const NEAR_PX = 40;
 const MAX_MARKS = 2000;
 
-export default async function logs({ signal, ins }) {
+export default async function logs({ live, signal, ins }) {
   const lines = field(words.lines, h("select", {}, [100, 1000, MAX_LINES].map((count) => h("option", { value: count }, String(count)))));
   const since = field(words.since, h("select", {}, Object.entries(words.spans).map(([value, text]) => h("option", { value }, text))));
   const search = field(words.search, h("input", { type: "search", autocomplete: "off", spellcheck: "false" }));
@@ -120,6 +120,7 @@ export default async function logs({ signal, ins }) {
     shown.scrollTop = scrollTop;
   });
   search.input.addEventListener("keydown", (event) => { if (event.key === "Enter") step(event.shiftKey ? 1 : -1); });
+  live.onReturn(() => { if (follow.checked) load(false); }, signal);
   setText(source, texts.files.reading);
   const loading = load(true);
   loading.then(poll);

@@ -9,7 +9,7 @@ import { bytes, bytesOf, moment, quantity } from "../format.js";
 import { gpuChoice } from "../gpu-choice.js";
 import { highest, history } from "../history.js";
 import { written } from "../names.js";
-import { PROGRESS_MS, copyPod, howFar, later, left, onPods, podsOf, serverName, stateOf, work, workOn } from "../pods.js";
+import { PROGRESS_MS, copyPod, howFar, later, left, onPods, podsOf, quotaOf, serverName, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -22,7 +22,7 @@ const WAITING_MS = 1000;
 export default async function overview(context) {
   const { live, signal, ins } = context;
   // Its addresses too, so that nothing moves when they come, unless LXD takes long.
-  const [{ quota }, info] = await Promise.all([get("user/info", {}, { signal, quiet: true }),
+  const [quota, info] = await Promise.all([quotaOf(context),
     Promise.race([get("pod/info", { ins }, { signal, quiet: true }).catch(() => null), later(WAITING_MS)])]);
   signal.throwIfAborted();
   const make = (part) => part({ ...context, quota, info });
@@ -53,14 +53,18 @@ function facts({ live, ins, pod, info: first, signal }) {
     const isWaiting = now.status === "running" && info?.addresses.length === 0 && Date.now() - asked >= TICK_MS;
     if (now.status !== status || isWaiting) {
       ({ status } = now);
-      asked = Date.now();
-      get("pod/info", { ins }, { signal, quiet: true }).then((answer) => {
-        info = answer;
-        show();
-      }).catch(() => {});
+      ask();
     }
     show();
   };
+  const ask = () => {
+    asked = Date.now();
+    get("pod/info", { ins }, { signal, quiet: true }).then((answer) => {
+      info = answer;
+      show();
+    }).catch(() => {});
+  };
+  live.onReturn(ask, signal);
   const show = () => {
     const now = pod();
     const lines = {

@@ -4,7 +4,7 @@ import { get, post } from "../api.js";
 import { button, copyable, field, isHeldBack, refuse } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
-import { onPods, serverName } from "../pods.js";
+import { onPods, quotaOf, serverName } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -14,7 +14,7 @@ const POLL_MS = 4000;
 const SSH = 22;
 
 export default async function ports({ live, signal, ins, pod }) {
-  const { quota } = await get("user/info", {}, { signal, quiet: true });
+  const quota = await quotaOf({ live, signal });
   let listening = null; // Not known yet.
   const error = h("p", { class: "error", role: "alert" });
   const asking = h("p", { class: "soft", role: "status" }, texts.newPod.asking);

@@ -1,12 +1,12 @@
 // A pod's snapshots.
 
 import { get, post } from "../api.js";
-import { button, field, isHeldBack, refuse } from "../controls.js";
+import { button, field, isHeldBack, refuse, showRefusal } from "../controls.js";
 import { confirm } from "../dialog.js";
 import { fill, h, setText } from "../dom.js";
 import { bytes, moment } from "../format.js";
 import { plain, written } from "../names.js";
-import { copyPod, howFar, onPods, stateOf, work, workOn } from "../pods.js";
+import { copyPod, howFar, onPods, quotaOf, stateOf, work, workOn } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 import { run } from "../work.js";
@@ -15,8 +15,8 @@ const words = texts.snapshots;
 
 export default async function snapshots(context) {
   const { live, signal, ins, pod } = context;
-  const [{ quota }, first] = await Promise.all([
-    get("user/info", {}, { signal, quiet: true }), get("pod/snapshots", { ins }, { signal, quiet: true }),
+  const [quota, first] = await Promise.all([
+    quotaOf(context), get("pod/snapshots", { ins }, { signal, quiet: true }),
   ]);
   let all = first;
   const error = h("p", { class: "error", role: "alert" });
@@ -44,9 +44,9 @@ export default async function snapshots(context) {
     fill(error, wrong.message);
     return error.isConnected;
   };
-  const act = async (what, path, parameters) => {
+  const act = async (what, path, parameters, failed = refused) => {
     fill(error);
-    await run(what, () => post(path, { ins, ...parameters }), refused);
+    await run(what, () => post(path, { ins, ...parameters }), failed);
     await refresh();
   };
 
@@ -90,23 +90,23 @@ export default async function snapshots(context) {
   async function submit(event) {
     event.preventDefault();
     if (isHeldBack(make, error)) return;
-    await act(words.making(ins), "pod/snapshot", { name: name.input.value.trim() || null });
-    if (!error.textContent) name.input.value = "";
+    let isMade = true;
+    await act(words.making(ins), "pod/snapshot", { name: name.input.value.trim() || null }, (wrong) => {
+      isMade = false;
+      showRefusal(wrong, { name }, error);
+      return error.isConnected;
+    });
+    if (isMade) name.input.value = "";
   }
 
   // Another window, or `pody`, may have made one.
-  document.addEventListener("visibilitychange", () => { if (!document.hidden) refresh(); }, { signal });
+  live.onReturn(refresh, signal);
   let doing;
   onPods(live, () => {
     const before = doing;
     doing = live.get(`work/${pod().name}`)?.operation;
     if (before?.startsWith("/pod/snapshot") && doing !== before) refresh();
     update();
-  }, signal);
-  let wasLive = live.isLive;
-  live.onState((isLive) => {
-    if (isLive && !wasLive) refresh();
-    wasLive = isLive;
   }, signal);
   const element = h("div", {}, h("p", { class: "soft" }, words.text),
     h("form", { class: "inline", onsubmit: submit }, name.element, make), room, error, table.element);

@@ -1,12 +1,11 @@
 // My pods, and a pod's own page at #/pods/<name>/<tab>.
 
-import { get } from "../api.js";
 import { meter } from "../chart.js";
 import { h, setText } from "../dom.js";
 import { bytes, bytesOf, duration, moment } from "../format.js";
 import { ownImages } from "../images.js";
 import { written } from "../names.js";
-import { badge, left, onPods, podsOf, powerButtons, stateOf } from "../pods.js";
+import { badge, left, onPods, podsOf, powerButtons, quotaOf, stateOf } from "../pods.js";
 import { Table } from "../table.js";
 import { texts } from "../texts.js";
 
@@ -80,8 +79,8 @@ function list({ live, user, signal }) {
   filter.addEventListener("input", update);
   onPods(live, update, signal);
   const ticking = setInterval(update, TICK_MS);
-  get("user/info", {}, { signal, quiet: true }).then((info) => {
-    ({ quota } = info);
+  quotaOf({ live, signal }).then((limits) => {
+    quota = limits;
     update();
   }).catch(() => {});
   const element = h("div", {},
