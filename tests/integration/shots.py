@@ -27,9 +27,10 @@ POD = ("overview", "terminal", "files", "logs", "snapshots", "ports")
 MEMBER = ("pods", "new", *(f"pods/train/{tab}" for tab in POD), "cards", "cards/0", "account")
 ADMIN = tuple(f"admin/{part}" for part in ("pods", "people", "leases", "doctor", "log", "hours"))
 # What stands on a page once it is whole.
+USED = re.compile(r"\d( MiB)? of 8\.00 GiB")
 READY: dict[str, str | re.Pattern[str]] = {
-    "pods": re.compile(r"\d of 8\.00 GiB"),
-    "pods/train/overview": re.compile(r"\d of 8\.00 GiB"),
+    "pods": USED,
+    "pods/train/overview": USED,
     "pods/train/ports": "0.0.0.0",
     "pods/train/files": "model.pt",
     "pods/train/terminal": "tmux",
