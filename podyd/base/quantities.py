@@ -51,7 +51,7 @@ def typed_size(text: str) -> int | None:
 def shown_size(size: int) -> str:
     """Bytes for a sentence, exactly: "1.5 GiB", "5 GB" or "366.7 MiB (384478822 bytes)"."""
     for name, factor in sorted(UNITS.items(), key=lambda unit: -unit[1]):
-        if size >= factor > 1 and size * 10 % factor == 0:
+        if 1 < factor <= size < 1024 * factor and size * 10 % factor == 0:
             return f"{size / factor:.1f}".removesuffix(".0") + f" {name}"
     exact = f"{size} bytes"
     fitting = [(factor, name) for name, factor in UNITS.items() if "i" in name and factor <= size]

@@ -58,17 +58,20 @@ IMAGES = Path("/run/podyd-test-images")
 Json = Any
 
 
-def wait_until(condition: Callable[[], bool], what: str, limit: float = 30.0) -> None:
+def wait_until(
+    condition: Callable[[], bool], what: str, limit: float = 30.0, *, passes: bool = False
+) -> None:
     """Wait for a condition, or fail saying what it was.
 
     Most conditions ask LXD or look at all processes, and whoever waits together with others for the
-    same two cores holds up what they wait for. So the longer it takes, the less often it is asked.
+    same two cores holds up what they wait for. So the longer it takes, the less often it is asked;
+    but for one that soon `passes`.
     """
     begun = time.monotonic()
     while not condition():
         waited = time.monotonic() - begun
         assert waited < limit, f"timed out waiting: {what}"
-        time.sleep(min(max(0.02, waited / 10), 0.2))
+        time.sleep(0.02 if passes else min(max(0.02, waited / 10), 0.2))
 
 
 @contextlib.contextmanager

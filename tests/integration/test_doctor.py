@@ -140,9 +140,13 @@ def test_it_changes_nothing(node: Node, server: Server) -> None:
             sorted((str(path), path.stat().st_mtime_ns) for path in files),
         ]
 
-    before = everything()
-    doctor(node, server.config)
-    assert everything() == before
+    # podyd itself writes into its database each minute.
+    for _ in range(3):
+        before = everything()
+        doctor(node, server.config)
+        if (after := everything()) == before:
+            return
+    assert after == before
 
 
 def test_what_setup_has_not_made(node: Node) -> None:

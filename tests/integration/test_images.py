@@ -8,10 +8,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from podyd.base.quantities import typed_size
 from tests.integration.harness import IMAGE, SMALL, Client, Json, Node, run, wait_until
 from tests.integration.test_client import as_user
 from tests.lab.nvml import COMPILE
@@ -283,9 +285,11 @@ def test_what_becomes_too_large_is_ended_while_it_is_packed(node: Node, own: Cli
     )
     body = tight.client(own.user).post("/pod/commit", ins="main").refused(403, "quota_exceeded")
     assert (body["limit"], body["used"]) == (quota, 0)
-    match = re.search(r"this one has (\d+),", body["detail"])
+    match = re.search(r"this one has ([^,(]+)", body["detail"])
     assert match
-    assert quota < int(match[1]) < count * 1024**2, "it was packed to its end"
+    size = typed_size(match[1].strip())
+    assert size
+    assert quota < size < count * 1024**2, "it was packed to its end"
     assert_nothing_left(node, own.user)
     assert tight.stop() == 0
 
@@ -342,7 +346,8 @@ def test_a_podyd_that_is_killed_leaves_nothing_half(
     calling = threading.Thread(target=commit)
     calling.start()
 
-    wait_until(lambda: client.get("/pod/progress", ins="main").ok["percent"], "packing", 180)
+    how_far = partial(client.get, "/pod/progress", ins="main")
+    wait_until(lambda: how_far().ok["percent"], "packing", 180, passes=True)
     server.process.kill()
     calling.join()
     if is_packed:

@@ -65,6 +65,8 @@ def test_what_is_no_count(value: object) -> None:
         (1024**4, "1 TiB"),
         (1100 * 1024**2 // 3, "366.7 MiB (384477866 bytes)"),
         (1024**3 - 1, "1024.0 MiB (1073741823 bytes)"),
+        # A multiple of 512, as files in a tar archive are.
+        (48320 * 1024 + 512, "47.2 MiB (49480192 bytes)"),
     ],
 )
 def test_a_size_in_a_sentence_is_exact(size: int, text: str) -> None:
