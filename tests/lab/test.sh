@@ -5,8 +5,8 @@ set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
 
-# On two cores: most tests wait for LXD much of the time.
-WORKERS=4
+# On two cores: most tests wait for LXD much of the time. With four, some of their limits are too short.
+WORKERS=3
 # What is compiled is kept: each of many Pythons would compile all of podyd and of the tests anew.
 unset PYTHONDONTWRITEBYTECODE
 
