@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from podyd.base.clock import iso, now
+from podyd.base.errors import PodydError
 from podyd.contract.events import PodWork
 from podyd.model.member import Member
 
@@ -53,16 +54,20 @@ class Works:
 
     @contextlib.contextmanager
     def on(self, pod: str, operation: str, member: Member) -> Iterator[None]:
-        """A member's request to change a pod is under way."""
+        """A member's request to change a pod is under way; one that is refused changes nothing."""
         number = next(self._numbers)
         shown = PodWork(operation, iso(now()), member.name)
         self._under_way[number] = Work(pod, member, shown)
         self._tell()
+        is_refused = False
         try:
             yield
+        except PodydError as error:
+            is_refused = error.status < 500
+            raise
         finally:
             work = self._under_way.pop(number)
-            if number not in self._seen:
+            if number not in self._seen and not is_refused:
                 self._unseen[number] = work
                 while len(self._unseen) > MOST_UNSEEN:
                     del self._unseen[next(iter(self._unseen))]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from podyd.base.errors import Forbidden, Unavailable
 from podyd.board.board import (
     ADMINS,
     ALL,
@@ -146,4 +147,18 @@ def test_what_began_and_ended_between_two_looks_is_shown_once() -> None:
     with works.on("alice-a", "/pod/stop", ALICE):
         pass
     works.forget()
+    assert shown(works) == {}
+
+
+def test_what_was_refused_between_two_looks_is_not_shown() -> None:
+    """Nothing was done; what may be half done is shown."""
+    works = Works()
+    for error, is_shown in ((Forbidden("No."), False), (Unavailable("Later."), True)):
+        with pytest.raises(type(error)), works.on("alice-a", "/pod/limits", ALICE):
+            raise error
+        assert shown(works) == ({"alice-a": "/pod/limits"} if is_shown else {})
+    # Whoever has seen it under way learns that it is over.
+    with pytest.raises(Forbidden), works.on("alice-a", "/pod/limits", ALICE):
+        assert shown(works) == {"alice-a": "/pod/limits"}
+        raise Forbidden("No.")
     assert shown(works) == {}
