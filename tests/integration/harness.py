@@ -377,7 +377,7 @@ class Node:
         self._install()
         slips.claim(self.project)
         self._prepare()
-        self.lxd = lab.Lxd(Path(self.lab_state.socket))
+        self.lxd = lab.Api(Path(self.lab_state.socket))
 
     def _own_thousand(self) -> int:
         """A thousand ports below those that the kernel gives out, apart from other podyds' here."""
@@ -395,10 +395,12 @@ class Node:
 
     def _prepare(self) -> None:
         state = lab.read_state()
-        assert state is not None, "no lab: type 'sudo make lab-up'"
+        assert state is not None, (
+            f"no lab: type 'sudo tests/lab/lab.py up --engine {lab.ENGINE.key}'"
+        )
         self.lab_state = state
         self._held.enter_context(slips.listening(lambda: Path(state.socket)))
-        config = lab.Lxd(Path(state.socket)).get("/1.0")["config"]
+        config = lab.Api(Path(state.socket)).get("/1.0")["config"]
         if not state.ours and not config.get("core.https_address"):
             lab.write_state(dataclasses.replace(state, https_address_set=True))
         # In an LXD that has nothing yet, two at once would both make the pool and the bridge.
@@ -422,7 +424,7 @@ class Node:
             "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
             "PYTHONPATH": ":".join(filter(None, (str(self.library), os.environ.get(MEASURED)))),
             "PYTHONDONTWRITEBYTECODE": "1",
-            "LXD_DIR": str(Path(self.lab_state.socket).parent),
+            lab.ENGINE.variable: str(Path(self.lab_state.socket).parent),
             "LC_ALL": "C.UTF-8",
             **{
                 key: value
@@ -633,12 +635,12 @@ class Node:
     # --- LXD, as the admin sees it ---------------------------------------------------------------
 
     def lxc(self, *words: str, check: bool = True) -> str:
-        """`lxc WORDS` in the tests' project, as an admin types it."""
+        """`lxc WORDS` or `incus WORDS` in the tests' project, as an admin types it."""
         # LXD refuses a change that comes while it makes one of podyd's.
         refused = "operation has now succeeded"
         while True:
             done = subprocess.run(
-                ["lxc", "-q", *words, "--project", self.project],
+                [lab.ENGINE.command, "-q", *words, "--project", self.project],
                 env={**self.environment, "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
                 text=True,

@@ -14,6 +14,8 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.lab import lab
+
 # cgroup2 is there, as with OpenRC; LXD mounts it where the host has nothing else.
 INIT = """#!/bin/sh
 mount -t cgroup2 none /sys/fs/cgroup
@@ -61,7 +63,15 @@ def make(alias: str, environment: Mapping[str, str]) -> None:
         here = Path(name)
         metadata = _packed(here / "metadata.tar", {"metadata.yaml": METADATA.encode()})
         files = metadata, _packed(here / "rootfs.tar", root)
-        words = ["lxc", "-q", "image", "import", *files, f"--alias={alias}", "--project=default"]
+        words = [
+            lab.ENGINE.command,
+            "-q",
+            "image",
+            "import",
+            *files,
+            f"--alias={alias}",
+            "--project=default",
+        ]
         subprocess.run(
             words, env={**environment, "HOME": name}, check=True, stdin=subprocess.DEVNULL
         )

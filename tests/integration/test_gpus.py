@@ -41,7 +41,7 @@ from tests.integration.harness import (
     wait_until,
 )
 from tests.integration.test_client import as_user
-from tests.lab.lab import CARDS_FILE, DEFAULT_CARDS, write_atomically
+from tests.lab.lab import DEFAULT_CARDS, ENGINE, write_atomically
 from tests.lab.nvml import FakeDriver, FakeNvml, FakeProcess
 
 UUIDS = [card.uuid for card in DEFAULT_CARDS]
@@ -712,13 +712,13 @@ def test_without_nvml_cards_are_shared_out_all_the_same(bed: Bed) -> None:
 @pytest.mark.alone
 def test_a_gpu_that_keeps_a_pod_from_starting_says_why(bed: Bed) -> None:
     client = bed.client()
-    text = CARDS_FILE.read_text()
+    text = ENGINE.cards_file.read_text()
     broken = {**json.loads(text), "configure_error": "initialization error: driver not loaded"}
-    write_atomically(CARDS_FILE, json.dumps(broken))
+    write_atomically(ENGINE.cards_file, json.dumps(broken))
     try:
         body = client.post("/pod/create", ins="a", image=SMALL).refused(502, "pod_start_failed")
     finally:
-        write_atomically(CARDS_FILE, text)
+        write_atomically(ENGINE.cards_file, text)
     assert "forkstart" not in body["detail"]
     assert "hook" in body["detail"]
     assert client.get("/pod/list").ok == []

@@ -28,6 +28,7 @@ from tests.integration.harness import (
     process_in,
     wait_until,
 )
+from tests.lab import lab
 from tests.lab.nvml import GIB, FakeDriver, FakeGpu, FakeNvml, FakeProcess, build
 
 OTHER_DRIVER = "550.54.15"
@@ -198,7 +199,7 @@ def outside(node: Node) -> Iterator[str]:
 def admin_lxc(node: Node, *words: str) -> None:
     """`lxc WORDS` outside of the tests' project."""
     done = subprocess.run(
-        ["lxc", "-q", *words],
+        [lab.ENGINE.command, "-q", *words],
         env={**node.environment, "HOME": str(node.directory)},
         stdin=subprocess.DEVNULL,
         text=True,

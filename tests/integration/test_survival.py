@@ -16,7 +16,7 @@ from tests.lab import lab
 def kill_everything(node: Node) -> None:
     """Both daemons, the pods and what serves them; LXD is told nothing."""
     names = lab.instance_names()
-    daemons = {lab.daemon_pid("lxd"), lab.daemon_pid("lxcfs")} - {None}
+    daemons = {lab.daemon_pid(lab.ENGINE.daemon), lab.daemon_pid("lxcfs")} - {None}
     assert len(daemons) == 2
     served = [pid for pid in lab.all_pids() if lab.is_servant(pid) or lab.in_instance(pid, names)]
     assert served
@@ -62,7 +62,7 @@ def test_rules_for_cards_outlive_lxd_and_are_there_for_the_pods_that_it_starts(
             pod.start()
             assert pod.opens()
             helper.permit({})
-            lab.stop_daemon("lxd")
+            lab.stop_daemon(lab.ENGINE.daemon)
             assert lab.main(["up"]) == 0
             assert not pod.opens()
             kill_everything(node)

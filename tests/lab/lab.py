@@ -1,15 +1,20 @@
 #!/usr/bin/python3
-"""A real LXD with simulated NVIDIA GPUs for podyd's tests, on a machine that need not have either.
+"""A real LXD or Incus with simulated NVIDIA GPUs for podyd's tests, on a machine that need not have
+any of them.
 
-    lab.py up [--gpus N]     start LXD (or find the one that runs) and leave it answering
+    lab.py up [--gpus N]     start the engine (or find the one that runs) and leave it answering
     lab.py down              take away everything the lab made
-    lab.py status [--json]   say what runs; exit status 0 when LXD answers
+    lab.py status [--json]   say what runs; exit status 0 when the engine answers
 
-An LXD that somebody else runs is used as it is and never changed, and has no simulated cards.
-Where none answers, the lab runs one of its own on /var/lib/lxd, together with lxcfs, in a mount
-namespace of theirs. Nothing keeps that namespace but its processes: when they die, the mounts
-(FUSE, storage pools, simulated /sys) go with them. `up` does not initialise LXD: the pool, the
-bridge and the project are the product's to make.
+`--engine lxd|incus` says which one, else $PODYD_TEST_ENGINE, else it is LXD. Each has a lab of its
+own, and both can be up at the same time.
+
+An engine that somebody else runs is used as it is and never changed, and has no simulated cards.
+Where none answers, nor does systemd start one (its unit may be masked), the lab runs one of its own
+on /var/lib/lxd or /var/lib/incus, together with lxcfs, in a mount namespace of theirs. Nothing
+keeps that namespace but its processes: when they die, the mounts (FUSE, storage pools, simulated
+/sys) go with them. `up` does not initialise the engine: the pool, the bridge and the project are
+the product's to make.
 """
 
 from __future__ import annotations
@@ -37,26 +42,101 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-LAB_DIR = Path("/var/lib/podyd-lab")
-LXD_DIR = Path("/var/lib/lxd")
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """All that the labs of two engines differ in."""
+
+    key: str
+    title: str
+    # The daemon's program, where else than on the usual path it may lie, and the admin's command.
+    daemon: str
+    command: str
+    # Of those who may use the socket.
+    group: str
+    # Environment variable → the daemon's directory.
+    variable: str
+    directory: Path
+    lab_dir: Path
+    # Program → Debian's package.
+    packages: dict[str, str]
+    # A unit's file → the units to start; the first one that is there is the engine's.
+    units: dict[str, tuple[str, ...]]
+    libexec: str = "/usr/sbin"
+    other_sockets: tuple[Path, ...] = ()
+
+    @property
+    def socket(self) -> Path:
+        return self.directory / "unix.socket"
+
+    @property
+    def marker(self) -> Path:
+        """Stands in the directory and says that all of it is the lab's to wipe."""
+        return self.directory / "podyd-lab"
+
+    @property
+    def state_file(self) -> Path:
+        return self.lab_dir / "lab.json"
+
+    @property
+    def cards_file(self) -> Path:
+        return self.lab_dir / "cards.json"
+
+    @property
+    def bin_dir(self) -> Path:
+        return self.lab_dir / "bin"
+
+
+ENGINES = {
+    "lxd": Engine(
+        key="lxd",
+        title="LXD",
+        daemon="lxd",
+        command="lxc",
+        group="lxd",
+        variable="LXD_DIR",
+        directory=Path("/var/lib/lxd"),
+        lab_dir=Path("/var/lib/podyd-lab"),
+        packages={"lxd": "lxd", "lxc": "lxd-client"},
+        units={
+            "/lib/systemd/system/lxd.service": ("lxd.socket", "lxd.service"),
+            "/etc/systemd/system/snap.lxd.daemon.service": (
+                "snap.lxd.daemon.unix.socket",
+                "snap.lxd.daemon.service",
+            ),
+        },
+        other_sockets=(Path("/var/snap/lxd/common/lxd/unix.socket"),),
+    ),
+    "incus": Engine(
+        key="incus",
+        title="Incus",
+        daemon="incusd",
+        command="incus",
+        group="incus-admin",
+        variable="INCUS_DIR",
+        directory=Path("/var/lib/incus"),
+        lab_dir=Path("/var/lib/podyd-lab-incus"),
+        packages={"incusd": "incus-base", "incus": "incus-client"},
+        units={"/lib/systemd/system/incus.service": ("incus.socket", "incus.service")},
+        libexec="/usr/libexec/incus",
+    ),
+}
+CHOICE = "PODYD_TEST_ENGINE"
+# Of this process; `use` changes it.
+ENGINE = ENGINES[os.environ.get(CHOICE) or "lxd"]
+
 LXCFS_DIR = Path("/var/lib/lxcfs")
-LXD_SOCKET = LXD_DIR / "unix.socket"
-SNAP_SOCKET = Path("/var/snap/lxd/common/lxd/unix.socket")
-# Stands in LXD_DIR and says that all of LXD_DIR is the lab's to wipe.
-MARKER = LXD_DIR / "podyd-lab"
-STATE_FILE = LAB_DIR / "lab.json"
-CARDS_FILE = LAB_DIR / "cards.json"
-BIN_DIR = LAB_DIR / "bin"
+LXCFS_RUN = "/run/lxcfs"
 PCI_DEVICES = Path("/sys/bus/pci/devices")
 CGROUPS = Path("/sys/fs/cgroup")
 NSSWITCH = Path("/etc/nsswitch.conf")
+# The first place of each PATH, where Debian has nothing.
+LOCAL_PROGRAMS = Path("/usr/local/sbin")
 ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGE_OF = {
-    "lxd": "lxd",
-    "lxc": "lxd-client",
     "lxcfs": "lxcfs",
     "newuidmap": "uidmap",
     "dnsmasq": "dnsmasq-base",
@@ -67,7 +147,7 @@ PACKAGE_OF = {
     "ip": "iproute2",
     "nsenter": "util-linux",
 }
-# In an LXD that is not the lab's, only what carries these names is the tests' to remove.
+# In an engine that is not the lab's, only what carries these names is the tests' to remove.
 TEST_PREFIX = "podyd-test"
 IMAGE_PREFIX = "podyd-lab"
 
@@ -85,7 +165,13 @@ class LabError(Exception):
 
 
 class NotFoundError(LabError):
-    """LXD has no such object."""
+    """The engine has no such object."""
+
+
+def use(key: str) -> None:
+    """Let all that follows be about this engine's lab."""
+    global ENGINE
+    ENGINE = ENGINES[key]
 
 
 # --- cards ------------------------------------------------------------------------------------
@@ -148,7 +234,7 @@ def device_nodes(cards: Sequence[Card]) -> dict[str, int]:
 
 
 def pci_files(card: Card) -> dict[str, str]:
-    """The files of a card's directory in sysfs that LXD reads."""
+    """The files of a card's directory in sysfs that an engine reads."""
     return {
         "class": "0x030200\n",
         "vendor": "0x10de\n",
@@ -174,8 +260,9 @@ class State:
     https_address_set: bool = False
 
 
-def read_state(path: Path = STATE_FILE) -> State | None:
+def read_state(path: Path | None = None) -> State | None:
     """The state as last written; None where there is none or where it cannot be understood."""
+    path = path or ENGINE.state_file
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return State(
@@ -189,8 +276,25 @@ def read_state(path: Path = STATE_FILE) -> State | None:
         return None
 
 
-def write_state(state: State, path: Path = STATE_FILE) -> None:
+def write_state(state: State, path: Path | None = None) -> None:
+    path = path or ENGINE.state_file
     write_atomically(path, json.dumps(dataclasses.asdict(state), indent=2) + "\n")
+
+
+def other_labs() -> dict[Path, State]:
+    """The labs of the other engines, by the files of their states."""
+    files = [engine.state_file for engine in ENGINES.values() if engine != ENGINE]
+    found = {file: read_state(file) for file in files}
+    return {file: state for file, state in found.items() if state is not None and state.ours}
+
+
+def left_to_remove(made: Sequence[str]) -> Sequence[str]:
+    """What is this lab's alone; where there is another one, that removes it all in the end."""
+    for file, state in other_labs().items():
+        theirs = {*state.made, *made} - {str(ENGINE.lab_dir)}
+        write_state(dataclasses.replace(state, made=tuple(sorted(theirs))), file)
+        return ()
+    return made
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -203,12 +307,12 @@ def write_atomically(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-# --- LXD's API --------------------------------------------------------------------------------
+# --- The engine's API -------------------------------------------------------------------------
 
 
 class UnixConnection(http.client.HTTPConnection):
     def __init__(self, path: Path, timeout: float) -> None:
-        super().__init__("lxd", timeout=timeout)
+        super().__init__("engine", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
@@ -218,8 +322,8 @@ class UnixConnection(http.client.HTTPConnection):
 
 
 @dataclasses.dataclass(frozen=True)
-class Lxd:
-    """LXD's REST API over its unix socket, with operations waited for."""
+class Api:
+    """An engine's REST API over its unix socket, with operations waited for."""
 
     path: Path
 
@@ -239,7 +343,9 @@ class Lxd:
         url = f"{operation}/wait?timeout={int(CALL_TIMEOUT)}"
         result = self.get(url, CALL_TIMEOUT + 5)
         if result["status_code"] != 200:
-            raise LabError(f"LXD did not finish {result['description']!r}: {result['err']}")
+            raise LabError(
+                f"{ENGINE.title} did not finish {result['description']!r}: {result['err']}"
+            )
 
     def _call(self, method: str, url: str, body: Json | None, timeout: float) -> Json:
         connection = UnixConnection(self.path, timeout)
@@ -247,27 +353,28 @@ class Lxd:
             connection.request(method, url, None if body is None else json.dumps(body))
             answer: Json = json.loads(connection.getresponse().read())
         except (OSError, ValueError, http.client.HTTPException) as error:
-            raise LabError(f"LXD on {self.path} does not answer {method} {url}: {error}") from error
+            where = f"{ENGINE.title} on {self.path}"
+            raise LabError(f"{where} does not answer {method} {url}: {error}") from error
         finally:
             connection.close()
         if answer.get("type") == "error":
             kind = NotFoundError if answer.get("error_code") == 404 else LabError
-            raise kind(f"LXD refused {method} {url}: {answer.get('error')}")
+            raise kind(f"{ENGINE.title} refused {method} {url}: {answer.get('error')}")
         return answer
 
 
 def answers(path: Path, timeout: float = CALL_TIMEOUT) -> bool:
     try:
-        Lxd(path).get("/1.0", timeout)
+        Api(path).get("/1.0", timeout)
     except LabError:
         return False
     return True
 
 
 def standard_sockets() -> list[Path]:
-    configured = os.environ.get("LXD_DIR")
+    configured = os.environ.get(ENGINE.variable)
     paths = [Path(configured) / "unix.socket"] if configured else []
-    return list(dict.fromkeys([*paths, LXD_SOCKET, SNAP_SOCKET]))
+    return list(dict.fromkeys([*paths, ENGINE.socket, *ENGINE.other_sockets]))
 
 
 def listener_pid(path: Path) -> int | None:
@@ -331,9 +438,9 @@ def executable(pid: int) -> str:
 
 
 def daemon_pid(name: str) -> int | None:
-    """The pid of the lab's own `lxd` or `lxcfs` if it lives and still is that program."""
+    """The pid of the lab's own engine or `lxcfs` if it lives and still is that program."""
     try:
-        pid = int((LAB_DIR / f"{name}.pid").read_text())
+        pid = int((ENGINE.lab_dir / f"{name}.pid").read_text())
     except (OSError, ValueError):
         return None
     return pid if is_alive(pid) and executable(pid) == name else None
@@ -341,7 +448,7 @@ def daemon_pid(name: str) -> int | None:
 
 def spawn(name: str, argv: Sequence[str], env: dict[str, str]) -> int:
     """Start a daemon of the lab in a session of its own; every argv prefix used execs in place."""
-    with (LAB_DIR / f"{name}.out").open("ab") as log:
+    with (ENGINE.lab_dir / f"{name}.out").open("ab") as log:
         process = subprocess.Popen(
             list(argv),
             stdin=subprocess.DEVNULL,
@@ -351,7 +458,7 @@ def spawn(name: str, argv: Sequence[str], env: dict[str, str]) -> int:
             env=env,
             start_new_session=True,
         )
-    write_atomically(LAB_DIR / f"{name}.pid", f"{process.pid}\n")
+    write_atomically(ENGINE.lab_dir / f"{name}.pid", f"{process.pid}\n")
     process.returncode = 0  # It outlives the lab: no warning about a child left running.
     return process.pid
 
@@ -368,24 +475,24 @@ def end(pids: Sequence[int], first: signal.Signals, timeout: float) -> None:
 
 
 def stop_daemon(name: str) -> None:
-    # SIGTERM ends the LXD daemon and leaves its instances running.
+    # SIGTERM ends the daemon and leaves its instances running.
     pid = daemon_pid(name)
     if pid is not None:
         end([pid], signal.SIGTERM, STOP_TIMEOUT)
-    (LAB_DIR / f"{name}.pid").unlink(missing_ok=True)
+    (ENGINE.lab_dir / f"{name}.pid").unlink(missing_ok=True)
 
 
 def all_pids() -> Iterator[int]:
     return (int(name) for name in os.listdir("/proc") if name.isdigit())
 
 
-# --- what a killed LXD leaves -----------------------------------------------------------------
+# --- what a killed engine leaves --------------------------------------------------------------
 
 
 def instance_names() -> set[str]:
-    """The instances of the lab's LXD as liblxc names them: NAME or PROJECT_NAME."""
+    """The instances of the lab's engine as liblxc names them: NAME or PROJECT_NAME."""
     try:
-        return set(os.listdir(LXD_DIR / "containers"))
+        return set(os.listdir(ENGINE.directory / "containers"))
     except OSError:
         return set()
 
@@ -412,12 +519,13 @@ def in_instance(pid: int, names: set[str]) -> bool:
 
 
 def is_servant(pid: int) -> bool:
-    """Whether a process is a dnsmasq or a forked proxy or file server of the lab's LXD."""
+    """Whether a process is a dnsmasq or a forked proxy or file server of the lab's engine."""
     name, words = executable(pid), zero_separated(pid, "cmdline")
     if name == "dnsmasq":
-        return any(f"{LXD_DIR}/" in word for word in words)
-    forked = name == "lxd" and len(words) > 1 and words[1].startswith("fork")
-    return forked and f"LXD_DIR={LXD_DIR}" in zero_separated(pid, "environ")
+        return any(f"{ENGINE.directory}/" in word for word in words)
+    forked = name == ENGINE.daemon and len(words) > 1 and words[1].startswith("fork")
+    mine = f"{ENGINE.variable}={ENGINE.directory}"
+    return forked and mine in zero_separated(pid, "environ")
 
 
 def kill_leftovers() -> None:
@@ -441,10 +549,13 @@ def is_populated(top: Path) -> bool:
 def remove_stale_cgroups() -> None:
     """Cgroups of dead pods; left there, liblxc would call the next one lxc.payload.NAME-1.
 
-    A pod's own empty cgroups stay while it runs: only trees without any process go.
+    A pod's own empty cgroups stay while it runs: only trees without any process go. Beside another
+    lab, whose pods may be starting, only those of pods that this one has.
     """
+    names = instance_names() if other_labs() else None
     for top in [*CGROUPS.glob("lxc.*"), *CGROUPS.glob("*/lxc.*")]:
-        if not top.is_dir() or is_populated(top):
+        is_ours = names is None or is_cgroup_of(top.name, names)
+        if not is_ours or not top.is_dir() or is_populated(top):
             continue
         for directory, _, _ in os.walk(top, topdown=False):
             with contextlib.suppress(OSError):
@@ -483,30 +594,31 @@ def is_dead_mount(path: Path) -> bool:
 
 
 def unmount_stale() -> None:
-    """Mounts below LXD_DIR and a dead lxcfs, in the namespace the lab was called from."""
+    """Mounts of the engine's and a dead lxcfs, in the namespace the lab was called from."""
     for point, _ in reversed(mounts()):
         dead_lxcfs = point == str(LXCFS_DIR) and is_dead_mount(LXCFS_DIR)
-        if dead_lxcfs or point.startswith(f"{LXD_DIR}/"):
+        if dead_lxcfs or point.startswith(f"{ENGINE.directory}/"):
             run(["umount", "--lazy", point])
 
 
 def remove_networks() -> None:
-    """The bridges and firewall rules of an LXD that could not remove them itself."""
+    """The bridges and firewall rules of an engine that could not remove them itself."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(LXD_DIR / "networks"):
+        for name in os.listdir(ENGINE.directory / "networks"):
             if Path("/sys/class/net", name, "bridge").exists():
                 run(["ip", "link", "delete", name])
     with contextlib.suppress(LabError):
-        run(["nft", "delete", "table", "inet", "lxd"])
+        run(["nft", "delete", "table", "inet", ENGINE.key])
 
 
 # --- up ---------------------------------------------------------------------------------------
 
 
 def check_binaries() -> None:
-    missing = [name for name in PACKAGE_OF if shutil.which(name, path=SYSTEM_PATH) is None]
+    package_of = ENGINE.packages | PACKAGE_OF
+    missing = [name for name in package_of if shutil.which(name, path=daemon_path()) is None]
     if missing:
-        packages = " ".join(dict.fromkeys(PACKAGE_OF[name] for name in missing))
+        packages = " ".join(dict.fromkeys(package_of[name] for name in missing))
         raise LabError(
             f"Missing {', '.join(missing)}: run "
             f"apt-get install --yes --no-install-recommends {packages}"
@@ -514,10 +626,10 @@ def check_binaries() -> None:
 
 
 def check_data_dir() -> None:
-    if (LXD_DIR / "database").exists() and not MARKER.exists():
+    if (ENGINE.directory / "database").exists() and not ENGINE.marker.exists():
         raise LabError(
-            f"{LXD_DIR} holds the data of an LXD that is not the lab's: start that LXD and the "
-            "lab will use it, or remove the data."
+            f"{ENGINE.directory} holds the data of an {ENGINE.title} that is not the lab's: start "
+            "that one and the lab will use it, or remove the data."
         )
 
 
@@ -526,16 +638,20 @@ def inside(pid: int) -> list[str]:
     return ["nsenter", f"--target={pid}", "--mount", "--"]
 
 
-def lxd_environment(gpus: int) -> dict[str, str]:
-    # With LXD_DIR set, LXD keeps its logs and its cache there too: one directory to wipe.
-    path = f"{BIN_DIR}:{SYSTEM_PATH}" if gpus else SYSTEM_PATH
-    return {"PATH": path, "HOME": "/root", "LANG": "C.UTF-8", "LXD_DIR": str(LXD_DIR)}
+def daemon_path() -> str:
+    return f"{ENGINE.libexec}:{SYSTEM_PATH}"
+
+
+def daemon_environment() -> dict[str, str]:
+    # With this variable set, it keeps its logs and its cache there too: one directory to wipe.
+    own = {ENGINE.variable: str(ENGINE.directory)}
+    return {"PATH": daemon_path(), "HOME": "/root", "LANG": "C.UTF-8", **own}
 
 
 def log_tail(name: str) -> str:
     for suffix in ("log", "out"):
         with contextlib.suppress(OSError):
-            lines = (LAB_DIR / f"{name}.{suffix}").read_text(errors="replace").splitlines()
+            lines = (ENGINE.lab_dir / f"{name}.{suffix}").read_text(errors="replace").splitlines()
             if lines:
                 return f"its log ends: {' | '.join(lines[-3:])}"
     return "its log is empty"
@@ -550,7 +666,7 @@ def start_lxcfs(holder: int | None) -> int:
         if (str(LXCFS_DIR), "fuse.lxcfs") in mounts(holder):
             run([*prefix, "umount", "--lazy", str(LXCFS_DIR)])
     LXCFS_DIR.mkdir(exist_ok=True)
-    argv = [*prefix, "lxcfs", "-f", "-p", str(LAB_DIR / "lxcfs.lock"), str(LXCFS_DIR)]
+    argv = [*prefix, "lxcfs", "-f", "-p", str(ENGINE.lab_dir / "lxcfs.lock"), str(LXCFS_DIR)]
     pid = spawn("lxcfs", argv, {"PATH": SYSTEM_PATH})
 
     def settled() -> bool:
@@ -572,7 +688,7 @@ def simulated(holder: int) -> int:
 
 def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
     """Add cards to /sys/bus/pci/devices, for the processes of one mount namespace."""
-    fresh = LAB_DIR / "sysfs"
+    fresh = ENGINE.lab_dir / "sysfs"
     Path(f"/proc/{holder}/root{fresh}").mkdir(parents=True, exist_ok=True)
     # Before the tmpfs: the kernel lets a user namespace mount sysfs only where the mount
     # namespace has one that nothing covers ("mount too revealing").
@@ -595,7 +711,7 @@ def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
 
 def unsimulate_cards(holder: int) -> None:
     run([*inside(holder), "umount", "--lazy", str(PCI_DEVICES)])
-    run([*inside(holder), "umount", "--lazy", str(LAB_DIR / "sysfs")])
+    run([*inside(holder), "umount", "--lazy", str(ENGINE.lab_dir / "sysfs")])
 
 
 def leave_out_nss_systemd(holder: int) -> None:
@@ -607,10 +723,20 @@ def leave_out_nss_systemd(holder: int) -> None:
     """
     if str(NSSWITCH) in dict(mounts(holder)) or not NSSWITCH.exists():
         return
-    ours = LAB_DIR / "nsswitch.conf"
+    ours = ENGINE.lab_dir / "nsswitch.conf"
     write_atomically(ours, re.sub(r"\bsystemd\b", "", NSSWITCH.read_text(encoding="utf-8")))
     ours.chmod(0o644)
     run([*inside(holder), "mount", "--bind", str(ours), str(NSSWITCH)])
+
+
+def show_programs(holder: int) -> None:
+    """Let the lab's programs be found, by the processes of one mount namespace.
+
+    By whatever PATH: LXC's hooks do not have the one of Incus.
+    """
+    ENGINE.bin_dir.mkdir(mode=0o755, exist_ok=True)
+    if str(LOCAL_PROGRAMS) not in dict(mounts(holder)):
+        run([*inside(holder), "mount", "--bind", str(ENGINE.bin_dir), str(LOCAL_PROGRAMS)])
 
 
 def make_device_nodes(cards: Sequence[Card]) -> list[str]:
@@ -634,21 +760,26 @@ def remove_device_nodes(made: Sequence[str]) -> None:
 
 
 def write_stand_in(cards: Sequence[Card]) -> None:
+    """The stand-in reads the cards of the lab in whose directory it lies; without any it goes."""
     # A copy: LXC's hook runs it as an unprivileged user, who may not see the source tree.
-    BIN_DIR.mkdir(mode=0o755, exist_ok=True)
-    target = BIN_DIR / STAND_IN.name
+    target = ENGINE.bin_dir / STAND_IN.name
+    if not cards:
+        target.unlink(missing_ok=True)
+        return
     write_atomically(target, STAND_IN.read_text(encoding="utf-8"))
     target.chmod(0o755)
-    write_atomically(CARDS_FILE, json.dumps(cards_description(cards), indent=2) + "\n")
+    write_atomically(ENGINE.cards_file, json.dumps(cards_description(cards), indent=2) + "\n")
 
 
-def start_lxd(holder: int, gpus: int) -> None:
-    log = LAB_DIR / "lxd.log"
-    argv = [*inside(holder), "lxd", "--group", "lxd", f"--logfile={log}"]
-    environment = lxd_environment(gpus)
-    pid = spawn("lxd", argv, environment)
+def start_daemon(holder: int) -> None:
+    name = ENGINE.daemon
+    program = shutil.which(name, path=daemon_path()) or name
+    log = ENGINE.lab_dir / f"{name}.log"
+    argv = [*inside(holder), program, "--group", ENGINE.group, f"--logfile={log}"]
+    environment = daemon_environment()
+    pid = spawn(name, argv, environment)
     waiting = subprocess.Popen(
-        ["lxd", "waitready", f"--timeout={int(START_TIMEOUT)}"],
+        [program, "waitready", f"--timeout={int(START_TIMEOUT)}"],
         env=environment,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -659,39 +790,39 @@ def start_lxd(holder: int, gpus: int) -> None:
     finally:
         waiting.kill()
         waiting.wait()
-    if waiting.returncode != 0 or not answers(LXD_SOCKET):
-        stop_daemon("lxd")
-        raise LabError(f"LXD did not become ready: {log_tail('lxd')}.")
+    if waiting.returncode != 0 or not answers(ENGINE.socket):
+        stop_daemon(name)
+        raise LabError(f"{ENGINE.title} did not become ready: {log_tail(name)}.")
 
 
 def begin_own(gpus: int) -> State:
     """Claim what will be made before making it, so that `down` knows after a crash too."""
     check_binaries()
     check_data_dir()
-    LAB_DIR.mkdir(mode=0o755, exist_ok=True)
-    LXD_DIR.mkdir(mode=0o711, exist_ok=True)
-    MARKER.touch()
+    ENGINE.lab_dir.mkdir(mode=0o755, exist_ok=True)
+    ENGINE.directory.mkdir(mode=0o711, exist_ok=True)
+    ENGINE.marker.touch()
     old = read_state()
     known = set(old.made if old is not None and old.ours else ())
     absent = {path for path in device_nodes(CARDS[:gpus]) if gpus and not os.path.lexists(path)}
-    if not os.path.exists("/run/lxcfs"):
-        absent.add("/run/lxcfs")
+    if not os.path.exists(LXCFS_RUN):
+        absent.add(LXCFS_RUN)
     if not has_cgroups(mounts()):
         absent.add(str(CGROUPS))
-    made = known | absent | {str(LAB_DIR)}
+    made = known | absent | {str(ENGINE.lab_dir)}
     keep = old is not None and old.ours and old.https_address_set
-    state = State(str(LXD_SOCKET), True, gpus, tuple(sorted(made)), keep)
+    state = State(str(ENGINE.socket), True, gpus, tuple(sorted(made)), keep)
     write_state(state)
     return state
 
 
 def prepare_namespace() -> int:
     """The pid of the lab's lxcfs, started anew after clearing a killed lab's remains if need be."""
-    lxcfs, lxd = daemon_pid("lxcfs"), daemon_pid("lxd")
-    if lxcfs is None and lxd is None:
+    lxcfs, engine = daemon_pid("lxcfs"), daemon_pid(ENGINE.daemon)
+    if lxcfs is None and engine is None:
         kill_leftovers()
         unmount_stale()
-    return start_lxcfs(lxd) if lxcfs is None else lxcfs
+    return start_lxcfs(engine) if lxcfs is None else lxcfs
 
 
 def up_own(gpus: int) -> State:
@@ -699,45 +830,47 @@ def up_own(gpus: int) -> State:
     mount_cgroups()
     holder = prepare_namespace()
     leave_out_nss_systemd(holder)
-    stop_daemon("lxd")
+    show_programs(holder)
+    stop_daemon(ENGINE.daemon)
     remove_stale_cgroups()
     cards = CARDS[:gpus]
     wanted = device_nodes(cards) if cards else {}
-    remove_device_nodes([path for path in state.made if path not in wanted])
+    unwanted = [path for path in device_nodes(CARDS) if path in state.made and path not in wanted]
+    remove_device_nodes(left_to_remove(unwanted))
+    write_stand_in(cards)
     if cards:
-        write_stand_in(cards)
         make_device_nodes(cards)
     if simulated(holder) != gpus:
         if simulated(holder):
             unsimulate_cards(holder)
         if cards:
             simulate_cards(holder, cards)
-    start_lxd(holder, gpus)
+    start_daemon(holder)
     if gpus:
-        # Where tests make images, LXD's gzip would take most of the time.
+        # Where tests make images, gzip would take most of the time.
         config = {"images.compression_algorithm": "zstd"}
-        Lxd(LXD_SOCKET).change("PATCH", "/1.0", {"config": config})
+        Api(ENGINE.socket).change("PATCH", "/1.0", {"config": config})
     return state
 
 
 def is_up_own(gpus: int) -> bool:
-    """Whether the lab's LXD runs as wanted, with its lxcfs; cheap, for every test run asks."""
+    """Whether the lab's engine runs as wanted, with its lxcfs; cheap, for every test run asks."""
     state = read_state()
-    pid = daemon_pid("lxd")
+    pid = daemon_pid(ENGINE.daemon)
     return (
         state is not None
         and state.ours
         and state.gpus == gpus
         and pid is not None
         and daemon_pid("lxcfs") is not None
-        and listener_pid(LXD_SOCKET) == pid
-        and answers(LXD_SOCKET)
+        and listener_pid(ENGINE.socket) == pid
+        and answers(ENGINE.socket)
     )
 
 
 def find_foreign() -> Path | None:
-    """The socket of an LXD that answers and that the lab did not start."""
-    own = daemon_pid("lxd")
+    """The socket of an engine that answers and that the lab did not start."""
+    own = daemon_pid(ENGINE.daemon)
     for path in standard_sockets():
         pid = listener_pid(path)
         if pid is not None and pid != own and answers(path):
@@ -746,20 +879,20 @@ def find_foreign() -> Path | None:
 
 
 def systemd_units() -> list[str]:
-    """The units of an installed LXD, where systemd is PID 1."""
+    """The units of an installed engine, where systemd is PID 1 and may start them."""
     if not Path("/run/systemd/system").is_dir():
         return []
-    if Path("/lib/systemd/system/lxd.service").exists():
-        return ["lxd.socket", "lxd.service"]
-    if Path("/etc/systemd/system/snap.lxd.daemon.service").exists():
-        return ["snap.lxd.daemon.unix.socket", "snap.lxd.daemon.service"]
+    for file, units in ENGINE.units.items():
+        mask = Path("/etc/systemd/system", os.path.basename(file))
+        if os.path.exists(file) and mask.resolve() != Path("/dev/null"):
+            return [*units]
     return []
 
 
 def use_foreign(path: Path) -> State:
     old = read_state()
     keep = old is not None and old.socket == str(path) and old.https_address_set
-    state = State(str(path), False, 0, (str(LAB_DIR),), keep)
+    state = State(str(path), False, 0, (str(ENGINE.lab_dir),), keep)
     if state != old:
         write_state(state)
     return state
@@ -779,7 +912,8 @@ def up(gpus: int) -> State:
     run(["systemctl", "start", *units], START_TIMEOUT)
     foreign = find_foreign()
     if foreign is None:
-        raise LabError(f"systemctl started {' and '.join(units)}, but LXD does not answer.")
+        begun = " and ".join(units)
+        raise LabError(f"systemctl started {begun}, but {ENGINE.title} does not answer.")
     return use_foreign(foreign)
 
 
@@ -788,16 +922,16 @@ def up(gpus: int) -> State:
 
 @dataclasses.dataclass(frozen=True)
 class Wipe:
-    """Removes objects from an LXD, within a time; what fails is told and the rest goes on."""
+    """Removes objects from an engine, within a time; what fails is told and the rest goes on."""
 
-    lxd: Lxd
+    api: Api
     deadline: float
 
     def attempt(self, method: str, url: str, body: Json | None = None) -> None:
         if time.monotonic() > self.deadline:
-            raise LabError(f"LXD could not be cleared within {WIPE_TIMEOUT:.0f} s.")
+            raise LabError(f"{ENGINE.title} could not be cleared in {WIPE_TIMEOUT:.0f} s.")
         try:
-            self.lxd.change(method, url, body)
+            self.api.change(method, url, body)
         except NotFoundError:
             pass
         except LabError as error:
@@ -806,33 +940,33 @@ class Wipe:
     def instance(self, project: str, name: str) -> None:
         url = f"/1.0/instances/{quote(name)}"
         where = f"?project={quote(project)}"
-        # Stopping fails when it does not run, or when LXD only takes it for running.
+        # Stopping fails when it does not run, or when the engine only takes it for running.
         with contextlib.suppress(LabError):
             stop = {"action": "stop", "force": True, "timeout": 10}
-            self.lxd.change("PUT", f"{url}/state{where}", stop)
+            self.api.change("PUT", f"{url}/state{where}", stop)
         self.attempt("DELETE", url + where)
 
     def instances(self, project: str) -> None:
-        rows = self.lxd.list(f"/1.0/instances?recursion=1&project={quote(project)}")
+        rows = self.api.list(f"/1.0/instances?recursion=1&project={quote(project)}")
         with ThreadPoolExecutor(max_workers=4) as pool:
             list(pool.map(functools.partial(self.instance, project), [i["name"] for i in rows]))
 
     def images(self, project: str) -> None:
         where = f"?project={quote(project)}"
-        for image in self.lxd.list(f"/1.0/images{where}&recursion=1"):
+        for image in self.api.list(f"/1.0/images{where}&recursion=1"):
             self.attempt("DELETE", f"/1.0/images/{image['fingerprint']}{where}")
 
     def volumes(self, project: str) -> None:
         where = f"?project={quote(project)}"
-        for pool in self.lxd.list("/1.0/storage-pools?recursion=1"):
+        for pool in self.api.list("/1.0/storage-pools?recursion=1"):
             base = f"/1.0/storage-pools/{quote(pool['name'])}/volumes/custom"
-            for volume in self.lxd.list(f"{base}{where}&recursion=1"):
+            for volume in self.api.list(f"{base}{where}&recursion=1"):
                 if volume.get("project", project) == project:
                     self.attempt("DELETE", f"{base}/{quote(volume['name'])}{where}")
 
     def profiles(self, project: str) -> None:
         where = f"?project={quote(project)}"
-        for profile in self.lxd.list(f"/1.0/profiles{where}&recursion=1"):
+        for profile in self.api.list(f"/1.0/profiles{where}&recursion=1"):
             url = f"/1.0/profiles/{quote(profile['name'])}{where}"
             if profile["name"] == "default":
                 self.attempt("PUT", url, {"config": {}, "devices": {}, "description": ""})
@@ -857,19 +991,19 @@ class Wipe:
             self.attempt("DELETE", f"/1.0/projects/{quote(name)}")
 
     def projects(self, prefix: str) -> None:
-        rows = self.lxd.list("/1.0/projects?recursion=1")
+        rows = self.api.list("/1.0/projects?recursion=1")
         for project in sorted(rows, key=lambda item: item["name"] == "default"):
             if project["name"].startswith(prefix):
                 self.project(project)
 
     def certificates(self, prefix: str) -> None:
-        for certificate in self.lxd.list("/1.0/certificates?recursion=1"):
+        for certificate in self.api.list("/1.0/certificates?recursion=1"):
             if certificate["name"].startswith(prefix):
                 self.attempt("DELETE", f"/1.0/certificates/{certificate['fingerprint']}")
 
     def aliased_images(self, prefix: str) -> None:
         """Aliases with a prefix, and the images that no other alias names."""
-        for image in self.lxd.list("/1.0/images?recursion=1"):
+        for image in self.api.list("/1.0/images?recursion=1"):
             aliases = [alias["name"] for alias in image.get("aliases") or []]
             ours = [alias for alias in aliases if alias.startswith(prefix)]
             for alias in ours:
@@ -878,10 +1012,10 @@ class Wipe:
                 self.attempt("DELETE", f"/1.0/images/{image['fingerprint']}")
 
     def networks_and_pools(self) -> None:
-        for network in self.lxd.list("/1.0/networks?recursion=1"):
+        for network in self.api.list("/1.0/networks?recursion=1"):
             if network["managed"]:
                 self.attempt("DELETE", f"/1.0/networks/{quote(network['name'])}")
-        for pool in self.lxd.list("/1.0/storage-pools?recursion=1"):
+        for pool in self.api.list("/1.0/storage-pools?recursion=1"):
             self.attempt("DELETE", f"/1.0/storage-pools/{quote(pool['name'])}")
 
 
@@ -894,8 +1028,8 @@ def empty_directory(directory: Path) -> None:
 
 
 def remove_lab_files() -> None:
-    if LAB_DIR.exists():
-        shutil.rmtree(LAB_DIR)
+    if ENGINE.lab_dir.exists():
+        shutil.rmtree(ENGINE.lab_dir)
 
 
 def remove_installation(root: Path = Path("/")) -> None:
@@ -917,42 +1051,45 @@ def remove_installation(root: Path = Path("/")) -> None:
 
 
 def wipe_own() -> None:
-    wipe = Wipe(Lxd(LXD_SOCKET), time.monotonic() + WIPE_TIMEOUT)
+    wipe = Wipe(Api(ENGINE.socket), time.monotonic() + WIPE_TIMEOUT)
     wipe.projects("")
     wipe.networks_and_pools()
     wipe.certificates("")
 
 
 def down_own(made: Sequence[str]) -> None:
-    if daemon_pid("lxd") is not None:
+    if daemon_pid(ENGINE.daemon) is not None:
         try:
             wipe_own()
         except LabError as error:
-            # LXD need not help: what follows removes processes, links and data without it.
+            # It need not help: what follows removes processes, links and data without it.
             print(f"lab: {error}", file=sys.stderr)
-    stop_daemon("lxd")
+    stop_daemon(ENGINE.daemon)
     kill_leftovers()
     stop_daemon("lxcfs")
     unmount_stale()
     remove_networks()
     remove_stale_cgroups()
+    made = left_to_remove(made)
     remove_device_nodes(made)
     if str(CGROUPS) in made:
         # Somebody else may use it by now.
         with contextlib.suppress(LabError):
             run(["umount", str(CGROUPS)])
-    if "/run/lxcfs" in made:
-        shutil.rmtree("/run/lxcfs", ignore_errors=True)
-    if MARKER.exists():
-        empty_directory(LXD_DIR)
-    remove_installation()
+    if LXCFS_RUN in made:
+        shutil.rmtree(LXCFS_RUN, ignore_errors=True)
+    if ENGINE.marker.exists():
+        empty_directory(ENGINE.directory)
+    if not other_labs():
+        remove_installation()
     remove_lab_files()
 
 
 def down_foreign(state: State) -> None:
     if not answers(Path(state.socket)):
-        raise LabError(f"LXD on {state.socket} does not answer: start it for the lab to tidy it.")
-    wipe = Wipe(Lxd(Path(state.socket)), time.monotonic() + WIPE_TIMEOUT)
+        where = f"{ENGINE.title} on {state.socket}"
+        raise LabError(f"{where} does not answer: start it for the lab to tidy it.")
+    wipe = Wipe(Api(Path(state.socket)), time.monotonic() + WIPE_TIMEOUT)
     wipe.projects(TEST_PREFIX)
     wipe.certificates(TEST_PREFIX)
     wipe.aliased_images(IMAGE_PREFIX)
@@ -965,7 +1102,7 @@ def down() -> None:
     state = read_state()
     if state is not None and not state.ours:
         down_foreign(state)
-    elif state is not None or MARKER.exists():
+    elif state is not None or ENGINE.marker.exists():
         down_own(state.made if state is not None else ())
     else:
         remove_lab_files()
@@ -980,14 +1117,15 @@ def describe() -> Json:
         return {"up": False}
     path = Path(state.socket)
     running = listener_pid(path) is not None and answers(path)
-    daemons = {"lxd_pid": daemon_pid("lxd"), "lxcfs_pid": daemon_pid("lxcfs")}
+    daemons = {"pid": daemon_pid(ENGINE.daemon), "lxcfs_pid": daemon_pid("lxcfs")}
     return {"up": running, **dataclasses.asdict(state), **daemons}
 
 
 def describe_in_words(status: Json) -> str:
     if not status["up"]:
         return "down"
-    whose = "the lab's own LXD" if status["ours"] else "an LXD that is not the lab's"
+    title = ENGINE.title
+    whose = f"the lab's own {title}" if status["ours"] else f"an {title} that is not the lab's"
     return f"up: {whose} on {status['socket']}, {status['gpus'] or 'no'} simulated GPUs"
 
 
@@ -999,8 +1137,8 @@ def show_status(as_json: bool) -> int:
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """A lock on the directory the lab lives in: it leaves no file behind."""
-    descriptor = os.open(LAB_DIR.parent, os.O_RDONLY | os.O_DIRECTORY)
+    """A lock on the directory the labs live in: it leaves no file behind."""
+    descriptor = os.open(ENGINE.lab_dir.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -1009,9 +1147,9 @@ def one_at_a_time() -> Iterator[None]:
 
 
 def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="A real LXD with simulated GPUs for the tests.")
+    parser = argparse.ArgumentParser(description="A real engine with simulated GPUs for the tests.")
     verbs = parser.add_subparsers(dest="verb", required=True)
-    verb = verbs.add_parser("up", help="start LXD, or find the one that runs")
+    verb = verbs.add_parser("up", help="start the engine, or find the one that runs")
     most = len(CARDS)
     verb.add_argument(
         "--gpus",
@@ -1024,11 +1162,14 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     verbs.add_parser("down", help="take away everything the lab made")
     verb = verbs.add_parser("status", help="say what runs")
     verb.add_argument("--json", action="store_true", help="as JSON")
+    for verb in verbs.choices.values():
+        verb.add_argument("--engine", choices=ENGINES, default=ENGINE.key)
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str]) -> int:
     arguments = parse_arguments(argv)
+    use(arguments.engine)
     try:
         if os.geteuid() != 0:
             raise LabError("The lab needs root.")

@@ -1,7 +1,8 @@
-"""The lab's own logic, without an LXD, without root."""
+"""The labs' own logic, without an engine, without root."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -73,6 +74,19 @@ def test_anything_else_fails(cards: Path, words: tuple[str, ...]) -> None:
     assert "does not know" in done.stderr
 
 
+def test_cards_are_those_of_the_lab_in_whose_directory_the_stand_in_lies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = dataclasses.replace(lab.ENGINE, lab_dir=tmp_path / "lab")
+    monkeypatch.setattr(lab, "ENGINE", engine)
+    engine.lab_dir.mkdir()
+    lab.write_stand_in(lab.CARDS[:1])
+    program = tmp_path / "nvidia-container-cli"
+    program.symlink_to(engine.bin_dir / program.name)
+    done = subprocess.run([program, "info", "--csv"], capture_output=True, text=True, check=True)
+    assert done.stdout.count("GPU-") == 1
+
+
 def test_info_without_cards_says_which_file(tmp_path: Path) -> None:
     done = stand_in(tmp_path / "none.json", "info", "--csv")
     assert done.returncode == 1
@@ -110,6 +124,42 @@ def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None
         "/dev/nvidiactl": (195, 255),
         "/dev/nvidia-uvm": (510, 0),
     }
+
+
+# --- Two labs -------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def two_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of the other lab's state, which has made one node."""
+    engines = {
+        key: dataclasses.replace(engine, lab_dir=tmp_path / key)
+        for key, engine in lab.ENGINES.items()
+    }
+    monkeypatch.setattr(lab, "ENGINES", engines)
+    monkeypatch.setattr(lab, "ENGINE", engines["lxd"])
+    other: Path = engines["incus"].state_file
+    lab.write_state(lab.State("/other", True, 1, ("/dev/nvidia1",)), other)
+    return other
+
+
+def test_what_another_lab_needs_is_left_to_it(two_labs: Path) -> None:
+    made = (str(lab.ENGINE.lab_dir), "/dev/nvidia0")
+    assert lab.left_to_remove(made) == ()
+    state = lab.read_state(two_labs)
+    assert state.made == ("/dev/nvidia0", "/dev/nvidia1")
+    lab.use("incus")
+    assert lab.left_to_remove(state.made) == state.made, "the first one has no state"
+
+
+def test_an_engine_that_is_not_the_other_labs_needs_nothing(two_labs: Path) -> None:
+    lab.write_state(lab.State("/other", False, 0), two_labs)
+    assert lab.left_to_remove(("/dev/nvidia0",)) == ("/dev/nvidia0",)
+
+
+def test_labs_share_no_place_and_no_word() -> None:
+    lxd, incus = (dataclasses.asdict(lab.ENGINES[key]) for key in ("lxd", "incus"))
+    assert not [name for name in lxd if lxd[name] and lxd[name] == incus[name]]
 
 
 @pytest.mark.parametrize(

@@ -336,8 +336,11 @@ def give_cards(machine: Machine) -> FakeDriver:
     lab.simulate_cards(machine.init, cards)
     for path, number in lab.device_nodes(cards).items():
         machine.make_device(path, stat.S_IFCHR, number)
-    machine.write(f"/usr/bin/{lab.STAND_IN.name}", lab.STAND_IN.read_text(), 0o755)
-    machine.write(str(lab.CARDS_FILE), json.dumps(lab.cards_description(cards)))
+    # As the lab has them: the cards are in the directory above the program's.
+    program = lab.ENGINE.bin_dir / lab.STAND_IN.name
+    machine.write(str(program), lab.STAND_IN.read_text(), 0o755)
+    machine.path(f"/usr/bin/{program.name}").symlink_to(program)
+    machine.write(str(lab.ENGINE.cards_file), json.dumps(lab.cards_description(cards)))
     driver = FakeDriver(machine.path(DRIVER_DIRECTORY))
     machine.write(
         "/etc/systemd/system/podyd.service.d/driver.conf",
