@@ -23,6 +23,7 @@ import socket
 import subprocess
 import sysconfig
 import tempfile
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,9 @@ MEASURED = "PODYD_COVERAGE"
 LISTS = Path("/run/podyd-test-accounts")
 # Who makes the images has its lock.
 IMAGES = Path("/run/podyd-test-images")
+
+# What podyd logs when it knows all pods.
+FOLLOWING = f"following {lab.ENGINE.title}'s events"
 
 Json = Any
 
@@ -591,11 +595,11 @@ class Node:
         """
         environment = {**(environment or {}), **self._with(constants or {})}
         server = self.serve_soon(changes, environment=environment)
-        server.wait_for_log("following LXD's events")
+        server.wait_for_log(FOLLOWING)
         return server
 
     def _with(self, constants: Mapping[str, float | str]) -> Mapping[str, str]:
-        """The environment in which Python sets these before it runs podyd."""
+        """The environment in which Python sets these before it runs podyd, or does not run it."""
         if not constants:
             return {}
         directory = Path(tempfile.mkdtemp(dir=self.directory))
@@ -606,7 +610,11 @@ class Node:
             lines.append(
                 f"import {module}\nassert hasattr({module}, {constant!r})\n{name} = {value!r}\n"
             )
-        (directory / "sitecustomize.py").write_text("".join(lines))
+        # Python itself would go on without what this could not do.
+        body = textwrap.indent("".join(lines), "    ")
+        end = "import os, traceback\n    traceback.print_exc()\n    os._exit(99)"
+        text = f"try:\n{body}except Exception:\n    {end}\n"
+        (directory / "sitecustomize.py").write_text(text)
         return {"PYTHONPATH": f"{directory}:{self.environment['PYTHONPATH']}"}
 
     def serve_soon(

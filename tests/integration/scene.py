@@ -14,10 +14,8 @@ from typing import Any
 from playwright.sync_api import StorageState
 
 from tests.integration.browser import Browser, Tab
-from tests.integration.harness import Client, Line, Node, wait_until
+from tests.integration.harness import FOLLOWING, Client, Line, Node, wait_until
 from tests.lab.nvml import FakeDriver
-
-FOLLOWING = "following LXD's events"
 
 
 class Scene:

@@ -7,7 +7,6 @@ import json
 import platform
 import pwd
 import secrets
-import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -23,6 +22,7 @@ from podyd.config.schema import Config, PodsConfig
 from podyd.engine.admin import Admin, find_socket
 from podyd.node.host_files import HostFiles
 from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
+from tests.lab import lab
 
 MISSING_CARD = "0000:99:00.0"
 # The real cards of the host that the tests run on are not the tests' business, nor is a podyd that
@@ -79,7 +79,7 @@ def the_one(findings: Mapping[str, list[Json]]) -> Json:
 @pytest.fixture
 def seen(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tests' LXD is also the one that this process finds."""
-    monkeypatch.setenv("LXD_DIR", node.environment["LXD_DIR"])
+    monkeypatch.setenv(lab.ENGINE.variable, node.environment[lab.ENGINE.variable])
 
 
 @pytest.fixture
@@ -252,14 +252,14 @@ def test_what_hangs_is_not_waited_for(node: Node) -> None:
 def test_without_lxd_it_says_so(node: Node, server: Server, tmp_path: Path) -> None:
     done = subprocess.run(
         [PYTHON, "-m", "podyd", "doctor", "--config", str(server.config)],
-        env=node.environment | {"LXD_DIR": str(tmp_path)},
+        env=node.environment | {lab.ENGINE.variable: str(tmp_path)},
         cwd="/",
         text=True,
         capture_output=True,
         check=False,
     )
     assert (done.returncode, done.stderr) == (1, "")
-    assert "error: LXD is not running here. Install it" in done.stdout
+    assert f"error: {lab.ENGINE.title} is not running here. Install it" in done.stdout
 
 
 def test_a_card_that_is_not_there(node: Node, server: Server, profile: str) -> None:
@@ -278,7 +278,7 @@ def test_a_card_that_is_not_there(node: Node, server: Server, profile: str) -> N
     # What it says to type, typed.
     for item in items:
         words = item["do"].replace("ADDRESS", "0000:41:00.0").split()
-        assert words[0] == "lxc"
+        assert words[0] == lab.ENGINE.command
         node.lxc(*words[1:-2])
     assert "id=" in by_id["do"]
     assert not problems(doctor(node, server.config)[1])
@@ -306,33 +306,31 @@ def test_a_bridge_without_addresses(node: Node, seen: None, profile: str) -> Non
         assert finding.level is Level.OK
         node.lxd.change("PATCH", url, {"config": {"ipv4.dhcp": "false"}})
         (finding,) = lxd.pod_addresses(admin, case)
-        assert finding.do.startswith(f"lxc network unset {bridge} ipv4.dhcp")
+        assert finding.do.startswith(f"{lab.ENGINE.command} network unset {bridge} ipv4.dhcp")
     finally:
         node.lxc("profile", "device", "remove", profile, "eth0")
         node.lxc("project", "set", node.project, f"{key}={allowed}")
         node.lxd.change("DELETE", url)
 
 
-# In a mount namespace of its own.
-WITHOUT_TWO = (
-    "mount --make-rprivate / && umount /sys/fs/cgroup/memory /sys/fs/cgroup/pids &&"
-    ' exec lxd --logfile="$LXD_DIR/log"'
-)
+# In a mount namespace of its own; what follows becomes its process.
+WITHOUT_TWO = "mount --make-rprivate / && umount /sys/fs/cgroup/memory /sys/fs/cgroup/pids && exec "
 
 
 @pytest.fixture
 def unlimited(
     node: Node, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """An LXD of a test's own where the hierarchies of memory and pids are not mounted."""
-    if not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() or not shutil.which("lxd"):
-        pytest.skip("needs cgroup v1, and LXD's own program")
-    monkeypatch.setenv("LXD_DIR", str(tmp_path))
-    environment = {**node.environment, "LXD_DIR": str(tmp_path)}
-    command = ["unshare", "--mount", "sh", "-c", WITHOUT_TWO]
+    """An engine of a test's own where the hierarchies of memory and pids are not mounted."""
+    program = lab.daemon_program()
+    if not Path("/sys/fs/cgroup/memory/memory.limit_in_bytes").exists() or program is None:
+        pytest.skip("needs cgroup v1, and the engine's own program")
+    monkeypatch.setenv(lab.ENGINE.variable, str(tmp_path))
+    environment = {**node.environment, lab.ENGINE.variable: str(tmp_path)}
+    command = ["unshare", "--mount", "sh", "-c", f"{WITHOUT_TWO}{program} --logfile={tmp_path}/log"]
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as process:
         try:
-            ready = ["lxd", "waitready", "--timeout=60"]
+            ready = [program, "waitready", "--timeout=60"]
             subprocess.run(ready, env=environment, check=True)
             yield process
         finally:
@@ -378,7 +376,7 @@ def test_a_pod_of_an_older_driver(
         )
         (finding,) = of("pods_driver", diagnose(server.config, places))
         assert finding.level is Level.WARNING
-        assert finding.do == f"lxc restart {name} --project {node.project}"
+        assert finding.do == f"{lab.ENGINE.command} restart {name} --project {node.project}"
         assert "535.183.01" in finding.what
         version.write_text("535.183.01\n")
         (finding,) = of("pods_driver", diagnose(server.config, places))

@@ -848,7 +848,9 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
         bed.restart(state_dir=str(untold.state))
         alice, bob = bed.client(alice.user), bed.client(bob.user)
         assert [item["uuid"] for item in bob.get("/host/gpus").ok] == ["", ""]
-        bed.server.wait_for_log("cannot be shared out now: Neither LXD nor NVML reports the UUID")
+        bed.server.wait_for_log(
+            f"cannot be shared out now: Neither {ENGINE.title} nor NVML reports the UUID"
+        )
         for refused in (
             bob.post("/pod/gpus", ins="b", gpus="all"),
             bob.post("/gpu/lease", ins="b", gpus="1,", hours=1),
@@ -860,7 +862,9 @@ def test_a_leased_card_is_its_holders_while_nobody_tells_which_card_is_which(
             assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
             bed.driver.write(FakeNvml())
             wait_for_cards(bob, "new", [1])
-        assert bed.server.log_text().count("shared out now: Neither LXD") == 1, "it is said once"
+        assert bed.server.log_text().count(f"shared out now: Neither {ENGINE.title}") == 1, (
+            "it is said once"
+        )
         assert (cards_in(alice, "a"), cards_in(bob, "b")) == ([0], [1])
         alice.post("/gpu/release", ins="a").ok
         wait_for_cards(bob, "b", [0, 1])

@@ -17,6 +17,7 @@ from playwright.sync_api import FilePayload, Locator, Request, WebSocket, expect
 from tests.integration.browser import MARKUP, NARROW, WIDE, WORK_SECONDS, Browser, Tab
 from tests.integration.harness import IMAGE, PASSWORD, SMALL, Client, Line, wait_until
 from tests.integration.scene import Doors, Scene, running
+from tests.lab import lab
 from tests.lab.nvml import FakeNvml, FakeProcess
 
 WORK_MS = WORK_SECONDS * 1000
@@ -777,12 +778,12 @@ def test_lxd_away_is_said(scene: Scene, enter: Doors, bob: Client) -> None:
         scene.line.hang()
         scene.line.cut()
         try:
-            expect(tab.page.get_by_role("status").filter(has_text="LXD")).to_be_visible(
+            expect(tab.page.get_by_role("status").filter(has_text=lab.ENGINE.title)).to_be_visible(
                 timeout=WORK_MS
             )
         finally:
             scene.line.pass_on()
-        tab.shows_not("LXD", WORK_SECONDS)
+        tab.shows_not(lab.ENGINE.title, WORK_SECONDS)
         expect(tab.row("other")).to_contain_text("running")
 
 

@@ -15,6 +15,7 @@ from playwright.sync_api import Locator, WebSocket, expect
 from tests.integration.browser import NARROW, WIDE, WORK_SECONDS, Browser, Tab
 from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
 from tests.integration.scene import Doors, Scene, running
+from tests.lab import lab
 from tests.lab.nvml import FakeNvml, FakeProcess
 
 WORK_MS = WORK_SECONDS * 1000
@@ -631,7 +632,7 @@ def test_what_is_asked_while_lxd_is_away(scene: Scene, enter: Doors, bob: Client
         scene.line.hang()
         scene.line.cut()
         try:
-            expect(banner).to_contain_text("LXD", timeout=WORK_MS)
+            expect(banner).to_contain_text(lab.ENGINE.title, timeout=WORK_MS)
             problems = look(tab, "LXD away")
             with tab.page.expect_response("**/pod/limits", timeout=WORK_MS) as refused:
                 send(memory, "210MiB", change)

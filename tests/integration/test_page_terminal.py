@@ -15,6 +15,7 @@ from playwright.sync_api import Page, expect
 from tests.integration.browser import Browser, Tab
 from tests.integration.harness import IMAGE, SMALL, Client, Line, Node, Server, wait_until
 from tests.integration.talking import connect
+from tests.lab import lab
 
 pytestmark = pytest.mark.xdist_group("page")
 
@@ -364,8 +365,8 @@ def test_podyd_and_lxd_go_away_and_come_back(node: Node, carol: Client, browser:
         shows(tab, "^kept", page=kept)
         line.hang()
         line.cut()
-        says(tab, re.compile("LXD"))
-        expect(status).to_have_text(re.compile("LXD"))
+        says(tab, re.compile(lab.ENGINE.title))
+        expect(status).to_have_text(re.compile(lab.ENGINE.title))
         line.pass_on()
         again.click()
         says(tab, re.compile("^This pod has no tmux"))

@@ -21,6 +21,7 @@ import yaml
 from podyd.admin.setup import make_certificate
 from tests.integration.harness import (
     FILES_AT_REST,
+    FOLLOWING,
     IMAGE,
     SMALL,
     Client,
@@ -33,6 +34,7 @@ from tests.integration.harness import (
     started,
     wait_until,
 )
+from tests.lab import lab
 
 
 def refuses_to_start(node: Node, changes: Mapping[str, Any], exit_status: int) -> str:
@@ -100,7 +102,7 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
     port = free_port()
     server = node.serve_soon({"lxd": {"endpoint": f"https://127.0.0.1:{port}"}})
     client = server.client(alice.user)
-    server.wait_for_log("LXD is away")
+    server.wait_for_log(f"{lab.ENGINE.title} is away")
     for path in ("/pod/list", "/host/images"):
         client.get(path).refused(503, "lxd_unreachable")
     client.get("/user/info").ok
@@ -108,7 +110,7 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
     endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
     line = Line(int(endpoint.rpartition(":")[2]), port)
     try:
-        server.wait_for_log("following LXD's events", 15)
+        server.wait_for_log(FOLLOWING, 15)
         client.get("/pod/list").ok
     finally:
         line.close()
@@ -252,7 +254,7 @@ def test_a_hanging_lxd_slows_nobody_and_is_a_503(
     node: Node, line: Line, alice: Client, pod: str
 ) -> None:
     # As usual they are 15 s, and 5 s after which LXD is asked once more.
-    client_of = "podyd.lxd.client."
+    client_of = "podyd.engine.rest."
     constants = {f"{client_of}ANSWER_TIMEOUT": 5.0, f"{client_of}FIRST_TIMEOUT": 2.0}
     server = node.serve(through(line), constants=constants)
     client = server.client(alice.user)

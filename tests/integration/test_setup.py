@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
+from tests.lab import lab
 
 
 class Certified:
@@ -162,10 +163,10 @@ def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
     config = node.write_config(
         {"auth": {"socket": str(tmp_path / "run/auth.sock")}, "state_dir": str(tmp_path / "state")}
     )
-    environment = node.environment | {"LXD_DIR": str(tmp_path)}
+    environment = node.environment | {lab.ENGINE.variable: str(tmp_path)}
     done = node.command("setup", "--config", str(config), environment=environment)
     assert done.returncode == 1
-    assert done.stderr.startswith("podyd: LXD is not running here. Install it")
+    assert done.stderr.startswith(f"podyd: {lab.ENGINE.title} is not running here. Install it")
     assert done.stderr.count("\n") == 1
     reason = tmp_path / "run/setup.error"
     assert done.stderr == f"podyd: {reason.read_text()}"
@@ -173,7 +174,7 @@ def test_without_lxd_it_says_what_to_do(node: Node, tmp_path: Path) -> None:
 
     done = node.command("serve", "--config", str(config))
     assert done.returncode == 78
-    assert done.stderr.startswith("podyd: LXD is not running here. Install it")
+    assert done.stderr.startswith(f"podyd: {lab.ENGINE.title} is not running here. Install it")
     assert done.stderr.endswith("Then type 'systemctl restart podyd'.\n")
 
 
@@ -207,7 +208,7 @@ def test_podyd_does_not_open_the_unix_socket(node: Node, server: Server, alice: 
     inodes = {str(link)[8:-1] for link in links if str(link).startswith("socket:[")}
     lines = Path("/proc/net/unix").read_text().splitlines()[1:]
     paths = [line.split()[7:] for line in lines if line.split()[6] in inodes]
-    assert not [path for path in paths if path and "lxd" in path[0]]
+    assert not [path for path in paths if path and lab.ENGINE.key in path[0]]
     status = Path(f"/proc/{server.process.pid}/status").read_text()
     assert "\nUid:\t0" not in status
     assert "\nCapEff:\t0000000000000000\n" in status
@@ -250,7 +251,7 @@ def test_no_dangerous_container(intruder: Certified, config: Mapping[str, str]) 
             "type": "proxy",
             "bind": "instance",
             "listen": "tcp:127.0.0.1:8000",
-            "connect": "unix:/var/lib/lxd/unix.socket",
+            "connect": f"unix:{lab.ENGINE.socket}",
         },
     ],
     ids=lambda device: f"{device['type']} {device.get('source', device.get('nictype', ''))}",

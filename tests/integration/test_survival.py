@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from tests.integration.harness import Client, Node, Server, wait_until
+from tests.integration.harness import FOLLOWING, Client, Node, Server, wait_until
 from tests.integration.test_cards import NUMBER, Helper, make
 from tests.lab import lab
 
@@ -34,13 +34,11 @@ def test_the_lab_comes_up_again_and_podyd_with_it(
     if not node.lab_state.ours:
         pytest.skip("an LXD that is not the lab's own is never killed")
     alice.exec(pod, "echo kept > /root/before; sync")
-    followed = server.log_text().count("following LXD's events")
+    followed = server.log_text().count(FOLLOWING)
     kill_everything(node)
     alice.post("/pod/exec", ins=pod, cmd="true").refused(503, "lxd_unreachable")
     assert lab.main(["up"]) == 0
-    wait_until(
-        lambda: server.log_text().count("following LXD's events") > followed, "podyd to follow", 20
-    )
+    wait_until(lambda: server.log_text().count(FOLLOWING) > followed, "podyd to follow", 20)
     # LXD starts what ran before.
     wait_until(lambda: alice.get("/pod/info", ins=pod).ok["status"] == "running", "the pod", 30)
     done = alice.exec(pod, "cat /root/before")

@@ -642,6 +642,11 @@ def daemon_path() -> str:
     return f"{ENGINE.libexec}:{SYSTEM_PATH}"
 
 
+def daemon_program() -> str | None:
+    """Where the engine's program is; None where it is not installed."""
+    return shutil.which(ENGINE.daemon, path=daemon_path())
+
+
 def daemon_environment() -> dict[str, str]:
     # With this variable set, it keeps its logs and its cache there too: one directory to wipe.
     own = {ENGINE.variable: str(ENGINE.directory)}
@@ -773,7 +778,7 @@ def write_stand_in(cards: Sequence[Card]) -> None:
 
 def start_daemon(holder: int) -> None:
     name = ENGINE.daemon
-    program = shutil.which(name, path=daemon_path()) or name
+    program = daemon_program() or name
     log = ENGINE.lab_dir / f"{name}.log"
     argv = [*inside(holder), program, "--group", ENGINE.group, f"--logfile={log}"]
     environment = daemon_environment()
