@@ -259,7 +259,12 @@ class Machine:
     def run(self, *command: str, stdin: str = "", timeout: float = COMMAND_SECONDS) -> str:
         """The same, which must succeed; what it wrote to stdout."""
         done = self.attempt(*command, stdin=stdin, timeout=timeout)
-        assert done.returncode == 0, f"{shlex.join(command)}: {done.stdout}{done.stderr}"
+        if done.returncode:
+            why = f"{shlex.join(command)}: {done.stdout}{done.stderr}"
+            # systemctl itself says no more than where to look.
+            if command[0] == "systemctl":
+                why += self.attempt("journalctl", "--no-pager", "--lines=100").stdout
+            raise AssertionError(why)
         return done.stdout
 
     def sh(self, script: str, **options: float) -> str:
