@@ -50,8 +50,12 @@ FLAGS = (
 # What is not there by then never comes; LXD's own work takes longer on a machine with much to do.
 SECONDS, WORK_SECONDS = 20.0, 90.0
 WIDE, NARROW = (1280, 800), (375, 700)
-# A call that podyd refuses is no fault of the page's; what the page makes of it is tested.
-REFUSED = re.compile(r"Failed to load resource: the server responded with a status of 4\d\d")
+# No faults of the page's: a call that podyd refuses (what the page makes of it is tested), and that
+# it is left before a connection of its own is there.
+HARMLESS = re.compile(
+    r"Failed to load resource: the server responded with a status of 4\d\d"
+    r"|WebSocket connection to .* closed before the connection is established"
+)
 # The paths of the API that pages have asked for, in all tests of this process: see asked.py.
 ASKED: set[str] = set()
 # A name out of a pod: see `Tab.ran`.
@@ -346,7 +350,7 @@ class Tab:
             self.faults.append(text)
 
     def _said(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning", "assert") and not REFUSED.match(message.text):
+        if message.type in ("error", "warning", "assert") and not HARMLESS.match(message.text):
             self._fault(f"console: {message.text} ({message.location.get('url')})")
 
     def _asked(self, request: Request) -> None:

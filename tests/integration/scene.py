@@ -7,15 +7,17 @@ import http.client
 import socket
 import socketserver
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import StorageState
+from playwright.sync_api import Locator, StorageState, expect
 
-from tests.integration.browser import Browser, Tab
-from tests.integration.harness import FOLLOWING, Client, Line, Node, wait_until
+from tests.integration.browser import WORK_SECONDS, Browser, Tab
+from tests.integration.harness import FOLLOWING, SMALL, Client, Line, Node, wait_until
 from tests.lab.nvml import FakeDriver
+
+WORK_MS = WORK_SECONDS * 1000
 
 
 class Scene:
@@ -54,6 +56,12 @@ class Scene:
     def member(self, *options: str) -> Client:
         """A new member; `options` are useradd's."""
         return self.client(self.node.accounts.user("", *options))
+
+    def owner(self, ins: str, **asked: object) -> Client:
+        """A new member with this pod; what is `asked` for it, as /pod/create has it."""
+        client = self.member()
+        client.post("/pod/create", ins=ins, image=SMALL, **asked).ok
+        return client
 
     def admin(self) -> Client:
         return self.member("-G", "sudo")
@@ -105,6 +113,51 @@ class Doors:
                 tab.open(route)
             tab.is_live()
             yield tab
+
+
+def title(tab: Tab, text: str) -> None:
+    """Wait for the page with this heading."""
+    expect(tab.page.locator("main h1")).to_have_text(text, timeout=WORK_MS)
+
+
+# --- What is pressed ----------------------------------------------------------------------------
+
+# At the next click: whether it is of a button that is held back at that moment.
+_WATCH = """() => {
+  window.wasHeldBack = false;
+  window.addEventListener("click", ({ target }) => {
+    window.wasHeldBack = target.closest?.("button")?.getAttribute("aria-disabled") === "true";
+  }, { capture: true, once: true });
+}"""
+
+
+def press(button: Locator) -> None:
+    """By the keyboard, once it can be: what is done with a pod is waited for."""
+    _once_it_can_be(button, lambda: button.press("Enter"))
+
+
+def click(button: Locator) -> None:
+    """By the mouse, once it can be."""
+    _once_it_can_be(button, lambda: button.click(timeout=WORK_MS))
+
+
+def send(field: Locator, text: str, button: Locator) -> None:
+    """Fill in a form's field and send it by the keyboard, once its button can be pressed."""
+    field.fill(text)
+    _once_it_can_be(button, lambda: field.press("Enter"))
+
+
+def _once_it_can_be(button: Locator, press: Callable[[], None]) -> None:
+    """Press a button once with effect: podyd's word that its pod is at work, which holds it back,
+    may come between a look at it and the press."""
+
+    def is_pressed() -> bool:
+        expect(button).not_to_have_attribute("aria-disabled", "true", timeout=WORK_MS)
+        button.page.evaluate(_WATCH)
+        press()
+        return not button.page.evaluate("window.wasHeldBack")
+
+    wait_until(is_pressed, f"{button} to be free", WORK_SECONDS)
 
 
 # --- Behind a proxy -----------------------------------------------------------------------------

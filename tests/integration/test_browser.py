@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.integration.browser import NARROW, Browser
+from tests.integration.scene import click, press, send
 
 POLICY = "default-src 'none'; script-src 'self'; connect-src 'self' http://localhost:9"
 GOOD = "<!doctype html><html lang=en><title>t</title><main><h1>Good</h1><p>All is well.</p></main>"
@@ -78,3 +79,37 @@ def test_what_is_seen_is_noticed(browser: Browser, port: int) -> None:
         assert tab.ran()
         assert tab.overflows()
         assert [found["id"] for found in tab.axe()] == ["label"]
+
+
+# A form whose button is held back just as it is pressed for the first time, as by podyd's word that
+# its pod is at work.
+HELD_BACK = """() => {
+  document.querySelector("main").innerHTML = "<form><input><button>Change</button></form>";
+  const form = document.querySelector("form"), button = form.querySelector("button");
+  const isFree = () => button.getAttribute("aria-disabled") !== "true";
+  Object.assign(window, { sent: [], tried: 0 });
+  for (const kind of ["keydown", "mousedown"]) form.addEventListener(kind, () => {
+    if (window.tried++) return;
+    button.setAttribute("aria-disabled", "true");
+    setTimeout(() => button.removeAttribute("aria-disabled"), 200);
+  });
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    if (isFree()) window.sent.push(form.querySelector("input").value);
+  });
+}"""
+
+
+@pytest.mark.parametrize("by", ["keyboard", "mouse", "field"])
+def test_what_is_held_back_is_pressed_again(browser: Browser, port: int, by: str) -> None:
+    with browser.tab(port) as tab:
+        tab.open()
+        tab.page.evaluate(HELD_BACK)
+        button, field = tab.button("Change"), tab.page.get_by_role("textbox")
+        for text in ("x", "y"):
+            if by == "field":
+                send(field, text, button)
+            else:
+                field.fill(text)
+                (press if by == "keyboard" else click)(button)
+        assert tab.page.evaluate("[sent, tried]") == [["x", "y"], 3]

@@ -14,11 +14,9 @@ from playwright.sync_api import Locator, WebSocket, expect
 
 from tests.integration.browser import NARROW, WIDE, WORK_SECONDS, Browser, Tab
 from tests.integration.harness import PASSWORD, SMALL, Client, wait_until
-from tests.integration.scene import Doors, Scene, running
+from tests.integration.scene import WORK_MS, Doors, Scene, press, running, send, title
 from tests.lab import lab
 from tests.lab.nvml import FakeNvml, FakeProcess
-
-WORK_MS = WORK_SECONDS * 1000
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +31,7 @@ def scene(lab_cards: None) -> Iterator[Scene]:
 @pytest.fixture(scope="module")
 def alice(scene: Scene) -> Client:
     """A member with the pod "work", which has a card, a snapshot and two ports."""
-    client = scene.member()
-    client.post("/pod/create", ins="work", image=SMALL, gpus="0,").ok
+    client = scene.owner("work", gpus="0,")
     client.post("/pod/snapshot", ins="work", name="kept").ok
     client.post("/pod/port", ins="work", port=8888).ok
     return client
@@ -43,9 +40,7 @@ def alice(scene: Scene) -> Client:
 @pytest.fixture(scope="module")
 def bob(scene: Scene) -> Client:
     """A member with the pod "other", which has no card."""
-    client = scene.member()
-    client.post("/pod/create", ins="other", image=SMALL, gpus="none").ok
-    return client
+    return scene.owner("other", gpus="none")
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +60,6 @@ def _as_before(scene: Scene, alice: Client, bob: Client) -> Iterator[None]:
     scene.driver.write(FakeNvml())
     for client, ins in ((bob, "other"), (alice, "work")):
         client.post("/gpu/release", ins=ins)
-
-
-def title(tab: Tab, text: str) -> None:
-    """Wait for the page with this heading."""
-    expect(tab.page.locator("main h1")).to_have_text(text, timeout=WORK_MS)
-
-
-def press(button: Locator) -> None:
-    """By the keyboard, once it can be: what is done with a pod is waited for."""
-    expect(button).not_to_have_attribute("aria-disabled", "true", timeout=WORK_MS)
-    button.press("Enter")
-
-
-def send(field: Locator, text: str, button: Locator) -> None:
-    """Fill in a form's field and send it by the keyboard, once its button can be pressed."""
-    field.fill(text)
-    expect(button).not_to_have_attribute("aria-disabled", "true", timeout=WORK_MS)
-    field.press("Enter")
 
 
 def alert(where: Locator, text: str) -> None:
