@@ -115,9 +115,7 @@ def cards_in(client: Client, ins: str) -> list[int]:
 def wait_for_cards(client: Client, ins: str, wanted: list[int], limit: float = 10.0) -> None:
     wait_until(lambda: cards_in(client, ins) == wanted, f"cards {wanted} in {ins}", limit)
     # In the pod they are a moment before LXD is done with it.
-    wait_until(
-        lambda: client.get("/pod/info", ins=ins).ok["gpu_ids"] == wanted, f"{wanted} shown", 2
-    )
+    wait_until(lambda: client.get("/pod/info", ins=ins).ok["gpu_ids"] == wanted, f"{wanted} shown")
 
 
 # --- Choosing -----------------------------------------------------------------------------------

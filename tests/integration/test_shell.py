@@ -102,8 +102,8 @@ def test_a_caller_who_vanishes_ends_what_they_started(alice: Client, pod: str, h
             talk.reset()
         else:
             talk.connection.close()
-    wait_until(lambda: started("sleep 97004") == 0, "its end", 5)
-    wait_until(lambda: boxes(alice, pod) == "", "the end of its cgroup", 5)
+    wait_until(lambda: started("sleep 97004") == 0, "its end")
+    wait_until(lambda: boxes(alice, pod) == "", "the end of its cgroup")
 
 
 @pytest.mark.parametrize("window", [None, 256 * 1024])
@@ -185,7 +185,7 @@ def test_a_message_that_is_none(alice: Client, pod: str, frame: bytes) -> None:
         wait_until(lambda: started("sleep 97006") == 1, "the command")
         talk.connection.send_binary(frame)
         assert talk.end()["code"] == "malformed_message"
-    wait_until(lambda: started("sleep 97006") == 0, "its end", 5)
+    wait_until(lambda: started("sleep 97006") == 0, "its end")
 
 
 @pytest.mark.parametrize(
@@ -302,8 +302,8 @@ def test_a_shell_whose_caller_vanishes_leaves_nothing(alice: Client, pod: str) -
         talk.type(b"setsid sleep 97013 &\nsleep 97013\n")
         wait_until(lambda: started("sleep 97013") == 2, "the commands")
         talk.reset()
-    wait_until(lambda: started("sleep 97013") == 0, "their end", 5)
-    wait_until(lambda: boxes(alice, pod) == "", "the end of its cgroup", 5)
+    wait_until(lambda: started("sleep 97013") == 0, "their end")
+    wait_until(lambda: boxes(alice, pod) == "", "the end of its cgroup")
 
 
 # --- Who may ------------------------------------------------------------------------------------

@@ -167,7 +167,7 @@ def test_a_reload_begins_and_ends(unit: Unit, systemd: Systemd) -> None:
 def test_a_hung_one_does_not_feed_the_watchdog(unit: Unit, systemd: Systemd) -> None:
     unit.environment["WATCHDOG_USEC"] = "400000"
     unit.start()
-    wait_until(lambda: systemd.lines().count("WATCHDOG=1") >= 4, "the watchdog to be fed", 2)
+    wait_until(lambda: systemd.lines().count("WATCHDOG=1") >= 4, "the watchdog to be fed")
     unit.process.send_signal(signal.SIGSTOP)
     time.sleep(0.1)
     fed = systemd.lines().count("WATCHDOG=1")

@@ -262,9 +262,9 @@ def test_others_tokens_are_for_admins_to_revoke(
 
 def test_an_expired_token(new_user: Callable[[], Client]) -> None:
     client = new_user()
-    bearer = token_of(client, days="0.00002")
+    bearer = token_of(client, days="0.00004")
     bearer.get("/user/info").ok
-    time.sleep(1.8)
+    wait_until(lambda: bearer.get("/user/info").status != 200, "its end")
     bearer.get("/user/info").refused(401, "token_refused")
     assert client.get("/user/tokens").ok == []
 
