@@ -31,6 +31,7 @@ from podyd.api.routes.users import UserRoutes
 from podyd.api.routes.web import WebRoutes
 from podyd.api.under_way import Requests
 from podyd.auth.client import AuthClient
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import NotSetUp
 from podyd.base.tasks import Tasks
 from podyd.board.live import Live
@@ -39,12 +40,13 @@ from podyd.board.works import Works
 from podyd.config.current import Settings
 from podyd.config.schema import Config
 from podyd.contract.events import AdminNow
+from podyd.engine.dialect import chosen
 from podyd.engine.endings import Endings
-from podyd.engine.execution import LxdExecutor
+from podyd.engine.execution import RestExecutor
 from podyd.engine.growth import Packing
 from podyd.engine.interface import Engine
-from podyd.engine.lxd import lxd_engine
-from podyd.engine.rest import Credentials, LxdClient
+from podyd.engine.rest import Credentials, RestClient
+from podyd.engine.rest_engine import rest_engine
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.room import HostRoom
 from podyd.gpus.access import Access
@@ -107,10 +109,10 @@ class Backends:
     """What podyd stands on: LXD, this host, its own database, and tasks of its own."""
 
     settings: Settings
-    client: LxdClient
+    client: RestClient
     engine: Engine
     endings: Endings
-    executor: LxdExecutor
+    executor: RestExecutor
     node: LocalNode
     database: Database
     # What goes on for good, and what must still be done at the end.
@@ -194,7 +196,7 @@ class App:
         keep(usage.follow_cpu, "counting CPU time")
         keep(self.accounting.leased.run, "counting leases")
         keep(self.accounting.history.run, "writing history")
-        keep(partial(engine.instances.watch, self._lxd_is_there), "following LXD")
+        keep(partial(engine.instances.watch, self._engine_is_there), f"following {ENGINE}")
         keep(gpus.access.run, "telling the kernel who may open which GPU")
         keep(gpus.scheduler.run, "sharing GPUs out")
         keep(gpus.watch.run, "watching GPUs")
@@ -209,7 +211,7 @@ class App:
         for poke in (gpus.scheduler.poke, pods.snapshots.poke, pods.ports.poke):
             engine.instances.subscribe(poke)
 
-    async def _lxd_is_there(self) -> None:
+    async def _engine_is_there(self) -> None:
         self.pods.sweep.begin()
 
     async def stop(self, timeout: float) -> None:
@@ -255,15 +257,18 @@ def build(settings: Settings) -> App:
 
 def _backends(settings: Settings) -> Backends:
     config = settings.current
-    client = LxdClient(_endpoint(config), config.lxd.project, _credentials(config))
+    dialect = chosen(config.engine, Path(config.state_dir))
+    dialect.speak()
+    credentials = Credentials.below(config.state_dir, dialect)
+    client = RestClient(_endpoint(config, credentials), config.lxd.project, credentials)
     cleaning = Tasks()
     endings = Endings(client, config.data_dir / "endings")
     return Backends(
         settings=settings,
         client=client,
-        engine=lxd_engine(client, RestoreGuard(config.data_dir / "restoring")),
+        engine=rest_engine(client, RestoreGuard(config.data_dir / "restoring")),
         endings=endings,
-        executor=LxdExecutor(client, cleaning, endings),
+        executor=RestExecutor(client, cleaning, endings),
         node=LocalNode(
             ports_socket=lambda: settings.current.ports.socket,
             cards_socket=lambda: str(settings.current.cards_socket),
@@ -596,18 +601,14 @@ def _application(
     )
 
 
-def _credentials(config: Config) -> Credentials:
-    return Credentials(Path(config.state_dir) / "lxd")
-
-
-def _endpoint(config: Config) -> str:
+def _endpoint(config: Config, credentials: Credentials) -> str:
     if config.lxd.endpoint != "auto":
         return config.lxd.endpoint
-    path = _credentials(config).endpoint
+    path = credentials.endpoint
     try:
         return path.read_text().strip()
     except OSError as error:
         raise NotSetUp(
-            f"LXD's address is not in {path} ({error.strerror}).",
+            f"{ENGINE}'s address is not in {path} ({error.strerror}).",
             advice="Run 'podyd setup' as root.",
         ) from error

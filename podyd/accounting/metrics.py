@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from podyd import __version__
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import PodydError
 from podyd.base.quantities import UNLIMITED
 from podyd.engine.types import PoolUse
@@ -98,7 +99,9 @@ class Metrics:
         info = GaugeMetricFamily("podyd_info", "podyd's version.", labels=("version",))
         info.add_metric((__version__,), 1)
         yield info
-        yield GaugeMetricFamily("podyd_lxd_up", "Whether LXD answers.", value=view is not None)
+        yield GaugeMetricFamily(
+            "podyd_lxd_up", f"Whether {ENGINE} answers.", value=view is not None
+        )
         sample = self._samples.current
         up = sample is not None and self._samples.problem is None
         yield GaugeMetricFamily("podyd_nvml_up", "Whether NVML answers.", value=up)
@@ -143,7 +146,7 @@ class Metrics:
         )
         used = GaugeMetricFamily(
             "podyd_pod_disk_used_bytes",
-            "Bytes used on it, as LXD reports; on btrfs without data shared with others.",
+            f"Bytes used on it, as {ENGINE} reports; on btrfs without data shared with others.",
             labels=("pod", "owner"),
         )
         for pod in view.pods:

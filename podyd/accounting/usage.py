@@ -18,7 +18,7 @@ from datetime import datetime, timedelta, timezone
 
 from podyd.accounting.clock import REAL, Clock, Steadiness
 from podyd.accounting.pending import Pending
-from podyd.base.errors import LxdRefused, PodydError, Unavailable
+from podyd.base.errors import EngineRefused, PodydError, Unavailable
 from podyd.config.current import Settings
 from podyd.contract.stats import GpuHours
 from podyd.engine.types import CpuTime, Instance
@@ -166,13 +166,13 @@ class Usage:
                 await self.tidy()
             except Unavailable:
                 pass  # It is logged by the database, or by what follows LXD's events.
-            except LxdRefused as error:
+            except EngineRefused as error:
                 log.warning("CPU time is not counted this time: %s", error)
             await asyncio.sleep(self._settings.current.usage.interval)
 
     async def sample_cpu(self) -> None:
         """Count what LXD's counters have gained since they were last read, even before podyd's
-        start. Raises Unavailable or LxdRefused."""
+        start. Raises Unavailable or EngineRefused."""
         previous = await self._store.counters()
         times = await self._cpu_times()
         now, monotonic = self._clock.wall(), self._clock.monotonic()

@@ -18,8 +18,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
-from podyd.engine import lxc
+from podyd.engine.command import ImageCommand, aliases_in, fingerprint_in
 
 PACKAGES = (
     "systemd",
@@ -86,7 +87,6 @@ TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mksquashfs": "squashfs-tools",
     "chroot": "coreutils",
-    "lxc": "lxd-client",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
 UNITS = ("systemd-networkd.service", "systemd-resolved.service", "ssh-host-keys.service")
@@ -165,19 +165,18 @@ def build(
     alias: str,
     release: Release = DEFAULT,
     *,
+    images: ImageCommand,
     progress: Callable[[str], None] = print,
-    socket: Path | None = None,
     mirror: str | None = None,
 ) -> str:
-    """Build a base image and import it into LXD's default project as `alias`.
+    """Build a base image and import it into the engine as `alias`, by `images`.
 
-    `socket` is LXD's unix socket (default: what `lxc` finds itself), `mirror` the URL of a mirror
-    of the distribution's (default: mmdebstrap's own choice). Takes from twenty seconds to some
-    minutes, mostly download, and about 1 GiB below /var/tmp meanwhile. Returns the image's
-    fingerprint. Raises BuildError.
+    `mirror` is the URL of a mirror of the distribution's (default: mmdebstrap's own choice). Takes
+    from twenty seconds to some minutes, mostly download, and about 1 GiB below /var/tmp meanwhile.
+    Returns the image's fingerprint. Raises BuildError.
     """
-    environment = _environment(socket)
-    _check(alias, release, socket)
+    environment = _environment(images)
+    _check(alias, release, images)
     with tempfile.TemporaryDirectory(prefix="podyd-image-", dir="/var/tmp") as name:
         work = Path(name)
         root, meta, squashfs = work / "rootfs", work / "meta.tar", work / "rootfs.squashfs"
@@ -188,19 +187,18 @@ def build(
         progress("Packing it (mksquashfs)")
         _pack(root, squashfs, environment)
         _write_metadata(meta, release)
-        progress(f"Importing it into LXD as {alias}")
-        return _import(meta, squashfs, alias, environment)
+        progress(f"Importing it into {ENGINE} as {alias}")
+        _run("Importing the image", images.make(meta, squashfs, alias), environment)
+        what = f"Asking {ENGINE} for the new image"
+        return fingerprint_in(_run(what, images.show_alias(alias), environment))
 
 
-def _environment(socket: Path | None) -> dict[str, str]:
+def _environment(images: ImageCommand) -> dict[str, str]:
     """This process' environment, for a proxy's settings, with a fixed PATH and locale."""
-    environment = {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
-    if socket is not None:
-        environment["LXD_DIR"] = str(socket.parent)
-    return environment
+    return {**os.environ, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8", **images.environment}
 
 
-def _check(alias: str, release: Release, socket: Path | None) -> None:
+def _check(alias: str, release: Release, images: ImageCommand) -> None:
     """Check what would fail late, before anything is downloaded. Raises BuildError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", alias):
         raise BuildError(f"{alias!r} is not an image alias: use letters, digits, '-', '_' and '.'.")
@@ -209,18 +207,22 @@ def _check(alias: str, release: Release, socket: Path | None) -> None:
         raise BuildError(f"{release.suite!r} is not a suite: use one such as {suites}.")
     if os.geteuid() != 0:
         raise BuildError("Building an image needs root.")
-    missing = [tool for tool in TOOLS if shutil.which(tool, path=SYSTEM_PATH) is None]
+    command = images.dialect.command
+    tools = {**TOOLS, command: images.dialect.command_package}
+    missing = [tool for tool in tools if shutil.which(tool, path=SYSTEM_PATH) is None]
     if missing:
-        packages = " ".join(TOOLS[tool] for tool in missing)
+        packages = " ".join(tools[tool] for tool in missing)
         raise BuildError(f"Missing {', '.join(missing)}: run apt-get install {packages}")
-    if alias in aliases(socket):
-        raise BuildError(f"LXD has an image {alias!r} already: delete it or use another alias.")
+    if alias in aliases(images):
+        raise BuildError(
+            f"{ENGINE} has an image {alias!r} already: delete it or use another alias."
+        )
 
 
-def aliases(socket: Path | None = None) -> set[str]:
-    """The aliases of the images in LXD's default project. Raises BuildError."""
-    answer = _run("Asking LXD for its images", lxc.LIST_ALIASES, _environment(socket))
-    return lxc.aliases_in(answer)
+def aliases(images: ImageCommand) -> set[str]:
+    """The aliases of the images that pods can be made of. Raises BuildError."""
+    answer = _run(f"Asking {ENGINE} for its images", images.aliases(), _environment(images))
+    return aliases_in(answer)
 
 
 def _bootstrap(
@@ -293,12 +295,6 @@ def _write_metadata(path: Path, release: Release) -> None:
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-
-
-def _import(meta: Path, squashfs: Path, alias: str, environment: Mapping[str, str]) -> str:
-    _run("Importing the image", lxc.import_image(meta, squashfs, alias), environment)
-    answer = _run("Asking LXD for the new image", lxc.show_alias(alias), environment)
-    return lxc.fingerprint_in(answer)
 
 
 def _run(

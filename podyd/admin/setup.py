@@ -20,11 +20,13 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from podyd.admin import kernel
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
 from podyd.base.files import make_directory
 from podyd.config.schema import Config
 from podyd.engine import profile_files
-from podyd.engine.admin import Admin, Openings, find_socket
+from podyd.engine.admin import Admin, Openings
+from podyd.engine.dialect import AUTO, CHOICE, INCUS, Dialect, kept, named, running
 from podyd.engine.rest import Credentials
 from podyd.node import netlink
 from podyd.node.directories import fit_directories
@@ -63,18 +65,61 @@ def free_network() -> IPv4Network:
 def _prepare_all(config: Config, user: str, say: Say) -> None:
     _prepare_helper(config)
     kernel.raise_limits(say)
-    admin = Admin(find_socket(), config.lxd.project)
+    dialect = choose(config, say)
+    dialect.speak()
+    admin = Admin(dialect, config.lxd.project)
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
     bridge = admin.prepare_bridge(free_network, say)
     admin.prepare_project(bridge, openings(config), say)
-    _prepare_access(admin, Credentials(Path(config.state_dir) / "lxd"), account.pw_gid, say)
+    _prepare_access(admin, Credentials.below(config.state_dir, dialect), account.pw_gid, say)
+    _keep_choice(Path(config.state_dir) / CHOICE, dialect, account.pw_gid)
     _prepare_data(config.data_dir, account, say)
     for profile in profile_files.shipped().values():
         if admin.profile(profile.name) is None:
             admin.put_profile(profile_files.on_host(profile, pool, bridge))
-            say(f"put profile {profile.name} into LXD")
+            say(f"put profile {profile.name} into {ENGINE}")
+
+
+def choose(config: Config, say: Say) -> Dialect:
+    """The engine for pods: what podyd.yaml says, what was chosen before, the one that runs; where
+    both do, the one that has podyd's project, else the one that has instances, else Incus, of
+    which known holes are mended soonest.
+
+    What was chosen stays, also while it does not run: pods are in it. Raises SetupError.
+    """
+    if config.engine != AUTO:
+        return named(config.engine)
+    before = kept(Path(config.state_dir))
+    if before is not None:
+        return before
+    engines = running()
+    if not engines:
+        raise SetupError(
+            "No engine for pods is running here: neither LXD nor Incus.",
+            advice="Install one ('apt install incus-base', or 'apt install lxd') or start it"
+            " ('systemctl start incus', 'systemctl start lxd').",
+        )
+    if len(engines) == 1:
+        return engines[0]
+    admins = [Admin(dialect, config.lxd.project) for dialect in engines]
+    with_project = [admin.dialect for admin in admins if admin.project_config() is not None]
+    in_use = [admin.dialect for admin in admins if admin.has_instances()]
+    dialect = [*with_project, *in_use, INCUS][0]
+    names = " and ".join(engine.name for engine in engines)
+    say(
+        f"{names} run here; pods are made in {dialect.name}. To change that, write"
+        f" 'engine: {next(engine.key for engine in engines if engine != dialect)}' into podyd.yaml"
+        " and run 'podyd setup' again"
+    )
+    return dialect
+
+
+def _keep_choice(path: Path, dialect: Dialect, group: int) -> None:
+    text = f"{dialect.key}\n"
+    if not path.exists() or path.read_text(encoding="ascii") != text:
+        _write(path, text, group=group, mode=0o640)
 
 
 def openings(config: Config) -> Openings:

@@ -14,6 +14,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
+from podyd.base.engine_words import ENGINE
+
 
 class PodydError(Exception):
     """The root of the tree; by itself it stands for a fault inside podyd."""
@@ -156,7 +158,7 @@ class TimedOut(PodydError):
     default_code = "timed_out"
 
 
-class LxdRefused(PodydError):
+class EngineRefused(PodydError):
     """LXD answered with an error of its own; `reason` has its words.
 
     What podyd tells apart is a class below, each of them with a sentence for members.
@@ -165,8 +167,9 @@ class LxdRefused(PodydError):
 
     status = 502
     default_code = "lxd_error"
-    # The sentence for the member, and what they can do; `{reason}` stands for LXD's own words.
-    sentence: ClassVar[str] = "LXD refused it: {reason}."
+    # The sentence for the member, and what they can do; `{reason}` stands for the engine's
+    # own words, `{engine}` for its name.
+    sentence: ClassVar[str] = "{engine} refused it: {reason}."
     remedy: ClassVar[str] = "Tell your admin if it stays so."
 
     def __init__(
@@ -180,8 +183,8 @@ class LxdRefused(PodydError):
     ) -> None:
         self.reason = reason.rstrip(".")
         super().__init__(
-            detail or self.sentence.format(reason=self.reason, **fields),
-            advice=advice if detail else self.remedy,
+            detail or self.sentence.format(engine=ENGINE, reason=self.reason, **fields),
+            advice=advice if detail else self.remedy.format(engine=ENGINE),
             code=code,
             **fields,
         )
@@ -189,10 +192,10 @@ class LxdRefused(PodydError):
     @property
     def is_telling(self) -> bool:
         """Whether its sentence is enough by itself, whatever LXD was asked for."""
-        return type(self) not in (LxdRefused, Missing)
+        return type(self) not in (EngineRefused, Missing)
 
 
-class Busy(LxdRefused):
+class Busy(EngineRefused):
     """LXD is at work on the instance; `operation` is its word for what it does, "" if unknown.
 
     That a file or a device is busy is another thing.
@@ -211,10 +214,10 @@ class Busy(LxdRefused):
 class InUse(Busy):
     """LXD counts the instance's disk as mounted: it copies it, reads files, or has miscounted."""
 
-    sentence = "LXD has the pod's disk in use, to copy it or for its files."
+    sentence = "{engine} has the pod's disk in use, to copy it or for its files."
 
 
-class NotRunning(LxdRefused):
+class NotRunning(EngineRefused):
     """The instance does not run, or is frozen, so that nothing can be run in it."""
 
     status = 409
@@ -226,7 +229,7 @@ class NotRunning(LxdRefused):
         super().__init__(reason, status=status)
 
 
-class Running(LxdRefused):
+class Running(EngineRefused):
     """The instance runs, which it must not for this, or does so already."""
 
     status = 409
@@ -235,7 +238,7 @@ class Running(LxdRefused):
     remedy = "Stop it first with /pod/stop."
 
 
-class DidNotShutDown(LxdRefused):
+class DidNotShutDown(EngineRefused):
     """The instance was asked to shut down and did not in the time that it had."""
 
     status = 409
@@ -244,12 +247,12 @@ class DidNotShutDown(LxdRefused):
     remedy = "Try again."
 
 
-class Missing(LxdRefused):
+class Missing(EngineRefused):
     """LXD does not have what was named, or what that needs: a profile, a snapshot, a file."""
 
     status = 404
     default_code = "not_found"
-    sentence = "LXD does not have it: {reason}."
+    sentence = "{engine} does not have it: {reason}."
     remedy = ""
 
 
@@ -261,7 +264,7 @@ class Gone(Missing):
     remedy = "See /pod/list."
 
 
-class NameTaken(LxdRefused):
+class NameTaken(EngineRefused):
     """LXD has something of that name already."""
 
     status = 409
@@ -270,7 +273,7 @@ class NameTaken(LxdRefused):
     remedy = "Take another one."
 
 
-class Changed(LxdRefused):
+class Changed(EngineRefused):
     """What was to be changed has been changed since it was read: its ETag is another."""
 
     status = 409
@@ -279,7 +282,7 @@ class Changed(LxdRefused):
     remedy = "Try again."
 
 
-class DiskFull(LxdRefused):
+class DiskFull(EngineRefused):
     """There is no room left for what LXD writes, on the instance's disk or in the whole pool."""
 
     status = 409
@@ -291,19 +294,19 @@ class DiskFull(LxdRefused):
     )
 
 
-class Unsettled(LxdRefused):
+class Unsettled(EngineRefused):
     """LXD does not take back the settings that an instance had before a snapshot was restored."""
 
     status = 409
     default_code = "settings_not_back"
     sentence = (
-        "The pod's disk is restored, but LXD does not accept the settings that the pod had before"
-        " ({reason}), and the pod cannot be started until it does."
+        "The pod's disk is restored, but {engine} does not accept the settings that the pod had"
+        " before ({reason}), and the pod cannot be started until it does."
     )
     remedy = "Tell your admin; podyd tries again whenever something changes."
 
 
-class NotNewest(LxdRefused):
+class NotNewest(EngineRefused):
     """On ZFS: something has been kept of the instance since the snapshot that is to be restored."""
 
     status = 409
@@ -317,7 +320,7 @@ class NotNewest(LxdRefused):
     )
 
 
-class Slipped(LxdRefused):
+class Slipped(EngineRefused):
     """LXD has failed with a transient error, so it can be tried again.
 
     While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
@@ -327,7 +330,7 @@ class Slipped(LxdRefused):
 
     status = 503
     default_code = "lxd_slipped"
-    sentence = "LXD had a transient error ({reason})."
+    sentence = "{engine} had a transient error ({reason})."
     remedy = "Try again."
 
 
@@ -341,16 +344,16 @@ class OutputLost(PodydError):
     default_code = "output_lost"
 
 
-class NotLimited(LxdRefused):
+class NotLimited(EngineRefused):
     """The kernel does not let LXD limit the instance, as its cgroup has no controller for it."""
 
     status = 502
     default_code = "limits_unavailable"
     sentence = "This host does not limit the pod's memory, CPUs or processes ({reason})."
-    remedy = "Tell your admin: 'podyd doctor' says what LXD lacks for it."
+    remedy = "Tell your admin: 'podyd doctor' says what {engine} lacks for it."
 
 
-class Lacks(LxdRefused):
+class Lacks(EngineRefused):
     """The host has no such program, or LXD does not see it."""
 
     status = 502
@@ -362,10 +365,10 @@ def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
     """Say what LXD was to do, where its refusal does not say by itself what is wrong."""
     try:
         yield
-    except LxdRefused as error:
+    except EngineRefused as error:
         if error.is_telling:
             raise
-        detail = f"LXD could not {what}: {error.reason}."
+        detail = f"{ENGINE} could not {what}: {error.reason}."
         raise type(error)(error.reason, detail, code=code) from error
 
 

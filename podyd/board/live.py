@@ -8,6 +8,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import PodydError, TooMany
 from podyd.base.tasks import came, seen
 from podyd.board.board import Audience, Board, Encoded, audiences_of, message
@@ -24,8 +25,7 @@ PER_SECOND = 2
 # What LXD has no event for, such as how much of a disk is used.
 ASK_SECONDS = 5.0
 # A look goes on without LXD's answer, and says so when it is late.
-LXD_SECONDS, LATE_SECONDS = 0.5, 3.0
-LATE = "LXD takes long to answer."
+ENGINE_SECONDS, LATE_SECONDS = 0.5, 3.0
 LOAD_SECONDS = 2.0
 # What has not been read yet may have so many bytes: of one viewer, unless it is a single message,
 # of one member, and of all together. Who reads more slowly gets no more until they have read that,
@@ -257,11 +257,11 @@ class Live:
             self._is_due, self._asked = False, self._clock()
             self._asking = asyncio.ensure_future(self._sources.picture())
         asking = self._asking
-        await asyncio.wait({asking}, timeout=LXD_SECONDS)
+        await asyncio.wait({asking}, timeout=ENGINE_SECONDS)
         if not asking.done():
             # What is known to be wrong is said on, while it is asked once more.
             if self._problem is None and self._clock() - self._asked >= LATE_SECONDS:
-                self._problem = LATE
+                self._problem = f"{ENGINE} takes long to answer."
             asking.add_done_callback(self._answered)
             return False
         self._asking = None

@@ -83,7 +83,7 @@ class Sources:
         self._works.forget()
 
     async def picture(self) -> Picture:
-        """What LXD says now. Raises Unavailable, LxdRefused."""
+        """What LXD says now. Raises Unavailable, EngineRefused."""
         view = await self._scheduler.view()
         return Picture(
             version=await self._server.version(),

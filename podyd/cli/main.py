@@ -8,12 +8,16 @@ import pwd
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from podyd import __version__
 from podyd.base.errors import ConfigError, PodydError, SetupError
 from podyd.client.completion import complete
 from podyd.config.loader import load
 from podyd.config.schema import DEFAULT_PATH, AuthConfig, Config
+
+if TYPE_CHECKING:
+    from podyd.engine.command import ImageCommand
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -44,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     whole = argparse.ArgumentParser(
-        prog="podyd", description="Pods (LXD containers with GPUs) for the members of a lab."
+        prog="podyd", description="Pods (system containers with GPUs) for the members of a lab."
     )
     whole.add_argument("--version", action="version", version=f"podyd {__version__}")
     commands = whole.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -72,14 +76,16 @@ def parser() -> argparse.ArgumentParser:
 
     add("serve", _serve, "Serve the HTTP API in the foreground.")
     add("check", _check, "Say whether the configuration can be used.")
-    setup = add("setup", _setup, "Prepare this machine and its LXD; safe to run again.")
+    setup = add("setup", _setup, "Prepare this machine and its engine; safe to run again.")
     setup.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
     auth = add("auth", _auth, "Ask PAM for 'podyd serve'; runs as root.")
     auth.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
     auth.add_argument(
         "--pam-service", metavar="NAME", help="ask PAM as this service, and read no configuration"
     )
-    packing = add("packing", _packing, "Tell 'podyd serve' how large LXD's images become; as root.")
+    packing = add(
+        "packing", _packing, "Tell 'podyd serve' how large the engine's images become; as root."
+    )
     packing.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
     cards = add("cards", _cards, "Have the kernel refuse cards to pods that lack them; as root.")
     cards.add_argument("--user", default="podyd", help="who may ask (default: podyd)")
@@ -91,17 +97,20 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--keep", action="store_true", help="also leave it for 'podyd serve', which shows it admins"
     )
-    profiles = group("profiles", "Compare LXD's profiles with the files, or put them in.")
+    profiles = group("profiles", "Compare the engine's profiles with the files, or put them in.")
     for action, summary in (
-        ("diff", "Show what LXD has that the files have not."),
-        ("apply", "Put the files into LXD, those of /etc/podyd/profiles before podyd's own."),
-        ("reset", "Put podyd's own files into LXD."),
+        ("diff", "Show what the engine has that the files have not."),
+        (
+            "apply",
+            "Put the files into the engine, those of /etc/podyd/profiles before podyd's own.",
+        ),
+        ("reset", "Put podyd's own files into the engine."),
     ):
         made = add(action, _profiles, summary, profiles)
         made.set_defaults(action=action)
         made.add_argument("name", nargs="*", help="a profile (default: all that have a file)")
     image = group("image", "Images for pods.")
-    add("list", _image_list, "List the images that LXD offers to members.", image)
+    add("list", _image_list, "List the images that the engine offers to members.", image)
     build = add("build", _image_build, "Build a Debian or Ubuntu image for pods.", image)
     build.add_argument("alias", nargs="?", help="its name (default: after the release: debian12)")
     build.add_argument(
@@ -263,21 +272,29 @@ def _doctor(options: argparse.Namespace) -> int:
 def _profiles(options: argparse.Namespace) -> int:
     from podyd.cli.profiles import run
 
-    return run(options.action, options.name, _configuration(options).lxd.project)
+    return run(options.action, options.name, _configuration(options))
 
 
 def _image_list(options: argparse.Namespace) -> int:
     from podyd.admin import base_image
-    from podyd.engine.admin import find_socket
 
-    for alias in sorted(base_image.aliases(find_socket())):
+    for alias in sorted(base_image.aliases(_images(options))):
         print(alias)
     return 0
 
 
+def _images(options: argparse.Namespace) -> ImageCommand:
+    from podyd.engine.command import ImageCommand
+    from podyd.engine.dialect import chosen, place_of
+
+    config = _configuration(options)
+    dialect = chosen(config.engine, Path(config.state_dir))
+    dialect.speak()
+    return ImageCommand(dialect, place_of(dialect), config.lxd.project)
+
+
 def _image_build(options: argparse.Namespace) -> int:
     from podyd.admin import base_image
-    from podyd.engine.admin import find_socket
 
     release = base_image.release(options.suite)
     alias = options.alias or release.alias
@@ -285,7 +302,7 @@ def _image_build(options: argparse.Namespace) -> int:
         alias,
         release,
         mirror=options.mirror,
-        socket=find_socket(),
+        images=_images(options),
         progress=lambda text: print(text, flush=True),
     )
     print(f"Members can now make pods from {alias}.")

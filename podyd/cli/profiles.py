@@ -1,45 +1,51 @@
-"""`podyd profiles`: shows how the files differ from LXD's copies, and writes them to LXD."""
+"""`podyd profiles`: shows how the files differ from the engine's copies, and writes them there."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
+from podyd.config.schema import Config
 from podyd.engine import profile_files
-from podyd.engine.admin import Admin, find_socket
+from podyd.engine.admin import Admin
+from podyd.engine.dialect import chosen
 from podyd.engine.types import Profile
 
 
-def run(action: str, names: Sequence[str], project: str) -> int:
-    """Print a diff per profile; write the files to LXD unless `action` is `diff`.
+def run(action: str, names: Sequence[str], config: Config) -> int:
+    """Print a diff per profile; write the files to the engine unless `action` is `diff`.
 
     Returns 1 if `diff` found a difference, as diff(1) does, else 0.
     """
     if os.geteuid() != 0:
         raise SetupError(
-            "LXD's profiles are root's.",
+            "The engine's profiles are root's.",
             advice="Type 'sudo podyd profiles'.",
         )
-    admin = Admin(find_socket(), project)
+    dialect = chosen(config.engine, Path(config.state_dir))
+    dialect.speak()
+    admin = Admin(dialect, config.lxd.project)
     pool, bridge = admin.pool_and_bridge()
     differ = False
     for profile in _wanted(action, names):
         ours = profile_files.on_host(profile, pool, bridge)
         theirs = admin.profile(ours.name)
         if action == "diff":
-            # The diff is from the file to LXD: what the admin has edited in LXD shows as '+'.
+            # The diff is from the file to the engine: what the admin has edited there shows as '+'.
             missing = theirs is None
-            text = f"{ours.name} is not in LXD.\n" if missing else _diff(ours, theirs)
+            text = f"{ours.name} is not in {ENGINE}.\n" if missing else _diff(ours, theirs)
         else:
-            text = profile_files.difference(theirs, ours, before="LXD", after="now")
+            text = profile_files.difference(theirs, ours, before=str(ENGINE), after="now")
         if text:
             differ = True
             print(text, end="")
             if action != "diff":
                 admin.put_profile(ours)
     if not differ:
-        print("LXD's profiles are as in the files.")
+        print(f"{ENGINE}'s profiles are as in the files.")
     elif action != "diff":
         print("Done; it takes effect at the next start of a pod.")
     return int(differ and action == "diff")
@@ -47,7 +53,7 @@ def run(action: str, names: Sequence[str], project: str) -> int:
 
 def _diff(ours: Profile, theirs: Profile | None) -> str:
     assert theirs is not None
-    return profile_files.difference(ours, theirs, before="file", after="LXD")
+    return profile_files.difference(ours, theirs, before="file", after=str(ENGINE))
 
 
 def _wanted(action: str, names: Sequence[str]) -> list[Profile]:

@@ -19,6 +19,7 @@ _FIXED: Mapping[str, Callable[[Config], object]] = {
     "listen": attrgetter("listen"),
     "tls": lambda config: config.tls is None,
     "state_dir": attrgetter("state_dir"),
+    "engine": attrgetter("engine"),
     "lxd": attrgetter("lxd"),
     "auth.socket": attrgetter("auth.socket"),
     "auth.pam_service": attrgetter("auth.pam_service"),

@@ -68,11 +68,13 @@ class TlsConfig:
 
 
 @dataclass(frozen=True)
-class LxdConfig:
+class EngineConfig:
     endpoint: str = _key(
-        "auto", parse_endpoint, help="LXD's address; auto is the one that 'podyd setup' stored."
+        "auto",
+        parse_endpoint,
+        help="The engine's address; auto is what 'podyd setup' has stored.",
     )
-    project: str = _key("podyd", help="The LXD project with all pods, restricted by podyd.")
+    project: str = _key("podyd", help="The engine's project with all pods, restricted by podyd.")
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ class PodsConfig:
 
     profiles: tuple[str, ...] = _key(
         ["podyd-base", "podyd-gpu"],
-        help="LXD profiles of a new pod, in the order in which LXD applies them.",
+        help="The engine's profiles of a new pod, in the order in which it applies them.",
     )
     group_profiles: dict[str, tuple[str, ...]] = _key(
         {}, help="The profiles of new pods of a group's members, in place of pods.profiles."
@@ -249,7 +251,7 @@ class WebConfig:
 @dataclass(frozen=True)
 class ImagesConfig:
     offer: tuple[str, ...] = _key(
-        ["*"], help="Aliases of the LXD images that members can use, as shell patterns."
+        ["*"], help="Aliases of the engine's images that members can use, as shell patterns."
     )
 
 
@@ -350,9 +352,16 @@ class Config:
     )
     insecure: bool = _key(False, help="Allow passwords to be sent over the network unencrypted.")
     state_dir: str = _key(
-        "/var/lib/podyd", help="The directory of podyd's certificate for LXD and its database."
+        "/var/lib/podyd",
+        help="The directory of podyd's database and of its certificate.",
     )
-    lxd: LxdConfig = _key(LxdConfig, help="The connection to LXD.")
+    engine: str = _key(
+        "auto",
+        one_of("auto", "lxd", "incus"),
+        help="What makes the pods; auto is the one that 'podyd setup' chose: where LXD and Incus"
+        " both run, the one with podyd's pods, else Incus.",
+    )
+    lxd: EngineConfig = _key(EngineConfig, help="The connection to the engine, LXD or Incus.")
     auth: AuthConfig = _key(AuthConfig, help="Who may log in.")
     pods: PodsConfig = _key(PodsConfig, help="Profiles of pods, and limits of commands in them.")
     lease: LeaseConfig = _key(LeaseConfig, help="Leases of GPUs, for one pod alone.")

@@ -16,7 +16,7 @@ MAX_ACTIONS = 1000
 
 @dataclass(frozen=True)
 class EndLeases:
-    pod: str = param(PodName(), "LXD's name of the instance, as /pod/listall has it")
+    pod: str = param(PodName(), "the engine's name of the instance, as /pod/listall has it")
     reason: str = param(Text(300), "why, in one line; the pod's owner is sent it")
     gpus: CardChoice | None = param(
         Cards(),
@@ -35,7 +35,9 @@ class ListActions:
     )
     user: str | None = param(UserLogin(), "only what this user has done", default=None)
     pod: str | None = param(
-        PodName(), "only what was done to this pod, by LXD's name of the instance", default=None
+        PodName(),
+        "only what was done to this pod, by the engine's name of the instance",
+        default=None,
     )
     call: str | None = param(Text(100), "only this call, such as /pod/delete", default=None)
     limit: int = param(
@@ -68,9 +70,9 @@ class Person:
 
 @dataclass(frozen=True)
 class ActionInfo:
-    """A request that changed something, or was refused. `pod` is LXD's name of the instance, "" if
-    it was about none; `status` is that of the answer; `code` that of the error, "" if there was
-    none."""
+    """A request that changed something, or was refused. `pod` is the engine's name of the
+    instance, "" if it was about none; `status` is that of the answer; `code` that of the error, ""
+    if there was none."""
 
     time: str
     user: str

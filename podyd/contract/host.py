@@ -136,12 +136,12 @@ HOST_SPEC = Operation(
     GET,
     Nothing,
     Json(HostSpec),
-    "Versions of podyd, LXD, the kernel and the NVIDIA driver.",
+    "Versions of podyd, the engine, the kernel and the NVIDIA driver.",
     access=Access.MEMBER,
     proof=Proof.READS,
 )
 # What who has not logged in is told in place of what LXD says, which may name anything.
-NOT_FOR_ALL = "LXD does not answer as it should; whoever logs in sees why."
+NOT_FOR_ALL = "The engine does not answer as it should; whoever logs in sees why."
 STATUS_TEXT = Operation(
     "/status.txt",
     GET,

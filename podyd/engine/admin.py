@@ -12,22 +12,23 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
-from pathlib import Path
 from typing import Any
 
 import pylxd
 import pylxd.exceptions
 import requests
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
+from podyd.engine.dialect import Dialect, Place, place_of
 from podyd.engine.instances import instance_of
-from podyd.engine.profile_files import BRIDGE, POOL, body_of
+from podyd.engine.profile_files import POOL, body_of
 from podyd.engine.profiles import profile_of
 from podyd.engine.server import DISK, GIDS, PATHS, UIDS, card_of
 from podyd.engine.types import Allowed, Instance, PciCard, Profile, is_set
 
-SOCKETS = (Path("/var/lib/lxd/unix.socket"), Path("/var/snap/lxd/common/lxd/unix.socket"))
-HTTPS_PORT = 8443
+# Where both engines run, one of them has the first.
+HTTPS_PORT, HTTPS_PORTS = 8443, 10
 # Storage drivers with which a pod shares its image's blocks, the preferred first.
 THIN_DRIVERS = ("btrfs", "zfs")
 # Without it, on ZFS, LXD's disk limit includes snapshots, and not what is shared with the image.
@@ -44,8 +45,7 @@ _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controlle
 # which is the default: with `bind=instance` one could forward LXD's own unix socket into a pod.
 # Disks are those of the pools; if podyd.yaml mounts members' own directories, Openings allows these
 # too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
-PROJECT_CONFIG = {
-    "features.images": "false",
+_PROJECT_CONFIG = {
     "features.networks": "true",
     "features.profiles": "true",
     "features.storage.volumes": "true",
@@ -57,6 +57,12 @@ PROJECT_CONFIG = {
 }
 
 Say = Callable[[str], None]
+
+
+def project_config(dialect: Dialect) -> dict[str, str]:
+    """podyd's project, as far as it is the same on every host."""
+    own_images = "true" if dialect.has_own_images else "false"
+    return {"features.images": own_images, **_PROJECT_CONFIG}
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ class Openings(Allowed):
         """The project's keys; "" is none."""
         # With 'allow' and no paths, LXD would allow pods to mount any path.
         return {
-            DISK: "allow" if self.paths else PROJECT_CONFIG[DISK],
+            DISK: "allow" if self.paths else _PROJECT_CONFIG[DISK],
             PATHS: ",".join(sorted(self.paths)),
             UIDS: ",".join(sorted(self.uids)),
             GIDS: ",".join(sorted(self.gids)),
@@ -132,29 +138,20 @@ class ExpandedInstance:
     config: Mapping[str, str]
 
 
-def find_socket() -> Path:
-    """LXD's unix socket, of the deb or of the snap. Raises SetupError if there is none."""
-    directory = os.environ.get("LXD_DIR")
-    for path in [Path(directory) / "unix.socket"] if directory else SOCKETS:
-        if path.is_socket():
-            return path
-    raise SetupError(
-        "LXD is not running here.",
-        advice=(
-            "Install it ('apt install lxd' on Debian, 'snap install lxd' on Ubuntu) or start it"
-            " ('systemctl start lxd', 'snap start lxd')."
-        ),
-    )
-
-
 class Admin:
     """LXD, with all permissions."""
 
-    def __init__(self, socket: Path, project: str, timeout: float = TIMEOUT) -> None:
-        """Raises SetupError if LXD does not answer; each request has `timeout` seconds."""
+    def __init__(
+        self, dialect: Dialect, project: str, timeout: float = TIMEOUT, place: Place | None = None
+    ) -> None:
+        """Raises SetupError if the engine does not answer at `place` (default: where it runs);
+        each request has `timeout` seconds."""
+        self.dialect = dialect
+        self.place = place or place_of(dialect)
+        socket = self.place.socket
         address = f"http+unix://{str(socket).replace('/', '%2F')}"
         self._project = project
-        with _translated(f"LXD does not answer at {socket}"):
+        with _translated(f"{ENGINE} does not answer at {socket}"):
             self._client = pylxd.Client(endpoint=address, timeout=timeout)
             self._in_project = pylxd.Client(endpoint=address, project=project, timeout=timeout)
 
@@ -162,8 +159,8 @@ class Admin:
 
     def prepare_pool(self, say: Say) -> str:
         """The storage pool for pods; creates one only if LXD has none."""
-        with _translated("LXD could not make a storage pool"):
-            names = [pool.name for pool in self._client.storage_pools.all()]
+        with _translated(f"{ENGINE} could not make a storage pool"):
+            names = [pool["name"] for pool in self._get(self._client.api.storage_pools)]
             if names:
                 return self._preferred("pool", names)
         supported = {item["Name"] for item in self._environment()["storage_supported_drivers"]}
@@ -181,7 +178,7 @@ class Admin:
         return POOL
 
     def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
-        with _translated("LXD could not make a storage pool"):
+        with _translated(f"{ENGINE} could not make a storage pool"):
             self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
         size = f" of up to {config['size']}" if "size" in config else ""
         say(f"made storage pool {POOL} ({driver}{size})")
@@ -189,21 +186,22 @@ class Admin:
     def prepare_bridge(self, free_network: Callable[[], IPv4Network], say: Say) -> str:
         """The bridge for pods; creates one, in a free network, only if LXD manages none."""
         bridges = self.bridges()
-        with _translated("LXD could not make a bridge"):
+        with _translated(f"{ENGINE} could not make a bridge"):
             if bridges:
                 return self._preferred("network", [bridge.name for bridge in bridges])
             network = free_network()
             address = f"{next(network.hosts())}/{network.prefixlen}"
             config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
-            self._client.networks.create(BRIDGE, type="bridge", config=config)
-        say(f"made bridge {BRIDGE} ({address})")
-        return BRIDGE
+            name = self.dialect.bridge
+            self._client.networks.create(name, type="bridge", config=config)
+        say(f"made bridge {name} ({address})")
+        return name
 
     def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
         """Create or update the restricted project; keys that an admin added are kept."""
-        wanted = PROJECT_CONFIG | {"restricted.networks.access": bridge}
+        wanted = project_config(self.dialect) | {"restricted.networks.access": bridge}
         projects = self._client.api.projects
-        with _translated(f"LXD could not make project {self._project}"):
+        with _translated(f"{ENGINE} could not make project {self._project}"):
             if not self._client.projects.exists(self._project):
                 description = "podyd's pods; restricted, see 'podyd setup --help'"
                 wanted |= openings.config()
@@ -230,14 +228,29 @@ class Admin:
 
     def prepare_address(self, say: Say) -> str:
         """The `https://` address at which podyd reaches LXD; sets one only if there is none."""
-        with _translated("LXD could not be made to listen"):
+        with _translated(f"{ENGINE} could not be made to listen"):
             config = self._client.api.get().json()["metadata"]["config"]
             address = config.get("core.https_address", "")
             if not address:
-                address = f"127.0.0.1:{HTTPS_PORT}"
-                self._client.api.patch(json={"config": {"core.https_address": address}})
-                say(f"LXD listens on {address}")
+                address = self._listen()
+                say(f"{ENGINE} listens on {address}")
         return f"https://{_local(address)}"
+
+    def _listen(self) -> str:
+        """Have it listen at its usual port, or at the next one that nothing else has."""
+        for port in range(HTTPS_PORT, HTTPS_PORT + HTTPS_PORTS):
+            address = f"127.0.0.1:{port}"
+            try:
+                self._client.api.patch(json={"config": {"core.https_address": address}})
+            except pylxd.exceptions.LXDAPIException as error:
+                if (
+                    "address already in use" not in str(error)
+                    or port == HTTPS_PORT + HTTPS_PORTS - 1
+                ):
+                    raise
+            else:
+                break
+        return address
 
     def server_certificate(self) -> str:
         """LXD's own certificate in PEM."""
@@ -247,14 +260,14 @@ class Admin:
         """Add podyd's certificate to LXD's trust store, for the project only."""
         confined = {"restricted": True, "projects": [self._project]}
         certificates = self._client.api.certificates
-        with _translated("LXD could not be made to trust podyd's certificate"):
-            urls = certificates.get().json()["metadata"]
-            if not any(url.rpartition("/")[2] == fingerprint for url in urls):
+        with _translated(f"{ENGINE} could not be made to trust podyd's certificate"):
+            trusted = self._get(certificates)
+            if not any(item["fingerprint"] == fingerprint for item in trusted):
                 body = "".join(certificate_pem.strip().splitlines()[1:-1])
                 certificates.post(
                     json={"type": "client", "certificate": body, "name": self._project} | confined
                 )
-                say(f"LXD trusts podyd's certificate, for project {self._project} alone")
+                say(f"{ENGINE} trusts podyd's certificate, for project {self._project} alone")
                 return
             known = certificates[fingerprint].get().json()["metadata"]
             if any(known[key] != value for key, value in confined.items()):
@@ -262,11 +275,17 @@ class Admin:
                 certificates[fingerprint].put(json=kept | confined)
                 say(f"podyd's certificate is confined to project {self._project} again")
 
+    def has_instances(self) -> bool:
+        """Whether the engine has any instance, of whatever project."""
+        with _translated(f"{ENGINE} could not be asked for its instances"):
+            parameters = {"all-projects": "true"}
+            return bool(self._client.api.instances.get(params=parameters).json()["metadata"])
+
     # --- Profiles --------------------------------------------------------------------------------
 
     def profile(self, name: str) -> Profile | None:
         """A profile, None if LXD has none of this name."""
-        with _translated(f"LXD could not show profile {name}"):
+        with _translated(f"{ENGINE} could not show profile {name}"):
             try:
                 data = self._in_project.api.profiles[name].get().json()["metadata"]
             except pylxd.exceptions.NotFound:
@@ -279,7 +298,7 @@ class Admin:
 
     def put_profile(self, profile: Profile) -> None:
         """Create or overwrite a profile."""
-        with _translated(f"LXD did not take profile {profile.name}"):
+        with _translated(f"{ENGINE} did not take profile {profile.name}"):
             if self.profile(profile.name) is None:
                 self._in_project.api.profiles.post(json={"name": profile.name} | body_of(profile))
             else:
@@ -287,12 +306,12 @@ class Admin:
 
     def pool_and_bridge(self) -> tuple[str, str]:
         """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
-        with _translated("LXD could not be asked for its storage pools"):
-            pools = [pool.name for pool in self._client.storage_pools.all()]
+        with _translated(f"{ENGINE} could not be asked for its storage pools"):
+            pools = [pool["name"] for pool in self._get(self._client.api.storage_pools)]
         bridges = self.bridges()
         if not pools or not bridges:
             raise SetupError(
-                "LXD has no storage pool or no bridge.",
+                f"{ENGINE} has no storage pool or no bridge.",
                 advice="Run 'podyd setup' first.",
             )
         names = [bridge.name for bridge in bridges]
@@ -302,7 +321,7 @@ class Admin:
 
     def server(self) -> ServerInfo:
         """LXD's version, process and address."""
-        with _translated("LXD does not answer"):
+        with _translated(f"{ENGINE} does not answer"):
             data = self._client.api.get().json()["metadata"]
         environment = data["environment"]
         address = data["config"].get("core.https_address", "")
@@ -310,7 +329,7 @@ class Admin:
 
     def missing_controllers(self) -> set[str]:
         """The cgroup controllers that LXD did not find when it started, by their names there."""
-        with _translated("LXD could not be asked for its warnings"):
+        with _translated(f"{ENGINE} could not be asked for its warnings"):
             warnings = self._get(self._client.api.warnings)
         matches = (
             _NO_CONTROLLER.search(item["type"]) for item in warnings if item["status"] != "resolved"
@@ -320,7 +339,7 @@ class Admin:
     def pools(self) -> list[Pool]:
         """The storage pools with their usage."""
         pools = []
-        with _translated("LXD could not be asked for its storage pools"):
+        with _translated(f"{ENGINE} could not be asked for its storage pools"):
             for data in self._get(self._client.api.storage_pools):
                 name = data["name"]
                 space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
@@ -334,7 +353,7 @@ class Admin:
 
     def bridges(self) -> list[Bridge]:
         """The bridges that LXD manages."""
-        with _translated("LXD could not be asked for its networks"):
+        with _translated(f"{ENGINE} could not be asked for its networks"):
             networks = self._get(self._client.api.networks)
         return [
             bridge_of(item) for item in networks if item["managed"] and item["type"] == "bridge"
@@ -342,13 +361,13 @@ class Admin:
 
     def project_config(self) -> Mapping[str, str] | None:
         """The project's configuration; None if there is no such project."""
-        with _translated("LXD could not be asked for its projects"):
+        with _translated(f"{ENGINE} could not be asked for its projects"):
             projects = self._get(self._client.api.projects)
         return next((item["config"] for item in projects if item["name"] == self._project), None)
 
     def trust(self, fingerprint: str) -> Trust | None:
         """The permissions of a certificate; None if LXD does not have it."""
-        with _translated("LXD could not be asked for its certificates"):
+        with _translated(f"{ENGINE} could not be asked for its certificates"):
             certificates = self._get(self._client.api.certificates)
         for item in certificates:
             if item["fingerprint"] == fingerprint:
@@ -357,24 +376,24 @@ class Admin:
 
     def profiles(self) -> list[Profile]:
         """The project's profiles."""
-        with _translated("LXD could not be asked for its profiles"):
+        with _translated(f"{ENGINE} could not be asked for its profiles"):
             profiles = self._get(self._in_project.api.profiles)
         return [profile_of(item) for item in profiles]
 
     def image_aliases(self, *, without: str) -> list[str]:
         """The aliases of images of containers without this property."""
-        with _translated("LXD could not be asked for its images"):
+        with _translated(f"{ENGINE} could not be asked for its images"):
             stored = self._get(self._in_project.api.images)
         images = [
             item
             for item in stored
             if item["type"] == "container" and without not in item["properties"]
         ]
-        return sorted(alias["name"] for item in images for alias in item["aliases"])
+        return sorted(alias["name"] for item in images for alias in item["aliases"] or ())
 
     def instances(self) -> list[ExpandedInstance]:
         """The project's instances."""
-        with _translated("LXD could not be asked for its instances"):
+        with _translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         return [
             ExpandedInstance(
@@ -388,7 +407,7 @@ class Admin:
 
     def as_podyd_reads_them(self) -> list[Instance]:
         """The project's instances, in the form of podyd's engine."""
-        with _translated("LXD could not be asked for its instances"):
+        with _translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         return [instance_of(item) for item in instances]
 
@@ -397,7 +416,7 @@ class Admin:
 
         LXD does not remove a permission of a project while an instance uses it.
         """
-        with _translated("LXD could not be asked for its instances"):
+        with _translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         below = tuple(f"{path}/" for path in paths)
         sources = {
@@ -420,13 +439,13 @@ class Admin:
 
     def init_pid(self, name: str) -> int:
         """The pid of an instance's init on the host; 0 if it does not run."""
-        with _translated(f"LXD could not be asked for {name}"):
+        with _translated(f"{ENGINE} could not be asked for {name}"):
             state = self._in_project.api.instances[name].state.get().json()["metadata"]
         return int(state["pid"])
 
     def cards(self) -> list[PciCard]:
         """The GPUs that LXD has found; without nvidia-container-cli it has no `uuid`."""
-        with _translated("LXD could not be asked for its GPUs"):
+        with _translated(f"{ENGINE} could not be asked for its GPUs"):
             cards = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
         return [card_of(item) for item in cards]
 
@@ -442,7 +461,7 @@ class Admin:
         return next((name for name in used if name in names), names[0])
 
     def _environment(self) -> Mapping[str, Any]:
-        with _translated("LXD does not answer"):
+        with _translated(f"{ENGINE} does not answer"):
             environment: Mapping[str, Any] = self._client.api.get().json()["metadata"][
                 "environment"
             ]

@@ -18,10 +18,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Missing, NotRunning, PodydError, Unavailable
 from podyd.base.tasks import came, together
 from podyd.engine.bound import bound, uuid_of
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.rest import RestClient, instance_path
 from podyd.engine.streams import Ending
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ class _Due:
 class Endings:
     """Runs the clean-ups; those that are due are stored in `directory`."""
 
-    def __init__(self, client: LxdClient, directory: Path) -> None:
+    def __init__(self, client: RestClient, directory: Path) -> None:
         self._client = client
         self._directory = directory
         self._due: dict[Ending, _Due] = {}
@@ -73,7 +74,7 @@ class Endings:
         try:
             is_done = await self._try(_Due(ending, time.time()))
         except Unavailable as error:
-            log.warning("%s: a clean-up waits for LXD: %s", ending.instance, error)
+            log.warning(f"%s: a clean-up waits for {ENGINE}: %s", ending.instance, error)
         finally:  # Also when podyd stops meanwhile.
             if not is_done:
                 self._keep(_Due(ending, time.time()))
@@ -167,7 +168,7 @@ class Endings:
         return self._directory / f"{name}.json"
 
 
-async def quietly(client: LxdClient, instance: str, words: Sequence[str]) -> int:
+async def quietly(client: RestClient, instance: str, words: Sequence[str]) -> int:
     """Run a command without output; returns its exit status."""
     body = {"command": list(words), "wait-for-websocket": False, "interactive": False}
     path = instance_path(instance, "exec")

@@ -16,11 +16,12 @@ from typing import Any
 
 from tornado.websocket import WebSocketClosedError
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict, Missing, OutputLost, PodydError
 from podyd.base.tasks import Tasks, beside, seen, together
 from podyd.engine import wrapper
 from podyd.engine.endings import Endings, quietly
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.rest import RestClient, instance_path
 from podyd.engine.streams import (
     STDERR,
     STDIN,
@@ -53,10 +54,10 @@ LEAVE_SECONDS = 5.0
 SIGNALLED = 128
 
 
-class LxdExecutor:
+class RestExecutor:
     """Runs commands; those that must be killed later are killed in `tasks`, or by `endings`."""
 
-    def __init__(self, client: LxdClient, tasks: Tasks, endings: Endings) -> None:
+    def __init__(self, client: RestClient, tasks: Tasks, endings: Endings) -> None:
         self._client = client
         self._tasks = tasks
         self._endings = endings
@@ -119,7 +120,7 @@ class Execution:
 
     def __init__(
         self,
-        client: LxdClient,
+        client: RestClient,
         instance: str,
         words: Sequence[str],
         streams: Streams,
@@ -315,7 +316,7 @@ class Execution:
         if code is None or code < 0:
             raise Conflict(
                 "The command was cut off: the pod stopped, the shell that ran it was killed, or the"
-                " connection to LXD broke.",
+                f" connection to {ENGINE} broke.",
                 code="exec_cut_off",
             )
         # At a terminal LXD may lose just the mark, and the user has seen the output.
@@ -331,7 +332,8 @@ class Execution:
     def _lost(self, code: int) -> OutputLost:
         self._has_ended = True
         return OutputLost(
-            f"The command has ended (exit code {code}), and LXD has lost some of what it wrote.",
+            f"The command has ended (exit code {code}), and {ENGINE} has lost some of what it"
+            " wrote.",
             advice="Run it again if doing so twice does no harm.",
             exit_code=code,
         )

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from podyd.engine import tree
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.types import File, Holes, Tree
 
 
-class LxdFiles:
+class RestFiles:
     """For stopped instances: in a running one, its root could interfere.
 
     For whole disks, see tree.py.
     """
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
     async def kind(self, name: str, path: str) -> str:
         """LXD's word for it: file (also for a pipe), directory or symlink. Raises Missing."""
         response = await self._client.file("HEAD", name, path)
-        return str(response.headers.get("X-LXD-type", ""))
+        return str(response.headers.get(self._client.dialect.header_of("type"), ""))
 
     async def delete(self, name: str, path: str) -> None:
         """Delete a file, or an empty directory. Raises Missing."""
@@ -30,7 +30,7 @@ class LxdFiles:
     async def make_empty(self, name: str, path: str, mode: int) -> None:
         """Create an empty file that belongs to root."""
         headers = {"type": "file", "mode": f"{mode:04o}", "uid": "0", "gid": "0"}
-        headers = {f"X-LXD-{key}": value for key, value in headers.items()}
+        headers = {self._client.dialect.header_of(key): value for key, value in headers.items()}
         await self._client.file("POST", name, path, headers=headers)
 
     async def delete_all(self, name: str, directory: str, prefix: str) -> None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from podyd.base.engine_words import ENGINE
 from podyd.engine.packing import MAX_LINE_BYTES
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class Packing:
         except (OSError, ValueError, asyncio.TimeoutError) as error:
             if not self._is_said:
                 log.warning(
-                    "images can exceed members' image_size until LXD has packed them: 'podyd"
+                    f"images can exceed members' image_size until {ENGINE} has packed them: 'podyd"
                     " packing' does not answer at %s (%s)",
                     self._path,
                     error or type(error).__name__,
@@ -81,7 +82,7 @@ def parsed(line: bytes) -> Unfinished:
         case {"error": str(error)}:
             raise ValueError(error)
         case {"images": None}:
-            raise ValueError("it does not see LXD's images")
+            raise ValueError(f"it does not see {ENGINE}'s images")
     raise ValueError("it is of another version")
 
 

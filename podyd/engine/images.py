@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient, members_of
 from podyd.engine.times import parse_time
 from podyd.engine.types import NewImage, PackProgress, StoredImage
 
@@ -16,15 +16,15 @@ _IMAGES, _ALIASES = "/1.0/images", "/1.0/images/aliases"
 _WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
 
 
-class LxdImageStore:
+class RestImageStore:
     """LXD's images, without a cache."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
     async def all(self) -> list[StoredImage]:
         """Every image that a container can be made of."""
-        images = await self._client.get(_IMAGES, recursion=1)
+        images = await members_of(self._client, _IMAGES)
         return [image_of(item) for item in images if item["type"] == "container"]
 
     async def delete(self, fingerprint: str, *, timeout: float) -> None:
@@ -72,7 +72,7 @@ def image_of(data: Mapping[str, Any]) -> StoredImage:
     """From LXD's JSON of an image."""
     return StoredImage(
         fingerprint=data["fingerprint"],
-        aliases=tuple(sorted(alias["name"] for alias in data["aliases"])),
+        aliases=tuple(sorted(alias["name"] for alias in data["aliases"] or ())),
         properties=data["properties"],
         size_bytes=data["size"],
         created=parse_time(data["created_at"]),

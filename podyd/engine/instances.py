@@ -16,13 +16,14 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     Busy,
     Changed,
     DiskFull,
+    EngineRefused,
     Gone,
     InUse,
-    LxdRefused,
     NotLimited,
     PodydError,
     Slipped,
@@ -31,9 +32,9 @@ from podyd.base.errors import (
 from podyd.base.tasks import seen
 from podyd.engine.bound import bound, meant_for
 from podyd.engine.interface import UPDATE_SECONDS
-from podyd.engine.operations import LxdOperations
+from podyd.engine.operations import RestOperations
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.rest import RestClient, instance_path, members_of
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.start_log import why_not_started
 from podyd.engine.times import parse_time
@@ -95,7 +96,7 @@ def instance_of(data: Mapping[str, Any]) -> Instance:
         expanded_config=data["expanded_config"],
         own_devices=data["devices"],
         devices=data["expanded_devices"],
-        profiles=tuple(data["profiles"]),
+        profiles=tuple(data["profiles"] or ()),
     )
 
 
@@ -106,7 +107,7 @@ def state_of(data: Mapping[str, Any]) -> State:
         addresses=tuple(
             Address(interface, address["family"], address["address"])
             for interface, network in (data.get("network") or {}).items()
-            for address in network["addresses"]
+            for address in network["addresses"] or ()
             if address["scope"] == "global"
         ),
         memory_bytes=max(0, (data.get("memory") or {}).get("usage", 0)),
@@ -181,10 +182,10 @@ def _source(source: Source) -> Mapping[str, Any]:
     return {"type": "copy", "source": meant_for(source.instance, whole), "instance_only": True}
 
 
-class LxdInstances:
+class RestInstances:
     """The project's instances, read through the event stream that `watch` follows."""
 
-    def __init__(self, client: LxdClient, guard: RestoreGuard) -> None:
+    def __init__(self, client: RestClient, guard: RestoreGuard) -> None:
         self._client = client
         self._guard = guard
         # As of the last look at the CPU times.
@@ -232,12 +233,12 @@ class LxdInstances:
         return instances
 
     async def _read(self) -> tuple[Instance, ...]:
-        data = await self._client.get("/1.0/instances", recursion=1)
+        data = await members_of(self._client, "/1.0/instances")
         return tuple(instance_of(self._guard.over(item)) for item in data)
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
-        data = await self._client.get("/1.0/instances", recursion=2)
+        data = await members_of(self._client, "/1.0/instances", depth=2)
         self.last_states = {item["name"]: state_of(item["state"]) for item in data if item["state"]}
         return tuple(_cpu_time_of(self._guard.over(item)) for item in data)
 
@@ -254,11 +255,11 @@ class LxdInstances:
         return state_of(await self._client.get(instance_path(name, "state")))
 
     async def console(self, name: str) -> str:
-        """What an instance has written to its console. Raises LxdRefused if it has none."""
+        """What an instance has written to its console. Raises EngineRefused if it has none."""
         return await self._client.text(instance_path(name, "console"))
 
     async def why_not_started(self, name: str) -> str:
-        """What an instance's last start failed for. Raises LxdRefused if there is no log."""
+        """What an instance's last start failed for. Raises EngineRefused if there is no log."""
         return why_not_started(await self._client.text(instance_path(name, "logs", "lxc.log")))
 
     # --- Making, changing, deleting --------------------------------------------------------------
@@ -312,7 +313,7 @@ class LxdInstances:
                     "PUT", instance_path(name, "state"), body, timeout=timeout + 5
                 )
             )
-        except LxdRefused as error:
+        except EngineRefused as error:
             if action == "start" and not error.is_telling:
                 await self._check_limited(name)
             raise
@@ -419,7 +420,7 @@ class LxdInstances:
             await self._client.change("PATCH", instance_path(name), {"config": {}})
         except DiskFull:
             return False
-        except LxdRefused as error:
+        except EngineRefused as error:
             log.info("%s: whether its disk is full is not known: %s", name, error.reason)
         return True
 
@@ -449,7 +450,7 @@ class LxdInstances:
         """Make an instance's disk as it was at a snapshot.
 
         LXD makes its settings as they were, too. Who owns it and which cards it has is of now:
-        until `settle` has put that back, it is what everybody is shown. Raises LxdRefused,
+        until `settle` has put that back, it is what everybody is shown. Raises EngineRefused,
         TimedOut.
         """
 
@@ -486,7 +487,7 @@ class LxdInstances:
             await self._client.change("PUT", state, {"action": "start"})
             # There was none too many.
             await self._client.change("PUT", state, {"action": "stop", "force": True})
-        except LxdRefused as error:
+        except EngineRefused as error:
             log.info("%s is to be unmounted: %s", name, error.reason)
         finally:
             if not is_due:
@@ -499,7 +500,7 @@ class LxdInstances:
 
     async def _worked_on(self) -> set[str]:
         """The instances that LXD is doing something with."""
-        at = await LxdOperations(self._client).under_way()
+        at = await RestOperations(self._client).under_way()
         return {name for item in at for name in item.instances}
 
     def end_restore(self, name: str) -> None:
@@ -532,7 +533,7 @@ class LxdInstances:
             await self._put_back(name, kept)
         except (Busy, Changed, Slipped):
             raise
-        except LxdRefused as error:
+        except EngineRefused as error:
             raise Unsettled(error.reason) from error
         await self._guard.drop(name)
         self.invalidate()
@@ -564,7 +565,7 @@ class LxdInstances:
                 )
             except PodydError as error:
                 if failures == 0:
-                    log.warning("LXD is away, trying again: %s", error)
+                    log.warning(f"{ENGINE} is away, trying again: %s", error)
                 failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
             else:
                 failures = 0
@@ -575,15 +576,15 @@ class LxdInstances:
         try:
             self.invalidate()
             self._following = True
-            log.info("following LXD's events of project %s", self._client.project)
+            log.info(f"following {ENGINE}'s events of project %s", self._client.project)
             await connected()
             while (message := await stream.read_message()) is not None:
                 event = json.loads(message)
                 if event["type"] == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
                     self.invalidate()
-            log.warning("LXD closed its event stream")
+            log.warning(f"{ENGINE} closed its event stream")
         except PodydError as error:
-            log.warning("LXD went away: %s", error)
+            log.warning(f"{ENGINE} went away: %s", error)
         finally:
             self._following = False
             self.invalidate()

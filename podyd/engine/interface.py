@@ -1,6 +1,6 @@
 """The interface of an engine, by subject; the modules beside this file implement it for LXD.
 
-An engine raises the kinds of `LxdRefused` in podyd/base/errors.py for what it refuses,
+An engine raises the kinds of `EngineRefused` in podyd/base/errors.py for what it refuses,
 `Unavailable` if it cannot be reached, and `TimedOut` if something takes longer than its timeout.
 """
 
@@ -15,10 +15,10 @@ from podyd.engine.types import (
     Allowed,
     CpuTime,
     Devices,
+    EngineOperation,
     File,
     Holes,
     Instance,
-    LxdOperation,
     NewImage,
     NewInstance,
     NewKeys,
@@ -60,10 +60,10 @@ class Instances(Protocol):
         """The pid of an instance's init on the host; 0 or less if there is none."""
 
     async def console(self, name: str) -> str:
-        """The text of an instance's console. Raises LxdRefused if it has none."""
+        """The text of an instance's console. Raises EngineRefused if it has none."""
 
     async def why_not_started(self, name: str) -> str:
-        """Why an instance's last start failed. Raises LxdRefused if that is not known."""
+        """Why an instance's last start failed. Raises EngineRefused if that is not known."""
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
         """Call `subscriber` whenever something has changed, or may have."""
@@ -218,7 +218,7 @@ class Pools(Protocol):
 class Operations(Protocol):
     """The operations of the engine."""
 
-    async def under_way(self) -> list[LxdOperation]:
+    async def under_way(self) -> list[EngineOperation]:
         """The project's operations that have not ended, without interactive commands."""
 
 
@@ -243,8 +243,8 @@ class Files(Protocol):
     """Files of stopped instances: in a running one, its root could interfere."""
 
     async def kind(self, name: str, path: str) -> str:
-        """What a path is: file (also a pipe), directory or symlink. Raises Missing, or LxdRefused
-        if a part of the path is no directory."""
+        """What a path is: file (also a pipe), directory or symlink. Raises Missing, or
+        EngineRefused if a part of the path is no directory."""
 
     async def delete(self, name: str, path: str) -> None:
         """Delete a file, or an empty directory. Raises Missing."""

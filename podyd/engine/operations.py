@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from urllib.parse import urlsplit
 
-from podyd.engine.rest import LxdClient
-from podyd.engine.types import LxdOperation
+from podyd.engine.rest import RestClient
+from podyd.engine.types import EngineOperation
 
 # As LXD sorts them; the others have ended, and are forgotten some seconds later.
 _UNDER_WAY = ("pending", "running", "cancelling")
 
 
-class LxdOperations:
+class RestOperations:
     """Asks LXD each time."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
-    async def under_way(self) -> list[LxdOperation]:
+    async def under_way(self) -> list[EngineOperation]:
         """The project's tasks that have not ended; commands that somebody talks to are none."""
-        operations = await self._client.get("/1.0/operations", recursion=1)
+        operations = await self._client.get("/1.0/operations", recursion=1) or {}
         return [
-            LxdOperation(
+            EngineOperation(
                 item["id"],
                 frozenset(
                     urlsplit(path).path.split("/")[3]

@@ -9,10 +9,11 @@ input: it sends a line of JSON to each connection and closes it.
     {"error": "forbidden"}                            this peer may not use the socket
 
 Sizes are in bytes, null if they are not known; the number before a name is that of its directory.
-LXD 5.0.2 creates a directory lxd_build_NUMBER for each image before it answers the request. It
-packs one image after the other: it creates lxd_build_image_NUMBER in that directory (until then
-the size is null), and writes to it the files as gzip, zstd, xz or uncompressed. Only a squashfs is
-written to lxd_compress_NUMBER in /tmp, and copied when it is complete.
+LXD 5.0.2 creates a directory lxd_build_NUMBER, Incus one called incus_build_NUMBER and so on, for
+each image before it answers the request. It packs one image after the other: it creates
+lxd_build_image_NUMBER in that directory (until then the size is null), and writes to it the files
+as gzip, zstd, xz or uncompressed. Only a squashfs is written to lxd_compress_NUMBER in /tmp, and
+copied when it is complete.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from typing import NoReturn
 
 from podyd.base import unix_socket
 from podyd.base.logs import stderr_is_journal
+from podyd.engine.dialect import DIALECTS
 
-# Of the deb and of the snap.
-IMAGES = (Path("/var/lib/lxd/images"), Path("/var/snap/lxd/common/lxd/images"))
-# The units hide LXD's directory, and mount these parts of it here.
-MOUNTED = (Path("/run/podyd/images"), Path("/run/podyd/images-snap"))
+# Of each engine's packages.
+IMAGES = tuple(place.directory / "images" for dialect in DIALECTS for place in dialect.places)
+# The units hide the engines' directories, and mount these parts of them here.
+MOUNTED = (
+    Path("/run/podyd/images"),
+    Path("/run/podyd/images-snap"),
+    Path("/run/podyd/images-incus"),
+)
 # A directory, and the names of its subdirectories, which must be this account's and not links.
 Place = Sequence[Path | str]
 _TMP = Path("/tmp")  # noqa: S108 - nothing is written there
@@ -53,9 +59,10 @@ MAX_ENTRIES = 100_000
 MAX_SIZES = 256
 MAX_LINE_BYTES = 64 * 1024
 
-_BUILD = re.compile(r"lxd_build_[0-9]{1,20}")
-_IMAGE = re.compile(r"lxd_build_image_[0-9]{1,20}(\.compressed)?")
-_COMPRESS = re.compile(r"lxd_compress_[0-9]{1,20}")
+_BEGIN = f"(?:{'|'.join(dialect.temporary for dialect in DIALECTS)})"
+_BUILD = re.compile(_BEGIN + r"build_[0-9]{1,20}")
+_IMAGE = re.compile(_BEGIN + r"build_image_[0-9]{1,20}(\.compressed)?")
+_COMPRESS = re.compile(_BEGIN + r"compress_[0-9]{1,20}")
 
 Sizes = dict[str, int | None] | None
 
@@ -115,9 +122,9 @@ def _tell(connection: socket.socket, uid: int) -> None:
 
 
 def image_places() -> list[Path]:
-    """The directories in which LXD may have its images."""
-    lxd_directory = os.environ.get("LXD_DIR")
-    return [*([Path(lxd_directory, "images")] if lxd_directory else []), *IMAGES, *MOUNTED]
+    """The directories in which an engine may have its images."""
+    told = [place.directory / "images" for item in DIALECTS for place in item.candidates()]
+    return list(dict.fromkeys([*told, *IMAGES, *MOUNTED]))
 
 
 def look(

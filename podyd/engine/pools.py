@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.types import PoolUse
 
 
-class LxdPools:
+class RestPools:
     """LXD's storage pools, without a cache."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
     async def driver(self, name: str) -> str:

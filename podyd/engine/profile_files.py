@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import ConfigError, SetupError
 from podyd.engine.types import Profile
 
@@ -83,7 +84,9 @@ def _read_file(path: Path) -> Profile:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} cannot be read as a profile: {error}.") from error
-    expected = f"{path} is no LXD profile; expected what 'lxc profile show' prints"
+    expected = (
+        f"{path} is no {ENGINE} profile; expected what '{ENGINE.command} profile show' prints"
+    )
     if not isinstance(data, dict):
         raise ConfigError(f"{expected}.")
     unknown = set(data) - {"name", "description", "config", "devices"}

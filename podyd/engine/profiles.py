@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient, members_of
 from podyd.engine.types import Instance, Profile, profiles_of
 
 
-class LxdProfiles:
+class RestProfiles:
     """Asks LXD each time: an admin may have edited one."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
     async def all(self) -> Mapping[str, Profile]:
         """The profiles by name."""
-        profiles = await self._client.get("/1.0/profiles", recursion=1)
+        profiles = await members_of(self._client, "/1.0/profiles")
         return {item["name"]: profile_of(item) for item in profiles}
 
     async def of(self, instance: Instance) -> list[Profile]:

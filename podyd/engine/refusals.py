@@ -14,10 +14,10 @@ from podyd.base.errors import (
     Changed,
     DidNotShutDown,
     DiskFull,
+    EngineRefused,
     Gone,
     InUse,
     Lacks,
-    LxdRefused,
     Missing,
     NameTaken,
     NotLimited,
@@ -28,7 +28,7 @@ from podyd.base.errors import (
 )
 
 # The first match counts. The reason may follow others: "Failed to …: …: the reason".
-_SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
+_SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     # syscall.EDQUOT and ENOSPC, as Go and as other programs write them.
     (r"disk quota exceeded|no space left on device", DiskFull),
     # zfs(8); the second is for a limit that is lower than the pod's image.
@@ -72,15 +72,15 @@ _SENTENCES: tuple[tuple[str, type[LxdRefused]], ...] = (
 )
 _REFUSALS = tuple((re.compile(sentence, re.IGNORECASE), kind) for sentence, kind in _SENTENCES)
 
-_STATUSES: dict[int, type[LxdRefused]] = {
+_STATUSES: dict[int, type[EngineRefused]] = {
     HTTPStatus.NOT_FOUND: Missing,
     HTTPStatus.PRECONDITION_FAILED: Changed,
 }
 
 
-def refusal(reason: str, status: int = 0) -> LxdRefused:
+def refusal(reason: str, status: int = 0) -> EngineRefused:
     """The error for LXD's text; `status` is HTTP's, 0 if an operation of LXD has failed."""
     for sentence, kind in _REFUSALS:
         if parts := sentence.search(reason):
             return kind(reason, **parts.groupdict())
-    return _STATUSES.get(status, LxdRefused)(reason)
+    return _STATUSES.get(status, EngineRefused)(reason)

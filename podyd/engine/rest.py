@@ -1,8 +1,8 @@
 """LXD's REST API over TLS, with podyd's restricted client certificate.
 
 Everything here is asynchronous, because LXD may take long or hang. LXD's answers are returned as
-Python data, its errors are raised as kinds of `LxdRefused` (see refusals.py), and `Unavailable` is
-raised if it cannot be reached.
+Python data, its errors are raised as kinds of `EngineRefused` (see refusals.py), and `Unavailable`
+is raised if it cannot be reached.
 API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 """
 
@@ -25,9 +25,11 @@ from tornado.httpclient import HTTPClientError, HTTPRequest, HTTPResponse
 from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Gone, NotSetUp, Slipped, TimedOut, Unavailable
 from podyd.engine import websocket
 from podyd.engine.bound import Bound, meant_for
+from podyd.engine.dialect import Dialect
 from podyd.engine.refusals import refusal
 from podyd.engine.websocket import Websocket
 
@@ -53,9 +55,15 @@ _NO_UPGRADE = (
 
 @dataclass(frozen=True)
 class Credentials:
-    """The files of `podyd setup` with podyd's certificate and key, and LXD's certificate."""
+    """The files of `podyd setup` with podyd's certificate and key, and an engine's certificate."""
 
     directory: Path
+    dialect: Dialect
+
+    @classmethod
+    def below(cls, state_dir: str, dialect: Dialect) -> Credentials:
+        """Each engine's are in a directory of their own."""
+        return cls(Path(state_dir) / dialect.key, dialect)
 
     @property
     def certificate(self) -> Path:
@@ -113,7 +121,7 @@ async def _trusting(name: str, uuid: str) -> bool:
     return True
 
 
-class LxdClient:
+class RestClient:
     """A client of one LXD, in one project.
 
     Once another instance has a bound name (see Bound), a request to its path, or a copy from it,
@@ -123,6 +131,7 @@ class LxdClient:
     def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
         """Raises NotSetUp if the certificates of `podyd setup` are missing."""
         self.project = project
+        self.dialect = credentials.dialect
         self._endpoint = endpoint
         self._tls = _tls_context(credentials)
         # For the whole process: before Tornado 6.3, a websocket has no parameter for a resolver.
@@ -210,7 +219,7 @@ class LxdClient:
             if response.code < 500:
                 break
         if method == "HEAD" and response.code >= 400:  # It has no body with a reason.
-            raise refusal(f"LXD does not show {path} ({response.code})", response.code)
+            raise refusal(f"{ENGINE} does not show {path} ({response.code})", response.code)
         if response.code >= 400:
             _answer(response)
         return response
@@ -237,7 +246,9 @@ class LxdClient:
             try:
                 return await self._change(method, path, body, timeout, etag, began)
             except Slipped as error:
-                log.warning("LXD had a transient error at %s %s: %s", method, path, error.reason)
+                log.warning(
+                    "%s had a passing error at %s %s: %s", ENGINE, method, path, error.reason
+                )
         return await self._change(method, path, body, timeout, etag, began)
 
     async def _change(
@@ -260,7 +271,7 @@ class LxdClient:
         metadata = waited["metadata"]
         if metadata["status_code"] < 200:
             raise TimedOut(
-                f"LXD has not finished within {timeout:g} s and continues.",
+                f"{ENGINE} has not finished within {timeout:g} s and continues.",
                 advice="Ask /pod/info later.",
                 code="lxd_timed_out",
             )
@@ -319,7 +330,7 @@ class LxdClient:
             except _NO_UPGRADE as error:
                 raise unreachable(error) from error
             if status != HTTPStatus.SWITCHING_PROTOCOLS:
-                raise refusal(f"LXD does not speak {protocol} at {path} ({status})", status)
+                raise refusal(f"{ENGINE} does not speak {protocol} at {path} ({status})", status)
             failing.pop_all()
         return reader, writer
 
@@ -363,11 +374,17 @@ class LxdClient:
         try:
             return await (http or self._http).fetch(request, raise_error=False)
         except (OSError, HTTPClientError) as error:
-            log.warning("LXD does not answer %s %s: %s", method, path, error)
+            log.warning("%s does not answer %s %s: %s", ENGINE, method, path, error)
             raise unreachable(error) from error
 
     def _url(self, path: str, query: Mapping[str, Any]) -> str:
         return f"{self._endpoint}{path}?{urlencode({'project': self.project, **query})}"
+
+
+async def members_of(client: RestClient, path: str, *, depth: int = 1) -> list[Any]:
+    """All members of a collection with their contents, of which `depth` 2 has more."""
+    # Incus writes an empty one as null.
+    return await client.get(path, recursion=depth) or []
 
 
 def _is_answer(question: asyncio.Task[HTTPResponse]) -> bool:
@@ -380,7 +397,7 @@ def _answer(response: HTTPResponse) -> Any:
         answer = json.loads(response.body)
     except ValueError as error:
         raise Unavailable(
-            f"LXD gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
+            f"{ENGINE} gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
         ) from error
     if answer.get("type") == "error":
         raise refusal(str(answer["error"]), response.code)
@@ -390,7 +407,7 @@ def _answer(response: HTTPResponse) -> Any:
 def unreachable(error: BaseException) -> Unavailable:
     """The error for a client when LXD does not answer."""
     return Unavailable(
-        f"LXD cannot be reached at the moment ({error}).",
+        f"{ENGINE} cannot be reached at the moment ({error}).",
         advice="Try again shortly, and tell your admin if it stays so.",
         code="lxd_unreachable",
     )
@@ -410,7 +427,8 @@ def _tls_context(credentials: Credentials) -> ssl.SSLContext:
         context.load_verify_locations(credentials.server_certificate)
     except OSError as error:
         raise NotSetUp(
-            f"podyd's certificate for LXD is not in {credentials.directory} ({error.strerror}).",
+            f"podyd's certificate for {ENGINE} is not in {credentials.directory}"
+            f" ({error.strerror}).",
             advice="Run 'podyd setup' as root.",
         ) from error
     return context

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict
 from podyd.engine.packing import MOUNTED, image_places
 
@@ -81,7 +82,7 @@ class HostRoom:
             for item in await asyncio.to_thread(self._filesystems, places):
                 if not item.usable_bytes:
                     raise Conflict(
-                        f"The host has less than {FLOOR_BYTES} bytes left where LXD makes"
+                        f"The host has less than {FLOOR_BYTES} bytes left where {ENGINE} makes"
                         " images, so this one is ended and deleted.",
                         advice="Tell your admin.",
                         code="disk_full",

@@ -6,20 +6,20 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from podyd.engine.rest import LxdClient, instance_path
+from podyd.engine.rest import RestClient, instance_path, members_of
 from podyd.engine.times import parse_time
 from podyd.engine.types import Snapshot
 
 
-class LxdSnapshotStore:
+class RestSnapshotStore:
     """LXD's snapshots, without a cache."""
 
-    def __init__(self, client: LxdClient) -> None:
+    def __init__(self, client: RestClient) -> None:
         self._client = client
 
     async def all(self, instance: str) -> list[Snapshot]:
         """An instance's snapshots, the oldest first."""
-        snapshots = await self._client.get(instance_path(instance, "snapshots"), recursion=1)
+        snapshots = await members_of(self._client, instance_path(instance, "snapshots"))
         return sorted(
             map(_snapshot_of, snapshots or []), key=lambda item: (item.created, item.name)
         )

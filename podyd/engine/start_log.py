@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from podyd.base.engine_words import ENGINE
+
 LOG_LINES = 3
 # What LXC's functions say, once a start has failed for whatever reason.
 _CONSEQUENCES = frozenset({"sync_wait", "wait_on_daemonized_start", "__lxc_start"})
@@ -21,5 +23,5 @@ def why_not_started(log_text: str) -> str:
     if "mount hooks" in reasons:
         reasons += " (the hook brings the NVIDIA driver in; your admin's 'podyd doctor' knows more)"
     if re.search("new[ug]idmap", reasons):
-        reasons += " (LXD may not map these ids; your admin's 'podyd doctor' knows more)"
+        reasons += f" ({ENGINE} may not map these ids; your admin's 'podyd doctor' knows more)"
     return reasons

@@ -25,8 +25,9 @@ import zlib
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict, PodydError, TimedOut
-from podyd.engine.rest import LxdClient, instance_path, unreachable
+from podyd.engine.rest import RestClient, instance_path, unreachable
 from podyd.engine.types import LARGE_BYTES, File, Holes, Tree
 
 log = logging.getLogger(__name__)
@@ -57,40 +58,40 @@ _HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
 _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
 
 
-async def look(client: LxdClient, name: str) -> Tree:
+async def look(client: RestClient, name: str) -> Tree:
     """List all files of an instance.
 
     Raises Conflict (too many of them, or one that LXD cannot show), TimedOut, Unavailable,
-    LxdRefused.
+    EngineRefused.
     """
     try:
         return await asyncio.wait_for(_look(client, name), LOOK_SECONDS)
     except asyncio.TimeoutError:
         raise TimedOut(
-            f"There are more files than LXD can show in {LOOK_SECONDS:.0f} s.",
+            f"There are more files than {ENGINE} can show in {LOOK_SECONDS:.0f} s.",
             advice="Have fewer and larger ones.",
             code="too_many_files",
         ) from None
 
 
-async def cut(client: LxdClient, name: str, files: Sequence[File]) -> None:
+async def cut(client: RestClient, name: str, files: Sequence[File]) -> None:
     """Truncate files to 0 bytes, so that LXD's packing of them fails instead of going on."""
     async with _connected(client, name) as sftp:
         await asyncio.gather(*(sftp.empty(file.path) for file in files))
 
 
-async def holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+async def holes(client: RestClient, name: str, tree: Tree) -> Holes:
     """The holes in an instance's files, estimated from samples of the largest ones.
 
-    The offsets are random and cannot be predicted. Raises TimedOut, Unavailable, LxdRefused.
+    The offsets are random and cannot be predicted. Raises TimedOut, Unavailable, EngineRefused.
     """
     try:
         return await asyncio.wait_for(_holes(client, name, tree), ASK_SECONDS)
     except asyncio.TimeoutError:
-        raise TimedOut("LXD did not show the largest files in time.") from None
+        raise TimedOut(f"{ENGINE} did not show the largest files in time.") from None
 
 
-async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
+async def _holes(client: RestClient, name: str, tree: Tree) -> Holes:
     files = tree.large[:MAX_SAMPLED]
     ends = list(itertools.accumulate(file.size for file in files))
     if not ends:
@@ -114,18 +115,18 @@ async def _holes(client: LxdClient, name: str, tree: Tree) -> Holes:
     )
 
 
-async def remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+async def remove(client: RestClient, name: str, directory: str, prefix: str) -> None:
     """Remove the files of an existing directory whose names begin with `prefix`.
 
-    Raises Conflict if one cannot be removed, TimedOut, Unavailable, LxdRefused.
+    Raises Conflict if one cannot be removed, TimedOut, Unavailable, EngineRefused.
     """
     try:
         await asyncio.wait_for(_remove(client, name, directory, prefix), ASK_SECONDS)
     except asyncio.TimeoutError:
-        raise TimedOut(f"LXD did not show {directory} in time.") from None
+        raise TimedOut(f"{ENGINE} did not show {directory} in time.") from None
 
 
-async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> None:
+async def _remove(client: RestClient, name: str, directory: str, prefix: str) -> None:
     path = directory.encode()
     async with _listing(client, name) as sftp:
         files = []
@@ -138,15 +139,15 @@ async def _remove(client: LxdClient, name: str, directory: str, prefix: str) -> 
             await sftp.remove(file)
 
 
-async def end_packing(client: LxdClient, name: str) -> None:
+async def end_packing(client: RestClient, name: str) -> None:
     """Make LXD's packing of an instance fail soon, if it goes on; its files are not needed."""
     try:
         await cut(client, name, (await look(client, name)).large)
     except PodydError as error:
-        log.warning("LXD may go on with packing %s: %s", name, error)
+        log.warning(f"{ENGINE} may go on with packing %s: %s", name, error)
 
 
-async def _look(client: LxdClient, name: str) -> Tree:
+async def _look(client: RestClient, name: str) -> Tree:
     size = held = 0
     large: list[File] = []
     pending = [b"/"]
@@ -165,7 +166,7 @@ async def _look(client: LxdClient, name: str) -> Tree:
                 large += files
             if held > MAX_HELD_BYTES:
                 raise Conflict(
-                    "There are more directories than LXD can show.",
+                    f"There are more directories than {ENGINE} can show.",
                     advice="Have fewer ones.",
                     code="too_many_files",
                 )
@@ -314,7 +315,7 @@ class _Sftp:
 
 
 @contextlib.asynccontextmanager
-async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+async def _connected(client: RestClient, name: str) -> AsyncIterator[_Sftp]:
     reader, writer = await client.upgraded(instance_path(name, "sftp"), "sftp")
     sftp = _Sftp(reader, writer)
     running: asyncio.Task[None] | None = None
@@ -332,7 +333,7 @@ async def _connected(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
 
 
 @contextlib.asynccontextmanager
-async def _listing(client: LxdClient, name: str) -> AsyncIterator[_Sftp]:
+async def _listing(client: RestClient, name: str) -> AsyncIterator[_Sftp]:
     """A connection to list directories, on which no code of the instance is run.
 
     After an error the files stay renamed; such an instance is not used any more.
@@ -356,7 +357,7 @@ def _status(kind: int, data: bytes) -> int:
 
 def _unseen(path: bytes) -> Conflict:
     return Conflict(
-        f"LXD cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it.",
+        f"{ENGINE} cannot show directory {path.decode(errors='replace')!r}, and so cannot pack it.",
         advice="Delete it, or make its path shorter.",
         code="directory_unseen",
     )

@@ -199,7 +199,7 @@ class PoolUse:
 
 
 @dataclass(frozen=True)
-class LxdOperation:
+class EngineOperation:
     """Something that the engine is at, and with which instances; none for an image's making."""
 
     id: str

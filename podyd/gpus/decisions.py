@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import Any
 
 from podyd.base.clock import iso
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import BadRequest, Conflict, Unavailable
 from podyd.engine.types import Instance, Profile, profiles_of
 from podyd.gpus.inventory import Card, cards_in, is_uuid, key_of, natural, of_the_admin
@@ -130,7 +131,7 @@ class View:
         cards = ", ".join(f"GPU {card.index} ({card.pci})" for card in in_order(self.frozen))
         pod = min(self.unknown)
         return Unavailable(
-            f"Neither LXD nor NVML reports the UUID of {cards}, and it may be that of"
+            f"Neither {ENGINE} nor NVML reports the UUID of {cards}, and it may be that of"
             f" {min(self.unknown[pod])}, which {pod} has leased, chosen or waits for; until it is"
             " known, such a GPU stays where it is.",
             advice="Tell your admin, who sees with 'podyd doctor' what is wrong.",

@@ -28,6 +28,7 @@ from datetime import datetime, timedelta
 from functools import partial
 
 from podyd.base.clock import iso, now
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     BadRequest,
     Busy,
@@ -231,7 +232,7 @@ class Scheduler:
             await asyncio.wait_for(self._lock.acquire(), LOCK_SECONDS)
         except asyncio.TimeoutError:
             raise Unavailable(
-                "GPUs are being moved between pods, and LXD takes long.",
+                f"GPUs are being moved between pods, and {ENGINE} takes long.",
                 advice="Try again shortly.",
                 code="gpus_busy",
             ) from None
@@ -555,7 +556,7 @@ class Scheduler:
                 problems[""] = str(error)
             for name, problem in problems.items():
                 if problem != self._problems.get(name):
-                    log.warning("%s: GPUs cannot be shared out now: %s", name or "LXD", problem)
+                    log.warning("%s: GPUs cannot be shared out now: %s", name or ENGINE, problem)
             self._problems = problems
             if problems:
                 # A failed attempt has set the event too.
@@ -686,7 +687,7 @@ class Scheduler:
         try:
             await self._bring_up(view, pod)
         except Busy as error:
-            doing = f"LXD is at work on that pod ({error.operation or error.reason!r})"
+            doing = f"{ENGINE} is at work on that pod ({error.operation or error.reason!r})"
             raise _cannot_take(in_order(cards), pod, doing) from error
 
     async def _bring_up(self, view: View, pod: Pod) -> None:

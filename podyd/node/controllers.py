@@ -28,13 +28,13 @@ ALL = frozenset(_NAMES_OF_V1)
 class Controllers:
     """The controllers that LXD sees (`seen`) and those that its pods have (`passed`).
 
-    With cgroup2, `lxd_cgroup` is LXD's own and `parent` that of pods' cgroups, as paths below the
-    mount; with cgroup v1 both are "".
+    With cgroup2, `engine_cgroup` is LXD's own and `parent` that of pods' cgroups, as paths below
+    the mount; with cgroup v1 both are "".
     """
 
     seen: frozenset[str]
     passed: frozenset[str]
-    lxd_cgroup: str = ""
+    engine_cgroup: str = ""
     parent: str = ""
     # The parent has more than it can pass on, as there are processes in it.
     is_full: bool = False
@@ -65,7 +65,7 @@ def _unified(mounted: Path, cgroup: str, inits: str) -> Controllers:
     return Controllers(
         seen=_words(mounted / cgroup.lstrip("/") / "cgroup.controllers"),
         passed=available if passed is None else available & passed,
-        lxd_cgroup=cgroup,
+        engine_cgroup=cgroup,
         parent=parent,
         is_full=passed is not None and bool(available - passed),
         is_root=is_root,

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from pyroute2 import IPRoute
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
 
 Network = ipaddress.IPv4Network
@@ -41,6 +42,7 @@ def free_network(used: list[Network]) -> Network:
     raise SetupError(
         "No /24 of 10.0.0.0/8 is free for a bridge.",
         advice=(
-            "Make one yourself: lxc network create lxdbr0 ipv4.address=ADDRESS/24 ipv4.nat=true."
+            f"Make one yourself: {ENGINE.command} network create lxdbr0 ipv4.address=ADDRESS/24"
+            " ipv4.nat=true."
         ),
     )

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Forbidden, Missing, NotFound
 from podyd.config.current import Settings
 from podyd.engine.interface import ImageStore
@@ -146,8 +147,8 @@ class Catalogue:
         if any(image.aliases and not image.owner for image in images):
             return "No image is offered: an admin changes 'images.offer' in podyd.yaml."
         return (
-            "LXD has no image: an admin makes one ('podyd image build') or brings one"
-            " ('lxc image copy')."
+            f"{ENGINE} has no image: an admin makes one ('podyd image build') or brings one"
+            f" ('{ENGINE.command} image copy')."
         )
 
     def _is_offered(self, alias: str, image: Image, member: Member | None) -> bool:

@@ -25,11 +25,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     Conflict,
     DiskFull,
+    EngineRefused,
     Forbidden,
-    LxdRefused,
     NotFound,
     PodydError,
     Slipped,
@@ -238,7 +239,8 @@ class Commits:
         log.info("%s cancelled an image of pod %s", member.name, ins)
         if not under_way.is_gone:
             return (
-                f"The image of pod {ins} is cancelled; LXD deletes it later, as it may be packing"
+                f"The image of pod {ins} is cancelled; {ENGINE} deletes it later, as it may be"
+                " packing"
                 " another image first."
             )
         return f"The image of pod {ins} is cancelled, and nothing of it is left."
@@ -256,7 +258,7 @@ class Commits:
         )
         try:
             progress = await self._store.progress(under_way.operation)
-        except LxdRefused:  # It has ended.
+        except EngineRefused:  # It has ended.
             return Progress(doing, None, None)
         return Progress(doing, progress.percent, progress.speed)
 
@@ -341,7 +343,7 @@ class Commits:
     async def _room(self, member: Member, pod: Pod, old: Image | None) -> Room:
         used = sum(image.size for image in await self._others(member, old))
         free = None
-        with contextlib.suppress(LxdRefused):
+        with contextlib.suppress(EngineRefused):
             for pool in await self._disks.pools([pod.instance.devices]):
                 # LXD returns 0 if it is not known.
                 free = pool.total - pool.used if pool.total else None
@@ -413,7 +415,7 @@ class Commits:
         for image in await self._images.all():
             if image.made_as == template:
                 return image, kept
-        raise PodydError("LXD has made the image and does not show it.", code="commit_failed")
+        raise PodydError(f"{ENGINE} has made the image and does not show it.", code="commit_failed")
 
     async def _pack_holes(self, new: NewImage, holes: Holes, under_way: _UnderWay) -> Kept:
         """Pack the copy, with the holes of its sparse files if possible; returns whether they are
@@ -425,7 +427,7 @@ class Commits:
                     replace(new, keeps_holes=True), under_way, _written_twice(holes, under_way)
                 )
                 return "kept"
-            except LxdRefused as error:
+            except EngineRefused as error:
                 if isinstance(error, Slipped):
                     raise
                 # tar2sqfs is missing, or has failed; LXD's error has no reason.
@@ -461,7 +463,8 @@ class Commits:
             # The copy's disk has no limit, so the host's disk is full.
             raise DiskFull(
                 error.reason,
-                f"The host has no room left where LXD makes images ({error.reason}), and nothing of"
+                f"The host has no room left where {ENGINE} makes images ({error.reason}), and"
+                " nothing of"
                 " this one is left.",
                 advice="Tell your admin.",
             ) from error
@@ -502,7 +505,7 @@ async def _hold(
     """Raises Forbidden once an image is larger than allowed; never returns."""
     while True:
         # After an error of LXD it is read again.
-        with contextlib.suppress(LxdRefused, Unavailable, TimedOut):
+        with contextlib.suppress(EngineRefused, Unavailable, TimedOut):
             await check(await growth.size(uncertain))
         await asyncio.sleep(WATCH_SECONDS)
 
@@ -573,4 +576,4 @@ class Room:
 def _largest(large: Sequence[File]) -> str:
     """A sentence that names the largest files."""
     named = ", ".join(f"{file.text[:200]!r} ({file.size})" for file in large[:LARGEST_NAMED])
-    return f" The largest files: {named}; holes count, as LXD reads them all." if named else ""
+    return f" The largest files: {named}; holes count, as {ENGINE} reads them all." if named else ""

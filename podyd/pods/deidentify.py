@@ -14,8 +14,8 @@ from podyd.base.errors import (
     Busy,
     Conflict,
     DiskFull,
+    EngineRefused,
     Gone,
-    LxdRefused,
     Missing,
     Slipped,
     TimedOut,
@@ -44,7 +44,7 @@ async def forget_identity(files: Files, name: str) -> None:
             await _delete(files, name, HOSTS)
     except (Busy, DiskFull, Gone, Slipped):
         raise
-    except (LxdRefused, Conflict, TimedOut, Unavailable) as error:
+    except (EngineRefused, Conflict, TimedOut, Unavailable) as error:
         # LXD itself reads /etc/machine-id there, and a pipe makes it hang.
         raise Conflict(
             "The pod's ssh host keys and machine-id could not be taken out of the copy"

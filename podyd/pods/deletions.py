@@ -11,7 +11,7 @@ from __future__ import annotations
 from podyd.base.errors import (
     BadRequest,
     Conflict,
-    LxdRefused,
+    EngineRefused,
     Missing,
     NotFound,
     PodydError,
@@ -117,7 +117,7 @@ class Deletions:
             raise _no_such_file(pod, path)
         try:
             await self._files.delete(pod.name, path)
-        except LxdRefused as error:
+        except EngineRefused as error:
             if kind != "directory" or isinstance(error, Missing):
                 raise _not_deleted(path, error.reason) from error
             raise Conflict(
@@ -131,9 +131,9 @@ class Deletions:
         """Its type in LXD: file (also a pipe), directory or symlink; "" if it does not exist."""
         try:
             return await self._files.kind(pod.name, path)
-        except LxdRefused as error:
+        except EngineRefused as error:
             # If a component of the path is not a directory, LXD's error has no reason.
-            if isinstance(error, Missing) or type(error) is LxdRefused:
+            if isinstance(error, Missing) or type(error) is EngineRefused:
                 return ""
             raise
 

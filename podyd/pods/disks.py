@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from functools import partial
 from weakref import WeakValueDictionary
 
-from podyd.base.errors import Conflict, DiskFull, Forbidden, LxdRefused, NotRunning, PodydError
+from podyd.base.errors import Conflict, DiskFull, EngineRefused, Forbidden, NotRunning, PodydError
 from podyd.base.quantities import UNLIMITED, parse_size, shown_size
 from podyd.contract.pods import MIN_DISK_BYTES
 from podyd.engine.collected import Collected
@@ -212,7 +212,7 @@ class Disks:
         return (await self.used(name, instance.devices) or 0) > limit - SLACK_BYTES
 
     async def pools(self, holders: Iterable[Devices]) -> list[PoolUse]:
-        """The pools of these devices' root disks. Raises LxdRefused, Unavailable."""
+        """The pools of these devices' root disks. Raises EngineRefused, Unavailable."""
         names = {root_of(devices)[1].get("pool") for devices in holders}
         return [await self._pools.use(name) for name in sorted(filter(None, names))]
 
@@ -356,7 +356,7 @@ class Disks:
         if now - asked >= DRIVER_SECONDS:
             try:
                 driver = await self._pools.driver(pool)
-            except LxdRefused:
+            except EngineRefused:
                 return ""
             self._drivers[pool] = now, driver
         return driver

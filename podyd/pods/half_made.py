@@ -7,7 +7,7 @@ import contextlib
 import logging
 from datetime import datetime, timedelta, timezone
 
-from podyd.base.errors import Busy, Gone, LxdRefused, PodydError, lxd_could_not
+from podyd.base.errors import Busy, EngineRefused, Gone, PodydError, lxd_could_not
 from podyd.base.tasks import Tasks, came
 from podyd.engine.bound import uuid_of
 from podyd.engine.interface import Files, Instances
@@ -105,7 +105,7 @@ class HalfMade:
             if is_marked and is_old and instance.name not in before | self._in_hand():
                 try:
                     await self._sweep_one(instance)
-                except LxdRefused as error:
+                except EngineRefused as error:
                     log.warning("%s is not changed: %s", instance.name, error.reason)
 
     def _in_hand(self) -> set[str]:
@@ -124,7 +124,7 @@ class HalfMade:
 async def delete(instances: Instances, name: str) -> None:
     """Delete an instance, running or not, if it still exists."""
     # The error for an instance that has stopped already does not matter here.
-    with contextlib.suppress(LxdRefused):
+    with contextlib.suppress(EngineRefused):
         await instances.set_status(name, "stop", timeout=STOP_TIMEOUT, force=True)
     with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
         await instances.delete(name, timeout=DELETE_TIMEOUT)

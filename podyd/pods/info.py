@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 
 from podyd.base.clock import iso
-from podyd.base.errors import LxdRefused
+from podyd.base.errors import EngineRefused
 from podyd.contract.pods import PodInfo, PodNow
 from podyd.engine.interface import Instances
 from podyd.engine.types import Devices, State
@@ -89,7 +89,7 @@ class Info:
     async def _state(self, pod: Pod) -> State | None:
         try:
             return await self._instances.state(pod.name)
-        except LxdRefused:
+        except EngineRefused:
             return None  # It was stopped or deleted meanwhile.
 
 

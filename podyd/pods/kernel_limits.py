@@ -16,6 +16,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import PodydError
 from podyd.base.quantities import UNLIMITED, numbers_of
 from podyd.engine.interface import Instances
@@ -78,7 +79,7 @@ class KernelLimits:
                 return {}  # Another limit has been set, which makes LXD set the CPUs.
             return {CPU: text, CPU_BEFORE: config.get(CPU_BEFORE, before or NONE)}
 
-        log.info("LXD has not set the CPUs of %s: requesting it again", instance.name)
+        log.info("%s has not set the CPUs of %s: requesting it again", ENGINE, instance.name)
         try:
             await self._set(instance.name, changed)
             await self._set(instance.name, own_cpus)

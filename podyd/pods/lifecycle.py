@@ -6,6 +6,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     Conflict,
     DiskFull,
@@ -137,7 +138,7 @@ class Lifecycle:
                 except TimedOut as error:
                     # LXD's own sentence is that it continues.
                     raise TimedOut(
-                        "LXD has not made and started the pod in time, and podyd removes it.",
+                        f"{ENGINE} has not made and started the pod in time, and podyd removes it.",
                         advice="Try again when the host is less busy; if it stays so, tell your"
                         " admin.",
                         code="lxd_timed_out",
@@ -167,7 +168,7 @@ class Lifecycle:
         except NameTaken as error:
             # It is newer than the list of instances: of an admin's `lxc launch`, or LXD was slow.
             raise Foreign(
-                f"Something in LXD has got the name {new.name} at this moment.",
+                f"Something in {ENGINE} has got the name {new.name} at this moment.",
                 advice="Try again.",
             ) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import BadRequest, Conflict, Forbidden, TimedOut, lxd_could_not
 from podyd.base.quantities import UNLIMITED, shown_size
 from podyd.contract.pods import PodInfo
@@ -88,7 +89,8 @@ class Limits:
             await self._kernel.allow_swap(pod.name)
         if CPU in changes and not await self._kernel.cpus_set(pod.name):
             raise TimedOut(
-                f"The limits are set, but LXD has not given pod {pod.ins!r} its new number of CPUs"
+                f"The limits are set, but {ENGINE} has not given pod {pod.ins!r} its new number"
+                " of CPUs"
                 " in time.",
                 advice="Restart the pod, or tell your admin.",
                 code="limits_pending",

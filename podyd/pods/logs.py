@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from podyd.base.errors import Conflict, LxdRefused
+from podyd.base.errors import Conflict, EngineRefused
 from podyd.base.longtext import HeldAnswer, LongText
 from podyd.contract.pods import LogsOf, PodLog
 from podyd.engine.interface import Instances
@@ -77,7 +77,7 @@ class Logs:
     async def _console(self, pod: Pod) -> str:
         try:
             return await self._instances.console(pod.name)
-        except LxdRefused:
+        except EngineRefused:
             return ""  # There is none.
 
 

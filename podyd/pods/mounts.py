@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict, Unavailable, lxd_could_not
 from podyd.config.current import Settings
 from podyd.config.values import Mount
@@ -139,7 +140,7 @@ class Mounts:
         )
         if not is_known:
             raise Conflict(
-                "LXD does not yet let pods have your own directory.",
+                f"{ENGINE} does not yet let pods have your own directory.",
                 advice="Tell your admin to type 'podyd setup'.",
                 code="directory_not_set_up",
             )

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict, Forbidden, PodydError
 from podyd.base.quantities import UNLIMITED
 from podyd.engine.interface import Instances
@@ -138,7 +139,7 @@ def _profiles_of(member: Member, picture: Picture) -> list[Profile]:
     missing = [name for name in member.profiles if name not in picture.profiles]
     if missing:
         raise PodydError(
-            f"LXD has no profile {missing[0]!r}.",
+            f"{ENGINE} has no profile {missing[0]!r}.",
             advice=(
                 "Your admin can add it with 'podyd profiles apply', or remove it from podyd.yaml."
             ),

@@ -7,10 +7,11 @@ import logging
 from datetime import datetime, timedelta, timezone
 from typing import Literal
 
+from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     DidNotShutDown,
     DiskFull,
-    LxdRefused,
+    EngineRefused,
     PodydError,
     Running,
     Slipped,
@@ -125,7 +126,7 @@ class Power:
             if has_room and not await self._disks.is_at_limit(name):
                 raise
             raise DiskFull(error.reason) from error
-        except LxdRefused as error:
+        except EngineRefused as error:
             if error.is_telling:
                 raise
             reason = await why_not_started(self._instances, name) or error.reason
@@ -152,10 +153,10 @@ class Power:
         try:
             with lxd_could_not("stop the pod"):
                 await self._instances.set_status(name, "stop", timeout=timeout, force=force)
-        except LxdRefused as error:
+        except EngineRefused as error:
             if not await self._has_stopped(name):
                 raise
-            log.info("%s has stopped, although LXD says: %s", name, error.reason)
+            log.info("%s has stopped, although %s says: %s", name, ENGINE, error.reason)
 
     async def _has_stopped(self, name: str) -> bool:
         instance = named(await self._instances.all(), name)

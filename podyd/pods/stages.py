@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from podyd.base.errors import LxdRefused
+from podyd.base.errors import EngineRefused
 from podyd.contract.pods import Progress
 from podyd.engine.interface import ImageStore
 from podyd.model.member import Member
@@ -64,6 +64,6 @@ class Stages:
             return Progress(doing, None, None)
         try:
             progress = await self._images.progress(stage.operation)
-        except LxdRefused:  # It has ended.
+        except EngineRefused:  # It has ended.
             return Progress(doing, None, None)
         return Progress(doing, progress.percent, progress.speed)

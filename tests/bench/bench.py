@@ -30,9 +30,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from podyd.engine.rest import Credentials, LxdClient
+from podyd.engine.rest import Credentials, RestClient
 from tests.integration.browser import Browser, Tab
-from tests.integration.harness import IMAGE, SMALL, Client, Line, Node, Server, wait_until
+from tests.integration.harness import DIALECT, IMAGE, SMALL, Client, Line, Node, Server, wait_until
 from tests.integration.talking import connect
 from tests.integration.test_cards import MOUNTED, NUMBER, Helper, cgroup
 from tests.integration.test_client import as_user
@@ -128,8 +128,8 @@ class Beside:
     """LXD's own API, over TLS with podyd's certificate."""
 
     def __init__(self, node: Node) -> None:
-        credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
-        self._client = LxdClient(
+        credentials = Credentials.below(node.base["state_dir"], DIALECT)
+        self._client = RestClient(
             credentials.endpoint.read_text().strip(), node.project, credentials
         )
 

@@ -34,12 +34,15 @@ from urllib.parse import urlencode
 
 import yaml
 
+from podyd.engine.dialect import named
 from podyd.pods.disks import BTRFS
 from tests import slips
 from tests.integration import small
 from tests.lab import lab
 
 ROOT = Path(__file__).resolve().parents[2]
+# The engine that the tests talk to.
+DIALECT = named(os.environ.get("PODYD_TEST_ENGINE", "lxd"))
 PYTHON = "/usr/bin/python3"
 # Debian, and one of busybox alone: see small.py.
 IMAGE, SMALL = "podyd-lab-base", "podyd-lab-small"
@@ -360,6 +363,7 @@ class Node:
         self.accounts.will_make("user", self.account)
         self.base: dict[str, Any] = {
             "state_dir": str(self.directory / "state"),
+            "engine": DIALECT.key,
             "lxd": {"project": self.project},
             "auth": {
                 "pam_service": self.service,

@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from podyd.admin.doctor import limits, lxd
+from podyd.admin.doctor import engine, limits
 from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.config.schema import Config, PodsConfig
-from podyd.engine.admin import Admin, find_socket
+from podyd.engine.admin import Admin
 from podyd.node.host_files import HostFiles
-from tests.integration.harness import IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
+from tests.integration.harness import DIALECT, IMAGE, PYTHON, SMALL, Json, Node, Server, stopped
 from tests.lab import lab
 
 MISSING_CARD = "0000:99:00.0"
@@ -289,23 +289,23 @@ def test_a_bridge_without_addresses(node: Node, seen: None, profile: str) -> Non
     allowed = node.lxd.get(f"/1.0/projects/{node.project}")["config"][key]
     # Networks are the default project's.
     url, without = f"/1.0/networks/{bridge}", {"ipv4.address": "none", "ipv6.address": "none"}
-    admin = Admin(find_socket(), node.project, 10.0)
+    admin = Admin(DIALECT, node.project, 10.0)
     case = Case(Config(pods=PodsConfig(profiles=(profile,))))
     node.lxd.change("POST", "/1.0/networks", {"name": bridge, "config": without})
     try:
         node.lxc("project", "set", node.project, f"{key}={allowed},{bridge}")
         nic = ("nictype=bridged", f"parent={bridge}")
         node.lxc("profile", "device", "add", profile, "eth0", "nic", *nic)
-        (finding,) = lxd.pod_addresses(admin, case)
+        (finding,) = engine.pod_addresses(admin, case)
         assert finding.level is Level.ERROR
         assert f"Bridge {bridge} has no IPv4 address" in finding.what
         # What it says to type, but for the words "lxc network set" and the bridge.
         words = finding.do.partition(",")[0].split()[4:]
         node.lxd.change("PATCH", url, {"config": dict(word.split("=") for word in words)})
-        (finding,) = lxd.pod_addresses(admin, case)
+        (finding,) = engine.pod_addresses(admin, case)
         assert finding.level is Level.OK
         node.lxd.change("PATCH", url, {"config": {"ipv4.dhcp": "false"}})
-        (finding,) = lxd.pod_addresses(admin, case)
+        (finding,) = engine.pod_addresses(admin, case)
         assert finding.do.startswith(f"{lab.ENGINE.command} network unset {bridge} ipv4.dhcp")
     finally:
         node.lxc("profile", "device", "remove", profile, "eth0")
@@ -338,7 +338,7 @@ def unlimited(
 
 
 def test_an_lxd_that_cannot_limit_pods(unlimited: subprocess.Popen[bytes]) -> None:
-    admin = Admin(find_socket(), "default", 10.0)
+    admin = Admin(DIALECT, "default", 10.0)
     assert admin.server().pid == unlimited.pid
     findings = limits.lxd_limits(admin, Case(Config()), "lxd")
     assert [item.level for item in findings] == [Level.ERROR]
@@ -416,7 +416,7 @@ OF_RELEASES = {
 
 def test_the_holes_of_the_installed_lxd(node: Node, server: Server) -> None:
     release = platform.freedesktop_os_release().get("VERSION_ID", "")
-    if release not in OF_RELEASES or "snap" in find_socket().parts:
+    if release not in OF_RELEASES or "snap" in node.lab_state.socket:
         pytest.skip("needs the LXD of Debian 12 or 13")
     query = ["dpkg-query", "--show", "--showformat=${Version}", "lxd"]
     version = subprocess.run(query, check=True, capture_output=True, text=True).stdout

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from podyd.base.errors import LxdRefused
-from podyd.engine.lxd import lxd_engine
-from podyd.engine.rest import Credentials, LxdClient
+from podyd.base.errors import EngineRefused
+from podyd.engine.rest import Credentials, RestClient
+from podyd.engine.rest_engine import rest_engine
 from podyd.engine.restore_guard import RestoreGuard
-from tests.integration.harness import SMALL, Node
+from tests.integration.harness import DIALECT, SMALL, Node
 from tests.unit.engine.engine_cases import CASES, SECONDS, Case, World
 
 
 async def play(case: Case, node: Node, holds: Path) -> None:
     """Ask LXD, as podyd's own certificate may, and leave nothing there."""
-    credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
-    client = LxdClient(credentials.endpoint.read_text().strip(), node.project, credentials)
-    engine = lxd_engine(client, RestoreGuard(holds))
+    credentials = Credentials.below(node.base["state_dir"], DIALECT)
+    client = RestClient(credentials.endpoint.read_text().strip(), node.project, credentials)
+    engine = rest_engine(client, RestoreGuard(holds))
     try:
         (image,) = [item for item in await engine.images.all() if SMALL in item.aliases]
         pool = (await engine.profiles.all())["podyd-base"].devices["root"]["pool"]
@@ -30,9 +30,9 @@ async def play(case: Case, node: Node, holds: Path) -> None:
             await asyncio.wait_for(case(world), 2 * SECONDS)
         finally:
             for name in world.made:
-                with contextlib.suppress(LxdRefused):
+                with contextlib.suppress(EngineRefused):
                     await world.stop(name)
-                with contextlib.suppress(LxdRefused):
+                with contextlib.suppress(EngineRefused):
                     await world.delete(name)
     finally:
         engine.instances.close()

@@ -11,9 +11,9 @@ import pytest
 
 from podyd.base.tasks import Tasks
 from podyd.engine.endings import Endings
-from podyd.engine.execution import LxdExecutor
-from podyd.engine.rest import Credentials, LxdClient
-from tests.integration.harness import IMAGE, Client, Node
+from podyd.engine.execution import RestExecutor
+from podyd.engine.rest import Credentials, RestClient
+from tests.integration.harness import DIALECT, IMAGE, Client, Node
 from tests.unit.engine.executor_cases import CASES, Case, World
 
 STOPPED = "executor-stopped"
@@ -40,13 +40,13 @@ def test_the_real_one(
     case: Case, node: Node, alice: Client, pod: str, stopped: str, tmp_path: Path
 ) -> None:
     running = alice.get("/pod/info", ins=pod).ok["name"]
-    credentials = Credentials(Path(node.base["state_dir"]) / "lxd")
+    credentials = Credentials.below(node.base["state_dir"], DIALECT)
 
     async def play() -> None:
         before = sockets()
-        client = LxdClient(credentials.endpoint.read_text().strip(), node.project, credentials)
+        client = RestClient(credentials.endpoint.read_text().strip(), node.project, credentials)
         tasks = Tasks()
-        executor = LxdExecutor(client, tasks, Endings(client, tmp_path))
+        executor = RestExecutor(client, tasks, Endings(client, tmp_path))
         try:
             await case(
                 World(executor, running, stopped, "executor-gone", scratch="/root", soon=3.0)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import podyd
-from podyd.base.errors import LxdRefused
+from podyd.base.errors import EngineRefused
 from podyd.engine.refusals import refusal
 
 ROOT = Path(podyd.__file__).parent
@@ -112,7 +112,7 @@ def test_the_engine_and_the_node_do_not_know_each_other(text: str) -> None:
 
 
 def test_what_lies_below_may_be_imported() -> None:
-    text = "from podyd import VERSION\nfrom podyd.engine.rest import LxdClient\nimport podyd.base"
+    text = "from podyd import VERSION\nfrom podyd.engine.rest import RestClient\nimport podyd.base"
     assert [package for _, package in imported(ast.parse(text))] == ["engine", "base"]
     assert against("pods", ast.parse(text)) == []
 
@@ -270,7 +270,7 @@ def words_of_lxd_in(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         match node:
             case ast.Constant(value=str(text)) if node not in docstrings:
-                is_sentence = type(refusal(text)) is not LxdRefused
+                is_sentence = type(refusal(text)) is not EngineRefused
                 if OF_LXD.search(text) or is_sentence:
                     yield text
 

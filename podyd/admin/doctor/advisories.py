@@ -18,16 +18,13 @@ import yaml
 from podyd.admin.advisories import FILE, Advisory, Installed, Reach, Table, load
 from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
-from podyd.admin.doctor.lxd import unit_of
-from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin, find_socket
+from podyd.engine.admin import Admin
+from podyd.engine.dialect import LXD, Place
 
 QUERY_SECONDS = 10.0
 MAX_CHANGELOG_BYTES = 4 * 1024 * 1024
 MAX_SNAP_BYTES = 256 * 1024
 SNAP = "lxd"
-# Of Debian's package.
-PROGRAM = "/usr/bin/lxd"
 # What the kernel adds in /proc/PID/exe.
 _REPLACED = " (deleted)"
 _FORMAT = r"${Package} ${db:Status-Status} ${Version}\n"
@@ -57,9 +54,9 @@ def lxd_advisories(places: HostPaths) -> Iterator[Remark]:
     if installed is not None:
         yield from about(table, "lxd", installed)
         return
-    with contextlib.suppress(SetupError):
+    if (place := LXD.running()) is not None:
         yield warning(
-            f"LXD at {find_socket()} is from no package that dpkg or snap knows, so podyd cannot"
+            f"LXD at {place.socket} is from no package that dpkg or snap knows, so podyd cannot"
             " tell which known holes are open in it.",
             "install LXD from a package, or compare its source with"
             " https://github.com/canonical/lxd/security/advisories",
@@ -69,8 +66,7 @@ def lxd_advisories(places: HostPaths) -> Iterator[Remark]:
 @check
 def lxd_program(admin: Admin, places: HostPaths) -> Iterator[Remark]:
     """What runs is the program that the package has on disk now."""
-    socket = find_socket()
-    unit = unit_of(socket)
+    unit = admin.place.unit
     program = places.files.process(admin.server().pid).program()
     if program.endswith(_REPLACED):
         yield warning(
@@ -78,7 +74,7 @@ def lxd_program(admin: Admin, places: HostPaths) -> Iterator[Remark]:
             " package has fixed are still open.",
             f"systemctl restart {unit}; the pods go on",
         )
-    elif "snap" not in socket.parts and program != PROGRAM:
+    elif not _is_snaps(admin.place) and program != admin.dialect.program:
         yield warning(
             f"LXD runs from {program}, which is not Debian's package: podyd cannot tell which known"
             " holes are open in it.",
@@ -162,11 +158,14 @@ def _update(table: Table, product: str, installed: Installed) -> str:
 def _lxd(table: Table, places: HostPaths) -> Installed | None:
     """The LXD that runs, else one that is installed."""
     packages = table.products["lxd"].packages
-    try:
-        is_snaps = "snap" in find_socket().parts
-    except SetupError:
+    place = LXD.running()
+    if place is None:
         return _of_debian(packages, places) or _of_snap(places)
-    return (_of_snap(places) if is_snaps else None) or _of_debian(packages, places)
+    return (_of_snap(places) if _is_snaps(place) else None) or _of_debian(packages, places)
+
+
+def _is_snaps(place: Place) -> bool:
+    return "snap" in place.directory.parts
 
 
 def _of_snap(places: HostPaths) -> Installed | None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import shlex
 import sys
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from podyd.config.schema import DEFAULT_PATH, Config
+from podyd.engine.dialect import Dialect, chosen
 from podyd.engine.profile_files import ADMIN_DIRECTORY
 from podyd.node.host_files import THIS_HOST, HostFiles
 
@@ -50,6 +52,11 @@ class Case:
             return f"podyd {words}"
         return f"podyd {words} --config {shlex.quote(str(self.path))}"
 
-    def lxc(self, words: str) -> str:
-        """The command `lxc WORDS` for this podyd's project."""
-        return f"lxc {words} --project {self.project}"
+    @cached_property
+    def dialect(self) -> Dialect:
+        """The engine that this podyd uses."""
+        return chosen(self.config.engine, Path(self.config.state_dir))
+
+    def in_project(self, words: str) -> str:
+        """The engine's command `lxc WORDS`, or `incus WORDS`, for this podyd's project."""
+        return f"{self.dialect.command} {words} --project {self.project}"

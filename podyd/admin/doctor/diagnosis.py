@@ -15,16 +15,16 @@ from podyd.admin.doctor import (
     service,
     storage,
 )
-from podyd.admin.doctor import lxd as on_lxd
+from podyd.admin.doctor import engine as on_engine
 from podyd.admin.doctor.case import HOST, Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.base.errors import ConfigError, SetupError
 from podyd.config.loader import load
 from podyd.config.schema import Config
-from podyd.engine.admin import Admin, find_socket
+from podyd.engine.admin import Admin
 
 # Seconds for one request to LXD; setup, which creates things, waits longer.
-LXD_TIMEOUT = 10.0
+ENGINE_TIMEOUT = 10.0
 
 
 def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
@@ -53,8 +53,8 @@ def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
         *service.service_answers(case),
         *host.other_processes(case),
         *mounts.own_directories(case),
-        *on_lxd.certificate_files(case),
-        *_of_lxd(case),
+        *on_engine.certificate_files(case),
+        *_of_engine(case),
     ]
 
 
@@ -71,34 +71,34 @@ def _of_nvidia(places: HostPaths) -> list[Finding]:
     ]
 
 
-def _of_lxd(case: Case) -> list[Finding]:
-    findings = on_lxd.lxd_answers(LXD_TIMEOUT)
+def _of_engine(case: Case) -> list[Finding]:
+    findings = on_engine.lxd_answers(case, ENGINE_TIMEOUT)
     if any(finding.level is not Level.OK for finding in findings):
         return findings
-    admin = Admin(find_socket(), case.project, LXD_TIMEOUT)
+    admin = Admin(case.dialect, case.project, ENGINE_TIMEOUT)
     findings += [
         *advisories.lxd_program(admin, case.places),
-        *on_lxd.lxd_pool(admin, case),
-        *on_lxd.lxd_bridge(admin, case),
-        *limits.lxd_limits(admin, case, on_lxd.unit_of(find_socket())),
-        *on_lxd.lxd_address(admin, case),
-        *on_lxd.lxd_project(admin, case),
+        *on_engine.lxd_pool(admin, case),
+        *on_engine.lxd_bridge(admin, case),
+        *limits.lxd_limits(admin, case, admin.place.unit),
+        *on_engine.lxd_address(admin, case),
+        *on_engine.lxd_project(admin, case),
         *host.id_ranges(admin, case.places),
         *host.kernel_limits(admin, case.places),
         *mounts.own_ids(admin, case),
-        *storage.disk_space(admin, find_socket().parent),
+        *storage.disk_space(admin, admin.place.directory),
     ]
     if not _has_project(admin):
         return findings
     return [
         *findings,
-        *on_lxd.lxd_profiles(admin, case),
-        *on_lxd.pod_addresses(admin, case),
-        *on_lxd.lxd_images(admin, case),
-        *on_lxd.half_made_pods(admin, case),
+        *on_engine.lxd_profiles(admin, case),
+        *on_engine.pod_addresses(admin, case),
+        *on_engine.lxd_images(admin, case),
+        *on_engine.half_made_pods(admin, case),
         *storage.disk_limits(admin, case),
-        *on_lxd.certificate_trust(admin, case),
-        *on_lxd.certificate_works(case),
+        *on_engine.certificate_trust(admin, case),
+        *on_engine.certificate_works(case),
         *owners.pod_owners(admin, case),
         *pods.gpu_devices(admin, case),
         *pods.gpu_identities(admin, case),

@@ -12,6 +12,7 @@ from pathlib import Path
 from podyd.admin import kernel
 from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
+from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
 from podyd.node.host_files import ProcessFiles
 
@@ -103,8 +104,8 @@ def about_ids(process: ProcessFiles) -> Iterator[Remark]:
         malformed = [line for line in lines if line.count(":") < 2]
         if malformed:
             yield error(
-                f"Pods cannot start: LXD does not understand {malformed[0]!r} in {file}.",
-                f"delete it from {file}, and restart LXD",
+                f"Pods cannot start: {ENGINE} does not understand {malformed[0]!r} in {file}.",
+                f"delete it from {file}, and restart {ENGINE}",
             )
         elif ranges and not usable:
             yield error(
@@ -130,7 +131,7 @@ def _how_to_have(kernel: Sequence[tuple[int, int]], file: str) -> str:
     wanted = [(1000000, 1000000000), *((max(FIRST_FREE_ID, low), MIN_IDS) for low, _ in kernel)]
     for first, count in wanted:
         if _within((first, count), kernel):
-            return f"echo root:{first}:{count} >>{file}, and restart LXD"
+            return f"echo root:{first}:{count} >>{file}, and restart {ENGINE}"
     return f"give this container {MIN_IDS} ids above {FIRST_FREE_ID} first"
 
 

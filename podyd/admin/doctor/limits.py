@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
 from podyd.node.controllers import Controllers, controllers
 
@@ -40,17 +41,18 @@ def about_limits(
     if serious := [name for name in missing if name not in _OPTIONAL]:
         why, do = _why(of_lxd, serious, unit)
         level = warning if serious == ["cpu"] else error
-        yield level(f"LXD cannot limit pods: {why}. {_what_follows(of_lxd, serious)}", do)
+        yield level(f"{ENGINE} cannot limit pods: {why}. {_what_follows(of_lxd, serious)}", do)
     elif missed := {_NAMES.get(name, name) for name in missed_at_start} & set(_WITHOUT) - _OPTIONAL:
         names = [name for name in _WITHOUT if name in missed]
         yield error(
-            f"LXD does not limit pods: when it started, there was no controller {_listed(names)}."
+            f"{ENGINE} does not limit pods: when it started, there was no controller"
+            f" {_listed(names)}."
             f" {_what_follows(of_lxd, names)}",
             f"systemctl restart {unit}",
         )
     elif missing:
-        yield note(f"LXD cannot limit {_WITHOUT['io']}: pods' cgroups have no controller io.")
-    yield ok("LXD can limit memory, CPUs and processes of pods.")
+        yield note(f"{ENGINE} cannot limit {_WITHOUT['io']}: pods' cgroups have no controller io.")
+    yield ok(f"{ENGINE} can limit memory, CPUs and processes of pods.")
 
 
 def _what_follows(of_lxd: Controllers, names: Collection[str]) -> str:
@@ -81,7 +83,8 @@ def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, s
     lacking = [name for name in names if name not in of_lxd.passed]
     if not lacking:
         return (
-            f"its own cgroup {of_lxd.lxd_cgroup} has no controller {listed}; LXD uses no others",
+            f"its own cgroup {of_lxd.engine_cgroup} has no controller {listed}; {ENGINE} uses"
+            " no others",
             f"systemctl edit {unit}: [Service], Delegate=yes; then {restart}",
         )
     if of_lxd.is_full:
@@ -92,14 +95,14 @@ def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, s
             f" so cannot pass the controller {_listed(lacking)} on",
             f"mkdir -p {directory}/init.scope; for pid in $(cat {directory}/cgroup.procs); do echo"
             f" $pid >{directory}/init.scope/cgroup.procs; done; echo {everything}"
-            f" >{directory}/cgroup.subtree_control; then restart LXD",
+            f" >{directory}/cgroup.subtree_control; then restart {ENGINE}",
         )
     if of_lxd.is_root:
         return _not_in_the_kernel(listed)
     return (
         f"{of_lxd.parent}, the cgroup in which those of pods are made, has no controller"
         f" {_listed(lacking)}",
-        "let what runs this container delegate it, and restart LXD",
+        f"let what runs this container delegate it, and restart {ENGINE}",
     )
 
 

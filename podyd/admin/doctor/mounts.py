@@ -10,6 +10,7 @@ from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.admin.doctor.host import has_newuidmap, lines_of, ranges_of_root
 from podyd.admin.setup import openings
+from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
 from podyd.node.directories import Directory, directories, is_mappable, to_make, unfit, unsafe
 from podyd.node.host_files import ProcessFiles
@@ -90,4 +91,4 @@ def about_own_ids(
                 f" /etc/sub{kind} for the {kind}s {', '.join(map(str, missing))}.",
                 f"usermod {options} root",
             )
-    yield ok("LXD can give members' own ids to their pods.")
+    yield ok(f"{ENGINE} can give members' own ids to their pods.")

@@ -27,16 +27,16 @@ def about_owner(pod: Pod, uid: int | None, case: Case) -> Iterator[Remark]:
     if uid is None:
         yield warning(
             f"Pod {pod.name} is of {pod.owner}, and no account of that name is found.",
-            f"{case.lxc(f'config set {pod.name} {OWNER}=SOMEBODY')}, or"
-            f" {case.lxc(f'delete -f {pod.name}')}",
+            f"{case.in_project(f'config set {pod.name} {OWNER}=SOMEBODY')}, or"
+            f" {case.in_project(f'delete -f {pod.name}')}",
         )
     elif was not in ("", str(uid)):
         yield warning(
             f"Pod {pod.name} is of an earlier account {pod.owner} (uid {was}), and so not of the"
             f" one that has this name now (uid {uid}).",
-            f"to give it to that one: {case.lxc(f'config unset {pod.name} {ACCOUNT}')}; to"
-            f" another: {case.lxc(f'config set {pod.name} {OWNER}=SOMEBODY')}; or"
-            f" {case.lxc(f'delete -f {pod.name}')}",
+            f"to give it to that one: {case.in_project(f'config unset {pod.name} {ACCOUNT}')}; to"
+            f" another: {case.in_project(f'config set {pod.name} {OWNER}=SOMEBODY')}; or"
+            f" {case.in_project(f'delete -f {pod.name}')}",
         )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from podyd.admin.doctor import nvidia
 from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
+from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
 from podyd.engine.types import PciCard, is_set
 from podyd.node.host_files import ProcessFiles
@@ -55,16 +56,17 @@ def about_device(
     if device.get("id"):
         yield warning(
             f"{holder.kind} {holder.name} chooses a card by id={device['id']} in device {name}:"
-            " that is the number of /dev/dri/card*, not the one that nvidia-smi shows. LXD has"
+            " that is the number of /dev/dri/card*, not the one that nvidia-smi shows."
+            f" {ENGINE} has"
             f" {addresses}.",
-            case.lxc(f"{where} id= pci=ADDRESS"),
+            case.in_project(f"{where} id= pci=ADDRESS"),
         )
     wanted = device.get("pci")
     if wanted and sysfs_address(wanted) not in {card.pci for card in cards}:
         yield error(
-            f"{holder.kind} {holder.name} names card {wanted} in device {name}, and LXD has"
+            f"{holder.kind} {holder.name} names card {wanted} in device {name}, and {ENGINE} has"
             f" {addresses}: a pod with it does not start.",
-            case.lxc(f"{where} pci=ADDRESS"),
+            case.in_project(f"{where} pci=ADDRESS"),
         )
 
 
@@ -82,11 +84,12 @@ def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Re
     if not unknown:
         return
     yield warning(
-        f"Neither LXD nor NVML reports the UUID of {', '.join(sorted(unknown))}. podyd uses those"
+        f"Neither {ENGINE} nor NVML reports the UUID of {', '.join(sorted(unknown))}. podyd"
+        " uses those"
         " that it has stored; if it has none, and a pod has leased, chosen or waits for a card that"
         " is not known, they stay with the pods that have them.",
         "nvidia-smi -L; apt install libnvidia-container-tools (or nvidia-container-toolkit), then"
-        " restart LXD; after an update of the driver, reboot",
+        f" restart {ENGINE}; after an update of the driver, reboot",
     )
 
 
@@ -114,12 +117,13 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
         program = process.root / directory.lstrip("/") / RUNTIME_PROGRAM
         # A link may exist in LXD's own mount namespace only.
         if program.is_symlink() or program.is_file():
-            yield ok(f"LXD finds {directory}/{RUNTIME_PROGRAM}.")
+            yield ok(f"{ENGINE} finds {directory}/{RUNTIME_PROGRAM}.")
             return
     yield error(
-        f"LXD finds no {RUNTIME_PROGRAM} in {':'.join(path)}, so no pod with {', '.join(users)}"
-        " starts.",
-        "apt install libnvidia-container-tools (or nvidia-container-toolkit), then restart LXD",
+        f"{ENGINE} finds no {RUNTIME_PROGRAM} in {':'.join(path)}, so no pod with"
+        f" {', '.join(users)} starts.",
+        "apt install libnvidia-container-tools (or nvidia-container-toolkit), then restart"
+        f" {ENGINE}",
     )
 
 
@@ -141,7 +145,7 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
             yield warning(
                 f"Pod {pod.name} has the NVIDIA libraries {', '.join(sorted(versions))}, and the"
                 f" driver in the kernel is {driver}: CUDA fails in it.",
-                case.lxc(f"restart {pod.name}"),
+                case.in_project(f"restart {pod.name}"),
             )
     yield ok(f"Every running pod has the libraries of driver {driver}.")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.base.engine_words import ENGINE
 from podyd.base.quantities import UNLIMITED
 from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
@@ -21,26 +22,26 @@ _PROJECT_QUOTAS = {"prjquota", "pquota"}
 
 
 @check
-def disk_space(admin: Admin, lxd_directory: Path) -> Iterator[Remark]:
+def disk_space(admin: Admin, engine_directory: Path) -> Iterator[Remark]:
     """Neither a pool nor LXD's own filesystem is nearly full."""
     for pool in admin.pools():
         yield from about_room(
             pool.used_bytes / max(1, pool.total_bytes),
             f"Storage pool {pool.name} is {{}} full; when it is, all pods stop writing. Quotas of"
             " disk ('disk_limit', 'disk_total' in podyd.yaml) keep a member from filling it.",
-            "lxc list --all-projects -c nD",
+            f"{ENGINE.command} list --all-projects -c nD",
         )
-    disk = os.statvfs(lxd_directory)
+    disk = os.statvfs(engine_directory)
     used = disk.f_blocks - disk.f_bfree
     # As df(1): without the blocks reserved for root.
     part = used / max(1, used + disk.f_bavail)
     yield from about_room(
         part,
-        f"The disk that {lxd_directory} is on is {{}} full; a pool that is a file there then"
+        f"The disk that {engine_directory} is on is {{}} full; a pool that is a file there then"
         " fails, however empty it is itself.",
-        f"df -h {lxd_directory}",
+        f"df -h {engine_directory}",
     )
-    yield ok(f"The disk that {lxd_directory} is on is {part:.0%} full, and no pool is nearly full.")
+    yield ok(f"The disk of {engine_directory} is {part:.0%} full, and no pool is nearly full.")
 
 
 def about_room(part: float, what: str, do: str) -> Iterator[Remark]:
@@ -94,7 +95,8 @@ def about_limits(
             f"In storage pool {pool.name} (ZFS), the limit of a pod's disk counts its snapshots, so"
             " that deleting files of which there is a snapshot makes no room, and not what it"
             " shares with its image.",
-            f"lxc storage set {pool.name} {REFQUOTA} true; it holds for new pods, and for"
+            f"{ENGINE.command} storage set {pool.name} {REFQUOTA} true; it holds for new pods,"
+            " and for"
             " others from their next /pod/limits on",
         )
     if pool.driver == BTRFS:

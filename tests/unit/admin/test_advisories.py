@@ -34,6 +34,7 @@ from podyd.admin.doctor import advisories as doctor
 from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Finding, Level, Remark
 from podyd.engine.admin import Admin
+from podyd.engine.dialect import LXD
 from podyd.node.host_files import HostFiles
 from tests.unit.admin.test_doctor import only, program, put
 
@@ -399,6 +400,7 @@ def test_what_runs_is_the_package(places: HostPaths, runs: None, exe: str, level
     process = places.files.process(7).directory
     process.mkdir(parents=True)
     (process / "exe").symlink_to(exe)
-    admin = cast(Admin, SimpleNamespace(server=lambda: SimpleNamespace(pid=7)))
+    of_lxd = {"dialect": LXD, "place": LXD.places[0]}
+    admin = cast(Admin, SimpleNamespace(server=lambda: SimpleNamespace(pid=7), **of_lxd))
     finding: Finding = only(doctor.lxd_program(admin, places))
     assert finding.level is level

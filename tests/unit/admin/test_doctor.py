@@ -20,7 +20,7 @@ import pytest
 
 from podyd import __version__
 from podyd.admin import kernel
-from podyd.admin.doctor import host, limits, lxd, nvidia, pods, service
+from podyd.admin.doctor import engine, host, limits, nvidia, pods, service
 from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.diagnosis import diagnose
 from podyd.admin.doctor.finding import AS_ROOT, Finding, Level, Remark, check, error, ok
@@ -285,12 +285,14 @@ def test_port_relay(tmp_path: Path, answer: object, level: Level) -> None:
 
 def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LXD_DIR", str(tmp_path))
-    assert only(lxd.lxd_answers(0.3)).level is Level.ERROR, "there is none"
+    assert only(engine.lxd_answers(Case(Config(engine="lxd")), 0.3)).level is Level.ERROR, (
+        "there is none"
+    )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "unix.socket"))
         listener.listen()
         started = time.monotonic()
-        finding = only(lxd.lxd_answers(0.3))
+        finding = only(engine.lxd_answers(Case(Config(engine="lxd")), 0.3))
         assert time.monotonic() - started < 5
     assert finding.level is Level.ERROR
     assert "does not answer" in finding.what
@@ -419,7 +421,7 @@ def test_an_lxd_that_has_not_seen_the_controllers_is_restarted() -> None:
     ],
 )
 def test_a_bridge_that_gives_pods_no_addresses(bridge: Bridge, says: str, do: str) -> None:
-    first, *_ = lxd.about_addresses([bridge])
+    first, *_ = engine.about_addresses([bridge])
     assert first.level is (Level.ERROR if do else Level.OK)
     assert says in first.what
     assert first.do.startswith(do)
@@ -762,12 +764,12 @@ def test_what_is_left_half_made_is_told() -> None:
     ]
     admin = cast(Admin, SimpleNamespace(as_podyd_reads_them=lambda: there))
     case = Case(parse_config("lxd: {project: p}"))
-    (finding,) = lxd.half_made_pods(admin, case)
+    (finding,) = engine.half_made_pods(admin, case)
     assert finding.level is Level.WARNING
     assert "old was left half-made 26 hours ago" in finding.what
     assert finding.do == "lxc delete --force old --project p"
     del there[0]
-    (finding,) = lxd.half_made_pods(admin, case)
+    (finding,) = engine.half_made_pods(admin, case)
     assert finding.level is Level.OK
 
 

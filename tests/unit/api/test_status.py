@@ -10,7 +10,7 @@ import pytest
 
 from podyd.api.binding import Call
 from podyd.api.routes.host import HostRoutes
-from podyd.base.errors import LxdRefused, PodydError
+from podyd.base.errors import EngineRefused, PodydError
 from podyd.contract.gpus import Waiting
 from podyd.contract.host import NOT_FOR_ALL, GpuInfo
 from podyd.contract.operation import Nothing
@@ -82,7 +82,7 @@ def test_a_flood_of_questions_is_one() -> None:
 
 def test_what_lxd_says_is_not_for_who_has_no_login() -> None:
     async def work(routes: HostRoutes, cards: Cards, clock: Clock) -> None:
-        cards.fails = LxdRefused("open /var/lib/lxd/secret: no such file")
+        cards.fails = EngineRefused("open /var/lib/lxd/secret: no such file")
         with pytest.raises(PodydError, match="secret"):
             await routes.status(ALICE)
         with pytest.raises(PodydError) as refused:

@@ -6,7 +6,7 @@ import pytest
 
 from podyd.base.errors import (
     Conflict,
-    LxdRefused,
+    EngineRefused,
     NotRunning,
     PodydError,
     TooMany,
@@ -49,8 +49,8 @@ def test_an_error_says_what_is_the_matter_and_apart_from_that_what_to_do(
 
 
 def test_what_the_engine_could_not_do_has_not_the_advice_for_something_else() -> None:
-    with pytest.raises(LxdRefused) as refused, lxd_could_not("make the pod"):
-        raise LxdRefused("it rains")
+    with pytest.raises(EngineRefused) as refused, lxd_could_not("make the pod"):
+        raise EngineRefused("it rains")
     assert refused.value.body() == {
         "detail": "LXD could not make the pod: it rains.",
         "code": "lxd_error",

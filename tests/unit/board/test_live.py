@@ -15,7 +15,7 @@ from podyd.base.errors import TooMany, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.board import live as module
 from podyd.board.board import ADMINS, ALL
-from podyd.board.live import LATE, MAX_BEHIND_BYTES, Live, Viewer
+from podyd.board.live import MAX_BEHIND_BYTES, Live, Viewer
 from podyd.board.sources import Picture, Sources, Values
 from podyd.config.schema import Quota
 from podyd.model.member import Member
@@ -150,7 +150,7 @@ Play = Callable[[Work], None]
 def play(
     monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[[Callable[[Rig], Coroutine[Any, Any, None]]], None]:
-    for name in ("LOOK_SECONDS", "GATHER_SECONDS", "LXD_SECONDS"):
+    for name in ("LOOK_SECONDS", "GATHER_SECONDS", "ENGINE_SECONDS"):
         monkeypatch.setattr(module, name, FAST)
     monkeypatch.setattr(module, "PER_SECOND", 1000)
     monkeypatch.setattr("podyd.base.tasks.RESTART_SECONDS", FAST)
@@ -264,7 +264,7 @@ def test_an_lxd_that_hangs_holds_up_nothing_else(
             rig.live.changed()
             rig.sources.card = 2
             assert (await page.next())["set"] == {"card": 2}
-            assert (await page.next())["set"] == {"host": LATE}
+            assert (await page.next())["set"] == {"host": "LXD takes long to answer."}
             rig.sources.gate.set()
             assert (await page.next())["set"] == {"host": None, "pods": "2"}
         assert rig.sources.asked == 2

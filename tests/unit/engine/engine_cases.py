@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from podyd.base.errors import Busy, Gone, LxdRefused, Missing, NameTaken, NotRunning, Running
+from podyd.base.errors import Busy, EngineRefused, Gone, Missing, NameTaken, NotRunning, Running
 from podyd.engine.interface import Engine
 from podyd.engine.types import CopyOf, FromImage, Instance, Keys, NewImage, NewInstance, named
 
@@ -99,7 +99,7 @@ async def what_cannot_be_made_is_not_there(world: World) -> None:
     new = world.new()
     for source, profiles, refusal in (
         # LXD takes it for none at all.
-        (FromImage("0" * 64), new.profiles, LxdRefused),
+        (FromImage("0" * 64), new.profiles, EngineRefused),
         (new.source, ("no-such-profile",), Missing),
         (CopyOf(f"{world.prefix}-none"), new.profiles, Missing),
     ):

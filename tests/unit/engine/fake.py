@@ -17,8 +17,8 @@ from typing import Literal
 from podyd.base.errors import (
     Busy,
     Conflict,
+    EngineRefused,
     Gone,
-    LxdRefused,
     Missing,
     NameTaken,
     NotRunning,
@@ -32,11 +32,11 @@ from podyd.engine.types import (
     Allowed,
     CpuTime,
     Devices,
+    EngineOperation,
     File,
     FromImage,
     Holes,
     Instance,
-    LxdOperation,
     NewImage,
     NewInstance,
     NewKeys,
@@ -102,7 +102,7 @@ class FakeEngine:
         self.pools = {"default": ("btrfs", PoolUse("default", 2**40, 2**30))}
         self.cards: tuple[PciCard, ...] = ()
         self.allowed = Allowed()
-        self.operations: list[LxdOperation] = []
+        self.operations: list[EngineOperation] = []
         self.stored: dict[str, _Instance] = {}
         self.states: dict[str, State] = {}
         self.full: set[str] = set()
@@ -266,7 +266,7 @@ class FakeEngine:
         if isinstance(new.source, FromImage):
             image = self.images.get(new.source.fingerprint)
             if image is None:
-                raise LxdRefused("Image not provided for instance creation")
+                raise EngineRefused("Image not provided for instance creation")
             config |= {f"image.{key}": value for key, value in image.properties.items()}
         else:
             source: _Kept = self.one(new.source.instance)
@@ -593,7 +593,7 @@ class _Files(_Part):
             if _plain(path) not in files:
                 raise Missing("file does not exist")
             if any(other.startswith(f"{_plain(path)}/") for other in files):
-                raise LxdRefused("sftp: directory not empty")
+                raise EngineRefused("sftp: directory not empty")
             del files[_plain(path)]
 
         await self._world.turn("delete_file", name, delete)
@@ -650,7 +650,7 @@ class _Pools(_Part):
 
 
 class _Operations(_Part):
-    async def under_way(self) -> list[LxdOperation]:
+    async def under_way(self) -> list[EngineOperation]:
         await self._world.look("under_way")
         return list(self._world.operations)
 

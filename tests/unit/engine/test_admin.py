@@ -15,6 +15,7 @@ import pytest
 
 from podyd.base.errors import SetupError
 from podyd.engine.admin import Admin, Bridge
+from podyd.engine.dialect import LXD, Place
 
 
 class Lxd(socketserver.ThreadingUnixStreamServer):
@@ -93,7 +94,8 @@ class Handler(BaseHTTPRequestHandler):
                 }
             )
         else:
-            self.answer([f"/1.0/storage-pools/{pool}" for pool in pools])
+            # As Incus does, null where there are none.
+            self.answer([{"name": name, **pool} for name, pool in pools.items()] or None)
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -114,6 +116,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+
+def admin_of(lxd: Lxd) -> Admin:
+    return Admin(LXD, "podyd", place=Place(lxd.path.parent, "lxd"))
 
 
 @pytest.fixture
@@ -141,7 +147,7 @@ def test_the_pool_is_of_the_best_driver_that_works(
 ) -> None:
     lxd.drivers, lxd.failing = drivers, failing
     words: list[str] = []
-    assert Admin(lxd.path, "podyd").prepare_pool(words.append) == "default"
+    assert admin_of(lxd).prepare_pool(words.append) == "default"
     pool = lxd.pools["default"]
     assert pool["driver"] == made
     assert ("size" in pool["config"]) is (made != "dir"), "a file of limited size"
@@ -155,7 +161,7 @@ def test_the_pool_is_of_the_best_driver_that_works(
 def test_no_pool_at_all_is_an_error(lxd: Lxd) -> None:
     lxd.drivers, lxd.failing = ("dir",), ("dir",)
     with pytest.raises(SetupError, match="Failed to load dir"):
-        Admin(lxd.path, "podyd").prepare_pool(print)
+        admin_of(lxd).prepare_pool(print)
 
 
 def no_network() -> IPv4Network:
@@ -163,7 +169,7 @@ def no_network() -> IPv4Network:
 
 
 def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
-    admin = Admin(lxd.path, "podyd")
+    admin = admin_of(lxd)
     assert admin.prepare_bridge(no_network, print) == "lxdbr0"
     lxd.pools["default"] = {"driver": "dir"}
     assert admin.pool_and_bridge() == ("default", "lxdbr0")
@@ -171,7 +177,7 @@ def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
 
 def test_which_bridges_give_addresses(lxd: Lxd) -> None:
     address = "10.0.0.1/24"
-    assert Admin(lxd.path, "podyd").bridges() == [
+    assert admin_of(lxd).bridges() == [
         Bridge("lxdbr0", address, True),
         Bridge("none", "", True),
         Bridge("static", address, False),
@@ -179,4 +185,7 @@ def test_which_bridges_give_addresses(lxd: Lxd) -> None:
 
 
 def test_which_controllers_lxd_has_missed(lxd: Lxd) -> None:
-    assert Admin(lxd.path, "podyd").missing_controllers() == {"cpu", "pids"}
+    assert admin_of(lxd).missing_controllers() == {
+        "cpu",
+        "pids",
+    }

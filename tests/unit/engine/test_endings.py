@@ -17,8 +17,8 @@ from podyd.engine import endings
 from podyd.engine.bound import bound, uuid_of
 from podyd.engine.collected import Collected
 from podyd.engine.endings import Endings
-from podyd.engine.execution import LxdExecutor
-from podyd.engine.rest import LxdClient
+from podyd.engine.execution import RestExecutor
+from podyd.engine.rest import RestClient
 from podyd.engine.streams import STDERR, STDOUT, Ending, bash
 
 KILL = Ending("ann-main", ("kill", "n"))
@@ -85,7 +85,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def made(lxd: Lxd, directory: Path) -> Endings:
-    return Endings(cast(LxdClient, lxd), directory / "endings")
+    return Endings(cast(RestClient, lxd), directory / "endings")
 
 
 @contextlib.asynccontextmanager
@@ -229,7 +229,7 @@ def execute(lxd: Lxd, directory: Path, timeout: float) -> list[str]:
 
     async def play() -> None:
         tasks, retrying = Tasks(), made(lxd, directory)
-        executor = LxdExecutor(cast(LxdClient, lxd), tasks, retrying)
+        executor = RestExecutor(cast(RestClient, lxd), tasks, retrying)
         async with running(retrying):
             with contextlib.suppress(Unavailable):
                 await executor.run("ann-main", bash("true"), Collected(9), timeout=timeout)

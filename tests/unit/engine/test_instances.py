@@ -8,8 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.engine.instances import LxdInstances, state_of
-from podyd.engine.rest import LxdClient
+from podyd.engine.instances import RestInstances, state_of
+from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.types import Address, FromImage, NewInstance, State
 
@@ -52,7 +52,7 @@ class Client:
 
 def test_what_has_been_made_is_looked_for_although_no_event_has_come(tmp_path: Path) -> None:
     async def make() -> None:
-        instances = LxdInstances(cast(LxdClient, Client()), RestoreGuard(tmp_path))
+        instances = RestInstances(cast(RestClient, Client()), RestoreGuard(tmp_path))
         heard: list[None] = []
         instances.subscribe(lambda: heard.append(None))
         await instances.create(NewInstance("x", FromImage("f"), (), {}, {}), timeout=1)

@@ -13,8 +13,8 @@ from podyd.base.tasks import Tasks
 from podyd.engine import execution
 from podyd.engine.collected import Collected
 from podyd.engine.endings import Endings
-from podyd.engine.execution import LxdExecutor
-from podyd.engine.rest import LxdClient
+from podyd.engine.execution import RestExecutor
+from podyd.engine.rest import RestClient
 from podyd.engine.streams import Exit, bash
 
 OUTPUT = b"kept\n"
@@ -90,8 +90,8 @@ def ran(tmp_path: Path, lxd: Lxd) -> tuple[int | None, str]:
 
     async def run() -> Exit:
         tasks = Tasks()
-        client = cast(LxdClient, lxd)
-        executor = LxdExecutor(client, tasks, Endings(client, tmp_path / "endings"))
+        client = cast(RestClient, lxd)
+        executor = RestExecutor(client, tasks, Endings(client, tmp_path / "endings"))
         try:
             return await executor.run("a", bash("cat kept"), output, timeout=20)
         finally:

@@ -139,7 +139,8 @@ def test_its_unit_sees_the_images_and_no_more_of_lxd() -> None:
     unit = (Path(__file__).parents[3] / "systemd/podyd-packing.service").read_text().splitlines()
     for path, mounted in zip(IMAGES, MOUNTED, strict=True):
         assert f"BindReadOnlyPaths=-{path}:{mounted}" in unit
-    assert "InaccessiblePaths=-/var/lib/lxd -/var/snap/lxd -/var/lib/podyd" in "\n".join(unit)
+    hidden = "/var/lib/lxd", "/var/snap/lxd", "/var/lib/incus", "/var/lib/podyd"
+    assert f"InaccessiblePaths={' '.join(f'-{path}' for path in hidden)}" in "\n".join(unit)
     assert "CapabilityBoundingSet=" in unit
     assert "PrivateTmp=yes" not in unit, "LXD's squashfs are in /tmp"
 

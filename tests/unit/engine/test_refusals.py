@@ -13,10 +13,10 @@ from podyd.base.errors import (
     Changed,
     DidNotShutDown,
     DiskFull,
+    EngineRefused,
     Gone,
     InUse,
     Lacks,
-    LxdRefused,
     Missing,
     NameTaken,
     NotLimited,
@@ -33,7 +33,7 @@ from tests.unit.test_packaging_files import errors
 BACKUP = "/var/lib/lxd/containers/podyd_a/backup.yaml"
 
 # As LXD 5.0.2 said them, where no other place is named; 0 where it was an operation that failed.
-SAID: list[tuple[str, int, type[LxdRefused]]] = [
+SAID: list[tuple[str, int, type[EngineRefused]]] = [
     (
         'Failed to create instance start operation: Instance is busy running a "stop" operation',
         0,
@@ -150,18 +150,20 @@ SAID: list[tuple[str, int, type[LxdRefused]]] = [
     ("saving config file for the container failed", 0, Slipped),
     ("Failed to handle idmapped storage: Failed to change ownership of: /x", 0, Slipped),
     # What is busy here is no instance, and whoever waits for it waits for good.
-    ('Failed to unmount "/x": Device or resource busy', 0, LxdRefused),
-    ("Failed to run: zfs destroy -r p/x: cannot destroy 'p/x': dataset is busy", 0, LxdRefused),
-    ("open /usr/bin/x: text file busy", 500, LxdRefused),
-    ("Failed to run: /usr/sbin/lxd forkstart x: exit status 1", 0, LxdRefused),
-    ("Invalid config: Invalid value: xx", 0, LxdRefused),
-    ("Image with same fingerprint already exists", 0, LxdRefused),
-    ("Forbidden", 403, LxdRefused),
+    ('Failed to unmount "/x": Device or resource busy', 0, EngineRefused),
+    ("Failed to run: zfs destroy -r p/x: cannot destroy 'p/x': dataset is busy", 0, EngineRefused),
+    ("open /usr/bin/x: text file busy", 500, EngineRefused),
+    ("Failed to run: /usr/sbin/lxd forkstart x: exit status 1", 0, EngineRefused),
+    ("Invalid config: Invalid value: xx", 0, EngineRefused),
+    ("Image with same fingerprint already exists", 0, EngineRefused),
+    ("Forbidden", 403, EngineRefused),
 ]
 
 
 @pytest.mark.parametrize(("reason", "status", "kind"), SAID)
-def test_what_lxd_says_and_what_it_means(reason: str, status: int, kind: type[LxdRefused]) -> None:
+def test_what_lxd_says_and_what_it_means(
+    reason: str, status: int, kind: type[EngineRefused]
+) -> None:
     for text in (reason, reason.upper()):  # Incus has other capitals.
         assert type(refusal(text, status)) is kind
         assert refusal(text, status).reason == text
@@ -175,8 +177,8 @@ def test_what_lxd_is_at_is_told() -> None:
     assert refusal("Instance is not running", 400).fields == {"status": "stopped"}
 
 
-@pytest.mark.parametrize("kind", list(errors(LxdRefused)))
-def test_none_is_a_fault_of_podyds(kind: type[LxdRefused]) -> None:
+@pytest.mark.parametrize("kind", list(errors(EngineRefused)))
+def test_none_is_a_fault_of_podyds(kind: type[EngineRefused]) -> None:
     """One that nobody has looked at reaches a member, who is to know what to do."""
     error = kind("why")
     assert error.status != 500
@@ -185,7 +187,7 @@ def test_none_is_a_fault_of_podyds(kind: type[LxdRefused]) -> None:
 
 
 def test_what_was_tried_is_told_where_the_reason_is_unknown() -> None:
-    with pytest.raises(LxdRefused) as error, lxd_could_not("make the pod", code="c"):
+    with pytest.raises(EngineRefused) as error, lxd_could_not("make the pod", code="c"):
         raise refusal("It rains.")
     assert (error.value.detail, error.value.code) == ("LXD could not make the pod: It rains.", "c")
     with pytest.raises(Missing) as missing, lxd_could_not("delete the snapshot"):
@@ -250,7 +252,7 @@ def test_nobody_else_spells_them() -> None:
         if path.relative_to(ROOT).parts[0] not in APART
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant) and isinstance(node.value, str)
-        if len(node.value) < 60 and type(refusal(node.value)) is not LxdRefused
+        if len(node.value) < 60 and type(refusal(node.value)) is not EngineRefused
     ]
     assert offending == []
 

@@ -14,10 +14,11 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
 from podyd.api.tls import load
-from podyd.base.errors import Gone, LxdRefused, Slipped, Unavailable
+from podyd.base.errors import EngineRefused, Gone, Slipped, Unavailable
 from podyd.engine import rest
 from podyd.engine.bound import bound, meant_for
-from podyd.engine.rest import Credentials, LxdClient, instance_path
+from podyd.engine.dialect import LXD
+from podyd.engine.rest import Credentials, RestClient, instance_path
 from tests.unit.api.test_tls import make
 
 Behaviour = Callable[[RequestHandler], Awaitable[None]]
@@ -59,10 +60,10 @@ async def be_full(handler: RequestHandler) -> None:
     handler.write({"type": "sync", "metadata": failed})
 
 
-Call = Callable[[LxdClient], Awaitable[Any]]
+Call = Callable[[RestClient], Awaitable[Any]]
 
 
-def get(lxd: LxdClient) -> Awaitable[Any]:
+def get(lxd: RestClient) -> Awaitable[Any]:
     return lxd.get("/1.0")
 
 
@@ -87,7 +88,7 @@ def ask(directory: Path, behaviours: list[Behaviour], call: Call = get) -> Any:
         over = asyncio.Event()
         served = HTTPServer(Application([(".*", Handler)], over=over), ssl_options=load(files))
         served.add_socket(listener)
-        lxd = LxdClient(f"https://127.0.0.1:{port}", "p", Credentials(directory))
+        lxd = RestClient(f"https://127.0.0.1:{port}", "p", Credentials(directory, LXD))
         try:
             return await call(lxd)
         finally:
@@ -112,7 +113,7 @@ def test_a_question_is_asked_again(tmp_path: Path, first: Behaviour) -> None:
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "error"), [(hang, Unavailable), (hang_up, Unavailable), (fail, LxdRefused)]
+    ("behaviour", "error"), [(hang, Unavailable), (hang_up, Unavailable), (fail, EngineRefused)]
 )
 def test_it_is_asked_twice_at_most(
     tmp_path: Path, behaviour: Behaviour, error: type[Exception]
@@ -136,7 +137,7 @@ def test_what_takes_lxd_long_is_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_no_is_an_answer(tmp_path: Path) -> None:
-    with pytest.raises(LxdRefused):
+    with pytest.raises(EngineRefused):
         ask(tmp_path, [refuse, answer])
 
 
@@ -161,13 +162,13 @@ def test_what_lxd_slips_over_is_asked_for_once_more(
 def test_what_would_be_another_thing_is_asked_for_once(
     tmp_path: Path, slip: list[Behaviour]
 ) -> None:
-    with pytest.raises((Unavailable, LxdRefused)):
+    with pytest.raises((Unavailable, EngineRefused)):
         ask(tmp_path, [*slip, answer], changing("POST"))
 
 
 @pytest.mark.parametrize("no", [[hang], [hang_up], [refuse], [begin, be_full]])
 def test_whatever_else_goes_wrong_is_asked_for_once(tmp_path: Path, no: list[Behaviour]) -> None:
-    with pytest.raises((Unavailable, LxdRefused)):
+    with pytest.raises((Unavailable, EngineRefused)):
         ask(tmp_path, [*no, answer], changing("PUT"))
 
 
@@ -184,9 +185,9 @@ def test_files_and_what_is_to_be_changed_are_asked_for_once_more(
     tmp_path: Path, call: Call
 ) -> None:
     ask(tmp_path, [fail, answer], call)
-    with pytest.raises(LxdRefused):
+    with pytest.raises(EngineRefused):
         ask(tmp_path, [fail, fail, answer], call)
-    with pytest.raises(LxdRefused):
+    with pytest.raises(EngineRefused):
         ask(tmp_path, [refuse, answer], call)
 
 
@@ -198,7 +199,7 @@ def test_what_is_meant_for_one_instance_reaches_no_other_of_its_name(tmp_path: P
         for name in ("client.crt", "server.crt"):
             shutil.copy(files.cert, tmp_path / name)
         shutil.copy(files.key, tmp_path / "client.key")
-        lxd = LxdClient("https://127.0.0.1:1", "p", Credentials(tmp_path))
+        lxd = RestClient("https://127.0.0.1:1", "p", Credentials(tmp_path, LXD))
         there = {"a": "new"}
 
         async def is_there(name: str, uuid: str) -> bool:

@@ -11,7 +11,7 @@ import pytest
 
 from podyd.base.errors import Conflict, PodydError, Unavailable
 from podyd.engine import tree
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.tree import holes, look
 from podyd.engine.types import LARGE_BYTES, File, Holes, Tree
 
@@ -61,7 +61,7 @@ class Writer:
         self._reader.feed_eof()
 
 
-class Lxd(LxdClient):
+class Lxd(RestClient):
     def __init__(self, answer: Callable[[bytes], bytes]) -> None:
         self._answer = answer
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from podyd.base.errors import Busy, LxdRefused, PodydError, TimedOut, Unavailable
+from podyd.base.errors import Busy, EngineRefused, PodydError, TimedOut, Unavailable
 from podyd.engine.types import Instance
 from podyd.gpus import scheduler
 from podyd.gpus.decisions import WISH
@@ -38,7 +38,7 @@ STEPS = 40
 # What an engine says when it does not do what it is told, or not for sure.
 ERRORS: tuple[Callable[[], PodydError], ...] = (
     lambda: Busy("busy running a stop", operation="stop"),
-    lambda: LxdRefused("It rains"),
+    lambda: EngineRefused("It rains"),
     lambda: Unavailable("LXD cannot be reached"),
     lambda: TimedOut("LXD has not finished"),
 )
@@ -252,7 +252,7 @@ def test_several_leases_end_at_once_and_one_is_not_written(clock: Clock) -> None
         await scheduler.lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
         await scheduler.lease(member("b"), lxd.pod("b"), choice("1,"), 1, wait=False)
         clock.jump(2)
-        lxd.refuse("edit", LxdRefused("It rains"), of="a")
+        lxd.refuse("edit", EngineRefused("It rains"), of="a")
         problems: dict[str, str] = {}
         await scheduler._reconcile(problems)
         assert [*problems] == ["a"]

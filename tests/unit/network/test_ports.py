@@ -15,8 +15,8 @@ from podyd import __version__
 from podyd.base.errors import Conflict, Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, PortsConfig, Quota
-from podyd.engine.instances import LxdInstances, instance_of
-from podyd.engine.rest import LxdClient
+from podyd.engine.instances import RestInstances, instance_of
+from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
@@ -28,7 +28,7 @@ BORN = datetime(2026, 11, 25, tzinfo=timezone.utc)
 MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 
 
-class Lxd(LxdClient):
+class Lxd(RestClient):
     """Has instances of these names, each with its key."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
@@ -81,7 +81,7 @@ def make(tmp_path: Path) -> Make:
         node: FakeNode | None = None,
     ) -> Ports:
         node = node or FakeNode()
-        instances = LxdInstances(lxd, RestoreGuard(tmp_path / "holds"))
+        instances = RestInstances(lxd, RestoreGuard(tmp_path / "holds"))
         return Ports(
             locations=Locations(instances, node.neighbours),
             instances=instances,

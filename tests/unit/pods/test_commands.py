@@ -12,8 +12,8 @@ import pytest
 from podyd.base.errors import (
     BadRequest,
     Conflict,
+    EngineRefused,
     Forbidden,
-    LxdRefused,
     NotFound,
     NotRunning,
     PodydError,
@@ -156,7 +156,7 @@ def test_what_is_refused_runs_nothing(
     play(work)
 
 
-@pytest.mark.parametrize("error", [NotRunning("it has stopped"), LxdRefused("it rains")])
+@pytest.mark.parametrize("error", [NotRunning("it has stopped"), EngineRefused("it rains")])
 def test_a_refusal_gives_the_slot_back(error: PodydError, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "MAX_EXECS_PER_MEMBER", 1)
 

@@ -13,9 +13,9 @@ import pytest
 from podyd.base.errors import (
     Conflict,
     DiskFull,
+    EngineRefused,
     Forbidden,
     Lacks,
-    LxdRefused,
     Missing,
     NotFound,
     Slipped,
@@ -26,11 +26,11 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
-from podyd.engine.files import LxdFiles
+from podyd.engine.files import RestFiles
 from podyd.engine.growth import Packing, Unfinished
-from podyd.engine.images import LxdImageStore
-from podyd.engine.instances import LxdInstances
-from podyd.engine.rest import LxdClient
+from podyd.engine.images import RestImageStore
+from podyd.engine.instances import RestInstances
+from podyd.engine.rest import RestClient
 from podyd.engine.room import HostRoom
 from podyd.engine.types import LARGE_BYTES, File, Holes, NewImage, StoredImage
 from podyd.model.member import Member
@@ -45,7 +45,7 @@ NOTHING = Progress(None, None, None)
 NEW = NewImage("x", {"a": "b"})
 
 
-class Lxd(LxdClient):
+class Lxd(RestClient):
     """Has one operation, with this metadata; None: it has ended."""
 
     def __init__(self, metadata: dict[str, Any] | None) -> None:
@@ -91,11 +91,11 @@ class Unseen(Packing):
 
 
 def half_made_on_nothing() -> HalfMade:
-    return HalfMade(instances=cast(LxdInstances, None), files=cast(LxdFiles, None), tasks=Tasks())
+    return HalfMade(instances=cast(RestInstances, None), files=cast(RestFiles, None), tasks=Tasks())
 
 
 def commits_of(
-    client: LxdClient,
+    client: RestClient,
     host: HostRoom | None = None,
     packing: Packing | None = None,
     images: Catalogue | None = None,
@@ -103,9 +103,9 @@ def commits_of(
 ) -> Commits:
     return Commits(
         project="ours",
-        instances=cast(LxdInstances, SimpleNamespace()),
-        store=LxdImageStore(client),
-        files=LxdFiles(client),
+        instances=cast(RestInstances, SimpleNamespace()),
+        store=RestImageStore(client),
+        files=RestFiles(client),
         images=images or cast(Catalogue, SimpleNamespace()),
         owned=Found(),
         half_made=half_made or half_made_on_nothing(),
@@ -185,7 +185,7 @@ def test_what_an_image_has_room_for() -> None:
 class Packs(Lxd):
     """Notes what it is asked to pack with; a squashfs may be refused."""
 
-    def __init__(self, squashfs: LxdRefused | None = None) -> None:
+    def __init__(self, squashfs: EngineRefused | None = None) -> None:
         self.asked: list[str | None] = []
         self.squashfs = squashfs
 
@@ -205,7 +205,13 @@ SQUASHFS = "squashfs -X level=0"
         (Packs(), 99, 2**26, [None], "filled"),
         (Packs(), 100, 2**26 - 1, [None], None),
         (Packs(Lacks('exec: "tar2sqfs": not found')), 100, 2**26, [SQUASHFS, None], "filled"),
-        (Packs(LxdRefused("tar2sqfs: exit status 1 ()")), 100, 2**26, [SQUASHFS, None], "filled"),
+        (
+            Packs(EngineRefused("tar2sqfs: exit status 1 ()")),
+            100,
+            2**26,
+            [SQUASHFS, None],
+            "filled",
+        ),
     ],
     ids=["room", "no room", "no holes", "no program", "a program that fails"],
 )

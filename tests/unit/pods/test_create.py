@@ -14,8 +14,8 @@ from podyd.base.errors import (
     Busy,
     Conflict,
     DiskFull,
+    EngineRefused,
     Forbidden,
-    LxdRefused,
     NameTaken,
     PodydError,
     Slipped,
@@ -58,7 +58,7 @@ from tests.unit.node.fake import FakeNode
 ALICE = Member("alice", False, Quota(max_pods=2), (PROFILE.name,), 1000, 1000)
 SLIP = Slipped("readdirent /var/lib/lxd/x: bad file descriptor")
 ERRORS = (
-    LxdRefused("It rains"),
+    EngineRefused("It rains"),
     SLIP,
     TimedOut("LXD has not finished"),
     Unavailable("LXD cannot be reached"),
@@ -236,7 +236,7 @@ def test_what_lxd_does_not_finish_in_time_is_removed_and_said_to_be() -> None:
 def test_what_cannot_be_removed_yet_goes_later() -> None:
     async def make() -> None:
         lxd = FakeEngine()
-        lxd.refuse("start", LxdRefused("It rains"))
+        lxd.refuse("start", EngineRefused("It rains"))
         lxd.refuse("delete", Busy("busy running a create", operation="create"), times=5)
         async with podyd(lxd) as pods:
             with pytest.raises(PodydError, match="It rains"):

@@ -11,14 +11,14 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Busy, Gone, LxdRefused, TimedOut, Unavailable
+from podyd.base.errors import Busy, EngineRefused, Gone, TimedOut, Unavailable
 from podyd.base.tasks import Tasks
 from podyd.engine import instances
 from podyd.engine.bound import bound, uuid_of
-from podyd.engine.instances import LxdInstances
+from podyd.engine.instances import RestInstances
 from podyd.engine.interface import Files
-from podyd.engine.operations import LxdOperations
-from podyd.engine.rest import LxdClient
+from podyd.engine.operations import RestOperations
+from podyd.engine.rest import RestClient
 from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.pods import half_made as module
@@ -27,7 +27,7 @@ from podyd.pods.half_made import HalfMade
 from podyd.pods.sweep import Sweep
 from tests.unit.pods.test_power import POD
 
-PROTECTED = LxdRefused("Container is protected")
+PROTECTED = EngineRefused("Container is protected")
 CREATING = Busy("busy", operation="create")
 OLD = datetime.now(timezone.utc) - timedelta(days=1)
 
@@ -38,11 +38,11 @@ def half_made(name: str, created: datetime = OLD) -> Instance:
     )
 
 
-class Lxd(LxdInstances):
+class Lxd(RestInstances):
     """Has instances, and refuses to delete them for so long as it has a reason."""
 
     def __init__(self, *instances: Instance) -> None:
-        self._client = cast(LxdClient, self)
+        self._client = cast(RestClient, self)
         self.stored = {instance.name: instance for instance in instances}
         self.refusals: list[Exception] = []
         self.is_doing: list[set[str]] = []
@@ -184,7 +184,7 @@ def test_what_lxd_is_still_making_is_waited_for_and_nothing_else() -> None:
         lxd.is_doing = [{"1", "2"}, {"2", "3"}, {"3"}]  # 3 is of this podyd's own.
         commits = NoCommits(lxd)
         parts = {
-            "operations": LxdOperations(lxd._client),
+            "operations": RestOperations(lxd._client),
             "half_made": (whole := half_made_on(lxd)),
             "commits": commits,
         }
@@ -239,7 +239,7 @@ def test_nothing_is_waited_for_where_lxd_does_nothing() -> None:
         lxd = Lxd()
         commits = NoCommits(lxd)
         parts = {
-            "operations": LxdOperations(lxd._client),
+            "operations": RestOperations(lxd._client),
             "half_made": half_made_on(lxd),
             "commits": commits,
         }

@@ -12,9 +12,9 @@ import pytest
 
 from podyd.base.errors import DiskFull, NameTaken, PodydError, Slipped
 from podyd.base.tasks import Tasks
-from podyd.engine.instances import LxdInstances
+from podyd.engine.instances import RestInstances
 from podyd.engine.interface import Files
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.start_log import why_not_started
 from podyd.engine.types import FromImage, NewInstance
 from podyd.pods.half_made import HalfMade
@@ -115,9 +115,9 @@ def test_what_is_not_undone_is_not_made_again() -> None:
 
 
 def test_what_is_anothers_is_not_removed() -> None:
-    class Lxd(LxdInstances):
+    class Lxd(RestInstances):
         def __init__(self) -> None:
-            self._client = cast(LxdClient, self)
+            self._client = cast(RestClient, self)
             self.asked: list[str] = []
 
         async def change(self, method: str, path: str, *_: object, **options: object) -> None:

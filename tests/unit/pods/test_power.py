@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Busy, DidNotShutDown, LxdRefused, NotLimited, PodydError, TimedOut
+from podyd.base.errors import Busy, DidNotShutDown, EngineRefused, NotLimited, PodydError, TimedOut
 from podyd.engine import instances
-from podyd.engine.instances import LxdInstances
+from podyd.engine.instances import RestInstances
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.types import Instance
 from podyd.model.member import Member
 from podyd.model.pod import INS, OWNER, Pod
@@ -50,11 +50,11 @@ lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - 
 """
 
 
-class Lxd(LxdInstances):
+class Lxd(RestInstances):
     """Answers each request with what comes next; the last one for good."""
 
     def __init__(self, outcomes: Sequence[PodydError | None], *, stops: bool = False) -> None:
-        self._client = cast(LxdClient, self)
+        self._client = cast(RestClient, self)
         self._outcomes = list(outcomes)
         # Whatever it says of that.
         self._stops = stops
@@ -86,7 +86,7 @@ class Lxd(LxdInstances):
     def invalidate(self) -> None: ...
 
 
-def power_on(lxd: LxdInstances, disks: object = None, mounts: object = None) -> Power:
+def power_on(lxd: RestInstances, disks: object = None, mounts: object = None) -> Power:
     """Needs nothing but LXD, and these parts."""
     return Power(
         owned=Owned(lxd),
@@ -138,7 +138,7 @@ def test_one_that_does_not_is(late: PodydError) -> None:
     assert asked == ["shut down", "force"]
 
 
-@pytest.mark.parametrize("refusal", [SNAPSHOT, LxdRefused("Failed to load raw.lxc")])
+@pytest.mark.parametrize("refusal", [SNAPSHOT, EngineRefused("Failed to load raw.lxc")])
 def test_whatever_else_lxd_refuses_is_no_reason_for_force(refusal: PodydError) -> None:
     code, asked = stopped(refusal)
     assert code == refusal.code
@@ -203,7 +203,7 @@ def test_that_the_host_cannot_limit_a_pod_is_told() -> None:
     ],
 )
 def test_what_tells_by_itself_is_told_as_it_is(reason: str, code: str) -> None:
-    with pytest.raises(LxdRefused) as error:
+    with pytest.raises(EngineRefused) as error:
         asyncio.run(power_on(Lxd([refusal(reason)])).start_instance("ann-main"))
     assert error.value.code == code
 

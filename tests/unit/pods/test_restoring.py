@@ -14,8 +14,8 @@ import pytest
 
 from podyd.base.errors import (
     Busy,
+    EngineRefused,
     Gone,
-    LxdRefused,
     Missing,
     PodydError,
     Unavailable,
@@ -24,12 +24,12 @@ from podyd.base.errors import (
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.engine import instances as lxd_instances
-from podyd.engine.instances import LxdInstances
+from podyd.engine.instances import RestInstances
 from podyd.engine.interface import ImageStore
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import LxdClient
+from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
-from podyd.engine.snapshots import LxdSnapshotStore
+from podyd.engine.snapshots import RestSnapshotStore
 from podyd.model.member import Member
 from podyd.pods import snapshots
 from podyd.pods.snapshots import Snapshots
@@ -106,13 +106,13 @@ class Restored:
     def __init__(self, directory: Path) -> None:
         self.lxd = Lxd()
         self.directory = directory
-        self._podyds: list[LxdInstances] = []
+        self._podyds: list[RestInstances] = []
         self.instances = self.begin()
 
-    def begin(self) -> LxdInstances:
+    def begin(self) -> RestInstances:
         """A podyd that begins."""
         (self.directory / "a.json").write_text(json.dumps(instance(NOW)))
-        self._podyds.append(LxdInstances(cast(LxdClient, self.lxd), RestoreGuard(self.directory)))
+        self._podyds.append(RestInstances(cast(RestClient, self.lxd), RestoreGuard(self.directory)))
         return self._podyds[-1]
 
     def close(self) -> None:
@@ -160,10 +160,10 @@ def test_lxd_gets_the_settings_back(restored: Restored) -> None:
     [
         Missing("Profile not found"),
         Missing("Operation not found"),
-        LxdRefused('Invalid value "x" for config "raw.idmap"'),
+        EngineRefused('Invalid value "x" for config "raw.idmap"'),
     ],
 )
-def test_what_is_refused_is_kept_and_shown(restored: Restored, refusal: LxdRefused) -> None:
+def test_what_is_refused_is_kept_and_shown(restored: Restored, refusal: EngineRefused) -> None:
     async def work() -> None:
         restored.lxd.refusals = [refusal] * 2
         for _ in range(2):
@@ -213,7 +213,7 @@ def test_lxd_that_is_still_restoring_would_overwrite_it(restored: Restored) -> N
 
 def test_what_lxd_has_changed_although_it_says_no_is_changed(restored: Restored) -> None:
     async def work() -> None:
-        restored.lxd.refusals = [LxdRefused("Failed to write backup file: disk quota exceeded")]
+        restored.lxd.refusals = [EngineRefused("Failed to write backup file: disk quota exceeded")]
         restored.lxd.takes_it_all_the_same = True
         with pytest.raises(Unsettled):
             await restored.instances.settle("a")
@@ -248,7 +248,7 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
     async def work() -> None:
         lxd = Lxd()
         lxd.data = instance(NOW)
-        instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+        instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
         await instances.begin_restore("a")
         assert json.loads((tmp_path / "a.json").read_text())["config"] == NOW
         with pytest.raises(Busy) as busy:
@@ -268,16 +268,16 @@ def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
 # --- Changes beside those of others -------------------------------------------------------------
 
 
-async def limit(instances: LxdInstances, patience: float = 5.0) -> None:
+async def limit(instances: RestInstances, patience: float = 5.0) -> None:
     config = {"limits.memory": "2GiB"}
     await instances.edit("a", config=config, devices=dict, patience=patience)
 
 
 @pytest.fixture
-def free(tmp_path: Path) -> Iterator[tuple[Lxd, LxdInstances]]:
+def free(tmp_path: Path) -> Iterator[tuple[Lxd, RestInstances]]:
     """Nothing is restored."""
     lxd = Lxd()
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     yield lxd, instances
     instances.close()
 
@@ -290,7 +290,7 @@ STARTING = refusal('Instance is busy running a "start" operation')
 CHANGED = refusal("ETag doesn't match: a vs b")
 
 
-def test_a_change_waits_for_others_changes(free: tuple[Lxd, LxdInstances]) -> None:
+def test_a_change_waits_for_others_changes(free: tuple[Lxd, RestInstances]) -> None:
     lxd, instances = free
     lxd.refusals = [UPDATE, CHANGED, UPDATE, STARTING]
     run(lambda: limit(instances))
@@ -302,7 +302,7 @@ def test_a_change_waits_for_others_changes(free: tuple[Lxd, LxdInstances]) -> No
     ("refusal", "patience"), [(STARTING, 35.0), (UPDATE, 0.05), (CHANGED, 0.05)]
 )
 def test_a_change_waits_as_long_as_its_caller_and_less_for_what_may_take_long(
-    free: tuple[Lxd, LxdInstances],
+    free: tuple[Lxd, RestInstances],
     monkeypatch: pytest.MonkeyPatch,
     refusal: PodydError,
     patience: float,
@@ -361,7 +361,7 @@ def test_mounts_that_lxd_counts_too_many_are_taken_away(
 ) -> None:
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.001)
     lxd = Mounted(mounts)
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == asked
     assert lxd.data is not None
@@ -374,7 +374,7 @@ def test_a_size_that_lxd_has_yet_to_set_is_set(tmp_path: Path) -> None:
     lxd = Mounted(1)
     assert lxd.data is not None
     lxd.data["config"] = {**THEN, "volatile.disk.apply_quota": "true"}
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances.restore("a", "s", timeout=1))
     assert lxd.asked == ["restore", "start", "restore"]
     assert lxd.data["config"]["volatile.disk.apply_quota"] == "true"
@@ -388,7 +388,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
     monkeypatch.setattr(lxd_instances, "FREE_SECONDS", 0.01)
     lxd = Mounted(1)
     lxd.is_at = ["a"]
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     with pytest.raises(Busy, match="to copy it or for its files"):
         run(lambda: instances.restore("a", "s", timeout=1))
     assert set(lxd.asked) == {"restore"}
@@ -397,7 +397,7 @@ def test_a_disk_that_lxd_is_at_stays_mounted(
 
 def test_one_that_starts_after_all_is_stopped(tmp_path: Path) -> None:
     lxd = Mounted(0)
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     run(lambda: instances._unmount("a"))
     assert lxd.asked == ["start", "stop"]
     instances.close()
@@ -412,7 +412,7 @@ def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshots, "SETTLE_TIMEOUT", 0.05)
 
 
-def looked_after(instances: LxdInstances) -> Snapshots:
+def looked_after(instances: RestInstances) -> Snapshots:
     parts = {
         "snapshots": None,
         "instances": instances,
@@ -514,8 +514,8 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
 ) -> None:
     pods = Told(status.lower())
     lxd = Refusing()
-    instances = LxdInstances(cast(LxdClient, lxd), RestoreGuard(tmp_path))
-    taken = LxdSnapshotStore(cast(LxdClient, lxd))
+    instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
+    taken = RestSnapshotStore(cast(RestClient, lxd))
     parts = {
         "snapshots": taken,
         "instances": instances,
@@ -527,7 +527,7 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
     restoring = Snapshots(**cast(Any, parts)).restore(MEMBER, "main", "s")
 
     async def work() -> None:
-        with pytest.raises(LxdRefused, match="could not restore the snapshot: It rains"):
+        with pytest.raises(EngineRefused, match="could not restore the snapshot: It rains"):
             await restoring
 
     run(work)

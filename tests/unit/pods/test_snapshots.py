@@ -12,8 +12,8 @@ from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.engine.interface import ImageStore
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import LxdClient
-from podyd.engine.snapshots import LxdSnapshotStore
+from podyd.engine.rest import RestClient
+from podyd.engine.snapshots import RestSnapshotStore
 from podyd.model.member import Member
 from podyd.model.pod import pods_of
 from podyd.pods.snapshots import Snapshots
@@ -54,7 +54,7 @@ class Lxd:
 
 def snapshots(lxd: Lxd) -> Snapshots:
     parts = {
-        "snapshots": LxdSnapshotStore(cast(LxdClient, lxd)),
+        "snapshots": RestSnapshotStore(cast(RestClient, lxd)),
         "instances": lxd,
         "owned": lxd,
         "power": lxd,

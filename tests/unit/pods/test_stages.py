@@ -10,8 +10,8 @@ import pytest
 from podyd.base.errors import Missing
 from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
-from podyd.engine.images import LxdImageStore
-from podyd.engine.rest import LxdClient
+from podyd.engine.images import RestImageStore
+from podyd.engine.rest import RestClient
 from podyd.model.member import Member
 from podyd.pods.stages import Stages
 
@@ -19,7 +19,7 @@ ALICE, BOB = (Member(name, False, Quota(), (), 1000, 1000) for name in ("alice",
 OPERATION = "/1.0/operations/1"
 
 
-class Lxd(LxdClient):
+class Lxd(RestClient):
     """Has one operation, with this metadata; None: it has ended."""
 
     def __init__(self, metadata: dict[str, Any] | None = None) -> None:
@@ -33,7 +33,7 @@ class Lxd(LxdClient):
 
 
 def stages(lxd: Lxd) -> Stages:
-    return Stages(LxdImageStore(lxd))
+    return Stages(RestImageStore(lxd))
 
 
 def progress(made: Stages, member: Member = ALICE, ins: str = "main") -> Progress | None:

@@ -12,12 +12,14 @@ from pathlib import Path
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import AS_ROOT, Remark, check, error, note, ok, warning
 from podyd.admin.setup import fingerprint, free_network, openings
-from podyd.base.errors import LxdRefused, SetupError, Unavailable
+from podyd.base.engine_words import ENGINE
+from podyd.base.errors import EngineRefused, SetupError, Unavailable
 from podyd.config.schema import Config
 from podyd.engine import profile_files
-from podyd.engine.admin import PROJECT_CONFIG, Admin, Bridge, find_socket
-from podyd.engine.rest import Credentials, LxdClient
-from podyd.engine.server import LxdServer
+from podyd.engine.admin import Admin, Bridge, project_config
+from podyd.engine.dialect import place_of
+from podyd.engine.rest import Credentials, RestClient
+from podyd.engine.server import RestServer
 from podyd.model.pod import OWNER, is_half_made
 
 # Each of these gives a pod access to the host, and is blocked by default.
@@ -35,32 +37,28 @@ MAKING = timedelta(hours=1)
 
 
 @check
-def lxd_answers(timeout: float) -> Iterator[Remark]:
+def lxd_answers(case: Case, timeout: float) -> Iterator[Remark]:
     """LXD runs."""
     try:
-        socket = find_socket()
+        place = place_of(case.dialect)
     except SetupError as problem:
         yield error(str(problem), "")
         return
+    socket = place.socket
     if not os.access(socket, os.W_OK):
         yield note(
-            f"This account may not ask LXD at {socket}: its project, profiles, certificates,"
+            f"This account may not ask {ENGINE} at {socket}: its project, profiles, certificates,"
             " images and pods are not looked at.",
             AS_ROOT,
         )
         return
     try:
-        version = Admin(socket, "default", timeout).server().version
+        version = Admin(case.dialect, "default", timeout, place).server().version
     except SetupError as problem:
-        unit = unit_of(socket)
-        yield error(str(problem), f"systemctl restart {unit}; journalctl -u {unit}")
+        restart = f"systemctl restart {place.unit}; journalctl -u {place.unit}"
+        yield error(str(problem), restart)
         return
-    yield ok(f"LXD {version} answers at {socket}.")
-
-
-def unit_of(socket: Path) -> str:
-    """The unit of the LXD that listens at a socket."""
-    return "snap.lxd.daemon" if "snap" in socket.parts else "lxd"
+    yield ok(f"{ENGINE} {version} answers at {socket}.")
 
 
 @check
@@ -68,12 +66,12 @@ def lxd_pool(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is a storage pool."""
     pools = admin.pools()
     if not pools:
-        yield error("LXD has no storage pool, so pods have no disk.", case.podyd("setup"))
+        yield error(f"{ENGINE} has no storage pool, so pods have no disk.", case.podyd("setup"))
     for pool in pools:
         if pool.status != "Created":
             yield error(
-                f"Storage pool {pool.name} cannot be used: LXD calls it {pool.status}.",
-                f"lxc storage show {pool.name}",
+                f"Storage pool {pool.name} cannot be used: {ENGINE} calls it {pool.status}.",
+                f"{ENGINE.command} storage show {pool.name}",
             )
     yield ok(f"Storage pools: {', '.join(pool.name for pool in pools)}.")
 
@@ -85,7 +83,7 @@ def lxd_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
     if bridges:
         yield ok(f"Bridges: {', '.join(bridge.name for bridge in bridges)}.")
     else:
-        yield error("LXD manages no bridge, so pods have no network.", case.podyd("setup"))
+        yield error(f"{ENGINE} manages no bridge, so pods have no network.", case.podyd("setup"))
 
 
 @check
@@ -111,14 +109,15 @@ def about_addresses(bridges: Sequence[Bridge]) -> Iterator[Remark]:
             yield error(
                 f"Bridge {bridge.name} has no IPv4 address, so pods have none either: no port is"
                 " forwarded to them, and they have no network.",
-                f"lxc network set {bridge.name} ipv4.address={address} ipv4.nat=true, and restart"
+                f"{ENGINE.command} network set {bridge.name} ipv4.address={address}"
+                " ipv4.nat=true, and restart"
                 " the pods",
             )
         elif not bridge.has_dhcp:
             yield error(
                 f"Bridge {bridge.name} gives pods no IPv4 addresses (ipv4.dhcp=false): no port"
                 " is forwarded to them, and they have no network.",
-                f"lxc network unset {bridge.name} ipv4.dhcp, and restart the pods",
+                f"{ENGINE.command} network unset {bridge.name} ipv4.dhcp, and restart the pods",
             )
     yield ok("Pods get IPv4 addresses.")
 
@@ -128,7 +127,7 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
     """The project exists and is as restricted as setup makes it."""
     config = admin.project_config()
     if config is None:
-        yield error(f"LXD has no project {case.project}.", case.podyd("setup"))
+        yield error(f"{ENGINE} has no project {case.project}.", case.podyd("setup"))
         return
     if config.get("restricted") != "true":
         yield error(
@@ -136,9 +135,10 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
             " host.",
             case.podyd("setup"),
         )
+    shipped = project_config(case.dialect)
     opened = openings(case.config)
     opened |= admin.openings_in_use(opened.paths)
-    for key, wanted in (PROJECT_CONFIG | opened.config()).items():
+    for key, wanted in (shipped | opened.config()).items():
         value = config.get(key, "")
         if value != wanted and key != "restricted":
             yield warning(
@@ -153,11 +153,11 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
             case.podyd("setup"),
         )
     for key in OPENING_KEYS:
-        if config.get(key) == "allow" and key not in PROJECT_CONFIG:
+        if config.get(key) == "allow" and key not in shipped:
             yield warning(
                 f"Project {case.project} has {key}=allow, with which who breaks into podyd can"
                 " reach the host.",
-                f"lxc project unset {case.project} {key}",
+                f"{ENGINE.command} project unset {case.project} {key}",
             )
     yield ok(f"Project {case.project} is restricted.")
 
@@ -188,7 +188,7 @@ def _how_to_have(name: str, case: Case) -> str:
         return case.podyd("setup")
     if (case.places.admin_profiles / f"{name}.yaml").exists():
         return case.podyd(f"profiles apply {name}")
-    return case.lxc(f"profile create {name}")
+    return case.in_project(f"profile create {name}")
 
 
 @check
@@ -211,7 +211,8 @@ def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
         )
     else:
         yield warning(
-            "LXD has no image that has a name, so no pod can be made.", case.podyd("image build")
+            f"{ENGINE} has no image that has a name, so no pod can be made.",
+            case.podyd("image build"),
         )
 
 
@@ -220,16 +221,16 @@ def lxd_address(admin: Admin, case: Case) -> Iterator[Remark]:
     """LXD listens where podyd can reach it."""
     address = admin.server().address
     if address:
-        yield ok(f"LXD listens at {address}.")
+        yield ok(f"{ENGINE} listens at {address}.")
     elif case.config.lxd.endpoint == "auto":
         yield error(
-            "LXD does not listen (core.https_address is empty), so podyd cannot reach it.",
+            f"{ENGINE} does not listen (core.https_address is empty), so podyd cannot reach it.",
             case.podyd("setup"),
         )
 
 
 def _credentials(case: Case) -> Credentials:
-    return Credentials(Path(case.config.state_dir) / "lxd")
+    return Credentials.below(case.config.state_dir, case.dialect)
 
 
 def _missing(paths: Sequence[Path]) -> list[Path]:
@@ -251,7 +252,7 @@ def certificate_files(case: Case) -> Iterator[Remark]:
     missing = _missing(paths)
     if missing:
         yield error(
-            f"podyd cannot reach LXD without {', '.join(map(str, missing))}.",
+            f"podyd cannot reach {ENGINE} without {', '.join(map(str, missing))}.",
             case.podyd("setup"),
         )
     for path in paths:
@@ -273,9 +274,10 @@ def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
         if is_half_made(instance) and age > MAKING:
             yield warning(
                 f"{instance.name} was left half-made {age / timedelta(hours=1):.0f} hours ago: it"
-                " holds its name and its disk, and no member sees it; podyd's log says why LXD does"
+                " holds its name and its disk, and no member sees it; podyd's log says why"
+                f" {ENGINE} does"
                 " not delete it.",
-                case.lxc(f"delete --force {instance.name}"),
+                case.in_project(f"delete --force {instance.name}"),
             )
     yield ok("Nothing half-made is left.")
 
@@ -288,21 +290,22 @@ def certificate_trust(admin: Admin, case: Case) -> Iterator[Remark]:
         return
     trust = admin.trust(fingerprint(path.read_text(encoding="ascii")))
     if trust is None:
-        yield error(f"LXD does not trust podyd's certificate {path}.", case.podyd("setup"))
+        yield error(f"{ENGINE} does not trust podyd's certificate {path}.", case.podyd("setup"))
     elif not trust.restricted:
         yield error(
-            "LXD lets podyd's certificate do everything: who breaks into podyd is root on this"
+            f"{ENGINE} lets podyd's certificate do everything: who breaks into podyd is root on"
+            " this"
             " host.",
             case.podyd("setup"),
         )
     elif trust.projects != (case.project,):
         yield error(
-            f"LXD lets podyd's certificate into {_projects(trust.projects)}, and it belongs in"
+            f"{ENGINE} lets podyd's certificate into {_projects(trust.projects)}, and it belongs in"
             f" {case.project} alone.",
             case.podyd("setup"),
         )
     else:
-        yield ok(f"LXD confines podyd's certificate to project {case.project}.")
+        yield ok(f"{ENGINE} confines podyd's certificate to project {case.project}.")
 
 
 def _projects(names: tuple[str, ...]) -> str:
@@ -319,25 +322,25 @@ def certificate_works(case: Case) -> Iterator[Remark]:
     if endpoint == "auto":
         if _missing([credentials.endpoint]):
             yield error(
-                f"LXD's address is not in {credentials.endpoint}, so podyd cannot reach it.",
+                f"{ENGINE}'s address is not in {credentials.endpoint}, so podyd cannot reach it.",
                 case.podyd("setup"),
             )
             return
         endpoint = credentials.endpoint.read_text(encoding="ascii").strip()
     try:
         is_trusted = asyncio.run(_is_trusted(endpoint, case.project, credentials))
-    except (Unavailable, LxdRefused) as problem:
-        yield error(f"podyd does not reach LXD at {endpoint}: {problem}", case.podyd("setup"))
+    except (Unavailable, EngineRefused) as problem:
+        yield error(f"podyd does not reach {ENGINE} at {endpoint}: {problem}", case.podyd("setup"))
         return
     if is_trusted:
-        yield ok(f"podyd reaches LXD at {endpoint}.")
+        yield ok(f"podyd reaches {ENGINE} at {endpoint}.")
     else:
-        yield error(f"LXD at {endpoint} does not let podyd in.", case.podyd("setup"))
+        yield error(f"{ENGINE} at {endpoint} does not let podyd in.", case.podyd("setup"))
 
 
 async def _is_trusted(endpoint: str, project: str, credentials: Credentials) -> bool:
-    client = LxdClient(endpoint, project, credentials)
+    client = RestClient(endpoint, project, credentials)
     try:
-        return await LxdServer(client).trusts_podyd()
+        return await RestServer(client).trusts_podyd()
     finally:
         client.close()

@@ -1,0 +1,170 @@
+"""Where engines differ: LXD and Incus, which grew from it, and speak its API.
+
+The only place: what podyd does, it does by one of these. What a *server* can, which depends on its
+version, it says itself (`api_extensions`), and podyd asks it.
+Sources: Debian's packages lxd 5.0.2 and incus 6.0.4 and 7.0.2; https://linuxcontainers.org/incus/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from podyd.base.engine_words import ENGINE
+from podyd.base.errors import SetupError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one engine's package keeps its data, and the unit of systemd's that runs it."""
+
+    directory: Path
+    unit: str
+
+    @property
+    def socket(self) -> Path:
+        """The engine's unix socket."""
+        return self.directory / "unix.socket"
+
+    def is_used(self) -> bool:
+        """Whether there is a socket; False also where this process may not look."""
+        try:
+            return stat.S_ISSOCK(self.socket.stat().st_mode)
+        except OSError:
+            return False
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One engine's ways.
+
+    `key` is its word in podyd.yaml, and what the server itself says that it is; `name` is for
+    people.
+    """
+
+    key: str
+    name: str
+    # What admins type, and Debian's package of it.
+    command: str
+    command_package: str
+    places: tuple[Place, ...]
+    # The daemon, where Debian's package has it.
+    program: str
+    # The environment's variable with the directory of another place.
+    directory_variable: str
+    # Members of this group may do everything.
+    group: str
+    # How to have it, and how to start it.
+    install: str
+    start: str
+    # Begins the HTTP headers of the file API.
+    header: str
+    # Begins the names of temporary files; see packing.py.
+    temporary: str
+    # What setup calls the bridge that it makes.
+    bridge: str
+    # Whether podyd's project has images of its own. Without, a restricted certificate reads and
+    # changes the default project's; Incus lets it only read these
+    # (internal/server/auth/driver_tls.go).
+    has_own_images: bool
+
+    def header_of(self, key: str) -> str:
+        """The name of a header of the file API, such as that of a file's mode."""
+        return f"{self.header}{key}"
+
+    def candidates(self) -> tuple[Place, ...]:
+        """Where it may run; what the environment says counts alone."""
+        directory = os.environ.get(self.directory_variable)
+        return (Place(Path(directory), self.places[0].unit),) if directory else self.places
+
+    def running(self) -> Place | None:
+        """Where it runs; None if it does not. That it answers is not certain."""
+        return next((place for place in self.candidates() if place.is_used()), None)
+
+    def speak(self) -> None:
+        """Have all sentences of this process name this engine."""
+        running = self.running() or self.places[0]
+        ENGINE.say(self.name, command=self.command, service=running.unit, group=self.group)
+
+
+LXD = Dialect(
+    key="lxd",
+    name="LXD",
+    command="lxc",
+    command_package="lxd-client",
+    places=(
+        Place(Path("/var/lib/lxd"), "lxd"),
+        Place(Path("/var/snap/lxd/common/lxd"), "snap.lxd.daemon"),
+    ),
+    program="/usr/bin/lxd",
+    directory_variable="LXD_DIR",
+    group="lxd",
+    install="'apt install lxd' on Debian, 'snap install lxd' on Ubuntu",
+    start="'systemctl start lxd', 'snap start lxd'",
+    header="X-LXD-",
+    temporary="lxd_",
+    bridge="lxdbr0",
+    has_own_images=False,
+)
+INCUS = Dialect(
+    key="incus",
+    name="Incus",
+    command="incus",
+    command_package="incus-client",
+    places=(Place(Path("/var/lib/incus"), "incus"),),
+    program="/usr/libexec/incus/incusd",
+    directory_variable="INCUS_DIR",
+    group="incus-admin",
+    install="'apt install incus-base'",
+    start="'systemctl start incus'",
+    header="X-Incus-",
+    temporary="incus_",
+    bridge="incusbr0",
+    has_own_images=True,
+)
+DIALECTS = (LXD, INCUS)
+# The file below `state_dir` in which setup keeps the word of the engine that it has chosen.
+CHOICE = "engine"
+
+
+AUTO = "auto"
+KEYS = (AUTO, *(dialect.key for dialect in DIALECTS))
+
+
+def named(key: str) -> Dialect:
+    """The dialect of `engine:` in podyd.yaml. Raises KeyError."""
+    return {dialect.key: dialect for dialect in DIALECTS}[key]
+
+
+def running() -> list[Dialect]:
+    """The engines that run on this host."""
+    return [dialect for dialect in DIALECTS if dialect.running() is not None]
+
+
+def place_of(dialect: Dialect) -> Place:
+    """Where an engine runs. Raises SetupError if it does not."""
+    if (place := dialect.running()) is not None:
+        return place
+    raise SetupError(
+        f"{dialect.name} is not running here.",
+        advice=f"Install it ({dialect.install}) or start it ({dialect.start}).",
+    )
+
+
+def chosen(key: str, state_dir: Path) -> Dialect:
+    """The engine of `engine:` in podyd.yaml; where that is `auto`, the one that setup has chosen,
+    and before setup one that runs here."""
+    if key != AUTO:
+        return named(key)
+    return kept(state_dir) or next(iter(running()), LXD)
+
+
+def kept(state_dir: Path) -> Dialect | None:
+    """The engine that setup has chosen; None before."""
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        return named((state_dir / CHOICE).read_text(encoding="ascii").strip())
+    # Before podyd knew of Incus, it kept no choice.
+    return LXD if (state_dir / LXD.key).is_dir() else None
