@@ -128,6 +128,8 @@ INCUS = Dialect(
 DIALECTS = (LXD, INCUS)
 # The file below `state_dir` in which setup keeps the word of the engine that it has chosen.
 CHOICE = "engine"
+# podyd's own, in a directory below `state_dir` for each engine.
+CERTIFICATE = "client.crt"
 
 
 AUTO = "auto"
@@ -167,4 +169,4 @@ def kept(state_dir: Path) -> Dialect | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
         return named((state_dir / CHOICE).read_text(encoding="ascii").strip())
     # Before podyd knew of Incus, it kept no choice.
-    return LXD if (state_dir / LXD.key).is_dir() else None
+    return LXD if (state_dir / LXD.key / CERTIFICATE).exists() else None

@@ -29,7 +29,7 @@ from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Gone, NotSetUp, Slipped, TimedOut, Unavailable
 from podyd.engine import websocket
 from podyd.engine.bound import Bound, meant_for
-from podyd.engine.dialect import Dialect
+from podyd.engine.dialect import CERTIFICATE, Dialect
 from podyd.engine.refusals import refusal
 from podyd.engine.websocket import Websocket
 
@@ -67,7 +67,7 @@ class Credentials:
 
     @property
     def certificate(self) -> Path:
-        return self.directory / "client.crt"
+        return self.directory / CERTIFICATE
 
     @property
     def key(self) -> Path:
