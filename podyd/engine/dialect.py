@@ -165,8 +165,11 @@ def chosen(key: str, state_dir: Path) -> Dialect:
 
 
 def kept(state_dir: Path) -> Dialect | None:
-    """The engine that setup has chosen; None before."""
+    """The engine that setup has chosen; None before, and where this process may not look."""
     with contextlib.suppress(OSError, ValueError, KeyError):
         return named((state_dir / CHOICE).read_text(encoding="ascii").strip())
-    # Before podyd knew of Incus, it kept no choice.
-    return LXD if (state_dir / LXD.key / CERTIFICATE).exists() else None
+    with contextlib.suppress(OSError):
+        # Before podyd knew of Incus, it kept no choice.
+        (state_dir / LXD.key / CERTIFICATE).stat()
+        return LXD
+    return None
