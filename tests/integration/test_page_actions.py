@@ -186,7 +186,9 @@ def test_what_one_does_is_told_to_them_and_to_admins(
         press(her_tab.button("Restart work"))
         restart = her_tab.button("Restart", within=her_tab.dialog())
         with her_tab.page.expect_event(
-            "requestfinished", lambda request: request.url.endswith("/pod/restart")
+            "requestfinished",
+            lambda request: request.url.endswith("/pod/restart"),
+            timeout=WORK_MS,
         ):
             restart.click()
         expect(her_tab.row("work")).to_contain_text("running", timeout=WORK_MS)
