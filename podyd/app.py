@@ -106,7 +106,7 @@ KILL_SECONDS = 3.0
 
 @dataclass(frozen=True)
 class Backends:
-    """What podyd stands on: LXD, this host, its own database, and tasks of its own."""
+    """What podyd stands on: the engine, this host, its own database, and tasks of its own."""
 
     settings: Settings
     client: RestClient

@@ -62,7 +62,7 @@ class _Sum:
 class History:
     """Writes what cards and pods use, and reports it.
 
-    `instances` are LXD's, `cards` the host's.
+    `instances` are the engine's, `cards` the host's.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class History:
             lambda: defaultdict(_Sum)
         )
         self._uuids: Mapping[str, str] = {}
-        # Whether LXD has said at the last look which pods there are.
+        # Whether the engine has said at the last look which pods there are.
         self._are_known = False
         self._tidied = -math.inf
 
@@ -140,7 +140,7 @@ class History:
     async def _look_at_pods(self) -> None:
         self._are_known = False
         loads = await self._loads.read()
-        # While LXD does not answer, those that it named last count.
+        # While the engine does not answer, those that it named last count.
         with contextlib.suppress(PodydError):
             self._uuids = {item.name: item.uuid for item in await self._instances()}
             self._are_known = True

@@ -35,7 +35,7 @@ class _Held:
 
 
 class LeaseTime:
-    """Counts leases while podyd runs; `instances` are LXD's."""
+    """Counts leases while podyd runs; `instances` are the engine's."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LeaseTime:
     async def count(self) -> None:
         """Count the leases since the last look, if any has changed or that is a while ago."""
         held = self._held
-        # While LXD does not answer, they go on.
+        # While the engine does not answer, they go on.
         with contextlib.suppress(PodydError):
             held = _leases(await self._instances())
         now, looked = self._clock.monotonic(), self._looked

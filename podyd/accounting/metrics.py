@@ -76,7 +76,7 @@ class Metrics:
         self._exec_seconds.labels("timed_out" if timed_out else "ended").observe(seconds)
 
     async def text(self) -> str:
-        """All metrics in Prometheus' text format, also while LXD or NVML does not answer."""
+        """All metrics in Prometheus' text format, also while the engine or NVML does not answer."""
         try:
             view = await self._scheduler.view()
         except PodydError:

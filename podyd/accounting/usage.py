@@ -1,8 +1,8 @@
 """Usage: CPU seconds, GPU seconds and hours of a month, by the owner of the pods.
 
 GPU seconds count while a process of one of the owner's pods is on a card, once per card, whether it
-computes or not. The amounts come from the monotonic clock and from LXD's counters; the wall clock,
-which may jump, only dates them.
+computes or not. The amounts come from the monotonic clock and from the engine's counters; the wall
+clock, which may jump, only dates them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ YEAR_SECONDS = 366 * DAY_SECONDS
 KEPT_SECONDS = 430 * DAY_SECONDS
 # The time between two samples that are further apart is not counted.
 GAP_SECONDS = 5.0
-# What is kept in memory while LXD does not tell the owners.
+# What is kept in memory while the engine does not tell the owners.
 MAX_SIGHTINGS = 600
 
 
@@ -51,7 +51,7 @@ class _Sighting:
 class Usage:
     """Counts usage and reports it.
 
-    `instances` and `cpu_times` are LXD's.
+    `instances` and `cpu_times` are the engine's.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Usage:
         before, self._sampled_at = self._sampled_at, sample.taken
         if before is None:
             return
-        # The owners are looked up later, as that may take LXD a while.
+        # The owners are looked up later, as that may take the engine a while.
         cards = (
             frozenset(
                 origins[process.pid].instance
@@ -135,8 +135,8 @@ class Usage:
             await self.write()
 
     async def write(self) -> None:
-        """Ask LXD for the pods' owners, and write what is counted."""
-        # While LXD does not answer, the pods' last known owners count.
+        """Ask the engine for the pods' owners, and write what is counted."""
+        # While the engine does not answer, the pods' last known owners count.
         with contextlib.suppress(PodydError):
             self._owners = _owners(await self._instances())
         await self.flush()
@@ -159,20 +159,20 @@ class Usage:
     # --- CPU -------------------------------------------------------------------------------------
 
     async def follow_cpu(self) -> None:
-        """Read LXD's counters at intervals, until cancelled."""
+        """Read the engine's counters at intervals, until cancelled."""
         while True:
             try:
                 await self.sample_cpu()
                 await self.tidy()
             except Unavailable:
-                pass  # It is logged by the database, or by what follows LXD's events.
+                pass  # It is logged by the database, or by what follows the engine's events.
             except EngineRefused as error:
                 log.warning("CPU time is not counted this time: %s", error)
             await asyncio.sleep(self._settings.current.usage.interval)
 
     async def sample_cpu(self) -> None:
-        """Count what LXD's counters have gained since they were last read, even before podyd's
-        start. Raises Unavailable or EngineRefused."""
+        """Count what the engine's counters have gained since they were last read, even before
+        podyd's start. Raises Unavailable or EngineRefused."""
         previous = await self._store.counters()
         times = await self._cpu_times()
         now, monotonic = self._clock.wall(), self._clock.monotonic()
@@ -213,7 +213,7 @@ def _hours(seconds: float) -> float:
 
 
 def _owners(instances: Iterable[Instance]) -> dict[str, str]:
-    """The owners of the pods among these instances, by LXD's name."""
+    """The owners of the pods among these instances, by the engine's name."""
     return {pod.name: pod.owner for pod in pods_of(instances)}
 
 

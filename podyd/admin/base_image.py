@@ -93,7 +93,7 @@ UNITS = ("systemd-networkd.service", "systemd-resolved.service", "ssh-host-keys.
 BOOTSTRAP_TIMEOUT = 1800.0
 STEP_TIMEOUT = 300.0
 
-# The MAC address as DHCP identity: LXD's dnsmasq ties a pod's reserved address to it.
+# The MAC address as DHCP identity: the engine's dnsmasq ties a pod's reserved address to it.
 NETWORK = """\
 [Match]
 Name=eth0

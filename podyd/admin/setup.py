@@ -39,7 +39,8 @@ Say = Callable[[str], None]
 
 
 def prepare(config: Config, user: str, say: Say) -> None:
-    """Prepare accounts, files and LXD for `podyd serve` as `user`; `say` is called per change.
+    """Prepare accounts, files and the engine for `podyd serve` as `user`; `say` is called per
+    change.
 
     Raises SetupError.
     """
@@ -170,7 +171,7 @@ def _prepare_helper(config: Config) -> None:
 
 
 def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:
-    """Write LXD's address and the certificates of both sides for the service.
+    """Write the engine's address and the certificates of both sides for the service.
 
     The files are root's: the service may read its key and change nothing.
     """
@@ -196,7 +197,7 @@ def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say
 
 
 def fingerprint(certificate_pem: str) -> str:
-    """LXD's fingerprint of a certificate. Raises ValueError if it is not a certificate."""
+    """The engine's fingerprint of a certificate. Raises ValueError if it is not a certificate."""
     certificate = x509.load_pem_x509_certificate(certificate_pem.encode())
     return certificate.fingerprint(hashes.SHA256()).hex()
 
@@ -213,7 +214,7 @@ def _prepare_data(directory: Path, account: pwd.struct_passwd, say: Say) -> None
 def make_certificate() -> tuple[str, str]:
     """A new key and a self-signed certificate, in PEM.
 
-    P-256: a TLS handshake costs LXD a tenth of what an RSA key would.
+    P-256: a TLS handshake costs the engine a tenth of what an RSA key would.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "podyd")])

@@ -81,7 +81,7 @@ class JsonHandler(RequestHandler):
 
     SUPPORTED_METHODS = ("GET", "POST", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS")
     member_name = ""
-    # LXD's name of the requested pod, unless another one had that name already.
+    # The engine's name of the requested pod, unless another one had that name already.
     pod_name = ""
     # The code of the error that was answered.
     error_code = ""

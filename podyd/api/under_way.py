@@ -43,8 +43,8 @@ class Requests:
     async def turn(self, member: Member, operation: AnyOperation) -> AsyncIterator[None]:
         """Wait until the member has fewer requests under way than `MAX_OF_ONE`. Raises TooMany.
 
-        LXD, the lock on the GPUs and the database serve requests in order, whoever's they are: so
-        each member may have a few there, however many connections they open.
+        The engine, the lock on the GPUs and the database serve requests in order, whoever's they
+        are: so each member may have a few there, however many connections they open.
         """
         if not operation.takes_turns:
             yield

@@ -130,8 +130,8 @@ class TooMany(PodydError):
 
 
 class Unavailable(PodydError):
-    """Something that podyd needs (LXD, PAM, NVML) cannot be reached or is busy; `retry_after` is in
-    seconds."""
+    """Something that podyd needs (the engine, PAM, NVML) cannot be reached or is busy;
+    `retry_after` is in seconds."""
 
     status = 503
     default_code = "unavailable"
@@ -152,17 +152,17 @@ class Unavailable(PodydError):
 
 
 class TimedOut(PodydError):
-    """LXD did not finish in time; `detail` says what became of the request."""
+    """The engine did not finish in time; `detail` says what became of the request."""
 
     status = 504
     default_code = "timed_out"
 
 
 class EngineRefused(PodydError):
-    """LXD answered with an error of its own; `reason` has its words.
+    """The engine answered with an error of its own; `reason` has its words.
 
     What podyd tells apart is a class below, each of them with a sentence for members.
-    podyd/engine/refusals.py knows which of LXD's sentences is which; nobody else reads them.
+    podyd/engine/refusals.py knows which of the engine's sentences is which; nobody else reads them.
     """
 
     status = 502
@@ -191,12 +191,13 @@ class EngineRefused(PodydError):
 
     @property
     def is_telling(self) -> bool:
-        """Whether its sentence is enough by itself, whatever LXD was asked for."""
+        """Whether its sentence is enough by itself, whatever the engine was asked for."""
         return type(self) not in (EngineRefused, Missing)
 
 
 class Busy(EngineRefused):
-    """LXD is at work on the instance; `operation` is its word for what it does, "" if unknown.
+    """The engine is at work on the instance; `operation` is its word for what it does, "" if
+    unknown.
 
     That a file or a device is busy is another thing.
     """
@@ -212,7 +213,8 @@ class Busy(EngineRefused):
 
 
 class InUse(Busy):
-    """LXD counts the instance's disk as mounted: it copies it, reads files, or has miscounted."""
+    """The engine counts the instance's disk as mounted: it copies it, reads files, or has
+    miscounted."""
 
     sentence = "{engine} has the pod's disk in use, to copy it or for its files."
 
@@ -248,7 +250,8 @@ class DidNotShutDown(EngineRefused):
 
 
 class Missing(EngineRefused):
-    """LXD does not have what was named, or what that needs: a profile, a snapshot, a file."""
+    """The engine does not have what was named, or what that needs: a profile, a snapshot, a
+    file."""
 
     status = 404
     default_code = "not_found"
@@ -257,7 +260,7 @@ class Missing(EngineRefused):
 
 
 class Gone(Missing):
-    """LXD does not have the instance itself."""
+    """The engine does not have the instance itself."""
 
     default_code = "no_such_pod"
     sentence = "The pod does not exist any more."
@@ -265,7 +268,7 @@ class Gone(Missing):
 
 
 class NameTaken(EngineRefused):
-    """LXD has something of that name already."""
+    """The engine has something of that name already."""
 
     status = 409
     default_code = "name_taken"
@@ -283,7 +286,8 @@ class Changed(EngineRefused):
 
 
 class DiskFull(EngineRefused):
-    """There is no room left for what LXD writes, on the instance's disk or in the whole pool."""
+    """There is no room left for what the engine writes, on the instance's disk or in the whole
+    pool."""
 
     status = 409
     default_code = "disk_full"
@@ -295,7 +299,8 @@ class DiskFull(EngineRefused):
 
 
 class Unsettled(EngineRefused):
-    """LXD does not take back the settings that an instance had before a snapshot was restored."""
+    """The engine does not take back the settings that an instance had before a snapshot was
+    restored."""
 
     status = 409
     default_code = "settings_not_back"
@@ -321,7 +326,7 @@ class NotNewest(EngineRefused):
 
 
 class Slipped(EngineRefused):
-    """LXD has failed with a transient error, so it can be tried again.
+    """The engine has failed with a transient error, so it can be tried again.
 
     While it starts an instance, LXD closes a file descriptor twice, which may meanwhile be that of
     a file which it needs elsewhere (canonical/lxd#15955, in LXD 5.0.2 too). And it does not copy a
@@ -335,7 +340,7 @@ class Slipped(EngineRefused):
 
 
 class OutputLost(PodydError):
-    """A command has ended, and not all that it wrote has come from LXD.
+    """A command has ended, and not all that it wrote has come from the engine.
 
     It is none that can be tried again (503): what the command has done, it would do once more.
     """
@@ -345,7 +350,8 @@ class OutputLost(PodydError):
 
 
 class NotLimited(EngineRefused):
-    """The kernel does not let LXD limit the instance, as its cgroup has no controller for it."""
+    """The kernel does not let the engine limit the instance, as its cgroup has no controller for
+    it."""
 
     status = 502
     default_code = "limits_unavailable"
@@ -354,7 +360,7 @@ class NotLimited(EngineRefused):
 
 
 class Lacks(EngineRefused):
-    """The host has no such program, or LXD does not see it."""
+    """The host has no such program, or the engine does not see it."""
 
     status = 502
     default_code = "lxd_lacks_program"
@@ -362,7 +368,7 @@ class Lacks(EngineRefused):
 
 @contextlib.contextmanager
 def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
-    """Say what LXD was to do, where its refusal does not say by itself what is wrong."""
+    """Say what the engine was to do, where its refusal does not say by itself what is wrong."""
     try:
         yield
     except EngineRefused as error:

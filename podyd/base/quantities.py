@@ -1,7 +1,7 @@
 """Sizes, counts and durations: the units, and how they are written.
 
-LXD takes a size in its own words alone, and podyd.yaml as LXD does; a member may type one as they
-are used to (`typed_size`).
+The engine takes a size in its own words alone, and podyd.yaml as the engine does; a member may type
+one as they are used to (`typed_size`).
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def parse_count(value: Any) -> int:
 
 
 def numbers_of(text: str) -> frozenset[int]:
-    """The numbers of a set such as `0-3,8`, as LXD and the kernel write one; "" is none. Raises
-    ValueError."""
+    """The numbers of a set such as `0-3,8`, as the engine and the kernel write one; "" is none.
+    Raises ValueError."""
     ends = [part.partition("-") for part in text.split(",") if part]
     return frozenset(
         number for low, _, high in ends for number in range(int(low), int(high or low) + 1)

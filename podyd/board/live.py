@@ -22,9 +22,9 @@ LOOK_SECONDS = 1.0
 # Several changes often come together, and are shown at once.
 GATHER_SECONDS = 0.05
 PER_SECOND = 2
-# What LXD has no event for, such as how much of a disk is used.
+# What the engine has no event for, such as how much of a disk is used.
 ASK_SECONDS = 5.0
-# A look goes on without LXD's answer, and says so when it is late.
+# A look goes on without the engine's answer, and says so when it is late.
 ENGINE_SECONDS, LATE_SECONDS = 0.5, 3.0
 LOAD_SECONDS = 2.0
 # What has not been read yet may have so many bytes: of one viewer, unless it is a single message,
@@ -159,11 +159,11 @@ class Live:
     # --- What others say -------------------------------------------------------------------------
 
     def poke(self) -> None:
-        """There is something new, but not from LXD."""
+        """There is something new, but not from the engine."""
         self._poke.set()
 
     def changed(self) -> None:
-        """LXD has something new."""
+        """The engine has something new."""
         self._is_due = True
         self._poke.set()
 
@@ -250,7 +250,7 @@ class Live:
             put("admin", await sources.admin())
 
     async def _ask(self) -> bool:
-        """Ask LXD if there is a reason to; returns whether there is a new picture."""
+        """Ask the engine if there is a reason to; returns whether there is a new picture."""
         if self._asking is None:
             if not self._is_due and self._clock() - self._asked < ASK_SECONDS:
                 return False

@@ -37,18 +37,18 @@ Values = dict[Place, object]
 
 @dataclass(frozen=True)
 class Picture:
-    """What LXD said when it was last asked."""
+    """What the engine said when it was last asked."""
 
     version: str | None
     view: View
     queue: list[Waiting]
     pods: Mapping[str, PodNow]
-    # The account of each pod's owner, by LXD's name of the pod.
+    # The account of each pod's owner, by the engine's name of the pod.
     owners: Mapping[str, str]
 
 
 class Sources:
-    """Asks LXD, NVML's last sample, and the kernel; nothing of it counts as use of a pod."""
+    """Asks the engine, NVML's last sample, and the kernel; nothing of it counts as use of a pod."""
 
     def __init__(
         self,
@@ -83,7 +83,7 @@ class Sources:
         self._works.forget()
 
     async def picture(self) -> Picture:
-        """What LXD says now. Raises Unavailable, EngineRefused."""
+        """What the engine says now. Raises Unavailable, EngineRefused."""
         view = await self._scheduler.view()
         return Picture(
             version=await self._server.version(),
@@ -94,7 +94,7 @@ class Sources:
         )
 
     def host(self, picture: Picture | None, problem: str | None) -> Values:
-        """The host, and what is the matter with LXD."""
+        """The host, and what is the matter with the engine."""
         sample, facts = self._node.samples.latest, self._node.facts
         shown = HostNow(
             name=facts.name,

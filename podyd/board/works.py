@@ -15,7 +15,7 @@ from podyd.model.member import Member
 
 @dataclass(frozen=True)
 class Work:
-    """A request under way; `pod` is LXD's name of the instance."""
+    """A request under way; `pod` is the engine's name of the instance."""
 
     pod: str
     caller: Member

@@ -124,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 # Each command imports what it needs: `podyd check` starts without Tornado, the root helper without
-# LXD's library.
+# the engine's library.
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -120,7 +120,8 @@ class AuthConfig:
 
 @dataclass(frozen=True)
 class PodsConfig:
-    """Profiles in the order in which LXD applies them; the most specific list counts alone."""
+    """Profiles in the order in which the engine applies them; the most specific list counts
+    alone."""
 
     profiles: tuple[str, ...] = _key(
         ["podyd-base", "podyd-gpu"],
@@ -326,7 +327,7 @@ class QuotasConfig:
 
 @dataclass(frozen=True)
 class UsageConfig:
-    """All pods' CPU time is read from LXD every `interval` seconds."""
+    """All pods' CPU time is read from the engine every `interval` seconds."""
 
     interval: float = _key(
         60.0, parse_interval, help="Seconds between two readings of the CPU time of all pods."

@@ -57,7 +57,7 @@ def parse_listen(value: Any) -> str:
 
 
 def parse_endpoint(value: Any) -> str:
-    """`auto`, or LXD's `https://host:port`. Raises ValueError."""
+    """`auto`, or the engine's `https://host:port`. Raises ValueError."""
     if value != "auto" and not re.fullmatch(r"https://[^/\s]+:\d{1,5}", str(value), re.ASCII):
         raise ValueError("auto, or an address such as https://127.0.0.1:8443")
     return str(value)

@@ -38,10 +38,10 @@ class Change:
 
 @dataclass(frozen=True)
 class HostNow:
-    """The host's name, and versions as in /host/spec. `problem`: a sentence while LXD does not
-    answer, and what is said of cards and pods may be old; null if it does. Who has not logged in
-    gets no words of LXD's own. `ends_sharers`: whether a lease ends what other pods compute on its
-    GPUs, or waits for it; null before LXD answers."""
+    """The host's name, and versions as in /host/spec. `problem`: a sentence while the engine does
+    not answer, and what is said of cards and pods may be old; null if it does. Who has not logged
+    in gets no words of the engine's own. `ends_sharers`: whether a lease ends what other pods
+    compute on its GPUs, or waits for it; null before the engine answers."""
 
     name: str
     podyd: str

@@ -62,8 +62,8 @@ class LeasedCard:
 @dataclass(frozen=True)
 class Ending:
     """Processes on a GPU that their pod no longer has: podyd ends them, with SIGTERM and, `grace`
-    seconds after the lease has ended, SIGKILL. `gpu` is the index of nvidia-smi, `pod` LXD's name
-    of the instance, `processes` their number at present."""
+    seconds after the lease has ended, SIGKILL. `gpu` is the index of nvidia-smi, `pod` the engine's
+    name of the instance, `processes` their number at present."""
 
     gpu: int
     pod: str
@@ -94,7 +94,8 @@ class ChangedGpus(PodInfo):
 
 @dataclass(frozen=True)
 class Waiting:
-    """A request for GPUs in the queue. `place` begins at 1; `pod` is LXD's name of the instance.
+    """A request for GPUs in the queue. `place` begins at 1; `pod` is the engine's name of the
+    instance.
 
     `gpus` is the request's parameter of that name, `hours` how long the lease will be from when it
     begins, `since` when the request was made. So many `more` than the pod has count for the owner's

@@ -23,12 +23,12 @@ class GpuIndices:
 class GpuProcess:
     """A process on a GPU; null for a figure that is not known.
 
-    `pid` is its number on the host. `pod` is LXD's name of the instance that it runs in: "" for a
-    process of the host, `<project>/<name>` for an instance that is not a pod. `cmd` is its command
-    line, or `[<name>]` if that cannot be read; of another user's process on the host, members see
-    the user's name instead. `uptime` in seconds; `memory_used` (of the host) and `gpu_memory_used`
-    in bytes. `idle`: for how many seconds nothing has been seen of it, neither use of the GPU nor a
-    change of its memory there nor more CPU time than rest needs.
+    `pid` is its number on the host. `pod` is the engine's name of the instance that it runs in: ""
+    for a process of the host, `<project>/<name>` for an instance that is not a pod. `cmd` is its
+    command line, or `[<name>]` if that cannot be read; of another user's process on the host,
+    members see the user's name instead. `uptime` in seconds; `memory_used` (of the host) and
+    `gpu_memory_used` in bytes. `idle`: for how many seconds nothing has been seen of it, neither
+    use of the GPU nor a change of its memory there nor more CPU time than rest needs.
     """
 
     pid: int
@@ -42,7 +42,7 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class CardHolder:
-    """A pod that has a GPU, has leased it, or is on it. `pod` is LXD's name of the instance.
+    """A pod that has a GPU, has leased it, or is on it. `pod` is the engine's name of the instance.
     `attached`: it has the GPU; otherwise a process of it is on the GPU all the same, or it gets the
     GPU that it has leased once what others have on it is ended. `exclusive`: it has leased the GPU,
     from `since` to `until`; otherwise both are null."""
@@ -59,9 +59,9 @@ class CardHolder:
 class Intruder:
     """A process on a GPU that its pod does not have, such as after the pod's lease.
 
-    `pid` is its number on the host, `pod` LXD's name of the instance, `since` when it was first
-    seen there. `state`: seen (once), warned (with SIGTERM), killed (with SIGKILL), or left, with
-    `lease.end: leave` in podyd.yaml.
+    `pid` is its number on the host, `pod` the engine's name of the instance, `since` when it was
+    first seen there. `state`: seen (once), warned (with SIGTERM), killed (with SIGKILL), or left,
+    with `lease.end: leave` in podyd.yaml.
     """
 
     pid: int
@@ -140,7 +140,7 @@ HOST_SPEC = Operation(
     access=Access.MEMBER,
     proof=Proof.READS,
 )
-# What who has not logged in is told in place of what LXD says, which may name anything.
+# What who has not logged in is told in place of what the engine says, which may name anything.
 NOT_FOR_ALL = "The engine does not answer as it should; whoever logs in sees why."
 STATUS_TEXT = Operation(
     "/status.txt",

@@ -16,9 +16,10 @@ class OneImage:
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """An image. `name` is the one that was asked for, `aliases` all of its names in LXD. `size` is
-    the size as stored, in bytes; a pod made from it needs more. `fingerprint` is LXD's id of it.
-    `owner` is the member who made it with /pod/commit; null if it is an admin's."""
+    """An image. `name` is the one that was asked for, `aliases` all of its names in the engine.
+    `size` is the size as stored, in bytes; a pod made from it needs more. `fingerprint` is the
+    engine's id of it. `owner` is the member who made it with /pod/commit; null if it is an
+    admin's."""
 
     name: str
     aliases: list[str]

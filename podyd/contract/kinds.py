@@ -93,13 +93,13 @@ def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other ki
     return Pattern(
         r"[A-Za-z0-9]([A-Za-z0-9_-]*[A-Za-z0-9])?",
         "1 to 63 letters, digits, '-' or '_', beginning and ending with a letter or digit",
-        # The limit of LXD's names: a pod that an admin made may have its instance's name.
+        # The limit of the engine's names: a pod that an admin made may have its instance's name.
         maximum=63,
     )
 
 
 def SnapshotName() -> Pattern:  # noqa: N802
-    """A snapshot's name, in characters that LXD accepts."""
+    """A snapshot's name, in characters that the engine accepts."""
     return _file_like(63)
 
 

@@ -76,8 +76,8 @@ class Operation(Generic[R, A]):
     proof: Proof = field(kw_only=True)
     ends: Ends = field(kw_only=True, default=Ends.WHEN_DONE)
     # Whether it counts towards each user's limit of requests under way, as others may wait for it
-    # at LXD, a lock or the database. Long operations have limits of their own, and so has the
-    # helper for logins.
+    # at the engine, a lock or the database. Long operations have limits of their own, and so has
+    # the helper for logins.
     takes_turns: bool = field(kw_only=True, default=True)
 
     def __post_init__(self) -> None:

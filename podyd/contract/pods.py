@@ -245,16 +245,16 @@ class LogsOf:
 
 @dataclass(frozen=True)
 class PodNow:
-    """A pod. `name` is LXD's name of the instance, `ins` the name that the owner uses.
+    """A pod. `name` is the engine's name of the instance, `ins` the name that the owner uses.
 
     `image` is the name of the image that it was created from; `started` is when it was last
     started, null if it never was. `port_mapping` has `HOST:POD` for each TCP port of the host that
     is forwarded to a port of the pod. `gpu_ids` are indices as nvidia-smi shows them.
     `memory_limit` in bytes, `cpu_limit` in CPUs; -1 is no limit.
 
-    `disk_used` in bytes as LXD reports it, on btrfs without the data that is shared with its image,
-    snapshots and copies; null if the storage does not report it. `disk_limit` in bytes, -1 if there
-    is none; null if the storage does not support limits.
+    `disk_used` in bytes as the engine reports it, on btrfs without the data that is shared with its
+    image, snapshots and copies; null if the storage does not report it. `disk_limit` in bytes, -1
+    if there is none; null if the storage does not support limits.
     """
 
     name: str
@@ -275,8 +275,8 @@ class PodNow:
 
 @dataclass(frozen=True)
 class PodInfo(PodNow):
-    """A pod as in /events, with what LXD has to be asked for: its IP addresses, and its uptime in
-    seconds, null unless `status` is running."""
+    """A pod as in /events, with what the engine has to be asked for: its IP addresses, and its
+    uptime in seconds, null unless `status` is running."""
 
     addresses: list[str]
     uptime: float | None
@@ -284,7 +284,7 @@ class PodInfo(PodNow):
 
 @dataclass(frozen=True)
 class PodSummary:
-    """A pod. `name` is LXD's name of the instance, `ins` the name that the owner uses."""
+    """A pod. `name` is the engine's name of the instance, `ins` the name that the owner uses."""
 
     name: str
     ins: str
@@ -328,13 +328,13 @@ class Committed:
 @dataclass(frozen=True)
 class Progress:
     """The progress of what takes long. `doing` is null if nothing of that is under way. Of
-    /pod/commit it is `copying`, then `packing`, or `packing again` if LXD made a defective image
-    and repeats it from the same copy; of /pod/create `unpacking` and of /pod/copy `copying`, then
-    `starting`; of /pod/restore `restoring`, between `stopping` and `starting` if the pod ran.
+    /pod/commit it is `copying`, then `packing`, or `packing again` if the engine made a defective
+    image and repeats it from the same copy; of /pod/create `unpacking` and of /pod/copy `copying`,
+    then `starting`; of /pod/restore `restoring`, between `stopping` and `starting` if the pod ran.
 
-    `percent` (0 to 100) and `bytes_per_second` are null while LXD does not report them. LXD 5.0
-    reports them of packing, as data on the pod's disk before compression, and of unpacking an image
-    that is a tar archive, as those of /pod/commit are, as data of the archive."""
+    `percent` (0 to 100) and `bytes_per_second` are null while the engine does not report
+    them. LXD 5.0 reports them of packing, as data on the pod's disk before compression, and of
+    unpacking an image that is a tar archive, as those of /pod/commit are, as data of it."""
 
     doing: (
         Literal[

@@ -144,8 +144,9 @@ class NoticeInfo:
     """A message of podyd to the caller (`to` is you) or to all admins, kept for 30 days.
 
     A later notice has a higher `id`. A text that is repeated within a minute is one notice: `count`
-    is how often it was sent, `time` when last. `pod` is the instance's name in LXD, "" if the
-    notice is about no pod. `read`: whether the caller has marked it as read (/user/notices-read).
+    is how often it was sent, `time` when last. `pod` is the instance's name in the engine, "" if
+    the notice is about no pod. `read`: whether the caller has marked it as read
+    (/user/notices-read).
     """
 
     id: int

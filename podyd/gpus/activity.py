@@ -109,7 +109,7 @@ class Activity:
         return process.cpu > 2 * rest or (last is not None and now - last <= ALONE_SECONDS)
 
     def pids(self, pci: str, pod: str) -> list[int]:
-        """The pids of a pod's processes on a card; `pod` is LXD's name of it."""
+        """The pids of a pod's processes on a card; `pod` is the engine's name of it."""
         return [pid for pid, use in self._uses.get(pci, {}).items() if use.pod == pod]
 
     def pids_on(self, pci: str) -> list[int]:

@@ -18,7 +18,7 @@ GAP_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Origin:
-    """The instance that a process runs in, by LXD's names; "" for one of the host.
+    """The instance that a process runs in, by the engine's names; "" for one of the host.
 
     `is_pod` if that is of podyd's own project: an instance of another one may be named like a pod.
     """
@@ -29,8 +29,8 @@ class Origin:
 
     @property
     def name(self) -> str:
-        """LXD's name of a pod; `<project>/<name>` for another project's instance, which is no
-        valid name of a pod; "" for the host."""
+        """The engine's name of a pod; `<project>/<name>` for another project's instance, which is
+        no valid name of a pod; "" for the host."""
         return self.instance if self.is_pod else f"{self.project}/{self.instance}".strip("/")
 
 

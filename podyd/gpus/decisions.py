@@ -71,7 +71,8 @@ def chosen(pod: Pod) -> list[str]:
 
 @dataclass(frozen=True)
 class Making:
-    """A pod that is being made, before LXD shows it as one: its cards, and how many count."""
+    """A pod that is being made, before the engine shows it as one: its cards, and how many
+    count."""
 
     owner: str
     cards: Cards
@@ -181,7 +182,7 @@ class View:
     # --- What pods have --------------------------------------------------------------------------
 
     def profiles_of(self, instance: Instance) -> list[Profile]:
-        """An instance's profiles, in the order in which LXD applies them."""
+        """An instance's profiles, in the order in which the engine applies them."""
         return profiles_of(instance, self.profiles)
 
     def given(self, instance: Instance) -> Cards:

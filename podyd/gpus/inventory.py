@@ -1,9 +1,9 @@
-"""The host's NVIDIA cards, and the LXD devices that pass them to a pod.
+"""The host's NVIDIA cards, and the devices that pass them to a pod.
 
 A card is known by its PCI address and UUID. Its number in the API is NVML's index, as nvidia-smi
 shows it; without NVML the order of the PCI addresses, which NVML follows as well.
 
-The UUID stays the same in whichever slot the card is, but it is not known where LXD lacks
+The UUID stays the same in whichever slot the card is, but it is not known where the engine lacks
 nvidia-container-cli and NVML does not answer, as after an update of the driver. So podyd stores
 which UUID was reported for which address; what is reported now takes precedence.
 """
@@ -26,7 +26,7 @@ from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 from podyd.store.cards import CardStore
 from podyd.store.database import RETRY_SECONDS
 
-# Cards rarely change; asking LXD takes 28 ms.
+# Cards rarely change; asking the engine takes 28 ms.
 KEPT_SECONDS = 30.0
 # The database answers in milliseconds, unless the disk hangs.
 RECALL_SECONDS = 2.0
@@ -100,7 +100,8 @@ class Identities:
         self._news = asyncio.Event()
 
     async def of(self, reported: Mapping[str, str]) -> Mapping[str, str]:
-        """The UUIDs by address; `reported` is what LXD and NVML report now, and is stored."""
+        """The UUIDs by address; `reported` is what the engine and NVML report now, and is
+        stored."""
         await came(self._asked, RECALL_SECONDS)
         self._asked.set()  # Only the first call waits for the database.
         if reported.items() - self._known.items():
@@ -135,7 +136,7 @@ def _brought_up(known: Mapping[str, str], reported: Mapping[str, str]) -> dict[s
 
 
 class Inventory:
-    """Asks LXD for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
+    """Asks the engine for the cards, at most every `KEPT_SECONDS`, and NVML for their order."""
 
     def __init__(self, server: Server, samples: Samples, identities: Identities) -> None:
         self._server = server
@@ -171,7 +172,7 @@ def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
     for card in cards:
         if card.pci in known:
             index, gpu = known[card.pci]
-            # Without nvidia-container-cli, LXD knows no UUIDs.
+            # Without nvidia-container-cli, the engine knows no UUIDs.
             numbered.append(replace(card, index=index, uuid=card.uuid or gpu.uuid))
         else:
             numbered.append(replace(card, index=next(rest)))
@@ -182,9 +183,9 @@ def _in_order(cards: Sequence[Card], sample: Sample | None) -> tuple[Card, ...]:
 
 
 def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
-    """The cards that these LXD devices pass to a pod.
+    """The cards that these devices pass to a pod.
 
-    An LXD `gpu` device without an address passes them all (canonical/lxd#11841).
+    A `gpu` device without an address passes them all (canonical/lxd#11841).
     """
     chosen: set[Card] = set()
     for device in devices.values():
@@ -248,6 +249,6 @@ def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str,
 
 
 def needs_nvidia(profile: Profile) -> bool:
-    """Whether an LXD profile needs NVIDIA cards, and so cannot be used on a host without one."""
+    """Whether a profile needs NVIDIA cards, and so cannot be used on a host without one."""
     has_gpu = any(device.get("type") == "gpu" for device in profile.devices.values())
     return has_gpu or is_set(profile.config, "nvidia.runtime")

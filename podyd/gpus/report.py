@@ -39,7 +39,7 @@ class Processes:
 
 
 class Report:
-    """Answers from the last sample of NVML, from /proc and from LXD."""
+    """Answers from the last sample of NVML, from /proc and from the engine."""
 
     def __init__(
         self,

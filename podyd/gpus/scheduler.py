@@ -2,7 +2,7 @@
 
 What a pod should have is stored in the configuration of its instance; from that and from the leases
 of all pods follow the devices of each. One lock guards every decision. The loop in `run` reconciles
-the instances: after each decision, when a lease ends, and when podyd or LXD starts again.
+the instances: after each decision, when a lease ends, and when podyd or the engine starts again.
 
 Before a pod's devices are changed, the kernel is told which cards each pod may open (access.py): so
 a card is refused before it is unplugged, and permitted before it is plugged. Whoever is on a card
@@ -98,11 +98,12 @@ log = logging.getLogger(__name__)
 BUSY_SECONDS = 2.0
 QUIET_SECONDS = 60.0
 A_MOMENT = timedelta(microseconds=1)
-# LXD moves cards in a fraction of a second, unless it hangs.
+# The engine moves cards in a fraction of a second, unless it hangs.
 LOCK_SECONDS = 20.0
 # So many instances are written concurrently, under the lock.
 WRITERS = 8
-# So long an instance is waited for, under the lock, that LXD is busy with as it starts or stops.
+# So long an instance is waited for, under the lock, that the engine is busy with as it starts or
+# stops.
 PATIENCE_SECONDS = 3.0
 
 
@@ -168,7 +169,7 @@ class Scheduler:
         return Picture(await self._inventory.cards(), await self._profiles.all())
 
     async def _look(self, picture: Picture | None = None) -> View:
-        # Copied before LXD's list is read, so that a new pod is in at least one of the two.
+        # Copied before the engine's list is read, so that a new pod is in at least one of the two.
         making = dict(self._making)
         asked = picture or await self._ask()
         cards = asked.cards
@@ -682,7 +683,7 @@ class Scheduler:
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
         """Detach cards from a pod that are another's in this view.
 
-        Raises Conflict, with the pod that has them, if LXD is busy with it for long.
+        Raises Conflict, with the pod that has them, if the engine is busy with it for long.
         """
         try:
             await self._bring_up(view, pod)

@@ -281,7 +281,7 @@ class Watch:
                 self._free[key] = before.get(key, look.taken)
                 is_over = look.taken - self._free[key] >= FREE_SECONDS
             if is_over:
-                with contextlib.suppress(PodydError):  # LXD does not answer now.
+                with contextlib.suppress(PodydError):  # The engine does not answer now.
                     await self._withdrawn(*key)
 
     def _until_next(self, rights: Rights, ends: LeaseConfig) -> float | None:

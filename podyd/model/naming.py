@@ -1,8 +1,8 @@
 """The name of an instance, from its owner's name and the pod's name.
 
-LXD accepts 1 to 63 letters, digits and '-', without a digit at the start or '-' at the end. User
-names of Linux may have other characters, and `a` + `b-c` and `a-b` + `c` would have the same name:
-so the owner is never read from the name, and a name that is taken gets a suffix.
+The engine accepts 1 to 63 letters, digits and '-', without a digit at the start or '-' at the end.
+User names of Linux may have other characters, and `a` + `b-c` and `a-b` + `c` would have the same
+name: so the owner is never read from the name, and a name that is taken gets a suffix.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ SUFFIX_LENGTH = 8
 
 
 def instance_name(owner: str, ins: str, taken: Container[str]) -> str:
-    """`<owner>-<ins>`, made valid for LXD; `taken` has names in lower case, as DNS ignores case."""
+    """`<owner>-<ins>`, made valid for the engine; `taken` has names in lower case, as DNS ignores
+    case."""
     plain = re.sub(r"[^A-Za-z0-9]+", "-", f"{owner}-{ins}").strip("-")
     if not plain[0].isalpha():
         plain = f"u{plain}"

@@ -1,7 +1,7 @@
-"""Pods, and the keys of LXD instances in which podyd stores their data.
+"""Pods, and the keys of instances in which podyd stores their data.
 
-LXD is the database. A pod is an instance with the key `user.podyd.owner`; the other keys below
-have what LXD does not store itself. An instance without an owner is never shown.
+The engine is the database. A pod is an instance with the key `user.podyd.owner`; the other keys
+below have what the engine does not store itself. An instance without an owner is never shown.
 """
 
 from __future__ import annotations
@@ -28,14 +28,15 @@ DISK = "user.podyd.disk"
 # Written with a `limits.memory.swap` of podyd's own, which is there only until the pod has another
 # limit of memory or is started anew (kernel_limits.py).
 SWAP = "user.podyd.swap"
-# The `limits.cpu` that it had, or "none", while that has another text so that LXD sets it anew.
+# The `limits.cpu` that it had, or "none", while that has another text so that the engine sets it
+# anew.
 CPU_BEFORE = "user.podyd.cpu"
 # The instance's own name, written when podyd creates it and removed once it runs. An instance that
 # has it and was never started was left half-made by a podyd that was killed, and is deleted. So a
 # finished pod must not keep it: a copy that an admin renamed was never started either.
 MADE_AS = "user.podyd.made_as"
-# Of an image: the LXD project of the podyd that made it, as all podyds of one LXD share the images
-# of its default project.
+# Of an image: the project of the podyd that made it, as all podyds of one engine can share
+# the images of its default project.
 PROJECT = "user.podyd.project"
 # The prefix of instances that an image is made from, and that never run.
 TEMPLATE = "podyd-commit-"
@@ -112,7 +113,7 @@ def pods_of(instances: Iterable[Instance]) -> list[Pod]:
     """The pods among these instances, without the half-made ones, by owner and name.
 
     An admin's `lxc copy` copies the keys too: of two with the same name the older one keeps it, and
-    the other has its name in LXD.
+    the other has its name in the engine.
     """
     pods: list[Pod] = []
     # By owner and name, the uids of the accounts that see it; "" is any account of that name.

@@ -1,9 +1,9 @@
 """The IPv4 address of each pod.
 
 An address that a pod reports proves nothing, as its root can set any. What counts is the kernel's
-ARP entry of the pod's own interface, and only where LXD limits the interface to the address that
-its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot ask
-that server: LXD lets a certificate that may see a network also change it.
+ARP entry of the pod's own interface, and only where the engine limits the interface to the address
+that its DHCP server gave it (security.ipv4_filtering, as in podyd-base). podyd's certificate cannot
+ask that server: the engine lets a certificate that may see a network also change it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Location:
 
 
 class Locations:
-    """Caches the addresses of pods; those that LXD reports are only probed by ARP."""
+    """Caches the addresses of pods; those that the engine reports are only probed by ARP."""
 
     def __init__(self, instances: Instances, neighbours: Neighbours) -> None:
         self._instances = instances
@@ -64,7 +64,7 @@ class Locations:
         nics = held_nics(instance)
         if not nics:
             return
-        with contextlib.suppress(PodydError):  # It has just stopped, or LXD does not answer.
+        with contextlib.suppress(PodydError):  # It has just stopped, or the engine does not answer.
             state = await self._instances.state(instance.name)
             claimed = _claimed(state)
             for nic in nics:
@@ -102,7 +102,7 @@ def location_of(instance: Instance, heard: Heard, before: Location | None) -> Lo
 
 
 def held_nics(instance: Instance) -> list[Nic]:
-    """The interfaces that LXD limits to the address that it gave them."""
+    """The interfaces that the engine limits to the address that it gave them."""
     nics = []
     for name, device in sorted(instance.devices.items()):
         hardware = device.get("hwaddr") or instance.config.get(f"volatile.{name}.hwaddr", "")

@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 NONE = "none"
 NO_FREE_PORT = "no_free_port"
-# By then an admin's `lxc launch` has asked LXD to start the instance.
+# By then an admin's `lxc launch` has asked the engine to start the instance.
 SETTLE_AFTER = timedelta(seconds=5)
 # Several changes often come together, and are applied at once.
 GATHER_SECONDS = 0.1
@@ -160,8 +160,8 @@ class Ports:
                 await _either(poke, delay)
 
     async def _settle(self) -> bool:
-        """Assign them once; False if a pod is too new, or LXD is busy with it. Raises Conflict if
-        none is free."""
+        """Assign them once; False if a pod is too new, or the engine is busy with it. Raises
+        Conflict if none is free."""
         instances = await self._instances.all()
         pods = {pod.name: pod for pod in pods_of(instances)}
         done = True
@@ -203,7 +203,7 @@ class Ports:
         try:
             yield mapped
         finally:
-            # Under the lock, so that the next caller sees them in LXD's list, or here.
+            # Under the lock, so that the next caller sees them in the engine's list, or here.
             async with self._lock:
                 self._reserved -= mapped.keys()
 
@@ -270,7 +270,7 @@ class Ports:
             try:
                 table, delay = await self._table()
             except PodydError:
-                # LXD does not answer, which is logged elsewhere; the table stays as it is.
+                # The engine does not answer, which is logged elsewhere; the table stays as it is.
                 await _either(poke, RETRY_SECONDS, relay.gone)
                 continue
             if table != sent or self._problem:

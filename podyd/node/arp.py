@@ -1,8 +1,8 @@
 """The IPv4 addresses of network interfaces, as in the kernel's ARP table.
 
-Where LXD holds one to its hardware address and to the one address that its DHCP server gave it
-(security.mac_filtering and security.ipv4_filtering drop ARP from any other), what the kernel knows
-of its neighbours cannot be made up by a pod.
+Where the engine holds one to its hardware address and to the one address that its DHCP server gave
+it (security.mac_filtering and security.ipv4_filtering drop ARP from any other), what the kernel
+knows of its neighbours cannot be made up by a pod.
 """
 
 from __future__ import annotations

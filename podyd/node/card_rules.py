@@ -104,7 +104,7 @@ def written(numbers: Iterable[Number]) -> list[str]:
 class Kept:
     """What is stored for the next helper: the last table, if there was one, the cards that each pod
     was ever permitted, by the inode of its cgroup (None stands for all cards), and podyd's project
-    in LXD, if it is known."""
+    in the engine, if it is known."""
 
     table: Table | None = None
     had: Mapping[int, Numbers | None] = field(default_factory=dict)

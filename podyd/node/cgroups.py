@@ -1,8 +1,8 @@
 """Which pod a cgroup belongs to, also where liblxc could not name it after the pod.
 
 A pod's cgroup is `lxc.payload.NAME`, or `lxc.payload.NAME-1` and so on where that is still there,
-as after LXD and all pods were killed. Another pod may be called NAME-1, so only LXD can tell: it
-knows the first process of each pod, which is in the pod's cgroup.
+as after the engine and all pods were killed. Another pod may be called NAME-1, so only the engine
+can tell: it knows the first process of each pod, which is in the pod's cgroup.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Started(Protocol):
 class Cgroups:
     """The pods' cgroups, updated by `follow` after each call of `changed`.
 
-    `instances` returns LXD's instances of the project, `first_process` the pid of one's init, and
-    `cgroup_of` the cgroup of a process.
+    `instances` returns the engine's instances of the project, `first_process` the pid of one's
+    init, and `cgroup_of` the cgroup of a process.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Cgroups:
         while True:
             await self._changed.wait()
             self._changed.clear()
-            with contextlib.suppress(PodydError):  # LXD does not answer now.
+            with contextlib.suppress(PodydError):  # The engine does not answer now.
                 await self._learn()
 
     async def _learn(self) -> None:

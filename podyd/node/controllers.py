@@ -1,9 +1,9 @@
-"""The kernel's cgroup controllers that the pods of an LXD can have, for the doctor.
+"""The kernel's cgroup controllers that the pods of an engine can have, for the doctor.
 
-LXD sets the limits of the controllers that it sees in its own cgroup, and ignores the others. The
-cgroups of pods are made by liblxc below that of LXD's PID 1 (cgroups/cgfsng.c), which on cgroup2
-passes all of its controllers on, or starts no pod: the kernel does not pass on those of a cgroup
-with processes in it, unless it is the root (cgroups(7), "no internal processes").
+The engine sets the limits of the controllers that it sees in its own cgroup, and ignores the
+others. The cgroups of pods are made by liblxc below that of the engine's PID 1 (cgroups/cgfsng.c),
+which on cgroup2 passes all of its controllers on, or starts no pod: the kernel does not pass on
+those of a cgroup with processes in it, unless it is the root (cgroups(7), "no internal processes").
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ ALL = frozenset(_NAMES_OF_V1)
 
 @dataclass(frozen=True)
 class Controllers:
-    """The controllers that LXD sees (`seen`) and those that its pods have (`passed`).
+    """The controllers that the engine sees (`seen`) and those that its pods have (`passed`).
 
-    With cgroup2, `engine_cgroup` is LXD's own and `parent` that of pods' cgroups, as paths below
-    the mount; with cgroup v1 both are "".
+    With cgroup2, `engine_cgroup` is the engine's own and `parent` that of pods' cgroups, as paths
+    below the mount; with cgroup v1 both are "".
     """
 
     seen: frozenset[str]
@@ -47,7 +47,7 @@ class Controllers:
 
 
 def controllers(lxd: ProcessFiles, init: ProcessFiles) -> Controllers:
-    """The controllers for the pods of an LXD; `init` is its PID 1. Raises OSError."""
+    """The controllers for the pods of an engine; `init` is its PID 1. Raises OSError."""
     mounted = lxd.root / "sys/fs/cgroup"
     if (mounted / "cgroup.controllers").exists():
         return _unified(mounted, lxd.cgroups()[""], init.cgroups()[""])

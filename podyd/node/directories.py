@@ -1,7 +1,7 @@
-"""Checks of members' own directories on the host, which LXD mounts into their pods as root.
+"""Checks of members' own directories on the host, which the engine mounts into their pods as root.
 
 Only root may be able to change any part of the path above a directory: so what was checked is still
-true when LXD opens it, and no member can put a symbolic link in its place.
+true when the engine opens it, and no member can put a symbolic link in its place.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The interface to the host that pods run on: what podyd needs of it and LXD does not provide.
+"""The interface to the host that pods run on: what podyd needs of it and the engine does not
+provide.
 
 Each subject is a Protocol, so that a caller depends only on the parts that it uses. Arguments and
 results are plain data, which could also be sent over a network to another host. local.py implements

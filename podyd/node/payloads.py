@@ -15,7 +15,8 @@ from pathlib import Path
 
 from podyd.node.procs import cgroup_in
 
-# LXD has its cgroups at the root, or in the cgroup in which the machine itself is, as a container.
+# The engine has its cgroups at the root, or in the cgroup in which the machine itself is, as a
+# container.
 MAX_DEPTH = 4
 MAX_DIRECTORIES = 4096
 _NAMES_OF_LXC = "lxc."
@@ -71,7 +72,7 @@ def payload_at(path: Path, project: str) -> Payload | None:
 
 
 def places(top: Path) -> Iterator[Path]:
-    """The directories from `top` on in which an LXD may have its cgroups."""
+    """The directories from `top` on in which an engine may have its cgroups."""
     left = deque([(top, 0)])
     count = 0
     while left and count < MAX_DIRECTORIES:

@@ -20,8 +20,8 @@ POD_CGROUPS = re.compile(
 
 @dataclass(frozen=True)
 class PodLimits:
-    """How many CPUs a pod has, and which ones LXD may give it; `is_unswappable` if none of its
-    memory may be swapped out."""
+    """How many CPUs a pod has, and which ones the engine may give it; `is_unswappable` if none of
+    its memory may be swapped out."""
 
     cpus: int
     usable: frozenset[int]
@@ -61,7 +61,7 @@ def _unified(cgroup: Path, sysfs: Path) -> PodLimits:
 
 
 def _usable(path: Path, sysfs: Path) -> frozenset[int]:
-    # LXD gives no isolated ones to pods (devices.go, deviceTaskBalance).
+    # The engine gives no isolated ones to pods (devices.go, deviceTaskBalance).
     isolated = sysfs / "devices/system/cpu/isolated"
     return _set(path) - (_set(isolated) if isolated.exists() else frozenset())
 

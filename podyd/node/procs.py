@@ -20,8 +20,8 @@ from typing import Generic, TypeVar
 
 from podyd.node.pod_limits import PodLimits, pod_limits
 
-# lxc.payload.<instance> in LXD's default project, lxc.payload.<project>_<instance> in any other;
-# project names cannot hold '_'. A nested container has a second one further down.
+# lxc.payload.<instance> in the engine's default project, lxc.payload.<project>_<instance> in any
+# other; project names cannot hold '_'. A nested container has a second one further down.
 _PAYLOAD = re.compile(r"/lxc\.payload\.(?:([^/_\s]*)_)?([^/\s]+)")
 # The project, and the name that is an instance's unless liblxc had to number it (see cgroups.py).
 InstanceCgroup = tuple[str, str]

@@ -1,4 +1,5 @@
-"""`podyd ports`: forwards TCP from ports of the host to pods, without rights and without LXD.
+"""`podyd ports`: forwards TCP from ports of the host to pods, without rights and without the
+engine.
 
 `podyd serve` is its only client. It sends the whole table as a line of JSON whenever that changes:
 host ports with the address and port of their target, or null for a port that is reserved while its

@@ -13,7 +13,7 @@ from typing import Any
 
 from podyd.node.procs import InstanceCgroup
 
-# Of PCI, as sysfs and LXD write it.
+# Of PCI, as sysfs and the engine write it.
 NVIDIA_VENDOR_ID = "10de"
 
 
@@ -39,7 +39,7 @@ class ProcessSample:
 class Gpu:
     """A card at one moment; None where it does not support the figure.
 
-    `pci` as LXD and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
+    `pci` as the engine and sysfs write it, such as 0000:41:00.0. Memory in bytes, `utilisation` in
     percent, `peak` the highest that it was since the last sample, `temperature` in degrees Celsius,
     power in watts. `problem` says why a card does not answer.
     """
@@ -110,8 +110,8 @@ def parse_line(line: str | bytes) -> Sample | Failure:
 
 
 def sysfs_address(address: str) -> str:
-    """A PCI address as sysfs writes it: NVML's has a domain of eight digits, LXD also takes one
-    without a domain, and capitals."""
+    """A PCI address as sysfs writes it: NVML's has a domain of eight digits, the engine also takes
+    one without a domain, and capitals."""
     *domain, bus, rest = address.lower().split(":")
     number = int(domain[0], 16) if domain else 0
     return f"{number:04x}:{bus}:{rest}"

@@ -25,7 +25,7 @@ def quota_of(account: Account, config: Config) -> Quota:
 
 
 def profiles_of(account: Account, config: Config) -> tuple[str, ...]:
-    """The LXD profiles of a user's pods; of several groups, the first in the file counts."""
+    """The profiles of a user's pods; of several groups, the first in the file counts."""
     pods = config.pods
     if account.name in pods.user_profiles:
         return pods.user_profiles[account.name]

@@ -1,4 +1,5 @@
-"""The images that members may make pods from: LXD's aliases, as far as podyd.yaml offers them."""
+"""The images that members may make pods from: the engine's aliases, as far as podyd.yaml offers
+them."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ class Image:
 
 
 class Catalogue:
-    """LXD's images, as far as `images.offer` lets members see them."""
+    """The engine's images, as far as `images.offer` lets members see them."""
 
     def __init__(self, store: ImageStore, settings: Settings) -> None:
         self._store = store

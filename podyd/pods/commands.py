@@ -144,7 +144,7 @@ class Commands:
         """The pod's memory limit now, in bytes or -1, for a command that was killed for memory."""
         if not end.oom_killed:
             return None
-        with contextlib.suppress(PodydError):  # LXD may not answer by now.
+        with contextlib.suppress(PodydError):  # The engine may not answer by now.
             if instance := named(await self._instances.all(), pod.name):
                 return memory_limit(instance.expanded_config)
         return None

@@ -1,8 +1,9 @@
 """Images that members make from their pods.
 
-Not the pod itself is published, as LXD does not publish a running instance, and as its ssh host
-keys and machine-id must not be in an image, but a copy of it, which never runs and is deleted
-afterwards. As nothing can change that copy, its files are checked once, before LXD packs them.
+Not the pod itself is published, as the engine does not publish a running instance, and as its ssh
+host keys and machine-id must not be in an image, but a copy of it, which never runs and is deleted
+afterwards. As nothing can change that copy, its files are checked once, before the engine packs
+them.
 """
 
 from __future__ import annotations
@@ -58,11 +59,11 @@ log = logging.getLogger(__name__)
 TIMEOUT = 1800.0
 REMOVE_TIMEOUT = 10.0
 COPY_TRIES = 5
-# How long to wait until LXD's packing has failed as its files are gone; it is longer if another
-# image is packed first.
+# How long to wait until the engine's packing has failed as its files are gone; it is longer if
+# another image is packed first.
 END_TIMEOUT = 20.0
-# The timeout of LXD's operation, which may go on after podyd's own timeout, as LXD packs one image
-# after the other.
+# The timeout of the engine's operation, which may go on after podyd's own timeout, as the engine
+# packs one image after the other.
 LATE_TIMEOUT = 24 * 3600.0
 # The highest assumed ratio of files to image: of compressible files, and of others (which may be
 # there more than once).
@@ -86,12 +87,13 @@ class _UnderWay:
     """An image that is being made of a pod."""
 
     ins: str
-    # LXD's operation that packs it, once it has started, and the task that waits for its end.
+    # The engine's operation that packs it, once it has started, and the task that waits for its
+    # end.
     operation: str = ""
     packing: asyncio.Task[Any] | None = None
     # Packing was Slipped once, and is repeated.
     is_again: bool = False
-    # Large files, which LXD takes long to read.
+    # Large files, which the engine takes long to read.
     large: Sequence[File] = ()
     # Raises Forbidden if an image of this size, in bytes, exceeds the member's quota.
     check_size: Callable[[int], Awaitable[None]] | None = None
@@ -325,8 +327,8 @@ class Commits:
     async def _check_size(
         self, member: Member, old: Image | None, template: str, size: int
     ) -> None:
-        """Raises Forbidden if an image of `size` bytes is too large; LXD may have just finished
-        it, from `template`."""
+        """Raises Forbidden if an image of `size` bytes is too large; the engine may have just
+        finished it, from `template`."""
         limit = member.quota.image_size
         others = await self._others(member, old)
         used = sum(image.size for image in others if image.made_as != template)
@@ -345,7 +347,7 @@ class Commits:
         free = None
         with contextlib.suppress(EngineRefused):
             for pool in await self._disks.pools([pod.instance.devices]):
-                # LXD returns 0 if it is not known.
+                # The engine returns 0 if it is not known.
                 free = pool.total - pool.used if pool.total else None
         return Room(pod.ins, member.quota.image_size, used, free, await self._host.usable())
 
@@ -358,7 +360,7 @@ class Commits:
             CopyOf(pod.name),
             pod.instance.profiles,
             {MADE_AS: name, OWNER: ""},
-            # Without a limit, LXD can write its own files also if the pod's disk is full.
+            # Without a limit, the engine can write its own files also if the pod's disk is full.
             without_limit(pod.instance.devices),
         )
         self._half_made.begin(name)
@@ -373,7 +375,8 @@ class Commits:
             await asyncio.wait({removing}, timeout=timeout)
 
     async def _copy(self, copy: NewInstance, under_way: _UnderWay) -> None:
-        """Copy a pod. LXD cannot stop a copy, and fails if files are deleted by the running pod."""
+        """Copy a pod. The engine cannot stop a copy, and fails if files are deleted by the running
+        pod."""
         for left in reversed(range(COPY_TRIES)):
             try:
                 await self._instances.create(copy, timeout=TIMEOUT)
@@ -386,7 +389,7 @@ class Commits:
                 under_way.go_on()
 
     async def _remove(self, template: str, under_way: _UnderWay) -> None:
-        """Delete the copy, and an image that LXD has finished after podyd's timeout."""
+        """Delete the copy, and an image that the engine has finished after podyd's timeout."""
         if under_way.is_packing:
             with contextlib.suppress(PodydError):
                 await self._files.cut(template, under_way.large)
@@ -430,7 +433,7 @@ class Commits:
             except EngineRefused as error:
                 if isinstance(error, Slipped):
                     raise
-                # tar2sqfs is missing, or has failed; LXD's error has no reason.
+                # tar2sqfs is missing, or has failed; the engine's error has no reason.
                 log.warning("files have no holes in an image without squashfs: %s", error.reason)
         await self._pack(new, under_way)
         return "filled" if has_holes else None
@@ -470,7 +473,7 @@ class Commits:
             ) from error
 
     async def _ask(self, new: NewImage, under_way: _UnderWay) -> Growth:
-        """Wait until LXD has started to pack, or has failed."""
+        """Wait until the engine has started to pack, or has failed."""
         async with self._asking:
             growth = await self._packing.begin()
             has_begun = asyncio.Event()
@@ -504,7 +507,7 @@ async def _hold(
 ) -> None:
     """Raises Forbidden once an image is larger than allowed; never returns."""
     while True:
-        # After an error of LXD it is read again.
+        # After an error of the engine it is read again.
         with contextlib.suppress(EngineRefused, Unavailable, TimedOut):
             await check(await growth.size(uncertain))
         await asyncio.sleep(WATCH_SECONDS)
@@ -520,10 +523,11 @@ def _written_twice(holes: Holes, under_way: _UnderWay) -> int:
 class Room:
     """Limits of the files of an image, in bytes; None is not known.
 
-    LXD reports only how many bytes of files it has read, and the size of the image at the end. So
-    `quota_bytes`, which limits the stored images, and `host_bytes`, which is free where LXD stores
-    them, allow ten times as much in compressible files, and twice as much in others. `free_bytes`,
-    which is free in the pods' pool, allows as much in files, as a pod from the image needs that.
+    The engine reports only how many bytes of files it has read, and the size of the image at the
+    end. So `quota_bytes`, which limits the stored images, and `host_bytes`, which is free where the
+    engine stores them, allow ten times as much in compressible files, and twice as much in others.
+    `free_bytes`, which is free in the pods' pool, allows as much in files, as a pod from the image
+    needs that.
     """
 
     ins: str

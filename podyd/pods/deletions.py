@@ -1,9 +1,9 @@
 """Deletion of files in pods, also in a stopped pod: one whose disk is full may not start.
 
 In a pod that runs, `rm` and `find` in it do the work, for the reasons in files.py. In one that is
-stopped no process can replace a file by a pipe, so LXD's file API is safe there: it reads the type
-of a path without opening it, and removes one file at a time. But no directory is listed by it, as
-nothing keeps LXD from running the pod's code for that (see podyd/engine/tree.py).
+stopped no process can replace a file by a pipe, so the engine's file API is safe there: it reads
+the type of a path without opening it, and removes one file at a time. But no directory is listed by
+it, as nothing keeps the engine from running the pod's code for that (see podyd/engine/tree.py).
 """
 
 from __future__ import annotations
@@ -128,11 +128,12 @@ class Deletions:
             ) from error
 
     async def _kind(self, pod: Pod, path: str) -> str:
-        """Its type in LXD: file (also a pipe), directory or symlink; "" if it does not exist."""
+        """Its type in the engine: file (also a pipe), directory or symlink; "" if it does not
+        exist."""
         try:
             return await self._files.kind(pod.name, path)
         except EngineRefused as error:
-            # If a component of the path is not a directory, LXD's error has no reason.
+            # If a component of the path is not a directory, the engine's error has no reason.
             if isinstance(error, Missing) or type(error) is EngineRefused:
                 return ""
             raise

@@ -2,15 +2,15 @@
 
 The limit is the `size` of the instance's root disk device. How it is counted is the storage's
 matter. On btrfs (tried on LXD 5.0.2) a limit counts all that is in the pod, also what it shares
-with its image, its snapshots and copies; what LXD says is used is without that. On ZFS both are
+with its image, its snapshots and copies; what it says is used is without that. On ZFS both are
 the same: what the pod has for itself, with its snapshots; with zfs.use_refquota, all that is in it.
 What is written counts some seconds later there, and the last of a limit is slow to fill. A pool of
-kind dir takes a size and does not hold it, unless its filesystem has project quotas; LXD then does
-not say what is used either.
+kind dir takes a size and does not hold it, unless its filesystem has project quotas; then what
+is used is not known either.
 
-LXD keeps a file of its own on the same disk, which it writes at each start. A pod whose root has
-filled the disk therefore gets RESERVE_BYTES more, once, so that it starts; the key DISK then has
-its limit. The reserve is removed when the pod has deleted enough.
+The engine keeps a file of its own on the same disk, which it writes at each start. A pod whose root
+has filled the disk therefore gets RESERVE_BYTES more, once, so that it starts; the key DISK then
+has its limit. The reserve is removed when the pod has deleted enough.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ RESERVED_SECONDS = 60.0
 PROBE_SECONDS = 10.0
 # A pool may be made anew under its name, of another kind.
 DRIVER_SECONDS = 10.0
-# LXD's own file, and what btrfs keeps free for itself.
+# The engine's own file, and what btrfs keeps free for itself.
 SLACK_BYTES = 1024**2
 # Writes so many bytes into a file without a name, to see whether there is room.
 _PROBE = """\
@@ -102,7 +102,7 @@ class Disks:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         # The pods that are being made, by their instances' names.
         self._making: dict[str, _Making] = {}
-        # The kinds of pools, by their names, and when LXD was asked.
+        # The kinds of pools, by their names, and when the engine was asked.
         self._drivers: dict[str, tuple[float, str]] = {}
 
     @contextlib.asynccontextmanager
@@ -126,8 +126,8 @@ class Disks:
         try:
             yield _resized({}, given, size)
         finally:
-            # Under the lock: no request may read LXD's list before the pod is in it, and this
-            # after it has been removed here.
+            # Under the lock: no request may read the engine's list before the pod is in it, and
+            # this after it has been removed here.
             async with lock:
                 del self._making[name]
 
@@ -167,7 +167,7 @@ class Disks:
                 raise
 
     async def of(self, pod: Pod, state: State | None) -> Disk:
-        """The usage and the limit of a pod's disk, by LXD's state of it."""
+        """The usage and the limit of a pod's disk, by the engine's state of it."""
         used = used_bytes(pod.instance.devices, state)
         holds = used is not None or await self._driver(pod.instance.devices) != DIR
         return Disk(used, limit_of(pod.instance) if holds else None)
@@ -197,15 +197,16 @@ class Disks:
         )
 
     def last_used(self, pod: Pod) -> int | None:
-        """Bytes used, as LXD reported when it was last asked for all pods; None if it did not."""
+        """Bytes used, as the engine reported when it was last asked for all pods; None if it did
+        not."""
         return used_bytes(pod.instance.devices, self._instances.last_states.get(pod.name))
 
     async def used(self, name: str, devices: Devices) -> int | None:
-        """Bytes used of an instance's disk, as LXD reports now; None if it does not."""
+        """Bytes used of an instance's disk, as the engine reports now; None if it does not."""
         return used_bytes(devices, await self._instances.state(name))
 
     async def is_at_limit(self, name: str) -> bool:
-        """Whether an instance uses its whole disk, as LXD reports."""
+        """Whether an instance uses its whole disk, as the engine reports."""
         instance = named(await self._instances.all(), name)
         if instance is None or (limit := _held(instance.devices)) == UNLIMITED:
             return False
@@ -265,8 +266,8 @@ class Disks:
     async def remove_reserve(self, pod: Pod) -> bool:
         """Remove a running pod's reserve, if it is not in use; returns whether it has none now.
 
-        Whether it is in use can only be tested in the pod: LXD does not report what btrfs counts,
-        and a limit below that could not be raised any more.
+        Whether it is in use can only be tested in the pod: the engine does not report what btrfs
+        counts, and a limit below that could not be raised any more.
         """
         async with self._lock(pod.owner):
             instance = await self._now(pod)
@@ -298,7 +299,8 @@ class Disks:
         """Remove reserves that are not in use any more, until cancelled."""
         while True:
             pods: Sequence[Pod] = ()
-            with contextlib.suppress(PodydError):  # LXD does not answer, which is logged elsewhere.
+            # If the engine does not answer, that is logged elsewhere.
+            with contextlib.suppress(PodydError):
                 pods = pods_of(await self._instances.all())
             for pod in pods:
                 if DISK in pod.instance.config and pod.status == "running":
@@ -319,10 +321,10 @@ class Disks:
             raise
 
     async def _set_again(self, instance: Instance) -> None:
-        """Have LXD set the limit that a pod's disk had, after it has refused another one.
+        """Have the engine set the limit that a pod's disk had, after it has refused another one.
 
         On ZFS, LXD 5.0.2 removes the old limit before it sets the new one, and where ZFS refuses
-        that, as more is used, there is none. LXD sets only what differs from what it had.
+        that, as more is used, there is none. An engine sets only what differs from what it had.
         """
         held = _held(instance.devices)
         if held == UNLIMITED or await self._driver(instance.devices) != ZFS:
@@ -362,8 +364,8 @@ class Disks:
         return driver
 
     async def _check_use(self, pod: Pod, asked: int) -> None:
-        """Raises Conflict if a limit is below what is used: LXD would set it, and then could not
-        raise it again."""
+        """Raises Conflict if a limit is below what is used: the engine would set it, and then could
+        not raise it again."""
         used = await self.used(pod.name, pod.instance.devices) or 0
         if asked >= used and await self._driver(pod.instance.devices) == BTRFS:
             used = max(used, await self._look(pod))
@@ -446,7 +448,8 @@ def _held(devices: Devices) -> int:
 
 
 def used_bytes(devices: Devices, state: State | None) -> int | None:
-    """Bytes used of the root disk, by LXD's state of an instance; None if it is not known."""
+    """Bytes used of the root disk, by the engine's state of an instance; None if it is not
+    known."""
     return (state and state.disk_bytes.get(root_of(devices)[0])) or None
 
 
@@ -473,7 +476,7 @@ def _size(
         size = quota.disk_total // quota.max_pods
     size = _least(size, quota.disk_limit, room)
     if UNLIMITED < quota.disk_limit < MIN_DISK_BYTES:
-        # LXD would take a 0 for no limit.
+        # The engine would take a 0 for no limit.
         _check(MIN_DISK_BYTES, quota.disk_limit, "of disk for each pod")
     if room != UNLIMITED and size < MIN_DISK_BYTES:
         raise Forbidden(

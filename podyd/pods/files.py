@@ -1,10 +1,10 @@
 """Transfers of files into and out of pods, with slots for each member and atomic uploads.
 
 The work is done by `stat`, `find`, `head`, `cat` and `tar` in the pod; those of busybox suffice.
-LXD has a file API, but there a process of the host opens the file: if a pod's root replaces it by a
-pipe, that process hangs for ever, and the pod can be neither stopped nor deleted any more (measured
-on 5.0.2). A command in the pod counts towards the pod's limits, and is killed with all processes
-that it started when the caller disconnects.
+The engine has a file API, but there a process of the host opens the file: if a pod's root replaces
+it by a pipe, that process hangs for ever, and the pod can be neither stopped nor deleted any more
+(measured on LXD 5.0.2). A command in the pod counts towards the pod's limits, and is killed with
+all processes that it started when the caller disconnects.
 
 The pod's root controls the output of these programs: it is limited in bytes and time, and checked
 before it is used.

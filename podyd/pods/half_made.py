@@ -59,7 +59,7 @@ class HalfMade:
         return bool(gone) and not removing.cancelled() and removing.exception() is None
 
     def removal(self, name: str) -> asyncio.Task[None]:
-        """Delete a half-made instance in the background, until LXD has deleted it."""
+        """Delete a half-made instance in the background, until the engine has deleted it."""
         if name not in self._removing:
             self._removing[name] = self._tasks.spawn(
                 self._remove(name), f"removing half-made pod {name}"
@@ -81,7 +81,7 @@ class HalfMade:
                     return await delete(self._instances, target)
                 except PodydError as error:
                     before, problem = problem, str(error)
-                    # LXD may still be creating it.
+                    # The engine may still be creating it.
                     if problem != before and not isinstance(error, Busy):
                         log.warning("half-made pod %s is still there: %s", name, problem)
                 await came(self._again, pause)

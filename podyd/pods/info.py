@@ -52,8 +52,8 @@ class Info:
         )
 
     async def now(self, view: View) -> dict[str, PodNow]:
-        """Every pod, by LXD's name of it, as it is shown to who watches; LXD is asked for nothing
-        of each one."""
+        """Every pod, by the engine's name of it, as it is shown to who watches; the engine is asked
+        for nothing of each one."""
         instances = [*(pod.instance for pod in view.pods), *view.strangers]
         ports = ports_of(instances)
         states = self._instances.last_states
@@ -113,7 +113,7 @@ def _gpu_ids(pod: Pod, cards: Iterable[Card]) -> list[int]:
 
 
 def port_mapping(devices: Devices) -> list[str]:
-    """`HOST:POD` for each port that an LXD proxy device on the host forwards to the pod."""
+    """`HOST:POD` for each port that a proxy device of the host forwards to the pod."""
     mappings = []
     for device in devices.values():
         if device.get("type") == "proxy" and device.get("bind", "host") == "host":

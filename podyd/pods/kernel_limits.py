@@ -1,4 +1,5 @@
-"""Limits that LXD has in its configuration and does not set, or does not remove, in the kernel.
+"""Limits that the engine has in its configuration and does not set, or does not remove, in the
+kernel.
 
 LXD (5.0.2) sets the CPUs of a pod in a task of its own, after its answer. The task reads LXD's
 database, into which the new number is written only after the task is due; and it skips a pod that
@@ -29,12 +30,12 @@ from podyd.pods.quota import CPU, MEMORY, cpu_limit
 log = logging.getLogger(__name__)
 
 MEMORY_SWAP = "limits.memory.swap"
-# CPU_BEFORE of an instance that had no limit of its own; to LXD an empty value is none.
+# CPU_BEFORE of an instance that had no limit of its own; to the engine an empty value is none.
 NONE = "none"
 # So long a pod's CPUs are waited for.
 CPU_SECONDS = 5.0
-# After so long the request is repeated. Unless LXD has missed a change, it takes milliseconds, or
-# as long as LXD is busy with other pods.
+# After so long the request is repeated. Unless the engine has missed a change, it takes
+# milliseconds, or as long as the engine is busy with other pods.
 MISSED_SECONDS = 0.3
 _FIRST_SECONDS, _LAST_SECONDS = 0.004, 0.05
 
@@ -69,14 +70,15 @@ class KernelLimits:
             wait = min(2 * wait, _LAST_SECONDS)
 
     async def _request_again(self, instance: Instance, now: PodLimits) -> None:
-        """Make LXD set the CPUs of its instances again, by a change without effect."""
+        """Make the engine set the CPUs of its instances again, by a change without effect."""
         before = instance.config.get(CPU)
-        # To LXD another text is another limit, and a zero in front leaves a number what it is.
+        # To the engine another text is another limit, and a zero in front leaves a number what it
+        # is.
         text = f"0{instance.expanded_config.get(CPU) or len(now.usable)}"
 
         def changed(config: Mapping[str, str]) -> Keys:
             if config.get(CPU) != before:
-                return {}  # Another limit has been set, which makes LXD set the CPUs.
+                return {}  # Another limit has been set, which makes the engine set the CPUs.
             return {CPU: text, CPU_BEFORE: config.get(CPU_BEFORE, before or NONE)}
 
         log.info("%s has not set the CPUs of %s: requesting it again", ENGINE, instance.name)
@@ -127,8 +129,8 @@ def beside_own(changes: Keys) -> Callable[[Mapping[str, str]], Keys]:
 
 
 def _swap_allowed(config: Mapping[str, str]) -> Keys:
-    # With this LXD takes the limit away and sets no other; that it sets one where there is none is
-    # the mistake. SWAP says that the key is to go with the next start or limit.
+    # With this the engine takes the limit away and sets no other; that it sets one where there is
+    # none is the mistake. SWAP says that the key is to go with the next start or limit.
     if {MEMORY, MEMORY_SWAP} & set(config):
         return {}  # It has got one meanwhile.
     return {MEMORY_SWAP: "false", SWAP: "true"}
@@ -154,7 +156,7 @@ def own_cpus(config: Mapping[str, str]) -> dict[str, str | None]:
 def _due(instance: Instance, now: PodLimits) -> int:
     text = instance.expanded_config.get(CPU, "")
     if text and not text.isdecimal():
-        # Of a set LXD gives a pod those that are there.
+        # Of a set the engine gives a pod those that are there.
         return len(numbers_of(text) & now.usable)
     limit = cpu_limit(instance.expanded_config)
     return len(now.usable) if limit == UNLIMITED else min(limit, len(now.usable))

@@ -36,12 +36,12 @@ from podyd.pods.stages import Stage, Stages
 
 log = logging.getLogger(__name__)
 
-# Without shared blocks (a pool with the driver dir), LXD copies the whole disk.
+# Without shared blocks (a pool with the driver dir), the engine copies the whole disk.
 CREATE_TIMEOUT = 1800.0
 
 
 class Foreign(Conflict):
-    """LXD has an instance with a new pod's name that this podyd has not created."""
+    """The engine has an instance with a new pod's name that this podyd has not created."""
 
     default_code = "name_taken"
 
@@ -136,7 +136,7 @@ class Lifecycle:
                 except DiskFull as error:
                     raise self._disks.too_small(new.name) from error
                 except TimedOut as error:
-                    # LXD's own sentence is that it continues.
+                    # The engine's own sentence is that it continues.
                     raise TimedOut(
                         f"{ENGINE} has not made and started the pod in time, and podyd removes it.",
                         advice="Try again when the host is less busy; if it stays so, tell your"
@@ -166,7 +166,8 @@ class Lifecycle:
         try:
             await self._instances.create(new, timeout=CREATE_TIMEOUT, began=stage.began)
         except NameTaken as error:
-            # It is newer than the list of instances: of an admin's `lxc launch`, or LXD was slow.
+            # It is newer than the list of instances: of an admin's `lxc launch`, or the engine was
+            # slow.
             raise Foreign(
                 f"Something in {ENGINE} has got the name {new.name} at this moment.",
                 advice="Try again.",

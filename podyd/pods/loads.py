@@ -45,7 +45,7 @@ class Loads:
         self._before: Mapping[str, _Reading] = {}
 
     async def read(self) -> dict[str, Load]:
-        """The loads of the pods that run, by LXD's names of them."""
+        """The loads of the pods that run, by the engine's names of them."""
         pids = self._cgroups.first_processes
         counted = await self._counters.of(pids.values())
         now, readings, loads = self._clock(), dict[str, _Reading](), dict[str, Load]()

@@ -2,8 +2,8 @@
 
 A pod's root is its owner on the host: `raw.idmap` gives it their uid and gid. So a file has the
 right owner on both sides, whoever makes it; nothing in the pod is root on the host, and the kernel
-refuses it what the owner may not have. LXD lets podyd's certificate map no ids but those that
-`podyd setup` has listed, and mount nothing but what is below the directories of podyd.yaml.
+refuses it what the owner may not have. The engine lets podyd's certificate map no ids but those
+that `podyd setup` has listed, and mount nothing but what is below the directories of podyd.yaml.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Mounts:
             )
 
     async def _check_project(self, member: Member, mounts: Sequence[Mount]) -> None:
-        """Raise what LXD itself would refuse too, with an error that members understand."""
+        """Raise what the engine itself would refuse too, with an error that members understand."""
         allowed = await self._server.allowed()
         is_known = (
             {mount.prefix for mount in mounts} <= allowed.paths

@@ -11,7 +11,7 @@ from podyd.model.pod import Pod, pods_of
 
 
 class Owned:
-    """LXD's pods, by owner and name."""
+    """The engine's pods, by owner and name."""
 
     def __init__(self, instances: Instances) -> None:
         self._instances = instances
@@ -49,7 +49,7 @@ class Owned:
         )
 
     async def named(self, name: str) -> Pod:
-        """The pod, of any owner, whose instance has this name in LXD. Raises NotFound."""
+        """The pod, of any owner, whose instance has this name in the engine. Raises NotFound."""
         for pod in await self._all():
             if pod.name == name:
                 return pod

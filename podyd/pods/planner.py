@@ -68,8 +68,8 @@ class Planner:
     async def plan(self, member: Member, new: NewPod) -> AsyncIterator[NewInstance]:
         """The instance for a new pod; its resources are reserved while the context lasts.
 
-        Cards and profiles are read once; the list of instances follows LXD's events, so each step
-        reads it again under its lock. Raises Conflict (name taken, GPU leased, no port free),
+        Cards and profiles are read once; the list of instances follows the engine's events, so each
+        step reads it again under its lock. Raises Conflict (name taken, GPU leased, no port free),
         Forbidden (over quota).
         """
         picture = await self._scheduler.picture()
@@ -100,7 +100,7 @@ class Planner:
 
     @contextlib.asynccontextmanager
     async def _named(self, member: Member, ins: str) -> AsyncIterator[str]:
-        """Reserve a pod within the owner's quota, and a name in LXD."""
+        """Reserve a pod within the owner's quota, and a name in the engine."""
         lock = self._locks.setdefault(member.name, asyncio.Lock())
         async with lock:
             instances = await self._instances.all()
@@ -113,8 +113,8 @@ class Planner:
         try:
             yield name
         finally:
-            # Under the lock, so that no other plan has read LXD's list before the pod was in it and
-            # reads this dictionary after its removal.
+            # Under the lock, so that no other plan has read the engine's list before the pod was in
+            # it and reads this dictionary after its removal.
             async with lock:
                 del self._making[member.name, ins]
                 self._half_made.end(name)

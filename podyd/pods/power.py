@@ -1,4 +1,4 @@
-"""Start and stop of pods, also during other operations of LXD."""
+"""Start and stop of pods, also during other operations of the engine."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ DEAF_AGE = timedelta(seconds=10)
 
 
 class StartFailed(PodydError):
-    """LXD could not start a pod; `detail` has the reason from LXC's log."""
+    """The engine could not start a pod; `detail` has the reason from LXC's log."""
 
     status = 502
     default_code = "pod_start_failed"
@@ -99,7 +99,7 @@ class Power:
     async def _start_in_room(self, pod: Pod) -> str:
         """Start a pod, with a reserve if its disk is full; returns the end of a sentence."""
         with contextlib.suppress(DiskFull):
-            # If the disk is full, LXD does not clean up after a failed start.
+            # If the disk is full, the engine does not clean up after a failed start.
             if await self._instances.has_room(pod.name):
                 await self._kernel.before_start(pod.instance)
                 await self.start_instance(pod.name)
@@ -120,8 +120,8 @@ class Power:
         except Running:
             return
         except Slipped as error:
-            # LXD cannot change a file's owner on a full disk either. On ZFS this is the only sign:
-            # liblxc cannot write its file, and LXD can still write its own.
+            # The engine cannot change a file's owner on a full disk either. On ZFS this is the only
+            # sign: liblxc cannot write its file, and the engine can still write its own.
             has_room = await self._instances.has_room(name)
             if has_room and not await self._disks.is_at_limit(name):
                 raise
@@ -146,7 +146,8 @@ class Power:
         return ", by force, as it did not shut down in time" if pod.status == "running" else ""
 
     async def _tell_to_stop(self, name: str, timeout: float, *, force: bool = False) -> None:
-        """Have LXD stop a pod; errors are ignored if it has stopped, also those of the clean-up.
+        """Have the engine stop a pod; errors are ignored if it has stopped, also those of the
+        clean-up.
 
         It may also have stopped before the request, or just at the timeout.
         """

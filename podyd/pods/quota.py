@@ -13,7 +13,7 @@ MEMORY, CPU = "limits.memory", "limits.cpu"
 
 
 def limits(member: Member, profiles: Sequence[Profile]) -> dict[str, str]:
-    """The LXD keys that limit a pod to its owner's quota, if its profiles allow more."""
+    """The keys of an instance that limit a pod to its owner's quota, if its profiles allow more."""
     config = config_of(profiles)
     keys = {}
     quota = member.quota

@@ -32,10 +32,10 @@ from podyd.pods.stages import Stages
 
 log = logging.getLogger(__name__)
 
-# Where pods do not share blocks (a pool of kind dir), LXD copies the whole disk.
+# Where pods do not share blocks (a pool of kind dir), the engine copies the whole disk.
 DISK_TIMEOUT = 1800.0
-# How long a restore waits until its pod's settings are written back, unless LXD is busy with it;
-# and the intervals of retries, at first and at most.
+# How long a restore waits until its pod's settings are written back, unless the engine is busy with
+# it; and the intervals of retries, at first and at most.
 SETTLE_TIMEOUT = 5.0
 SETTLE_SECONDS, LOOK_SECONDS = 0.5, 60.0
 
@@ -73,7 +73,8 @@ class Snapshots:
         # Two at once could both see that there is room for one more.
         async with self._locks.setdefault(pod.name, asyncio.Lock()):
             _check_room(member, name, [item.name for item in await self._of(pod)])
-            # Where LXD finds no room half way, it leaves what nobody can delete, nor the pod then.
+            # Where the engine finds no room half way, it leaves what nobody can delete, nor the pod
+            # then.
             if not await self._instances.has_room(pod.name):
                 raise full(pod)
             try:
@@ -91,7 +92,7 @@ class Snapshots:
             with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
                 await self._snapshots.delete(pod.name, name, timeout=DISK_TIMEOUT)
         except DiskFull as error:
-            # LXD deletes it, and then finds no room for its own list of them.
+            # The engine deletes it, and then finds no room for its own list of them.
             if name in [item.name for item in await self._of(pod)]:
                 raise full(pod) from error
         return f"Snapshot {name} of pod {ins} is deleted."
@@ -146,7 +147,7 @@ class Snapshots:
                     await self._instances.settle(name)
                     return None
                 except PodydError as error:
-                    # LXD may still be at a restore that podyd no longer waits for.
+                    # The engine may still be at a restore that podyd no longer waits for.
                     limit = DISK_TIMEOUT if isinstance(error, Busy) else SETTLE_TIMEOUT
                     if time.monotonic() - began > limit:
                         return error

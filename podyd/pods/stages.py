@@ -20,7 +20,7 @@ class Stage:
     """What is being done for a pod now."""
 
     doing: Doing
-    # LXD's operation, once it has started, where that may report how far it is.
+    # The engine's operation, once it has started, where that may report how far it is.
     operation: str = ""
 
     def began(self, operation: str) -> None:

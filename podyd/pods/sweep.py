@@ -1,4 +1,5 @@
-"""Removal of half-made pods and images of a podyd that was killed, once LXD has finished them."""
+"""Removal of half-made pods and images of a podyd that was killed, once the engine has finished
+them."""
 
 from __future__ import annotations
 
@@ -13,14 +14,15 @@ from podyd.pods.half_made import HalfMade
 
 log = logging.getLogger(__name__)
 
-# The pause between two reads of LXD's operations, in seconds: the first, and the longest.
+# The pause between two reads of the engine's operations, in seconds: the first, and the longest.
 LOOK_SECONDS, LOOK_SECONDS_MAX = 0.25, 5.0
-# The pause, in seconds, after LXD did not answer.
+# The pause, in seconds, after the engine did not answer.
 AGAIN_SECONDS = 60.0
 
 
 class Sweep:
-    """Sweeps after each connection to LXD, as LXD's end may also have ended an earlier podyd."""
+    """Sweeps after each connection to the engine, as the engine's end may also have ended an
+    earlier podyd."""
 
     def __init__(self, *, operations: Operations, half_made: HalfMade, commits: Commits) -> None:
         self._operations = operations
@@ -29,7 +31,7 @@ class Sweep:
         self._begun = asyncio.Event()
 
     def begin(self) -> None:
-        """LXD is connected: start a sweep."""
+        """The engine is connected: start a sweep."""
         self._begun.set()
 
     async def run(self) -> None:
@@ -46,15 +48,15 @@ class Sweep:
                 timeout = AGAIN_SECONDS
 
     async def sweep(self) -> None:
-        """Remove half-made pods and images, until all current operations of LXD have ended.
+        """Remove half-made pods and images, until all current operations of the engine have ended.
 
-        Those that LXD is still creating are not listed yet. Raises PodydError.
+        Those that the engine is still creating are not listed yet. Raises PodydError.
         """
         operations = await self._under_way()
         pause = LOOK_SECONDS
         while True:
             await self._half_made.sweep()
-            # The copy that an image is made from exists until LXD has finished the image.
+            # The copy that an image is made from exists until the engine has finished the image.
             await self._commits.sweep()
             if not operations:
                 return

@@ -19,8 +19,8 @@ _ACTION = "time, user, operation, pod, status, code"
 @dataclass(frozen=True)
 class Action:
     """A request that changes something, and how it was answered: `time` in seconds since 1970,
-    `operation` the path of the call, `pod` LXD's name of the instance or "", `code` that of the
-    error or ""."""
+    `operation` the path of the call, `pod` the engine's name of the instance or "", `code` that of
+    the error or ""."""
 
     time: float
     user: str

@@ -1,4 +1,4 @@
-"""SQLite, for data that LXD cannot store.
+"""SQLite, for data that the engine cannot store.
 
 All statements run in one thread, so that only their callers wait for the disk. `Database` manages
 the file, `SCHEMA` declares its tables, and the modules beside this one have their statements.
@@ -42,7 +42,7 @@ SCHEMA: tuple[tuple[str, ...], ...] = (
             seconds REAL NOT NULL,
             PRIMARY KEY (kind, span, start, owner)
         ) WITHOUT ROWID""",
-        # LXD's CPU counter of each instance at its last reading.
+        # The engine's CPU counter of each instance at its last reading.
         """CREATE TABLE cpu_counters (
             uuid TEXT PRIMARY KEY,
             nanoseconds INTEGER NOT NULL,

@@ -23,7 +23,7 @@ from podyd.config.loader import load
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin
 
-# Seconds for one request to LXD; setup, which creates things, waits longer.
+# Seconds for one request to the engine; setup, which creates things, waits longer.
 ENGINE_TIMEOUT = 10.0
 
 
@@ -108,7 +108,7 @@ def _of_engine(case: Case) -> list[Finding]:
 
 
 def _has_project(admin: Admin) -> bool:
-    """False also if LXD does not answer; that is a finding already."""
+    """False also if the engine does not answer; that is a finding already."""
     try:
         return admin.project_config() is not None
     except SetupError:

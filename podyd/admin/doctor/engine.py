@@ -1,4 +1,4 @@
-"""LXD: that it runs, has what pods need, and restricts podyd to its project."""
+"""The engine: that it runs, has what pods need, and restricts podyd to its project."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ OPENING_KEYS = (
 )
 
 
-# How long LXD may take to copy a disk, and then to make an image of it.
+# How long the engine may take to copy a disk, and then to make an image of it.
 MAKING = timedelta(hours=1)
 
 
 @check
 def lxd_answers(case: Case, timeout: float) -> Iterator[Remark]:
-    """LXD runs."""
+    """The engine runs."""
     try:
         place = place_of(case.dialect)
     except SetupError as problem:
@@ -96,7 +96,8 @@ def pod_addresses(admin: Admin, case: Case) -> Iterator[Remark]:
         for device in profile.devices.values()
         if device.get("type") == "nic"
     }
-    # One that LXD does not manage is the admin's own, and so is what gives out addresses there.
+    # One that the engine does not manage is the admin's own, and so is what gives out addresses
+    # there.
     yield from about_addresses([bridge for bridge in admin.bridges() if bridge.name in used])
 
 
@@ -218,7 +219,7 @@ def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
 
 @check
 def lxd_address(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD listens where podyd can reach it."""
+    """The engine listens where podyd can reach it."""
     address = admin.server().address
     if address:
         yield ok(f"{ENGINE} listens at {address}.")
@@ -284,7 +285,7 @@ def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
 
 @check
 def certificate_trust(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD trusts podyd's certificate, and restricts it to podyd's project."""
+    """The engine trusts podyd's certificate, and restricts it to podyd's project."""
     path = _credentials(case).certificate
     if _missing([path]):
         return
@@ -314,7 +315,7 @@ def _projects(names: tuple[str, ...]) -> str:
 
 @check
 def certificate_works(case: Case) -> Iterator[Remark]:
-    """The service's connection to LXD works from end to end."""
+    """The service's connection to the engine works from end to end."""
     credentials = _credentials(case)
     endpoint = case.config.lxd.endpoint
     if _missing([credentials.certificate, credentials.key, credentials.server_certificate]):

@@ -16,7 +16,7 @@ from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
 from podyd.node.host_files import ProcessFiles
 
-# LXD accepts no smaller range: a pod needs the ids from root to nobody.
+# The engine accepts no smaller range: a pod needs the ids from root to nobody.
 MIN_IDS = 65536
 # Lower ids are the host's own accounts.
 FIRST_FREE_ID = 100000
@@ -82,12 +82,12 @@ def about_limits(pods: int, places: HostPaths) -> Iterator[Remark]:
 
 @check
 def id_ranges(admin: Admin, places: HostPaths) -> Iterator[Remark]:
-    """Root has a range of user ids and of group ids that LXD can give to pods."""
+    """Root has a range of user ids and of group ids that the engine can give to pods."""
     yield from about_ids(places.files.process(admin.server().pid))
 
 
 def about_ids(process: ProcessFiles) -> Iterator[Remark]:
-    """The same for an LXD that is this process.
+    """The same for an engine that is this process.
 
     As LXD 5 and 6 read it (shared/idmap, DefaultIdmapSet): the first big enough range of root's in
     its own /etc/subuid; without any, ids from 1000000 on. liblxc then leaves the mapping to
@@ -160,7 +160,7 @@ def _within(wanted: tuple[int, int], ranges: Sequence[tuple[int, int]]) -> bool:
 
 
 def has_newuidmap(process: ProcessFiles) -> bool:
-    """Whether LXD finds a newuidmap that has the right to map ids."""
+    """Whether the engine finds a newuidmap that has the right to map ids."""
     for directory in process.search_path():
         path = process.root / directory.lstrip("/") / "newuidmap"
         if path.is_file():

@@ -1,4 +1,4 @@
-"""Whether LXD can limit pods: whether their cgroups have the kernel's controllers."""
+"""Whether the engine can limit pods: whether their cgroups have the kernel's controllers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _WITHOUT = {
 }
 # podyd itself sets no such limit.
 _OPTIONAL = {"io"}
-# LXD's names of controllers in its warnings.
+# The engine's names of controllers in its warnings.
 _NAMES = {"cpuacct": "cpu"}
 
 
 @check
 def lxd_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
-    """LXD's pods have the controllers with which they are limited."""
+    """The engine's pods have the controllers with which they are limited."""
     files = case.places.files
     of_lxd = controllers(files.process(admin.server().pid), files.process(1))
     yield from about_limits(of_lxd, admin.missing_controllers(), unit)
@@ -35,8 +35,8 @@ def lxd_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
 def about_limits(
     of_lxd: Controllers, missed_at_start: Collection[str], unit: str
 ) -> Iterator[Remark]:
-    """The same for these controllers; LXD, a unit of systemd, missed those in `untold` when it
-    started."""
+    """The same for these controllers; the engine, a unit of systemd, missed those in `untold` when
+    it started."""
     missing = [name for name in _WITHOUT if name not in of_lxd.seen & of_lxd.passed]
     if serious := [name for name in missing if name not in _OPTIONAL]:
         why, do = _why(of_lxd, serious, unit)
@@ -57,7 +57,8 @@ def about_limits(
 
 def _what_follows(of_lxd: Controllers, names: Collection[str]) -> str:
     follows = f"What has no limit then: {'; '.join(_WITHOUT[name] for name in names)}."
-    # LXD has liblxc set limits of the controllers that it sees; if that fails, so does the start.
+    # The engine has liblxc set limits of the controllers that it sees; if that fails, so does the
+    # start.
     if failing := [name for name in names if name in of_lxd.seen - of_lxd.passed]:
         follows += (
             f" Pods with a limit of {_listed(failing)} do not start, and a quota in podyd.yaml is"

@@ -63,7 +63,7 @@ def _accounts(prefix: Path) -> list[Directory]:
 
 @check
 def own_ids(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD can map the root of members' pods to their own ids."""
+    """The engine can map the root of members' pods to their own ids."""
     opened = openings(case.config)
     process = case.places.files.process(admin.server().pid)
     yield from about_own_ids(process, sorted(map(int, opened.uids)), sorted(map(int, opened.gids)))
@@ -72,7 +72,7 @@ def own_ids(admin: Admin, case: Case) -> Iterator[Remark]:
 def about_own_ids(
     process: ProcessFiles, uids: Sequence[int], gids: Sequence[int]
 ) -> Iterator[Remark]:
-    """The same for an LXD that is this process.
+    """The same for an engine that is this process.
 
     newuidmap, which liblxc uses if it is installed, maps only ids of /etc/subuid, even for root.
     """

@@ -77,7 +77,7 @@ def gpu_identities(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 def about_identities(cards: Sequence[PciCard], places: HostPaths) -> Iterator[Remark]:
-    """Whether each card's UUID is known, from LXD or NVML."""
+    """Whether each card's UUID is known, from the engine or NVML."""
     unknown = {card.pci for card in cards if card.vendor == NVIDIA_VENDOR_ID and not card.uuid}
     if unknown:
         unknown -= _reported_by_nvml(places)
@@ -103,7 +103,7 @@ def _reported_by_nvml(places: HostPaths) -> set[str]:
 
 @check
 def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
-    """LXD finds the program that `nvidia.runtime` needs."""
+    """The engine finds the program that `nvidia.runtime` needs."""
     if not any(card.vendor == NVIDIA_VENDOR_ID for card in admin.cards()):
         return
     users = [
@@ -115,7 +115,7 @@ def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
     path = process.search_path()
     for directory in path:
         program = process.root / directory.lstrip("/") / RUNTIME_PROGRAM
-        # A link may exist in LXD's own mount namespace only.
+        # A link may exist in the engine's own mount namespace only.
         if program.is_symlink() or program.is_file():
             yield ok(f"{ENGINE} finds {directory}/{RUNTIME_PROGRAM}.")
             return

@@ -23,7 +23,7 @@ _PROJECT_QUOTAS = {"prjquota", "pquota"}
 
 @check
 def disk_space(admin: Admin, engine_directory: Path) -> Iterator[Remark]:
-    """Neither a pool nor LXD's own filesystem is nearly full."""
+    """Neither a pool nor the engine's own filesystem is nearly full."""
     for pool in admin.pools():
         yield from about_room(
             pool.used_bytes / max(1, pool.total_bytes),

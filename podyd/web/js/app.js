@@ -98,7 +98,7 @@ async function show() {
 }
 
 /** What was raised, as an element. A module could not be loaded, or a call not be made: once podyd, or
- * LXD, is there again, both can, and the page is shown anew. */
+ * the engine, is there again, both can, and the page is shown anew. */
 function whyNot(error, signal) {
   if (!(error instanceof Refused)) console.error(error);
   live.onReturn(show, signal);

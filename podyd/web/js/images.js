@@ -36,7 +36,7 @@ export function ownImages({ live, signal }) {
       // A member sees nobody's but their own and an admin's, which has no owner.
       table.update(all.filter((info) => info?.owner));
       element.hidden = table.rows.size === 0 && !error.textContent;
-    } catch { /* The page says already that podyd or LXD does not answer. */ }
+    } catch { /* The page says already that podyd or the engine does not answer. */ }
   }
 
   async function remove(image) {

@@ -1,5 +1,5 @@
 // Ctrl-C while a program floods the terminal. The pod's kernel then drops what the program has
-// written and nobody has read yet, so that the prompt comes at once; but LXD's connection holds
+// written and nobody has read yet, so that the prompt comes at once; but the engine's connection holds
 // megabytes that were read before, and to draw them takes seconds. They are dropped here, but for
 // their end, up to the "^C" with which the kernel answers the key.
 

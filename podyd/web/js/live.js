@@ -85,7 +85,7 @@ export class Live {
     changed(this.isLive);
   }
 
-  /** Calls `again()` when the page is seen again, or podyd or LXD is there again: what is not in the
+  /** Calls `again()` when the page is seen again, or podyd or the engine is there again: what is not in the
    * stream may have changed meanwhile. Not while nobody sees it. */
   onReturn(again, signal) {
     const isWell = () => this.isLive && !this.get("host")?.problem;

@@ -108,7 +108,7 @@ export default async function files({ live, signal, ins, pod, path: [, , ...part
 
   function failed(refused) {
     if (refused.name === "AbortError") return;
-    // What was there may be there still, when podyd or LXD does not answer.
+    // What was there may be there still, when podyd or the engine does not answer.
     if (refused.status >= 400 && refused.status < 500) listing.hidden = single.hidden = true;
     setText(error, refused.message);
   }

@@ -21,7 +21,7 @@ const WAITING_MS = 1000;
 
 export default async function overview(context) {
   const { live, signal, ins } = context;
-  // Its addresses too, so that nothing moves when they come, unless LXD takes long.
+  // Its addresses too, so that nothing moves when they come, unless the engine takes long.
   const [quota, info] = await Promise.all([quotaOf(context),
     Promise.race([get("pod/info", { ins }, { signal, quiet: true }).catch(() => null), later(WAITING_MS)])]);
   signal.throwIfAborted();

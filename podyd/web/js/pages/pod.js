@@ -58,7 +58,7 @@ function missing(ins, look, { live, signal }) {
   const heading = h("h1");
   const text = h("p");
   live.on(["pod/", "host"], () => {
-    // While LXD does not answer, nobody knows which pods there are; the banner says so.
+    // While the engine does not answer, nobody knows which pods there are; the banner says so.
     const isUnknown = Boolean(live.get("host")?.problem);
     setText(heading, isUnknown ? ins : words.missing(ins));
     setText(text, isUnknown ? texts.pods.unknown : words.missingText);
