@@ -1,7 +1,7 @@
 """The kinds of LXD's errors: the only module that parses their texts.
 
 The texts are of LXD 5.0.2, observed or from its source (with the file if that is not obvious);
-those of Incus and of later LXDs differ in capitals only.
+those of Incus 6.0.4 to 7.0.1 and of later LXDs differ in capitals only, where nothing else is said.
 """
 
 from __future__ import annotations
@@ -64,9 +64,12 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     (r"snapshot \S+ does not exist$|requested profile \S+ doesn't exist$", Missing),
     (r"(^|: )(image|profile|instancesnapshot|storage pool) not found$", Missing),
     (
-        r'name .* already in use$|alias .* already exists$|this "\w+" entry already exists$',
+        r'name .* already in use$|(alias|instance) .* already exists$|this "\w+" entry already'
+        r" exists$",
         NameTaken,
     ),
+    # Incus 6.0.4 hands the database's own sentence on; later ones say what LXD says.
+    (r"unique constraint failed: instances(_snapshots)?\.", NameTaken),
     (r"etag doesn't match", Changed),
     (r"executable file not found in \$path", Lacks),
 )

@@ -93,6 +93,27 @@ SAID: list[tuple[str, int, type[EngineRefused]]] = [
         0,
         NameTaken,
     ),
+    # Incus 6.0.4, and a later one.
+    (
+        "Failed creating instance record: Add instance info to the database: Failed to create"
+        ' "instances" entry: UNIQUE constraint failed: instances.project_id, instances.name',
+        500,
+        NameTaken,
+    ),
+    (
+        'Failed creating instance snapshot record "s": Add snapshot info to the database: Failed to'
+        ' create "instances_snapshots" entry: UNIQUE constraint failed:'
+        " instances_snapshots.instance_id, instances_snapshots.name",
+        0,
+        NameTaken,
+    ),
+    (
+        "Failed creating instance record: Add instance info to the database:"
+        ' This "Instance" entry already exists',
+        409,
+        NameTaken,
+    ),
+    ('Instance "x" already exists', 500, NameTaken),
     ('Alias "x" already exists', 409, NameTaken),
     ("ETag doesn't match: b9ee20 vs abc", 412, Changed),
     ('exec: "tar2sqfs": executable file not found in $PATH', 400, Lacks),
