@@ -99,6 +99,7 @@ class Sources:
         shown = HostNow(
             name=facts.name,
             podyd=__version__,
+            engine=self._server.kind,
             lxd=picture.version if picture else None,
             kernel=facts.kernel,
             nvidia_driver=sample.driver if sample else None,

@@ -45,6 +45,7 @@ class HostNow:
 
     name: str
     podyd: str
+    engine: str
     lxd: str | None
     kernel: str
     nvidia_driver: str | None

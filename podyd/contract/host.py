@@ -102,10 +102,12 @@ class GpuInfo:
 
 @dataclass(frozen=True)
 class HostSpec:
-    """Versions; null for what is not installed or does not answer. `cuda` is the newest version
-    that the NVIDIA driver supports."""
+    """Versions; null for what is not installed or does not answer. `engine`, lxd or incus, is what
+    pods run on, and `lxd` its version, whichever it is. `cuda` is the newest version that the
+    NVIDIA driver supports."""
 
     podyd: str
+    engine: str
     lxd: str | None
     kernel: str
     nvidia_driver: str | None

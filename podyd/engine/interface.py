@@ -229,6 +229,10 @@ class Server(Protocol):
     def project(self) -> str:
         """The name of podyd's project."""
 
+    @property
+    def kind(self) -> str:
+        """Which engine it is, by its word in podyd.yaml."""
+
     async def version(self) -> str | None:
         """The engine's version; None if it does not report one."""
 

@@ -26,6 +26,11 @@ class RestServer:
         """The name of podyd's project."""
         return self._client.project
 
+    @property
+    def kind(self) -> str:
+        """Which engine it is, by its word in podyd.yaml."""
+        return self._client.dialect.key
+
     async def version(self) -> str | None:
         """LXD's version; None if it does not report one."""
         version: str | None = (await self._client.get("/1.0"))["environment"].get("server_version")

@@ -65,6 +65,7 @@ class Report:
         sample = self._samples.latest
         return HostSpec(
             podyd=__version__,
+            engine=self._server.kind,
             lxd=await self._server.version(),
             kernel=self._node.facts.kernel,
             nvidia_driver=sample.driver if sample else None,

@@ -13,6 +13,7 @@ import jsonschema
 import pytest
 
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server
+from tests.lab import lab
 
 POD_INFO = {
     "name",
@@ -210,6 +211,7 @@ def test_without_a_driver_gpus_are_empty_and_null(node: Node, alice: Client) -> 
     spec = client.get("/host/spec").ok
     assert (spec["nvidia_driver"], spec["cuda"]) == (None, None)
     assert spec["podyd"] == "0.1.0"
+    assert spec["engine"] == lab.ENGINE.key
     assert spec["lxd"] == node.lxd.get("/1.0")["environment"]["server_version"]
     assert bare.stop() == 0
 

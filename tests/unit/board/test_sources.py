@@ -332,6 +332,7 @@ def test_only_admins_see_what_is_new_for_them(play: Play) -> None:
 def test_the_host(play: Play) -> None:
     async def work(world: Shown, sources: Sources) -> None:
         host = sees(sources.host(await sources.picture(), None), None)["host"]
+        assert (host.engine, host.lxd) == ("lxd", "5.0.2")
         assert (host.name, host.kernel, host.nvidia_driver, host.cuda) == (
             world.node.facts.name,
             world.node.facts.kernel,

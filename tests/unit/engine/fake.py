@@ -660,6 +660,10 @@ class _Server(_Part):
     def project(self) -> str:
         return self._world.project
 
+    @property
+    def kind(self) -> str:
+        return "lxd"
+
     async def version(self) -> str | None:
         return "5.0.2"
 
