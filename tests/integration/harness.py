@@ -35,6 +35,7 @@ from urllib.parse import urlencode
 import yaml
 
 from podyd.engine.dialect import named
+from podyd.engine.rest import Credentials
 from podyd.pods.disks import BTRFS
 from tests import slips
 from tests.integration import small
@@ -42,10 +43,12 @@ from tests.lab import lab
 
 ROOT = Path(__file__).resolve().parents[2]
 # The engine that the tests talk to.
-DIALECT = named(os.environ.get("PODYD_TEST_ENGINE", "lxd"))
+DIALECT = named(lab.ENGINE.key)
 PYTHON = "/usr/bin/python3"
 # Debian, and one of busybox alone: see small.py.
 IMAGE, SMALL = "podyd-lab-base", "podyd-lab-small"
+# The engine's project that is always there.
+DEFAULT = "default"
 BUNDLED = ("pylxd", "pynvml.py", "pam", "pylxd-*.dist-info")
 PASSWORD = "correct-Horse-7"
 START_SECONDS = 60.0
@@ -385,7 +388,6 @@ class Node:
         self._install()
         slips.claim(self.project)
         self._prepare()
-        self.lxd = lab.Api(Path(self.lab_state.socket))
 
     def _own_thousand(self) -> int:
         """A thousand ports below those that the kernel gives out, apart from other podyds' here."""
@@ -407,18 +409,39 @@ class Node:
             f"no lab: type 'sudo tests/lab/lab.py up --engine {lab.ENGINE.key}'"
         )
         self.lab_state = state
+        self.lxd = lab.Api(Path(state.socket))
         self._held.enter_context(slips.listening(lambda: Path(state.socket)))
-        config = lab.Api(Path(state.socket)).get("/1.0")["config"]
+        config = self.lxd.get("/1.0")["config"]
         if not state.ours and not config.get("core.https_address"):
             lab.write_state(dataclasses.replace(state, https_address_set=True))
         # In an LXD that has nothing yet, two at once would both make the pool and the bridge.
         with locked(IMAGES, fcntl.LOCK_EX):
             self.setup_output = self.podyd("setup", "--user", self.account)
-            there = self.podyd("image", "list").splitlines()
-            if IMAGE not in there:
-                self.podyd("image", "build", IMAGE)
-            if SMALL not in there:
-                small.make(SMALL, self.environment)
+            self._have_image(IMAGE, lambda: self.podyd("image", "build", IMAGE))
+            self._have_image(SMALL, lambda: small.make(SMALL, self.images, self.environment))
+
+    @property
+    def credentials(self) -> Path:
+        """The directory with the service's certificate and the engine's address."""
+        return Credentials.below(self.base["state_dir"], DIALECT).directory
+
+    @property
+    def images(self) -> str:
+        """The project with the images of podyd's."""
+        return self.project if DIALECT.has_own_images else DEFAULT
+
+    def _have_image(self, image: str, make: Callable[[], object]) -> None:
+        """Have an image for pods; the default project keeps it for other projects of tests."""
+        copy = ("image", "copy", f"local:{image}", "local:", f"--alias={image}")
+        try:
+            self.lxd.get(f"/1.0/images/aliases/{image}")
+        except lab.NotFoundError:
+            make()
+            if self.images != DEFAULT:
+                self.lxc(*copy, f"--target-project={DEFAULT}")
+        else:
+            if self.images != DEFAULT:
+                self.lxc(*copy, f"--target-project={self.images}", project=DEFAULT)
 
     @property
     def pool_drivers(self) -> set[str]:
@@ -646,13 +669,13 @@ class Node:
 
     # --- LXD, as the admin sees it ---------------------------------------------------------------
 
-    def lxc(self, *words: str, check: bool = True) -> str:
-        """`lxc WORDS` or `incus WORDS` in the tests' project, as an admin types it."""
+    def lxc(self, *words: str, check: bool = True, project: str = "") -> str:
+        """`lxc WORDS` or `incus WORDS`, by default in the tests' project, as an admin types it."""
         # LXD refuses a change that comes while it makes one of podyd's.
         refused = "operation has now succeeded"
         while True:
             done = subprocess.run(
-                [lab.ENGINE.command, "-q", *words, "--project", self.project],
+                [lab.ENGINE.command, "-q", "--project", project or self.project, *words],
                 env={**self.environment, "HOME": str(self.directory)},
                 stdin=subprocess.DEVNULL,
                 text=True,

@@ -35,7 +35,7 @@ class Scene:
             self.node.start_packing()
             self.node.start_cards()
             self.driver = FakeDriver(self.node.directory / "nvidia")
-            endpoint = Path(self.node.base["state_dir"], "lxd/endpoint").read_text().strip()
+            endpoint = (self.node.credentials / "endpoint").read_text().strip()
             self.line = Line(int(endpoint.rpartition(":")[2]))
             self._held.callback(self.line.close)
             near = f"https://127.0.0.1:{self.line.port}"

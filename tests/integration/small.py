@@ -46,8 +46,8 @@ def _packed(path: Path, files: Mapping[str, bytes | str]) -> str:
     return str(path)
 
 
-def make(alias: str, environment: Mapping[str, str]) -> None:
-    """Import it into LXD's default project; `environment` is that of `lxc`."""
+def make(alias: str, project: str, environment: Mapping[str, str]) -> None:
+    """Import it into a project; `environment` is that of the engine's command."""
     listed = subprocess.run(["busybox", "--list"], check=True, capture_output=True, text=True)
     programs = [name for name in listed.stdout.split() if name not in ("busybox", "init")]
     root: dict[str, bytes | str] = {
@@ -70,7 +70,7 @@ def make(alias: str, environment: Mapping[str, str]) -> None:
             "import",
             *files,
             f"--alias={alias}",
-            "--project=default",
+            f"--project={project}",
         ]
         subprocess.run(
             words, env={**environment, "HOME": name}, check=True, stdin=subprocess.DEVNULL

@@ -200,7 +200,7 @@ def test_a_podyd_that_is_taken_apart() -> None:
         node.lxc("project", "set", node.project, "restricted.devices.disk=allow")
         node.lxc("project", "set", node.project, "restricted.containers.privilege=allow")
         node.lxc("project", "unset", node.project, "restricted.networks.access")
-        key = Path(node.base["state_dir"]) / "lxd/client.key"
+        key = node.credentials / "client.key"
         key.chmod(0o644)
         Path("/etc/pam.d", node.service).unlink()
         node.lxd.change("DELETE", f"/1.0/profiles/podyd-gpu?project={node.project}")

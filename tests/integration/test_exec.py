@@ -284,7 +284,7 @@ def far(node: Node) -> Iterator[Line]:
 
 
 def port_of_lxd(node: Node) -> int:
-    endpoint = (node.directory / "state" / "lxd" / "endpoint").read_text().strip()
+    endpoint = (node.credentials / "endpoint").read_text().strip()
     return int(endpoint.rpartition(":")[2])
 
 

@@ -735,7 +735,7 @@ class Untold:
         known = Path(node.base["state_dir"])
         self.state = node.directory / f"untold-{secrets.token_hex(3)}"
         run("cp", "-a", str(known), str(self.state))
-        lxd = self.state / "lxd"
+        lxd = self.state / node.credentials.name
         target = urlsplit((lxd / "endpoint").read_text().strip())
         self._target = str(target.hostname), int(target.port or 443)
         self._far = ssl.create_default_context(cafile=str(lxd / "server.crt"))

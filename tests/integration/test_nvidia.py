@@ -17,6 +17,7 @@ import pytest
 
 from podyd.node.interface import FIRST_SAMPLE_SECONDS
 from tests.integration.harness import (
+    DEFAULT,
     IMAGE,
     SMALL,
     Client,
@@ -28,7 +29,6 @@ from tests.integration.harness import (
     process_in,
     wait_until,
 )
-from tests.lab import lab
 from tests.lab.nvml import GIB, FakeDriver, FakeGpu, FakeNvml, FakeProcess, build
 
 OTHER_DRIVER = "550.54.15"
@@ -187,27 +187,11 @@ def outside(node: Node) -> Iterator[str]:
     """A running instance in LXD's default project, as an admin makes it for himself."""
     name = f"podyd-test-{secrets.token_hex(3)}"
     pool = node.lxd.get("/1.0/storage-pools?recursion=1")[0]["name"]
-    default = ("--project", "default")
     try:
-        # The last --project counts.
-        admin_lxc(node, "launch", IMAGE, name, "--no-profiles", "-s", pool, *default)
+        node.lxc("launch", IMAGE, name, "--no-profiles", "-s", pool, project=DEFAULT)
         yield name
     finally:
-        admin_lxc(node, "delete", "-f", name, *default)
-
-
-def admin_lxc(node: Node, *words: str) -> None:
-    """`lxc WORDS` outside of the tests' project."""
-    done = subprocess.run(
-        [lab.ENGINE.command, "-q", *words],
-        env={**node.environment, "HOME": str(node.directory)},
-        stdin=subprocess.DEVNULL,
-        text=True,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
+        node.lxc("delete", "-f", name, project=DEFAULT)
 
 
 def test_an_instance_of_the_default_project(
@@ -215,7 +199,7 @@ def test_an_instance_of_the_default_project(
 ) -> None:
     cmd = f"sleep {secrets.randbelow(10**9) + 10**9}"
     script = f"setsid {cmd} >/dev/null 2>&1 &"
-    admin_lxc(node, "exec", outside, "--project", "default", "--", "sh", "-c", script)
+    node.lxc("exec", outside, "--", "sh", "-c", script, project=DEFAULT)
     wait_until(lambda: len(pids(cmd)) == 1, cmd)
     (pid,) = pids(cmd)
     nvml.write(FakeNvml().holding(0, FakeProcess(pid)))

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import websocket
@@ -337,7 +336,7 @@ def test_each_of_several_terminals_has_its_session(tab: Tab) -> None:
 
 
 def test_podyd_and_lxd_go_away_and_come_back(node: Node, carol: Client, browser: Browser) -> None:
-    endpoint = Path(node.base["state_dir"], "lxd/endpoint").read_text().strip()
+    endpoint = (node.credentials / "endpoint").read_text().strip()
     line = Line(int(endpoint.rpartition(":")[2]))
     near = {"lxd": {"endpoint": f"https://127.0.0.1:{line.port}"}}
     soon = {"podyd.engine.rest.CONNECT_TIMEOUT": 2.0}

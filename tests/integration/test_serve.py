@@ -88,7 +88,7 @@ def test_check_says_so_without_starting(node: Node) -> None:
 @pytest.fixture
 def line(node: Node) -> Iterator[Line]:
     """A line to LXD that a test can cut."""
-    endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
+    endpoint = (node.credentials / "endpoint").read_text().strip()
     line = Line(int(endpoint.rpartition(":")[2]))
     yield line
     line.close()
@@ -107,7 +107,7 @@ def test_lxd_away_at_start_is_a_503_until_it_is_there(node: Node, alice: Client)
         client.get(path).refused(503, "lxd_unreachable")
     client.get("/user/info").ok
     assert server.process.poll() is None
-    endpoint = (Path(node.base["state_dir"]) / "lxd/endpoint").read_text().strip()
+    endpoint = (node.credentials / "endpoint").read_text().strip()
     line = Line(int(endpoint.rpartition(":")[2]), port)
     try:
         server.wait_for_log(FOLLOWING, 15)

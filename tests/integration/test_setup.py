@@ -23,7 +23,7 @@ class Certified:
     """LXD over TLS with podyd's certificate: what somebody has who breaks into podyd."""
 
     def __init__(self, node: Node) -> None:
-        self.directory = Path(node.base["state_dir"]) / "lxd"
+        self.directory = node.credentials
         self.project = node.project
         self._context = ssl.create_default_context(cafile=str(self.directory / "server.crt"))
         self._context.check_hostname = False
