@@ -1,6 +1,6 @@
 # `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12.
 
-.PHONY: run test test-packaging check bench coverage deb environment lab-up lab-down
+.PHONY: run test test-packaging test-engines check bench coverage deb environment lab-up lab-down
 
 run:
 	@tests/lab/run.sh
@@ -11,6 +11,11 @@ test:
 # On freshly booted servers of both Debian releases; arguments of pytest: tests/packaging/test.sh -k tls
 test-packaging:
 	@tests/packaging/test.sh
+
+# The same as `test` on LXD and Incus of Debian 12, 13 and sid, in fresh containers, all or
+# RELEASE=trixie ENGINE=incus; arguments of pytest: tests/engines/test.sh -k exec
+test-engines:
+	@tests/engines/test.sh
 
 check: environment
 	.venv/bin/ruff check .

@@ -557,9 +557,14 @@ def remove_stale_cgroups() -> None:
         is_ours = names is None or is_cgroup_of(top.name, names)
         if not is_ours or not top.is_dir() or is_populated(top):
             continue
-        for directory, _, _ in os.walk(top, topdown=False):
-            with contextlib.suppress(OSError):
-                os.rmdir(directory)
+        remove_cgroup(top)
+
+
+def remove_cgroup(top: Path) -> None:
+    """Remove a cgroup with all below it, but for what has processes."""
+    for directory, _, _ in os.walk(top, topdown=False):
+        with contextlib.suppress(OSError):
+            os.rmdir(directory)
 
 
 def unescape_mount(field: str) -> str:

@@ -3,11 +3,27 @@
 
 PYTHON=/usr/bin/python3
 
-# What podyd runs on, what LXD needs where nothing recommends it, and what builds an image.
+# The engine that is tested: Debian 12 has LXD, and what comes after it Incus, also where it has both.
+engine_of_release() {
+    # shellcheck source=/dev/null
+    case $(. /etc/os-release && echo "$ID $VERSION_CODENAME") in
+        "debian bookworm") echo lxd ;;
+        debian*) echo incus ;;
+        *) echo lxd ;;
+    esac
+}
+
+export PODYD_TEST_ENGINE="${PODYD_TEST_ENGINE:-$(engine_of_release)}"
+case $PODYD_TEST_ENGINE in
+    incus) ENGINE_PACKAGES="incus-base incus-client" ;;
+    *) ENGINE_PACKAGES="lxd lxd-client" ;;
+esac
+
+# What podyd runs on, what an engine needs where nothing recommends it, and what builds an image.
 PACKAGES="ca-certificates python3 python3-venv python3-setuptools python3-wheel python3-tornado
 python3-yaml python3-pyroute2 python3-cryptography python3-dateutil python3-requests
 python3-requests-toolbelt python3-prometheus-client python3-requests-unixsocket python3-ws4py python3-six
-lxd lxd-client lxcfs uidmap dnsmasq-base nftables iproute2 btrfs-progs squashfs-tools squashfs-tools-ng rsync
+$ENGINE_PACKAGES lxcfs uidmap dnsmasq-base nftables iproute2 btrfs-progs squashfs-tools squashfs-tools-ng rsync
 mmdebstrap util-linux zstd procps passwd libpam-modules libpam-runtime python3-argcomplete
 python3-websocket"
 

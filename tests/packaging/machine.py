@@ -52,9 +52,13 @@ PACKAGES = (
     "man-db",
     "nftables",
 )
+# A mirror's copy of sid may be older than the week for which its own index is valid.
+BOOTSTRAPPED_WITH = {"sid": ['--aptopt=Acquire::Check-Valid-Until "false"']}
 BOOT_SECONDS = 60.0
 COMMAND_SECONDS = 300.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Of systemd-nspawn.
+ENVIRONMENT = {"PATH": SYSTEM_PATH, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"}
 LOOP_MAJOR, LOOPS = 7, 32
 
 
@@ -72,6 +76,7 @@ def base(release: str) -> Path:
         "--variant=minbase",
         # Man pages are what a package is looked at for, too.
         f"--include={','.join(PACKAGES)}",
+        *BOOTSTRAPPED_WITH.get(release, ()),
         release,
         str(new),
     )
@@ -104,7 +109,7 @@ def entered(namespace: str) -> Iterator[None]:
 
 @dataclass
 class Machine:
-    """One fresh server. Begins with `start`, ends with `close`."""
+    """One fresh server. Begins with `start`, or `unpack`, and ends with `close`."""
 
     release: str
     name: str = field(default_factory=lambda: f"podydt{secrets.token_hex(3)}")
@@ -121,6 +126,12 @@ class Machine:
 
     def start(self) -> None:
         """Unpack it and boot it; returns when its systemd has started all."""
+        self.unpack()
+        self._held.enter_context(slips.listening(lambda: self._seen("/var/lib/lxd/unix.socket")))
+        self.boot()
+
+    def unpack(self) -> None:
+        """Its files and its network."""
         self.root.mkdir()
         run("tar", "-xf", str(base(self.release)), "-C", str(self.root), "--exclude=./dev/*")
         self.write("/etc/hostname", f"{self.name}\n")
@@ -128,28 +139,15 @@ class Machine:
         # As in any container: the devices in /sys are this host's.
         self.path("/etc/systemd/system/systemd-udevd.service").symlink_to("/dev/null")
         self._connect()
-        self._held.enter_context(slips.listening(lambda: self._seen("/var/lib/lxd/unix.socket")))
-        self.boot()
 
     def boot(self) -> None:
         """Start its systemd, as after `shut_down`."""
         log = (self.directory / "console").open("ab")
         with log:
             self._process = subprocess.Popen(
-                [
-                    # Not nspawn's own --private-network: its /sys would show the host's devices.
-                    *("nsenter", f"--net=/run/netns/{self.name}"),
-                    *("systemd-nspawn", "--register=no", "--keep-unit", "--quiet"),
-                    *(f"--directory={self.root}", f"--machine={self.name}"),
-                    *("--capability=all", "--system-call-filter=@keyring bpf @mount"),
-                    *("--bind=/dev/fuse", "--bind=/dev/loop-control", "--boot"),
-                ],
-                env={
-                    "PATH": SYSTEM_PATH,
-                    # As every server of today; this host's own may be older.
-                    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
-                    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1",
-                },
+                self.contained("--boot"),
+                # As every server of today; this host's own may be older.
+                env={**ENVIRONMENT, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -160,6 +158,18 @@ class Machine:
         for number in range(LOOPS):
             self.make_device(f"/dev/loop{number}", stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
         wait_until(self._has_booted, f"{self.name} to boot: {self.console()}", BOOT_SECONDS)
+
+    def contained(self, *words: str) -> list[str]:
+        """The command that runs it, with these words of systemd-nspawn's, in ENVIRONMENT."""
+        return [
+            # Not nspawn's own --private-network: its /sys would show the host's devices.
+            *("nsenter", f"--net=/run/netns/{self.name}"),
+            *("systemd-nspawn", "--register=no", "--keep-unit", "--quiet"),
+            *(f"--directory={self.root}", f"--machine={self.name}"),
+            *("--capability=all", "--system-call-filter=@keyring bpf @mount"),
+            *("--bind=/dev/fuse", "--bind=/dev/loop-control"),
+            *words,
+        ]
 
     def _has_init(self) -> bool:
         assert self._process is not None
