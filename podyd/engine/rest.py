@@ -26,7 +26,7 @@ from tornado.netutil import DefaultExecutorResolver, Resolver, is_valid_ip
 from tornado.simple_httpclient import HTTPTimeoutError, SimpleAsyncHTTPClient
 
 from podyd.base.engine_words import ENGINE
-from podyd.base.errors import Gone, NotSetUp, Slipped, TimedOut, Unavailable
+from podyd.base.errors import EngineRefused, Gone, NotSetUp, Slipped, TimedOut, Unavailable
 from podyd.engine import websocket
 from podyd.engine.bound import Bound, meant_for
 from podyd.engine.dialect import CERTIFICATE, Dialect
@@ -265,10 +265,7 @@ class RestClient:
             return answer["metadata"]
         operation = answer["operation"]
         began(operation)
-        waited = await self._call(
-            "GET", f"{operation}/wait", query={"timeout": int(timeout)}, timeout=timeout + 10
-        )
-        metadata = waited["metadata"]
+        metadata = await self._ended(operation, timeout)
         if metadata["status_code"] < 200:
             raise TimedOut(
                 f"{ENGINE} has not finished within {timeout:g} s and continues.",
@@ -278,6 +275,25 @@ class RestClient:
         if metadata["status_code"] >= 400:
             # The operation's status is not one of HTTP; later LXDs have that in `err_code`.
             raise refusal(metadata["err"], metadata.get("err_code", 0))
+        return metadata
+
+    async def _ended(self, operation: str, timeout: float) -> Mapping[str, Any]:
+        """An operation when it has ended, or as it is after `timeout` seconds.
+
+        From LXD 5.15 and 5.0.9 on, the answer is its error in place of it, and an error as well
+        after the timeout (operationWaitGet in lxd/operations.go).
+        """
+        try:
+            waited = await self._call(
+                "GET", f"{operation}/wait", query={"timeout": int(timeout)}, timeout=timeout + 10
+            )
+        except EngineRefused:
+            with contextlib.suppress(EngineRefused):
+                present: Mapping[str, Any] = await self.get(operation)
+                if present["status_code"] < 200:
+                    return present
+            raise
+        metadata: Mapping[str, Any] = waited["metadata"]
         return metadata
 
     async def start(self, path: str, body: Any) -> Mapping[str, Any]:
@@ -400,7 +416,9 @@ def _answer(response: HTTPResponse) -> Any:
             f"{ENGINE} gave HTTP {response.code} and no JSON.", code="lxd_unreachable"
         ) from error
     if answer.get("type") == "error":
-        raise refusal(str(answer["error"]), response.code)
+        # What fails after the answer has begun has HTTP's 200, and its status in the text.
+        status = response.code if response.code >= 400 else answer.get("error_code", 0)
+        raise refusal(str(answer["error"]), status)
     return answer
 
 

@@ -14,7 +14,15 @@ from tornado.testing import bind_unused_port
 from tornado.web import Application, RequestHandler
 
 from podyd.api.tls import load
-from podyd.base.errors import EngineRefused, Gone, Slipped, Unavailable
+from podyd.base.errors import (
+    DiskFull,
+    EngineRefused,
+    Gone,
+    Missing,
+    Slipped,
+    TimedOut,
+    Unavailable,
+)
 from podyd.engine import rest
 from podyd.engine.bound import bound, meant_for
 from podyd.engine.dialect import LXD
@@ -58,6 +66,22 @@ async def fail_later(handler: RequestHandler) -> None:
 async def be_full(handler: RequestHandler) -> None:
     failed = {"status_code": 400, "err": "open backup.yaml: disk quota exceeded"}
     handler.write({"type": "sync", "metadata": failed})
+
+
+def later(error: str, code: int, status: int) -> list[Behaviour]:
+    """As LXD 5.21 and 6.x answer a wait for an operation that has failed, and one that goes on for
+    longer: an error after a header of 200 (lxd/operations.go operationWaitGet and
+    lxd/response/response.go errorResponse.Render, tags lxd-5.21.7, lxd-6.9); and then what the
+    operation is."""
+
+    async def wait(handler: RequestHandler) -> None:
+        handler.write({"type": "error", "error": error, "error_code": code, "metadata": None})
+
+    async def look(handler: RequestHandler) -> None:
+        known = {"status_code": status, "err": error if status >= 400 else "", "err_code": code}
+        handler.write({"type": "sync", "status_code": 200, "metadata": known})
+
+    return [begin, wait, look]
 
 
 Call = Callable[[RestClient], Awaitable[Any]]
@@ -145,7 +169,15 @@ def changing(method: str, **options: Any) -> Call:
     return lambda lxd: lxd.change(method, "/1.0", **options)
 
 
-@pytest.mark.parametrize("slip", [[fail], [begin, fail_later], [begin, fail]])
+@pytest.mark.parametrize(
+    "slip",
+    [
+        [fail],
+        [begin, fail_later],
+        [begin, fail, refuse],
+        later("/x: bad file descriptor", 500, 400),
+    ],
+)
 @pytest.mark.parametrize(
     "call",
     [changing("PUT"), changing("PATCH"), changing("DELETE"), changing("POST", is_repeatable=True)],
@@ -189,6 +221,19 @@ def test_files_and_what_is_to_be_changed_are_asked_for_once_more(
         ask(tmp_path, [fail, fail, answer], call)
     with pytest.raises(EngineRefused):
         ask(tmp_path, [refuse, answer], call)
+
+
+def test_what_lxd_5_21_says_of_an_operation_that_failed(tmp_path: Path) -> None:
+    call = changing("POST")
+    with pytest.raises(Missing, match="No such thing"):
+        ask(tmp_path, later("No such thing", 404, 400), call)
+    with pytest.raises(DiskFull):
+        ask(tmp_path, later("Failed: disk quota exceeded", 500, 400), call)
+
+
+def test_what_lxd_5_21_says_of_an_operation_that_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(TimedOut, match="continues"):
+        ask(tmp_path, later("context deadline exceeded", 500, 103), changing("POST"))
 
 
 def test_what_is_meant_for_one_instance_reaches_no_other_of_its_name(tmp_path: Path) -> None:
