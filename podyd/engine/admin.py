@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any
+from urllib.parse import urlsplit
 
 import pylxd
 import pylxd.exceptions
@@ -179,7 +180,8 @@ class Admin:
 
     def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
         with _translated(f"{ENGINE} could not make a storage pool"):
-            self._client.storage_pools.create({"name": POOL, "driver": driver, "config": config})
+            pools = self._client.api.storage_pools
+            self._change(pools.post, {"name": POOL, "driver": driver, "config": config})
         size = f" of up to {config['size']}" if "size" in config else ""
         say(f"made storage pool {POOL} ({driver}{size})")
 
@@ -193,7 +195,8 @@ class Admin:
             address = f"{next(network.hosts())}/{network.prefixlen}"
             config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
             name = self.dialect.bridge
-            self._client.networks.create(name, type="bridge", config=config)
+            networks = self._client.api.networks
+            self._change(networks.post, {"name": name, "type": "bridge", "config": config})
         say(f"made bridge {name} ({address})")
         return name
 
@@ -205,8 +208,9 @@ class Admin:
             if not self._client.projects.exists(self._project):
                 description = "podyd's pods; restricted, see 'podyd setup --help'"
                 wanted |= openings.config()
-                projects.post(
-                    json={"name": self._project, "description": description, "config": wanted}
+                self._change(
+                    projects.post,
+                    {"name": self._project, "description": description, "config": wanted},
                 )
                 say(f"made restricted project {self._project}")
                 return
@@ -218,11 +222,12 @@ class Admin:
                 if project["config"].get(key, "") != value
             }
             if changed:
-                projects[self._project].put(
-                    json={
+                self._change(
+                    projects[self._project].put,
+                    {
                         "description": project["description"],
                         "config": project["config"] | changed,
-                    }
+                    },
                 )
                 say(f"project {self._project}: set {', '.join(sorted(changed))}")
 
@@ -241,7 +246,7 @@ class Admin:
         for port in range(HTTPS_PORT, HTTPS_PORT + HTTPS_PORTS):
             address = f"127.0.0.1:{port}"
             try:
-                self._client.api.patch(json={"config": {"core.https_address": address}})
+                self._change(self._client.api.patch, {"config": {"core.https_address": address}})
             except pylxd.exceptions.LXDAPIException as error:
                 if (
                     "address already in use" not in str(error)
@@ -264,15 +269,16 @@ class Admin:
             trusted = self._get(certificates)
             if not any(item["fingerprint"] == fingerprint for item in trusted):
                 body = "".join(certificate_pem.strip().splitlines()[1:-1])
-                certificates.post(
-                    json={"type": "client", "certificate": body, "name": self._project} | confined
+                self._change(
+                    certificates.post,
+                    {"type": "client", "certificate": body, "name": self._project} | confined,
                 )
                 say(f"{ENGINE} trusts podyd's certificate, for project {self._project} alone")
                 return
             known = certificates[fingerprint].get().json()["metadata"]
             if any(known[key] != value for key, value in confined.items()):
                 kept = {key: known[key] for key in ("type", "name", "certificate")}
-                certificates[fingerprint].put(json=kept | confined)
+                self._change(certificates[fingerprint].put, kept | confined)
                 say(f"podyd's certificate is confined to project {self._project} again")
 
     def has_instances(self) -> bool:
@@ -299,10 +305,11 @@ class Admin:
     def put_profile(self, profile: Profile) -> None:
         """Create or overwrite a profile."""
         with _translated(f"{ENGINE} did not take profile {profile.name}"):
+            profiles = self._in_project.api.profiles
             if self.profile(profile.name) is None:
-                self._in_project.api.profiles.post(json={"name": profile.name} | body_of(profile))
+                self._change(profiles.post, {"name": profile.name} | body_of(profile))
             else:
-                self._in_project.api.profiles[profile.name].put(json=body_of(profile))
+                self._change(profiles[profile.name].put, body_of(profile))
 
     def pool_and_bridge(self) -> tuple[str, str]:
         """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
@@ -448,6 +455,19 @@ class Admin:
         with _translated(f"{ENGINE} could not be asked for its GPUs"):
             cards = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
         return [card_of(item) for item in cards]
+
+    def _change(self, request: Callable[..., requests.Response], body: Mapping[str, Any]) -> None:
+        """A request that changes something, and the wait for its end where the answer is an
+        operation: for profiles from LXD 6.7 on (storage_and_profile_operations), for pools and
+        networks from 6.8 on (storage_and_network_operations).
+
+        Raises LXDAPIException, also if the operation fails: such LXDs answer the wait with its
+        error.
+        """
+        answer = request(json=body).json()
+        if answer["type"] == "async":
+            operation = urlsplit(answer["operation"]).path.rpartition("/")[2]
+            self._client.api.operations[operation].wait.get()
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
         """All members of a collection with their contents."""

@@ -16,6 +16,7 @@ import pytest
 from podyd.base.errors import SetupError
 from podyd.engine.admin import Admin, Bridge
 from podyd.engine.dialect import LXD, Place
+from podyd.engine.types import Profile
 
 
 class Lxd(socketserver.ThreadingUnixStreamServer):
@@ -32,6 +33,16 @@ class Lxd(socketserver.ThreadingUnixStreamServer):
         self.drivers: tuple[str, ...] = ()
         self.failing: tuple[str, ...] = ()
         self.pools: dict[str, Mapping[str, Any]] = {}
+        self.profiles: dict[str, Mapping[str, Any]] = {}
+        self.has_bridge = True
+        # As LXD 6.8 and later: changes of pools, networks and profiles are operations
+        # (lxd/storage_pools.go storagePoolsPost, lxd/networks.go networksPost, lxd/profiles.go
+        # profilePut; tags lxd-6.8, lxd-6.9, and main of August 2026). The wait for one is answered
+        # with HTTP's 200 in each case (lxd/operations.go operationWaitGet).
+        self.has_operations = False
+        self.waited: list[str] = []
+        # What an operation fails with.
+        self.error = ""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -45,6 +56,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         match self.path:
+            case path if path.startswith("/1.0/operations/"):
+                self.server.waited.append(path)
+                self.answer_wait()
+            case path if path.startswith("/1.0/profiles/own"):
+                self.answer_profile("own")
+            case "/1.0/networks?recursion=1" if not self.server.has_bridge:
+                self.answer([])
             case "/1.0/networks?recursion=1":
                 config = {"ipv4.address": "10.0.0.1/24"}
                 bridge = {"managed": True, "type": "bridge"}
@@ -97,14 +115,48 @@ class Handler(BaseHTTPRequestHandler):
             # As Incus does, null where there are none.
             self.answer([{"name": name, **pool} for name, pool in pools.items()] or None)
 
+    def body(self) -> dict[str, Any]:
+        data: dict[str, Any] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        return data
+
     def do_POST(self) -> None:
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        if body["driver"] in self.server.failing:
-            error = f"Failed to load {body['driver']}"
+        body = self.body()
+        error = (
+            f"Failed to load {body['driver']}" if body.get("driver") in self.server.failing else ""
+        )
+        if error and not self.server.has_operations:
             self.send(500, {"type": "error", "error": error, "error_code": 500})
             return
-        self.server.pools[body["name"]] = {"status": "Created", "used_by": [], **body}
-        self.answer({})
+        if self.path.startswith("/1.0/storage-pools") and not error:
+            self.server.pools[body["name"]] = {"status": "Created", "used_by": [], **body}
+        self.answer_change(error)
+
+    def do_PUT(self) -> None:
+        self.server.profiles["own"] = self.body()
+        self.answer_change("")
+
+    def answer_change(self, error: str) -> None:
+        if not self.server.has_operations:
+            self.answer({})
+            return
+        self.server.error = error or self.server.error
+        operation = "/1.0/operations/6916c8a6-9b7d-4abd-90b3-aedfec7ec7da"
+        running = {"id": operation.rpartition("/")[2], "status_code": 103, "err": ""}
+        body = {"type": "async", "status_code": 100, "operation": operation, "metadata": running}
+        self.send(202, body)
+
+    def answer_wait(self) -> None:
+        error, self.server.error = self.server.error, ""
+        if error:
+            self.send(200, {"type": "error", "error": error, "error_code": 500, "metadata": None})
+        else:
+            self.answer({"status_code": 200, "err": ""})
+
+    def answer_profile(self, name: str) -> None:
+        if name in self.server.profiles:
+            self.answer(self.server.profiles[name])
+        else:
+            self.send(404, {"type": "error", "error": "Profile not found", "error_code": 404})
 
     def answer(self, metadata: object) -> None:
         self.send(200, {"type": "sync", "status_code": 200, "metadata": metadata})
@@ -189,3 +241,31 @@ def test_which_controllers_lxd_has_missed(lxd: Lxd) -> None:
         "cpu",
         "pids",
     }
+
+
+def test_what_later_lxds_change_in_an_operation_is_waited_for(lxd: Lxd) -> None:
+    lxd.has_operations, lxd.drivers = True, ("dir",)
+    admin = admin_of(lxd)
+    assert admin.prepare_pool(print) == "default"
+    assert len(lxd.waited) == 1
+    lxd.has_bridge = False
+    assert admin.prepare_bridge(lambda: IPv4Network("10.9.0.0/24"), print) == "lxdbr0"
+    assert len(lxd.waited) == 2
+    lxd.profiles["own"] = {"description": "", "config": {}, "devices": {}}
+    admin.put_profile(Profile("own", "mine"))
+    assert lxd.profiles["own"]["description"] == "mine"
+    assert lxd.waited[2:] == ["/1.0/operations/6916c8a6-9b7d-4abd-90b3-aedfec7ec7da/wait"]
+
+
+def test_what_such_an_operation_fails_with_is_said(lxd: Lxd) -> None:
+    lxd.has_operations = True
+    lxd.drivers, lxd.failing = ("btrfs", "dir"), ("btrfs",)
+    words: list[str] = []
+    admin = admin_of(lxd)
+    assert admin.prepare_pool(words.append) == "default"
+    assert words[0].startswith("no pool of btrfs: ")
+    assert "Failed to load btrfs" in words[0]
+    lxd.profiles["own"] = {"description": "", "config": {}, "devices": {}}
+    lxd.error = "Device validation failed"
+    with pytest.raises(SetupError, match="did not take profile own: Device validation failed"):
+        admin.put_profile(Profile("own"))
