@@ -231,6 +231,10 @@ class NotRunning(EngineRefused):
         super().__init__(reason, status=status)
 
 
+class Ending(NotRunning):
+    """The instance has just ended, and the engine has not cleaned up behind it yet."""
+
+
 class Running(EngineRefused):
     """The instance runs, which it must not for this, or does so already."""
 

@@ -21,6 +21,7 @@ from podyd.base.errors import (
     Busy,
     Changed,
     DiskFull,
+    Ending,
     EngineRefused,
     Gone,
     InUse,
@@ -78,6 +79,8 @@ CHANGE_SECONDS = 10.0
 # LXD's words; whatever else it says of an instance is an error.
 _STATUSES: Mapping[str, Status] = {
     "Running": "running",
+    # It runs, and its root has told the guest API that it has booted; from LXD 5.6 on, and Incus.
+    "Ready": "running",
     "Stopped": "stopped",
     "Frozen": "frozen",
 }
@@ -239,8 +242,16 @@ class RestInstances:
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
         data = await members_of(self._client, "/1.0/instances", depth=2)
-        self.last_states = {item["name"]: state_of(item["state"]) for item in data if item["state"]}
-        return tuple(_cpu_time_of(self._guard.over(item)) for item in data)
+        # Of one that is being stopped, Incus 6.0.4 shows its name and nothing else.
+        whole = [item for item in data if item["config"] is not None]
+        self.last_states = {
+            item["name"]: state_of(item["state"]) for item in whole if item["state"]
+        }
+        times = [_cpu_time_of(self._guard.over(item)) for item in whole]
+        if len(whole) < len(data):
+            known = {item.instance.name for item in times}
+            times += [CpuTime(item, None) for item in await self.all() if item.name not in known]
+        return tuple(times)
 
     async def has(self, name: str, uuid: str) -> bool:
         """Whether an instance has this name and this uuid."""
@@ -252,7 +263,10 @@ class RestInstances:
 
     async def state(self, name: str) -> State:
         """What an instance is at now, which costs LXD some 15 ms if it runs."""
-        return state_of(await self._client.get(instance_path(name, "state")))
+        try:
+            return state_of(await self._client.get(instance_path(name, "state")))
+        except Ending:
+            return State()
 
     async def console(self, name: str) -> str:
         """What an instance has written to its console. Raises EngineRefused if it has none."""
@@ -304,7 +318,9 @@ class RestInstances:
         """
         body = {"action": action, "timeout": int(timeout), "force": force}
         self.check_free(name)
-        if action != "stop":
+        if action == "stop":
+            await self._let_end(name, timeout)
+        else:
             await self.settle(name)
         try:
             # podyd waits a little longer, for LXD's own timeout error.
@@ -319,6 +335,22 @@ class RestInstances:
             raise
         finally:
             self.invalidate()
+
+    async def _let_end(self, name: str, timeout: float) -> None:
+        """Wait up to `timeout` seconds for an instance that is about to have stopped.
+
+        Incus says that it runs until all of it is cleaned up. To be told to stop then fails, and
+        lets go of the lock, so that a start would meet what is still being removed
+        (instance/drivers/driver_lxc.go).
+        """
+        end = time.monotonic() + timeout
+        with contextlib.suppress(PodydError):  # What else there is, it says of the stop itself.
+            while time.monotonic() < end:
+                try:
+                    await self._client.get(instance_path(name, "state"))
+                    return
+                except Ending:
+                    await asyncio.sleep(FREE_SECONDS)
 
     async def _check_limited(self, name: str) -> None:
         """Raises NotLimited if that is why an instance has not started: only its log says it."""

@@ -8,7 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.engine.instances import RestInstances, state_of
+from podyd.engine import instances as module
+from podyd.engine.instances import RestInstances, instance_of, state_of
+from podyd.engine.refusals import refusal
 from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.types import Address, FromImage, NewInstance, State
@@ -60,3 +62,79 @@ def test_what_has_been_made_is_looked_for_although_no_event_has_come(tmp_path: P
         instances.close()
 
     asyncio.run(make())
+
+
+def listed(name: str, **more: object) -> dict[str, Any]:
+    """LXD's JSON of an instance that runs, or what of it is other than that."""
+    time = "2026-01-01T00:00:00Z"
+    return {
+        "name": name,
+        "status": "Running",
+        "created_at": time,
+        "last_used_at": time,
+        "config": {"volatile.uuid": name},
+        "expanded_config": {},
+        "profiles": [],
+        "devices": {},
+        "expanded_devices": {},
+        "state": {"cpu": {"usage": 5}},
+        **more,
+    }
+
+
+def test_one_that_has_told_that_it_has_booted_runs() -> None:
+    assert instance_of(listed("x", status="Ready")).status == "running"
+
+
+class Incus:
+    """An Incus in which "b" is being stopped; "b" has ended after `ends_after` looks at it."""
+
+    def __init__(self, ends_after: int) -> None:
+        self.looks_left = ends_after
+        self.told = False
+
+    async def get(self, path: str, **query: object) -> Any:
+        if path == "/1.0/instances/b/state":
+            if self.looks_left:
+                self.looks_left -= 1
+                raise refusal("Invalid PID '\ufffd'", 500)
+            return {"status": "Stopped", "pid": 0, "disk": None, "network": None}
+        assert path == "/1.0/instances"
+        nameless = dict.fromkeys(listed("b")) | {"name": "b", "status": "Error"}
+        return [listed("a"), nameless if query["recursion"] == 2 else listed("b")]
+
+    async def change(self, method: str, path: str, body: object, **options: object) -> None:
+        assert (method, path) == ("PUT", "/1.0/instances/b/state")
+        assert not self.looks_left, "told to stop while it is being cleaned up"
+        self.told = True
+
+
+def of_incus(tmp_path: Path, incus: Incus) -> RestInstances:
+    return RestInstances(cast(RestClient, incus), RestoreGuard(tmp_path))
+
+
+def test_one_that_is_being_stopped_has_no_figures_and_is_there(tmp_path: Path) -> None:
+    async def look() -> None:
+        instances = of_incus(tmp_path, Incus(ends_after=9))
+        times = {item.instance.uuid: item.nanoseconds for item in await instances.cpu_times()}
+        assert times == {"a": 5, "b": None}
+        assert set(instances.last_states) == {"a"}
+        assert await instances.state("b") == State()
+        instances.close()
+
+    asyncio.run(look())
+
+
+def test_one_that_is_being_stopped_is_let_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FREE_SECONDS", 0.0)
+
+    async def stop() -> None:
+        incus = Incus(ends_after=3)
+        instances = of_incus(tmp_path, incus)
+        await instances.set_status("b", "stop", timeout=30)
+        assert incus.told
+        instances.close()
+
+    asyncio.run(stop())

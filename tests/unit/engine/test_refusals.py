@@ -13,6 +13,7 @@ from podyd.base.errors import (
     Changed,
     DidNotShutDown,
     DiskFull,
+    Ending,
     EngineRefused,
     Gone,
     InUse,
@@ -57,6 +58,10 @@ SAID: list[tuple[str, int, type[EngineRefused]]] = [
     ("Instance is frozen", 400, NotRunning),
     ("The instance is already stopped", 0, NotRunning),
     ("The container isn't running", 0, NotRunning),
+    ('container is not running: "p_a-m"', 0, NotRunning),
+    ("Invalid PID '\ufffd'", 500, Ending),  # Incus 6.0.4
+    ("Invalid PID -1", 500, Ending),  # Incus 7.0.1
+    ("stat /proc/4711: no such file or directory", 500, Ending),
     ("The instance is already running", 0, Running),
     ("The container is already running", 0, Running),
     ("The container is already frozen", 0, Running),
