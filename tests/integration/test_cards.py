@@ -507,7 +507,7 @@ def test_the_first_process_of_a_pod_is_refused_too(site: Site) -> None:
 def test_a_copy_of_when_it_had_the_card_has_none(site: Site) -> None:
     assert site.one.opens()
     name = f"copy-{site.way}"
-    site.node.lxc("snapshot", site.one.name, "then")
+    site.node.snapshot(site.one.name, "then")
     site.node.lxc("copy", f"{site.one.name}/then", name)
     pod = Pod(site.node, name)
     try:

@@ -246,7 +246,7 @@ def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Doors, bob: C
         "x" * 200: "x" * 200,
     }
     for name in names:
-        scene.node.lxc("snapshot", instance, name)
+        scene.node.snapshot(instance, name)
     try:
         with enter(bob, "/pods/other/snapshots") as tab:
             for shown in names.values():

@@ -76,7 +76,7 @@ def test_what_is_on_the_instance_stays_as_it_is_now(node: Node, own: Client) -> 
     stale = "user.podyd.lease.GPU-0=2020-01-01T00:00:00Z/2090-01-01T00:00:00Z"
     node.lxc("config", "set", name, "user.podyd.owner=somebody", stale, "limits.memory=1GiB")
     node.lxc("config", "device", "add", name, "old", "none")
-    node.lxc("snapshot", name, "s")
+    node.snapshot(name, "s")
     node.lxc("config", "unset", name, stale.partition("=")[0])
     node.lxc("config", "set", name, f"user.podyd.owner={own.user}", "limits.memory=300MiB")
     node.lxc("config", "device", "remove", name, "old")
@@ -97,11 +97,11 @@ def test_what_is_on_the_instance_stays_as_it_is_now(node: Node, own: Client) -> 
 def test_a_podyd_that_is_killed_in_the_middle_finishes_it(node: Node, own: Client) -> None:
     name = own.get("/pod/info", ins="main").ok["name"]
     own.post("/pod/stop", ins="main").ok
-    node.lxc("snapshot", name, "s")
+    node.snapshot(name, "s")
     node.lxc("config", "set", name, "limits.memory=300MiB")
     before = node.instance_of(own.user, "main")
     # As it stands when the disk is back and podyd is killed.
-    node.lxc("restore", name, "s")
+    node.restore(name, "s")
     assert "limits.memory" not in node.instance_of(own.user, "main")["config"]
     data = Path(node.base["state_dir"]) / "data"
     held = data / "restoring" / f"{name}.json"
