@@ -371,7 +371,7 @@ class Lacks(EngineRefused):
 
 
 @contextlib.contextmanager
-def lxd_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
+def engine_could_not(what: str, *, code: str | None = None) -> Iterator[None]:
     """Say what the engine was to do, where its refusal does not say by itself what is wrong."""
     try:
         yield

@@ -37,7 +37,7 @@ from podyd.base.errors import (
     Gone,
     PodydError,
     Unavailable,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import came, seen
@@ -703,7 +703,7 @@ class Scheduler:
     async def _write(self, view: View, pod: Pod, due: frozenset[Card], keys: Keys) -> None:
         await self._permit(view, {pod.name: due})
         _, covers = _devices(view, pod, due, pod.instance.own_devices)
-        with lxd_could_not("change the pod"):
+        with engine_could_not("change the pod"):
             await self._instances.edit(
                 pod.name,
                 config={**keys, COVERS: ",".join(sorted(covers)) or None},

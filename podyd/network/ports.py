@@ -16,7 +16,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from podyd.base.clock import now
-from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, lxd_could_not
+from podyd.base.errors import Conflict, Forbidden, NotFound, PodydError, engine_could_not
 from podyd.base.quantities import UNLIMITED
 from podyd.config.current import Settings
 from podyd.engine.interface import Instances
@@ -247,7 +247,7 @@ class Ports:
             return frozenset()
 
     async def _write(self, pod: Pod, mapped: Mapped) -> None:
-        with lxd_could_not("note the pod's ports"):
+        with engine_could_not("note the pod's ports"):
             await self._instances.edit(pod.name, config={PORTS: written(mapped)}, devices=dict)
 
     # --- The relay's table -----------------------------------------------------------------------

@@ -46,12 +46,12 @@ class Controllers:
         return bool(self.parent)
 
 
-def controllers(lxd: ProcessFiles, init: ProcessFiles) -> Controllers:
+def controllers(engine: ProcessFiles, init: ProcessFiles) -> Controllers:
     """The controllers for the pods of an engine; `init` is its PID 1. Raises OSError."""
-    mounted = lxd.root / "sys/fs/cgroup"
+    mounted = engine.root / "sys/fs/cgroup"
     if (mounted / "cgroup.controllers").exists():
-        return _unified(mounted, lxd.cgroups()[""], init.cgroups()[""])
-    return _legacy(lxd)
+        return _unified(mounted, engine.cgroups()[""], init.cgroups()[""])
+    return _legacy(engine)
 
 
 def _unified(mounted: Path, cgroup: str, inits: str) -> Controllers:
@@ -76,14 +76,14 @@ def _words(path: Path) -> frozenset[str]:
     return frozenset(path.read_text().split()) & ALL
 
 
-def _legacy(lxd: ProcessFiles) -> Controllers:
+def _legacy(engine: ProcessFiles) -> Controllers:
     # liblxc looks there alone; a hierarchy's controllers are among the options of its mount.
     options = [
         item.options
-        for item in lxd.mounts()
+        for item in engine.mounts()
         if item.kind == "cgroup" and item.path.parent == Path("/sys/fs/cgroup")
     ]
-    seen = {name for names in lxd.cgroups() for name in names.split(",")}
+    seen = {name for names in engine.cgroups() for name in names.split(",")}
     return Controllers(seen=_of_v1(frozenset(seen)), passed=_of_v1(frozenset().union(*options)))
 
 

@@ -42,7 +42,7 @@ def free_network(used: list[Network]) -> Network:
     raise SetupError(
         "No /24 of 10.0.0.0/8 is free for a bridge.",
         advice=(
-            f"Make one yourself: {ENGINE.command} network create lxdbr0 ipv4.address=ADDRESS/24"
+            f"Make one yourself: {ENGINE.command} network create NAME ipv4.address=ADDRESS/24"
             " ipv4.nat=true."
         ),
     )

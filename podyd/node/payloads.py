@@ -19,7 +19,7 @@ from podyd.node.procs import cgroup_in
 # container.
 MAX_DEPTH = 4
 MAX_DIRECTORIES = 4096
-_NAMES_OF_LXC = "lxc."
+_NAMES_OF_LIBLXC = "lxc."
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def below(directory: Path) -> list[Path]:
 
 def is_place(path: Path) -> bool:
     """Whether only root can write a directory, and it is no instance's cgroup."""
-    if path.name.startswith(_NAMES_OF_LXC):
+    if path.name.startswith(_NAMES_OF_LIBLXC):
         return False
     with contextlib.suppress(OSError):
         status = path.lstat()

@@ -37,7 +37,7 @@ from podyd.base.errors import (
     Slipped,
     TimedOut,
     Unavailable,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.base.quantities import UNLIMITED, shown_size
 from podyd.base.tasks import Tasks, seen
@@ -365,7 +365,7 @@ class Commits:
         )
         self._half_made.begin(name)
         try:
-            with lxd_could_not("make the image", code="commit_failed"):
+            with engine_could_not("make the image", code="commit_failed"):
                 await self._copy(copy, under_way)
                 await forget_identity(self._files, name)
                 yield name

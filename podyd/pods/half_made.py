@@ -7,7 +7,7 @@ import contextlib
 import logging
 from datetime import datetime, timedelta, timezone
 
-from podyd.base.errors import Busy, EngineRefused, Gone, PodydError, lxd_could_not
+from podyd.base.errors import Busy, EngineRefused, Gone, PodydError, engine_could_not
 from podyd.base.tasks import Tasks, came
 from podyd.engine.bound import uuid_of
 from podyd.engine.interface import Files, Instances
@@ -126,5 +126,5 @@ async def delete(instances: Instances, name: str) -> None:
     # The error for an instance that has stopped already does not matter here.
     with contextlib.suppress(EngineRefused):
         await instances.set_status(name, "stop", timeout=STOP_TIMEOUT, force=True)
-    with lxd_could_not("delete the pod"), contextlib.suppress(Gone):
+    with engine_could_not("delete the pod"), contextlib.suppress(Gone):
         await instances.delete(name, timeout=DELETE_TIMEOUT)

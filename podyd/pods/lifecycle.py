@@ -15,7 +15,7 @@ from podyd.base.errors import (
     PodydError,
     Slipped,
     TimedOut,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.base.quantities import UNLIMITED
 from podyd.contract.pods import PodInfo
@@ -127,9 +127,9 @@ class Lifecycle:
 
     async def _make(self, member: Member, pod: NewPod, stage: Stage) -> PodInfo:
         async with self._planner.plan(member, pod) as new:
-            with lxd_could_not("make the pod", code="pod_create_failed"):
+            with engine_could_not("make the pod", code="pod_create_failed"):
                 try:
-                    await twice_if_lxd_slips(
+                    await twice_if_engine_slips(
                         lambda: self._make_whole(new, pod.disk_bytes, stage),
                         lambda: self._half_made.remove(new.name),
                     )
@@ -181,7 +181,7 @@ class Lifecycle:
         return f"Pod {ins} and everything in it is deleted."
 
 
-async def twice_if_lxd_slips(
+async def twice_if_engine_slips(
     make: Callable[[], Awaitable[None]], undo: Callable[[], Awaitable[bool]]
 ) -> None:
     """Call `make`, and after a failure `undo`; after Slipped, call `make` once more.

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 
 from podyd.base.engine_words import ENGINE
-from podyd.base.errors import BadRequest, Conflict, Forbidden, TimedOut, lxd_could_not
+from podyd.base.errors import BadRequest, Conflict, Forbidden, TimedOut, engine_could_not
 from podyd.base.quantities import UNLIMITED, shown_size
 from podyd.contract.pods import PodInfo
 from podyd.engine.interface import Instances, Profiles
@@ -76,7 +76,7 @@ class Limits:
         if MEMORY in changes:
             await self._check_use(pod, _memory(profiles, changes[MEMORY]))
         async with self._disks.resized(member, pod, profiles, disk_bytes) as devices:
-            with lxd_could_not("set the limits"):
+            with engine_could_not("set the limits"):
                 await self._instances.edit(pod.name, config=beside_own(changes), devices=devices)
         if pod.status in ("running", "frozen"):
             await self._follow(pod, changes)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.base.engine_words import ENGINE
-from podyd.base.errors import Conflict, Unavailable, lxd_could_not
+from podyd.base.errors import Conflict, Unavailable, engine_could_not
 from podyd.config.current import Settings
 from podyd.config.values import Mount
 from podyd.engine.interface import Instances, Server
@@ -82,7 +82,7 @@ class Mounts:
         """Write these mounts to a stopped pod."""
         if due is None:
             return
-        with lxd_could_not("mount your directories"):
+        with engine_could_not("mount your directories"):
             await self._instances.edit(
                 pod.name,
                 config=due.config,

@@ -16,7 +16,7 @@ from podyd.base.errors import (
     Running,
     Slipped,
     TimedOut,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.engine.interface import Instances
 from podyd.engine.types import named
@@ -152,7 +152,7 @@ class Power:
         It may also have stopped before the request, or just at the timeout.
         """
         try:
-            with lxd_could_not("stop the pod"):
+            with engine_could_not("stop the pod"):
                 await self._instances.set_status(name, "stop", timeout=timeout, force=force)
         except EngineRefused as error:
             if not await self._has_stopped(name):

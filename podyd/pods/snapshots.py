@@ -16,7 +16,7 @@ from podyd.base.errors import (
     Forbidden,
     Missing,
     PodydError,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks, came
@@ -78,7 +78,7 @@ class Snapshots:
             if not await self._instances.has_room(pod.name):
                 raise full(pod)
             try:
-                with lxd_could_not("take the snapshot"):
+                with engine_could_not("take the snapshot"):
                     await self._snapshots.take(pod.name, name, timeout=DISK_TIMEOUT)
             except DiskFull as error:
                 raise full(pod) from error
@@ -89,7 +89,7 @@ class Snapshots:
         pod = await self._owned.find(member, ins)
         await self._one(pod, name)
         try:
-            with lxd_could_not("delete the snapshot"), contextlib.suppress(Missing):
+            with engine_could_not("delete the snapshot"), contextlib.suppress(Missing):
                 await self._snapshots.delete(pod.name, name, timeout=DISK_TIMEOUT)
         except DiskFull as error:
             # The engine deletes it, and then finds no room for its own list of them.
@@ -127,7 +127,7 @@ class Snapshots:
     async def _restore(self, member: Member, pod: Pod, name: str) -> None:
         await self._instances.begin_restore(pod.name)
         try:
-            with lxd_could_not("restore the snapshot"):
+            with engine_could_not("restore the snapshot"):
                 await self._instances.restore(pod.name, name, timeout=DISK_TIMEOUT)
         finally:
             settling = self._tasks.spawn(self._settle(pod.name), f"settling {pod.name}")

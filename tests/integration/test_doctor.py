@@ -102,7 +102,7 @@ def test_all_is_well(node: Node, server: Server) -> None:
         "port_relay",
         "service_answers",
         "lxd_answers",
-        "lxd_advisories",
+        f"{lab.ENGINE.key}_advisories",
         "lxd_program",
         "lxd_pool",
         "lxd_bridge",
@@ -340,7 +340,7 @@ def unlimited(
 def test_an_lxd_that_cannot_limit_pods(unlimited: subprocess.Popen[bytes]) -> None:
     admin = Admin(DIALECT, "default", 10.0)
     assert admin.server().pid == unlimited.pid
-    findings = limits.lxd_limits(admin, Case(Config()), "lxd")
+    findings = limits.engine_limits(admin, Case(Config()), "lxd")
     assert [item.level for item in findings] == [Level.ERROR]
     assert "no cgroup hierarchy memory, pids is mounted where it looks" in findings[0].what
     assert "Pods with a limit of memory, pids do not start" in findings[0].what
@@ -404,7 +404,8 @@ def test_not_root(node: Node, server: Server) -> None:
         assert (data[check]["level"], data[check]["do"]) == ("note", "sudo podyd doctor"), check
     assert data["service_answers"]["level"] == "ok"
     assert "lxd_project" not in data
-    assert data["lxd_advisories"] == doctor(node, server.config)[1]["lxd_advisories"][-1]
+    check = f"{lab.ENGINE.key}_advisories"
+    assert data[check] == doctor(node, server.config)[1][check][-1]
 
 
 # What the newest LXD of a Debian has fixed, and what not.

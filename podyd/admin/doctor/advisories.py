@@ -18,8 +18,9 @@ import yaml
 from podyd.admin.advisories import FILE, Advisory, Installed, Reach, Table, load
 from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
+from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
-from podyd.engine.dialect import LXD, Place
+from podyd.engine.dialect import INCUS, LXD, Dialect, Place
 
 QUERY_SECONDS = 10.0
 MAX_CHANGELOG_BYTES = 4 * 1024 * 1024
@@ -43,66 +44,84 @@ _MEANINGS = {
     Reach.UNKNOWN: "something may be let through that is not published",
     Reach.STOPS: "whoever breaks into podyd can end {name} or fill the host",
 }
+# Where those are whose table does not have a version.
+_ADVISORIES = {
+    LXD.key: "https://github.com/canonical/lxd/security/advisories",
+    INCUS.key: "https://github.com/lxc/incus/security/advisories",
+}
 _SERIOUS = (Reach.HOST, Reach.POD, Reach.PROJECTS, Reach.UNKNOWN)
 
 
 @check
-def lxd_advisories(places: HostPaths) -> Iterator[Remark]:
-    """No known hole is open in the LXD that runs here."""
-    table = load()
-    installed = _lxd(table, places)
-    if installed is not None:
-        yield from about(table, "lxd", installed)
-        return
-    if (place := LXD.running()) is not None:
-        yield warning(
-            f"LXD at {place.socket} is from no package that dpkg or snap knows, so podyd cannot"
-            " tell which known holes are open in it.",
-            "install LXD from a package, or compare its source with"
-            " https://github.com/canonical/lxd/security/advisories",
-        )
+def lxd_advisories(places: HostPaths, used: Dialect) -> Iterator[Remark]:
+    """No known hole is open in LXD, as far as podyd uses it."""
+    yield from _of_engine(LXD, places, used)
 
 
 @check
-def lxd_program(admin: Admin, places: HostPaths) -> Iterator[Remark]:
+def incus_advisories(places: HostPaths, used: Dialect) -> Iterator[Remark]:
+    """The same of Incus."""
+    yield from _of_engine(INCUS, places, used)
+
+
+def _of_engine(engine: Dialect, places: HostPaths, used: Dialect) -> Iterator[Remark]:
+    table = load()
+    installed = _installed(engine, table, places)
+    if engine != used:
+        yield from _beside(engine, table, installed)
+    elif installed is not None:
+        yield from about(table, engine.key, installed)
+    elif (place := engine.running()) is not None:
+        yield warning(
+            f"{engine.name} at {place.socket} is from no package that podyd's table knows, so podyd"
+            " cannot tell which known holes are open in it.",
+            f"install {engine.name} from a package, or compare its source with"
+            f" {_ADVISORIES[engine.key]}",
+        )
+
+
+def _beside(engine: Dialect, table: Table, installed: Installed | None) -> Iterator[Remark]:
+    """The holes of one that podyd does not use: they concern who uses it otherwise."""
+    if installed is None or (standing := table.standing(engine.key, installed)) is None:
+        return
+    of_it = [item for item in standing.fixable if item.reach in _SERIOUS]
+    number = len(of_it) + sum(item.reach in _SERIOUS for item in standing.unfixed)
+    what = f"{engine.name} ({installed.package} {installed.version})"
+    if number:
+        yield note(
+            f"podyd does not use {what}, which is installed too and has {_count(number)}.",
+            _update(table, engine.key, installed) if of_it else "",
+        )
+    yield ok(f"podyd does not use {what}; no hole that podyd's table knows is open in it.")
+
+
+@check
+def engine_program(admin: Admin, places: HostPaths) -> Iterator[Remark]:
     """What runs is the program that the package has on disk now."""
     unit = admin.place.unit
     program = places.files.process(admin.server().pid).program()
     if program.endswith(_REPLACED):
         yield warning(
-            "LXD's program has been replaced on disk since LXD was started, so holes that the"
-            " package has fixed are still open.",
+            f"{ENGINE}'s program has been replaced on disk since {ENGINE} was started, so holes"
+            " that the package has fixed are still open.",
             f"systemctl restart {unit}; the pods go on",
         )
     elif not _is_snaps(admin.place) and program != admin.dialect.program:
         yield warning(
-            f"LXD runs from {program}, which is not Debian's package: podyd cannot tell which known"
-            " holes are open in it.",
+            f"{ENGINE} runs from {program}, which is not Debian's package: podyd cannot tell which"
+            " known holes are open in it.",
             f"systemctl cat {unit}",
         )
-    yield ok(f"LXD runs from {program}.")
+    yield ok(f"{ENGINE} runs from {program}.")
 
 
 @check
-def incus_advisories(places: HostPaths) -> Iterator[Remark]:
-    """The same of an Incus, which podyd does not use."""
+def nvidia_advisories(places: HostPaths, used: Dialect) -> Iterator[Remark]:
+    """The same of NVIDIA's container toolkit, with which the engine gives pods their cards."""
     table = load()
-    installed = _of_debian(table.products["incus"].packages, places)
-    if installed is not None:
-        for remark in about(table, "incus", installed):
-            if remark.do:
-                yield note(f"podyd does not use Incus. {remark.what}", remark.do)
-            else:
-                yield remark
-
-
-@check
-def nvidia_advisories(places: HostPaths) -> Iterator[Remark]:
-    """The same of NVIDIA's container toolkit, with which LXD gives pods their cards."""
-    table = load()
-    lxd = _lxd(table, places)
-    if lxd is not None and lxd.is_snap:
-        yield from about(table, "nvidia", lxd)
+    engine = _installed(used, table, places)
+    if engine is not None and engine.is_snap:
+        yield from about(table, "nvidia", engine)
     elif (toolkit := _of_debian(table.products["nvidia"].packages, places)) is not None:
         yield from about(table, "nvidia", toolkit)
 
@@ -145,8 +164,11 @@ def _of(reach: Reach, holes: Sequence[Advisory]) -> list[Advisory]:
 
 
 def _listed(holes: Sequence[Advisory]) -> str:
-    number = "a known hole" if len(holes) == 1 else f"{len(holes)} known holes"
-    return f"{number} ({', '.join(item.id for item in holes)})"
+    return f"{_count(len(holes))} ({', '.join(item.id for item in holes)})"
+
+
+def _count(number: int) -> str:
+    return "a known hole" if number == 1 else f"{number} known holes"
 
 
 def _update(table: Table, product: str, installed: Installed) -> str:
@@ -155,13 +177,15 @@ def _update(table: Table, product: str, installed: Installed) -> str:
     return f"apt update; apt install --only-upgrade {' '.join(table.products[product].packages)}"
 
 
-def _lxd(table: Table, places: HostPaths) -> Installed | None:
-    """The LXD that runs, else one that is installed."""
-    packages = table.products["lxd"].packages
-    place = LXD.running()
+def _installed(engine: Dialect, table: Table, places: HostPaths) -> Installed | None:
+    """The one that runs, else one that is installed."""
+    product = table.products[engine.key]
+    of_debian = _of_debian(product.packages, places)
+    of_snap = _of_snap(places) if product.is_in_snap else None
+    place = engine.running()
     if place is None:
-        return _of_debian(packages, places) or _of_snap(places)
-    return (_of_snap(places) if _is_snaps(place) else None) or _of_debian(packages, places)
+        return of_debian or of_snap
+    return (of_snap if _is_snaps(place) else None) or of_debian
 
 
 def _is_snaps(place: Place) -> bool:

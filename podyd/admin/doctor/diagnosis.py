@@ -22,6 +22,7 @@ from podyd.base.errors import ConfigError, SetupError
 from podyd.config.loader import load
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin
+from podyd.engine.dialect import Dialect, chosen
 
 # Seconds for one request to the engine; setup, which creates things, waits longer.
 ENGINE_TIMEOUT = 10.0
@@ -29,17 +30,19 @@ ENGINE_TIMEOUT = 10.0
 
 def diagnose(path: Path, places: HostPaths = HOST) -> list[Finding]:
     """Run all checks that this process has permissions for; each wait has a timeout."""
+    config = _usable(path)
+    used = _used(config or Config())
+    used.speak()
     findings = [
         *service.configuration(path),
         *host.cgroup2(places),
         *service.service_memory(places),
         *service.service_killed(places),
-        *advisories.lxd_advisories(places),
-        *advisories.incus_advisories(places),
-        *advisories.nvidia_advisories(places),
+        *advisories.lxd_advisories(places, used),
+        *advisories.incus_advisories(places, used),
+        *advisories.nvidia_advisories(places, used),
         *_of_nvidia(places),
     ]
-    config = _usable(path)
     if config is None:
         return findings
     case = Case(config, path, places)
@@ -72,17 +75,17 @@ def _of_nvidia(places: HostPaths) -> list[Finding]:
 
 
 def _of_engine(case: Case) -> list[Finding]:
-    findings = on_engine.lxd_answers(case, ENGINE_TIMEOUT)
+    findings = on_engine.engine_answers(case, ENGINE_TIMEOUT)
     if any(finding.level is not Level.OK for finding in findings):
         return findings
     admin = Admin(case.dialect, case.project, ENGINE_TIMEOUT)
     findings += [
-        *advisories.lxd_program(admin, case.places),
-        *on_engine.lxd_pool(admin, case),
-        *on_engine.lxd_bridge(admin, case),
-        *limits.lxd_limits(admin, case, admin.place.unit),
-        *on_engine.lxd_address(admin, case),
-        *on_engine.lxd_project(admin, case),
+        *advisories.engine_program(admin, case.places),
+        *on_engine.engine_pool(admin, case),
+        *on_engine.engine_bridge(admin, case),
+        *limits.engine_limits(admin, case, admin.place.unit),
+        *on_engine.engine_address(admin, case),
+        *on_engine.engine_project(admin, case),
         *host.id_ranges(admin, case.places),
         *host.kernel_limits(admin, case.places),
         *mounts.own_ids(admin, case),
@@ -92,9 +95,9 @@ def _of_engine(case: Case) -> list[Finding]:
         return findings
     return [
         *findings,
-        *on_engine.lxd_profiles(admin, case),
+        *on_engine.engine_profiles(admin, case),
         *on_engine.pod_addresses(admin, case),
-        *on_engine.lxd_images(admin, case),
+        *on_engine.engine_images(admin, case),
         *on_engine.half_made_pods(admin, case),
         *storage.disk_limits(admin, case),
         *on_engine.certificate_trust(admin, case),
@@ -113,6 +116,11 @@ def _has_project(admin: Admin) -> bool:
         return admin.project_config() is not None
     except SetupError:
         return False
+
+
+def _used(config: Config) -> Dialect:
+    """The engine that podyd uses."""
+    return chosen(config.engine, Path(config.state_dir))
 
 
 def _usable(path: Path) -> Config | None:

@@ -37,7 +37,7 @@ MAKING = timedelta(hours=1)
 
 
 @check
-def lxd_answers(case: Case, timeout: float) -> Iterator[Remark]:
+def engine_answers(case: Case, timeout: float) -> Iterator[Remark]:
     """The engine runs."""
     try:
         place = place_of(case.dialect)
@@ -62,7 +62,7 @@ def lxd_answers(case: Case, timeout: float) -> Iterator[Remark]:
 
 
 @check
-def lxd_pool(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_pool(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is a storage pool."""
     pools = admin.pools()
     if not pools:
@@ -77,7 +77,7 @@ def lxd_pool(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 @check
-def lxd_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_bridge(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is a bridge."""
     bridges = admin.bridges()
     if bridges:
@@ -124,7 +124,7 @@ def about_addresses(bridges: Sequence[Bridge]) -> Iterator[Remark]:
 
 
 @check
-def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_project(admin: Admin, case: Case) -> Iterator[Remark]:
     """The project exists and is as restricted as setup makes it."""
     config = admin.project_config()
     if config is None:
@@ -164,7 +164,7 @@ def lxd_project(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 @check
-def lxd_profiles(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_profiles(admin: Admin, case: Case) -> Iterator[Remark]:
     """The profiles that podyd.yaml names are in the project."""
     existing = {profile.name for profile in admin.profiles()}
     wanted = _named(case.config)
@@ -193,7 +193,7 @@ def _how_to_have(name: str, case: Case) -> str:
 
 
 @check
-def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_images(admin: Admin, case: Case) -> Iterator[Remark]:
     """There is an image that members may use."""
     aliases = admin.image_aliases(without=OWNER)
     patterns = case.config.images.offer
@@ -218,7 +218,7 @@ def lxd_images(admin: Admin, case: Case) -> Iterator[Remark]:
 
 
 @check
-def lxd_address(admin: Admin, case: Case) -> Iterator[Remark]:
+def engine_address(admin: Admin, case: Case) -> Iterator[Remark]:
     """The engine listens where podyd can reach it."""
     address = admin.server().address
     if address:

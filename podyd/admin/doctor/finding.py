@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import functools
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ParamSpec
@@ -71,8 +72,9 @@ def reason(problem: Exception) -> str:
 
 def check(function: Callable[P, Iterator[Remark]]) -> Callable[P, list[Finding]]:
     """Make a check of a function: it never raises, and `ok` is dropped beside other remarks."""
-    name = function.__name__
-    what = name.replace("_", " ")
+    what = function.__name__.replace("_", " ")
+    # What is asked of the engine has the name from when that was always LXD, for programs' sake.
+    name = re.sub("^engine_", "lxd_", function.__name__)
 
     @functools.wraps(function)
     def findings(*args: P.args, **kwargs: P.kwargs) -> list[Finding]:

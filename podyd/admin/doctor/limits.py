@@ -25,29 +25,29 @@ _NAMES = {"cpuacct": "cpu"}
 
 
 @check
-def lxd_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
+def engine_limits(admin: Admin, case: Case, unit: str) -> Iterator[Remark]:
     """The engine's pods have the controllers with which they are limited."""
     files = case.places.files
-    of_lxd = controllers(files.process(admin.server().pid), files.process(1))
-    yield from about_limits(of_lxd, admin.missing_controllers(), unit)
+    of_engine = controllers(files.process(admin.server().pid), files.process(1))
+    yield from about_limits(of_engine, admin.missing_controllers(), unit)
 
 
 def about_limits(
-    of_lxd: Controllers, missed_at_start: Collection[str], unit: str
+    of_engine: Controllers, missed_at_start: Collection[str], unit: str
 ) -> Iterator[Remark]:
     """The same for these controllers; the engine, a unit of systemd, missed those in `untold` when
     it started."""
-    missing = [name for name in _WITHOUT if name not in of_lxd.seen & of_lxd.passed]
+    missing = [name for name in _WITHOUT if name not in of_engine.seen & of_engine.passed]
     if serious := [name for name in missing if name not in _OPTIONAL]:
-        why, do = _why(of_lxd, serious, unit)
+        why, do = _why(of_engine, serious, unit)
         level = warning if serious == ["cpu"] else error
-        yield level(f"{ENGINE} cannot limit pods: {why}. {_what_follows(of_lxd, serious)}", do)
+        yield level(f"{ENGINE} cannot limit pods: {why}. {_what_follows(of_engine, serious)}", do)
     elif missed := {_NAMES.get(name, name) for name in missed_at_start} & set(_WITHOUT) - _OPTIONAL:
         names = [name for name in _WITHOUT if name in missed]
         yield error(
             f"{ENGINE} does not limit pods: when it started, there was no controller"
             f" {_listed(names)}."
-            f" {_what_follows(of_lxd, names)}",
+            f" {_what_follows(of_engine, names)}",
             f"systemctl restart {unit}",
         )
     elif missing:
@@ -55,11 +55,11 @@ def about_limits(
     yield ok(f"{ENGINE} can limit memory, CPUs and processes of pods.")
 
 
-def _what_follows(of_lxd: Controllers, names: Collection[str]) -> str:
+def _what_follows(of_engine: Controllers, names: Collection[str]) -> str:
     follows = f"What has no limit then: {'; '.join(_WITHOUT[name] for name in names)}."
     # The engine has liblxc set limits of the controllers that it sees; if that fails, so does the
     # start.
-    if failing := [name for name in names if name in of_lxd.seen - of_lxd.passed]:
+    if failing := [name for name in names if name in of_engine.seen - of_engine.passed]:
         follows += (
             f" Pods with a limit of {_listed(failing)} do not start, and a quota in podyd.yaml is"
             " one."
@@ -67,11 +67,11 @@ def _what_follows(of_lxd: Controllers, names: Collection[str]) -> str:
     return follows
 
 
-def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, str]:
+def _why(of_engine: Controllers, names: Collection[str], unit: str) -> tuple[str, str]:
     """The reason, and what to type."""
     listed, restart = _listed(names), f"systemctl restart {unit}"
-    if not of_lxd.is_unified:
-        unmounted = [name for name in names if name in of_lxd.seen]
+    if not of_engine.is_unified:
+        unmounted = [name for name in names if name in of_engine.seen]
         if unmounted:
             mounts = "; ".join(
                 f"mkdir -p /sys/fs/cgroup/{name} && mount -t cgroup -o {name} cgroup"
@@ -81,27 +81,27 @@ def _why(of_lxd: Controllers, names: Collection[str], unit: str) -> tuple[str, s
             why = f"no cgroup hierarchy {_listed(unmounted)} is mounted where it looks"
             return why, f"{mounts}; {restart}"
         return _not_in_the_kernel(listed)
-    lacking = [name for name in names if name not in of_lxd.passed]
+    lacking = [name for name in names if name not in of_engine.passed]
     if not lacking:
         return (
-            f"its own cgroup {of_lxd.engine_cgroup} has no controller {listed}; {ENGINE} uses"
+            f"its own cgroup {of_engine.engine_cgroup} has no controller {listed}; {ENGINE} uses"
             " no others",
             f"systemctl edit {unit}: [Service], Delegate=yes; then {restart}",
         )
-    if of_lxd.is_full:
+    if of_engine.is_full:
         everything = " ".join(f"+{name}" for name in _WITHOUT)
-        directory = f"/sys/fs/cgroup{of_lxd.parent}".rstrip("/")
+        directory = f"/sys/fs/cgroup{of_engine.parent}".rstrip("/")
         return (
-            f"{of_lxd.parent}, the cgroup in which those of pods are made, has processes in it, and"
-            f" so cannot pass the controller {_listed(lacking)} on",
+            f"{of_engine.parent}, the cgroup in which those of pods are made, has processes in it,"
+            f" and so cannot pass the controller {_listed(lacking)} on",
             f"mkdir -p {directory}/init.scope; for pid in $(cat {directory}/cgroup.procs); do echo"
             f" $pid >{directory}/init.scope/cgroup.procs; done; echo {everything}"
             f" >{directory}/cgroup.subtree_control; then restart {ENGINE}",
         )
-    if of_lxd.is_root:
+    if of_engine.is_root:
         return _not_in_the_kernel(listed)
     return (
-        f"{of_lxd.parent}, the cgroup in which those of pods are made, has no controller"
+        f"{of_engine.parent}, the cgroup in which those of pods are made, has no controller"
         f" {_listed(lacking)}",
         f"let what runs this container delegate it, and restart {ENGINE}",
     )

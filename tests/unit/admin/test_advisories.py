@@ -6,7 +6,7 @@ import gzip
 import re
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -34,7 +34,7 @@ from podyd.admin.doctor import advisories as doctor
 from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Finding, Level, Remark
 from podyd.engine.admin import Admin
-from podyd.engine.dialect import LXD
+from podyd.engine.dialect import INCUS, LXD, Dialect
 from podyd.node.host_files import HostFiles
 from tests.unit.admin.test_doctor import only, program, put
 
@@ -311,14 +311,14 @@ def install(places: HostPaths, package: str, version: str, changelog: str = "") 
 
 
 def test_without_any_of_them_nothing_is_said(places: HostPaths) -> None:
-    assert doctor.lxd_advisories(places) == []
-    assert doctor.incus_advisories(places) == []
-    assert doctor.nvidia_advisories(places) == []
+    assert doctor.lxd_advisories(places, LXD) == []
+    assert doctor.incus_advisories(places, LXD) == []
+    assert doctor.nvidia_advisories(places, LXD) == []
 
 
 def test_the_package_is_looked_at(places: HostPaths, runs: None) -> None:
     install(places, "lxd", "5.0.2-5+deb12u2")
-    findings = doctor.lxd_advisories(places)
+    findings = doctor.lxd_advisories(places, LXD)
     assert findings[0].level is Level.ERROR
     assert findings[0].do == "apt update; apt install --only-upgrade lxd"
     assert "CVE-2026-28384" in findings[0].what
@@ -327,7 +327,7 @@ def test_the_package_is_looked_at(places: HostPaths, runs: None) -> None:
 def test_a_changelog_is_read(places: HostPaths, runs: None) -> None:
     text = "  * Fixes CVE-2026-48751 / GHSA-47w9-6r3f-938g, GHSA-vfh7-q59q-54v2\n"
     install(places, "lxd", "5.0.2-5+deb12u7", text)
-    (worst, *_) = doctor.lxd_advisories(places)
+    (worst, *_) = doctor.lxd_advisories(places, LXD)
     assert "CVE-2026-48750" in worst.what
     assert "CVE-2026-48751" not in worst.what
     assert "CVE-2026-63298" not in worst.what
@@ -337,7 +337,7 @@ def test_a_changelog_is_read(places: HostPaths, runs: None) -> None:
 def test_a_broken_changelog_names_nothing(places: HostPaths, runs: None, broken: bytes) -> None:
     install(places, "lxd", "5.0.2-5+deb12u7", "CVE-2026-48751")
     (places.docs / "lxd/changelog.Debian.gz").write_bytes(broken)
-    assert "CVE-2026-48751" in doctor.lxd_advisories(places)[0].what
+    assert "CVE-2026-48751" in doctor.lxd_advisories(places, LXD)[0].what
 
 
 def snap(places: HostPaths, version: str) -> None:
@@ -348,36 +348,81 @@ def snap(places: HostPaths, version: str) -> None:
 
 def test_the_snap_is_looked_at(places: HostPaths) -> None:
     snap(places, "5.0.6-e49d9f4")
-    finding = doctor.lxd_advisories(places)[0]
+    finding = doctor.lxd_advisories(places, LXD)[0]
     assert (finding.level, finding.do) == (Level.ERROR, "snap refresh lxd")
     assert "CVE-2026-34179" in finding.what
     # Its own toolkit.
-    assert "CVE-2024-0132" in doctor.nvidia_advisories(places)[0].what
+    assert "CVE-2024-0132" in doctor.nvidia_advisories(places, LXD)[0].what
 
 
 def test_a_snaps_version_is_no_number(places: HostPaths) -> None:
     snap(places, "6.10")
-    assert any("6.10" in finding.what for finding in doctor.lxd_advisories(places))
+    assert any("6.10" in finding.what for finding in doctor.lxd_advisories(places, LXD))
 
 
 def test_a_program_of_ones_own_is_not_judged(places: HostPaths, runs: None) -> None:
-    finding = only(doctor.lxd_advisories(places))
+    finding = only(doctor.lxd_advisories(places, LXD))
     assert finding.level is Level.WARNING
     assert "no package" in finding.what
 
 
-def test_an_incus_beside_is_no_problem(places: HostPaths) -> None:
-    install(places, "incus-base", "6.0.4-2+deb13u11")
-    findings = doctor.incus_advisories(places)
-    assert {finding.level for finding in findings} == {Level.NOTE}
-    assert any("GHSA-5pgx-q9xx-j3qv" in finding.what for finding in findings)
-    install(places, "incus", "7.0.2-3~bpo13+1")
-    assert only(doctor.incus_advisories(places)).level is Level.OK
+def test_an_incus_in_use_is_looked_at(places: HostPaths) -> None:
+    install(places, "incus-base", "6.0.4-2+deb13u9")
+    worst, *others = doctor.incus_advisories(places, INCUS)
+    assert worst.level is Level.ERROR
+    assert worst.do == "apt update; apt install --only-upgrade incus-base incus"
+    assert any("GHSA-5pgx-q9xx-j3qv" in finding.what for finding in others)
+    install(places, "incus-base", "7.0.2-3~bpo13+1")
+    assert only(doctor.incus_advisories(places, INCUS)).level is Level.OK
+
+
+def test_an_incus_of_ones_own_is_not_judged(
+    places: HostPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INCUS_DIR", str(tmp_path))
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "unix.socket"))
+        finding = only(doctor.incus_advisories(places, INCUS))
+        assert finding.level is Level.WARNING
+        assert "https://github.com/lxc/incus/security/advisories" in finding.do
+        assert doctor.incus_advisories(places, LXD) == []
+
+
+@pytest.mark.parametrize(
+    ("used", "beside", "package", "version", "do"),
+    [
+        (LXD, doctor.incus_advisories, "incus-base", "6.0.4-2+deb13u11", "incus-base incus"),
+        (INCUS, doctor.lxd_advisories, "lxd", "5.0.2-5+deb12u2", "apt install --only-upgrade lxd"),
+        # There is no version with a fix.
+        (INCUS, doctor.lxd_advisories, "lxd", "5.0.2-5+deb12u6", ""),
+    ],
+)
+def test_an_engine_that_podyd_does_not_use_is_no_problem(
+    places: HostPaths,
+    used: Dialect,
+    beside: Callable[[HostPaths, Dialect], list[Finding]],
+    package: str,
+    version: str,
+    do: str,
+) -> None:
+    install(places, package, version)
+    finding = only(beside(places, used))
+    assert finding.level is Level.NOTE
+    assert "podyd does not use" in finding.what
+    assert f"({package} {version})" in finding.what
+    # It is not podyd by which somebody reaches it.
+    assert "breaks into podyd" not in finding.what
+    assert finding.do.endswith(do) and bool(finding.do) is bool(do)
+
+
+def test_an_engine_beside_without_holes(places: HostPaths) -> None:
+    install(places, "incus-base", "7.0.2-3")
+    assert only(doctor.incus_advisories(places, LXD)).level is Level.OK
 
 
 def test_the_toolkit_is_looked_at(places: HostPaths) -> None:
     install(places, "libnvidia-container1", "1.17.3-1")
-    worst, *others = doctor.nvidia_advisories(places)
+    worst, *others = doctor.nvidia_advisories(places, LXD)
     assert worst.level is Level.ERROR
     assert "CVE-2025-23359" in worst.what
     assert "CVE-2024-0132" not in worst.what
@@ -385,7 +430,7 @@ def test_the_toolkit_is_looked_at(places: HostPaths) -> None:
     assert all("CVE-2025-23266" not in finding.what for finding in (worst, *others))
     assert worst.do.endswith("libnvidia-container1 libnvidia-container-tools")
     install(places, "libnvidia-container1", "1.19.1-1")
-    assert only(doctor.nvidia_advisories(places)).level is Level.OK
+    assert only(doctor.nvidia_advisories(places, LXD)).level is Level.OK
 
 
 @pytest.mark.parametrize(
@@ -402,5 +447,5 @@ def test_what_runs_is_the_package(places: HostPaths, runs: None, exe: str, level
     (process / "exe").symlink_to(exe)
     of_lxd = {"dialect": LXD, "place": LXD.places[0]}
     admin = cast(Admin, SimpleNamespace(server=lambda: SimpleNamespace(pid=7), **of_lxd))
-    finding: Finding = only(doctor.lxd_program(admin, places))
+    finding: Finding = only(doctor.engine_program(admin, places))
     assert finding.level is level

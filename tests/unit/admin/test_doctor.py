@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import pwd
+import re
 import socket
 import threading
 import time
@@ -29,6 +30,7 @@ from podyd.cli.doctor import show
 from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin, Bridge
+from podyd.engine.dialect import LXD
 from podyd.engine.types import PciCard
 from podyd.node.controllers import ALL, Controllers
 from podyd.node.host_files import HostFiles, ProcessFiles
@@ -153,7 +155,8 @@ def test_configuration(tmp_path: Path) -> None:
 def test_with_a_broken_configuration_the_host_is_looked_at(
     places: HostPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("LXD_DIR", str(tmp_path))
+    for variable in ("LXD_DIR", "INCUS_DIR"):
+        monkeypatch.setenv(variable, str(tmp_path))
     findings = diagnose(put(tmp_path / "podyd.yaml", "lissten: 1\n"), places)
     levels = {item.check: item.level for item in findings}
     assert levels == {
@@ -161,6 +164,27 @@ def test_with_a_broken_configuration_the_host_is_looked_at(
         "cgroup2": Level.WARNING,
         "nvidia_card": Level.NOTE,
     }
+
+
+@pytest.fixture
+def spoken() -> Iterator[None]:
+    """Sentences name LXD again when the test is over."""
+    yield
+    LXD.speak()
+
+
+def test_on_incus_no_sentence_is_about_lxd(
+    places: HostPaths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoken: None
+) -> None:
+    monkeypatch.setenv("INCUS_DIR", str(tmp_path))
+    text = f"engine: incus\nstate_dir: {tmp_path}/state\n"
+    findings = diagnose(put(tmp_path / "podyd.yaml", text), places)
+    assert {item.check for item in findings} >= {"certificate_files", "lxd_answers"}
+    of_engine = [item.what for item in findings if "Incus" in item.what]
+    assert "Incus is not running here." in of_engine[-1]
+    assert len(of_engine) >= 2
+    for item in findings:
+        assert not re.search(r"\blx[cd]\b", f"{item.what} {item.do}", re.I), item
 
 
 def test_pam_file(places: HostPaths) -> None:
@@ -285,14 +309,14 @@ def test_port_relay(tmp_path: Path, answer: object, level: Level) -> None:
 
 def test_an_lxd_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LXD_DIR", str(tmp_path))
-    assert only(engine.lxd_answers(Case(Config(engine="lxd")), 0.3)).level is Level.ERROR, (
+    assert only(engine.engine_answers(Case(Config(engine="lxd")), 0.3)).level is Level.ERROR, (
         "there is none"
     )
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(tmp_path / "unix.socket"))
         listener.listen()
         started = time.monotonic()
-        finding = only(engine.lxd_answers(Case(Config(engine="lxd")), 0.3))
+        finding = only(engine.engine_answers(Case(Config(engine="lxd")), 0.3))
         assert time.monotonic() - started < 5
     assert finding.level is Level.ERROR
     assert "does not answer" in finding.what

@@ -10,7 +10,7 @@ from podyd.base.errors import (
     NotRunning,
     PodydError,
     TooMany,
-    lxd_could_not,
+    engine_could_not,
 )
 
 
@@ -49,7 +49,7 @@ def test_an_error_says_what_is_the_matter_and_apart_from_that_what_to_do(
 
 
 def test_what_the_engine_could_not_do_has_not_the_advice_for_something_else() -> None:
-    with pytest.raises(EngineRefused) as refused, lxd_could_not("make the pod"):
+    with pytest.raises(EngineRefused) as refused, engine_could_not("make the pod"):
         raise EngineRefused("it rains")
     assert refused.value.body() == {
         "detail": "LXD could not make the pod: it rains.",

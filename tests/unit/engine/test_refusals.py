@@ -26,7 +26,7 @@ from podyd.base.errors import (
     PodydError,
     Running,
     Slipped,
-    lxd_could_not,
+    engine_could_not,
 )
 from podyd.engine.refusals import refusal
 from tests.unit.test_packaging_files import errors
@@ -213,14 +213,14 @@ def test_none_is_a_fault_of_podyds(kind: type[EngineRefused]) -> None:
 
 
 def test_what_was_tried_is_told_where_the_reason_is_unknown() -> None:
-    with pytest.raises(EngineRefused) as error, lxd_could_not("make the pod", code="c"):
+    with pytest.raises(EngineRefused) as error, engine_could_not("make the pod", code="c"):
         raise refusal("It rains.")
     assert (error.value.detail, error.value.code) == ("LXD could not make the pod: It rains.", "c")
-    with pytest.raises(Missing) as missing, lxd_could_not("delete the snapshot"):
+    with pytest.raises(Missing) as missing, engine_could_not("delete the snapshot"):
         raise refusal("Snapshot a/s does not exist")
     assert (missing.value.status, missing.value.code) == (404, "not_found")
     assert missing.value.detail.startswith("LXD could not delete the snapshot: ")
-    with pytest.raises(Busy) as busy, lxd_could_not("make the pod", code="c"):
+    with pytest.raises(Busy) as busy, engine_could_not("make the pod", code="c"):
         raise refusal("In use")
     assert busy.value.code == "pod_busy"
 

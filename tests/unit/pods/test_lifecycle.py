@@ -18,7 +18,7 @@ from podyd.engine.rest import RestClient
 from podyd.engine.start_log import why_not_started
 from podyd.engine.types import FromImage, NewInstance
 from podyd.pods.half_made import HalfMade
-from podyd.pods.lifecycle import Foreign, Lifecycle, twice_if_lxd_slips
+from podyd.pods.lifecycle import Foreign, Lifecycle, twice_if_engine_slips
 from podyd.pods.stages import Stage
 
 # Of LXC 5.0.2, where the hook failed that brings the NVIDIA driver in.
@@ -94,7 +94,7 @@ def done(outcomes: Sequence[PodydError | None], *, undone: bool = True) -> list[
         return undone
 
     try:
-        asyncio.run(twice_if_lxd_slips(make, undo))
+        asyncio.run(twice_if_engine_slips(make, undo))
     except PodydError as error:
         done.append(error.detail)
     return done
@@ -135,7 +135,7 @@ def test_what_is_anothers_is_not_removed() -> None:
     new = NewInstance("a", FromImage("f"), (), {}, {})
 
     async def make() -> None:
-        await twice_if_lxd_slips(
+        await twice_if_engine_slips(
             lambda: making._make_whole(new, None, Stage("unpacking")), lambda: half_made.remove("a")
         )
 
