@@ -15,7 +15,7 @@ from pathlib import Path
 
 import yaml
 
-from podyd.admin.advisories import FILE, Advisory, Installed, Reach, Table, load
+from podyd.admin.advisories import FILE, Advisory, Installed, Reach, Table, load, plain
 from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.base.engine_words import ENGINE
@@ -174,7 +174,10 @@ def _count(number: int) -> str:
 def _update(table: Table, product: str, installed: Installed) -> str:
     if installed.is_snap:
         return f"snap refresh {installed.package}"
-    return f"apt update; apt install --only-upgrade {' '.join(table.products[product].packages)}"
+    command = f"apt update; apt install --only-upgrade {' '.join(table.products[product].packages)}"
+    if plain(installed) != installed.version:
+        command += "; if the backports have no newer one, the release that they are of has"
+    return command
 
 
 def _installed(engine: Dialect, table: Table, places: HostPaths) -> Installed | None:

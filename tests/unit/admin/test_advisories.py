@@ -372,6 +372,8 @@ def test_an_incus_in_use_is_looked_at(places: HostPaths) -> None:
     assert worst.level is Level.ERROR
     assert worst.do == "apt update; apt install --only-upgrade incus-base incus"
     assert any("GHSA-5pgx-q9xx-j3qv" in finding.what for finding in others)
+    install(places, "incus-base", "6.0.4-2+deb13u7~bpo12+1")
+    assert "if the backports have no newer one" in doctor.incus_advisories(places, INCUS)[0].do
     install(places, "incus-base", "7.0.2-3~bpo13+1")
     assert only(doctor.incus_advisories(places, INCUS)).level is Level.OK
 
