@@ -244,6 +244,13 @@ class Running(EngineRefused):
     remedy = "Stop it first with /pod/stop."
 
 
+class NeedsStop(Running):
+    """The engine changes this in an instance only while that does not run."""
+
+    default_code = "pod_must_be_stopped"
+    sentence = "{engine} changes this only in a pod that is stopped."
+
+
 class DidNotShutDown(EngineRefused):
     """The instance was asked to shut down and did not in the time that it had."""
 

@@ -21,6 +21,7 @@ from podyd.base.errors import (
     Lacks,
     Missing,
     NameTaken,
+    NeedsStop,
     NotLimited,
     NotNewest,
     NotRunning,
@@ -56,6 +57,8 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     (r"failed shutting down instance|cannot be cleanly shutdown", DidNotShutDown),
     # liblxc's, which is the only text also if it has stopped after all.
     (r"shutting down the container failed", DidNotShutDown),
+    # instance/drivers/driver_lxc.go; a card by a CDI id, before LXD 6.8 (gpu_cdi_hotplug).
+    (r"device cannot be (added|removed|started|stopped) when instance is running", NeedsStop),
     (r"(instance|container) is already (running|frozen)", Running),
     (r"(^|: )instance is running$", Running),
     (r"(^|: )instance is (?P<status>frozen)$", NotRunning),
@@ -64,7 +67,7 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     # Incus' instance/drivers/driver_common.go, of the first process of one that is being stopped.
     (r"invalid pid \S+$|^stat /proc/\d+: no such file or directory", Ending),
     (r"(^|: )instance not found$", Gone),
-    (r"snapshot \S+ does not exist$|requested profile \S+ doesn't exist$", Missing),
+    (r"snapshot \S+ does not exist$|requested profile \S+ (doesn't|does not) exist$", Missing),
     (r"(^|: )(image|profile|instancesnapshot|storage pool) not found$", Missing),
     (
         r'name .* already in use$|(alias|instance) .* already exists$|this "\w+" entry already'
@@ -73,7 +76,7 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     ),
     # Incus 6.0.4 hands the database's own sentence on; later ones say what LXD says.
     (r"unique constraint failed: instances(_snapshots)?\.", NameTaken),
-    (r"etag doesn't match", Changed),
+    (r"etag (doesn't|does not) match", Changed),
     (r"executable file not found in \$path", Lacks),
 )
 _REFUSALS = tuple((re.compile(sentence, re.IGNORECASE), kind) for sentence, kind in _SENTENCES)

@@ -35,6 +35,7 @@ from podyd.base.errors import (
     Conflict,
     Forbidden,
     Gone,
+    NeedsStop,
     PodydError,
     Unavailable,
     engine_could_not,
@@ -683,12 +684,16 @@ class Scheduler:
     async def _take(self, view: View, pod: Pod, cards: frozenset[Card]) -> None:
         """Detach cards from a pod that are another's in this view.
 
-        Raises Conflict, with the pod that has them, if the engine is busy with it for long.
+        Raises Conflict, with the pod that has them, if the engine is busy with it for long, or
+        takes no cards from a pod that runs.
         """
         try:
             await self._bring_up(view, pod)
         except Busy as error:
             doing = f"{ENGINE} is at work on that pod ({error.operation or error.reason!r})"
+            raise _cannot_take(in_order(cards), pod, doing) from error
+        except NeedsStop as error:
+            doing = f"{ENGINE} takes it from that pod only while it is stopped"
             raise _cannot_take(in_order(cards), pod, doing) from error
 
     async def _bring_up(self, view: View, pod: Pod) -> None:

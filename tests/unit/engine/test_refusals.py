@@ -20,6 +20,7 @@ from podyd.base.errors import (
     Lacks,
     Missing,
     NameTaken,
+    NeedsStop,
     NotLimited,
     NotNewest,
     NotRunning,
@@ -121,6 +122,20 @@ SAID: list[tuple[str, int, type[EngineRefused]]] = [
     ('Instance "x" already exists', 500, NameTaken),
     ('Alias "x" already exists', 409, NameTaken),
     ("ETag doesn't match: b9ee20 vs abc", 412, Changed),
+    # LXD's source of tag lxd-6.9: lxd/util/http.go, lxd/instance/instance_utils.go; and of
+    # lxd-5.21.7: lxd/instance/drivers/driver_lxc.go, for a card by a CDI id.
+    (
+        "ETag does not match: b9ee20 vs abc. The configuration has been modified since this change"
+        " began. Please retrieve the updated configuration before proceeding",
+        412,
+        Changed,
+    ),
+    ('Requested profile "x" does not exist', 500, Missing),
+    (
+        'Failed stopping device "gpus": Device cannot be stopped when instance is running',
+        0,
+        NeedsStop,
+    ),
     ('exec: "tar2sqfs": executable file not found in $PATH', 400, Lacks),
     (
         f'Failed to create file "{BACKUP}": open {BACKUP}: disk quota exceeded',
