@@ -302,6 +302,90 @@ def test_nobody_but_the_engine_speaks_as_lxd() -> None:
     assert offending == []
 
 
+# --- Which engine it is -------------------------------------------------------------------------
+
+ENGINES = re.compile(r"lxd|(?<!lib)lxc|incus", re.IGNORECASE)
+# What is called so on every engine, as programs and files of before know it by that name.
+STABLE = {
+    "lxd": "the section of podyd.yaml, and the version in /host/spec and /events",
+    "podyd_lxd_up": "a metric",
+    "lxd_": "begins the names of doctor's checks of the engine",
+    "lxd_error": "a code of an error",
+    "lxd_lacks_program": "the same",
+    "lxd_slipped": "the same",
+    "lxd_timed_out": "the same",
+    "lxc": "the source of a log in /pod/logs",
+}
+# liblxc's name of a pod's cgroup; both engines use that library.
+OF_LIBLXC = re.compile(r"\blxc(?:\.|\\\.)(?:payload|$)")
+# Who must name engines, and why.
+NAMING = {
+    "base/engine_words.py": "LXD, until it is known which one it is",
+    "config/schema.py": "what an admin may write, and what its key means",
+    "admin/setup.py": "what to install where there is none; which is taken of both",
+    "admin/doctor/advisories.py": "the holes of each",
+    "admin/doctor/diagnosis.py": "the checks of that",
+}
+# What moves pods from one engine to another.
+MOVING = ("admin/migration/", "cli/migrate.py")
+
+
+def engines_named_in(tree: ast.AST) -> Iterator[str]:
+    """Each string and name that names an engine; docstrings are not looked at."""
+    docstrings = [node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)]
+    for node in ast.walk(tree):
+        match node:
+            case ast.Constant(value=str(text)) if node not in docstrings:
+                pass
+            case (
+                ast.Name(id=text)
+                | ast.Attribute(attr=text)
+                | ast.arg(arg=text)
+                | ast.keyword(arg=str(text))
+                | ast.FunctionDef(name=text)
+                | ast.AsyncFunctionDef(name=text)
+                | ast.ClassDef(name=text)
+                | ast.alias(name=text)
+            ):
+                pass
+            case _:
+                continue
+        if text not in STABLE and ENGINES.search(OF_LIBLXC.sub("", text)):
+            yield text
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'hint = "See lxc info."',
+        'f"{count} pods in LXD"',
+        "def stop_incus():\n    pass",
+        "from podyd.engine.dialect import INCUS",
+        "ask(lxd_socket=path)",
+        'Path("/var/lib/incus/unix.socket")',
+    ],
+)
+def test_an_engine_that_is_named_is_seen(text: str) -> None:
+    assert list(engines_named_in(ast.parse(text))) != []
+
+
+def test_what_every_engine_has_names_none() -> None:
+    text = 'config.lxd.project\nA = "/lxc.payload."\nB = r"/lxc\\.payload\\."\nC = "liblxc"\n'
+    assert list(engines_named_in(ast.parse(f'"""LXD."""\n{text}'))) == []
+
+
+def test_nobody_but_the_engine_names_one() -> None:
+    naming = {
+        str(path.relative_to(ROOT)): names
+        for path in SOURCES
+        if package_of(path) != "engine" and (names := [*engines_named_in(tree_of(path))])
+    }
+    naming = {path: names for path, names in naming.items() if not path.startswith(MOVING)}
+    assert {path: names for path, names in naming.items() if path not in NAMING} == {}
+    # And no more are excepted than need it.
+    assert naming.keys() == NAMING.keys()
+
+
 def test_services_are_given_an_engine_and_do_not_know_which() -> None:
     """What asks LXD itself is imported by who puts podyd together, and by the admin's commands."""
     asks = "podyd.engine.rest"
