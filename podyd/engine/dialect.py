@@ -75,6 +75,11 @@ class Dialect:
         """The name of a header of the file API, such as that of a file's mode."""
         return f"{self.header}{key}"
 
+    def copy_image(self, project: str) -> str:
+        """What an admin types to have an image of another server in podyd's project."""
+        own = f" --target-project {project}" if self.has_own_images else ""
+        return f"{self.command} image copy SERVER:IMAGE local: --alias NAME{own}"
+
     def candidates(self) -> tuple[Place, ...]:
         """Where it may run; what the environment says counts alone."""
         directory = os.environ.get(self.directory_variable)

@@ -22,6 +22,11 @@ class RestImageStore:
     def __init__(self, client: RestClient) -> None:
         self._client = client
 
+    @property
+    def copy_command(self) -> str:
+        """What an admin types to bring an image of another server."""
+        return self._client.dialect.copy_image(self._client.project)
+
     async def all(self) -> list[StoredImage]:
         """Every image that a container can be made of."""
         images = await members_of(self._client, _IMAGES)

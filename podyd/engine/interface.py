@@ -180,6 +180,10 @@ class SnapshotStore(Protocol):
 class ImageStore(Protocol):
     """The images that instances are created from."""
 
+    @property
+    def copy_command(self) -> str:
+        """What an admin types to bring an image of another server."""
+
     async def all(self) -> list[StoredImage]:
         """Every image, of all owners."""
 

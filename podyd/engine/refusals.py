@@ -65,7 +65,7 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     (r"(instance|container) (is not|isn't) running", NotRunning),
     (r"(instance|container) is already stopped", NotRunning),
     # Incus' instance/drivers/driver_common.go, of the first process of one that is being stopped.
-    (r"invalid pid \S+$|^stat /proc/\d+: no such file or directory", Ending),
+    (r"invalid pid \S+$|^stat \S+: no such file or directory$", Ending),
     (r"(^|: )instance not found$", Gone),
     (r"snapshot \S+ does not exist$|requested profile \S+ (doesn't|does not) exist$", Missing),
     (r"(^|: )(image|profile|instancesnapshot|storage pool) not found$", Missing),

@@ -149,7 +149,7 @@ class Catalogue:
             return "No image is offered: an admin changes 'images.offer' in podyd.yaml."
         return (
             f"{ENGINE} has no image: an admin makes one ('podyd image build') or brings one"
-            f" ('{ENGINE.command} image copy')."
+            f" ('{self._store.copy_command}')."
         )
 
     def _is_offered(self, alias: str, image: Image, member: Member | None) -> bool:

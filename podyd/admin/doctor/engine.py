@@ -213,7 +213,7 @@ def engine_images(admin: Admin, case: Case) -> Iterator[Remark]:
     else:
         yield warning(
             f"{ENGINE} has no image that has a name, so no pod can be made.",
-            case.podyd("image build"),
+            f"{case.podyd('image build')}, or {case.dialect.copy_image(case.project)}",
         )
 
 

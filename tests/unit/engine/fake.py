@@ -525,6 +525,8 @@ class _Snapshots(_Part):
 
 
 class _Catalogue(_Part):
+    copy_command = "lxc image copy SERVER:IMAGE local: --alias NAME"
+
     async def all(self) -> list[StoredImage]:
         await self._world.look("images")
         return list(self._world.images.values())

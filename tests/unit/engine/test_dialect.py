@@ -69,3 +69,10 @@ def test_headers_begin_as_the_engine_has_it() -> None:
 
 def test_each_has_its_word() -> None:
     assert [dialect.named(key) for key in dialect.KEYS[1:]] == [LXD, INCUS]
+
+
+def test_an_image_of_the_admins_comes_to_where_podyd_finds_it() -> None:
+    assert LXD.copy_image("podyd") == "lxc image copy SERVER:IMAGE local: --alias NAME"
+    assert INCUS.copy_image("podyd") == (
+        "incus image copy SERVER:IMAGE local: --alias NAME --target-project podyd"
+    )
