@@ -42,7 +42,16 @@ TURNS, ROOM = Path("/run/podyd-test-turns"), Path("/run/podyd-test-room")
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: no other integration test runs on this machine then")
+    config.addinivalue_line("markers", "lacks(engine, why): what this engine cannot pass, and why")
     config.pluginmanager.register(Asked())
+
+
+def expect_what_an_engine_lacks(item: pytest.Item) -> None:
+    """A test marked as lacking in the engine in use must fail: once it passes, the mark goes."""
+    for marker in item.iter_markers("lacks"):
+        engine, why = marker.args
+        if engine == lab.ENGINE.key:
+            item.add_marker(pytest.mark.xfail(reason=f"{lab.ENGINE.title}: {why}", strict=True))
 
 
 @pytest.hookimpl(trylast=True)
@@ -53,6 +62,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     without LXD. The files of tests with LXD follow, the long ones first, and in the end the rest of
     those without, which are so short that no worker has much left when another one has nothing.
     """
+    for item in items:
+        expect_what_an_engine_lacks(item)
     if not hasattr(config, "workerinput"):
         return
     paths = {item.path for item in items}
