@@ -227,6 +227,12 @@ def test_the_page_on_security_counts_as_the_table_does() -> None:
         assert [reaches.count(reach) for reach in (Reach.HOST, Reach.PROJECTS)] == [
             int(number) for number in said_there
         ]
+    versions = re.findall(r"Incus\*\* \((\S+)\)", page)
+    of_incus = [TABLE.standing("incus", Installed("incus-base", version)) for version in versions]
+    assert [(item.fixable, item.unfixed) if item else None for item in of_incus] == [((), ())] * 2
+    not_known = [item.reach for item in of_incus[0].not_known] if of_incus[0] else []
+    serious = (Reach.HOST, Reach.PROJECTS, Reach.UNKNOWN)
+    assert f"for {sum(map(not_known.count, serious))} of\n  Incus' advisories" in page
 
 
 # --- What doctor says ---------------------------------------------------------------------------
