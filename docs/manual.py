@@ -25,13 +25,15 @@ PODYD: dict[str, str | dict[str, str]] = {
     "FILES": {
         "/etc/podyd/podyd.yaml": "Settings, see podyd.yaml(5).",
         "/etc/podyd/profiles/*.yaml": (
-            "LXD profiles of the admin's own; 'podyd profiles apply' puts them into LXD."
+            "Profiles of the admin's own; 'podyd profiles apply' puts them into LXD or Incus."
         ),
         "/usr/share/podyd/profiles/*.yaml": "The profiles of the package.",
         "/etc/pam.d/podyd": "Who may log in, and how a password is changed.",
         "/run/podyd": "The Unix sockets of 'podyd auth', 'podyd packing' and 'podyd cards'.",
         "/run/podyd-ports": "The Unix socket of 'podyd ports'.",
-        "/var/lib/podyd": "podyd's certificate for LXD, the usage history, tokens and notices.",
+        "/var/lib/podyd": (
+            "podyd's certificate for LXD or Incus, the usage history, tokens and notices."
+        ),
         "/var/lib/podyd-cards": "Which cards each pod may open: the last table of 'podyd cards'.",
     },
     "SIGNALS": {
@@ -50,7 +52,7 @@ PODYD: dict[str, str | dict[str, str]] = {
             " podyd is not set up. systemd does not start podyd again then."
         ),
     },
-    "SEE ALSO": "podyd.yaml(5), pody(1), lxc(1), /usr/share/doc/podyd/README.Debian",
+    "SEE ALSO": "podyd.yaml(5), pody(1), lxc(1), incus(1), /usr/share/doc/podyd/README.Debian",
 }
 
 PODY: dict[str, str | dict[str, str]] = {

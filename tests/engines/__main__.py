@@ -14,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from podyd.engine.dialect import named
 from tests.integration.harness import ROOT, run
 from tests.lab import lab
 from tests.packaging.machine import ENVIRONMENT, Machine
@@ -87,7 +88,7 @@ def copy_checkout(to: Path) -> None:
 
 def test(target: Target, arguments: list[str]) -> bool:
     """Run the suite there; whether it passed. What it says is shown, and kept."""
-    machine = Machine(target.release)
+    machine = Machine(target.release, named(target.engine))
     try:
         found = wheels(target.python)
         machine.unpack()

@@ -12,7 +12,7 @@ import pytest
 
 from podyd import __version__
 from tests.integration.harness import ROOT, run
-from tests.packaging.machine import RELEASES, Machine
+from tests.packaging.machine import ENGINES, RELEASES, Machine
 
 if os.geteuid() != 0:
     pytest.exit("The packaging tests need root: type 'sudo make test-packaging'.", returncode=1)
@@ -63,7 +63,7 @@ def release(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def bare(release: str) -> Iterator[Machine]:
     """A fresh server with nothing of ours on it."""
-    machine = Machine(release)
+    machine = Machine(release, ENGINES[release])
     try:
         machine.start()
         machine.apt("update")

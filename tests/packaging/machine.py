@@ -1,8 +1,8 @@
 """A fresh server: a bootstrapped Debian, booted with its own systemd by systemd-nspawn.
 
 It is a machine as far as a service can tell: systemd as PID 1, unified cgroups, a network of its
-own with a way out through this host, loop devices for LXD's pool. Everything that it writes lies
-over the bootstrapped tree and goes with it.
+own with a way out through this host, loop devices for the engine's pool. Everything that it writes
+lies over the bootstrapped tree and goes with it.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from pathlib import Path
 
 from pyroute2 import netns
 
+from podyd.engine.dialect import INCUS, LXD, Dialect
 from podyd.node import netlink
 from tests import slips
 from tests.integration.harness import ROOT, Client, run, wait_until
@@ -34,7 +35,9 @@ from tests.lab import lab
 from tests.lab.nvml import FakeDriver
 
 BUILD = ROOT / "build" / "packaging"
-RELEASES = ("bookworm", "trixie")
+# What `apt install podyd` takes there.
+ENGINES = {"bookworm": LXD, "trixie": INCUS}
+RELEASES = tuple(ENGINES)
 # What a server has before anybody thinks of podyd.
 PACKAGES = (
     "systemd",
@@ -112,6 +115,8 @@ class Machine:
     """One fresh server. Begins with `start`, or `unpack`, and ends with `close`."""
 
     release: str
+    # What its pods are made by.
+    engine: Dialect
     name: str = field(default_factory=lambda: f"podydt{secrets.token_hex(3)}")
 
     def __post_init__(self) -> None:
@@ -127,7 +132,8 @@ class Machine:
     def start(self) -> None:
         """Unpack it and boot it; returns when its systemd has started all."""
         self.unpack()
-        self._held.enter_context(slips.listening(lambda: self._seen("/var/lib/lxd/unix.socket")))
+        socket = str(self.engine.places[0].socket)
+        self._held.enter_context(slips.listening(lambda: self._seen(socket)))
         self.boot()
 
     def unpack(self) -> None:
@@ -154,7 +160,7 @@ class Machine:
                 start_new_session=True,
             )
         wait_until(self._has_init, f"the init of {self.name}", BOOT_SECONDS)
-        # Before LXD starts and wants one for its pool.
+        # Before the engine starts and wants one for its pool.
         for number in range(LOOPS):
             self.make_device(f"/dev/loop{number}", stat.S_IFBLK, os.makedev(LOOP_MAJOR, number))
         wait_until(self._has_booted, f"{self.name} to boot: {self.console()}", BOOT_SECONDS)
@@ -281,6 +287,10 @@ class Machine:
         """A line of shell, which must succeed."""
         return self.run("bash", "-o", "pipefail", "-ec", script, **options)  # type: ignore[arg-type]
 
+    def ask(self, *words: str) -> str:
+        """The engine's command: `lxc WORDS`, or `incus WORDS`."""
+        return self.run(self.engine.command, *words)
+
     def apt(self, *words: str) -> str:
         """`apt-get` without questions."""
         return self.run("apt-get", "-q", "-y", *words, timeout=600)
@@ -343,10 +353,19 @@ def _is_init(pid: int) -> bool:
 # --- Cards ----------------------------------------------------------------------------------------
 
 DRIVER_DIRECTORY = "/opt/nvidia"
+# Says as the real one with -L which cards there are, by the devices that there are.
+NVIDIA_SMI = """#!/bin/sh
+for device in /dev/nvidia[0-9]*; do
+    [ ! -c "$device" ] || echo "GPU ${device#/dev/nvidia}: simulated"
+done
+"""
 
 
 def give_cards(machine: Machine) -> FakeDriver:
-    """Simulated NVIDIA cards with a driver, as LXD and NVML find real ones (see tests/lab)."""
+    """Simulated NVIDIA cards with a driver, as the engine and NVML find real ones (see tests/lab).
+
+    Pods get a stand-in for nvidia-smi, as they get the driver's own.
+    """
     cards = lab.DEFAULT_CARDS
     lab.simulate_cards(machine.init, cards)
     for path, number in lab.device_nodes(cards).items():
@@ -355,7 +374,8 @@ def give_cards(machine: Machine) -> FakeDriver:
     program = lab.ENGINE.bin_dir / lab.STAND_IN.name
     machine.write(str(program), lab.STAND_IN.read_text(), 0o755)
     machine.path(f"/usr/bin/{program.name}").symlink_to(program)
-    machine.write(str(lab.ENGINE.cards_file), json.dumps(lab.cards_description(cards)))
+    description = lab.cards_description(cards) | {"nvidia_smi": NVIDIA_SMI}
+    machine.write(str(lab.ENGINE.cards_file), json.dumps(description))
     driver = FakeDriver(machine.path(DRIVER_DIRECTORY))
     machine.write(
         "/etc/systemd/system/podyd.service.d/driver.conf",

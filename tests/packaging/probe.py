@@ -63,6 +63,7 @@ def main(user: str, password: str) -> None:
                     if line.startswith("Cap")
                 ],
                 "lxd": attempt(lambda: connect("/var/lib/lxd/unix.socket")),
+                "incus": attempt(lambda: connect("/var/lib/incus/unix.socket")),
                 "shadow": attempt(lambda: Path("/etc/shadow").read_bytes()),
                 "become_root": attempt(lambda: os.setuid(0)),
                 "writable": sorted(writable("/")),

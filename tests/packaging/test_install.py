@@ -32,7 +32,7 @@ UNITS = (
 )
 EXPOSURE_MAX = 2.0
 # Rules for devices take the rights that systemd counts most; and doctor looks at what no other part
-# does: processes, devices, homes, LXD's socket.
+# does: processes, devices, homes, the engine's socket.
 EXPOSURE_OF = {"podyd-cards.service": 2.4, "podyd-doctor.service": 2.8}
 IMAGE = "debian12"
 
@@ -107,7 +107,7 @@ def test_without_an_image_it_says_how_to_get_one(site: Site) -> None:
     answer = site.alice.get("/host/images")
     assert answer.ok == []
     assert "podyd image build" in answer.headers["X-Podyd-Hint"]
-    assert "lxc image copy" in answer.headers["X-Podyd-Hint"]
+    assert f"{site.machine.engine.command} image copy" in answer.headers["X-Podyd-Hint"]
 
 
 def test_units_are_enabled_and_nothing_has_failed(site: Site) -> None:
@@ -128,11 +128,11 @@ def test_the_kernels_limits_are_raised_at_once(site: Site) -> None:
 
 def test_setup_made_a_btrfs_pool_and_a_restricted_project(site: Site) -> None:
     machine = site.machine
-    pools = json.loads(machine.run("lxc", "storage", "list", "--format=json"))
+    pools = json.loads(machine.ask("storage", "list", "--format=json"))
     assert [pool["driver"] for pool in pools] == ["btrfs"]
-    project = machine.run("lxc", "project", "get", "podyd", "restricted")
+    project = machine.ask("project", "get", "podyd", "restricted")
     assert project.strip() == "true"
-    trust = json.loads(machine.run("lxc", "query", "/1.0/certificates?recursion=1"))
+    trust = json.loads(machine.ask("query", "/1.0/certificates?recursion=1"))
     assert [(item["restricted"], item["projects"]) for item in trust] == [(True, ["podyd"])]
 
 
@@ -160,6 +160,16 @@ def test_a_member_makes_a_pod_and_runs_a_command(site: Site, pod: str) -> None:
     done = site.alice.exec(pod, "id -un; uname -n")
     assert (done["exit_code"], done["log"]) == (0, "root\nalice-first\n")
     assert site.alice.get("/pod/list").ok == [pod]
+
+
+def test_nvidia_smi_runs_in_a_pod(site: Site, pod: str) -> None:
+    assert site.alice.exec(pod, "nvidia-smi -L")["stdout"] == "GPU 0: simulated\nGPU 1: simulated\n"
+
+
+def test_apt_has_taken_one_engine(site: Site) -> None:
+    packages = site.machine.run("dpkg-query", "--show", "--showformat=${Package}\\n").split()
+    engines = {"lxd", "incus-base"} & set(packages)
+    assert engines == {HOLES[site.machine.release][0]}
 
 
 def test_a_process_in_a_pod_is_found_on_its_card(site: Site, pod: str) -> None:
@@ -246,7 +256,7 @@ def probed(site: Site) -> dict[str, object]:
 def test_the_service_cannot_reach_the_host(site: Site, probed: dict[str, object]) -> None:
     assert probed["uid"] == int(site.machine.run("id", "-u", "podyd"))
     assert set(probed["capabilities"]) == {"0" * 16}  # type: ignore[call-overload]
-    assert probed["lxd"] == "PermissionError"
+    assert probed[site.machine.engine.key] == "PermissionError"
     assert probed["shadow"] == "PermissionError"
     assert probed["become_root"] == "PermissionError"
 
@@ -281,9 +291,10 @@ with socket.socket(socket.AF_UNIX) as connection:
 
 
 def test_podyd_is_told_how_large_images_become(site: Site) -> None:
-    """As LXD writes them: it is root's, in what nobody else may enter, and in the host's /tmp."""
+    """As the engine writes them: root's, in what nobody else may enter, and in the host's /tmp."""
     machine = site.machine
-    places = ("/var/lib/lxd/images/lxd_build_1/lxd_build_image_1", "/tmp/lxd_compress_1")
+    directory, begin = machine.engine.places[0].directory, machine.engine.temporary
+    places = (f"{directory}/images/{begin}build_1/{begin}build_image_1", f"/tmp/{begin}compress_1")
     machine.sh(f"mkdir -m 700 {Path(places[0]).parent}; umask 077")
     for number, path in enumerate(places, 1):
         machine.sh(f"umask 077; head -c {number}000 /dev/urandom >{path}")
@@ -292,11 +303,11 @@ def test_podyd_is_told_how_large_images_become(site: Site) -> None:
     finally:
         machine.sh(f"rm -r {Path(places[0]).parent} {places[1]}")
     assert list(data["images"].values()) == [1000]
-    assert data["scratch"] == {"0/lxd_compress_1": 2000}
+    assert data["scratch"] == {f"0/{begin}compress_1": 2000}
     assert machine.show("podyd-packing.service", "MemoryMax") == str(128 * 1024**2)
     root = machine.show("podyd-packing.service", "MainPID")
     inside = ("nsenter", f"--target={root}", "--mount", "--")
-    assert machine.attempt(*inside, "ls", "/var/lib/lxd").stdout == ""
+    assert machine.attempt(*inside, "ls", str(directory)).stdout == ""
     assert machine.attempt(*inside, "touch", "/tmp/written").returncode != 0
     capabilities = machine.sh(f"grep Cap /proc/{root}/status | cut -f 2 | sort -u")
     assert capabilities == "0000000000000000\n"
@@ -326,14 +337,12 @@ def test_podyd_comes_back_when_the_kernel_has_ended_it(site: Site, pod: str) -> 
     """As for memory, by SIGKILL; the server of the tests has no controller that would do it."""
     machine = site.machine
     before = machine.show("podyd", "MainPID")
-    pid = json.loads(machine.run("lxc", "query", "/1.0/instances/alice-first/state?project=podyd"))
+    pid = json.loads(machine.ask("query", "/1.0/instances/alice-first/state?project=podyd"))
     machine.run("systemctl", "kill", "--signal=KILL", "--kill-who=main", "podyd.service")
     wait_until(lambda: machine.show("podyd", "MainPID") not in (before, "0"), "the restart")
     wait_until(lambda: machine.is_active("podyd"), "podyd")
     wait_until(lambda: "status=9/KILL" in machine.journal("-u", "podyd"), "systemd's line")
-    again = json.loads(
-        machine.run("lxc", "query", "/1.0/instances/alice-first/state?project=podyd")
-    )
+    again = json.loads(machine.ask("query", "/1.0/instances/alice-first/state?project=podyd"))
     assert again["pid"] == pid["pid"]
     assert site.alice.exec(pod, "echo here")["stdout"] == "here\n"
 
@@ -515,28 +524,32 @@ def test_doctor_finds_nothing_wrong(site: Site, image: str) -> None:
     problems = [item for item in data if item["level"] in ("error", "warning")]
     # The simulated cards have no driver in the kernel, and this kernel takes no rules for devices
     # from root of a container. Where it has its controllers in cgroup v1, the container has none.
-    # The holes of LXD are the next test's.
-    known = ("nvidia_", "cards_service", "lxd_limits", "lxd_advisories")
+    # The holes of the engine are the next test's.
+    known = ("nvidia_", "cards_service", "lxd_limits", f"{site.machine.engine.key}_advisories")
     assert [item for item in problems if not item["check"].startswith(known)] == []
     controllers = site.machine.attempt("cat", "/sys/fs/cgroup/cgroup.controllers").stdout.split()
     has_limits = {"cpuset", "memory", "pids"} <= set(controllers)
     assert has_limits is not any(item["check"] == "lxd_limits" for item in problems)
 
 
-# A hole that the newest LXD of a Debian has fixed, and one that it has not.
+# The package of the newest engine of a Debian, a hole that it has fixed, and one that it has not.
 HOLES = {
-    "bookworm": ("CVE-2026-34179", "CVE-2026-48751"),
-    "trixie": ("CVE-2026-48751", "CVE-2026-63298"),
+    "bookworm": ("lxd", "CVE-2026-34179", "CVE-2026-48751"),
+    "trixie": ("incus-base", "CVE-2026-48751", None),
 }
 
 
-def test_doctor_says_which_holes_of_lxd_are_open(site: Site) -> None:
-    closed, open_there = HOLES[site.machine.release]
-    version = site.machine.run("dpkg-query", "--show", "--showformat=${Version}", "lxd")
+def test_doctor_says_which_holes_of_the_engine_are_open(site: Site) -> None:
+    package, closed, open_there = HOLES[site.machine.release]
+    version = site.machine.run("dpkg-query", "--show", "--showformat=${Version}", package)
     data = json.loads(site.machine.attempt("podyd", "doctor", "--json").stdout)["findings"]
-    rows = [item for item in data if item["check"] == "lxd_advisories"]
+    rows = [item for item in data if item["check"] == f"{site.machine.engine.key}_advisories"]
+    assert rows
     assert all(version in item["what"] and closed not in item["what"] for item in rows)
-    assert [item["level"] for item in rows if open_there in item["what"]] == ["error"]
+    if open_there is None:
+        assert not [item for item in rows if item["level"] == "error"]
+    else:
+        assert [item["level"] for item in rows if open_there in item["what"]] == ["error"]
 
 
 def test_admins_are_shown_what_doctor_finds(site: Site) -> None:

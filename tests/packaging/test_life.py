@@ -40,7 +40,7 @@ class Site:
     def init_of_pod(self) -> int:
         """The process that is the pod's init; another one after a restart."""
         query = "/1.0/instances/alice-kept/state?project=podyd"
-        pid: int = json.loads(self.machine.run("lxc", "query", query))["pid"]
+        pid: int = json.loads(self.machine.ask("query", query))["pid"]
         return pid
 
     def assert_pod_is_theirs(self) -> None:
@@ -59,7 +59,7 @@ def site(bare: Machine, debs: list[Path], previous_debs: list[Path]) -> Site:
     bare.write("/etc/podyd/podyd.yaml", CONFIG)
     bare.run("systemctl", "reload", "podyd")
     profile = ("podyd-base", "--project", "podyd")
-    bare.run("lxc", "profile", "set", *profile[:1], "limits.processes", PROCESSES, *profile[1:])
+    bare.ask("profile", "set", *profile[:1], "limits.processes", PROCESSES, *profile[1:])
     output.alice.post("/pod/create", ins="kept", image="debian12").ok
     output.alice.exec("kept", "echo mine > /root/mark")
     return output
@@ -96,7 +96,18 @@ def begun(site: Site, pool: ThreadPoolExecutor, name: str, rest: str) -> Future[
     call = site.alice.post
     cmd = f"touch /run/{name}; {rest}"
     running = pool.submit(call, "/pod/exec", ins="kept", cmd=cmd, timeout=600)
-    inside = ("lxc", "exec", "alice-kept", "--project", "podyd", "--", "test", "-e", f"/run/{name}")
+    command = site.machine.engine.command
+    inside = (
+        command,
+        "exec",
+        "alice-kept",
+        "--project",
+        "podyd",
+        "--",
+        "test",
+        "-e",
+        f"/run/{name}",
+    )
     wait_until(lambda: site.machine.attempt(*inside).returncode == 0, f"{name} to begin")
     return running
 
@@ -126,7 +137,7 @@ def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:
     assert machine.read("/etc/podyd/podyd.yaml") == CONFIG
     assert site.alice.get("/user/info").ok["quota"]["max_pods"] == 9
     profile = ("podyd-base", "limits.processes", "--project", "podyd")
-    assert machine.run("lxc", "profile", "get", *profile).strip() == PROCESSES
+    assert machine.ask("profile", "get", *profile).strip() == PROCESSES
     site.assert_pod_is_theirs()
 
 
@@ -134,7 +145,7 @@ def tell_when_stopping(site: Site) -> None:
     """Let the short command go on once podyd is going down."""
     machine = site.machine
     wait_until(lambda: machine.show("podyd", "ActiveState") == "deactivating", "the stop", 120)
-    machine.run("lxc", "exec", "alice-kept", "--project", "podyd", "--", "touch", "/run/stopping")
+    machine.ask("exec", "alice-kept", "--project", "podyd", "--", "touch", "/run/stopping")
 
 
 def test_an_upgrade_leaves_disabled_what_is_disabled(site: Site) -> None:
@@ -164,7 +175,7 @@ def test_remove_leaves_pods_and_data_and_all_is_found_again(site: Site) -> None:
     machine.apt("remove", "podyd", "podyd-client")
     assert machine.attempt("pgrep", "-u", "podyd").returncode == 1
     assert not machine.is_active("podyd-auth.socket")
-    assert machine.path("/var/lib/podyd/lxd/client.key").exists()
+    assert machine.path(f"/var/lib/podyd/{machine.engine.key}/client.key").exists()
     assert machine.read("/etc/podyd/podyd.yaml") == CONFIG
     assert site.init_of_pod() == init
     site.install()
@@ -179,8 +190,8 @@ def test_purge_takes_what_is_podyds_and_no_pod(site: Site) -> None:
     left = machine.sh(
         "find / -xdev -name '*podyd*' -not -path '/root/*' -not -path '/proc/*' || true"
     )
-    # Its pods, which LXD keeps; the account, as is Debian's custom.
-    assert [line for line in left.splitlines() if "/lxd/" not in line] == []
+    # Its pods, which the engine keeps; the account, as is Debian's custom.
+    assert [line for line in left.splitlines() if f"/{machine.engine.key}/" not in line] == []
     assert site.init_of_pod() == init
     site.install()
     site.assert_pod_is_theirs()
