@@ -196,7 +196,6 @@ NAMED_ELSEWHERE = {
     ("engine/wrapper.py", "_RUN"): IN_A_POD,
     ("gpus/ending.py", "_KILL"): IN_A_POD,
     ("pods/deletions.py", "_DELETE"): IN_A_POD,
-    ("engine/refusals.py", "_SENTENCES"): "what the engine says",
     ("config/values.py", "_NOT_BELOW"): "where members' own directories may not be",
     ("admin/doctor/host.py", "other_processes"): "what an admin is told, and what to type",
     ("admin/doctor/limits.py", "_why"): "what an admin is told, and what to type",
