@@ -80,7 +80,8 @@ class Engine:
 
     @property
     def cards_file(self) -> Path:
-        return self.lab_dir / "cards.json"
+        """Beside the stand-in, which may be shown elsewhere than where it lies."""
+        return self.bin_dir / "cards.json"
 
     @property
     def bin_dir(self) -> Path:

@@ -81,8 +81,8 @@ def test_cards_are_those_of_the_lab_in_whose_directory_the_stand_in_lies(
     monkeypatch.setattr(lab, "ENGINE", engine)
     engine.lab_dir.mkdir()
     lab.write_stand_in(lab.CARDS[:1])
-    program = tmp_path / "nvidia-container-cli"
-    program.symlink_to(engine.bin_dir / program.name)
+    program = tmp_path / "shown" / "nvidia-container-cli"
+    engine.bin_dir.rename(program.parent)
     done = subprocess.run([program, "info", "--csv"], capture_output=True, text=True, check=True)
     assert done.stdout.count("GPU-") == 1
 

@@ -370,7 +370,7 @@ def give_cards(machine: Machine) -> FakeDriver:
     lab.simulate_cards(machine.init, cards)
     for path, number in lab.device_nodes(cards).items():
         machine.make_device(path, stat.S_IFCHR, number)
-    # As the lab has them: the cards are in the directory above the program's.
+    # As the lab has them: the cards are beside the program.
     program = lab.ENGINE.bin_dir / lab.STAND_IN.name
     machine.write(str(program), lab.STAND_IN.read_text(), 0o755)
     machine.path(f"/usr/bin/{program.name}").symlink_to(program)
