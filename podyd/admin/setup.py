@@ -104,9 +104,14 @@ def choose(config: Config, say: Say) -> Dialect:
         )
     if len(engines) == 1:
         return engines[0]
-    admins = [Admin(dialect, config.lxd.project) for dialect in engines]
-    with_project = [admin.dialect for admin in admins if admin.project_config() is not None]
-    in_use = [admin.dialect for admin in admins if admin.has_instances()]
+    with_project, in_use = [], []
+    for engine in engines:
+        engine.speak()  # If it does not answer, the error names it.
+        admin = Admin(engine, config.lxd.project)
+        if admin.project_config() is not None:
+            with_project.append(engine)
+        if admin.has_instances():
+            in_use.append(engine)
     dialect = [*with_project, *in_use, INCUS][0]
     names = " and ".join(engine.name for engine in engines)
     say(
