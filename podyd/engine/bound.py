@@ -4,10 +4,10 @@ from __future__ import annotations
 
 
 class Bound(str):
-    """A name in LXD, or a path, that is bound to one instance.
+    """A name in the engine, or a path, that is bound to one instance.
 
-    LXD knows instances by their names, and soon a name may be another's: once `x` has deleted their
-    pod `y-main`, `x-y` may make a pod `main`.
+    The engine knows instances by their names, and soon a name may be another's: once `x` has
+    deleted their pod `y-main`, `x-y` may make a pod `main`.
     """
 
     instance: str
@@ -15,7 +15,7 @@ class Bound(str):
 
 
 def bound(name: str, uuid: str) -> str:
-    """The name of the instance with this uuid; "" if LXD has not given it one yet."""
+    """The name of the instance with this uuid; "" if the engine has not given it one yet."""
     if not uuid:
         return name
     bound_name = Bound(name)

@@ -1,8 +1,9 @@
-"""Clean-up in instances: commands to kill and partial files to remove, also after LXD was away.
+"""Clean-up in instances: commands to kill and partial files to remove, also after the engine was
+away.
 
-A clean-up that fails because LXD does not answer or podyd stops is stored in a file and retried, by
-the next podyd too. A crash of the whole machine ends the commands themselves, so the files are not
-synced to the disk.
+A clean-up that fails because the engine does not answer or podyd stops is stored in a file and
+retried, by the next podyd too. A crash of the whole machine ends the commands themselves, so the
+files are not synced to the disk.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ log = logging.getLogger(__name__)
 RUN_SECONDS = 30.0
 # Between two tries, at first and at most.
 AGAIN_SECONDS = (1.0, 60.0)
-# A clean-up is dropped after so long, or after so many tries that LXD has run without success.
+# A clean-up is dropped after so long, or after so many tries that the engine has run without
+# success.
 KEPT_SECONDS = 86400.0
 MAX_TRIES = 20
 MAX_DUE = 1000
@@ -93,7 +95,7 @@ class Endings:
             await self._round()
 
     async def _round(self) -> None:
-        """Try all that is due, in order within each instance, until LXD does not answer."""
+        """Try all that is due, in order within each instance, until the engine does not answer."""
         width = asyncio.Semaphore(WIDTH)
 
         async def all_in(dues: Iterable[_Due]) -> None:

@@ -1,4 +1,4 @@
-"""Execution of commands in LXD's instances, with a deadline, leaving no process behind.
+"""Execution of commands in the engine's instances, with a deadline, leaving no process behind.
 
 All commands run this way, whatever their streams are connected to; the file reads from top to
 bottom. The part that runs in the instance is in wrapper.py.
@@ -44,11 +44,11 @@ KILL_TIMEOUT = 0.6
 DRAIN_TIMEOUT = 0.2
 # If the leading `sh` was killed and wrote no mark: for output that is still on its way.
 UNMARKED_GRACE = 0.5
-# For LXD to send output that it has read already.
+# For the engine to send output that it has read already.
 SEND_SECONDS = 15.0
 # A mark is written at once; a beginning of one that is not continued within this is output.
 HELD_SECONDS = 0.02
-# For LXD's sign that a terminal's leading process has ended and its output is sent.
+# For the engine's sign that a terminal's leading process has ended and its output is sent.
 LEAVE_SECONDS = 5.0
 # Exit codes of commands that a signal has killed are above this.
 SIGNALLED = 128
@@ -82,7 +82,7 @@ class RestExecutor:
             done, _ = await asyncio.wait({work}, timeout=timeout)
             if done:
                 return work.result()
-            if command.may_run:  # Without its websockets LXD never starts the command.
+            if command.may_run:  # Without its websockets the engine never starts the command.
                 killing = self._kill(command)
                 await asyncio.wait({killing}, timeout=KILL_TIMEOUT)
                 await asyncio.wait({work}, timeout=DRAIN_TIMEOUT)
@@ -116,7 +116,7 @@ async def _part(
 
 
 class Execution:
-    """One exec operation of LXD and its websockets."""
+    """One exec operation of the engine and its websockets."""
 
     def __init__(
         self,
@@ -139,7 +139,7 @@ class Execution:
         self._moved = False
         self._taking = 0
         self._path = ""
-        # The exit code that LXD reports, once it has read all output.
+        # The exit code that the engine reports, once it has read all output.
         self._returned: int | None = None
 
     @property
@@ -169,7 +169,7 @@ class Execution:
     # --- Start -----------------------------------------------------------------------------------
 
     async def _begin(self) -> tuple[Websocket, Mapping[int, Websocket]]:
-        """Have LXD start the command; its `control`, and a websocket for each stream."""
+        """Have the engine start the command; its `control`, and a websocket for each stream."""
         operation = await self._client.start(
             instance_path(self._instance, "exec"),
             {
@@ -178,11 +178,12 @@ class Execution:
                 **_options(self._terminal),
             },
         )
-        # LXD runs nothing before the sockets are connected, so nothing has run if this raises.
+        # The engine runs nothing before the sockets are connected, so nothing has run if this
+        # raises.
         await self._client.check(self._instance)
         self._path = f"/1.0/operations/{operation['id']}"
         secret = operation["metadata"]["fds"]
-        # Control comes first: the command starts as soon as all others are there, and LXD
+        # Control comes first: the command starts as soon as all others are there, and the engine
         # refuses a control that comes after the end of a short one.
         control = await self._connect(secret["control"])
         self._has_begun = True
@@ -210,7 +211,7 @@ class Execution:
             while (data := await self._streams.input()) is not None:
                 await stdin.write_message(data, binary=True)
             if self._terminal is None:
-                await stdin.write_message("")  # LXD's sign for the end.
+                await stdin.write_message("")  # The engine's sign for the end.
             else:
                 await stdin.write_message(b"\4", binary=True)  # The key for it.
 
@@ -227,7 +228,7 @@ class Execution:
         try:
             words = wrapper.signalling(self._nonce, wish.name)
             await quietly(self._client, self._instance, words)
-        except PodydError as error:  # The pod has just stopped, or LXD does not answer.
+        except PodydError as error:  # The pod has just stopped, or the engine does not answer.
             log.info("a signal did not reach its command: %s", error)
 
     # --- Output ----------------------------------------------------------------------------------
@@ -243,7 +244,7 @@ class Execution:
             await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
             await self._until_silent(collected, UNMARKED_GRACE)
             if not collected.done():
-                # If LXD does not answer this either, it is only slow.
+                # If the engine does not answer this either, it is only slow.
                 await self._ask_code()
                 has_read_all = self._returned is not None
                 grace = SEND_SECONDS if has_read_all else UNMARKED_GRACE
@@ -274,7 +275,7 @@ class Execution:
             if message is None:
                 await self._give(stream, marked.rest())
                 break
-            if isinstance(message, bytes):  # An empty text message is LXD's sign of EOF.
+            if isinstance(message, bytes):  # An empty text message is the engine's sign of EOF.
                 self._moved = True
                 await self._give(stream, marked.feed(message))
         return marked.exit_code
@@ -319,13 +320,13 @@ class Execution:
                 f" connection to {ENGINE} broke.",
                 code="exec_cut_off",
             )
-        # At a terminal LXD may lose just the mark, and the user has seen the output.
+        # At a terminal the engine may lose just the mark, and the user has seen the output.
         if code <= SIGNALLED and self._terminal is None:
             raise self._lost(code)
         return int(code)
 
     async def _ask_code(self) -> None:
-        with contextlib.suppress(Missing):  # LXD forgets an operation some seconds after its end.
+        with contextlib.suppress(Missing):  # It is forgotten some seconds after its end.
             metadata = await self._client.get(self._path)
             self._returned = (metadata["metadata"] or {}).get("return")
 
@@ -340,8 +341,8 @@ class Execution:
 
     async def leave(self) -> None:
         """Close the connections of a command that has ended."""
-        # If a terminal's socket is closed before LXD has read all, it now and then never ends its
-        # operation; and LXD does not close it first.
+        # If a terminal's socket is closed before the engine has read all, it now and then never
+        # ends its operation; and the engine does not close it first.
         if self._terminal is not None and self._sockets:
             with contextlib.suppress(asyncio.TimeoutError, WebSocketClosedError):
                 await self._sockets[-1].write_message(b"\n", binary=True)
@@ -351,7 +352,7 @@ class Execution:
 
 
 def _options(terminal: Terminal | None) -> Mapping[str, Any]:
-    """The options of LXD's exec request."""
+    """The options of the engine's exec request."""
     if terminal is None:
         return {"interactive": False}
     return {
@@ -374,6 +375,6 @@ async def _until_closed(socket: Websocket) -> None:
 
 
 async def _until_read(terminal: Websocket) -> None:
-    """Read and drop messages until LXD's sign of the end: an empty text."""
+    """Read and drop messages until the engine's sign of the end: an empty text."""
     while await terminal.read_message() not in (None, ""):
         pass

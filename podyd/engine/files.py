@@ -1,4 +1,4 @@
-"""Files of instances, through LXD's file API."""
+"""Files of instances, through the engine's file API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class RestFiles:
         self._client = client
 
     async def kind(self, name: str, path: str) -> str:
-        """LXD's word for it: file (also for a pipe), directory or symlink. Raises Missing."""
+        """The engine's word for it: file (also for a pipe), directory or symlink. Raises
+        Missing."""
         response = await self._client.file("HEAD", name, path)
         return str(response.headers.get(self._client.dialect.header_of("type"), ""))
 
@@ -50,5 +51,6 @@ class RestFiles:
         await tree.cut(self._client, name, files)
 
     async def end_packing(self, name: str) -> None:
-        """Make LXD finish an image that it packs of an instance, by truncating what it reads."""
+        """Make the engine finish an image that it packs of an instance, by truncating what it
+        reads."""
         await tree.end_packing(self._client, name)

@@ -1,7 +1,7 @@
-"""The size so far of an image that LXD packs, as `podyd packing` reports it.
+"""The size so far of an image that the engine packs, as `podyd packing` reports it.
 
-It reports all images that LXD packs, without their owners. An image is the one that appeared when
-LXD was asked for it; if several did, its size is taken as that of the smallest.
+It reports all images that the engine packs, without their owners. An image is the one that appeared
+when the engine was asked for it; if several did, its size is taken as that of the smallest.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ TIMEOUT = 5.0
 
 @dataclass(frozen=True)
 class Unfinished:
-    """The images that LXD is packing, by name, with their bytes so far.
+    """The images that the engine is packing, by name, with their bytes so far.
 
     An image that is queued has None. `scratch` are squashfs files that become images; None if they
     are not known.
@@ -67,7 +67,7 @@ class Packing:
                 await writer.wait_closed()
 
     async def begin(self) -> Growth:
-        """A Growth of a new image; to be called before LXD is asked for it."""
+        """A Growth of a new image; to be called before the engine is asked for it."""
         return Growth(self, await self.look())
 
 
@@ -87,7 +87,7 @@ def parsed(line: bytes) -> Unfinished:
 
 
 class Growth:
-    """An image that LXD has been asked for, or is about to be."""
+    """An image that the engine has been asked for, or is about to be."""
 
     def __init__(self, packing: Packing, before: Unfinished | None) -> None:
         self._packing = packing
@@ -98,7 +98,7 @@ class Growth:
         self._squashed: frozenset[str] = frozenset()
 
     async def asked(self) -> None:
-        """To be called once LXD has been asked and has created its files."""
+        """To be called once the engine has been asked and has created its files."""
         now = await self._packing.look()
         if self._before is not None and now is not None:
             self._ours = frozenset(now.images.keys() - self._before.images.keys())

@@ -1,4 +1,4 @@
-"""What LXD is at: its operations that have not ended."""
+"""What the engine is at: its operations that have not ended."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from urllib.parse import unquote, urlsplit
 from podyd.engine.rest import RestClient
 from podyd.engine.types import EngineOperation
 
-# As LXD sorts them; the others have ended, and are forgotten some seconds later.
+# As the engine sorts them; the others have ended, and are forgotten some seconds later.
 _UNDER_WAY = ("pending", "running", "cancelling")
 
 
 class RestOperations:
-    """Asks LXD each time."""
+    """Asks the engine each time."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client

@@ -1,8 +1,8 @@
-"""`podyd packing`: a unix socket that returns the sizes of images that LXD has not finished.
+"""`podyd packing`: a unix socket that returns the sizes of images that the engine has not finished.
 
-LXD reports how many bytes of files it has read, and not the size of the image so far; its directory
-is readable for root only. So this is a root process, which reads only names and sizes, and has no
-input: it sends a line of JSON to each connection and closes it.
+The engine reports how many bytes of files it has read, and not the size of the image so far; its
+directory is readable for root only. So this is a root process, which reads only names and sizes,
+and has no input: it sends a line of JSON to each connection and closes it.
 
     {"images": {"0/lxd_build_1246174496": 3215360, "0/lxd_build_3": null},
      "scratch": {"0/lxd_compress_944449372": 4096}}
@@ -152,7 +152,8 @@ def look(
 
 
 def built(directory: int) -> Iterator[tuple[str, int | None]]:
-    """The images that are requested, in `images` of LXD's directory, with their sizes in bytes."""
+    """The images that are requested, in `images` of the engine's directory, with their sizes in
+    bytes."""
     for name in _names(directory, _BUILD):
         with contextlib.suppress(OSError), _directory(name, directory) as inner:
             sizes = [_size(image, inner) for image in _names(inner, _IMAGE)]
@@ -203,7 +204,8 @@ def _names(directory: int, wanted: re.Pattern[str]) -> Iterator[str]:
 
 
 def _size(name: str, directory: int) -> int | None:
-    """The size in bytes of a file of this account that LXD writes sequentially; None if not known.
+    """The size in bytes of a file of this account that the engine writes sequentially; None if not
+    known.
 
     The smaller of its length and its blocks, as a filesystem may allocate more in advance.
     """

@@ -1,4 +1,4 @@
-"""LXD's storage pools."""
+"""The engine's storage pools."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from podyd.engine.types import PoolUse
 
 
 class RestPools:
-    """LXD's storage pools, without a cache."""
+    """The engine's storage pools, without a cache."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client

@@ -10,7 +10,7 @@ from podyd.engine.types import Instance, Profile, profiles_of
 
 
 class RestProfiles:
-    """Asks LXD each time: an admin may have edited one."""
+    """Asks the engine each time: an admin may have edited one."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client
@@ -21,10 +21,10 @@ class RestProfiles:
         return {item["name"]: profile_of(item) for item in profiles}
 
     async def of(self, instance: Instance) -> list[Profile]:
-        """An instance's profiles, in the order in which LXD applies them."""
+        """An instance's profiles, in the order in which the engine applies them."""
         return profiles_of(instance, await self.all())
 
 
 def profile_of(data: Mapping[str, Any]) -> Profile:
-    """From LXD's JSON of one."""
+    """From the engine's JSON of one."""
     return Profile(data["name"], data["description"], data["config"], data["devices"])

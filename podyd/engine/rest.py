@@ -1,9 +1,9 @@
-"""LXD's REST API over TLS, with podyd's restricted client certificate.
+"""The engine's REST API over TLS, with podyd's restricted client certificate.
 
-Everything here is asynchronous, because LXD may take long or hang. LXD's answers are returned as
-Python data, its errors are raised as kinds of `EngineRefused` (see refusals.py), and `Unavailable`
-is raised if it cannot be reached.
-API: https://documentation.ubuntu.com/lxd/en/latest/rest-api/
+Everything here is asynchronous, because the engine may take long or hang. The engine's answers are
+returned as Python data, its errors are raised as kinds of `EngineRefused` (see refusals.py), and
+`Unavailable` is raised if it cannot be reached. API:
+https://documentation.ubuntu.com/lxd/en/latest/rest-api/
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Credentials:
 
     @property
     def endpoint(self) -> Path:
-        """The file with LXD's address, for `lxd.endpoint: auto`."""
+        """The file with the engine's address, for `lxd.endpoint: auto`."""
         return self.directory / "endpoint"
 
 
@@ -87,7 +87,8 @@ class _ResumingContext(ssl.SSLContext):
     """A TLS context that resumes its last session.
 
     Tornado's client makes a new connection for every request. A full handshake with client
-    certificates costs LXD and podyd some 2 ms each, a resumed one a fraction; an exec needs five.
+    certificates costs the engine and podyd some 2 ms each, a resumed one a fraction; an exec needs
+    five.
     """
 
     _latest: ssl.SSLSocket | None = None
@@ -122,10 +123,10 @@ async def _trusting(name: str, uuid: str) -> bool:
 
 
 class RestClient:
-    """A client of one LXD, in one project.
+    """A client of one engine, in one project.
 
     Once another instance has a bound name (see Bound), a request to its path, or a copy from it,
-    fails as LXD fails for an instance that does not exist.
+    fails as the engine fails for an instance that does not exist.
     """
 
     def __init__(self, endpoint: str, project: str, credentials: Credentials) -> None:
@@ -154,11 +155,11 @@ class RestClient:
         self._files.close()
 
     async def get(self, path: str, **query: Any) -> Any:
-        """The metadata of LXD's answer to a GET, within ANSWER_TIMEOUT."""
+        """The metadata of the engine's answer to a GET, within ANSWER_TIMEOUT."""
         return _answer(await self._ask(path, query))["metadata"]
 
     async def _ask(self, path: str, query: Mapping[str, Any]) -> HTTPResponse:
-        """LXD's answer to a GET, which is sent twice if necessary.
+        """The engine's answer to a GET, which is sent twice if necessary.
 
         LXD 5.0.2 sometimes closes a file that another request is reading ("bad file descriptor"),
         or never answers. A second GET changes nothing; the first may still be answered if LXD is
@@ -183,12 +184,12 @@ class RestClient:
                 question.cancel()
 
     async def tagged(self, path: str) -> tuple[Any, str]:
-        """The metadata of LXD's answer to a GET, and its ETag for a later change."""
+        """The metadata of the engine's answer to a GET, and its ETag for a later change."""
         response = await self._ask(path, {})
         return _answer(response)["metadata"], response.headers.get("ETag", "")
 
     async def text(self, path: str, **query: Any) -> str:
-        """A text file that LXD serves, such as a log."""
+        """A text file that the engine serves, such as a log."""
         response = await self._ask(path, query)
         if response.code >= 400:
             _answer(response)
@@ -202,9 +203,9 @@ class RestClient:
         *,
         headers: Mapping[str, str] | None = None,
     ) -> HTTPResponse:
-        """A request for a file of an instance, repeated once if LXD fails, as all of them are
-        idempotent. Raises Missing if there is no such file, and Unavailable also for an answer of
-        more than MAX_FILE_BYTES.
+        """A request for a file of an instance, repeated once if the engine fails, as all of them
+        are idempotent. Raises Missing if there is no such file, and Unavailable also for an answer
+        of more than MAX_FILE_BYTES.
         """
         for _ in range(2):
             response = await self._fetch(
@@ -235,7 +236,8 @@ class RestClient:
         began: Callable[[str], None] = lambda operation: None,
         is_repeatable: bool = False,
     ) -> Any:
-        """A request that changes something; waits for the end of LXD's operation if there is one.
+        """A request that changes something; waits for the end of the engine's operation if there is
+        one.
 
         With `etag`, raises Changed if there was another change meanwhile. `began` is called with
         the operation's path. Raises TimedOut if it is still under way after `timeout` seconds.
@@ -310,7 +312,7 @@ class RestClient:
         answers_pings: bool = True,
         **query: Any,
     ) -> Websocket:
-        """Connect to one of LXD's websockets."""
+        """Connect to one of the engine's websockets."""
         try:
             return await websocket.connect(
                 self._url(path, query).replace("https:", "wss:", 1),
@@ -329,7 +331,7 @@ class RestClient:
     async def upgraded(
         self, path: str, protocol: str
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """A connection to LXD that is upgraded to another protocol."""
+        """A connection to the engine that is upgraded to another protocol."""
         url = urlsplit(self._url(path, {}))
         head = (
             f"GET {url.path}?{url.query} HTTP/1.1\r\nHost: {url.netloc}\r\n"
@@ -404,7 +406,7 @@ async def members_of(client: RestClient, path: str, *, depth: int = 1) -> list[A
 
 
 def _is_answer(question: asyncio.Task[HTTPResponse]) -> bool:
-    """Whether LXD has answered, also with an error."""
+    """Whether the engine has answered, also with an error."""
     return question.done() and question.exception() is None and question.result().code < 500
 
 
@@ -423,7 +425,7 @@ def _answer(response: HTTPResponse) -> Any:
 
 
 def unreachable(error: BaseException) -> Unavailable:
-    """The error for a client when LXD does not answer."""
+    """The error for a client when the engine does not answer."""
     return Unavailable(
         f"{ENGINE} cannot be reached at the moment ({error}).",
         advice="Try again shortly, and tell your admin if it stays so.",
@@ -438,7 +440,8 @@ def instance_path(name: str, *parts: str) -> str:
 
 def _tls_context(credentials: Credentials) -> ssl.SSLContext:
     context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
-    # LXD's certificate is self-signed and pinned, so a check of its host name would add nothing.
+    # The engine's certificate is self-signed and pinned, so a check of its host name would add
+    # nothing.
     context.check_hostname = False
     try:
         context.load_cert_chain(credentials.certificate, credentials.key)

@@ -1,4 +1,4 @@
-"""The engine that LXD is."""
+"""The engine that LXD or Incus is."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from podyd.engine.snapshots import RestSnapshotStore
 
 
 def rest_engine(client: RestClient, guard: RestoreGuard) -> Engine:
-    """What podyd asks of an engine, asked of LXD; from then on names bind this client."""
+    """What podyd asks of an engine, asked of LXD or Incus; from then on names bind this client."""
     instances = RestInstances(client, guard)
     client.is_there = instances.has
     return Engine(

@@ -1,8 +1,8 @@
-"""The current settings of instances, stored while LXD restores a snapshot of them.
+"""The current settings of instances, stored while the engine restores a snapshot of them.
 
-LXD also restores the settings of the snapshot: an old owner, or a lease that has ended or belongs
-to somebody else now. The current ones cannot be kept in LXD meanwhile, so they are stored in files,
-which a podyd that starts after a crash reads.
+The engine also restores the settings of the snapshot: an old owner, or a lease that has ended or
+belongs to somebody else now. The current ones cannot be kept in the engine meanwhile, so they are
+stored in files, which a podyd that starts after a crash reads.
 """
 
 from __future__ import annotations
@@ -42,11 +42,12 @@ class RestoreGuard:
         return list(self._kept)
 
     def kept(self, name: str) -> Mapping[str, Any] | None:
-        """LXD's JSON of an instance from before the restore; None if none is stored."""
+        """The engine's JSON of an instance from before the restore; None if none is stored."""
         return self._kept.get(name)
 
     def over(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """LXD's JSON of an instance, with the stored settings in place of the restored ones."""
+        """The engine's JSON of an instance, with the stored settings in place of the restored
+        ones."""
         kept = self._kept.get(data["name"])
         # An instance of the same name may be another one, made after this one was deleted.
         if kept is None or kept["created_at"] != data["created_at"]:

@@ -1,9 +1,9 @@
-"""The free space of the host's filesystems on which LXD packs images.
+"""The free space of the host's filesystems on which the engine packs images.
 
-LXD writes an image into `images` of its own directory, and a squashfs into /tmp first. podyd has no
-access to either and needs none: statvfs requires no permission on the directory itself. It has the
-free space, and not what uses the rest: pods in a loop file beside the images grow there, too. So it
-shows that the disk is full, and not the size of one image so far, which is in growth.py.
+The engine writes an image into `images` of its own directory, and a squashfs into /tmp first. podyd
+has no access to either and needs none: statvfs requires no permission on the directory itself. It
+has the free space, and not what uses the rest: pods in a loop file beside the images grow there,
+too. So it shows that the disk is full, and not the size of one image so far, which is in growth.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from podyd.base.engine_words import ENGINE
 from podyd.base.errors import Conflict
 from podyd.engine.packing import MOUNTED, image_places
 
-# The reserve that images leave for LXD's own database, for logs and for all else.
+# The reserve that images leave for the engine's own database, for logs and for all else.
 FLOOR_BYTES = 1024**3
 WATCH_SECONDS = 1.0
-# Also with PrivateTmp=, it is on the same filesystem as LXD's.
+# Also with PrivateTmp=, it is on the same filesystem as the engine's.
 SCRATCH = Path("/tmp")  # noqa: S108 - nothing is written there
 # The limit in a /tmp on another filesystem than the images, as that may be in memory.
 MAX_APART_BYTES = 2 * 1024**3
@@ -54,7 +54,7 @@ def filesystems(places: Sequence[Path]) -> list[Filesystem]:
 
 
 class HostRoom:
-    """The filesystems that LXD packs images on, as far as podyd knows them."""
+    """The filesystems that the engine packs images on, as far as podyd knows them."""
 
     def __init__(self, read: Callable[[Sequence[Path]], list[Filesystem]] = filesystems) -> None:
         self._images = image_places()
@@ -66,7 +66,8 @@ class HostRoom:
         return min((item.usable_bytes for item in disks), default=None)
 
     async def usable_for_squashfs(self) -> int:
-        """The largest size, in bytes, of an image that LXD writes to /tmp first and then copies."""
+        """The largest size, in bytes, of an image that the engine writes to /tmp first and then
+        copies."""
         images, scratch = [
             await asyncio.to_thread(self._filesystems, places)
             for places in (self._images, [SCRATCH])

@@ -12,7 +12,7 @@ from podyd.engine.types import Snapshot
 
 
 class RestSnapshotStore:
-    """LXD's snapshots, without a cache."""
+    """The engine's snapshots, without a cache."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client
@@ -30,7 +30,7 @@ class RestSnapshotStore:
 
     async def take(self, instance: str, name: str, *, timeout: float) -> None:
         """Take a snapshot of an instance. Raises NameTaken, DiskFull, Busy, TimedOut."""
-        # LXD removes one that fails because it has slipped.
+        # The engine removes one that fails because it has slipped.
         await self._client.change(
             "POST",
             instance_path(instance, "snapshots"),
@@ -40,8 +40,8 @@ class RestSnapshotStore:
         )
 
     async def delete(self, instance: str, name: str, *, timeout: float) -> None:
-        """Delete a snapshot. Raises Missing; DiskFull also where it is deleted, and LXD finds no
-        room for its own list of them."""
+        """Delete a snapshot. Raises Missing; DiskFull also where it is deleted, and the engine
+        finds no room for its own list of them."""
         await self._client.change("DELETE", _path(instance, name), timeout=timeout)
 
 
@@ -50,7 +50,7 @@ def _path(instance: str, name: str) -> str:
 
 
 def _snapshot_of(data: Mapping[str, Any]) -> Snapshot:
-    """From LXD's JSON of one; its name there is the instance's, too."""
+    """From the engine's JSON of one; its name there is the instance's, too."""
     size = data.get("size", -1)
     return Snapshot(
         data["name"].rpartition("/")[2],

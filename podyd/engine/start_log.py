@@ -1,4 +1,4 @@
-"""LXC's own log of an instance's start; LXD itself says only that forkstart failed."""
+"""LXC's own log of an instance's start; the engine itself says only that forkstart failed."""
 
 from __future__ import annotations
 

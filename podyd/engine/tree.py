@@ -1,4 +1,4 @@
-"""The files of a stopped instance, as LXD shows them by SFTP: nothing in it is run.
+"""The files of a stopped instance, as the engine shows them by SFTP: nothing in it is run.
 
 LXD 5.0.2 packs an image with a tar without sparse files: each file has its full length in it,
 whatever it uses on the disk. Packing cannot be stopped either (the operation cannot be cancelled),
@@ -42,7 +42,7 @@ AT_ONCE = 16
 # The limit of the names of directories that are not listed yet, and of large files.
 MAX_HELD_BYTES = 64 * 1024**2
 MAX_PACKET_BYTES = 1024**2
-# LXD does not show the holes of files: the largest files are sampled at this many offsets.
+# The engine does not show the holes of files: the largest files are sampled at this many offsets.
 MAX_SAMPLED, SAMPLES, SAMPLE_BYTES = 64, 1024, 4096
 # Added to the samples that are not zeros, for an upper bound of the data (99.3 % confidence).
 MARGIN = 5
@@ -61,7 +61,7 @@ _KIND, _DIRECTORY, _FILE = 0o170000, 0o040000, 0o100000
 async def look(client: RestClient, name: str) -> Tree:
     """List all files of an instance.
 
-    Raises Conflict (too many of them, or one that LXD cannot show), TimedOut, Unavailable,
+    Raises Conflict (too many of them, or one that the engine cannot show), TimedOut, Unavailable,
     EngineRefused.
     """
     try:
@@ -75,7 +75,7 @@ async def look(client: RestClient, name: str) -> Tree:
 
 
 async def cut(client: RestClient, name: str, files: Sequence[File]) -> None:
-    """Truncate files to 0 bytes, so that LXD's packing of them fails instead of going on."""
+    """Truncate files to 0 bytes, so that the engine's packing of them fails instead of going on."""
     async with _connected(client, name) as sftp:
         await asyncio.gather(*(sftp.empty(file.path) for file in files))
 
@@ -140,7 +140,8 @@ async def _remove(client: RestClient, name: str, directory: str, prefix: str) ->
 
 
 async def end_packing(client: RestClient, name: str) -> None:
-    """Make LXD's packing of an instance fail soon, if it goes on; its files are not needed."""
+    """Make the engine's packing of an instance fail soon, if it goes on; its files are not
+    needed."""
     try:
         await cut(client, name, (await look(client, name)).large)
     except PodydError as error:

@@ -1,4 +1,4 @@
-"""A websocket to LXD that delivers everything LXD has sent."""
+"""A websocket to the engine that delivers everything the engine has sent."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _PING = 0x9
 class _Protocol(WebSocketProtocol13):
     """Reads to the end, whether or not a ping can still be answered.
 
-    LXD begins each websocket with a ping and closes it when the command has ended. Tornado (6.2 to
-    6.5) drops what it has received and not yet delivered when the pong comes too late.
+    The engine begins each websocket with a ping and closes it when the command has ended. Tornado
+    (6.2 to 6.5) drops what it has received and not yet delivered when the pong comes too late.
     """
 
     answers_pings = True
@@ -68,7 +68,7 @@ async def connect(
 ) -> Websocket:
     """As Tornado's `websocket_connect`, whose class cannot be chosen; `timeout` is for TCP and TLS.
 
-    Where LXD only writes and never reads (a command's stdout and stderr), pings must not be
+    Where the engine only writes and never reads (a command's stdout and stderr), pings must not be
     answered: closing a connection with a pong in it that nobody has read resets it, and what of the
     output is still on its way is lost.
     """
