@@ -496,7 +496,8 @@ def test_a_pod_that_is_stopped(tab: Tab, carol: Client) -> None:
     tab.shows("its files can be seen while it runs")
     # Why not, without a mouse.
     restart = tab.button("Restart work")
-    why = str(restart.get_attribute("title"))
+    why = "The pod is stopped: start it."
+    expect(restart).to_have_attribute("title", why)
     reason = tab.page.locator(".tray .work").filter(has_text=why)
     restart.focus()
     expect(reason).to_have_text(why)
