@@ -74,8 +74,8 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     pool = admin.prepare_pool(say)
     bridge = admin.prepare_bridge(free_network, say)
     admin.prepare_project(bridge, openings(config), say)
-    _prepare_access(admin, Credentials.below(config.state_dir, dialect), account.pw_gid, say)
-    _keep_choice(Path(config.state_dir) / CHOICE, dialect, account.pw_gid)
+    prepare_access(admin, Credentials.below(config.state_dir, dialect), account.pw_gid, say)
+    keep_choice(config.state_dir, dialect, account.pw_gid)
     _prepare_data(config.data_dir, account, say)
     for profile in profile_files.shipped().values():
         if admin.profile(profile.name) is None:
@@ -122,7 +122,9 @@ def choose(config: Config, say: Say) -> Dialect:
     return dialect
 
 
-def _keep_choice(path: Path, dialect: Dialect, group: int) -> None:
+def keep_choice(state_dir: str, dialect: Dialect, group: int) -> None:
+    """Write down which engine has the pods, for `engine: auto`."""
+    path = Path(state_dir) / CHOICE
     text = f"{dialect.key}\n"
     if not path.exists() or path.read_text(encoding="ascii") != text:
         _write(path, text, group=group, mode=0o640)
@@ -175,7 +177,7 @@ def _prepare_helper(config: Config) -> None:
     _write(config.helper_environment, text, group=0, mode=0o644)
 
 
-def _prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:
+def prepare_access(admin: Admin, credentials: Credentials, group: int, say: Say) -> None:
     """Write the engine's address and the certificates of both sides for the service.
 
     The files are root's: the service may read its key and change nothing.

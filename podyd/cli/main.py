@@ -97,6 +97,17 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--keep", action="store_true", help="also leave it for 'podyd serve', which shows it admins"
     )
+    migrate = add("migrate", _migrate, "Move all pods to another engine on this machine.")
+    migrate.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
+    migrate.add_argument("--yes", action="store_true", help="do not ask")
+    way = migrate.add_mutually_exclusive_group()
+    way.add_argument("--dry-run", action="store_true", help="only say what will be done")
+    way.add_argument(
+        "--finish", action="store_true", help="delete what was moved from the old engine"
+    )
+    way.add_argument(
+        "--back", action="store_true", help="use the old engine's pods again, as they were"
+    )
     profiles = group("profiles", "Compare the engine's profiles with the files, or put them in.")
     for action, summary in (
         ("diff", "Show what the engine has that the files have not."),
@@ -267,6 +278,12 @@ def _doctor(options: argparse.Namespace) -> int:
     from podyd.cli.doctor import run
 
     return run(options.config, as_json=options.json, keep=options.keep)
+
+
+def _migrate(options: argparse.Namespace) -> int:
+    from podyd.cli.migrate import run
+
+    return run(options, _configuration(options))
 
 
 def _profiles(options: argparse.Namespace) -> int:

@@ -67,7 +67,7 @@ _HARMLESS = frozenset(
 
 
 # What an instance consists of, of all that LXD shows; the rest cannot be changed.
-_CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
+CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
 # So long LXD may be busy with an instance before a change is refused. It changes settings in a
 # moment as a rule, and gives that up itself after 30 s (instance/operationlock).
 BUSY_SECONDS = 5.0
@@ -129,7 +129,7 @@ def _cpu_time_of(data: Mapping[str, Any]) -> CpuTime:
 
 
 def _changeable(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: data[key] for key in _CHANGEABLE}
+    return {key: data[key] for key in CHANGEABLE}
 
 
 def _edited(

@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import stat
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,6 @@ import pytest
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server
 from tests.integration.test_setup import Certified
 from tests.lab.nvml import FakeDriver
-
-IDMAP_FILES = {"uid": Path("/etc/subuid"), "gid": Path("/etc/subgid")}
-
-
-def allow_root(account: pwd.struct_passwd) -> None:
-    """What an admin types once, here for one account."""
-    uids, gids = (f"{number}-{number}" for number in (account.pw_uid, account.pw_gid))
-    command = ["usermod", "--add-subuids", uids, "--add-subgids", gids, "root"]
-    subprocess.run(command, check=True, capture_output=True)
 
 
 @dataclass(frozen=True)
@@ -54,25 +44,19 @@ class Disk:
 
 @pytest.fixture(scope="module")
 def disk(node: Node, driver: FakeDriver) -> Iterator[Disk]:
-    before = {path: path.read_text() for path in IDMAP_FILES.values()}
     prefix = node.directory / "disk"
     for place in ("data", "ref"):
         (prefix / place).mkdir(parents=True)
     mounts = [f"{prefix}/data/$user:/workspace", f"{prefix}/ref/$user:/ref:ro"]
     changes = {"pods": {"mounts": mounts}}
     yield Disk(node, prefix, changes, node.serve(changes, environment=driver.environment))
-    for path, text in before.items():
-        kept = [line for line in text.splitlines() if line.startswith("root:")]
-        now = path.read_text().splitlines()
-        lines = [line for line in now if not line.startswith("root:") or line in kept]
-        path.write_text("".join(f"{line}\n" for line in lines))
     shutil.rmtree(prefix)
 
 
 def member(disk: Disk, *options: str) -> Client:
     user = disk.node.accounts.user("", *options)
     disk.make(user)
-    allow_root(pwd.getpwnam(user))
+    disk.node.accounts.allow_root(user)
     return disk.server.client(user)
 
 
@@ -229,7 +213,7 @@ def test_a_new_member(disk: Disk, two: tuple[Client, Client]) -> None:
     report = disk.node.command("doctor", "--config", str(disk.server.config)).stdout
     assert f"for the uids {uid}." in report
     assert "usermod --add-subuids 1000-59999 root" in report
-    allow_root(pwd.getpwnam(user))
+    disk.node.accounts.allow_root(user)
     client.post("/pod/create", ins="main", image=SMALL).ok
     assert stdout(client, "stat -c %U /workspace") == "root\n"
     client.post("/pod/delete", ins="main").ok

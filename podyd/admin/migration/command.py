@@ -1,0 +1,272 @@
+"""What `podyd migrate` does, in order, with both real engines."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import fnmatch
+import os
+import pwd
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from podyd.admin import setup
+from podyd.admin.migration.mark import KEY
+from podyd.admin.migration.move import Move, go_back, remove_originals
+from podyd.admin.migration.plan import Plan, plan
+from podyd.admin.migration.translation import Translation
+from podyd.base.errors import SetupError
+from podyd.config.schema import Config
+from podyd.engine.admin import Say
+from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
+from podyd.engine.moving import Side
+from podyd.engine.rest import Credentials
+
+LOCK = "migration.lock"
+ANSWER_SECONDS = 3.0
+
+Ask = Callable[[str], bool]
+
+
+@dataclass(frozen=True)
+class Migration:
+    """The move from `old` to `new` on this host, for podyd of this configuration."""
+
+    config: Config
+    user: str
+    old: Side
+    new: Side
+    say: Say
+
+    @classmethod
+    def here(cls, config: Config, user: str, say: Say) -> Migration:
+        """Raises SetupError if one of the two engines does not run here."""
+        return cls(config, user, _side(LXD, config), _side(INCUS, config), say)
+
+    # --- What the command line asks for ----------------------------------------------------------
+
+    def show(self) -> Plan:
+        """Print what would be done; nothing is changed."""
+        plan = self._plan()
+        for line in plan.lines(self.old.dialect.name, self.new.dialect.name):
+            self.say(line)
+        for sentence in [*plan.refusals, *self._running()]:
+            self.say(f"Not yet: {sentence}")
+        return plan
+
+    def run(self, ask: Ask) -> bool:
+        """Move everything, if the admin agrees; whether all that ran before runs again."""
+        with self._alone():
+            self._refuse(self._running())
+            self.new.wait_until_idle()
+            plan = self.show()
+            self._refuse(plan.refusals)
+            chosen = kept(Path(self.config.state_dir)) == self.new.dialect
+            if not (plan.to_copy or plan.to_start or plan.images) and (chosen or not plan.pods):
+                self.say("Nothing is to be moved.")
+                return True
+            if not ask("Move them?"):
+                return False
+            self._move()
+            return self._start()
+
+    def finish(self, ask: Ask) -> bool:
+        """Delete what was moved from the old engine, if the admin agrees."""
+        with self._alone():
+            plan = self._plan()
+            self._refuse(plan.refusals)
+            moved = [pod for pod in plan.pods if pod.is_moved and pod.copied]
+            left = len(plan.pods) - len(moved)
+            if left:
+                raise SetupError(
+                    f"{left} pods have not been moved yet.",
+                    advice="Call 'podyd migrate' first.",
+                )
+            old = self.old.dialect.name
+            if not moved:
+                self.say(f"{old} has none of the pods that were moved.")
+                return True
+            if not ask(f"Delete {len(moved)} pods from {old}, for good?"):
+                return False
+            remove_originals(self.old, moved, self.say)
+            self.old.distrust(self._fingerprint(self.old))
+            self.say(f"{old} has no more of podyd than its project, profiles and images.")
+            return True
+
+    def back(self, ask: Ask) -> bool:
+        """Have the old engine's pods used again, if the admin agrees."""
+        with self._alone():
+            self._refuse(self._running())
+            marked = [item.name for item in self.old.originals() if KEY in item.config]
+            question = (
+                f"Use {len(marked)} pods in {self.old.dialect.name} as they were when they were"
+                f" moved, and delete them with all that is new in {self.new.dialect.name}?"
+            )
+            if not marked:
+                self.say("No pod has been moved.")
+                return True
+            if not ask(question):
+                return False
+            go_back(self.old, self.new, self.say)
+            self._confine()
+            self._choose(self.old)
+            return True
+
+    # --- Steps -----------------------------------------------------------------------------------
+
+    def _plan(self) -> Plan:
+        for side in (self.old, self.new):
+            if side.is_clustered():
+                raise SetupError(f"{side.dialect.name} is a cluster, of which podyd moves nothing.")
+        has_project = self.new.project_config() is not None
+        self.old.speak()
+        used = sum(pool.used_bytes for pool in self.old.pools())
+        return plan(
+            self.old.originals(),
+            self.new.originals(),
+            self.old.moved_images(),
+            self.new.moved_images() if has_project else [],
+            project=self.config.lxd.project,
+            is_offered=self._is_offered,
+            names=(self.old.dialect.name, self.new.dialect.name),
+            free_bytes=self._free_bytes(),
+            pool_used_bytes=used,
+        )
+
+    def _is_offered(self, alias: str) -> bool:
+        return any(fnmatch.fnmatchcase(alias, item) for item in self.config.images.offer)
+
+    def _free_bytes(self) -> int | None:
+        """What the new engine's pool, and the disk below a pool that is a file, have left."""
+        self.new.speak()
+        pools = self.new.pools()
+        if not pools or not self.new.bridges():
+            return None
+        name, _ = self.new.pool_and_bridge()
+        pool = next(pool for pool in pools if pool.name == name)
+        free = pool.total_bytes - pool.used_bytes
+        if pool.source.startswith(f"{self.new.place.directory}/"):
+            host = os.statvfs(self.new.place.directory)
+            free = min(free, host.f_bavail * host.f_frsize)
+        return free
+
+    def _move(self) -> None:
+        translation = self._prepare()
+        plan = self._plan()
+        self._refuse(plan.refusals)
+        # While the project refuses what pods may not have: before any pod is stopped.
+        for pod in plan.to_copy:
+            self.new.try_out(translation.original(pod.original))
+        move = Move(self.old, self.new, translation, self.say)
+        move.images(plan.images)
+        self.new.confine(restricted=False)
+        try:
+            move.pods(plan)
+        finally:
+            self._confine()
+        self._choose(self.new)
+
+    def _prepare(self) -> Translation:
+        """Have the new engine as `podyd setup` has it, but for the trust in podyd's certificate."""
+        self.old.speak()
+        settings = self.old.project_config()
+        if settings is None:
+            raise SetupError(
+                f"{self.old.dialect.name} has no project {self.config.lxd.project}.",
+                advice="'lxd.project' in podyd.yaml says which one has the pods.",
+            )
+        bridges = frozenset(bridge.name for bridge in self.old.bridges())
+        openings = setup.openings(self.config) | self.old.openings_in_use(())
+        profiles = self.old.profiles()
+        self.new.distrust(self._fingerprint(self.new))
+        pool = self.new.prepare_pool(self.say)
+        bridge = self.new.prepare_bridge(setup.free_network, self.say)
+        self.new.prepare_project(bridge, openings, self.say)
+        self.new.take_settings(settings, self.say)
+        translation = Translation(bridges, bridge, pool)
+        for profile in map(translation.profile, profiles):
+            there = self.new.profile(profile.name)
+            if there is None or not self._has_own_pods():
+                self.new.put_profile(profile)
+        return translation
+
+    def _has_own_pods(self) -> bool:
+        """Whether the new engine has pods that come from elsewhere, which use its profiles."""
+        ours = {item.uuid for item in self.old.originals()}
+        return any(
+            item.uuid not in ours and KEY not in item.config for item in self.new.originals()
+        )
+
+    def _confine(self) -> None:
+        if self.new.project_config() is not None:
+            self.new.confine(restricted=True)
+
+    def _choose(self, side: Side) -> None:
+        """Have podyd use this engine from now on."""
+        side.speak()
+        group = pwd.getpwnam(self.user).pw_gid
+        credentials = Credentials.below(self.config.state_dir, side.dialect)
+        setup.prepare_access(side, credentials, group, self.say)
+        setup.keep_choice(self.config.state_dir, side.dialect, group)
+        key = side.dialect.key
+        if self.config.engine not in (AUTO, key):
+            self.say(f"Now write 'engine: {key}' into podyd.yaml, in place of what it has.")
+        if self.config.lxd.endpoint != "auto":
+            self.say("Now remove 'endpoint' below 'lxd:' from podyd.yaml: it is the old engine's.")
+
+    def _start(self) -> bool:
+        self.old.speak()
+        plan = self._plan()
+        move = Move(self.old, self.new, Translation(frozenset(), "", ""), self.say)
+        failed = move.start([pod for pod in plan.to_start if pod.is_moved])
+        for sentence in failed:
+            self.say(f"{sentence} It has been moved; start it by hand, or call this again.")
+        self.say(
+            f"All pods are in {self.new.dialect.name}. Type 'systemctl start podyd'; when all is"
+            f" well, 'podyd migrate --finish' deletes them from {self.old.dialect.name}."
+        )
+        return not failed
+
+    # --- Conditions ------------------------------------------------------------------------------
+
+    def _fingerprint(self, side: Side) -> str:
+        """That of podyd's certificate for an engine; "" if there is none."""
+        path = Credentials.below(self.config.state_dir, side.dialect).certificate
+        return setup.fingerprint(path.read_text(encoding="ascii")) if path.exists() else ""
+
+    def _running(self) -> Iterator[str]:
+        """That podyd itself runs, which would change pods meanwhile."""
+        host, port = self.config.address
+        with contextlib.suppress(OSError):
+            socket.create_connection((host or "127.0.0.1", port), ANSWER_SECONDS).close()
+            yield f"podyd is running at {self.config.listen}: type 'systemctl stop podyd'."
+
+    @staticmethod
+    def _refuse(sentences: Iterator[str] | Sequence[str]) -> None:
+        reasons = list(sentences)
+        if reasons:
+            raise SetupError(" ".join(reasons))
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other 'podyd migrate' runs meanwhile; one that is killed does not count."""
+        path = Path(self.config.state_dir) / LOCK
+        try:
+            file = path.open("w")
+        except OSError as error:
+            raise SetupError(
+                f"{path} cannot be made ({error.strerror}).", advice="Run 'podyd setup' first."
+            ) from error
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise SetupError("Another 'podyd migrate' is running.") from None
+            yield
+
+
+def _side(dialect: Dialect, config: Config) -> Side:
+    dialect.speak()
+    return Side(dialect, config.lxd.project)

@@ -1,0 +1,250 @@
+"""What a migration will do, by what both engines have now."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from podyd.admin.migration.mark import Mark, mark_of
+from podyd.base.errors import SetupError
+from podyd.base.quantities import UNITS
+from podyd.engine.moving import MovedImage, Original
+from podyd.model.pod import MADE_AS, PROJECT, TEMPLATE
+
+# What one engine fetches from the other in a second, seen on a disk of an ordinary server; and how
+# long it takes for a pod besides.
+BYTES_PER_SECOND = 100 * 1000**2
+SECONDS_PER_POD = 3
+# Of what is left free on the new pool.
+RESERVE = 0.05
+
+
+@dataclass(frozen=True)
+class Pod:
+    """A pod of the old engine, and whether the new one has it whole, as `copied`, or in part."""
+
+    original: Original
+    mark: Mark | None
+    copied: bool = False
+    partial: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.original.name
+
+    @property
+    def runs(self) -> bool:
+        """Whether it is to run in the end."""
+        if self.mark is not None:
+            return self.mark.ran
+        return self.original.status in ("running", "frozen")
+
+    @property
+    def is_moved(self) -> bool:
+        """Whether the new engine has it, and the old one's is known to be left behind."""
+        return self.mark is not None and self.mark.stage != "here"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do; `refusals` are sentences, each a reason not to begin."""
+
+    pods: Sequence[Pod] = ()
+    images: Sequence[MovedImage] = ()
+    refusals: Sequence[str] = ()
+    # Of the new engine, about: None where it has no pool yet.
+    free_bytes: int | None = None
+    # What all pods of the old engine's pool need at most, 0 where it does not say.
+    pool_used_bytes: int = 0
+    notes: Sequence[str] = ()
+
+    @property
+    def to_copy(self) -> list[Pod]:
+        return [pod for pod in self.pods if not pod.copied]
+
+    @property
+    def to_start(self) -> list[Pod]:
+        return [
+            pod for pod in self.pods if pod.runs and not (pod.mark and pod.mark.stage == "done")
+        ]
+
+    @property
+    def needed_bytes(self) -> int:
+        """At most, on the new pool: a snapshot that shares nothing is as large as its pod."""
+        each = [pod.original for pod in self.to_copy]
+        pods = sum(item.used_bytes * (1 + len(item.snapshots)) for item in each)
+        if each and self.pool_used_bytes:
+            pods = min(pods or self.pool_used_bytes, self.pool_used_bytes)
+        return pods + sum(image.size_bytes for image in self.images)
+
+    @property
+    def seconds(self) -> float:
+        """About how long it takes."""
+        return self.needed_bytes / BYTES_PER_SECOND + SECONDS_PER_POD * len(self.to_copy)
+
+    def lines(self, old: str, new: str) -> Iterator[str]:
+        """What it says to the admin, the engines by their names."""
+        for pod in self.pods:
+            yield f"  {pod.name}: {self._what(pod, old, new)}"
+        for image in self.images:
+            yield f"  image {', '.join(image.aliases) or image.fingerprint[:12]}: copied"
+        free = "" if self.free_bytes is None else f" of {_about(self.free_bytes)} that are free"
+        yield (
+            f"{len(self.to_copy)} of {len(self.pods)} pods are to be copied, {len(self.to_start)}"
+            f" to be started again; {new} needs at most {_about(self.needed_bytes)}{free}, and"
+            f" it takes about {_duration(self.seconds)}. Pods are stopped one by one meanwhile."
+        )
+        yield (
+            f"{old} keeps each pod, stopped and without an owner, until 'podyd migrate --finish'."
+            " Pods get new addresses; host ports, leases, snapshots and limits stay."
+        )
+        yield from self.notes
+
+    @staticmethod
+    def _what(pod: Pod, old: str, new: str) -> str:
+        if pod.copied:
+            return f"is in {new}" + (
+                "" if pod.mark and pod.mark.stage == "done" else ", not finished"
+            )
+        count = len(pod.original.snapshots)
+        snapshots = f", {count} snapshot{'s' if count > 1 else ''}" if count else ""
+        again = " again, as a copy of it was interrupted" if pod.partial else ""
+        how = "stopped, copied and started" if pod.runs else "copied"
+        size = f"{_about(pod.original.used_bytes)}" if pod.original.used_bytes else "size unknown"
+        return f"{how}{again} ({size}{snapshots})"
+
+
+def plan(
+    old: Sequence[Original],
+    new: Sequence[Original],
+    images: Sequence[MovedImage],
+    there: Sequence[MovedImage],
+    *,
+    project: str,
+    is_offered: Callable[[str], bool],
+    names: tuple[str, str],
+    free_bytes: int | None,
+    pool_used_bytes: int,
+) -> Plan:
+    """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
+    whether members may have a pod of an image with this name."""
+    copies = {item.name: item for item in new}
+    pods, refusals = [], []
+    for original in old:
+        if _is_half_made(original):
+            continue
+        try:
+            pod = _pod(original, copies.get(original.name), names)
+        except SetupError as error:
+            refusals.append(str(error))
+        else:
+            pods.append(pod)
+            if not pod.copied:
+                refusals += _refusals(original)
+    wanted = [*_wanted(images, there, project, is_offered)]
+    made = Plan(pods, wanted, refusals, free_bytes, pool_used_bytes)
+    if free_bytes is not None and made.to_copy and made.needed_bytes > free_bytes * (1 - RESERVE):
+        sentence = (
+            f"{names[1]}'s storage pool has {_about(free_bytes)} free, and the copies need up to"
+            f" {_about(made.needed_bytes)}: make it larger, or delete pods and snapshots."
+        )
+        refusals.append(sentence)
+    notes = [
+        f"The name {alias} is another image's in {names[1]}, and stays so."
+        for alias in taken_names(images, there)
+    ]
+    return Plan(pods, wanted, refusals, free_bytes, pool_used_bytes, notes)
+
+
+def _is_half_made(original: Original) -> bool:
+    """Whether podyd would delete it: an image's template, or a pod that was never finished."""
+    is_pod = original.has_run or original.config.get(MADE_AS) != original.name
+    return original.name.startswith(TEMPLATE) or not is_pod
+
+
+def _pod(original: Original, copy: Original | None, names: tuple[str, str]) -> Pod:
+    mark = mark_of(original.name, original.config)
+    if copy is None:
+        if mark is not None and mark.stage != "here":
+            raise SetupError(
+                f"{original.name} has been moved to {names[1]}, which has it no more.",
+                advice="If it is not wanted, delete it in"
+                f" {names[0]} too; else type 'podyd migrate --back'.",
+            )
+        return Pod(original, mark)
+    if mark is None or not (copy.uuid == original.uuid or mark_of(copy.name, copy.config)):
+        raise SetupError(
+            f"{names[1]} has another instance of the name {original.name}.",
+            advice="Rename or delete one of the two.",
+        )
+    partial = mark_of(copy.name, copy.config) is not None
+    return Pod(original, mark, copied=not partial, partial=partial)
+
+
+def _refusals(original: Original) -> Iterator[str]:
+    name = original.name
+    if not original.is_container:
+        yield f"{name} is a virtual machine: move or delete it by hand."
+    if original.status == "error":
+        yield f"{name} is in an error state: look at it first ('lxc info {name}')."
+    if original.is_ephemeral:
+        yield f"{name} is ephemeral, and would be gone when it is stopped: delete it."
+    if not original.uuid:
+        yield f"{name} is being created: wait until it is there, or delete it."
+    for device, settings in original.expanded_devices.items():
+        if is_volume(settings):
+            yield (
+                f"{name} has the storage volume {settings.get('source')} as {device}, which podyd"
+                " does not move: detach it, and move it by hand."
+            )
+
+
+def is_volume(device: Mapping[str, str]) -> bool:
+    """Whether a device is a storage volume of its own."""
+    return device["type"] == "disk" and "pool" in device and device.get("path") != "/"
+
+
+def _wanted(
+    images: Sequence[MovedImage],
+    there: Sequence[MovedImage],
+    project: str,
+    is_offered: Callable[[str], bool],
+) -> Iterator[MovedImage]:
+    """The images that members may use or have made, and that the new engine lacks, or does not
+    name. Where the old engine's default project has images of several podyds, each takes its own.
+    """
+    known = {image.fingerprint for image in there}
+    for image in images:
+        maker = image.properties.get(PROJECT)
+        is_ours = maker == project if maker else any(map(is_offered, image.aliases))
+        if is_ours and (image.fingerprint not in known or missing_names(image, there)):
+            yield image
+
+
+def missing_names(image: MovedImage, there: Sequence[MovedImage]) -> list[str]:
+    """The names of an image that nothing has in the new engine."""
+    taken = {alias for other in there for alias in other.aliases}
+    return [alias for alias in image.aliases if alias not in taken]
+
+
+def taken_names(images: Sequence[MovedImage], there: Sequence[MovedImage]) -> list[str]:
+    """The names that another image has in the new engine."""
+    owners = {alias: other.fingerprint for other in there for alias in other.aliases}
+    return sorted(
+        alias
+        for image in images
+        for alias in image.aliases
+        if owners.get(alias, image.fingerprint) != image.fingerprint
+    )
+
+
+def _about(size: int) -> str:
+    gib = size / UNITS["GiB"]
+    return f"{gib:.1f} GiB" if gib >= 1 else f"{max(1, round(gib * 1024))} MiB"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    if minutes <= 1:
+        return "a minute"
+    return f"{minutes} minutes" if minutes < 120 else f"{round(minutes / 60)} hours"

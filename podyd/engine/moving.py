@@ -1,0 +1,367 @@
+"""What moves instances from one engine to another on the same host, as root.
+
+The new engine fetches each from the old one over HTTPS, by the protocol with which both copy
+between servers: its own `zfs send` or `btrfs send` where both pools are of that kind, else rsync.
+Nothing lies on the disk meanwhile but the copy itself. Tried with LXD 5.0.2 and Incus 6.0.4:
+snapshots come with their settings, and ids of files as the old engine has shifted them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pylxd.exceptions
+
+from podyd.base.errors import SetupError
+from podyd.engine.admin import Admin, Say, _translated, project_config
+from podyd.engine.instances import CHANGEABLE, instance_of
+from podyd.engine.server import GIDS, PATHS, UIDS
+from podyd.engine.types import Devices, Status
+
+# Each answer of a wait for an operation comes after so many seconds at the latest.
+WAIT_SECONDS = 30
+STOP_SECONDS = 60
+# Of an instance that is made and deleted at once: whether the new engine takes its settings.
+TRIAL = "podyd-migrate-trial"
+# What an engine runs when an instance that was copied starts: its image's templates, which would
+# write /etc/hosts anew.
+_TEMPLATES = "volatile.apply_template"
+# What the new engine must not make up anew; all else of this kind is of how it ran.
+_KEPT = ("volatile.uuid", "volatile.base_image", "volatile.cloud-init.instance-id")
+_KEPT_OF_NICS = (".hwaddr", ".name")
+# What podyd itself sets in its project on each host.
+_OWN_SETTINGS = ("restricted.networks.access", PATHS, UIDS, GIDS)
+
+
+@dataclass(frozen=True)
+class Original:
+    """An instance with all that a copy of it needs, and how much its disk has."""
+
+    name: str
+    is_container: bool
+    is_ephemeral: bool
+    status: Status
+    has_run: bool
+    architecture: str
+    description: str
+    config: Mapping[str, str]
+    devices: Mapping[str, Mapping[str, str]]
+    expanded_devices: Mapping[str, Mapping[str, str]]
+    profiles: tuple[str, ...]
+    snapshots: tuple[str, ...]
+    used_bytes: int
+
+    @property
+    def uuid(self) -> str:
+        """The engine's own id, which podyd's database knows the pod by."""
+        return self.config.get("volatile.uuid", "")
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """Its configuration without what the engine notes for itself."""
+        return {key: self.config[key] for key in self.config if not key.startswith("volatile.")}
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Where to fetch something from: an address, its certificate in PEM, and what opens it."""
+
+    address: str
+    certificate: str
+    secrets: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class MovedImage:
+    """An image of containers."""
+
+    fingerprint: str
+    aliases: tuple[str, ...]
+    properties: Mapping[str, str]
+    size_bytes: int
+
+
+class Side(Admin):
+    """One of the two engines. Methods raise SetupError with the engine's reason."""
+
+    def speak(self) -> None:
+        """Have sentences name this engine."""
+        self.dialect.speak()
+
+    # --- What there is ---------------------------------------------------------------------------
+
+    def is_clustered(self) -> bool:
+        """Whether it is one of several servers."""
+        self.speak()
+        return bool(self._environment().get("server_clustered"))
+
+    def originals(self) -> list[Original]:
+        """The project's instances; none if there is no such project."""
+        self.speak()
+        if self.project_config() is None:
+            return []
+        with _translated(f"{self.dialect.name} could not be asked for its instances"):
+            answer = self._in_project.api.instances.get(params={"recursion": 2})
+            return sorted(map(_original, answer.json()["metadata"] or ()), key=lambda it: it.name)
+
+    def original(self, name: str) -> Original | None:
+        """One instance; None if there is none of this name."""
+        return next((item for item in self.originals() if item.name == name), None)
+
+    def moved_images(self) -> list[MovedImage]:
+        """The images that the project's containers can be made of."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not be asked for its images"):
+            stored = self._get(self._in_project.api.images)
+        return [
+            MovedImage(
+                item["fingerprint"],
+                tuple(alias["name"] for alias in item["aliases"] or ()),
+                item["properties"],
+                item["size"],
+            )
+            for item in stored
+            if item["type"] == "container" and not item.get("cached")
+        ]
+
+    def top_of(self, name: str) -> frozenset[str]:
+        """The names in the root directory of an instance that does not run."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not show the files of {name}"):
+            answer = self._in_project.api.instances[name].files.get(params={"path": "/"})
+            return frozenset(answer.json()["metadata"])
+
+    # --- The one that instances leave ------------------------------------------------------------
+
+    def set_keys(self, name: str, keys: Mapping[str, str | None]) -> None:
+        """Set keys of an instance in one step; None removes one."""
+        self._edit(name, keys)
+
+    def _edit(
+        self, name: str, keys: Mapping[str, str | None], devices: Devices | None = None
+    ) -> None:
+        self.speak()
+        instance = self._in_project.api.instances[name]
+        with _translated(f"{self.dialect.name} could not change {name}"):
+            data = instance.get().json()["metadata"]
+            merged = {**data["config"], **keys}
+            body = {key: data[key] for key in CHANGEABLE}
+            body["config"] = {key: value for key, value in merged.items() if value is not None}
+            if devices is not None:
+                body["devices"] = devices
+            self._wait(instance.put(json=body))
+
+    def stop(self, name: str) -> None:
+        """Shut an instance down; what does not end within STOP_SECONDS is ended."""
+        self.speak()
+        state = self._in_project.api.instances[name].state
+        with _translated(f"{self.dialect.name} could not stop {name}"):
+            if state.get().json()["metadata"]["status"] == "Frozen":
+                self._wait(state.put(json={"action": "unfreeze", "timeout": STOP_SECONDS}))
+            for force in (False, True):
+                body = {"action": "stop", "timeout": STOP_SECONDS, "force": force}
+                with contextlib.suppress(SetupError):
+                    self._wait(state.put(json=body))
+                if state.get().json()["metadata"]["status"] == "Stopped":
+                    return
+        raise SetupError(f"{self.dialect.name} could not stop {name}.")
+
+    def offer(self, name: str) -> Offer:
+        """Let somebody who has the answer fetch an instance that does not run."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not offer {name}"):
+            body = {"name": name, "migration": True}
+            answer = self._in_project.api.instances[name].post(json=body).json()
+        return self._offer(answer["operation"], answer["metadata"]["metadata"])
+
+    def offer_image(self, fingerprint: str) -> Offer:
+        """The same for an image."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not offer image {fingerprint[:12]}"):
+            answer = self._in_project.api.images[fingerprint].secret.post(json={}).json()
+        return self._offer("", answer["metadata"]["metadata"])
+
+    def _offer(self, path: str, secrets: Mapping[str, str]) -> Offer:
+        address = self.prepare_address(lambda text: None) + path.partition("?")[0]
+        return Offer(address, self.server_certificate(), secrets)
+
+    # --- The one that they come to ---------------------------------------------------------------
+
+    def fetch(self, name: str, like: Original, offer: Offer) -> None:
+        """Make an instance with this one's settings out of what is offered."""
+        self.speak()
+        source = {
+            "type": "migration",
+            "mode": "pull",
+            "operation": offer.address,
+            "certificate": offer.certificate,
+            "secrets": offer.secrets,
+        }
+        body = _body(like) | {"name": name, "source": source}
+        body["config"] |= {key: like.config[key] for key in like.config if _is_kept(key)}
+        with _translated(f"{self.dialect.name} could not fetch {name}"):
+            self._wait(self._in_project.api.instances.post(json=body))
+
+    def finish(self, name: str, like: Original, keys: Mapping[str, str | None]) -> None:
+        """As `set_keys`, for an instance that was fetched: it is no copy, but the same, and the
+        engine has given it a root disk of its own where it has that of a profile."""
+        self._edit(name, {**keys, _TEMPLATES: None}, like.devices)
+
+    def try_out(self, like: Original) -> None:
+        """Find out whether the engine takes an instance's settings; nothing is left of it."""
+        self.speak()
+        self.delete(TRIAL)
+        body = _body(like) | {"name": TRIAL, "source": {"type": "none"}}
+        with _translated(f"{self.dialect.name} does not take the settings of {like.name}"):
+            self._wait(self._in_project.api.instances.post(json=body))
+        self.delete(TRIAL)
+
+    def start(self, name: str) -> None:
+        """Start an instance; it may run already."""
+        self.speak()
+        state = self._in_project.api.instances[name].state
+        with _translated(f"{self.dialect.name} could not start {name}"):
+            if state.get().json()["metadata"]["status"] != "Running":
+                self._wait(state.put(json={"action": "start", "timeout": STOP_SECONDS}))
+
+    def delete(self, name: str) -> None:
+        """Delete an instance that does not run; there may be none."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not delete {name}"):
+            try:
+                self._wait(self._in_project.api.instances[name].delete())
+            except pylxd.exceptions.NotFound:
+                return
+            except pylxd.exceptions.LXDAPIException as error:
+                if error.response.status_code != 404:
+                    raise
+
+    def fetch_image(self, image: MovedImage, offer: Offer) -> None:
+        """Store an image that is offered, without its aliases."""
+        self.speak()
+        source = {
+            "type": "image",
+            "mode": "pull",
+            "protocol": self.dialect.key,
+            "server": offer.address,
+            "certificate": offer.certificate,
+            "secret": offer.secrets["secret"],
+            "fingerprint": image.fingerprint,
+        }
+        with _translated(f"{self.dialect.name} could not fetch image {image.fingerprint[:12]}"):
+            body = {"source": source, "auto_update": False}
+            self._wait(self._in_project.api.images.post(json=body))
+
+    def name_image(self, alias: str, fingerprint: str) -> None:
+        """Give an image a name that no other one has."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not name an image {alias}"):
+            body = {"name": alias, "target": fingerprint}
+            self._in_project.api.images.aliases.post(json=body)
+
+    def wait_until_idle(self) -> None:
+        """Wait for what the engine still does in the project: it goes on after whoever asked."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not be asked for what it does"):
+            operations = self._in_project.api.operations.get(params={"recursion": 1}).json()
+            for item in (operations["metadata"] or {}).get("running", ()):
+                if item["class"] == "task":
+                    with contextlib.suppress(SetupError):
+                        self._wait_for(item["id"])
+
+    # --- Its project -----------------------------------------------------------------------------
+
+    def take_settings(self, other: Mapping[str, str], say: Say) -> None:
+        """Take over what an admin has set in the other engine's project."""
+        self.speak()
+        ours = project_config(self.dialect)
+        mine = self.project_config() or {}
+        added = {
+            key: value
+            for key, value in other.items()
+            if key.startswith(("restricted.", "limits.", "user."))
+            and key not in ours
+            and key not in mine
+            and key not in _OWN_SETTINGS
+        }
+        if added:
+            self._patch_project(added)
+            say(f"project {self._project}: set {', '.join(sorted(added))}")
+
+    def confine(self, *, restricted: bool) -> None:
+        """Whether the project refuses what podyd's may not have, ids of files of another engine
+        among it. Where it does not, podyd's certificate must not be trusted."""
+        self.speak()
+        self._patch_project({"restricted": "true" if restricted else "false"})
+
+    def _patch_project(self, keys: Mapping[str, str]) -> None:
+        project = self._client.api.projects[self._project]
+        with _translated(f"{self.dialect.name} could not change project {self._project}"):
+            data = project.get().json()["metadata"]
+            body = {"description": data["description"], "config": {**data["config"], **keys}}
+            self._wait(project.put(json=body))
+
+    def distrust(self, fingerprint: str) -> None:
+        """Remove a certificate; there may be none."""
+        self.speak()
+        if self.trust(fingerprint) is not None:
+            with _translated(f"{self.dialect.name} could not remove podyd's certificate"):
+                self._client.api.certificates[fingerprint].delete()
+
+    # --- Operations ------------------------------------------------------------------------------
+
+    def _wait(self, response: Any) -> None:
+        """Wait for the end of what an answer says has begun. Raises SetupError."""
+        answer = response.json()
+        if answer["type"] == "async":
+            self._wait_for(answer["metadata"]["id"])
+
+    def _wait_for(self, identity: str) -> None:
+        operation = self._client.api.operations[identity].wait
+        while True:
+            try:
+                answer = operation.get(params={"timeout": WAIT_SECONDS}).json()["metadata"]
+            except pylxd.exceptions.NotFound:
+                return  # It has ended so long ago that it is forgotten.
+            if answer["status_code"] >= 400:
+                raise SetupError(f"{self.dialect.name}: {answer['err']}.")
+            if answer["status_code"] >= 200:
+                return
+
+
+def _original(data: Mapping[str, Any]) -> Original:
+    instance = instance_of(data)
+    disks = ((data.get("state") or {}).get("disk") or {}).values()
+    return Original(
+        name=data["name"],
+        is_container=data["type"] == "container",
+        is_ephemeral=data["ephemeral"],
+        status=instance.status,
+        has_run=instance.started is not None,
+        architecture=data["architecture"],
+        description=data["description"],
+        config=data["config"],
+        devices=data["devices"],
+        expanded_devices=data["expanded_devices"],
+        profiles=instance.profiles,
+        snapshots=tuple(item["name"].rpartition("/")[2] for item in data["snapshots"] or ()),
+        used_bytes=sum(max(0, disk.get("usage", 0)) for disk in disks),
+    )
+
+
+def _body(like: Original) -> dict[str, Any]:
+    return {
+        "type": "container",
+        "architecture": like.architecture,
+        "description": like.description,
+        "config": like.settings,
+        "devices": {name: dict(device) for name, device in like.devices.items()},
+        "profiles": list(like.profiles),
+    }
+
+
+def _is_kept(key: str) -> bool:
+    return key in _KEPT or (key.startswith("volatile.") and key.endswith(_KEPT_OF_NICS))

@@ -1,0 +1,234 @@
+"""`podyd migrate`: ten pods from the real LXD of the lab to its real Incus, on the same machine."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.harness import DIALECT, PYTHON, SMALL, Client, Node, Server, run, wait_until
+from tests.lab import lab
+from tests.lab.nvml import FakeDriver
+
+INCUS = lab.ENGINES["incus"]
+STOPPED = 8
+
+
+class Lab:
+    """A small lab on LXD that is to move: one member with two running pods, and eight that were
+    never started, one of a kind each."""
+
+    def __init__(self, node: Node) -> None:
+        self.node = node
+        self.incus = lab.Api(INCUS.socket)
+        disk = node.directory / "disk"
+        self.own = disk / node.accounts.user()
+        self.driver = FakeDriver(node.directory / "nvidia")
+        self.user = self.own.name
+        account = pwd.getpwnam(self.user)
+        self.own.mkdir(mode=0o700, parents=True)
+        os.chown(self.own, account.pw_uid, account.pw_gid)
+        node.accounts.allow_root(self.user)
+        self.changes: Mapping[str, Any] = {
+            "pods": {"mounts": [f"{disk}/$user:/workspace"]},
+            "images": {"offer": [SMALL]},
+            "engine": "auto",
+        }
+        # As on a server that has had podyd: what was chosen counts, with both engines there.
+        node.podyd("setup", "--user", node.account)
+        node.podyd("setup", "--user", node.account, changes=self.changes)
+
+    def serve(self, engine: str) -> Server:
+        server = self.node.serve_soon(self.changes, environment=self.driver.environment)
+        server.wait_for_log(f"following {engine}'s events")
+        return server
+
+    def fill(self, client: Client) -> None:
+        for ins in ("main", "idle"):
+            client.post("/pod/create", ins=ins, image=SMALL, gpus="none").ok
+        client.exec("main", "echo before > /root/state && chown 33:33 /root/state")
+        client.post("/pod/snapshot", ins="main", name="early").ok
+        client.exec("main", "echo after > /root/state")
+        client.exec("main", "echo mine > /workspace/note")
+        client.post("/pod/port", ins="main", port=8888).ok
+        client.post("/pod/limits", ins="main", memory="512MiB", cpu="1").ok
+        client.post("/gpu/lease", ins="main", gpus="1", hours=5).ok
+        for number in range(STOPPED):
+            name = f"{client.user}-p{number}"
+            own = {"owner": client.user, "ins": f"p{number}", "image": SMALL, "ports": "none"}
+            options = [f"--config=user.podyd.{key}={value}" for key, value in own.items()]
+            self.node.lxc("init", SMALL, name, "--profile=podyd-base", *options)
+        self.node.lxc("config", "set", f"{client.user}-p0", "security.devlxd=false")
+        self.node.lxc("snapshot", f"{client.user}-p1", "kept")
+
+    def migrate(self, *words: str, config: Path) -> list[str]:
+        return [
+            *(PYTHON, "-m", "podyd", "migrate", "--config", str(config)),
+            *("--user", self.node.account, *words),
+        ]
+
+    def run(self, *words: str, config: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.migrate(*words, config=config),
+            env=self.node.environment,
+            cwd="/",
+            text=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            check=False,
+        )
+
+    def killed_after(self, line: str, config: Path) -> str:
+        """Begin to migrate, and kill it as soon as it has said this; all that it said."""
+        process = subprocess.Popen(
+            self.migrate("--yes", config=config),
+            env=self.node.environment,
+            cwd="/",
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        assert process.stdout is not None
+        said = ""
+        with process, process.stdout:
+            for text in process.stdout:
+                said += text
+                if line in text:
+                    process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL, said
+        return said
+
+    def in_incus(self) -> dict[str, Any]:
+        found = self.incus.get(f"/1.0/instances?recursion=2&project={self.node.project}")
+        return {item["name"]: item for item in found or ()}
+
+    def close(self) -> None:
+        lab.use("incus")
+        try:
+            wipe = lab.Wipe(self.incus, time.monotonic() + 60)
+            wipe.projects(self.node.project)
+            wipe.certificates(self.node.project)
+        finally:
+            lab.use(DIALECT.key)
+
+
+@pytest.fixture
+def moving() -> Iterator[Lab]:
+    if DIALECT.key != "lxd":
+        pytest.skip("it begins with an LXD")
+    if lab.read_state(INCUS.state_file) is None:
+        if shutil.which(INCUS.command) is None:
+            pytest.skip("Incus is not installed: type 'apt install incus-base incus-client'")
+        run(sys.executable, str(Path(lab.__file__)), "up", "--engine", "incus")
+    node = Node()
+    try:
+        node.start_helper()
+        node.start_relay()
+        node.start_cards()
+        migration = Lab(node)
+        try:
+            yield migration
+        finally:
+            migration.close()
+    finally:
+        node.close()
+
+
+def told(client: Client) -> dict[str, Any]:
+    """What a member sees of their pods that must stay as it is."""
+    kept = ("status", "image", "port_mapping", "gpu_ids", "memory_limit", "cpu_limit", "profiles")
+    shown: dict[str, Any] = {}
+    for ins in client.get("/pod/list").ok:
+        info = client.get("/pod/info", ins=ins).ok
+        snapshots = [item["name"] for item in client.get("/pod/snapshots", ins=ins).ok]
+        shown[ins] = {key: info[key] for key in kept} | {"snapshots": snapshots}
+    return shown
+
+
+def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
+    node = moving.node
+    server = moving.serve("LXD")
+    member = server.client(moving.user)
+    moving.fill(member)
+    before, there = told(member), node.instances()
+    ids = {name: item["config"]["volatile.uuid"] for name, item in there.items()}
+    assert len(before) == STOPPED + 2
+    assert len(before["main"]["gpu_ids"]) == 1
+    assert before["main"]["port_mapping"]
+    assert before["main"]["cpu_limit"] == 1
+    main = node.instance_of(moving.user, "main")
+
+    # While podyd runs, it only says what it would do.
+    dry = moving.run("--dry-run", config=server.config)
+    assert dry.returncode == 0, dry.stderr
+    assert "10 of 10 pods are to be copied, 2 to be started again" in dry.stdout
+    assert "podyd is running" in dry.stdout
+    refused = moving.run("--yes", config=server.config)
+    assert refused.returncode == 1
+    assert "systemctl stop podyd" in refused.stderr
+    assert not moving.incus.get("/1.0/projects").count(f"/1.0/projects/{node.project}")
+    server.stop()
+    unsaid = moving.run(config=server.config)
+    assert unsaid.returncode == 1, "nobody has said yes"
+    assert node.instance_of(moving.user, "main")["status"] == "Running"
+
+    # Killed in the middle, it goes back, or on.
+    for count in (6, 3):
+        moving.killed_after(f"({count} of 10)", server.config)
+        whole = {name for name, item in moving.in_incus().items() if "owner" in _keys(item)}
+        shown = {name for name, item in node.instances().items() if "owner" in _keys(item)}
+        assert not whole & shown, "each is shown once at most"
+        assert len(node.instances()) == 10, "and LXD has all"
+        if count == 6:
+            assert moving.run("--back", "--yes", config=server.config).returncode == 0
+            assert moving.in_incus() == {}
+            back = {name: (item["status"], _own(item)) for name, item in node.instances().items()}
+            assert back == {name: (item["status"], _own(item)) for name, item in there.items()}
+    done = moving.run("--yes", config=server.config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "started" in done.stdout
+
+    copies = moving.in_incus()
+    assert {name: item["config"]["volatile.uuid"] for name, item in copies.items()} == ids
+    config = moving.incus.get(f"/1.0/projects/{node.project}")["config"]
+    assert config["restricted"] == "true"
+    assert copies[f"{moving.user}-p0"]["config"]["security.guestapi"] == "false"
+    assert not [item for item in copies.values() if "volatile.apply_template" in item["config"]]
+    copy = copies[main["name"]]
+    assert copy["config"]["raw.idmap"] == main["config"]["raw.idmap"]
+    kept = {key: text for key, text in main["config"].items() if key.startswith("user.podyd.")}
+    assert [key for key in kept if key.startswith("user.podyd.lease.")]
+    assert kept.items() <= copy["config"].items()
+
+    # The member finds all of it again.
+    server = moving.serve("Incus")
+    member = server.client(moving.user)
+    wait_until(lambda: told(member) == before, f"{told(member)} as {before}")
+    state = member.exec("main", "cat /root/state; stat -c %u /root/state; cat /workspace/note")
+    assert state["stdout"] == "after\n33\nmine\n"
+    member.post("/pod/restore", ins="main", name="early").ok
+    assert member.exec("main", "cat /root/state")["stdout"] == "before\n"
+    server.stop()
+
+    # In the end LXD's go.
+    finished = moving.run("--finish", "--yes", config=server.config)
+    assert finished.returncode == 0, finished.stderr
+    assert node.instances() == {}
+    assert len(moving.in_incus()) == 10
+
+
+def _keys(item: Mapping[str, Any]) -> set[str]:
+    return {key.removeprefix("user.podyd.") for key in item["config"]}
+
+
+def _own(item: Mapping[str, Any]) -> dict[str, str]:
+    return {key: text for key, text in item["config"].items() if not key.startswith("volatile.")}
