@@ -77,9 +77,10 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     prepare_access(admin, Credentials.below(config.state_dir, dialect), account.pw_gid, say)
     keep_choice(config.state_dir, dialect, account.pw_gid)
     _prepare_data(config.data_dir, account, say)
+    uuids = admin.cdi_uuids()
     for profile in profile_files.shipped().values():
         if admin.profile(profile.name) is None:
-            admin.put_profile(profile_files.on_host(profile, pool, bridge))
+            admin.put_profile(profile_files.on_host(profile, pool, bridge, uuids))
             say(f"put profile {profile.name} into {ENGINE}")
 
 

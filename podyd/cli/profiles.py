@@ -29,9 +29,10 @@ def run(action: str, names: Sequence[str], config: Config) -> int:
     dialect.speak()
     admin = Admin(dialect, config.lxd.project)
     pool, bridge = admin.pool_and_bridge()
+    uuids = admin.cdi_uuids()
     differ = False
     for profile in _wanted(action, names):
-        ours = profile_files.on_host(profile, pool, bridge)
+        ours = profile_files.on_host(profile, pool, bridge, uuids)
         theirs = admin.profile(ours.name)
         if action == "diff":
             # The diff is from the file to the engine: what the admin has edited there shows as '+'.

@@ -22,6 +22,7 @@ import requests
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
 from podyd.engine.dialect import Dialect, Place, place_of
+from podyd.engine.gpu_devices import has_driver, wants_cdi
 from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import POOL, body_of
 from podyd.engine.profiles import profile_of
@@ -131,12 +132,16 @@ class Trust:
 
 @dataclass(frozen=True)
 class ExpandedInstance:
-    """An instance: its own devices, and its configuration with that of its profiles."""
+    """An instance: its own devices, and its configuration with that of its profiles.
+
+    `has_driver` is whether the engine brings the NVIDIA driver's libraries into it.
+    """
 
     name: str
     is_running: bool
     devices: Mapping[str, Mapping[str, str]]
     config: Mapping[str, str]
+    has_driver: bool
 
 
 class Admin:
@@ -408,6 +413,7 @@ class Admin:
                 item["status"] == "Running",
                 item["devices"],
                 item["expanded_config"],
+                has_driver(item["expanded_config"], item["expanded_devices"]),
             )
             for item in instances
         ]
@@ -454,7 +460,19 @@ class Admin:
         """The GPUs that LXD has found; without nvidia-container-cli it has no `uuid`."""
         with _translated(f"{ENGINE} could not be asked for its GPUs"):
             cards = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
-        return [card_of(item) for item in cards]
+            by_cdi = self.wants_cdi()
+        return [card_of(item, by_cdi=by_cdi) for item in cards]
+
+    def wants_cdi(self) -> bool:
+        """Whether it is given cards by CDI ids alone."""
+        with _translated(f"{ENGINE} does not answer"):
+            return wants_cdi(self._client.api.get().json()["metadata"]["api_extensions"])
+
+    def cdi_uuids(self) -> Mapping[str, str] | None:
+        """The cards' UUIDs by PCI address where they are given by CDI ids, else None."""
+        if not self.wants_cdi():
+            return None
+        return {card.pci: card.uuid for card in self.cards()}
 
     def _change(self, request: Callable[..., requests.Response], body: Mapping[str, Any]) -> None:
         """A request that changes something, and the wait for its end where the answer is an

@@ -17,6 +17,7 @@ import yaml
 
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import ConfigError, SetupError
+from podyd.engine.gpu_devices import in_cdi, without_runtime
 from podyd.engine.types import Profile
 
 ADMIN_DIRECTORY = Path("/etc/podyd/profiles")
@@ -31,11 +32,18 @@ POOL = "default"
 BRIDGE = "lxdbr0"
 
 
-def on_host(profile: Profile, pool: str, bridge: str) -> Profile:
-    """The same with this host's pool and bridge."""
+def on_host(profile: Profile, pool: str, bridge: str, uuids: Mapping[str, str] | None) -> Profile:
+    """The same with this host's pool and bridge; `uuids` as of `Admin.cdi_uuids`.
+
+    Raises SetupError for a card whose UUID is needed and not known.
+    """
+    devices = {name: _device_on(item, pool, bridge) for name, item in profile.devices.items()}
+    if uuids is None:
+        return replace(profile, devices=devices)
     return replace(
         profile,
-        devices={name: _device_on(item, pool, bridge) for name, item in profile.devices.items()},
+        config=without_runtime(profile.config),
+        devices={name: in_cdi(device, uuids) for name, device in devices.items()},
     )
 
 

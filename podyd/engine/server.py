@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
+from podyd.engine.gpu_devices import wants_cdi
 from podyd.engine.rest import RestClient
 from podyd.engine.types import Allowed, PciCard
 
@@ -43,7 +44,9 @@ class RestServer:
     async def cards(self) -> tuple[PciCard, ...]:
         """The host's graphics cards of all vendors."""
         cards = (await self._client.get("/1.0/resources"))["gpu"]["cards"] or []
-        return tuple(card_of(item) for item in cards)
+        # Asked each time: it may have been updated since.
+        by_cdi = wants_cdi((await self._client.get("/1.0"))["api_extensions"])
+        return tuple(card_of(item, by_cdi=by_cdi) for item in cards)
 
     async def allowed(self) -> Allowed:
         """What the project's instances may use of the host."""
@@ -54,7 +57,7 @@ class RestServer:
         )
 
 
-def card_of(data: Mapping[str, Any]) -> PciCard:
+def card_of(data: Mapping[str, Any], *, by_cdi: bool = False) -> PciCard:
     """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs, and it leaves out
     the address of one at USB."""
     nvidia, drm = data.get("nvidia") or {}, data.get("drm") or {}
@@ -65,4 +68,5 @@ def card_of(data: Mapping[str, Any]) -> PciCard:
         nvidia.get("uuid", ""),
         nvidia.get("model", data.get("product", "")),
         frozenset(filter(None, numbers)),
+        by_cdi,
     )

@@ -210,7 +210,8 @@ class EngineOperation:
 class PciCard:
     """A graphics card of the host; `vendor` is PCI's number of it. "" is what nobody tells.
 
-    `numbers` are those of its character devices, as `major:minor`.
+    `numbers` are those of its character devices, as `major:minor`. `by_cdi` is whether the engine
+    is given it by a CDI id; see gpu_devices.py.
     """
 
     pci: str
@@ -218,6 +219,7 @@ class PciCard:
     uuid: str = ""
     name: str = ""
     numbers: frozenset[str] = frozenset()
+    by_cdi: bool = False
 
 
 @dataclass(frozen=True)

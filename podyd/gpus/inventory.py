@@ -18,8 +18,9 @@ from dataclasses import dataclass, field, replace
 
 from podyd.base.errors import Unavailable
 from podyd.base.tasks import came
+from podyd.engine.gpu_devices import card_device, card_of_device, has_driver, is_by_cdi
 from podyd.engine.interface import Server
-from podyd.engine.types import Devices, PciCard, Profile, devices_of, is_set
+from podyd.engine.types import Devices, PciCard, Profile, devices_of
 from podyd.model.gpu import CardChoice
 from podyd.node.interface import Samples
 from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
@@ -32,6 +33,8 @@ KEPT_SECONDS = 30.0
 RECALL_SECONDS = 2.0
 # The names of the devices that podyd adds to an instance begin so; the others are the admin's.
 OWN_PREFIX = "podyd-gpu-"
+# Ends the name of one that has been made anew.
+_AGAIN = "-again"
 _COVER = {"type": "none"}
 
 
@@ -39,8 +42,8 @@ _COVER = {"type": "none"}
 class Card:
     """A card; `pci` as sysfs writes it, such as 0000:41:00.0. `uuid` is "" if it is not known.
 
-    `numbers` are those of its character devices, as `major:minor`. Two cards are equal if their
-    addresses are.
+    `numbers` are those of its character devices, as `major:minor`; `by_cdi` is whether the engine
+    is given it by a CDI id. Two cards are equal if their addresses are.
     """
 
     index: int = field(compare=False)
@@ -48,6 +51,7 @@ class Card:
     uuid: str = field(compare=False)
     name: str = field(default="", compare=False)
     numbers: frozenset[str] = field(default=frozenset(), compare=False)
+    by_cdi: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> str:
@@ -159,7 +163,7 @@ def _by_address(cards: Sequence[PciCard]) -> tuple[Card, ...]:
     nvidia = [card for card in cards if card.vendor == NVIDIA_VENDOR_ID]
     nvidia.sort(key=lambda card: card.pci)
     return tuple(
-        Card(index, card.pci, card.uuid, card.name, card.numbers)
+        Card(index, card.pci, card.uuid, card.name, card.numbers, card.by_cdi)
         for index, card in enumerate(nvidia)
     )
 
@@ -193,7 +197,7 @@ def cards_in(devices: Devices, cards: Iterable[Card]) -> frozenset[Card]:
             continue
         if device.get("vendorid") not in (None, NVIDIA_VENDOR_ID):
             continue
-        wanted = device.get("pci")
+        wanted = card_of_device(device)
         chosen |= {card for card in cards if wanted is None or card.is_named(wanted)}
     return frozenset(chosen)
 
@@ -227,16 +231,40 @@ def with_cards(
         if device.get("type") == "gpu" and name not in kept
     )
     given = cards_in(kept, wanted)
-    devices = {
-        f"{OWN_PREFIX}{card.pci.replace(':', '-')}": {
-            "type": "gpu",
-            "gputype": "physical",
-            "pci": card.pci,
-        }
-        for card in wanted
-        if card not in given
-    }
+    # An admin may have chosen CDI where the engine has both.
+    by_cdi = any(map(is_by_cdi, natural(profiles, own, covers).values()))
+    devices = _named(
+        {
+            f"{OWN_PREFIX}{card.pci.replace(':', '-')}": card_device(
+                card.pci, card.uuid, card.index, by_cdi=by_cdi or card.by_cdi
+            )
+            for card in wanted
+            if card not in given
+        },
+        {name: device for name, device in own.items() if name.startswith(OWN_PREFIX)},
+    )
     return {**kept, **dict.fromkeys(covered, _COVER), **devices}, covered
+
+
+def _named(devices: Devices, before: Devices) -> dict[str, Mapping[str, str]]:
+    """These devices in place of those `before`, with their names there.
+
+    Of CDI devices that remain where others go, with other names, so that the engine makes them
+    anew: the driver's libraries are mounted for the first device alone and go with it, also while
+    others remain (startCDIDevices and stopCDIDevices in LXD's lxd/device/gpu_cdi.go).
+    """
+    kept = {
+        name: again if before.get(again := f"{name}{_AGAIN}") == device else name
+        for name, device in devices.items()
+    }
+    new = {kept[name]: device for name, device in devices.items()}
+    is_all_that_remains = before.keys() > new.keys() and any(map(is_by_cdi, new.values()))
+    if not is_all_that_remains:
+        return new
+    return {
+        name if new_name != name else f"{name}{_AGAIN}": devices[name]
+        for name, new_name in kept.items()
+    }
 
 
 def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str, str]]:
@@ -251,4 +279,4 @@ def of_the_admin(own: Devices, covers: Container[str]) -> dict[str, Mapping[str,
 def needs_nvidia(profile: Profile) -> bool:
     """Whether a profile needs NVIDIA cards, and so cannot be used on a host without one."""
     has_gpu = any(device.get("type") == "gpu" for device in profile.devices.values())
-    return has_gpu or is_set(profile.config, "nvidia.runtime")
+    return has_gpu or has_driver(profile.config, profile.devices)

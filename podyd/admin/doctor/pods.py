@@ -13,12 +13,21 @@ from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Remark, check, error, ok, warning
 from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin
-from podyd.engine.types import PciCard, is_set
+from podyd.engine.gpu_devices import (
+    CDI_PROGRAM,
+    EVERY_CARD,
+    HOW_TO_HAVE,
+    RUNTIME,
+    RUNTIME_PROGRAM,
+    card_of_device,
+    is_by_cdi,
+)
+from podyd.engine.profile_files import shipped
+from podyd.engine.types import PciCard, Profile, is_set
 from podyd.node.host_files import ProcessFiles
 from podyd.node.samples import NVIDIA_VENDOR_ID, Sample, sysfs_address
 
-RUNTIME_PROGRAM = "nvidia-container-cli"
-# libnvidia-container's mount of the host's library in a pod, in the fifth field of
+# The mount of the host's library in a pod, in the fifth field of
 # /proc/PID/mountinfo.
 _MOUNTED_LIBRARY = re.compile(r"/libnvidia-ml\.so\.(\d+\.\d+(?:\.\d+)*)$")
 
@@ -35,7 +44,7 @@ class Holder:
 
 @check
 def gpu_devices(admin: Admin, case: Case) -> Iterator[Remark]:
-    """Every card of a profile or a pod exists, and is given by its PCI address."""
+    """Every card of a profile or a pod exists, and is given as the engine wants it."""
     cards = admin.cards()
     holders = [
         Holder("Profile", "profile", item.name, item.devices) for item in admin.profiles()
@@ -53,6 +62,20 @@ def about_device(
     """Problems with a `gpu` device."""
     addresses = ", ".join(card.pci for card in cards) or "none"
     where = f"{holder.command} device set {holder.name} {name}"
+    if is_by_cdi(device):
+        yield from _about_id(holder, name, device, cards, case.in_project(f"{where} id=CARD"))
+        return
+    is_whole = device.get("gputype", "physical") == "physical" and "vendorid" not in device
+    if is_whole and any(card.by_cdi for card in cards):
+        is_ours = holder.kind == "Profile" and holder.name in shipped()
+        yield error(
+            f"{holder.kind} {holder.name} gives cards in device {name} without the driver's"
+            f" libraries, which this {ENGINE} brings by CDI ids alone: CUDA fails in its pods.",
+            case.podyd(f"profiles reset {holder.name}")
+            if is_ours
+            else case.in_project(f"{where} pci= id={EVERY_CARD}"),
+        )
+        return
     if device.get("id"):
         yield warning(
             f"{holder.kind} {holder.name} chooses a card by id={device['id']} in device {name}:"
@@ -67,6 +90,21 @@ def about_device(
             f"{holder.kind} {holder.name} names card {wanted} in device {name}, and {ENGINE} has"
             f" {addresses}: a pod with it does not start.",
             case.in_project(f"{where} pci=ADDRESS"),
+        )
+
+
+def _about_id(
+    holder: Holder, name: str, device: Mapping[str, str], cards: Sequence[PciCard], do: str
+) -> Iterator[Remark]:
+    """Whether the card of a CDI id exists; without all UUIDs nobody knows."""
+    wanted = card_of_device(device)
+    uuids = [card.uuid for card in cards if card.vendor == NVIDIA_VENDOR_ID]
+    names = {*uuids, *map(str, range(len(uuids)))}
+    if wanted and "" not in names and wanted not in names:
+        yield error(
+            f"{holder.kind} {holder.name} names card {wanted} in device {name}, and {ENGINE} has"
+            f" {', '.join(uuids) or 'none'}: a pod with it does not start.",
+            do,
         )
 
 
@@ -103,28 +141,36 @@ def _reported_by_nvml(places: HostPaths) -> set[str]:
 
 @check
 def nvidia_runtime(admin: Admin, case: Case) -> Iterator[Remark]:
-    """The engine finds the program that `nvidia.runtime` needs."""
+    """The engine finds the program with which it brings the driver's libraries."""
     if not any(card.vendor == NVIDIA_VENDOR_ID for card in admin.cards()):
         return
-    users = [
-        f"profile {item.name}" for item in admin.profiles() if is_set(item.config, "nvidia.runtime")
-    ]
-    if not users:
-        return
     process = case.places.files.process(admin.server().pid)
-    path = process.search_path()
-    for directory in path:
-        program = process.root / directory.lstrip("/") / RUNTIME_PROGRAM
-        # A link may exist in the engine's own mount namespace only.
-        if program.is_symlink() or program.is_file():
-            yield ok(f"{ENGINE} finds {directory}/{RUNTIME_PROGRAM}.")
-            return
-    yield error(
-        f"{ENGINE} finds no {RUNTIME_PROGRAM} in {':'.join(path)}, so no pod with"
-        f" {', '.join(users)} starts.",
-        "apt install libnvidia-container-tools (or nvidia-container-toolkit), then restart"
-        f" {ENGINE}",
-    )
+    yield from about_programs(admin.profiles(), process)
+
+
+def about_programs(profiles: Sequence[Profile], process: ProcessFiles) -> Iterator[Remark]:
+    """Whether an engine's process finds what it runs for these profiles."""
+    runtime = [item.name for item in profiles if is_set(item.config, RUNTIME)]
+    cdi = [item.name for item in profiles if any(map(is_by_cdi, item.devices.values()))]
+    for program, users in ((RUNTIME_PROGRAM, runtime), (CDI_PROGRAM, cdi)):
+        if not users:
+            continue
+        path = process.search_path()
+        directory = next((item for item in path if _has(process, item, program)), None)
+        if directory is not None:
+            yield ok(f"{ENGINE} finds {directory}/{program}.")
+        else:
+            yield error(
+                f"{ENGINE} finds no {program} in {':'.join(path)}, so no pod with"
+                f" {', '.join(f'profile {name}' for name in users)} starts.",
+                f"{HOW_TO_HAVE[program]}, then restart {ENGINE}",
+            )
+
+
+def _has(process: ProcessFiles, directory: str, name: str) -> bool:
+    program = process.root / directory.lstrip("/") / name
+    # A link may exist in the engine's own mount namespace only.
+    return program.is_symlink() or program.is_file()
 
 
 @check
@@ -138,7 +184,7 @@ def pods_driver(admin: Admin, case: Case) -> Iterator[Remark]:
     if driver is None:
         return
     for pod in admin.instances():
-        if not pod.is_running or not is_set(pod.config, "nvidia.runtime"):
+        if not pod.is_running or not pod.has_driver:
             continue
         versions = mounted_versions(case.places.files.process(admin.init_pid(pod.name)))
         if versions and driver not in versions:

@@ -31,7 +31,7 @@ from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin, Bridge
 from podyd.engine.dialect import LXD
-from podyd.engine.types import PciCard
+from podyd.engine.types import PciCard, Profile
 from podyd.node.controllers import ALL, Controllers
 from podyd.node.host_files import HostFiles, ProcessFiles
 from podyd.node.samples import Failure, Gpu, Sample
@@ -747,6 +747,72 @@ def test_devices(device: dict[str, str], level: Level | None) -> None:
         assert ADDRESS in item.what
         assert item.do.startswith("lxc profile device set podyd-gpu gpu0 ")
         assert item.do.endswith("pci=ADDRESS --project podyd")
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "device", "do"),
+    [
+        ("Profile", "podyd-gpu", {"type": "gpu"}, "podyd profiles reset podyd-gpu"),
+        (
+            "Profile",
+            "mine",
+            {"type": "gpu", "pci": ADDRESS},
+            "lxc profile device set mine g pci= id=nvidia.com/gpu=all --project podyd",
+        ),
+        (
+            "Pod",
+            "podyd-gpu",
+            {"type": "gpu", "id": "0"},
+            "lxc config device set podyd-gpu g pci= id=nvidia.com/gpu=all --project podyd",
+        ),
+        ("Profile", "mine", {"type": "gpu", "id": "nvidia.com/gpu=all"}, None),
+        ("Profile", "mine", {"type": "gpu", "id": "nvidia.com/gpu=1"}, None),
+        ("Profile", "mine", {"type": "gpu", "id": "nvidia.com/gpu=GPU-b"}, None),
+        (
+            "Profile",
+            "mine",
+            {"type": "gpu", "id": "nvidia.com/gpu=2"},
+            "lxc profile device set mine g id=CARD --project podyd",
+        ),
+        ("Profile", "mine", {"type": "gpu", "vendorid": "1002"}, None),
+        ("Profile", "mine", {"type": "gpu", "gputype": "mig", "mig.uuid": "x"}, None),
+    ],
+)
+def test_devices_where_cards_are_given_by_cdi_ids(
+    kind: str, name: str, device: dict[str, str], do: str | None
+) -> None:
+    cards = [
+        PciCard(ADDRESS, "10de", "GPU-a", by_cdi=True),
+        PciCard("0000:c1:00.0", "10de", "GPU-b", by_cdi=True),
+    ]
+    command = {"Profile": "profile", "Pod": "config"}[kind]
+    holder = pods.Holder(kind, command, name, {"g": device})
+    findings = list(pods.about_device(holder, "g", device, cards, Case(Config())))
+    assert [(item.level, item.do) for item in findings] == (
+        [] if do is None else [(Level.ERROR, do)]
+    )
+
+
+def test_the_programs_that_bring_the_driver(tmp_path: Path) -> None:
+    profiles = [
+        Profile("old", config={"nvidia.runtime": "true"}),
+        Profile("new", devices={"g": {"type": "gpu", "id": "nvidia.com/gpu=all"}}),
+        Profile("none", devices={"g": {"type": "gpu", "id": "0"}}),
+    ]
+    put(tmp_path / "environ", "A=b\0PATH=/snap/lxd/current/bin:/usr/bin\0")
+    process = ProcessFiles(tmp_path)
+    missing = list(pods.about_programs(profiles, process))
+    assert [item.level for item in missing] == [Level.ERROR, Level.ERROR]
+    assert "no nvidia-container-cli in" in missing[0].what
+    assert missing[0].what.endswith("so no pod with profile old starts.")
+    assert "no nvidia-ctk in /snap/lxd/current/bin:/usr/bin" in missing[1].what
+    assert missing[1].what.endswith("so no pod with profile new starts.")
+    assert missing[1].do.startswith("apt install nvidia-container-toolkit")
+    put(tmp_path / "root/snap/lxd/current/bin/nvidia-ctk", "")
+    found = list(pods.about_programs(profiles[1:], process))
+    assert [(item.level, item.what) for item in found] == [
+        (Level.OK, "LXD finds /snap/lxd/current/bin/nvidia-ctk.")
+    ]
 
 
 def test_cards_of_which_nobody_tells_which_is_which(places: HostPaths) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -17,6 +17,7 @@ from podyd.base.errors import SetupError
 from podyd.engine.admin import Admin, Bridge
 from podyd.engine.dialect import LXD, Place
 from podyd.engine.types import Profile
+from tests.unit.engine.recorded import EXTENSIONS, WANTS_CDI
 
 
 class Lxd(socketserver.ThreadingUnixStreamServer):
@@ -35,6 +36,7 @@ class Lxd(socketserver.ThreadingUnixStreamServer):
         self.pools: dict[str, Mapping[str, Any]] = {}
         self.profiles: dict[str, Mapping[str, Any]] = {}
         self.has_bridge = True
+        self.extensions: Collection[str] = ("projects", "storage")
         # As LXD 6.8 and later: changes of pools, networks and profiles are operations
         # (lxd/storage_pools.go storagePoolsPost, lxd/networks.go networksPost, lxd/profiles.go
         # profilePut; tags lxd-6.8, lxd-6.9, and main of August 2026). The wait for one is answered
@@ -61,6 +63,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer_wait()
             case path if path.startswith("/1.0/profiles/own"):
                 self.answer_profile("own")
+            case "/1.0/resources":
+                nvidia = {"uuid": "GPU-a"}
+                card = {"pci_address": "0000:41:00.0", "vendor_id": "10de", "nvidia": nvidia}
+                self.answer({"gpu": {"cards": [card]}})
             case "/1.0/networks?recursion=1" if not self.server.has_bridge:
                 self.answer([])
             case "/1.0/networks?recursion=1":
@@ -107,7 +113,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(
                 {
                     "auth": "trusted",
-                    "api_extensions": ["projects", "storage"],
+                    "api_extensions": [*self.server.extensions],
                     "environment": environment,
                 }
             )
@@ -269,3 +275,11 @@ def test_what_such_an_operation_fails_with_is_said(lxd: Lxd) -> None:
     lxd.error = "Device validation failed"
     with pytest.raises(SetupError, match="did not take profile own: Device validation failed"):
         admin.put_profile(Profile("own"))
+
+
+@pytest.mark.parametrize("tag", EXTENSIONS)
+def test_whether_a_profile_names_cards_by_cdi_ids(lxd: Lxd, tag: str) -> None:
+    lxd.extensions = EXTENSIONS[tag]
+    admin = admin_of(lxd)
+    assert admin.cdi_uuids() == ({"0000:41:00.0": "GPU-a"} if WANTS_CDI[tag] else None)
+    assert [card.by_cdi for card in admin.cards()] == [WANTS_CDI[tag]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,57 @@ def test_covering_and_uncovering_leaves_the_admins_own_as_it_was() -> None:
     assert devices.pop("podyd-gpu-0000-4a-00.0")["pci"] == "0000:4a:00.0"
     assert devices == {**own, "gpus": NONE}, "card 0 is there by the admin's device"
     assert with_cards(PROFILES, {**devices, "gpus": NONE}, covers, None) == (own, frozenset())
+
+
+BY_CDI = tuple(replace(card, by_cdi=True) for card in CARDS)
+
+
+def test_a_device_with_a_cdi_id() -> None:
+    assert cards_in({"g": {"type": "gpu", "id": "nvidia.com/gpu=all"}}, CARDS) == frozenset(CARDS)
+    assert cards_in({"g": {"type": "gpu", "id": "nvidia.com/gpu=1"}}, CARDS) == {CARDS[1]}
+    assert cards_in({"g": {"type": "gpu", "id": "nvidia.com/gpu=GPU-a"}}, CARDS) == {CARDS[0]}
+    assert cards_in({"g": {"type": "gpu", "id": "amd.com/gpu=0"}}, CARDS) == frozenset()
+
+
+def test_cards_that_are_given_by_cdi_ids() -> None:
+    devices, covers = with_cards(PROFILES, {}, (), BY_CDI)
+    assert covers == {"gpus"}
+    ids = {name: device.get("id") for name, device in devices.items()}
+    assert ids == {
+        "gpus": None,
+        "podyd-gpu-0000-41-00.0": "nvidia.com/gpu=GPU-a",
+        "podyd-gpu-0000-4a-00.0": "nvidia.com/gpu=GPU-b",
+        "podyd-gpu-0001-01-00.0": "nvidia.com/gpu=2",
+    }
+    assert not any("pci" in device for device in devices.values())
+    assert cards_in(devices, BY_CDI) == frozenset(BY_CDI)
+    assert with_cards(PROFILES, devices, covers, BY_CDI) == (devices, covers)
+
+
+def test_an_admin_who_gives_cards_by_cdi_ids_is_followed() -> None:
+    gpus = {"type": "gpu", "id": "nvidia.com/gpu=all"}
+    devices, _ = with_cards([Profile("p", devices={"gpus": gpus})], {}, (), [CARDS[0]])
+    assert devices["podyd-gpu-0000-41-00.0"]["id"] == "nvidia.com/gpu=GPU-a"
+
+
+def test_the_libraries_do_not_go_with_the_first_card() -> None:
+    """LXD mounts them for the first CDI device alone, and takes them away with that."""
+    first, second, third = BY_CDI
+
+    def names(own: Mapping[str, Mapping[str, str]], *cards: Card) -> set[str]:
+        devices, _ = with_cards(PROFILES, own, {"gpus"}, cards)
+        again, _ = with_cards(PROFILES, devices, {"gpus"}, cards)
+        assert again == devices, "what is written once is right from then on"
+        assert cards_in(devices, BY_CDI) == set(cards)
+        return {name for name in devices if name != "gpus"}
+
+    both, _ = with_cards(PROFILES, {}, (), [first, second])
+    one, _ = with_cards(PROFILES, both, {"gpus"}, [second])
+    assert names(both, second) == {"podyd-gpu-0000-4a-00.0-again"}, "made anew"
+    assert names(one, first, second) == {"podyd-gpu-0000-41-00.0", "podyd-gpu-0000-4a-00.0-again"}
+    assert names({**both, **one}, second) == {"podyd-gpu-0000-4a-00.0"}
+    assert names(both, second, third) == {"podyd-gpu-0000-4a-00.0", "podyd-gpu-0001-01-00.0"}
+    assert names(both) == set()
 
 
 def test_what_an_admin_covers_stays_covered() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from podyd.base.errors import Busy, Conflict
+from podyd.base.errors import Busy, Conflict, NeedsStop
 from podyd.config.current import Settings
 from podyd.config.schema import Config, Quota
 from podyd.contract.kinds import Cards
@@ -46,11 +46,17 @@ class Lxd(FakeEngine):
     """After each change, no card that somebody has leased may be in two pods. LXD tells the cards'
     UUIDs if it `has_uuids`."""
 
-    def __init__(self, *instances: Instance, has_uuids: bool = True) -> None:
+    def __init__(self, *instances: Instance, has_uuids: bool = True, by_cdi: bool = False) -> None:
         super().__init__(PROFILE)
         self.add(*instances)
         self.cards = tuple(
-            PciCard(card.pci, "10de", card.uuid if has_uuids else "", numbers=card.numbers)
+            PciCard(
+                card.pci,
+                "10de",
+                card.uuid if has_uuids else "",
+                numbers=card.numbers,
+                by_cdi=by_cdi,
+            )
             for card in CARDS
         )
         self.has_uuids = has_uuids
@@ -238,6 +244,37 @@ def test_another_pod_that_has_gone_has_no_card_any_more() -> None:
         gate.set()
         await leasing
         assert lxd.of("a") == [0, 1]
+
+    play(whole)
+
+
+def test_a_card_that_another_pod_gives_back_only_while_it_is_stopped() -> None:
+    async def whole() -> None:
+        lxd = Lxd(instance("a"), instance("b"))
+        lxd.refuse("edit", NeedsStop("Device cannot be stopped when instance is running"), of="b")
+        asked = scheduler_of(lxd).lease(member("a"), lxd.pod("a"), choice("0,"), 1, wait=False)
+        with pytest.raises(Conflict, match=r"GPU 0 .* b of owner-b.* only while it is stopped"):
+            await asked
+        assert lxd.of("b") == [0, 1]
+
+    play(whole)
+
+
+def test_cards_that_are_given_by_cdi_ids() -> None:
+    async def whole() -> None:
+        # The engine was updated while b had a card by its address.
+        lxd = Lxd(instance("a"), instance("b", having(CARDS[1]), **{WISH: "GPU-1"}), by_cdi=True)
+        scheduler = scheduler_of(lxd)
+        await scheduler.change(member("a"), lxd.pod("a"), choice("0,"), force=False)
+        async with running(scheduler):
+            await until(lambda: "b" in lxd.edited)
+        for name, card in (("a", CARDS[0]), ("b", CARDS[1])):
+            devices = dict(lxd.stored[name].devices)
+            assert devices.pop("gpus") == NONE["gpus"]
+            assert [*devices.values()] == [
+                {"type": "gpu", "gputype": "physical", "id": f"nvidia.com/gpu={card.uuid}"}
+            ]
+        assert (lxd.of("a"), lxd.of("b")) == ([0], [1])
 
     play(whole)
 
