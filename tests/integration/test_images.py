@@ -25,7 +25,7 @@ def committed(node: Node, user: str) -> list[Json]:
     """LXD's own view of a member's images."""
     return [
         image
-        for image in node.lxd.get("/1.0/images?recursion=1")
+        for image in node.lxd.get(f"/1.0/images?recursion=1&project={node.images}")
         if image["properties"].get("user.podyd.owner") == user
     ]
 
@@ -38,7 +38,7 @@ def member(node: Node, new_user: Callable[[], Client]) -> Iterator[Client]:
     for ins in client.get("/pod/list").ok:
         client.post("/pod/delete", ins=ins).ok
     for image in committed(node, client.user):
-        node.lxd.change("DELETE", f"/1.0/images/{image['fingerprint']}")
+        node.lxd.change("DELETE", f"/1.0/images/{image['fingerprint']}?project={node.images}")
 
 
 def write(client: Client) -> None:
@@ -382,5 +382,5 @@ def test_an_image_of_ubuntu(node: Node, alice: Client, ins: str) -> None:
         assert "Ubuntu jammy" in inspected["description"]
     finally:
         alice.post("/pod/delete", ins=ins)
-        fingerprint = node.lxd.get(f"/1.0/images/aliases/{alias}")["target"]
-        node.lxd.change("DELETE", f"/1.0/images/{fingerprint}")
+        fingerprint = node.lxd.get(f"/1.0/images/aliases/{alias}?project={node.images}")["target"]
+        node.lxd.change("DELETE", f"/1.0/images/{fingerprint}?project={node.images}")

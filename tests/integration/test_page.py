@@ -315,7 +315,9 @@ def test_limits_gpus_and_an_image(scene: Scene, enter: Doors, bob: Client) -> No
 @contextmanager
 def alias(scene: Scene, name: str) -> Iterator[str]:
     """One more name of an admin's image, meanwhile."""
-    target = scene.node.lxd.get(f"/1.0/images/aliases/{SMALL}")["target"]
+    target = scene.node.lxd.get(f"/1.0/images/aliases/{SMALL}?project={scene.node.images}")[
+        "target"
+    ]
     scene.node.lxc("image", "alias", "create", name, target)
     try:
         yield name
