@@ -1,4 +1,4 @@
-"""LXD's images, and how one is made of an instance."""
+"""The engine's images, and how one is made of an instance."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from podyd.engine.times import parse_time
 from podyd.engine.types import NewImage, PackProgress, StoredImage
 
 _IMAGES, _ALIASES = "/1.0/images", "/1.0/images/aliases"
-# LXD packs with tar2sqfs then, which makes holes of zeros. It has it use xz, which takes as long as
-# gzip at this level, and six times as long at its own.
+# The engine packs with tar2sqfs then, which makes holes of zeros. It has it use xz, which takes as
+# long as gzip at this level, and six times as long at its own.
 _WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
 
 
 class RestImageStore:
-    """LXD's images, without a cache."""
+    """The engine's images, without a cache."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client
@@ -41,7 +41,8 @@ class RestImageStore:
     ) -> None:
         """Make an image of an instance that does not run; `began` gets what `progress` takes.
 
-        LXD cannot be made to stop. Raises DiskFull, Slipped, Lacks (it packs no holes), TimedOut.
+        The engine cannot be made to stop. Raises DiskFull, Slipped, Lacks (it packs no holes),
+        TimedOut.
         """
         body = {
             "source": {"type": "instance", "name": new.instance},
@@ -68,13 +69,13 @@ class RestImageStore:
 
 
 def _whole(progress: Mapping[str, str], key: str) -> int | None:
-    """A number in LXD's progress; None if LXD leaves it out."""
+    """A number in the engine's progress; None if the engine leaves it out."""
     text = progress.get(key, "")
     return int(text) if text.isdecimal() else None
 
 
 def image_of(data: Mapping[str, Any]) -> StoredImage:
-    """From LXD's JSON of an image."""
+    """From the engine's JSON of an image."""
     return StoredImage(
         fingerprint=data["fingerprint"],
         aliases=tuple(sorted(alias["name"] for alias in data["aliases"] or ())),

@@ -1,8 +1,8 @@
-"""LXD's instances of one project, with a cache.
+"""The engine's instances of one project, with a cache.
 
-Asking LXD for all instances takes milliseconds, and most calls need them. So the last answer is
-cached until LXD's event stream reports a change; without that stream nothing is cached. Changes
-that an admin makes with `lxc` are thereby seen at once.
+Asking the engine for all instances takes milliseconds, and most calls need them. So the last answer
+is cached until the engine's event stream reports a change; without that stream nothing is cached.
+Changes that an admin makes with `lxc` are thereby seen at once.
 """
 
 from __future__ import annotations
@@ -59,24 +59,24 @@ log = logging.getLogger(__name__)
 
 RECONNECT_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)
 PING_INTERVAL = 10.0
-# Of LXD's lifecycle events, these leave every instance as it is.
+# Of the engine's lifecycle events, these leave every instance as it is.
 _HARMLESS = frozenset(
     f"instance-{what}"
     for what in ("exec", "console", "console-retrieved", "file-retrieved", "log-retrieved")
 )
 
 
-# What an instance consists of, of all that LXD shows; the rest cannot be changed.
+# What an instance consists of, of all that the engine shows; the rest cannot be changed.
 CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
-# So long LXD may be busy with an instance before a change is refused. It changes settings in a
-# moment as a rule, and gives that up itself after 30 s (instance/operationlock).
+# So long the engine may be busy with an instance before a change is refused. It changes settings in
+# a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
 BUSY_SECONDS = 5.0
 FREE_SECONDS = 0.2
-# For a change of settings itself, once LXD has started it.
+# For a change of settings itself, once the engine has started it.
 CHANGE_SECONDS = 10.0
 
 
-# LXD's words; whatever else it says of an instance is an error.
+# The engine's words; whatever else it says of an instance is an error.
 _STATUSES: Mapping[str, Status] = {
     "Running": "running",
     # It runs, and its root has told the guest API that it has booted; from LXD 5.6 on, and Incus.
@@ -87,13 +87,13 @@ _STATUSES: Mapping[str, Status] = {
 
 
 def instance_of(data: Mapping[str, Any]) -> Instance:
-    """From LXD's JSON of an instance."""
+    """From the engine's JSON of an instance."""
     started = parse_time(data["last_used_at"])
     return Instance(
         name=bound(data["name"], data["config"].get("volatile.uuid", "")),
         status=_STATUSES.get(data["status"], "error"),
         created=parse_time(data["created_at"]),
-        # LXD writes the zero time, of 1970 or of the year 1, for "never".
+        # The engine writes the zero time, of 1970 or of the year 1, for "never".
         started=started if started.year > 1970 else None,
         config=data["config"],
         expanded_config=data["expanded_config"],
@@ -104,7 +104,8 @@ def instance_of(data: Mapping[str, Any]) -> Instance:
 
 
 def state_of(data: Mapping[str, Any]) -> State:
-    """From LXD's JSON of an instance's state, most of which is missing if it does not run."""
+    """From the engine's JSON of an instance's state, most of which is missing if it does not
+    run."""
     return State(
         pid=data.get("pid", 0),
         addresses=tuple(
@@ -123,7 +124,7 @@ def state_of(data: Mapping[str, Any]) -> State:
 
 
 def _cpu_time_of(data: Mapping[str, Any]) -> CpuTime:
-    """From LXD's JSON of an instance with its state."""
+    """From the engine's JSON of an instance with its state."""
     usage = data["state"]["cpu"]["usage"] if data["state"] else -1
     return CpuTime(instance_of(data), usage if usage >= 0 else None)
 
@@ -137,7 +138,8 @@ def _edited(
     config: NewKeys,
     devices: Callable[[Devices], Devices],
 ) -> dict[str, Any]:
-    """LXD's JSON of an instance with these keys set, or removed, and with new own devices."""
+    """The engine's JSON of an instance with these keys set, or removed, and with new own
+    devices."""
     keys = config(data["config"]) if callable(config) else config
     merged = {**data["config"], **keys}
     return {
@@ -158,11 +160,11 @@ def _but_volatile(data: Mapping[str, Any]) -> dict[str, str]:
 async def when_free(
     change: Callable[[], Awaitable[object]], patience: float = UPDATE_SECONDS
 ) -> None:
-    """Make a change of an instance, if need be once LXD has done what it is at. Raises Busy.
+    """Make a change of an instance, if need be once the engine has done what it is at. Raises Busy.
 
     A change of its settings ends by itself: an admin has typed `lxc config`, or podyd moves a card.
     Nor does anybody go on changing them, so what has been changed meanwhile is changed anew. What
-    LXD is at is waited for `patience` seconds at most, and less where it may take long.
+    the engine is at is waited for `patience` seconds at most, and less where it may take long.
     """
     began = time.monotonic()
     while True:
@@ -178,7 +180,7 @@ async def when_free(
 
 
 def _source(source: Source) -> Mapping[str, Any]:
-    """What LXD makes an instance of, for that one alone if its name is bound."""
+    """What the engine makes an instance of, for that one alone if its name is bound."""
     if isinstance(source, FromImage):
         return {"type": "image", "fingerprint": source.fingerprint}
     whole = source.instance if source.snapshot is None else f"{source.instance}/{source.snapshot}"
@@ -222,7 +224,7 @@ class RestInstances:
             return await self._read()
         if self._kept is not None and self._kept[0] == self._version:
             return self._kept[1]
-        # Callers between two changes share one request to LXD.
+        # Callers between two changes share one request to the engine.
         if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
             fetch = asyncio.ensure_future(self._read_and_keep(self._version))
             fetch.add_done_callback(seen)
@@ -240,7 +242,8 @@ class RestInstances:
         return tuple(instance_of(self._guard.over(item)) for item in data)
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
-        """Every instance with its CPU time, which costs LXD some 15 ms for each that runs."""
+        """Every instance with its CPU time, which costs the engine some 15 ms for each that
+        runs."""
         data = await members_of(self._client, "/1.0/instances", depth=2)
         # Of one that is being stopped, Incus 6.0.4 shows its name and nothing else.
         whole = [item for item in data if item["config"] is not None]
@@ -262,7 +265,7 @@ class RestInstances:
         return (await self.state(name)).pid
 
     async def state(self, name: str) -> State:
-        """What an instance is at now, which costs LXD some 15 ms if it runs."""
+        """What an instance is at now, which costs the engine some 15 ms if it runs."""
         try:
             return state_of(await self._client.get(instance_path(name, "state")))
         except Ending:
@@ -312,7 +315,8 @@ class RestInstances:
     async def set_status(
         self, name: str, action: Action, *, timeout: float, force: bool = False
     ) -> None:
-        """Start, stop or unfreeze an instance; LXD gives that up itself after `timeout` seconds.
+        """Start, stop or unfreeze an instance; the engine gives that up itself after `timeout`
+        seconds.
 
         Raises Busy, Running, NotRunning, DidNotShutDown, DiskFull, NotLimited, Slipped, TimedOut.
         """
@@ -323,7 +327,7 @@ class RestInstances:
         else:
             await self.settle(name)
         try:
-            # podyd waits a little longer, for LXD's own timeout error.
+            # podyd waits a little longer, for the engine's own timeout error.
             await when_free(
                 lambda: self._client.change(
                     "PUT", instance_path(name, "state"), body, timeout=timeout + 5
@@ -363,7 +367,7 @@ class RestInstances:
 
     async def remove_key(self, name: str, key: str) -> None:
         """Take a key of an instance away, and change nothing else. Raises Busy."""
-        # To LXD, a key without a value is none.
+        # To the engine, a key without a value is none.
         change = {"config": {key: ""}}
         try:
             await when_free(lambda: self._client.change("PATCH", instance_path(name), change))
@@ -381,8 +385,8 @@ class RestInstances:
         """Set these keys of an instance (None takes one away), and make its own devices anew.
 
         What others change meanwhile is kept. In a running instance it takes effect at once. What
-        LXD is at is waited for `patience` seconds at most. Raises Busy, at once while a snapshot is
-        being restored; TimedOut where LXD itself waits for longer.
+        the engine is at is waited for `patience` seconds at most. Raises Busy, at once while a
+        snapshot is being restored; TimedOut where the engine itself waits for longer.
         """
 
         async def change() -> None:
@@ -401,7 +405,8 @@ class RestInstances:
     async def _edit_held(
         self, name: str, config: NewKeys, devices: Callable[[Devices], Devices]
     ) -> bool:
-        """Edit what is kept since a restore, and have LXD take that; whether anything is kept."""
+        """Edit what is kept since a restore, and have the engine take that; whether anything is
+        kept."""
         async with self._settling(name):
             kept = self._guard.kept(name)
             if kept is None:
@@ -417,7 +422,7 @@ class RestInstances:
     async def reset(self, name: str, config: Mapping[str, str], devices: Devices) -> None:
         """Leave an instance this configuration and these own devices alone.
 
-        LXD gives a copy those of its source too.
+        The engine gives a copy those of its source too.
         """
         path = instance_path(name)
         data = await self._client.get(path)
@@ -434,8 +439,8 @@ class RestInstances:
     ) -> None:
         """Make an instance so.
 
-        When it is, LXD writes a copy of it onto the instance's own disk. Where that is full, it
-        returns an error although the change is made (5.0.2).
+        When it is, the engine writes a copy of it onto the instance's own disk. Where that is full,
+        it returns an error although the change is made (LXD 5.0.2).
         """
         try:
             await self._client.change("PUT", path, body, etag=etag, timeout=timeout)
@@ -446,9 +451,10 @@ class RestInstances:
             log.warning("%s is changed, though its disk is full", path)
 
     async def has_room(self, name: str) -> bool:
-        """Whether LXD can write what it must write to start an instance, or to take a snapshot."""
+        """Whether the engine can write what it must write to start an instance, or to take a
+        snapshot."""
         try:
-            # It changes nothing, and LXD writes its copy anew.
+            # It changes nothing, and the engine writes its copy anew.
             await self._client.change("PATCH", instance_path(name), {"config": {}})
         except DiskFull:
             return False
@@ -459,7 +465,7 @@ class RestInstances:
     # --- Snapshots -------------------------------------------------------------------------------
 
     def check_free(self, name: str) -> None:
-        """Raises Busy, as LXD does, while a snapshot of an instance is being restored."""
+        """Raises Busy, as the engine does, while a snapshot of an instance is being restored."""
         if name in self._restoring:
             raise Busy("a snapshot is being restored", operation="restore")
 
@@ -481,8 +487,8 @@ class RestInstances:
     async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
         """Make an instance's disk as it was at a snapshot.
 
-        LXD makes its settings as they were, too. Who owns it and which cards it has is of now:
-        until `settle` has put that back, it is what everybody is shown. Raises EngineRefused,
+        The engine makes its settings as they were, too. Who owns it and which cards it has is of
+        now: until `settle` has put that back, it is what everybody is shown. Raises EngineRefused,
         TimedOut.
         """
 
@@ -495,11 +501,12 @@ class RestInstances:
                 await self._unmount(name)
                 raise
 
-        # LXD may still be cleaning up after one that has only just stopped.
+        # The engine may still be cleaning up after one that has only just stopped.
         await when_free(restore)
 
     async def _unmount(self, name: str) -> None:
-        """Have LXD count one mount less of a stopped instance's disk, if it is at nothing with it.
+        """Have the engine count one mount less of a stopped instance's disk, if it is at nothing
+        with it.
 
         LXD (5.0.2) counts mounts, and unmounts or restores a disk that has none. A start that fails
         for a full disk leaves one that nobody takes away. Where the size of the disk is to be set
@@ -512,7 +519,7 @@ class RestInstances:
         data = await self._client.get(path)
         root, _ = root_of(data["expanded_devices"])
         key = f"volatile.{root}.apply_quota"
-        # LXD has put off a change of the size, and takes the key away when that is done.
+        # The engine has put off a change of the size, and takes the key away when that is done.
         is_due = bool(data["config"].get(key))
         try:
             await self._set_key(path, key, "true")
@@ -526,12 +533,12 @@ class RestInstances:
                 await self._set_key(path, key, "")
 
     async def _set_key(self, path: str, key: str, value: str) -> None:
-        # A full disk has no room for LXD's copy of the settings, which are set all the same.
+        # A full disk has no room for the engine's copy of the settings, which are set all the same.
         with contextlib.suppress(DiskFull):
             await self._client.change("PATCH", path, {"config": {key: value}})
 
     async def _worked_on(self) -> set[str]:
-        """The instances that LXD is doing something with."""
+        """The instances that the engine is doing something with."""
         at = await RestOperations(self._client).under_way()
         return {name for item in at for name in item.instances}
 
@@ -541,14 +548,15 @@ class RestInstances:
 
     @property
     def unsettled(self) -> list[str]:
-        """The instances whose settings LXD has not taken back after a restore, which is over."""
+        """The instances whose settings the engine has not taken back after a restore, which is
+        over."""
         return [name for name in self._guard.names() if name not in self._restoring]
 
     async def settle(self, name: str) -> None:
         """Give an instance its settings of before the restore back, if they are still to come.
 
-        Raises Busy while LXD is still at it, Unsettled if LXD does not take them, and what passes
-        by itself.
+        Raises Busy while the engine is still at it, Unsettled if the engine does not take them, and
+        what passes by itself.
         """
         if self._guard.has(name):
             async with self._settling(name):
@@ -558,7 +566,7 @@ class RestInstances:
         kept = self._guard.kept(name)
         if kept is None:
             return
-        # LXD lets settings be changed during a restore, and then overwrites them.
+        # The engine lets settings be changed during a restore, and then overwrites them.
         if name in await self._worked_on():
             raise Busy("a snapshot is being restored", operation="restore")
         try:
@@ -577,7 +585,7 @@ class RestInstances:
             data, etag = await self._client.tagged(path)
             if data["created_at"] != kept["created_at"]:
                 return  # Another one has its name by now.
-            # What LXD notes there goes with the disk as it is now.
+            # What the engine notes there goes with the disk as it is now.
             config = _but_volatile(kept) | _volatile(data)
             body = {**_changeable(kept), "config": config}
             if body != _changeable(data):
@@ -588,7 +596,8 @@ class RestInstances:
         return self._locks.setdefault(name, asyncio.Lock())
 
     async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
-        """Follow LXD's events for good; `connected` is called whenever LXD is there (again)."""
+        """Follow the engine's events for good; `connected` is called whenever the engine is there
+        (again)."""
         failures = 0
         while True:
             try:

@@ -1,4 +1,4 @@
-"""The interface of an engine, by subject; the modules beside this file implement it for LXD.
+"""The interface of an engine, by subject; the modules beside this file implement it.
 
 An engine raises the kinds of `EngineRefused` in podyd/base/errors.py for what it refuses,
 `Unavailable` if it cannot be reached, and `TimedOut` if something takes longer than its timeout.

@@ -1,7 +1,8 @@
-"""Profiles as files, in LXD's own format: what podyd ships, and what the admin puts beside it.
+"""Profiles as files, in the engine's own format: what podyd ships, and what the admin puts beside
+it.
 
-After setup LXD's copy counts; these files are copied to LXD only when a profile is missing there,
-or by an admin's command.
+After setup the engine's copy counts; these files are copied to the engine only when a profile is
+missing there, or by an admin's command.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def on_host(profile: Profile, pool: str, bridge: str, uuids: Mapping[str, str] |
 
 
 def body_of(profile: Profile) -> dict[str, Any]:
-    """What LXD's API takes."""
+    """What the engine's API takes."""
     return {
         "description": profile.description,
         "config": dict(profile.config),
@@ -98,7 +99,7 @@ def _read_file(path: Path) -> Profile:
     if not isinstance(data, dict):
         raise ConfigError(f"{expected}.")
     unknown = set(data) - {"name", "description", "config", "devices"}
-    # LXD shows these two as well; they say nothing about what a profile is.
+    # The engine shows these two as well; they say nothing about what a profile is.
     unknown -= {"used_by", "project"}
     if unknown:
         raise ConfigError(f"{expected}, without {', '.join(sorted(map(str, unknown)))}.")

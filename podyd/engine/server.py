@@ -1,4 +1,4 @@
-"""LXD itself, the host that it runs on, and what podyd's project may use of that."""
+"""The engine itself, the host that it runs on, and what podyd's project may use of that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ UIDS, GIDS = "restricted.idmap.uid", "restricted.idmap.gid"
 
 
 class RestServer:
-    """LXD's server, without a cache: a request takes 1 ms, and 28 ms for the cards."""
+    """The engine's server, without a cache: a request takes 1 ms, and 28 ms for the cards."""
 
     def __init__(self, client: RestClient) -> None:
         self._client = client
@@ -33,12 +33,12 @@ class RestServer:
         return self._client.dialect.key
 
     async def version(self) -> str | None:
-        """LXD's version; None if it does not report one."""
+        """The engine's version; None if it does not report one."""
         version: str | None = (await self._client.get("/1.0"))["environment"].get("server_version")
         return version
 
     async def trusts_podyd(self) -> bool:
-        """Whether LXD trusts podyd's certificate."""
+        """Whether the engine trusts podyd's certificate."""
         return bool((await self._client.get("/1.0"))["auth"] == "trusted")
 
     async def cards(self) -> tuple[PciCard, ...]:
@@ -58,8 +58,8 @@ class RestServer:
 
 
 def card_of(data: Mapping[str, Any], *, by_cdi: bool = False) -> PciCard:
-    """From LXD's JSON of a card; without nvidia-container-cli it knows no UUIDs, and it leaves out
-    the address of one at USB."""
+    """From the engine's JSON of a card; without nvidia-container-cli it knows no UUIDs, and it
+    leaves out the address of one at USB."""
     nvidia, drm = data.get("nvidia") or {}, data.get("drm") or {}
     numbers = (nvidia.get("card_device"), drm.get("card_device"), drm.get("render_device"))
     return PciCard(

@@ -245,7 +245,7 @@ def devices_of(profiles: Iterable[Profile]) -> Devices:
 
 
 def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
-    """The LXD keys of several profiles; the last value of a key counts."""
+    """The keys of several profiles; the last value of a key counts."""
     config: dict[str, str] = {}
     for profile in profiles:
         config |= profile.config
