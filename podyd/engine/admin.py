@@ -64,7 +64,8 @@ Say = Callable[[str], None]
 def project_config(dialect: Dialect) -> dict[str, str]:
     """podyd's project, as far as it is the same on every host."""
     own_images = "true" if dialect.has_own_images else "false"
-    return {"features.images": own_images, **_PROJECT_CONFIG}
+    own_zones = {"features.networks.zones": "true"} if dialect.has_own_zones else {}
+    return {"features.images": own_images, **own_zones, **_PROJECT_CONFIG}
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,9 @@ class Dialect:
     # changes the default project's; Incus lets it only read these
     # (internal/server/auth/driver_tls.go).
     has_own_images: bool
+    # Whether podyd's project has to have DNS zones of its own so that a restricted certificate
+    # makes none in the default project; LXD allows a restricted project none.
+    has_own_zones: bool
 
     def header_of(self, key: str) -> str:
         """The name of a header of the file API, such as that of a file's mode."""
@@ -113,6 +116,7 @@ LXD = Dialect(
     temporary="lxd_",
     bridge="lxdbr0",
     has_own_images=False,
+    has_own_zones=False,
 )
 INCUS = Dialect(
     key="incus",
@@ -129,6 +133,7 @@ INCUS = Dialect(
     temporary="incus_",
     bridge="incusbr0",
     has_own_images=True,
+    has_own_zones=True,
 )
 DIALECTS = (LXD, INCUS)
 # The file below `state_dir` in which setup keeps the word of the engine that it has chosen.
