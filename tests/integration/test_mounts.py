@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server
-from tests.integration.test_setup import Certified
+from tests.integration.test_confinement import Certified, error_of
 from tests.lab.nvml import FakeDriver
 
 
@@ -310,5 +310,6 @@ def test_podyds_certificate_gets_no_further(
         "config": {"raw.idmap": idmap} if idmap else {},
         "devices": {"x": device} if source else {},
     }
-    message = Certified(disk.node).refused("POST", "/1.0/instances", body)
+    intruder = Certified(disk.node.credentials, disk.node.project)
+    message = error_of(intruder.call("POST", "/1.0/instances", body))
     assert "not allowed" in message or "is forbidden" in message

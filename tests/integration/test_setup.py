@@ -1,68 +1,16 @@
-"""`podyd setup`, what its certificate cannot do, and profiles."""
+"""`podyd setup`, and profiles."""
 
 from __future__ import annotations
 
-import contextlib
-import json
 import pwd
-import ssl
-from collections.abc import Callable, Iterator, Mapping
-from http.client import HTTPSConnection
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import pytest
-import yaml
 
-from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, wait_until
+from tests.integration.harness import SMALL, Client, Node, Server, wait_until
 from tests.lab import lab
-
-
-class Certified:
-    """LXD over TLS with podyd's certificate: what somebody has who breaks into podyd."""
-
-    def __init__(self, node: Node) -> None:
-        self.directory = node.credentials
-        self.project = node.project
-        self._context = ssl.create_default_context(cafile=str(self.directory / "server.crt"))
-        self._context.check_hostname = False
-        self._context.load_cert_chain(self.directory / "client.crt", self.directory / "client.key")
-        self._address = urlsplit((self.directory / "endpoint").read_text().strip()).netloc
-
-    def call(
-        self, method: str, path: str, body: object = None, project: str | None = None
-    ) -> Mapping[str, Any]:
-        """LXD's answer, with the end of the operation where there is one."""
-        connection = HTTPSConnection(self._address, context=self._context, timeout=60)
-        mark = "&" if "?" in path else "?"
-        target = f"{path}{mark}project={project or self.project}"
-        connection.request(method, target, None if body is None else json.dumps(body))
-        answer: Mapping[str, Any] = json.loads(connection.getresponse().read())
-        connection.close()
-        if answer["type"] == "async":
-            operation = str(answer["operation"]).partition("?")[0]
-            return self.call("GET", f"{operation}/wait?timeout=60", project=project)
-        return answer
-
-    def refused(self, *args: Any, **kwargs: Any) -> str:
-        """The error, which there must be."""
-        answer = self.call(*args, **kwargs)
-        metadata = answer.get("metadata") or {}
-        failed = isinstance(metadata, dict) and metadata.get("status_code") == 400
-        assert answer["type"] == "error" or failed, answer
-        return str(answer.get("error") or metadata.get("err"))
-
-
-@pytest.fixture(scope="module")
-def intruder(node: Node, server: Server) -> Certified:
-    return Certified(node)
-
-
-def instance(name: str, **changes: Any) -> dict[str, Any]:
-    source = {"type": "image", "alias": IMAGE}
-    return {"name": name, "source": source, "profiles": ["podyd-base"], **changes}
-
 
 # --- Idempotent ---------------------------------------------------------------------------------
 
@@ -193,127 +141,6 @@ def test_a_reason_does_not_stop_a_podyd_that_was_set_up(node: Node) -> None:
         assert node.serve().stop() == 0
     finally:
         reason.unlink()
-
-
-# --- What the certificate cannot do -------------------------------------------------------------
-
-
-def test_podyd_does_not_open_the_unix_socket(node: Node, server: Server, alice: Client) -> None:
-    alice.get("/host/images").ok
-    links = []
-    for path in Path(f"/proc/{server.process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It has been closed since it was listed.
-            links.append(path.readlink())
-    assert links
-    inodes = {str(link)[8:-1] for link in links if str(link).startswith("socket:[")}
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    paths = [line.split()[7:] for line in lines if line.split()[6] in inodes]
-    assert not [path for path in paths if path and lab.ENGINE.key in path[0]]
-    status = Path(f"/proc/{server.process.pid}/status").read_text()
-    assert "\nUid:\t0" not in status
-    assert "\nCapEff:\t0000000000000000\n" in status
-
-
-def test_the_certificate_works(intruder: Certified) -> None:
-    assert intruder.call("GET", "/1.0")["metadata"]["auth"] == "trusted"
-    assert intruder.call("GET", "/1.0/profiles")["status_code"] == 200
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        {"security.privileged": "true"},
-        {"raw.lxc": "lxc.apparmor.profile=unconfined"},
-        {"raw.idmap": "both 0 0"},
-        {"security.nesting": "true"},
-        {"linux.kernel_modules": "loop"},
-        {"security.syscalls.intercept.mount": "true"},
-        {"raw.apparmor": "mount,"},
-    ],
-    ids=lambda config: next(iter(config)),
-)
-def test_no_dangerous_container(intruder: Certified, config: Mapping[str, str]) -> None:
-    error = intruder.refused("POST", "/1.0/instances", instance("evil", config=config))
-    assert "allowed" in error or "forbidden" in error, error
-
-
-@pytest.mark.parametrize(
-    "device",
-    [
-        {"type": "disk", "source": "/", "path": "/mnt"},
-        {"type": "disk", "source": "/etc", "path": "/mnt"},
-        {"type": "unix-char", "source": "/dev/mem", "path": "/dev/mem"},
-        {"type": "unix-block", "source": "/dev/sda", "path": "/dev/sda"},
-        {"type": "nic", "nictype": "physical", "parent": "eth0"},
-        {"type": "nic", "nictype": "bridged", "parent": "eth0"},
-        {"type": "nic", "nictype": "macvlan", "parent": "eth0"},
-        {
-            "type": "proxy",
-            "bind": "instance",
-            "listen": "tcp:127.0.0.1:8000",
-            "connect": f"unix:{lab.ENGINE.socket}",
-        },
-    ],
-    ids=lambda device: f"{device['type']} {device.get('source', device.get('nictype', ''))}",
-)
-def test_no_device_of_the_host(intruder: Certified, device: Mapping[str, str]) -> None:
-    error = intruder.refused("POST", "/1.0/instances", instance("evil", devices={"evil": device}))
-    assert "allowed" in error or "forbidden" in error, error
-
-
-def test_no_virtual_machine(intruder: Certified) -> None:
-    body = instance("evil", type="virtual-machine", config={"raw.qemu": "-x"})
-    assert intruder.refused("POST", "/1.0/instances", body)
-
-
-# As it must those of which projects make use; it lists and changes none (driver_tls.go).
-READS_DEFAULT = pytest.mark.lacks("incus", "each certificate reads profiles of the default project")
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("GET", "/1.0/instances", None),
-        ("POST", "/1.0/instances", instance("evil")),
-        pytest.param("GET", "/1.0/profiles/default", None, marks=READS_DEFAULT),
-        ("PATCH", "/1.0/profiles/default", {"config": {"user.x": "1"}}),
-    ],
-)
-def test_no_other_project(intruder: Certified, method: str, path: str, body: object) -> None:
-    assert intruder.refused(method, path, body, project="default")
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        ("PATCH", "/1.0", {"config": {"core.https_address": ":8443"}}),
-        ("PUT", "/1.0/projects/{project}", {"config": {"restricted": "false"}}),
-        ("POST", "/1.0/projects", {"name": "podyd-evil", "config": {}}),
-        ("POST", "/1.0/certificates", {"type": "client", "token": True, "name": "evil"}),
-        ("POST", "/1.0/storage-pools", {"name": "evil", "driver": "dir", "config": {}}),
-        ("POST", "/1.0/networks", {"name": "evil0", "config": {}}),
-    ],
-)
-def test_no_change_of_the_server(intruder: Certified, method: str, path: str, body: object) -> None:
-    assert intruder.refused(method, path.format(project=intruder.project), body)
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "body"),
-    [
-        # dnsmasq runs its `dhcp-script` as root, and writes its log where it is told.
-        ("PATCH", "", {"config": {"raw.dnsmasq": "log-facility=/tmp/podyd-evil"}}),
-        ("PATCH", "", {"config": {"bridge.external_interfaces": "eth0"}}),
-        ("POST", "/forwards", {"listen_address": "192.0.2.1"}),
-        ("DELETE", "", None),
-    ],
-)
-def test_no_change_of_the_bridge(
-    node: Node, intruder: Certified, method: str, path: str, body: object
-) -> None:
-    device = yaml.safe_load(node.lxc("profile", "show", "podyd-base"))["devices"]["eth0"]
-    bridge = device["parent"]
-    assert intruder.refused(method, f"/1.0/networks/{bridge}{path}", body)
 
 
 # --- Profiles -----------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ def incus_advisories(places: HostPaths, used: Dialect) -> Iterator[Remark]:
 
 def _of_engine(engine: Dialect, places: HostPaths, used: Dialect) -> Iterator[Remark]:
     table = load()
-    installed = _installed(engine, table, places)
+    installed = package_of(engine, table, places)
     if engine != used:
         yield from _beside(engine, table, installed)
     elif installed is not None:
@@ -119,7 +119,7 @@ def engine_program(admin: Admin, places: HostPaths) -> Iterator[Remark]:
 def nvidia_advisories(places: HostPaths, used: Dialect) -> Iterator[Remark]:
     """The same of NVIDIA's container toolkit, with which the engine gives pods their cards."""
     table = load()
-    engine = _installed(used, table, places)
+    engine = package_of(used, table, places)
     if engine is not None and engine.is_snap:
         yield from about(table, "nvidia", engine)
     elif (toolkit := _of_debian(table.products["nvidia"].packages, places)) is not None:
@@ -180,7 +180,7 @@ def _update(table: Table, product: str, installed: Installed) -> str:
     return command
 
 
-def _installed(engine: Dialect, table: Table, places: HostPaths) -> Installed | None:
+def package_of(engine: Dialect, table: Table, places: HostPaths) -> Installed | None:
     """The one that runs, else one that is installed."""
     product = table.products[engine.key]
     of_debian = _of_debian(product.packages, places)
