@@ -109,7 +109,13 @@ class Side(Admin):
 
     def original(self, name: str) -> Original | None:
         """One instance; None if there is none of this name."""
-        return next((item for item in self.originals() if item.name == name), None)
+        self.speak()
+        with _translated(f"{self.dialect.name} could not be asked for {name}"):
+            try:
+                answer = self._in_project.api.instances[name].get(params={"recursion": 1})
+            except pylxd.exceptions.NotFound:
+                return None
+            return _original(answer.json()["metadata"])
 
     def moved_images(self) -> list[MovedImage]:
         """The images that the project's containers can be made of."""

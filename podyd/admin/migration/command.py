@@ -63,8 +63,8 @@ class Migration:
             self.new.wait_until_idle()
             plan = self.show()
             self._refuse(plan.refusals)
-            chosen = kept(Path(self.config.state_dir)) == self.new.dialect
-            if not (plan.to_copy or plan.to_start or plan.images) and (chosen or not plan.pods):
+            is_over = self._uses(self.new) or not plan.pods
+            if not (plan.to_copy or plan.to_start or plan.images) and is_over:
                 self.say("Nothing is to be moved.")
                 return True
             if not ask("Move them?"):
@@ -78,11 +78,9 @@ class Migration:
             plan = self._plan()
             self._refuse(plan.refusals)
             moved = [pod for pod in plan.pods if pod.is_moved and pod.copied]
-            left = len(plan.pods) - len(moved)
-            if left:
+            if len(moved) < len(plan.pods) or not self._uses(self.new):
                 raise SetupError(
-                    f"{left} pods have not been moved yet.",
-                    advice="Call 'podyd migrate' first.",
+                    "Not everything has been moved yet.", advice="Call 'podyd migrate' first."
                 )
             old = self.old.dialect.name
             if not moved:
@@ -104,7 +102,7 @@ class Migration:
                 f"Use {len(marked)} pods in {self.old.dialect.name} as they were when they were"
                 f" moved, and delete them with all that is new in {self.new.dialect.name}?"
             )
-            if not marked:
+            if not marked and self._uses(self.old):
                 self.say("No pod has been moved.")
                 return True
             if not ask(question):
@@ -228,6 +226,10 @@ class Migration:
             f" well, 'podyd migrate --finish' deletes them from {self.old.dialect.name}."
         )
         return not failed
+
+    def _uses(self, side: Side) -> bool:
+        """Whether podyd is told to use this engine."""
+        return kept(Path(self.config.state_dir)) == side.dialect
 
     # --- Conditions ------------------------------------------------------------------------------
 

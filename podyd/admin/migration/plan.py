@@ -54,7 +54,7 @@ class Plan:
     refusals: Sequence[str] = ()
     # Of the new engine, about: None where it has no pool yet.
     free_bytes: int | None = None
-    # What all pods of the old engine's pool need at most, 0 where it does not say.
+    # What all pods of the old engine have at most, 0 where it does not say.
     pool_used_bytes: int = 0
     notes: Sequence[str] = ()
 
@@ -70,12 +70,17 @@ class Plan:
 
     @property
     def needed_bytes(self) -> int:
-        """At most, on the new pool: a snapshot that shares nothing is as large as its pod."""
+        """On the new pool: a snapshot that shares nothing is as large as its pod."""
         each = [pod.original for pod in self.to_copy]
         pods = sum(item.used_bytes * (1 + len(item.snapshots)) for item in each)
-        if each and self.pool_used_bytes:
-            pods = min(pods or self.pool_used_bytes, self.pool_used_bytes)
+        if self.pool_used_bytes:
+            pods = min(pods, self.pool_used_bytes)
         return pods + sum(image.size_bytes for image in self.images)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether it needs no more than that: a pool of kind dir says nothing of its pods."""
+        return all(pod.original.used_bytes for pod in self.to_copy)
 
     @property
     def seconds(self) -> float:
@@ -89,9 +94,10 @@ class Plan:
         for image in self.images:
             yield f"  image {', '.join(image.aliases) or image.fingerprint[:12]}: copied"
         free = "" if self.free_bytes is None else f" of {_about(self.free_bytes)} that are free"
+        most = "at most" if self.is_bound else "more than"
         yield (
             f"{len(self.to_copy)} of {len(self.pods)} pods are to be copied, {len(self.to_start)}"
-            f" to be started again; {new} needs at most {_about(self.needed_bytes)}{free}, and"
+            f" to be started again; {new} needs {most} {_about(self.needed_bytes)}{free}, and"
             f" it takes about {_duration(self.seconds)}. Pods are stopped one by one meanwhile."
         )
         yield (

@@ -394,6 +394,13 @@ def test_it_says_what_will_happen() -> None:
     assert "8.0 GiB of 20.0 GiB that are free, and it takes about 2 minutes" in summary
 
 
+def test_where_a_pool_says_nothing_of_its_pods_there_is_no_bound() -> None:
+    two = Two(original("p"), original("in a directory", used_bytes=0))
+    lines = "\n".join(two.plan(free_bytes=20 * GIB).lines("LXD", "Incus"))
+    assert "in a directory: copied (size unknown)" in lines
+    assert "Incus needs more than 2.0 GiB of 20.0 GiB" in lines
+
+
 def test_what_is_half_made_stays() -> None:
     half = original("half", has_run=False, config={"volatile.uuid": "u", MADE_AS: "half"})
     assert Two(original("podyd-commit-1"), half).plan().pods == []
