@@ -295,6 +295,11 @@ class Machine:
         """`apt-get` without questions."""
         return self.run("apt-get", "-q", "-y", *words, timeout=600)
 
+    def has(self, package: str) -> bool:
+        """Whether a package of Debian's is installed."""
+        wanted = ("dpkg-query", "--show", "--showformat=${db:Status-Status}", package)
+        return self.attempt(*wanted).stdout == "installed"
+
     def path(self, inside: str) -> Path:
         """Where this host sees one of its files."""
         return self.root / inside.lstrip("/")
