@@ -96,13 +96,16 @@ class Migration:
     def back(self, ask: Ask) -> bool:
         """Have the old engine's pods used again, if the admin agrees."""
         with self._alone():
+            self._check()
             self._refuse(self._running())
-            marked = [item.name for item in self.old.originals() if KEY in item.config]
+            there = self.old.originals()
+            marked = [item.name for item in there if KEY in item.config]
             question = (
                 f"Use {len(marked)} pods in {self.old.dialect.name} as they were when they were"
                 f" moved, and delete them with all that is new in {self.new.dialect.name}?"
             )
-            if not marked and self._uses(self.old):
+            # One that was interrupted may have had all but its last step.
+            if not marked and not (there and self._uses(self.new)):
                 self.say("No pod has been moved.")
                 return True
             if not ask(question):
@@ -115,9 +118,7 @@ class Migration:
     # --- Steps -----------------------------------------------------------------------------------
 
     def _plan(self) -> Plan:
-        for side in (self.old, self.new):
-            if side.is_clustered():
-                raise SetupError(f"{side.dialect.name} is a cluster, of which podyd moves nothing.")
+        self._check()
         has_project = self.new.project_config() is not None
         self.old.speak()
         used = sum(pool.used_bytes for pool in self.old.pools())
@@ -169,12 +170,7 @@ class Migration:
     def _prepare(self) -> Translation:
         """Have the new engine as `podyd setup` has it, but for the trust in podyd's certificate."""
         self.old.speak()
-        settings = self.old.project_config()
-        if settings is None:
-            raise SetupError(
-                f"{self.old.dialect.name} has no project {self.config.lxd.project}.",
-                advice="'lxd.project' in podyd.yaml says which one has the pods.",
-            )
+        settings = self.old.project_config() or {}
         bridges = frozenset(bridge.name for bridge in self.old.bridges())
         openings = setup.openings(self.config) | self.old.openings_in_use(())
         profiles = self.old.profiles()
@@ -232,6 +228,17 @@ class Migration:
         return kept(Path(self.config.state_dir)) == side.dialect
 
     # --- Conditions ------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        """Raises SetupError where podyd's pods can be neither moved nor brought back."""
+        for side in (self.old, self.new):
+            if side.is_clustered():
+                raise SetupError(f"{side.dialect.name} is a cluster, of which podyd moves nothing.")
+        if self.old.project_config() is None:
+            raise SetupError(
+                f"{self.old.dialect.name} has no project {self.config.lxd.project}.",
+                advice="'lxd.project' in podyd.yaml says which one has the pods.",
+            )
 
     def _fingerprint(self, side: Side) -> str:
         """That of podyd's certificate for an engine; "" if there is none."""
