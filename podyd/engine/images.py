@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
@@ -9,8 +11,11 @@ from urllib.parse import quote
 from podyd.engine.rest import RestClient, members_of
 from podyd.engine.times import parse_time
 from podyd.engine.types import NewImage, PackProgress, StoredImage
+from podyd.engine.websocket import Websocket
 
 _IMAGES, _ALIASES = "/1.0/images", "/1.0/images/aliases"
+# How long an event with progress may take; while there is some, one comes every second.
+TOLD_SECONDS = 1.5
 # The engine packs with tar2sqfs then, which makes holes of zeros. It has it use xz, which takes as
 # long as gzip at this level, and six times as long at its own.
 _WITH_HOLES = {"compression_algorithm": "squashfs -X level=0"}
@@ -55,8 +60,25 @@ class RestImageStore:
         """The progress of an image that is being packed, or unpacked for an instance. Raises
         Missing if that has ended."""
         operation = await self._client.get(packing)
-        progress = (operation["metadata"] or {}).get("progress", {})
+        progress = _progress_of(operation)
+        if not progress and await self._tells_in_events():
+            progress = await self._told(operation["id"])
         return PackProgress(_whole(progress, "percent"), _whole(progress, "speed"))
+
+    async def _tells_in_events(self) -> bool:
+        """Whether the engine tells of progress in events alone: LXD from 6.8 on, the first with
+        this extension (RenderWithoutProgress in lxd/operations/operations.go)."""
+        return "bulk_operations" in (await self._client.get("/1.0"))["api_extensions"]
+
+    async def _told(self, operation: str) -> Mapping[str, str]:
+        """The progress in the next event of an operation; none if none comes soon."""
+        stream = await self._client.websocket("/1.0/events", type="operation")
+        try:
+            return await asyncio.wait_for(_next_progress(stream, operation), TOLD_SECONDS)
+        except asyncio.TimeoutError:
+            return {}
+        finally:
+            stream.close()
 
     async def name(self, alias: str, fingerprint: str) -> None:
         """Give an image a name that no other one has. Raises NameTaken."""
@@ -66,6 +88,19 @@ class RestImageStore:
         """Move a name from another image to this one. Raises Missing."""
         path = f"{_ALIASES}/{quote(alias, safe='')}"
         await self._client.change("PUT", path, {"target": fingerprint})
+
+
+def _progress_of(operation: Mapping[str, Any]) -> Mapping[str, str]:
+    progress: Mapping[str, str] = (operation["metadata"] or {}).get("progress", {})
+    return progress
+
+
+async def _next_progress(stream: Websocket, operation: str) -> Mapping[str, str]:
+    while (message := await stream.read_message()) is not None:
+        told = json.loads(message)["metadata"]
+        if told["id"] == operation and (progress := _progress_of(told)):
+            return progress
+    return {}
 
 
 def _whole(progress: Mapping[str, str], key: str) -> int | None:
