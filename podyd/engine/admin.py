@@ -40,15 +40,15 @@ TIMEOUT = 120
 _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controller$")
 
 # The certificate has access to this project only. Storage volumes are the project's own, so that no
-# pod can mount another project's; images are shared, so that the admin's are offered. Networks are
-# its own too, and it has none: access to a shared network includes changes, and `raw.dnsmasq` of a
-# bridge is as good as root on the host. So pods have the bridge as a NIC's parent, which "managed"
-# NICs may not; restricted.networks.access allows this parent only. Proxy devices stay blocked,
-# which is the default: with `bind=instance` one could forward LXD's own unix socket into a pod.
-# Disks are those of the pools; if podyd.yaml mounts members' own directories, Openings allows these
-# too. See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+# pod can mount another project's. In LXD, images are shared, so that the admin's are offered, and
+# networks are the project's own, and it has none: access to a shared network includes changes, and
+# `raw.dnsmasq` of a bridge is as good as root on the host. So pods have the bridge as a NIC's
+# parent, which "managed" NICs may not; restricted.networks.access allows this parent only. In Incus
+# it is the other way round (see Dialect). Proxy devices stay blocked, which is the default: with
+# `bind=instance` one could forward LXD's own unix socket into a pod. Disks are those of the pools;
+# if podyd.yaml mounts members' own directories, Openings allows these too.
+# See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
 _PROJECT_CONFIG = {
-    "features.networks": "true",
     "features.profiles": "true",
     "features.storage.volumes": "true",
     "restricted": "true",
@@ -63,9 +63,12 @@ Say = Callable[[str], None]
 
 def project_config(dialect: Dialect) -> dict[str, str]:
     """podyd's project, as far as it is the same on every host."""
-    own_images = "true" if dialect.has_own_images else "false"
+    own = {
+        "features.images": "true" if dialect.has_own_images else "false",
+        "features.networks": "true" if dialect.has_own_networks else "false",
+    }
     own_zones = {"features.networks.zones": "true"} if dialect.has_own_zones else {}
-    return {"features.images": own_images, **own_zones, **_PROJECT_CONFIG}
+    return own | own_zones | _PROJECT_CONFIG
 
 
 @dataclass(frozen=True)

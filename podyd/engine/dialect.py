@@ -70,6 +70,10 @@ class Dialect:
     # changes the default project's; Incus lets it only read these
     # (internal/server/auth/driver_tls.go).
     has_own_images: bool
+    # Whether podyd's project has networks of its own. Without, a restricted certificate changes the
+    # default project's; Incus lets it read these that the project may use, and from 7.0.2 on has a
+    # project's own ones only with OVN.
+    has_own_networks: bool
     # Whether podyd's project has to have DNS zones of its own so that a restricted certificate
     # makes none in the default project; LXD allows a restricted project none.
     has_own_zones: bool
@@ -116,6 +120,7 @@ LXD = Dialect(
     temporary="lxd_",
     bridge="lxdbr0",
     has_own_images=False,
+    has_own_networks=True,
     has_own_zones=False,
 )
 INCUS = Dialect(
@@ -133,6 +138,7 @@ INCUS = Dialect(
     temporary="incus_",
     bridge="incusbr0",
     has_own_images=True,
+    has_own_networks=False,
     has_own_zones=True,
 )
 DIALECTS = (LXD, INCUS)
