@@ -1,0 +1,187 @@
+"""What is asked of the two engines between which instances move; tests/integration/test_migrate.py
+does it with real ones."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from podyd.base.errors import SetupError
+from podyd.engine.dialect import INCUS, LXD, Place
+from podyd.engine.moving import Offer, Side
+
+OPERATION = "6916c8a6-9b7d-4abd-90b3-aedfec7ec7da"
+INSTANCE = {
+    "name": "p",
+    "type": "container",
+    "status": "Stopped",
+    "ephemeral": False,
+    "stateful": False,
+    "architecture": "x86_64",
+    "description": "",
+    "created_at": "2026-01-01T00:00:00Z",
+    "last_used_at": "1970-01-01T00:00:00Z",
+    "profiles": ["podyd-base"],
+    "config": {
+        "limits.cpu": "2",
+        "volatile.uuid": "u",
+        "volatile.base_image": "f",
+        "volatile.eth0.hwaddr": "00:16:3e:00:00:01",
+        "volatile.eth0.host_name": "veth1",
+        "volatile.idmap.base": "0",
+        "volatile.last_state.idmap": "[]",
+        "volatile.last_state.power": "STOPPED",
+    },
+    "devices": {},
+    "expanded_config": {},
+    "expanded_devices": {"root": {"type": "disk", "path": "/", "pool": "default"}},
+    "snapshots": [{"name": "early"}],
+    "state": {"disk": {"root": {"usage": 4096}}},
+}
+
+
+class Stub(socketserver.ThreadingUnixStreamServer):
+    """An engine with one instance, whose operations end as a test says."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), Handler)
+        self.end: dict[str, Any] | None = {"status_code": 200, "err": ""}
+        self.settings: dict[str, str] = {}
+        self.sent: list[tuple[str, str, Any]] = []
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Stub
+
+    def address_string(self) -> str:
+        return "unix"
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nothing: there is no use for it."""
+
+    def do_GET(self) -> None:
+        match self.path.partition("?")[0]:
+            case path if path.startswith("/1.0/operations/"):
+                self.answer(self.server.end)
+            case "/1.0/projects":
+                self.answer([{"name": "podyd", "config": self.server.settings}])
+            case "/1.0/projects/podyd":
+                self.answer({"description": "", "config": self.server.settings})
+            case "/1.0/instances":
+                self.answer([INSTANCE])
+            case "/1.0/instances/p":
+                self.answer(INSTANCE)
+            case "/1.0":
+                self.answer({"auth": "trusted", "api_extensions": ["projects"], "environment": {}})
+            case _:
+                self.answer(None)
+
+    def do_POST(self) -> None:
+        self.change()
+
+    def do_PUT(self) -> None:
+        self.change()
+
+    def change(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.sent.append((self.command, self.path.partition("?")[0], body))
+        path = f"/1.0/operations/{OPERATION}"
+        self.send(202, {"type": "async", "operation": path, "metadata": {"id": OPERATION}})
+
+    def answer(self, metadata: Any) -> None:
+        if metadata is None:
+            self.send(404, {"type": "error", "error": "not found", "error_code": 404})
+        else:
+            self.send(200, {"type": "sync", "metadata": metadata})
+
+    def send(self, status: int, answer: dict[str, Any]) -> None:
+        data = json.dumps(answer).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[Stub]:
+    with Stub(tmp_path / "unix.socket") as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+    LXD.speak()
+
+
+@pytest.fixture
+def side(stub: Stub, tmp_path: Path) -> Side:
+    return Side(INCUS, "podyd", place=Place(tmp_path, "incus"))
+
+
+OFFER = Offer("https://127.0.0.1:8443/1.0/operations/x", "PEM", {"control": "s"})
+
+
+def test_an_instance_is_read_whole(side: Side) -> None:
+    (original,) = side.originals()
+    assert original == side.original("p")
+    assert (original.uuid, original.snapshots, original.used_bytes) == ("u", ("early",), 4096)
+    assert not original.has_run
+    assert side.original("other") is None
+
+
+def test_a_copy_keeps_who_it_is_and_not_how_it_ran(side: Side, stub: Stub) -> None:
+    (original,) = side.originals()
+    side.fetch("p", original, OFFER)
+    ((method, path, body),) = stub.sent
+    assert (method, path) == ("POST", "/1.0/instances")
+    # Of a restricted project, or of how the old engine has shifted files, it must say nothing.
+    assert body["config"] == {
+        "limits.cpu": "2",
+        "volatile.uuid": "u",
+        "volatile.base_image": "f",
+        "volatile.eth0.hwaddr": "00:16:3e:00:00:01",
+    }
+    assert body["source"]["operation"] == OFFER.address
+    assert (body["devices"], body["profiles"]) == ({}, ["podyd-base"])
+
+
+def test_why_a_copy_failed_is_told(side: Side, stub: Stub) -> None:
+    stub.end = {"status_code": 400, "err": "No space left on device"}
+    with pytest.raises(SetupError, match="Incus: No space left on device"):
+        side.fetch("p", side.originals()[0], OFFER)
+
+
+def test_what_has_ended_long_ago_has_ended(side: Side, stub: Stub) -> None:
+    stub.end = None
+    side.set_keys("p", {"limits.cpu": None, "user.new": "1"})
+    ((_, path, body),) = stub.sent
+    assert path == "/1.0/instances/p"
+    assert (body["config"].get("limits.cpu"), body["config"]["user.new"]) == (None, "1")
+    assert body["config"]["volatile.uuid"] == "u"
+
+
+def test_what_an_admin_has_set_in_the_project_is_taken_over(side: Side, stub: Stub) -> None:
+    stub.settings = {"limits.instances": "5"}
+    said: list[str] = []
+    side.take_settings(
+        {
+            "limits.instances": "9",
+            "restricted.containers.nesting": "allow",
+            "restricted.devices.gpu": "block",
+            "restricted.networks.access": "lxdbr0",
+            "restricted.idmap.uid": "1000",
+            "features.images": "false",
+        },
+        said.append,
+    )
+    ((_, _, body),) = stub.sent
+    added = {"restricted.containers.nesting": "allow"}
+    assert body["config"] == {"limits.instances": "5", **added}
+    assert said == ["project podyd: set restricted.containers.nesting"]
