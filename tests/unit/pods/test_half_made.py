@@ -51,9 +51,12 @@ class Lxd(RestInstances):
         self.uuids: set[str] = set()
 
     async def get(self, path: str, **query: Any) -> Any:
+        if path.partition("?")[0].endswith("/state"):  # It is not about to have stopped.
+            return {}
         assert path == "/1.0/operations"
         doing = self.is_doing.pop(0) if self.is_doing else set()
-        return {"running": [{"id": one, "class": "task", "resources": None} for one in doing]}
+        of_task = {"class": "task", "resources": None, "metadata": None}
+        return {"running": [{"id": one, **of_task} for one in doing]}
 
     async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
         name = path.split("/")[3]
