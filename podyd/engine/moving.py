@@ -326,16 +326,27 @@ class Side(Admin):
             self._wait_for(answer["metadata"]["id"])
 
     def _wait_for(self, identity: str) -> None:
-        operation = self._client.api.operations[identity].wait
+        operation = self._client.api.operations[identity]
         while True:
             try:
-                answer = operation.get(params={"timeout": WAIT_SECONDS}).json()["metadata"]
+                waited = operation.wait.get(params={"timeout": WAIT_SECONDS})
             except pylxd.exceptions.NotFound:
                 return  # It has ended so long ago that it is forgotten.
+            except pylxd.exceptions.LXDAPIException as error:
+                # Incus, and LXD from 5.15 on: it has failed, or WAIT_SECONDS are over.
+                waited = self._as_it_is(operation, error)
+            answer = waited.json()["metadata"]
             if answer["status_code"] >= 400:
                 raise SetupError(f"{self.dialect.name}: {answer['err']}.")
             if answer["status_code"] >= 200:
                 return
+
+    def _as_it_is(self, operation: Any, error: Exception) -> Any:
+        """The answer with an operation of which a wait has ended in an error. Raises SetupError."""
+        try:
+            return operation.get()
+        except pylxd.exceptions.NotFound:
+            raise SetupError(f"{self.dialect.name}: {error}.") from error
 
 
 def _original(data: Mapping[str, Any]) -> Original:

@@ -55,6 +55,8 @@ class Stub(socketserver.ThreadingUnixStreamServer):
     def __init__(self, path: Path) -> None:
         super().__init__(str(path), Handler)
         self.end: dict[str, Any] | None = {"status_code": 200, "err": ""}
+        # What waits are answered with before, as Incus 6.0.4 does: an error with HTTP's 200.
+        self.late: list[str] = []
         self.settings: dict[str, str] = {}
         self.sent: list[tuple[str, str, Any]] = []
 
@@ -70,8 +72,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         match self.path.partition("?")[0]:
+            case path if path.endswith("/wait") and self.server.late:
+                error = self.server.late.pop(0)
+                self.send(200, {"type": "error", "error": error, "error_code": 500})
             case path if path.startswith("/1.0/operations/"):
-                self.answer(self.server.end)
+                answer = {"status_code": 103, "err": ""} if self.server.late else self.server.end
+                self.answer(answer)
             case "/1.0/projects":
                 self.answer([{"name": "podyd", "config": self.server.settings}])
             case "/1.0/projects/podyd":
@@ -156,6 +162,19 @@ def test_why_a_copy_failed_is_told(side: Side, stub: Stub) -> None:
     stub.end = {"status_code": 400, "err": "No space left on device"}
     with pytest.raises(SetupError, match="Incus: No space left on device"):
         side.fetch("p", side.originals()[0], OFFER)
+
+
+def test_what_takes_long_is_waited_for(side: Side, stub: Stub) -> None:
+    stub.late = ["context deadline exceeded"] * 3
+    side.fetch("p", side.originals()[0], OFFER)
+    assert stub.late == []
+
+
+def test_the_error_of_what_has_failed_in_place_of_it(side: Side, stub: Stub) -> None:
+    for stub.end in ({"status_code": 400, "err": "No space left on device"}, None):
+        stub.late = ["No space left on device"]
+        with pytest.raises(SetupError, match="Incus: No space left on device"):
+            side.fetch("p", side.originals()[0], OFFER)
 
 
 def test_what_has_ended_long_ago_has_ended(side: Side, stub: Stub) -> None:
