@@ -431,6 +431,15 @@ SERVER = [
     server("GET", NETWORK, project="{own}", says=NOT_THERE, through=(INCUS,)),
     # Which would be the default project's, had podyd's none of its own.
     server("POST", "/1.0/network-zones", {"name": "{own}.example"}, project="{own}"),
+    # In the default project, where it may not change it: no network has it.
+    server(
+        "POST",
+        "/1.0/network-acls",
+        {"name": "{own}"},
+        project="{own}",
+        through=(INCUS,),
+        on=(INCUS,),
+    ),
     server("POST", "/1.0/networks", {"name": "evil0", "type": "bridge"}, project="default"),
     server("PATCH", NETWORK, {"config": {"user.x": "1"}}, project="default"),
 ]
@@ -840,6 +849,7 @@ class Scene:
                 self.admin("DELETE", f"/1.0/{kind}/evil", None, project)
         for project in (self.words["own"], "default"):
             self.admin("DELETE", f"/1.0/network-zones/{self.words['own']}.example", None, project)
+            self.admin("DELETE", f"/1.0/network-acls/{self.words['own']}", None, project)
         (self.host / "written").unlink(missing_ok=True)
 
     def close(self) -> None:
