@@ -122,13 +122,23 @@ class Lab:
 
 
 @pytest.fixture
-def moving() -> Iterator[Lab]:
+def incus() -> Iterator[None]:
+    """The other engine's lab, which is there, or for as long as this test runs."""
     if DIALECT.key != "lxd":
         pytest.skip("it begins with an LXD")
-    if lab.read_state(INCUS.state_file) is None:
-        if shutil.which(INCUS.command) is None:
-            pytest.skip("Incus is not installed: type 'apt install incus-base incus-client'")
-        run(sys.executable, str(Path(lab.__file__)), "up", "--engine", "incus")
+    is_there = lab.read_state(INCUS.state_file) is not None
+    if not is_there and shutil.which(INCUS.command) is None:
+        pytest.skip("Incus is not installed: type 'apt install incus-base incus-client'")
+    command = [sys.executable, str(Path(lab.__file__))]
+    if not is_there:
+        run(*command, "up", "--engine", INCUS.key)
+    yield
+    if not is_there:
+        run(*command, "down", "--engine", INCUS.key)
+
+
+@pytest.fixture
+def moving(incus: None) -> Iterator[Lab]:
     node = Node()
     try:
         node.start_helper()
