@@ -29,6 +29,8 @@ for top in /sys/fs/cgroup/*/; do
     for key in cpuset.cpus cpuset.mems; do
         [ ! -e "$top$key" ] || cat "$top$key" >"$top$0/$key"
     done
+    # LXC 7 leaves those of a pod's empty, and nothing may enter it then.
+    [ ! -e "$top$0/cpuset.cpus" ] || echo 1 >"$top$0/cgroup.clone_children"
     echo $$ >"$top$0/cgroup.procs"
 done
 exec "$@"
