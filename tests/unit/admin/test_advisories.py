@@ -339,7 +339,9 @@ def test_a_changelog_is_read(places: HostPaths, runs: None) -> None:
     assert "CVE-2026-63298" not in worst.what
 
 
-@pytest.mark.parametrize("broken", [b"no gzip", gzip.compress(b"x" * 9999)[:-12]])
+@pytest.mark.parametrize(
+    "broken", [b"no gzip", gzip.compress(b"x" * 9999)[:-12]], ids=["no gzip", "cut off"]
+)
 def test_a_broken_changelog_names_nothing(places: HostPaths, runs: None, broken: bytes) -> None:
     install(places, "lxd", "5.0.2-5+deb12u7", "CVE-2026-48751")
     (places.docs / "lxd/changelog.Debian.gz").write_bytes(broken)
