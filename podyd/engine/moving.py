@@ -133,13 +133,6 @@ class Side(Admin):
             if item["type"] == "container" and not item.get("cached")
         ]
 
-    def top_of(self, name: str) -> frozenset[str]:
-        """The names in the root directory of an instance that does not run."""
-        self.speak()
-        with _translated(f"{self.dialect.name} could not show the files of {name}"):
-            answer = self._in_project.api.instances[name].files.get(params={"path": "/"})
-            return frozenset(answer.json()["metadata"])
-
     # --- The one that instances leave ------------------------------------------------------------
 
     def set_keys(self, name: str, keys: Mapping[str, str | None]) -> None:

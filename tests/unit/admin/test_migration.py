@@ -93,9 +93,6 @@ class FakeEngine:
     def moved_images(self) -> list[MovedImage]:
         return list(self.stored.values())
 
-    def top_of(self, name: str) -> frozenset[str]:
-        return frozenset({self.files[name]})
-
     def set_keys(self, name: str, keys: Keys) -> None:
         with self.fate.change():
             merged = {**self.there[name].config, **keys}

@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from podyd.admin.migration.move import Move
+from podyd.admin.migration.plan import Plan, Pod
+from podyd.admin.migration.translation import Translation
 from podyd.base.errors import SetupError
 from podyd.engine.dialect import INCUS, LXD, Place
 from podyd.engine.moving import Offer, Side
@@ -46,6 +49,13 @@ INSTANCE = {
     "state": {"disk": {"root": {"usage": 4096}}},
 }
 
+SERVER = {
+    "auth": "trusted",
+    "api_extensions": ["projects"],
+    "config": {"core.https_address": "127.0.0.1:8443"},
+    "environment": {"certificate": "PEM"},
+}
+
 
 class Stub(socketserver.ThreadingUnixStreamServer):
     """An engine with one instance, whose operations end as a test says."""
@@ -59,6 +69,7 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         self.late: list[str] = []
         self.settings: dict[str, str] = {}
         self.sent: list[tuple[str, str, Any]] = []
+        self.asked: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -71,6 +82,7 @@ class Handler(BaseHTTPRequestHandler):
         """Nothing: there is no use for it."""
 
     def do_GET(self) -> None:
+        self.server.asked.append(self.path)
         match self.path.partition("?")[0]:
             case path if path.endswith("/wait") and self.server.late:
                 error = self.server.late.pop(0)
@@ -87,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
             case "/1.0/instances/p":
                 self.answer(INSTANCE)
             case "/1.0":
-                self.answer({"auth": "trusted", "api_extensions": ["projects"], "environment": {}})
+                self.answer(SERVER)
             case _:
                 self.answer(None)
 
@@ -101,7 +113,8 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.server.sent.append((self.command, self.path.partition("?")[0], body))
         path = f"/1.0/operations/{OPERATION}"
-        self.send(202, {"type": "async", "operation": path, "metadata": {"id": OPERATION}})
+        made = {"id": OPERATION, "metadata": {"control": "s"}}
+        self.send(202, {"type": "async", "operation": path, "metadata": made})
 
     def answer(self, metadata: Any) -> None:
         if metadata is None:
@@ -156,6 +169,15 @@ def test_a_copy_keeps_who_it_is_and_not_how_it_ran(side: Side, stub: Stub) -> No
     }
     assert body["source"]["operation"] == OFFER.address
     assert (body["devices"], body["profiles"]) == ({}, ["podyd-base"])
+
+
+def test_no_file_of_a_pod_is_asked_for(side: Side, stub: Stub, tmp_path: Path) -> None:
+    # For a list of a directory, the engine has the pod's own libraries name the owners, as root.
+    old = Side(LXD, "podyd", place=Place(tmp_path, "lxd"))
+    move = Move(old, side, Translation(frozenset(), "", ""), lambda text: None)
+    move.pods(Plan([Pod(side.originals()[0], None)]))
+    assert [body["name"] for _, _, body in stub.sent if "source" in body] == ["p"]
+    assert not [path for path in stub.asked if "/files" in path]
 
 
 def test_why_a_copy_failed_is_told(side: Side, stub: Stub) -> None:
