@@ -59,7 +59,7 @@ class Migration:
     def run(self, ask: Ask) -> bool:
         """Move everything, if the admin agrees; whether all that ran before runs again."""
         with self._alone():
-            self._refuse(self._running())
+            self._check_alone()
             self.new.wait_until_idle()
             plan = self.show()
             self._refuse(plan.refusals)
@@ -97,7 +97,7 @@ class Migration:
         """Have the old engine's pods used again, if the admin agrees."""
         with self._alone():
             self._check()
-            self._refuse(self._running())
+            self._check_alone()
             there = self.old.originals()
             marked = [item.name for item in there if KEY in item.config]
             question = (
@@ -158,7 +158,7 @@ class Migration:
         # While the project refuses what pods may not have: before any pod is stopped.
         for pod in plan.to_copy:
             self.new.try_out(translation.original(pod.original))
-        move = Move(self.old, self.new, translation, self.say)
+        move = Move(self.old, self.new, translation, self.say, self._check_alone)
         move.images(plan.images)
         self.new.confine(restricted=False)
         try:
@@ -213,7 +213,8 @@ class Migration:
     def _start(self) -> bool:
         self.old.speak()
         plan = self._plan()
-        move = Move(self.old, self.new, Translation(frozenset(), "", ""), self.say)
+        nothing = Translation(frozenset(), "", "")
+        move = Move(self.old, self.new, nothing, self.say, self._check_alone)
         failed = move.start([pod for pod in plan.to_start if pod.is_moved])
         for sentence in failed:
             self.say(f"{sentence} It has been moved; start it by hand, or call this again.")
@@ -251,6 +252,9 @@ class Migration:
         with contextlib.suppress(OSError):
             socket.create_connection((host or "127.0.0.1", port), ANSWER_SECONDS).close()
             yield f"podyd is running at {self.config.listen}: type 'systemctl stop podyd'."
+
+    def _check_alone(self) -> None:
+        self._refuse(self._running())
 
     @staticmethod
     def _refuse(sentences: Iterator[str] | Sequence[str]) -> None:

@@ -7,7 +7,8 @@ on when it is begun again. A pod is never without a whole instance: the old engi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from podyd.admin.migration.mark import mark_of, new_mark
@@ -40,13 +41,22 @@ class Engine(Protocol):
 
 
 class Move:
-    """Moves pods and images; `say` is called per change. Methods raise SetupError."""
+    """Moves pods and images; `say` is called per change. Methods raise SetupError, also that of
+    `check`, which is called before each pod."""
 
-    def __init__(self, old: Engine, new: Engine, translation: Translation, say: Say) -> None:
+    def __init__(
+        self,
+        old: Engine,
+        new: Engine,
+        translation: Translation,
+        say: Say,
+        check: Callable[[], None],
+    ) -> None:
         self._old = old
         self._new = new
         self._translation = translation
         self._say = say
+        self._check = check
 
     def images(self, images: Iterable[MovedImage]) -> None:
         """Copy images with their names; a name that another image has there stays so."""
@@ -62,7 +72,8 @@ class Move:
         """Copy all pods; the first that cannot be copied ends it."""
         for number, pod in enumerate(plan.pods, 1):
             if not pod.is_moved:
-                self._pod(pod)
+                self._check()
+                self._pod(self._as_it_is(pod))
                 self._say(f"moved {pod.name} ({number} of {len(plan.pods)})")
 
     def _pod(self, pod: Pod) -> None:
@@ -77,11 +88,17 @@ class Move:
                 self._new.delete(name)
             # That it has run before, the copy does not know.
             self._copy(name, mark.undone() | {MADE_AS: None})
+        self._stopped(name)
         self._old.set_keys(name, mark.at("moved" if mark.ran else "done").keys())
+
+    def _as_it_is(self, pod: Pod) -> Pod:
+        """The same, read anew: since the plan, its turn may have been hours away."""
+        original = self._there(self._old, pod.name)
+        return replace(pod, original=original, mark=mark_of(pod.name, original.config))
 
     def _copy(self, name: str, keys: Keys) -> None:
         # As it is now that it is marked and does not run; the copy has the mark with the rest.
-        original = self._there(self._old, name)
+        original = self._stopped(name)
         like = self._translation.original(original)
         self._new.fetch(name, like, self._old.offer(name))
         differences = self._differences(like, self._there(self._new, name))
@@ -90,7 +107,19 @@ class Move:
                 f"The copy of {name} differs from it: {', '.join(differences)}.",
                 advice="Call 'podyd migrate' again to have it copied anew.",
             )
+        self._stopped(name)
         self._new.finish(name, like, keys)
+
+    def _stopped(self, name: str) -> Original:
+        """The old engine's, which somebody may have started: its files would change meanwhile, and
+        later it would run in both."""
+        original = self._there(self._old, name)
+        if original.status != "stopped":
+            raise SetupError(
+                f"{name} is not stopped in the engine that it leaves.",
+                advice="Stop it there, and call 'podyd migrate' again.",
+            )
+        return original
 
     @staticmethod
     def _there(engine: Engine, name: str) -> Original:
@@ -123,6 +152,7 @@ class Move:
         for pod in pods:
             assert pod.mark is not None, "it has been moved"
             try:
+                self._stopped(pod.name)
                 self._new.start(pod.name)
             except SetupError as error:
                 failed.append(str(error))

@@ -169,6 +169,11 @@ class Two:
         self.old = FakeEngine(self.fate).have(*(pods or PODS))
         self.old.stored = {IMAGE.fingerprint: IMAGE}
         self.new = FakeEngine(self.fate)
+        self.is_podyd_running = False
+
+    def check(self) -> None:
+        if self.is_podyd_running:
+            raise SetupError("podyd is running.")
 
     def plan(self, free_bytes: int | None = None) -> Plan:
         return plan(
@@ -183,9 +188,9 @@ class Two:
             pool_used_bytes=0,
         )
 
-    def migrate(self) -> list[str]:
-        move = Move(self.old, self.new, TRANSLATION, lambda text: None)
-        before = self.plan()
+    def migrate(self, before: Plan | None = None) -> list[str]:
+        move = Move(self.old, self.new, TRANSLATION, lambda text: None, self.check)
+        before = before or self.plan()
         assert not before.refusals
         move.images(before.images)
         move.pods(before)
@@ -267,6 +272,65 @@ def test_a_pod_that_somebody_has_started_meanwhile_is_stopped_again() -> None:
             two.old.there[name] = replace(item, status="running")
     two.migrate()
     assert not two.plan().to_copy
+
+
+def test_a_pod_that_was_started_after_the_plan_is_stopped_and_started_again() -> None:
+    two = Two()
+    before = two.plan()
+    two.old.there["stopped"] = replace(two.old.there["stopped"], status="running")
+    assert two.migrate(before) == []
+    two.check_safe()
+    assert two.new.starts == ["stopped", "running", "frozen", "boots"]
+
+
+def test_a_pod_that_does_not_stay_stopped_is_not_copied() -> None:
+    two = Two()
+    two.old.stop = lambda name: None  # type: ignore[method-assign]
+    with pytest.raises(SetupError, match="running is not stopped"):
+        two.migrate()
+    assert list(two.new.there) == ["stopped"]
+
+
+def test_a_pod_that_is_started_while_it_is_copied_is_not_of_use() -> None:
+    two = Two()
+    fetch = two.new.fetch
+
+    def slow(name: str, like: Original, offer: Offer) -> None:
+        fetch(name, like, offer)
+        two.old.there[name] = replace(two.old.there[name], status="running")
+
+    two.new.fetch = slow  # type: ignore[method-assign]
+    with pytest.raises(SetupError, match="stopped is not stopped"):
+        two.migrate()
+    assert KEY in two.new.there["stopped"].config
+    two.new.fetch = fetch  # type: ignore[method-assign]
+    two.migrate()
+    two.check_moved()
+
+
+def test_what_runs_in_the_old_engine_is_not_started_in_the_new_one() -> None:
+    two = Two()
+    two.new.refuses = {"running"}
+    two.migrate()
+    two.new.refuses = set()
+    two.old.there["running"] = replace(two.old.there["running"], status="running")
+    (sentence,) = two.migrate()
+    assert "running is not stopped" in sentence
+    assert two.new.there["running"].status == "stopped"
+
+
+def test_before_each_pod_it_asks_whether_podyd_runs() -> None:
+    two = Two()
+    fetch = two.new.fetch
+
+    def meanwhile(name: str, like: Original, offer: Offer) -> None:
+        fetch(name, like, offer)
+        two.is_podyd_running = True
+
+    two.new.fetch = meanwhile  # type: ignore[method-assign]
+    with pytest.raises(SetupError, match="podyd is running"):
+        two.migrate()
+    assert [name for name, item in two.old.there.items() if KEY in item.config] == ["stopped"]
 
 
 def test_a_copy_that_differs_is_made_anew() -> None:

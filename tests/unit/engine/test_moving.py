@@ -174,7 +174,7 @@ def test_a_copy_keeps_who_it_is_and_not_how_it_ran(side: Side, stub: Stub) -> No
 def test_no_file_of_a_pod_is_asked_for(side: Side, stub: Stub, tmp_path: Path) -> None:
     # For a list of a directory, the engine has the pod's own libraries name the owners, as root.
     old = Side(LXD, "podyd", place=Place(tmp_path, "lxd"))
-    move = Move(old, side, Translation(frozenset(), "", ""), lambda text: None)
+    move = Move(old, side, Translation(frozenset(), "", ""), *[lambda *_: None] * 2)
     move.pods(Plan([Pod(side.originals()[0], None)]))
     assert [body["name"] for _, _, body in stub.sent if "source" in body] == ["p"]
     assert not [path for path in stub.asked if "/files" in path]
