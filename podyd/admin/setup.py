@@ -26,7 +26,7 @@ from podyd.base.files import make_directory
 from podyd.config.schema import Config
 from podyd.engine import profile_files
 from podyd.engine.admin import Admin, Openings
-from podyd.engine.dialect import AUTO, CHOICE, INCUS, Dialect, kept, named, running
+from podyd.engine.dialect import AUTO, CHOICE, INCUS, Dialect, kept, listening, named
 from podyd.engine.rest import Credentials
 from podyd.node import netlink
 from podyd.node.directories import fit_directories
@@ -68,7 +68,7 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
     kernel.raise_limits(say)
     dialect = choose(config, say)
     dialect.speak()
-    admin = Admin(dialect, config.lxd.project)
+    admin = reach(dialect, config.lxd.project)
     account = _prepare_user(user, say)
     _prepare_pam(config.auth.pam_service, say)
     pool = admin.prepare_pool(say)
@@ -86,8 +86,9 @@ def _prepare_all(config: Config, user: str, say: Say) -> None:
 
 def choose(config: Config, say: Say) -> Dialect:
     """The engine for pods: what podyd.yaml says, what was chosen before, the one that runs; where
-    both do, the one that has podyd's project, else the one that has instances, else Incus, of
-    which known holes are mended soonest.
+    both do, the one that has podyd's project (if both have, the one with pods in it, as a
+    migration leaves the project behind), else the one that has instances, else Incus, of which
+    known holes are mended soonest.
 
     What was chosen stays, also while it does not run: pods are in it. Raises SetupError.
     """
@@ -96,7 +97,7 @@ def choose(config: Config, say: Say) -> Dialect:
     before = kept(Path(config.state_dir))
     if before is not None:
         return before
-    engines = running()
+    engines = listening()
     if not engines:
         raise SetupError(
             "No engine for pods is running here: neither LXD nor Incus.",
@@ -105,15 +106,7 @@ def choose(config: Config, say: Say) -> Dialect:
         )
     if len(engines) == 1:
         return engines[0]
-    with_project, in_use = [], []
-    for engine in engines:
-        engine.speak()  # If it does not answer, the error names it.
-        admin = Admin(engine, config.lxd.project)
-        if admin.project_config() is not None:
-            with_project.append(engine)
-        if admin.has_instances():
-            in_use.append(engine)
-    dialect = [*with_project, *in_use, INCUS][0]
+    dialect = max(engines, key=lambda engine: _claims(engine, config.lxd.project))
     names = " and ".join(engine.name for engine in engines)
     say(
         f"{names} run here; pods are made in {dialect.name}. To change that, write"
@@ -121,6 +114,26 @@ def choose(config: Config, say: Say) -> Dialect:
         " and run 'podyd setup' again"
     )
     return dialect
+
+
+def _claims(engine: Dialect, project: str) -> tuple[bool, ...]:
+    """What speaks for an engine, the strongest first."""
+    engine.speak()  # If it does not answer, the error names it.
+    admin = reach(engine, project)
+    has_project = admin.project_config() is not None
+    return has_project, has_project and admin.has_pods(), admin.has_instances(), engine == INCUS
+
+
+def reach(dialect: Dialect, project: str) -> Admin:
+    """The engine, as root. Raises SetupError, which says how to use the other one if that runs."""
+    try:
+        return Admin(dialect, project)
+    except SetupError as error:
+        other = next((other for other in listening() if other != dialect), None)
+        if other is None:
+            raise
+        way = f"Or write 'engine: {other.key}' into podyd.yaml; its pods are others."
+        raise SetupError(error.detail, advice=f"{error.advice} {way}".lstrip()) from error
 
 
 def keep_choice(state_dir: str, dialect: Dialect, group: int) -> None:

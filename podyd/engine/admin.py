@@ -296,6 +296,11 @@ class Admin:
             parameters = {"all-projects": "true"}
             return bool(self._client.api.instances.get(params=parameters).json()["metadata"])
 
+    def has_pods(self) -> bool:
+        """Whether there is an instance in the project, which there has to be."""
+        with _translated(f"{ENGINE} could not be asked for its instances"):
+            return bool(self._get(self._in_project.api.instances))
+
     # --- Profiles --------------------------------------------------------------------------------
 
     def profile(self, name: str) -> Profile | None:

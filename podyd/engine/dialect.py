@@ -9,12 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
+
+# Seconds; only a queue that is full makes one wait.
+CONNECT_TIMEOUT = 5
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,18 @@ class Place:
             return stat.S_ISSOCK(self.socket.stat().st_mode)
         except OSError:
             return False
+
+    def is_left_behind(self) -> bool:
+        """Whether nobody listens at the socket: its engine has ended."""
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(CONNECT_TIMEOUT)
+            try:
+                connection.connect(str(self.socket))
+            except ConnectionRefusedError:
+                return True
+            except OSError:
+                return False
+        return False
 
 
 @dataclass(frozen=True)
@@ -160,6 +176,12 @@ def named(key: str) -> Dialect:
 def running() -> list[Dialect]:
     """The engines that run on this host."""
     return [dialect for dialect in DIALECTS if dialect.running() is not None]
+
+
+def listening() -> list[Dialect]:
+    """Those that run and have left no socket of a dead one alone."""
+    places = {dialect: dialect.running() for dialect in DIALECTS}
+    return [dialect for dialect, place in places.items() if place and not place.is_left_behind()]
 
 
 def place_of(dialect: Dialect) -> Place:

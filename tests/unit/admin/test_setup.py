@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import socketserver
 import threading
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from podyd.admin.setup import choose
+from podyd.admin.setup import choose, reach
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
 from podyd.engine.dialect import CHOICE, DIALECTS, INCUS, LXD, Dialect
@@ -28,6 +29,8 @@ class StandIn(socketserver.ThreadingUnixStreamServer):
         super().__init__(str(directory / "unix.socket"), Handler)
         self.projects = ["default"]
         self.instances: list[str] = []
+        # Those of podyd's project.
+        self.pods: list[str] = []
         self.is_well = True
 
 
@@ -44,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
         answers: dict[str, object] = {
             "/1.0": {"auth": "trusted", "api_extensions": ["projects"], "environment": {}},
             "/1.0/projects": [{"name": name, "config": {}} for name in self.server.projects],
-            "/1.0/instances": [f"/1.0/instances/{name}" for name in self.server.instances],
+            "/1.0/instances": [f"/1.0/instances/{name}" for name in self._instances()],
         }
         answer = {"type": "sync", "metadata": answers[self.path.partition("?")[0]]}
         data = json.dumps(answer).encode()
@@ -53,6 +56,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _instances(self) -> list[str]:
+        is_project = "project=podyd" in self.path
+        return self.server.pods + ([] if is_project else self.server.instances)
 
 
 class Host:
@@ -74,6 +81,12 @@ class Host:
     def without(self, dialect: Dialect) -> None:
         """As if it were not there."""
         (self._directory / dialect.key / "unix.socket").unlink()
+
+    def kill(self, dialect: Dialect) -> None:
+        """Its socket stays, and refuses."""
+        self.without(dialect)
+        with socket.socket(socket.AF_UNIX) as dead:
+            dead.bind(str(self._directory / dialect.key / "unix.socket"))
 
     def choose(self, engine: str = "auto") -> Dialect:
         state = self._directory / "state"
@@ -122,6 +135,16 @@ def test_of_both_the_one_with_podyds_project(host: Host, dialect: Dialect) -> No
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
+def test_of_two_projects_the_one_with_pods(host: Host, dialect: Dialect) -> None:
+    """After a migration LXD keeps a project without any."""
+    for server in host.engines.values():
+        server.projects.append("podyd")
+        server.instances.append("web")
+    host.engines[dialect].pods.append("pod")
+    assert host.choose() is dialect
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
 def test_else_the_one_that_has_instances(host: Host, dialect: Dialect) -> None:
     host.engines[dialect].instances.append("web")
     assert host.choose() is dialect
@@ -148,5 +171,28 @@ def test_what_the_admin_says_or_setup_took_before_stays(host: Host, dialect: Dia
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_one_that_does_not_answer_is_named(host: Host, dialect: Dialect) -> None:
     host.engines[dialect].is_well = False
-    with pytest.raises(SetupError, match=f"^{dialect.name} does not answer"):
+    (other,) = {LXD, INCUS} - {dialect}
+    way = f"Or write 'engine: {other.key}' into podyd.yaml"
+    with pytest.raises(SetupError, match=f"^{dialect.name} does not answer.*{way}"):
         host.choose()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_socket_of_a_dead_one_does_not_count(host: Host, dialect: Dialect) -> None:
+    (other,) = {LXD, INCUS} - {dialect}
+    host.kill(dialect)
+    assert host.choose() is other
+    assert host.said == []
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_where_the_chosen_one_is_gone_there_is_another(host: Host, dialect: Dialect) -> None:
+    (other,) = {LXD, INCUS} - {dialect}
+    host.without(dialect)
+    with pytest.raises(SetupError, match=f"'engine: {other.key}'.*; its pods are others") as caught:
+        reach(dialect, "podyd")
+    assert caught.value.detail == f"{dialect.name} is not running here."
+    host.without(other)
+    with pytest.raises(SetupError) as caught:
+        reach(dialect, "podyd")
+    assert "podyd.yaml" not in str(caught.value)
