@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from podyd.admin import kernel
+from podyd.admin.migration import lock as migration
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
 from podyd.base.files import make_directory
@@ -44,13 +45,14 @@ def prepare(config: Config, user: str, say: Say) -> None:
 
     Raises SetupError.
     """
-    if os.geteuid() != 0:
-        raise SetupError(
-            "Setting up needs root.",
-            advice="Type 'sudo podyd setup'.",
-        )
     try:
-        _prepare_all(config, user, say)
+        with migration.without(config.state_dir, SetupError):
+            if os.geteuid() != 0:
+                raise SetupError(
+                    "Setting up needs root.",
+                    advice="Type 'sudo podyd setup'.",
+                )
+            _prepare_all(config, user, say)
     except OSError as error:
         raise SetupError(
             f"{error.filename} cannot be prepared ({error.strerror}). Where podyd.yaml names other"

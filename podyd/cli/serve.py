@@ -18,6 +18,7 @@ from tornado.httpserver import HTTPServer
 from tornado.netutil import bind_sockets
 
 from podyd import __version__
+from podyd.admin.migration import lock as migration
 from podyd.api.handler import MAX_DROPPED_BYTES
 from podyd.api.tls import Certificate
 from podyd.app import App, build
@@ -55,6 +56,9 @@ def serve(path: Path) -> None:
     else:
         log_to(logging.StreamHandler(), "%(asctime)s %(levelname)s %(name)s: %(message)s")
     config = load(path)
+    # Before its port is taken, which says that podyd runs.
+    with migration.without(config.state_dir, NotSetUp):
+        pass
     settings = Settings(config, path)
     certificate = Certificate(settings, config.tls) if config.tls else None
     sockets = _listen(config, path)

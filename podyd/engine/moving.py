@@ -310,6 +310,18 @@ class Side(Admin):
             with _translated(f"{self.dialect.name} could not remove podyd's certificate"):
                 self._client.api.certificates[fingerprint].delete()
 
+    def trusted(self) -> dict[str, str]:
+        """The certificates that are confined to the project, or to it and others: their names by
+        their fingerprints."""
+        self.speak()
+        with _translated(f"{self.dialect.name} could not be asked for its certificates"):
+            certificates = self._get(self._client.api.certificates)
+        return {
+            item["fingerprint"]: item["name"]
+            for item in certificates
+            if self._project in (item.get("projects") or ())
+        }
+
     # --- Operations ------------------------------------------------------------------------------
 
     def _wait(self, response: Any) -> None:

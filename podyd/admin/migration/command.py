@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import fnmatch
 import os
 import pwd
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.admin import setup
+from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
 from podyd.admin.migration.plan import Plan, plan
@@ -24,7 +24,6 @@ from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
 from podyd.engine.moving import Side
 from podyd.engine.rest import Credentials
 
-LOCK = "migration.lock"
 ANSWER_SECONDS = 3.0
 
 Ask = Callable[[str], bool]
@@ -58,7 +57,7 @@ class Migration:
 
     def run(self, ask: Ask) -> bool:
         """Move everything, if the admin agrees; whether all that ran before runs again."""
-        with self._alone():
+        with alone(self.config.state_dir):
             self._check_alone()
             self.new.wait_until_idle()
             plan = self.show()
@@ -74,7 +73,7 @@ class Migration:
 
     def finish(self, ask: Ask) -> bool:
         """Delete what was moved from the old engine, if the admin agrees."""
-        with self._alone():
+        with alone(self.config.state_dir):
             plan = self._plan()
             self._refuse(plan.refusals)
             moved = [pod for pod in plan.pods if pod.is_moved and pod.copied]
@@ -95,7 +94,7 @@ class Migration:
 
     def back(self, ask: Ask) -> bool:
         """Have the old engine's pods used again, if the admin agrees."""
-        with self._alone():
+        with alone(self.config.state_dir):
             self._check()
             self._check_alone()
             there = self.old.originals()
@@ -160,12 +159,28 @@ class Migration:
             self.new.try_out(translation.original(pod.original))
         move = Move(self.old, self.new, translation, self.say, self._check_alone)
         move.images(plan.images)
-        self.new.confine(restricted=False)
         try:
+            self.open_project()
             move.pods(plan)
         finally:
             self._confine()
         self._choose(self.new)
+
+    def open_project(self) -> None:
+        """Have the new engine's project refuse nothing, where nobody but root can use that."""
+        self._check_alone()
+        # Since it was taken away, images were copied.
+        self.new.distrust(self._fingerprint(self.new))
+        command = self.new.dialect.command
+        self._refuse(
+            [
+                f"{self.new.dialect.name} trusts the certificate {name!r} for project"
+                f" {self.config.lxd.project}, which refuses nothing while pods are copied: remove"
+                f" it ('{command} config trust remove {fingerprint[:12]}') and call this again."
+                for fingerprint, name in self.new.trusted().items()
+            ]
+        )
+        self.new.confine(restricted=False)
 
     def _prepare(self) -> Translation:
         """Have the new engine as `podyd setup` has it, but for the trust in podyd's certificate."""
@@ -261,23 +276,6 @@ class Migration:
         reasons = list(sentences)
         if reasons:
             raise SetupError(" ".join(reasons))
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other 'podyd migrate' runs meanwhile; one that is killed does not count."""
-        path = Path(self.config.state_dir) / LOCK
-        try:
-            file = path.open("w")
-        except OSError as error:
-            raise SetupError(
-                f"{path} cannot be made ({error.strerror}).", advice="Run 'podyd setup' first."
-            ) from error
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise SetupError("Another 'podyd migrate' is running.") from None
-            yield
 
 
 def _side(dialect: Dialect, config: Config) -> Side:

@@ -49,6 +49,11 @@ INSTANCE = {
     "state": {"disk": {"root": {"usage": 4096}}},
 }
 
+CERTIFICATES = [
+    {"fingerprint": "a", "name": "laptop", "restricted": False, "projects": None},
+    {"fingerprint": "b", "name": "ci", "restricted": True, "projects": ["other", "podyd"]},
+    {"fingerprint": "c", "name": "web", "restricted": True, "projects": ["other"]},
+]
 SERVER = {
     "auth": "trusted",
     "api_extensions": ["projects"],
@@ -94,6 +99,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer([{"name": "podyd", "config": self.server.settings}])
             case "/1.0/projects/podyd":
                 self.answer({"description": "", "config": self.server.settings})
+            case "/1.0/certificates":
+                self.answer(CERTIFICATES)
             case "/1.0/instances":
                 self.answer([INSTANCE])
             case "/1.0/instances/p":
@@ -206,6 +213,10 @@ def test_what_has_ended_long_ago_has_ended(side: Side, stub: Stub) -> None:
     assert path == "/1.0/instances/p"
     assert (body["config"].get("limits.cpu"), body["config"]["user.new"]) == (None, "1")
     assert body["config"]["volatile.uuid"] == "u"
+
+
+def test_who_is_trusted_for_the_project(side: Side) -> None:
+    assert side.trusted() == {"b": "ci"}
 
 
 def test_what_an_admin_has_set_in_the_project_is_taken_over(side: Side, stub: Stub) -> None:

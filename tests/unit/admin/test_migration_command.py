@@ -1,0 +1,126 @@
+"""What of `podyd migrate` keeps others away meanwhile."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from podyd.admin import setup
+from podyd.admin.migration.command import Migration
+from podyd.admin.migration.lock import LOCK, alone
+from podyd.base.errors import SetupError
+from podyd.config.schema import AuthConfig, Config
+from podyd.engine.dialect import INCUS, Dialect
+from podyd.engine.moving import Side
+
+
+@dataclass
+class FakeSide:
+    """Notes what is changed."""
+
+    dialect: Dialect = INCUS
+    trusts: dict[str, str] = field(default_factory=dict)
+    changed: list[str] = field(default_factory=list)
+
+    def distrust(self, fingerprint: str) -> None:
+        self.changed.append("distrust")
+
+    def trusted(self) -> dict[str, str]:
+        return self.trusts
+
+    def confine(self, *, restricted: bool) -> None:
+        self.changed.append(f"restricted {restricted}")
+
+
+@pytest.fixture
+def port() -> Iterator[socket.socket]:
+    """That of podyd, at which nobody listens yet."""
+    with socket.socket() as item:
+        item.bind(("127.0.0.1", 0))
+        yield item
+
+
+@pytest.fixture
+def config(port: socket.socket, tmp_path: Path) -> Config:
+    # Nothing can be made below a file: a setup that goes on gets no further.
+    (tmp_path / "file").touch()
+    return Config(
+        listen=f"127.0.0.1:{port.getsockname()[1]}",
+        state_dir=str(tmp_path),
+        auth=AuthConfig(socket=str(tmp_path / "file" / "run" / "auth.sock")),
+    )
+
+
+@pytest.fixture
+def new() -> FakeSide:
+    return FakeSide()
+
+
+@pytest.fixture
+def migration(config: Config, new: FakeSide) -> Migration:
+    return Migration(config, "podyd", cast(Side, new), cast(Side, new), lambda text: None)
+
+
+def test_the_project_is_open_to_nobody(migration: Migration, new: FakeSide) -> None:
+    migration.open_project()
+    assert new.changed == ["distrust", "restricted False"]
+
+
+def test_the_project_stays_closed_while_podyd_runs(
+    migration: Migration, new: FakeSide, port: socket.socket
+) -> None:
+    port.listen()
+    with pytest.raises(SetupError, match="systemctl stop podyd"):
+        migration.open_project()
+    assert new.changed == []
+
+
+def test_the_project_stays_closed_while_another_is_trusted(
+    migration: Migration, new: FakeSide
+) -> None:
+    new.trusts = {"f" * 64: "ci"}
+    with pytest.raises(SetupError, match=r"'ci' .*: remove it .'incus config trust remove ffff"):
+        migration.open_project()
+    assert "restricted False" not in new.changed
+
+
+def test_two_do_not_run_at_once(config: Config) -> None:
+    with (
+        alone(config.state_dir),
+        pytest.raises(SetupError, match="Another"),
+        alone(config.state_dir),
+    ):
+        pass
+    with alone(config.state_dir):
+        pass
+
+
+def test_setup_waits_for_its_end(config: Config) -> None:
+    with alone(config.state_dir), pytest.raises(SetupError, match="is moving pods"):
+        setup.prepare(config, "podyd", lambda text: None)
+    with pytest.raises(SetupError) as found:
+        setup.prepare(config, "podyd", lambda text: None)
+    assert "migrate" not in str(found.value)
+
+
+def test_the_service_waits_for_its_end(config: Config) -> None:
+    path = Path(config.state_dir) / "podyd.yaml"
+    path.write_text(f"listen: {config.listen}\nstate_dir: {config.state_dir}\n")
+    umask = os.umask(0o077)
+    try:
+        with alone(config.state_dir):
+            command = [sys.executable, "-m", "podyd", "serve", "--config", str(path)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+    finally:
+        os.umask(umask)
+    assert done.returncode == os.EX_CONFIG
+    assert "podyd: 'podyd migrate' is moving pods." in done.stderr
+    assert (Path(config.state_dir) / LOCK).stat().st_mode & 0o044
