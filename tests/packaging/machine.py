@@ -62,6 +62,7 @@ COMMAND_SECONDS = 300.0
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 # Of systemd-nspawn.
 ENVIRONMENT = {"PATH": SYSTEM_PATH, "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "1"}
+UNIFIED = {"SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"}
 LOOP_MAJOR, LOOPS = 7, 32
 
 
@@ -153,7 +154,7 @@ class Machine:
             self._process = subprocess.Popen(
                 self.contained("--boot"),
                 # As every server of today; this host's own may be older.
-                env={**ENVIRONMENT, "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1"},
+                env=ENVIRONMENT | UNIFIED,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
