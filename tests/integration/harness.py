@@ -705,6 +705,9 @@ class Node:
         """Restore an instance, its settings too."""
         self._change("PUT", instance, {"restore": snapshot})
 
+    def delete_snapshot(self, instance: str, name: str) -> None:
+        self._change("DELETE", f"{instance}/snapshots/{name}", {})
+
     def _change(self, method: str, path: str, body: Mapping[str, Any]) -> None:
         self.lxd.change(method, f"/1.0/instances/{path}?project={self.project}", dict(body))
 

@@ -517,7 +517,7 @@ def test_a_copy_of_when_it_had_the_card_has_none(site: Site) -> None:
     finally:
         pod.close()
         site.node.lxc("delete", "-f", name)
-        site.node.lxc("delete", f"{site.one.name}/then")
+        site.node.delete_snapshot(site.one.name, "then")
 
 
 def test_rules_outlive_the_helper_and_it_catches_up(site: Site) -> None:

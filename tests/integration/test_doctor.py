@@ -78,9 +78,12 @@ def the_one(findings: Mapping[str, list[Json]]) -> Json:
 
 
 @pytest.fixture
-def seen(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The tests' LXD is also the one that this process finds."""
+def seen(node: Node, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The tests' engine is also the one that this process finds, and names."""
     monkeypatch.setenv(lab.ENGINE.variable, node.environment[lab.ENGINE.variable])
+    DIALECT.speak()
+    yield
+    LXD.speak()
 
 
 @pytest.fixture
