@@ -47,7 +47,7 @@ from podyd.engine.growth import Packing
 from podyd.engine.interface import Engine
 from podyd.engine.rest import Credentials, RestClient
 from podyd.engine.rest_engine import rest_engine
-from podyd.engine.restore_guard import RestoreGuard
+from podyd.engine.restore_guard import RESTORING, RestoreGuard
 from podyd.engine.room import HostRoom
 from podyd.gpus.access import Access
 from podyd.gpus.activity import Activity
@@ -266,7 +266,7 @@ def _backends(settings: Settings) -> Backends:
     return Backends(
         settings=settings,
         client=client,
-        engine=rest_engine(client, RestoreGuard(config.data_dir / "restoring")),
+        engine=rest_engine(client, RestoreGuard(config.data_dir / RESTORING)),
         endings=endings,
         executor=RestExecutor(client, cleaning, endings),
         node=LocalNode(

@@ -17,6 +17,8 @@ from typing import Any
 
 _SETTINGS = ("config", "devices", "expanded_config", "expanded_devices", "profiles")
 SUFFIX = ".json"
+# The directory of such files, in that of podyd's data.
+RESTORING = "restoring"
 
 
 class RestoreGuard:

@@ -23,6 +23,7 @@ from podyd.engine.admin import Say
 from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
 from podyd.engine.moving import Side
 from podyd.engine.rest import Credentials
+from podyd.engine.restore_guard import RESTORING
 
 ANSWER_SECONDS = 3.0
 
@@ -51,15 +52,16 @@ class Migration:
         plan = self._plan()
         for line in plan.lines(self.old.dialect.name, self.new.dialect.name):
             self.say(line)
-        for sentence in [*plan.refusals, *self._running()]:
+        for sentence in [*plan.refusals, *self._running(), *self._unsettled()]:
             self.say(f"Not yet: {sentence}")
         return plan
 
     def run(self, ask: Ask) -> bool:
         """Move everything, if the admin agrees; whether all that ran before runs again."""
         with alone(self.config.state_dir):
-            self._check_alone()
-            self.new.wait_until_idle()
+            self._refuse([*self._running(), *self._unsettled()])
+            for side in (self.old, self.new):
+                side.wait_until_idle()
             plan = self.show()
             self._refuse(plan.refusals)
             is_over = self._uses(self.new) or not plan.pods
@@ -82,13 +84,14 @@ class Migration:
                     "Not everything has been moved yet.", advice="Call 'podyd migrate' first."
                 )
             old = self.old.dialect.name
+            # One that was killed as the last pod had been moved has not come to it.
+            self._leave()
             if not moved:
                 self.say(f"{old} has none of the pods that were moved.")
                 return True
             if not ask(f"Delete {len(moved)} pods from {old}, for good?"):
                 return False
             remove_originals(self.old, moved, self.say)
-            self.old.distrust(self._fingerprint(self.old))
             self.say(f"{old} has no more of podyd than its project, profiles and images.")
             return True
 
@@ -109,10 +112,12 @@ class Migration:
                 return True
             if not ask(question):
                 return False
-            go_back(self.old, self.new, self.say)
+            failed = go_back(self.old, self.new, self.say)
             self._confine()
             self._choose(self.old)
-            return True
+            for sentence in failed:
+                self.say(f"{sentence} It is a member's again; start it by hand.")
+            return not failed
 
     # --- Steps -----------------------------------------------------------------------------------
 
@@ -165,6 +170,11 @@ class Migration:
         finally:
             self._confine()
         self._choose(self.new)
+        self._leave()
+
+    def _leave(self) -> None:
+        """Have the old engine trust podyd no more; `back` has it do so again."""
+        self.old.distrust(self._fingerprint(self.old))
 
     def open_project(self) -> None:
         """Have the new engine's project refuse nothing, where nobody but root can use that."""
@@ -267,6 +277,16 @@ class Migration:
         with contextlib.suppress(OSError):
             socket.create_connection((host or "127.0.0.1", port), ANSWER_SECONDS).close()
             yield f"podyd is running at {self.config.listen}: type 'systemctl stop podyd'."
+
+    def _unsettled(self) -> Iterator[str]:
+        """That podyd was ended while the engine restored a snapshot, which takes the settings back
+        to those of then: podyd has the current ones in a file, and sets them when it starts."""
+        with contextlib.suppress(OSError):
+            if any((self.config.data_dir / RESTORING).iterdir()):
+                yield (
+                    "A snapshot was being restored when podyd ended: type 'systemctl start podyd'"
+                    " once, until it has settled, and then 'systemctl stop podyd'."
+                )
 
     def _check_alone(self) -> None:
         self._refuse(self._running())

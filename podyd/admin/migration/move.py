@@ -170,10 +170,12 @@ def remove_originals(old: Engine, pods: Sequence[Pod], say: Say) -> None:
             say(f"deleted {pod.name}")
 
 
-def go_back(old: Engine, new: Engine, say: Say) -> None:
+def go_back(old: Engine, new: Engine, say: Say) -> list[str]:
     """Have the old engine's instances used again, as they were when each was moved; the new
-    engine's copies of them are deleted."""
-    new.wait_until_idle()
+    engine's copies of them are deleted. A sentence for each that ran and does not start."""
+    failed = []
+    for engine in (old, new):
+        engine.wait_until_idle()
     copies = {item.name: item for item in new.originals()}
     for original in old.originals():
         mark = mark_of(original.name, original.config)
@@ -187,7 +189,12 @@ def go_back(old: Engine, new: Engine, say: Say) -> None:
             if copy.status != "stopped":
                 new.stop(copy.name)
             new.delete(copy.name)
+        # Before its mark goes: one that is killed here starts it when it is called again.
         if mark.ran:
-            old.start(original.name)
+            try:
+                old.start(original.name)
+            except SetupError as error:
+                failed.append(str(error))
         old.set_keys(original.name, mark.undone())
         say(f"{original.name} is as it was")
+    return failed

@@ -77,6 +77,7 @@ class FakeEngine:
     files: dict[str, str] = field(default_factory=dict)
     starts: list[str] = field(default_factory=list)
     refuses: set[str] = field(default_factory=set)
+    is_idle: bool = False
 
     def have(self, *originals: Original) -> FakeEngine:
         for item in originals:
@@ -148,7 +149,7 @@ class FakeEngine:
             self.stored[fingerprint] = replace(image, aliases=(*image.aliases, alias))
 
     def wait_until_idle(self) -> None:
-        pass
+        self.is_idle = True
 
 
 PODS = (
@@ -395,6 +396,19 @@ def test_one_can_go_back_also_when_that_is_killed(at: int) -> None:
             item = two.old.there[pod.name]
             assert item.config == pod.config
             assert (item.status == "stopped") == (pod.status == "stopped")
+
+
+def test_one_can_go_back_though_a_pod_does_not_start() -> None:
+    two = Two()
+    two.migrate()
+    two.old.refuses = {"running"}
+    assert go_back(two.old, two.new, lambda text: None) == ["running does not start."]
+    assert (two.old.is_idle, two.new.is_idle) == (True, True)
+    assert two.new.there == {}
+    assert {name: item.config for name, item in two.old.there.items()} == {
+        pod.name: pod.config for pod in PODS
+    }
+    assert two.old.starts == ["frozen", "boots"]
 
 
 # --- The plan -----------------------------------------------------------------------------------

@@ -18,8 +18,9 @@ from podyd.admin.migration.command import Migration
 from podyd.admin.migration.lock import LOCK, alone
 from podyd.base.errors import SetupError
 from podyd.config.schema import AuthConfig, Config
-from podyd.engine.dialect import INCUS, Dialect
-from podyd.engine.moving import Side
+from podyd.engine.admin import Pool
+from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
+from podyd.engine.moving import MovedImage, Original, Side
 
 
 @dataclass
@@ -35,6 +36,27 @@ class FakeSide:
 
     def trusted(self) -> dict[str, str]:
         return self.trusts
+
+    def speak(self) -> None:
+        pass
+
+    def is_clustered(self) -> bool:
+        return False
+
+    def project_config(self) -> dict[str, str]:
+        return {}
+
+    def originals(self) -> list[Original]:
+        return []
+
+    def moved_images(self) -> list[MovedImage]:
+        return []
+
+    def pools(self) -> list[Pool]:
+        return []
+
+    def wait_until_idle(self) -> None:
+        self.changed.append("idle")
 
     def confine(self, *, restricted: bool) -> None:
         self.changed.append(f"restricted {restricted}")
@@ -60,13 +82,18 @@ def config(port: socket.socket, tmp_path: Path) -> Config:
 
 
 @pytest.fixture
+def old() -> FakeSide:
+    return FakeSide(LXD)
+
+
+@pytest.fixture
 def new() -> FakeSide:
     return FakeSide()
 
 
 @pytest.fixture
-def migration(config: Config, new: FakeSide) -> Migration:
-    return Migration(config, "podyd", cast(Side, new), cast(Side, new), lambda text: None)
+def migration(config: Config, old: FakeSide, new: FakeSide) -> Migration:
+    return Migration(config, "podyd", cast(Side, old), cast(Side, new), lambda text: None)
 
 
 def test_the_project_is_open_to_nobody(migration: Migration, new: FakeSide) -> None:
@@ -124,3 +151,27 @@ def test_the_service_waits_for_its_end(config: Config) -> None:
     assert done.returncode == os.EX_CONFIG
     assert "podyd: 'podyd migrate' is moving pods." in done.stderr
     assert (Path(config.state_dir) / LOCK).stat().st_mode & 0o044
+
+
+def test_what_both_engines_still_do_ends_first(
+    migration: Migration, old: FakeSide, new: FakeSide
+) -> None:
+    assert migration.run(lambda question: False)
+    assert (old.changed, new.changed) == (["idle"], ["idle"])
+
+
+def test_what_podyd_has_still_to_set_is_set_first(migration: Migration, old: FakeSide) -> None:
+    directory = migration.config.data_dir / "restoring"
+    directory.mkdir(parents=True)
+    (directory / "p.json").touch()
+    with pytest.raises(SetupError, match="A snapshot was being restored when podyd ended"):
+        migration.run(lambda question: True)
+    assert old.changed == []
+
+
+def test_in_the_end_the_old_engine_trusts_podyd_no_more(
+    migration: Migration, old: FakeSide
+) -> None:
+    (Path(migration.config.state_dir) / CHOICE).write_text("incus")
+    assert migration.finish(lambda question: True)
+    assert old.changed == ["distrust"]
