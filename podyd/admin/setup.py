@@ -142,7 +142,7 @@ def keep_choice(state_dir: str, dialect: Dialect, group: int) -> None:
     """Write down which engine has the pods, for `engine: auto`."""
     path = Path(state_dir) / CHOICE
     text = f"{dialect.key}\n"
-    if not path.exists() or path.read_text(encoding="ascii") != text:
+    if not path.exists() or path.read_bytes() != text.encode():
         _write(path, text, group=group, mode=0o640)
 
 
@@ -261,9 +261,17 @@ def make_certificate() -> tuple[str, str]:
 
 
 def _write(path: Path, text: str, *, group: int, mode: int) -> None:
-    """Write a file atomically; it is never readable for others meanwhile."""
+    """Write a file atomically, also where the power fails; it is never readable for others
+    meanwhile."""
     with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
         file.write(text)
         os.fchown(file.fileno(), 0, group)
         os.fchmod(file.fileno(), mode)
+        file.flush()
+        os.fsync(file.fileno())
     Path(file.name).replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)

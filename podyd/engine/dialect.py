@@ -196,16 +196,30 @@ def place_of(dialect: Dialect) -> Place:
 
 def chosen(key: str, state_dir: Path) -> Dialect:
     """The engine of `engine:` in podyd.yaml; where that is `auto`, the one that setup has chosen,
-    and before setup one that runs here."""
+    and before setup one that runs here. Raises SetupError."""
     if key != AUTO:
         return named(key)
     return kept(state_dir) or next(iter(running()), LXD)
 
 
 def kept(state_dir: Path) -> Dialect | None:
-    """The engine that setup has chosen; None before, and where this process may not look."""
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        return named((state_dir / CHOICE).read_text(encoding="ascii").strip())
+    """The engine that setup has chosen; None before, and where this process may not look.
+
+    Raises SetupError where what it has kept says neither: another engine does not have the pods.
+    """
+    path = state_dir / CHOICE
+    try:
+        return named(path.read_bytes().decode("ascii").strip())
+    except PermissionError:
+        return None
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, KeyError) as error:
+        raise SetupError(
+            f"{path} does not say which engine has the pods.",
+            advice="Write 'engine: lxd' or 'engine: incus' into podyd.yaml, whichever has them, and"
+            " run 'podyd setup'.",
+        ) from error
     with contextlib.suppress(OSError):
         # Before podyd knew of Incus, it kept no choice.
         (state_dir / LXD.key / CERTIFICATE).stat()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 import socketserver
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from podyd.admin.setup import choose, reach
+from podyd.admin.setup import choose, keep_choice, reach
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
 from podyd.engine.dialect import CHOICE, DIALECTS, INCUS, LXD, Dialect
@@ -196,3 +197,26 @@ def test_where_the_chosen_one_is_gone_there_is_another(host: Host, dialect: Dial
     with pytest.raises(SetupError) as caught:
         reach(dialect, "podyd")
     assert "podyd.yaml" not in str(caught.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it gives a file away")
+@pytest.mark.parametrize("before", [None, b"lxd\n", b"\xff"])
+def test_what_it_has_taken_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes | None
+) -> None:
+    """Its words before they have the file's name, and then the name."""
+    path = tmp_path / CHOICE
+    if before is not None:
+        path.write_bytes(before)
+    synced: list[tuple[bool, bytes | None]] = []
+
+    def fsync(number: int) -> None:
+        opened = Path(f"/proc/self/fd/{number}")
+        there = path.read_bytes() if path.exists() else None
+        synced.append((opened.is_dir(), there if opened.is_dir() else opened.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    keep_choice(str(tmp_path), INCUS, os.getgid())
+    assert synced == [(False, b"incus\n"), (True, b"incus\n")]
+    keep_choice(str(tmp_path), INCUS, os.getgid())
+    assert len(synced) == 2

@@ -50,8 +50,19 @@ def test_what_setup_has_chosen_stays(sockets: Path, tmp_path: Path) -> None:
     assert chosen("auto", state) is INCUS
     (state / CHOICE).write_text("lxd\n")
     assert chosen("auto", state) is LXD
-    (state / CHOICE).write_text("docker\n")
-    assert kept(state) is None
+
+
+@pytest.mark.parametrize("text", [b"docker\n", b"", b"lxd\0\0", b"\xff\n", "lxd\u00a0".encode()])
+def test_what_names_no_engine_is_no_choice(tmp_path: Path, text: bytes) -> None:
+    """Not even where an older podyd's certificate is: it may be the other one that has the pods."""
+    (tmp_path / "lxd").mkdir()
+    (tmp_path / "lxd" / CERTIFICATE).touch()
+    (tmp_path / CHOICE).write_bytes(text)
+    with pytest.raises(SetupError, match=r"does not say which.*Write 'engine: lxd' or"):
+        kept(tmp_path)
+    with pytest.raises(SetupError):
+        chosen("auto", tmp_path)
+    assert chosen("incus", tmp_path) is INCUS
 
 
 def test_an_older_podyd_had_lxd(tmp_path: Path) -> None:
