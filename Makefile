@@ -1,4 +1,4 @@
-# `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12.
+# `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12 or newer.
 
 .PHONY: run test test-packaging test-engines check bench coverage deb environment lab-up lab-down
 
@@ -37,8 +37,9 @@ environment:
 	@. tests/lab/machine.sh && { [ "$$(id -u)" != 0 ] || install_packages $$PACKAGES; } \
 	    && make_environment .venv debian/vendor.txt tests/requirements.txt
 
+# Of the engine that `test` has on this release; PODYD_TEST_ENGINE=incus chooses.
 lab-up:
-	@/usr/bin/python3 tests/lab/lab.py up
+	@. tests/lab/machine.sh && $$PYTHON tests/lab/lab.py up
 
 lab-down:
-	@/usr/bin/python3 tests/lab/lab.py down
+	@. tests/lab/machine.sh && $$PYTHON tests/lab/lab.py down

@@ -1,7 +1,7 @@
 #!/bin/sh
 # `make run`: from a bare Debian to podyd on 127.0.0.1:8799. Where systemd runs it installs the
 # package; elsewhere podyd serves in the foreground until Ctrl-C. What is there already stays as it
-# is, and LXD and the pods go on.
+# is, and the engine and the pods go on.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh

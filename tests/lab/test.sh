@@ -1,11 +1,11 @@
 #!/bin/sh
-# `make test`: the whole suite on a real LXD with simulated GPUs. Arguments go to pytest, which then
-# runs one test at a time. An LXD that the lab had to start for it is taken away again.
+# `make test`: the whole suite on a real LXD or Incus with simulated GPUs. Arguments go to pytest, which
+# then runs one test at a time. An engine that the lab had to start for it is taken away again.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh
 
-# On two cores: most tests wait for LXD much of the time. With four, some of their limits are too short.
+# On two cores: most tests wait for the engine much of the time. With four, some limits are too short.
 WORKERS=3
 # What is compiled is kept: each of many Pythons would compile all of podyd and of the tests anew.
 unset PYTHONDONTWRITEBYTECODE
@@ -24,7 +24,7 @@ if [ $# -gt 0 ]; then
     .venv/bin/python -m pytest "$@"
     exit
 fi
-# What stops LXD runs when nothing else does.
+# What stops the engine runs when nothing else does.
 survival=tests/integration/test_survival.py
 run_tests tests/unit tests/integration --ignore=$survival -m "not alone" \
     --numprocesses=$WORKERS --dist=loadfile --no-loadscope-reorder --durations=20
