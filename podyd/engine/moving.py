@@ -62,7 +62,7 @@ class Original:
     @property
     def settings(self) -> dict[str, str]:
         """Its configuration without what the engine notes for itself."""
-        return {key: self.config[key] for key in self.config if not key.startswith("volatile.")}
+        return _without_volatile(self.config)
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,12 @@ class Side(Admin):
             return []
         with _translated(f"{self.dialect.name} could not be asked for its instances"):
             answer = self._in_project.api.instances.get(params={"recursion": 2})
-            return sorted(map(_original, answer.json()["metadata"] or ()), key=lambda it: it.name)
+        found = [
+            # One that changes just then may be there with its name alone, and be gone.
+            self.original(item["name"]) if item.get("config") is None else _original(item)
+            for item in answer.json()["metadata"] or ()
+        ]
+        return sorted(filter(None, found), key=lambda it: it.name)
 
     def original(self, name: str) -> Original | None:
         """One instance; None if there is none of this name."""
@@ -151,7 +156,14 @@ class Side(Admin):
             body["config"] = {key: value for key, value in merged.items() if value is not None}
             if devices is not None:
                 body["devices"] = devices
-            self._wait(instance.put(json=body))
+            try:
+                self._wait(instance.put(json=body))
+            except SetupError:
+                # Where the instance's disk is full, it cannot be written there (LXD 5.0.2).
+                data = instance.get().json()["metadata"]
+                made = _without_volatile(data["config"]), data["devices"]
+                if made != (_without_volatile(body["config"]), body["devices"]):
+                    raise
 
     def stop(self, name: str) -> None:
         """Shut an instance down; what does not end within STOP_SECONDS is ended."""
@@ -210,10 +222,16 @@ class Side(Admin):
         self._edit(name, {**keys, _TEMPLATES: None}, like.devices)
 
     def try_out(self, like: Original) -> None:
-        """Find out whether the engine takes an instance's settings; nothing is left of it."""
+        """Find out whether the engine takes an instance's settings; nothing is left of it.
+
+        What it notes for others, it does not look at: the trial is nobody's pod.
+        """
         self.speak()
         self.delete(TRIAL)
         body = _body(like) | {"name": TRIAL, "source": {"type": "none"}}
+        body["config"] = {
+            key: text for key, text in like.settings.items() if not key.startswith("user.")
+        }
         with _translated(f"{self.dialect.name} does not take the settings of {like.name}"):
             self._wait(self._in_project.api.instances.post(json=body))
         self.delete(TRIAL)
@@ -383,6 +401,10 @@ def _body(like: Original) -> dict[str, Any]:
         "devices": {name: dict(device) for name, device in like.devices.items()},
         "profiles": list(like.profiles),
     }
+
+
+def _without_volatile(config: Mapping[str, str]) -> dict[str, str]:
+    return {key: text for key, text in config.items() if not key.startswith("volatile.")}
 
 
 def _is_kept(key: str) -> bool:

@@ -21,7 +21,7 @@ from podyd.engine.dialect import INCUS, LXD, Place
 from podyd.engine.moving import Offer, Side
 
 OPERATION = "6916c8a6-9b7d-4abd-90b3-aedfec7ec7da"
-INSTANCE = {
+INSTANCE: dict[str, Any] = {
     "name": "p",
     "type": "container",
     "status": "Stopped",
@@ -75,6 +75,8 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         self.settings: dict[str, str] = {}
         self.sent: list[tuple[str, str, Any]] = []
         self.asked: list[str] = []
+        self.instance = INSTANCE
+        self.takes = True
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -102,13 +104,16 @@ class Handler(BaseHTTPRequestHandler):
             case "/1.0/certificates":
                 self.answer(CERTIFICATES)
             case "/1.0/instances":
-                self.answer([INSTANCE])
+                self.answer([self.server.instance, {"name": "gone", "type": "", "config": None}])
             case "/1.0/instances/p":
-                self.answer(INSTANCE)
+                self.answer(self.server.instance)
             case "/1.0":
                 self.answer(SERVER)
             case _:
                 self.answer(None)
+
+    def do_DELETE(self) -> None:
+        self.answer(None)
 
     def do_POST(self) -> None:
         self.change()
@@ -118,6 +123,12 @@ class Handler(BaseHTTPRequestHandler):
 
     def change(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if (
+            self.command == "PUT"
+            and self.path.startswith("/1.0/instances/p?")
+            and self.server.takes
+        ):
+            self.server.instance = {**INSTANCE, **body}
         self.server.sent.append((self.command, self.path.partition("?")[0], body))
         path = f"/1.0/operations/{OPERATION}"
         made = {"id": OPERATION, "metadata": {"control": "s"}}
@@ -213,6 +224,23 @@ def test_what_has_ended_long_ago_has_ended(side: Side, stub: Stub) -> None:
     assert path == "/1.0/instances/p"
     assert (body["config"].get("limits.cpu"), body["config"]["user.new"]) == (None, "1")
     assert body["config"]["volatile.uuid"] == "u"
+
+
+def test_what_is_set_though_the_disk_is_full_is_set(side: Side, stub: Stub) -> None:
+    stub.end = {"status_code": 400, "err": "disk quota exceeded"}
+    side.set_keys("p", {"user.new": "1"})
+    side.set_keys("p", {"user.new": None})
+    stub.takes = False
+    with pytest.raises(SetupError, match="disk quota exceeded"):
+        side.set_keys("p", {"user.new": "2"})
+
+
+def test_a_trial_is_nobodys_pod(side: Side, stub: Stub) -> None:
+    config = {**INSTANCE["config"], "user.podyd.owner": "alice"}
+    stub.instance = {**INSTANCE, "config": config}
+    side.try_out(side.originals()[0])
+    (body,) = [body for method, _, body in stub.sent if method == "POST"]
+    assert body["config"] == {"limits.cpu": "2"}
 
 
 def test_who_is_trusted_for_the_project(side: Side) -> None:
