@@ -77,7 +77,8 @@ class Lxd:
     async def get(self, path: str, **query: Any) -> Any:
         if path == "/1.0/operations":
             named = [f"/1.0/instances/{name}?project=p" for name in self.is_at]
-            running = {"id": "1", "class": "task", "resources": {"instances": named}}
+            resources = {"instances": named}
+            running = {"id": "1", "class": "task", "resources": resources, "metadata": None}
             return {"running": [running], "success": [{**running, "id": "2"}]}
         if path == "/1.0/instances":
             return [self.data]
