@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from http.client import HTTPSConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
 import pytest
@@ -886,6 +886,13 @@ def expected(scene: Scene, advisory: Mapping[str, str], through: Collection[str]
     return True if version == KNOWN[DIALECT.key] else None
 
 
+def not_said(what: object, is_through: bool) -> NoReturn:
+    """What nobody says of this version must not look as if it were refused."""
+    if is_through:
+        pytest.xfail(f"{DIALECT.name} lets it through here: {what}")
+    pytest.skip("refused here, of which nobody says that it is")
+
+
 # --- The tests ----------------------------------------------------------------------------------
 
 
@@ -924,7 +931,7 @@ def test_the_engine_refuses(scene: Scene, row: Row, request: pytest.FixtureReque
     if is_through:
         scene.undo()
     if wanted is None:
-        pytest.skip(f"{'let through' if is_through else 'refused'} here: {error}")
+        not_said(row, is_through)
     assert is_through == wanted, error
     assert is_through or error == "not shown" or row.says.search(error), error
     if row.admin is not None:
@@ -983,7 +990,7 @@ def test_an_image_with_a_link_to_the_host(scene: Scene, name: str) -> None:
             fingerprint = imported["metadata"]["metadata"]["fingerprint"]
             scene.intruder.call("DELETE", f"/1.0/images/{fingerprint}")
     if wanted is None:
-        pytest.skip(f"{'let through' if is_through else 'refused'} here")
+        not_said(f"an image with a link as {name}", is_through)
     assert is_through == wanted, answers
 
 
@@ -1018,7 +1025,7 @@ def test_a_backup_with_what_the_project_forbids(scene: Scene, what: str) -> None
     finally:
         scene.undo()
     if wanted is None:
-        pytest.skip(f"{'let through' if is_through else 'refused'} here: {answers}")
+        not_said(f"a backup with {what}", is_through)
     assert is_through == wanted, answers
     # Root may import it where nothing is forbidden.
     beside = scene.words["next"]
