@@ -26,7 +26,7 @@ REQUIREMENTS = ("debian/vendor.txt", "tests/requirements.txt", "tests/pody04.txt
 # is in a container takes it for the root, and meets no other lab's pods there.
 APART = """
 for top in /sys/fs/cgroup/*/; do
-    mkdir "$top$0"
+    mkdir -p "$top$0"
     for key in cpuset.cpus cpuset.mems; do
         [ ! -e "$top$key" ] || cat "$top$key" >"$top$0/$key"
     done
@@ -134,6 +134,13 @@ def main(arguments: list[str]) -> int:
     ]
     if not chosen:
         print(f"There are {', '.join(target.name for target in TARGETS)}.", file=sys.stderr)
+        return 2
+    if (lab.CGROUPS / "cgroup.controllers").exists():
+        print(
+            "This host has cgroup v2 alone: these containers need one that was started with v1 or"
+            " hybrid cgroups (systemd.unified_cgroup_hierarchy=0).",
+            file=sys.stderr,
+        )
         return 2
     BUILD.mkdir(parents=True, exist_ok=True)
     passed = {}

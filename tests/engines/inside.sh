@@ -14,4 +14,9 @@ if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
     done
 fi
 apt-get update -qq
+# Where the release has both, tests/integration/test_migrate.py begins with LXD and ends with Incus.
+. tests/lab/machine.sh
+if [ "$PODYD_TEST_ENGINE" = lxd ] && [ "$(engine_of_release)" = incus ]; then
+    install_packages incus-base incus-client
+fi
 exec tests/lab/test.sh "$@"
