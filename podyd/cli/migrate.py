@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import signal
+from collections.abc import Iterator
+from types import FrameType
+from typing import NoReturn
 
 from podyd.admin.migration.command import Migration
 from podyd.base.errors import SetupError
@@ -18,7 +23,29 @@ def run(options: argparse.Namespace, config: Config) -> int:
     if options.dry_run:
         return 1 if migration.show().refusals else 0
     act = migration.finish if options.finish else migration.back if options.back else migration.run
-    return 0 if act(lambda question: bool(options.yes) or _agrees(question)) else 1
+    with interruptible():
+        return 0 if act(lambda question: bool(options.yes) or _agrees(question)) else 1
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[None]:
+    """Have an end by signals be one as by Ctrl-C, so that the project is restricted again; one that
+    is ignored, as with nohup, stays so."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    heeded = [number for number, handler in before.items() if handler != signal.SIG_IGN]
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        for item in heeded:
+            signal.signal(item, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    for number in heeded:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in heeded:
+            signal.signal(number, before[number])
 
 
 def _agrees(question: str) -> bool:

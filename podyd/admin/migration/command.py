@@ -70,7 +70,8 @@ class Migration:
                 return True
             if not ask("Move them?"):
                 return False
-            self._move()
+            with self._told_how_to_go_on():
+                self._move()
             return self._start()
 
     def finish(self, ask: Ask) -> bool:
@@ -154,6 +155,18 @@ class Migration:
             host = os.statvfs(self.new.place.directory)
             free = min(free, host.f_bavail * host.f_frsize)
         return free
+
+    @contextlib.contextmanager
+    def _told_how_to_go_on(self) -> Iterator[None]:
+        try:
+            yield
+        except (SetupError, KeyboardInterrupt):
+            with contextlib.suppress(OSError):  # The terminal may be gone.
+                self.say(
+                    "Pods that were stopped for it stay so until 'podyd migrate' is called again,"
+                    " which goes on, or 'podyd migrate --back'."
+                )
+            raise
 
     def _move(self) -> None:
         translation = self._prepare()
@@ -244,8 +257,9 @@ class Migration:
         for sentence in failed:
             self.say(f"{sentence} It has been moved; start it by hand, or call this again.")
         self.say(
-            f"All pods are in {self.new.dialect.name}. Type 'systemctl start podyd'; when all is"
-            f" well, 'podyd migrate --finish' deletes them from {self.old.dialect.name}."
+            f"All pods are in {self.new.dialect.name}. Type 'systemctl unmask podyd' and 'systemctl"
+            " start podyd'; when all is well, 'podyd migrate --finish' deletes them from"
+            f" {self.old.dialect.name}."
         )
         return not failed
 

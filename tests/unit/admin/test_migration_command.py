@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -17,10 +18,13 @@ from podyd.admin import setup
 from podyd.admin.migration.command import Migration
 from podyd.admin.migration.lock import LOCK, alone
 from podyd.base.errors import SetupError
+from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
-from podyd.engine.admin import Pool
+from podyd.engine.admin import Bridge, Openings, Pool, Say
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.moving import MovedImage, Original, Side
+from podyd.engine.types import Profile
+from tests.unit.admin.test_migration import original
 
 
 @dataclass
@@ -30,6 +34,7 @@ class FakeSide:
     dialect: Dialect = INCUS
     trusts: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
+    there: list[Original] = field(default_factory=list)
 
     def distrust(self, fingerprint: str) -> None:
         self.changed.append("distrust")
@@ -47,7 +52,19 @@ class FakeSide:
         return {}
 
     def originals(self) -> list[Original]:
+        return self.there
+
+    def bridges(self) -> list[Bridge]:
         return []
+
+    def openings_in_use(self, paths: Collection[str]) -> Openings:
+        return Openings(frozenset(), frozenset(), frozenset())
+
+    def profiles(self) -> list[Profile]:
+        return []
+
+    def prepare_pool(self, say: Say) -> str:
+        raise SetupError("There is no pool.")
 
     def moved_images(self) -> list[MovedImage]:
         return []
@@ -92,8 +109,13 @@ def new() -> FakeSide:
 
 
 @pytest.fixture
-def migration(config: Config, old: FakeSide, new: FakeSide) -> Migration:
-    return Migration(config, "podyd", cast(Side, old), cast(Side, new), lambda text: None)
+def said() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def migration(config: Config, old: FakeSide, new: FakeSide, said: list[str]) -> Migration:
+    return Migration(config, "podyd", cast(Side, old), cast(Side, new), said.append)
 
 
 def test_the_project_is_open_to_nobody(migration: Migration, new: FakeSide) -> None:
@@ -175,3 +197,24 @@ def test_in_the_end_the_old_engine_trusts_podyd_no_more(
     (Path(migration.config.state_dir) / CHOICE).write_text("incus")
     assert migration.finish(lambda question: True)
     assert old.changed == ["distrust"]
+
+
+def test_what_fails_says_how_to_go_on(migration: Migration, old: FakeSide, said: list[str]) -> None:
+    old.there = [original("p")]
+    with pytest.raises(SetupError, match="There is no pool"):
+        migration.run(lambda question: True)
+    assert "'podyd migrate --back'" in said[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_a_signal_ends_it_as_an_interrupt(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.SIG_DFL)
+    try:
+        with pytest.raises(KeyboardInterrupt), interruptible():
+            signal.raise_signal(number)
+        assert signal.getsignal(number) == signal.SIG_DFL
+        signal.signal(number, signal.SIG_IGN)
+        with interruptible():
+            signal.raise_signal(number)
+    finally:
+        signal.signal(number, before)
