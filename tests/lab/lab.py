@@ -289,6 +289,17 @@ def other_labs() -> dict[Path, State]:
     return {file: state for file, state in found.items() if state is not None and state.ours}
 
 
+def is_alone() -> bool:
+    """Whether no other engine is here: neither a lab's nor somebody's own, which may have pods and
+    podyd."""
+    others = [engine for engine in ENGINES.values() if engine != ENGINE]
+    return not any(
+        read_state(engine.state_file) is not None
+        or any(listener_pid(path) for path in (engine.socket, *engine.other_sockets))
+        for engine in others
+    )
+
+
 def left_to_remove(made: Sequence[str]) -> Sequence[str]:
     """What is this lab's alone; where there is another one, that removes it all in the end."""
     for file, state in other_labs().items():
@@ -551,9 +562,9 @@ def remove_stale_cgroups() -> None:
     """Cgroups of dead pods; left there, liblxc would call the next one lxc.payload.NAME-1.
 
     A pod's own empty cgroups stay while it runs: only trees without any process go. Beside another
-    lab, whose pods may be starting, only those of pods that this one has.
+    engine, whose pods may be starting, only those of pods that this one has.
     """
-    names = instance_names() if other_labs() else None
+    names = None if is_alone() else instance_names()
     for top in [*CGROUPS.glob("lxc.*"), *CGROUPS.glob("*/lxc.*")]:
         is_ours = names is None or is_cgroup_of(top.name, names)
         if not is_ours or not top.is_dir() or is_populated(top):
@@ -1091,7 +1102,7 @@ def down_own(made: Sequence[str]) -> None:
         shutil.rmtree(LXCFS_RUN, ignore_errors=True)
     if ENGINE.marker.exists():
         empty_directory(ENGINE.directory)
-    if not other_labs():
+    if is_alone():
         remove_installation()
     remove_lab_files()
 

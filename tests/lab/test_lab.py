@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -133,7 +134,9 @@ def test_device_nodes_are_the_drivers_but_for_cards_that_can_be_opened() -> None
 def two_labs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of the other lab's state, which has made one node."""
     engines = {
-        key: dataclasses.replace(engine, lab_dir=tmp_path / key)
+        key: dataclasses.replace(
+            engine, lab_dir=tmp_path / key, directory=tmp_path / f"{key}-data", other_sockets=()
+        )
         for key, engine in lab.ENGINES.items()
     }
     monkeypatch.setattr(lab, "ENGINES", engines)
@@ -155,6 +158,21 @@ def test_what_another_lab_needs_is_left_to_it(two_labs: Path) -> None:
 def test_an_engine_that_is_not_the_other_labs_needs_nothing(two_labs: Path) -> None:
     lab.write_state(lab.State("/other", False, 0), two_labs)
     assert lab.left_to_remove(("/dev/nvidia0",)) == ("/dev/nvidia0",)
+
+
+def test_an_engine_of_somebodys_own_is_not_stripped_of_podyd(two_labs: Path) -> None:
+    lab.write_state(lab.State("/other", False, 0), two_labs)
+    assert not lab.is_alone()
+    two_labs.unlink()
+    assert lab.is_alone()
+    # `make run` uses one that answers without a lab.
+    path = lab.ENGINES["incus"].socket
+    path.parent.mkdir()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+        assert lab.is_alone(), "nobody listens"
+        listener.listen()
+        assert not lab.is_alone()
 
 
 def test_labs_share_no_place_and_no_word() -> None:
