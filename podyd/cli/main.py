@@ -97,7 +97,7 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_argument(
         "--keep", action="store_true", help="also leave it for 'podyd serve', which shows it admins"
     )
-    migrate = add("migrate", _migrate, "Move all pods to another engine on this machine.")
+    migrate = add("migrate", _migrate, "Move all pods from LXD to Incus on this machine.")
     migrate.add_argument("--user", default="podyd", help="who runs 'podyd serve' (default: podyd)")
     migrate.add_argument("--yes", action="store_true", help="do not ask")
     way = migrate.add_mutually_exclusive_group()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# `make bench`: podyd beside LXD's own API on this machine. Arguments go to bench.py.
+# `make bench`: podyd beside the engine's own API on this machine. Arguments go to bench.py.
 set -eu
 cd "$(dirname "$0")/../.."
 . tests/lab/machine.sh

@@ -322,6 +322,7 @@ OF_LIBLXC = re.compile(r"\blxc(?:\.|\\\.)(?:payload|$)")
 NAMING = {
     "base/engine_words.py": "LXD, until it is known which one it is",
     "config/schema.py": "what an admin may write, and what its key means",
+    "cli/main.py": "from which to which pods can move",
     "admin/setup.py": "what to install where there is none; which is taken of both",
     "admin/doctor/advisories.py": "the holes of each",
     "admin/doctor/diagnosis.py": "the checks of that",
