@@ -70,6 +70,9 @@ class Lxd(RestInstances):
         if outcome:
             raise outcome
 
+    async def get(self, path: str) -> Any:
+        return {"status": "Running"}
+
     async def text(self, path: str) -> str:
         return LOG
 
