@@ -513,8 +513,9 @@ NAMES = [
         ("a pod", "/1.0/instances", ("..", "../x", "a/b", "x\ny"), {"source": {"type": "none"}}),
         ("a profile", "/1.0/profiles", ("..", "a/b"), {}),
         ("a volume", VOLUMES, ("../evil", "a/b"), {}),
-        # On btrfs that is a path which is there already.
-        ("a snapshot", "/1.0/instances/mine/snapshots", ("..", "../x"), {}),
+        # None with "..": LXD 5.0.2 refuses it, and deletes the directory of its logs for that, with
+        # which no command can be run in any pod that runs.
+        ("a snapshot", "/1.0/instances/mine/snapshots", ("a/b",), {}),
     )
     for name in names
 ]
