@@ -177,12 +177,15 @@ def test_the_hosts_last_room_ends_a_commit(node: Node, alice: Client, tiny: str)
 
 
 def test_ctrl_c_before_anything_is_packed(node: Node, alice: Client, tiny: str) -> None:
+    # So much that its packing is not over before it is cancelled.
+    alice.exec(tiny, "head -c 150000000 /dev/urandom >/root/large; sync", timeout=60)
     with as_user(alice).at_terminal("commit", tiny, "cut") as terminal:
         terminal.wait_for("Making image")
         terminal.type("\3")
         assert terminal.end() == 130
         assert "nothing of it is left" in terminal.text
     assert_nothing_left(node, alice.user)
+    alice.exec(tiny, "rm /root/large")
 
 
 def test_without_sh_it_is_said_once(alice: Client, tiny: str) -> None:
