@@ -11,7 +11,7 @@ import os
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from tests.lab import lab
@@ -30,10 +30,12 @@ properties:
 FOLDERS = ("proc", "sys", "dev", "run", "tmp", "root", "etc", "var", "sbin", "usr/sbin", "usr/bin")
 
 
-def _packed(path: Path, files: Mapping[str, bytes | str]) -> str:
-    """A tar file with these files (bytes) and links (text), all of them programs."""
-    with tarfile.open(path, "w") as tar:
-        for name, content in files.items():
+def packed(files: Iterable[tuple[str, bytes | str]]) -> bytes:
+    """A tar file with these files (bytes), links (text) and directories (no text), all of them
+    programs."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=output, mode="w") as tar:
+        for name, content in files:
             info = tarfile.TarInfo(name)
             info.mode = 0o755
             if isinstance(content, bytes):
@@ -43,7 +45,7 @@ def _packed(path: Path, files: Mapping[str, bytes | str]) -> str:
             else:
                 info.type = tarfile.DIRTYPE
             tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return str(path)
+    return output.getvalue()
 
 
 def make(alias: str, project: str, environment: Mapping[str, str]) -> None:
@@ -61,14 +63,16 @@ def make(alias: str, project: str, environment: Mapping[str, str]) -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         here = Path(name)
-        metadata = _packed(here / "metadata.tar", {"metadata.yaml": METADATA.encode()})
-        files = metadata, _packed(here / "rootfs.tar", root)
+        metadata, rootfs = here / "metadata.tar", here / "rootfs.tar"
+        metadata.write_bytes(packed([("metadata.yaml", METADATA.encode())]))
+        rootfs.write_bytes(packed(root.items()))
         words = [
             lab.ENGINE.command,
             "-q",
             "image",
             "import",
-            *files,
+            str(metadata),
+            str(rootfs),
             f"--alias={alias}",
             f"--project={project}",
         ]

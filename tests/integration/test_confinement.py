@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import io
 import json
 import re
 import secrets
 import ssl
-import tarfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -37,6 +35,7 @@ from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from tests.certificates import self_signed
 from tests.integration.harness import DIALECT, Client, Node, Server
+from tests.integration.small import packed
 from tests.lab import lab
 
 Json = Any
@@ -558,23 +557,6 @@ TABLE = [
 
 Files = Sequence[tuple[str, bytes | str]]
 METADATA = "architecture: x86_64\ncreation_date: 1700000000\nproperties:\n  description: {}\n"
-
-
-def packed(files: Files) -> bytes:
-    """A tar file with these files (bytes), links (text) and directories (no text)."""
-    output = io.BytesIO()
-    with tarfile.open(fileobj=output, mode="w") as tar:
-        for name, content in files:
-            info = tarfile.TarInfo(name)
-            info.mode = 0o755
-            if isinstance(content, bytes):
-                info.size = len(content)
-            elif content:
-                info.type, info.linkname = tarfile.SYMTYPE, content
-            else:
-                info.type = tarfile.DIRTYPE
-            tar.addfile(info, io.BytesIO(content) if isinstance(content, bytes) else None)
-    return output.getvalue()
 
 
 def image(what: str, *files: tuple[str, bytes | str]) -> bytes:
