@@ -161,7 +161,7 @@ class Admin:
         socket = self.place.socket
         address = f"http+unix://{str(socket).replace('/', '%2F')}"
         self._project = project
-        with _translated(f"{ENGINE} does not answer at {socket}"):
+        with translated(f"{ENGINE} does not answer at {socket}"):
             self._client = pylxd.Client(endpoint=address, timeout=timeout)
             self._in_project = pylxd.Client(endpoint=address, project=project, timeout=timeout)
 
@@ -169,7 +169,7 @@ class Admin:
 
     def prepare_pool(self, say: Say) -> str:
         """The storage pool for pods; creates one only if LXD has none."""
-        with _translated(f"{ENGINE} could not make a storage pool"):
+        with translated(f"{ENGINE} could not make a storage pool"):
             names = [pool["name"] for pool in self._get(self._client.api.storage_pools)]
             if names:
                 return self._preferred("pool", names)
@@ -188,7 +188,7 @@ class Admin:
         return POOL
 
     def _make_pool(self, driver: str, config: Mapping[str, str], say: Say) -> None:
-        with _translated(f"{ENGINE} could not make a storage pool"):
+        with translated(f"{ENGINE} could not make a storage pool"):
             pools = self._client.api.storage_pools
             self._change(pools.post, {"name": POOL, "driver": driver, "config": config})
         size = f" of up to {config['size']}" if "size" in config else ""
@@ -197,7 +197,7 @@ class Admin:
     def prepare_bridge(self, free_network: Callable[[], IPv4Network], say: Say) -> str:
         """The bridge for pods; creates one, in a free network, only if LXD manages none."""
         bridges = self.bridges()
-        with _translated(f"{ENGINE} could not make a bridge"):
+        with translated(f"{ENGINE} could not make a bridge"):
             if bridges:
                 return self._preferred("network", [bridge.name for bridge in bridges])
             network = free_network()
@@ -213,7 +213,7 @@ class Admin:
         """Create or update the restricted project; keys that an admin added are kept."""
         wanted = project_config(self.dialect) | {"restricted.networks.access": bridge}
         projects = self._client.api.projects
-        with _translated(f"{ENGINE} could not make project {self._project}"):
+        with translated(f"{ENGINE} could not make project {self._project}"):
             if not self._client.projects.exists(self._project):
                 description = "podyd's pods; restricted, see 'podyd setup --help'"
                 wanted |= openings.config()
@@ -242,7 +242,7 @@ class Admin:
 
     def prepare_address(self, say: Say) -> str:
         """The `https://` address at which podyd reaches LXD; sets one only if there is none."""
-        with _translated(f"{ENGINE} could not be made to listen"):
+        with translated(f"{ENGINE} could not be made to listen"):
             config = self._client.api.get().json()["metadata"]["config"]
             address = config.get("core.https_address", "")
             if not address:
@@ -274,7 +274,7 @@ class Admin:
         """Add podyd's certificate to LXD's trust store, for the project only."""
         confined = {"restricted": True, "projects": [self._project]}
         certificates = self._client.api.certificates
-        with _translated(f"{ENGINE} could not be made to trust podyd's certificate"):
+        with translated(f"{ENGINE} could not be made to trust podyd's certificate"):
             trusted = self._get(certificates)
             if not any(item["fingerprint"] == fingerprint for item in trusted):
                 body = "".join(certificate_pem.strip().splitlines()[1:-1])
@@ -292,33 +292,29 @@ class Admin:
 
     def has_instances(self) -> bool:
         """Whether the engine has any instance, of whatever project."""
-        with _translated(f"{ENGINE} could not be asked for its instances"):
+        with translated(f"{ENGINE} could not be asked for its instances"):
             parameters = {"all-projects": "true"}
             return bool(self._client.api.instances.get(params=parameters).json()["metadata"])
 
     def has_pods(self) -> bool:
         """Whether there is an instance in the project, which there has to be."""
-        with _translated(f"{ENGINE} could not be asked for its instances"):
+        with translated(f"{ENGINE} could not be asked for its instances"):
             return bool(self._get(self._in_project.api.instances))
 
     # --- Profiles --------------------------------------------------------------------------------
 
     def profile(self, name: str) -> Profile | None:
         """A profile, None if LXD has none of this name."""
-        with _translated(f"{ENGINE} could not show profile {name}"):
+        with translated(f"{ENGINE} could not show profile {name}"):
             try:
                 data = self._in_project.api.profiles[name].get().json()["metadata"]
             except pylxd.exceptions.NotFound:
                 return None
-            except pylxd.exceptions.LXDAPIException as error:
-                if error.response.status_code == 404:
-                    return None
-                raise
         return Profile(name, data["description"], data["config"], data["devices"])
 
     def put_profile(self, profile: Profile) -> None:
         """Create or overwrite a profile."""
-        with _translated(f"{ENGINE} did not take profile {profile.name}"):
+        with translated(f"{ENGINE} did not take profile {profile.name}"):
             profiles = self._in_project.api.profiles
             if self.profile(profile.name) is None:
                 self._change(profiles.post, {"name": profile.name} | body_of(profile))
@@ -327,7 +323,7 @@ class Admin:
 
     def pool_and_bridge(self) -> tuple[str, str]:
         """The pool and the bridge that pods use. Raises SetupError if setup has not been run."""
-        with _translated(f"{ENGINE} could not be asked for its storage pools"):
+        with translated(f"{ENGINE} could not be asked for its storage pools"):
             pools = [pool["name"] for pool in self._get(self._client.api.storage_pools)]
         bridges = self.bridges()
         if not pools or not bridges:
@@ -342,7 +338,7 @@ class Admin:
 
     def server(self) -> ServerInfo:
         """LXD's version, process and address."""
-        with _translated(f"{ENGINE} does not answer"):
+        with translated(f"{ENGINE} does not answer"):
             data = self._client.api.get().json()["metadata"]
         environment = data["environment"]
         address = data["config"].get("core.https_address", "")
@@ -350,7 +346,7 @@ class Admin:
 
     def missing_controllers(self) -> set[str]:
         """The cgroup controllers that LXD did not find when it started, by their names there."""
-        with _translated(f"{ENGINE} could not be asked for its warnings"):
+        with translated(f"{ENGINE} could not be asked for its warnings"):
             warnings = self._get(self._client.api.warnings)
         matches = (
             _NO_CONTROLLER.search(item["type"]) for item in warnings if item["status"] != "resolved"
@@ -360,7 +356,7 @@ class Admin:
     def pools(self) -> list[Pool]:
         """The storage pools with their usage."""
         pools = []
-        with _translated(f"{ENGINE} could not be asked for its storage pools"):
+        with translated(f"{ENGINE} could not be asked for its storage pools"):
             for data in self._get(self._client.api.storage_pools):
                 name = data["name"]
                 space = self._client.api.storage_pools[name].resources.get().json()["metadata"]
@@ -374,7 +370,7 @@ class Admin:
 
     def bridges(self) -> list[Bridge]:
         """The bridges that LXD manages."""
-        with _translated(f"{ENGINE} could not be asked for its networks"):
+        with translated(f"{ENGINE} could not be asked for its networks"):
             networks = self._get(self._client.api.networks)
         return [
             bridge_of(item) for item in networks if item["managed"] and item["type"] == "bridge"
@@ -382,13 +378,13 @@ class Admin:
 
     def project_config(self) -> Mapping[str, str] | None:
         """The project's configuration; None if there is no such project."""
-        with _translated(f"{ENGINE} could not be asked for its projects"):
+        with translated(f"{ENGINE} could not be asked for its projects"):
             projects = self._get(self._client.api.projects)
         return next((item["config"] for item in projects if item["name"] == self._project), None)
 
     def trust(self, fingerprint: str) -> Trust | None:
         """The permissions of a certificate; None if LXD does not have it."""
-        with _translated(f"{ENGINE} could not be asked for its certificates"):
+        with translated(f"{ENGINE} could not be asked for its certificates"):
             certificates = self._get(self._client.api.certificates)
         for item in certificates:
             if item["fingerprint"] == fingerprint:
@@ -397,13 +393,13 @@ class Admin:
 
     def profiles(self) -> list[Profile]:
         """The project's profiles."""
-        with _translated(f"{ENGINE} could not be asked for its profiles"):
+        with translated(f"{ENGINE} could not be asked for its profiles"):
             profiles = self._get(self._in_project.api.profiles)
         return [profile_of(item) for item in profiles]
 
     def image_aliases(self, *, without: str) -> list[str]:
         """The aliases of images of containers without this property."""
-        with _translated(f"{ENGINE} could not be asked for its images"):
+        with translated(f"{ENGINE} could not be asked for its images"):
             stored = self._get(self._in_project.api.images)
         images = [
             item
@@ -414,7 +410,7 @@ class Admin:
 
     def instances(self) -> list[ExpandedInstance]:
         """The project's instances."""
-        with _translated(f"{ENGINE} could not be asked for its instances"):
+        with translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         return [
             ExpandedInstance(
@@ -429,7 +425,7 @@ class Admin:
 
     def as_podyd_reads_them(self) -> list[Instance]:
         """The project's instances, in the form of podyd's engine."""
-        with _translated(f"{ENGINE} could not be asked for its instances"):
+        with translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         return [instance_of(item) for item in instances]
 
@@ -438,7 +434,7 @@ class Admin:
 
         LXD does not remove a permission of a project while an instance uses it.
         """
-        with _translated(f"{ENGINE} could not be asked for its instances"):
+        with translated(f"{ENGINE} could not be asked for its instances"):
             instances = self._get(self._in_project.api.instances)
         below = tuple(f"{path}/" for path in paths)
         sources = {
@@ -461,20 +457,20 @@ class Admin:
 
     def init_pid(self, name: str) -> int:
         """The pid of an instance's init on the host; 0 if it does not run."""
-        with _translated(f"{ENGINE} could not be asked for {name}"):
+        with translated(f"{ENGINE} could not be asked for {name}"):
             state = self._in_project.api.instances[name].state.get().json()["metadata"]
         return int(state["pid"])
 
     def cards(self) -> list[PciCard]:
         """The GPUs that LXD has found; without nvidia-container-cli it has no `uuid`."""
-        with _translated(f"{ENGINE} could not be asked for its GPUs"):
+        with translated(f"{ENGINE} could not be asked for its GPUs"):
             cards = self._client.api.resources.get().json()["metadata"]["gpu"]["cards"] or []
             by_cdi = self.wants_cdi()
         return [card_of(item, by_cdi=by_cdi) for item in cards]
 
     def wants_cdi(self) -> bool:
         """Whether it is given cards by CDI ids alone."""
-        with _translated(f"{ENGINE} does not answer"):
+        with translated(f"{ENGINE} does not answer"):
             return wants_cdi(self._client.api.get().json()["metadata"]["api_extensions"])
 
     def cdi_uuids(self) -> Mapping[str, str] | None:
@@ -508,7 +504,7 @@ class Admin:
         return next((name for name in used if name in names), names[0])
 
     def _environment(self) -> Mapping[str, Any]:
-        with _translated(f"{ENGINE} does not answer"):
+        with translated(f"{ENGINE} does not answer"):
             environment: Mapping[str, Any] = self._client.api.get().json()["metadata"][
                 "environment"
             ]
@@ -539,7 +535,8 @@ def _half_of_free_gib() -> int:
 
 
 @contextlib.contextmanager
-def _translated(what: str) -> Iterator[None]:
+def translated(what: str) -> Iterator[None]:
+    """What the engine or its library raises becomes a SetupError, which begins with `what`."""
     try:
         yield
     except (pylxd.exceptions.LXDAPIException, pylxd.exceptions.ClientConnectionFailed) as error:

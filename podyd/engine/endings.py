@@ -76,7 +76,7 @@ class Endings:
         try:
             is_done = await self._try(_Due(ending, time.time()))
         except Unavailable as error:
-            log.warning(f"%s: a clean-up waits for {ENGINE}: %s", ending.instance, error)
+            log.warning("%s: a clean-up waits for %s: %s", ending.instance, ENGINE, error)
         finally:  # Also when podyd stops meanwhile.
             if not is_done:
                 self._keep(_Due(ending, time.time()))

@@ -606,7 +606,7 @@ class RestInstances:
                 )
             except PodydError as error:
                 if failures == 0:
-                    log.warning(f"{ENGINE} is away, trying again: %s", error)
+                    log.warning("%s is away, trying again: %s", ENGINE, error)
                 failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
             else:
                 failures = 0
@@ -617,15 +617,15 @@ class RestInstances:
         try:
             self.invalidate()
             self._following = True
-            log.info(f"following {ENGINE}'s events of project %s", self._client.project)
+            log.info("following %s's events of project %s", ENGINE, self._client.project)
             await connected()
             while (message := await stream.read_message()) is not None:
                 event = json.loads(message)
                 if event["type"] == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
                     self.invalidate()
-            log.warning(f"{ENGINE} closed its event stream")
+            log.warning("%s closed its event stream", ENGINE)
         except PodydError as error:
-            log.warning(f"{ENGINE} went away: %s", error)
+            log.warning("%s went away: %s", ENGINE, error)
         finally:
             self._following = False
             self.invalidate()

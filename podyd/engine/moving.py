@@ -16,7 +16,7 @@ from typing import Any
 import pylxd.exceptions
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin, Say, _translated, project_config
+from podyd.engine.admin import Admin, Say, project_config, translated
 from podyd.engine.instances import CHANGEABLE, instance_of
 from podyd.engine.server import GIDS, PATHS, UIDS
 from podyd.engine.types import Devices, Status
@@ -103,7 +103,7 @@ class Side(Admin):
         self.speak()
         if self.project_config() is None:
             return []
-        with _translated(f"{self.dialect.name} could not be asked for its instances"):
+        with translated(f"{self.dialect.name} could not be asked for its instances"):
             answer = self._in_project.api.instances.get(params={"recursion": 2})
         found = [
             # One that changes just then may be there with its name alone, and be gone.
@@ -115,7 +115,7 @@ class Side(Admin):
     def original(self, name: str) -> Original | None:
         """One instance; None if there is none of this name."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not be asked for {name}"):
+        with translated(f"{self.dialect.name} could not be asked for {name}"):
             try:
                 answer = self._in_project.api.instances[name].get(params={"recursion": 1})
             except pylxd.exceptions.NotFound:
@@ -125,7 +125,7 @@ class Side(Admin):
     def moved_images(self) -> list[MovedImage]:
         """The images that the project's containers can be made of."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not be asked for its images"):
+        with translated(f"{self.dialect.name} could not be asked for its images"):
             stored = self._get(self._in_project.api.images)
         return [
             MovedImage(
@@ -149,7 +149,7 @@ class Side(Admin):
     ) -> None:
         self.speak()
         instance = self._in_project.api.instances[name]
-        with _translated(f"{self.dialect.name} could not change {name}"):
+        with translated(f"{self.dialect.name} could not change {name}"):
             data = instance.get().json()["metadata"]
             merged = {**data["config"], **keys}
             body = {key: data[key] for key in CHANGEABLE}
@@ -169,7 +169,7 @@ class Side(Admin):
         """Shut an instance down; what does not end within STOP_SECONDS is ended."""
         self.speak()
         state = self._in_project.api.instances[name].state
-        with _translated(f"{self.dialect.name} could not stop {name}"):
+        with translated(f"{self.dialect.name} could not stop {name}"):
             if state.get().json()["metadata"]["status"] == "Frozen":
                 self._wait(state.put(json={"action": "unfreeze", "timeout": STOP_SECONDS}))
             for force in (False, True):
@@ -183,7 +183,7 @@ class Side(Admin):
     def offer(self, name: str) -> Offer:
         """Let somebody who has the answer fetch an instance that does not run."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not offer {name}"):
+        with translated(f"{self.dialect.name} could not offer {name}"):
             body = {"name": name, "migration": True}
             answer = self._in_project.api.instances[name].post(json=body).json()
         return self._offer(answer["operation"], answer["metadata"]["metadata"])
@@ -191,7 +191,7 @@ class Side(Admin):
     def offer_image(self, fingerprint: str) -> Offer:
         """The same for an image."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not offer image {fingerprint[:12]}"):
+        with translated(f"{self.dialect.name} could not offer image {fingerprint[:12]}"):
             answer = self._in_project.api.images[fingerprint].secret.post(json={}).json()
         return self._offer("", answer["metadata"]["metadata"])
 
@@ -213,7 +213,7 @@ class Side(Admin):
         }
         body = _body(like) | {"name": name, "source": source}
         body["config"] |= {key: like.config[key] for key in like.config if _is_kept(key)}
-        with _translated(f"{self.dialect.name} could not fetch {name}"):
+        with translated(f"{self.dialect.name} could not fetch {name}"):
             self._wait(self._in_project.api.instances.post(json=body))
 
     def finish(self, name: str, like: Original, keys: Mapping[str, str | None]) -> None:
@@ -232,7 +232,7 @@ class Side(Admin):
         body["config"] = {
             key: text for key, text in like.settings.items() if not key.startswith("user.")
         }
-        with _translated(f"{self.dialect.name} does not take the settings of {like.name}"):
+        with translated(f"{self.dialect.name} does not take the settings of {like.name}"):
             self._wait(self._in_project.api.instances.post(json=body))
         self.delete(TRIAL)
 
@@ -240,14 +240,14 @@ class Side(Admin):
         """Start an instance; it may run already."""
         self.speak()
         state = self._in_project.api.instances[name].state
-        with _translated(f"{self.dialect.name} could not start {name}"):
+        with translated(f"{self.dialect.name} could not start {name}"):
             if state.get().json()["metadata"]["status"] != "Running":
                 self._wait(state.put(json={"action": "start", "timeout": STOP_SECONDS}))
 
     def delete(self, name: str) -> None:
         """Delete an instance that does not run; there may be none."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not delete {name}"):
+        with translated(f"{self.dialect.name} could not delete {name}"):
             try:
                 self._wait(self._in_project.api.instances[name].delete())
             except pylxd.exceptions.NotFound:
@@ -268,21 +268,21 @@ class Side(Admin):
             "secret": offer.secrets["secret"],
             "fingerprint": image.fingerprint,
         }
-        with _translated(f"{self.dialect.name} could not fetch image {image.fingerprint[:12]}"):
+        with translated(f"{self.dialect.name} could not fetch image {image.fingerprint[:12]}"):
             body = {"source": source, "auto_update": False}
             self._wait(self._in_project.api.images.post(json=body))
 
     def name_image(self, alias: str, fingerprint: str) -> None:
         """Give an image a name that no other one has."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not name an image {alias}"):
+        with translated(f"{self.dialect.name} could not name an image {alias}"):
             body = {"name": alias, "target": fingerprint}
             self._in_project.api.images.aliases.post(json=body)
 
     def wait_until_idle(self) -> None:
         """Wait for what the engine still does in the project: it goes on after whoever asked."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not be asked for what it does"):
+        with translated(f"{self.dialect.name} could not be asked for what it does"):
             operations = self._in_project.api.operations.get(params={"recursion": 1}).json()
             for item in (operations["metadata"] or {}).get("running", ()):
                 if item["class"] == "task":
@@ -316,7 +316,7 @@ class Side(Admin):
 
     def _patch_project(self, keys: Mapping[str, str]) -> None:
         project = self._client.api.projects[self._project]
-        with _translated(f"{self.dialect.name} could not change project {self._project}"):
+        with translated(f"{self.dialect.name} could not change project {self._project}"):
             data = project.get().json()["metadata"]
             body = {"description": data["description"], "config": {**data["config"], **keys}}
             self._wait(project.put(json=body))
@@ -325,14 +325,14 @@ class Side(Admin):
         """Remove a certificate; there may be none."""
         self.speak()
         if self.trust(fingerprint) is not None:
-            with _translated(f"{self.dialect.name} could not remove podyd's certificate"):
+            with translated(f"{self.dialect.name} could not remove podyd's certificate"):
                 self._client.api.certificates[fingerprint].delete()
 
     def trusted(self) -> dict[str, str]:
         """The certificates that are confined to the project, or to it and others: their names by
         their fingerprints."""
         self.speak()
-        with _translated(f"{self.dialect.name} could not be asked for its certificates"):
+        with translated(f"{self.dialect.name} could not be asked for its certificates"):
             certificates = self._get(self._client.api.certificates)
         return {
             item["fingerprint"]: item["name"]

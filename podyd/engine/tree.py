@@ -145,7 +145,7 @@ async def end_packing(client: RestClient, name: str) -> None:
     try:
         await cut(client, name, (await look(client, name)).large)
     except PodydError as error:
-        log.warning(f"{ENGINE} may go on with packing %s: %s", name, error)
+        log.warning("%s may go on with packing %s: %s", ENGINE, name, error)
 
 
 async def _look(client: RestClient, name: str) -> Tree:

@@ -242,8 +242,7 @@ class Commits:
         if not under_way.is_gone:
             return (
                 f"The image of pod {ins} is cancelled; {ENGINE} deletes it later, as it may be"
-                " packing"
-                " another image first."
+                " packing another image first."
             )
         return f"The image of pod {ins} is cancelled, and nothing of it is left."
 
@@ -467,8 +466,7 @@ class Commits:
             raise DiskFull(
                 error.reason,
                 f"The host has no room left where {ENGINE} makes images ({error.reason}), and"
-                " nothing of"
-                " this one is left.",
+                " nothing of this one is left.",
                 advice="Tell your admin.",
             ) from error
 

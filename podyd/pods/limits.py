@@ -90,8 +90,7 @@ class Limits:
         if CPU in changes and not await self._kernel.cpus_set(pod.name):
             raise TimedOut(
                 f"The limits are set, but {ENGINE} has not given pod {pod.ins!r} its new number"
-                " of CPUs"
-                " in time.",
+                " of CPUs in time.",
                 advice="Restart the pod, or tell your admin.",
                 code="limits_pending",
             )

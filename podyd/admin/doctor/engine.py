@@ -276,8 +276,7 @@ def half_made_pods(admin: Admin, case: Case) -> Iterator[Remark]:
             yield warning(
                 f"{instance.name} was left half-made {age / timedelta(hours=1):.0f} hours ago: it"
                 " holds its name and its disk, and no member sees it; podyd's log says why"
-                f" {ENGINE} does"
-                " not delete it.",
+                f" {ENGINE} does not delete it.",
                 case.in_project(f"delete --force {instance.name}"),
             )
     yield ok("Nothing half-made is left.")
@@ -295,8 +294,7 @@ def certificate_trust(admin: Admin, case: Case) -> Iterator[Remark]:
     elif not trust.restricted:
         yield error(
             f"{ENGINE} lets podyd's certificate do everything: who breaks into podyd is root on"
-            " this"
-            " host.",
+            " this host.",
             case.podyd("setup"),
         )
     elif trust.projects != (case.project,):
