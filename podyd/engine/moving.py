@@ -67,9 +67,11 @@ class Original:
 
 @dataclass(frozen=True)
 class Offer:
-    """Where to fetch something from: an address, its certificate in PEM, and what opens it."""
+    """Where to fetch something from: an address, its certificate in PEM, and what opens it, which
+    opens it in this project alone."""
 
     address: str
+    project: str
     certificate: str
     secrets: Mapping[str, str]
 
@@ -197,7 +199,7 @@ class Side(Admin):
 
     def _offer(self, path: str, secrets: Mapping[str, str]) -> Offer:
         address = self.prepare_address(lambda text: None) + path.partition("?")[0]
-        return Offer(address, self.server_certificate(), secrets)
+        return Offer(address, self._project, self.server_certificate(), secrets)
 
     # --- The one that they come to ---------------------------------------------------------------
 
@@ -264,6 +266,7 @@ class Side(Admin):
             "mode": "pull",
             "protocol": self.dialect.key,
             "server": offer.address,
+            "project": offer.project,
             "certificate": offer.certificate,
             "secret": offer.secrets["secret"],
             "fingerprint": image.fingerprint,

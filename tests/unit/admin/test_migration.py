@@ -119,10 +119,10 @@ class FakeEngine:
 
     def offer(self, name: str) -> Offer:
         assert self.there[name].status == "stopped", "its files would change meanwhile"
-        return Offer(self.files[name], "", {})
+        return Offer(self.files[name], "", "", {})
 
     def offer_image(self, fingerprint: str) -> Offer:
-        return Offer("", "", {})
+        return Offer("", "", "", {})
 
     def fetch(self, name: str, like: Original, offer: Offer) -> None:
         assert name not in self.there

@@ -162,7 +162,7 @@ def side(stub: Stub, tmp_path: Path) -> Side:
     return Side(INCUS, "podyd", place=Place(tmp_path, "incus"))
 
 
-OFFER = Offer("https://127.0.0.1:8443/1.0/operations/x", "PEM", {"control": "s"})
+OFFER = Offer("https://127.0.0.1:8443/1.0/operations/x", "lab", "PEM", {"control": "s"})
 
 
 def test_an_instance_is_read_whole(side: Side) -> None:
