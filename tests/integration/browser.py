@@ -294,7 +294,8 @@ class Tab:
         return self.page.locator("body").inner_text() if self.page.url != "about:blank" else ""
 
     def is_live(self) -> None:
-        """Wait until what it shows is of now."""
+        """Wait until it shows something, and what it shows is of now."""
+        expect(self.page.locator("#app > *").first).to_be_attached()
         expect(self.page.locator("html")).not_to_have_class(re.compile(r"\bstale\b"))
 
     def ran(self) -> bool:

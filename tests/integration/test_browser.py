@@ -81,6 +81,28 @@ def test_what_is_seen_is_noticed(browser: Browser, port: int) -> None:
         assert [found["id"] for found in tab.axe()] == ["label"]
 
 
+# A page that shows nothing at first, then that it is out of date, and then what is of now.
+SLOW = """() => {
+  document.body.innerHTML = "<div id=app></div>";
+  setTimeout(() => {
+    document.documentElement.classList.add("stale");
+    document.querySelector("#app").innerHTML = "<main>of then</main>";
+    setTimeout(() => {
+      document.querySelector("main").textContent = "of now";
+      document.documentElement.classList.remove("stale");
+    }, 200);
+  }, 200);
+}"""
+
+
+def test_a_page_that_shows_nothing_is_not_live(browser: Browser, port: int) -> None:
+    with browser.tab(port) as tab:
+        tab.open()
+        tab.page.evaluate(SLOW)
+        tab.is_live()
+        assert tab.text() == "of now"
+
+
 # A form whose button is held back just as it is pressed for the first time, as by podyd's word that
 # its pod is at work.
 HELD_BACK = """() => {

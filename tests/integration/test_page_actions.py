@@ -608,6 +608,7 @@ def test_what_is_asked_while_lxd_is_away(scene: Scene, enter: Doors, bob: Client
         tray = tab.page.get_by_role("region", name="Work under way")
         memory, change = tab.page.get_by_label("Memory, at most"), tab.button("Change limits")
         banner = tab.page.locator(".banner")
+        expect(change).to_be_visible(timeout=WORK_MS)
         scene.line.hang()
         scene.line.cut()
         try:
