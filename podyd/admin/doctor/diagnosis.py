@@ -9,6 +9,7 @@ from podyd.admin.doctor import (
     host,
     limits,
     mounts,
+    moved,
     nvidia,
     owners,
     pods,
@@ -90,6 +91,7 @@ def _of_engine(case: Case) -> list[Finding]:
         *host.kernel_limits(admin, case.places),
         *mounts.own_ids(admin, case),
         *storage.disk_space(admin, admin.place.directory),
+        *moved.left_engine(case, ENGINE_TIMEOUT),
     ]
     if not _has_project(admin):
         return findings
@@ -99,6 +101,7 @@ def _of_engine(case: Case) -> list[Finding]:
         *on_engine.pod_addresses(admin, case),
         *on_engine.engine_images(admin, case),
         *on_engine.half_made_pods(admin, case),
+        *moved.interrupted_move(admin, case, ENGINE_TIMEOUT),
         *storage.disk_limits(admin, case),
         *on_engine.certificate_trust(admin, case),
         *on_engine.certificate_works(case),

@@ -3,6 +3,7 @@ does it with real ones."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socketserver
 import threading
@@ -73,10 +74,12 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         # What waits are answered with before, as Incus 6.0.4 does: an error with HTTP's 200.
         self.late: list[str] = []
         self.settings: dict[str, str] = {}
+        self.certificates: list[dict[str, Any]] = CERTIFICATES
         self.sent: list[tuple[str, str, Any]] = []
         self.asked: list[str] = []
         self.instance = INSTANCE
         self.takes = True
+        self.is_broken = False
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -91,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self.server.asked.append(self.path)
         match self.path.partition("?")[0]:
+            case _ if self.server.is_broken:
+                self.send(500, {"type": "error", "error": "broken", "error_code": 500})
             case path if path.endswith("/wait") and self.server.late:
                 error = self.server.late.pop(0)
                 self.send(200, {"type": "error", "error": error, "error_code": 500})
@@ -102,9 +107,11 @@ class Handler(BaseHTTPRequestHandler):
             case "/1.0/projects/podyd":
                 self.answer({"description": "", "config": self.server.settings})
             case "/1.0/certificates":
-                self.answer(CERTIFICATES)
-            case "/1.0/instances":
+                self.answer(self.server.certificates)
+            case "/1.0/instances" if "recursion=2" in self.path:
                 self.answer([self.server.instance, {"name": "gone", "type": "", "config": None}])
+            case "/1.0/instances":
+                self.answer([self.server.instance])
             case "/1.0/instances/p":
                 self.answer(self.server.instance)
             case "/1.0":
@@ -148,13 +155,20 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
 
-@pytest.fixture
-def stub(tmp_path: Path) -> Iterator[Stub]:
-    with Stub(tmp_path / "unix.socket") as server:
+@contextlib.contextmanager
+def serving(path: Path) -> Iterator[Stub]:
+    """One that answers at this socket; afterwards sentences name LXD again."""
+    with Stub(path) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
         yield server
         server.shutdown()
     LXD.speak()
+
+
+@pytest.fixture
+def stub(tmp_path: Path) -> Iterator[Stub]:
+    with serving(tmp_path / "unix.socket") as server:
+        yield server
 
 
 @pytest.fixture

@@ -1,0 +1,121 @@
+"""`podyd migrate`: a move that was interrupted, and the engine that pods have left.
+
+The engine that podyd does not use is asked where podyd has used it before, and as far as it
+answers: nothing that podyd does depends on it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from podyd.admin.doctor.case import Case
+from podyd.admin.doctor.finding import Remark, check, note, ok, warning
+from podyd.admin.migration import lock
+from podyd.admin.migration.mark import Mark, mark_of
+from podyd.admin.setup import fingerprint
+from podyd.base.errors import SetupError
+from podyd.engine.admin import Admin
+from podyd.engine.dialect import DIALECTS, Dialect, Place, kept
+from podyd.engine.rest import Credentials
+
+# Of many pods, the first are named.
+NAMED = 5
+
+
+@check
+def interrupted_move(admin: Admin, case: Case, timeout: float) -> Iterator[Remark]:
+    """No pod is on its way from one engine to the other, where members do not see it."""
+    try:
+        with lock.without(case.config.state_dir, SetupError):
+            pass
+    except SetupError as problem:
+        yield note(str(problem))
+        return
+    here, there = _marks(admin), _marks_elsewhere(case, timeout)
+    chosen = kept(Path(case.config.state_dir)) or case.dialect
+    if here and chosen != case.dialect and _are_over(here):
+        yield warning(
+            f"{case.path.name} says 'engine: {case.dialect.key}', so members do not see the pods"
+            f" that were moved to {chosen.name}: {_listed(here)}.",
+            f"write 'engine: {chosen.key}' into {case.path}, then: systemctl restart podyd; or"
+            f" {case.podyd('migrate --back')}",
+        )
+    elif here or (there and not (chosen == case.dialect and _are_over(there))):
+        yield warning(
+            "'podyd migrate' has not come to its end, so members do not see all of their pods:"
+            f" {_listed({*here, *there})}.",
+            f"systemctl mask --now podyd; {case.podyd('migrate')}, which goes on, or"
+            f" {case.podyd('migrate --back')}, which takes all back; systemctl unmask podyd;"
+            " systemctl start podyd",
+        )
+    elif there:
+        yield note(
+            f"{case.dialect.name} has the pods that were moved there, and where they come from they"
+            f" still use disk space: {_listed(there)}.",
+            f"{case.podyd('migrate --finish')}, when all is well",
+        )
+    yield ok("No pod is on its way from one engine to another.")
+
+
+@check
+def left_engine(case: Case, timeout: float) -> Iterator[Remark]:
+    """An engine that podyd has used before trusts it no more."""
+    for dialect, place in _used_before(case):
+        path = Credentials.below(case.config.state_dir, dialect).certificate
+        ours = fingerprint(path.read_text(encoding="ascii"))
+        try:
+            trust = Admin(dialect, case.project, timeout, place).trust(ours)
+        except SetupError:
+            yield note(
+                f"{dialect.name}, which podyd has used before, does not answer at {place.socket}:"
+                " whether it still trusts podyd's certificate is not known."
+            )
+            continue
+        if trust is None:
+            yield ok(f"{dialect.name}, which podyd has used before, trusts it no more.")
+        else:
+            yield warning(
+                f"podyd uses {case.dialect.name}, and {dialect.name} still trusts podyd's"
+                f" certificate: whoever breaks into podyd reaches {dialect.name}, too.",
+                f"{dialect.command} config trust remove {ours[:12]}",
+            )
+
+
+def _used_before(case: Case) -> Iterator[tuple[Dialect, Place]]:
+    """The engine for which podyd has a certificate and which it does not use, if it runs."""
+    for dialect in DIALECTS:
+        place = dialect.running()
+        if (
+            dialect != case.dialect
+            and place is not None
+            and not place.is_left_behind()
+            and Credentials.below(case.config.state_dir, dialect).certificate.exists()
+        ):
+            yield dialect, place
+
+
+def _marks_elsewhere(case: Case, timeout: float) -> dict[str, Mark]:
+    marks: dict[str, Mark] = {}
+    for dialect, place in _used_before(case):
+        with contextlib.suppress(SetupError):
+            admin = Admin(dialect, case.project, timeout, place)
+            if admin.project_config() is not None:
+                marks |= _marks(admin)
+    return marks
+
+
+def _marks(admin: Admin) -> dict[str, Mark]:
+    """How far the move of each instance is that has begun."""
+    marks = {item.name: mark_of(item.name, item.config) for item in admin.as_podyd_reads_them()}
+    return {name: mark for name, mark in marks.items() if mark is not None}
+
+
+def _are_over(marks: dict[str, Mark]) -> bool:
+    return all(mark.stage == "done" for mark in marks.values())
+
+
+def _listed(names: Iterable[str]) -> str:
+    first, others = sorted(names)[:NAMED], len(set(names)) - NAMED
+    return ", ".join(first) + (f" and {others} more" if others > 0 else "")
