@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pylxd.exceptions
@@ -53,6 +53,8 @@ class Original:
     profiles: tuple[str, ...]
     snapshots: tuple[str, ...]
     used_bytes: int
+    # Those of its snapshots, by their names; the engine changes none of them.
+    snapshot_configs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @property
     def uuid(self) -> str:
@@ -377,6 +379,9 @@ class Side(Admin):
 
 def _original(data: Mapping[str, Any]) -> Original:
     instance = instance_of(data)
+    snapshots = {
+        item["name"].rpartition("/")[2]: item["config"] for item in data["snapshots"] or ()
+    }
     disks = ((data.get("state") or {}).get("disk") or {}).values()
     return Original(
         name=data["name"],
@@ -390,8 +395,9 @@ def _original(data: Mapping[str, Any]) -> Original:
         devices=data["devices"],
         expanded_devices=data["expanded_devices"],
         profiles=instance.profiles,
-        snapshots=tuple(item["name"].rpartition("/")[2] for item in data["snapshots"] or ()),
+        snapshots=tuple(snapshots),
         used_bytes=sum(max(0, disk.get("usage", 0)) for disk in disks),
+        snapshot_configs=snapshots,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from podyd.admin.migration.mark import Mark, mark_of
+from podyd.admin.migration.translation import GUEST_API
 from podyd.base.errors import SetupError
 from podyd.base.quantities import UNITS
 from podyd.engine.moving import MovedImage, Original
@@ -147,6 +148,7 @@ def plan(
             pods.append(pod)
             if not pod.copied:
                 refusals += _refusals(original)
+                refusals += _snapshot_refusals(original, project, names[1])
     wanted = [*_wanted(images, there, project, is_offered)]
     made = Plan(pods, wanted, refusals, free_bytes, pool_used_bytes)
     if free_bytes is not None and made.to_copy and made.needed_bytes > free_bytes * (1 - RESERVE):
@@ -202,6 +204,17 @@ def _refusals(original: Original) -> Iterator[str]:
             yield (
                 f"{name} has the storage volume {settings.get('source')} as {device}, which podyd"
                 " does not move: detach it, and move it by hand."
+            )
+
+
+def _snapshot_refusals(original: Original, project: str, new: str) -> Iterator[str]:
+    """A snapshot comes as it is: nobody may change its settings."""
+    for snapshot, config in original.snapshot_configs.items():
+        for key in sorted(config.keys() & GUEST_API.keys()):
+            yield (
+                f"{original.name}'s snapshot {snapshot} has the key {key}, and {new} takes it in no"
+                f" snapshot: delete the snapshot ('lxc delete {original.name}/{snapshot} --project"
+                f" {project}'), or copy it to a pod of its own first."
             )
 
 

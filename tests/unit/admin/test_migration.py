@@ -425,6 +425,14 @@ def test_one_can_go_back_though_a_pod_does_not_start() -> None:
             {"expanded_devices": {"d": {"type": "disk", "pool": "x", "path": "/d", "source": "v"}}},
             "p has the storage volume v as d",
         ),
+        (
+            {
+                "snapshots": ("a", "b"),
+                "snapshot_configs": {"a": {"limits.cpu": "1"}, "b": {"security.devlxd": "false"}},
+            },
+            "p's snapshot b has the key security.devlxd, and Incus takes it in no snapshot: delete"
+            " the snapshot ('lxc delete p/b --project podyd')",
+        ),
         ({"config": {KEY: "{}", "volatile.uuid": "u"}}, "is not one of podyd's"),
         ({"config": {KEY: "no", "volatile.uuid": "u"}}, "is not one of podyd's"),
     ],

@@ -46,7 +46,7 @@ INSTANCE: dict[str, Any] = {
     "devices": {},
     "expanded_config": {},
     "expanded_devices": {"root": {"type": "disk", "path": "/", "pool": "default"}},
-    "snapshots": [{"name": "early"}],
+    "snapshots": [{"name": "early", "config": {"limits.cpu": "1"}}],
     "state": {"disk": {"root": {"usage": 4096}}},
 }
 
@@ -183,6 +183,7 @@ def test_an_instance_is_read_whole(side: Side) -> None:
     (original,) = side.originals()
     assert original == side.original("p")
     assert (original.uuid, original.snapshots, original.used_bytes) == ("u", ("early",), 4096)
+    assert original.snapshot_configs == {"early": {"limits.cpu": "1"}}
     assert not original.has_run
     assert side.original("other") is None
 
