@@ -6,10 +6,13 @@ import os
 import pwd
 import shutil
 import signal
+import socket
+import socketserver
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,49 @@ from tests.lab.nvml import FakeDriver
 
 INCUS = lab.ENGINES["incus"]
 STOPPED = 8
+
+
+class Between(socketserver.ThreadingUnixStreamServer):
+    """Passes on what is asked of Incus and answered, until it is to make the copy of this number:
+    as soon as Incus has begun with that, `then` is called in place of the answer."""
+
+    daemon_threads = True
+
+    def __init__(self, path: Path, number: int, then: Callable[[], None]) -> None:
+        super().__init__(str(path), _Connection)
+        self._left = number
+        self._then = then
+
+    def has_begun(self) -> bool:
+        """Whether the answer to a request for a copy is the one to be kept back."""
+        self._left -= 1
+        if self._left == 0:
+            self._then()
+        return self._left <= 0
+
+
+class _Connection(socketserver.BaseRequestHandler):
+    server: Between
+
+    def handle(self) -> None:
+        self.asked = b""
+        with socket.socket(socket.AF_UNIX) as incus:
+            incus.connect(str(INCUS.socket))
+            back = threading.Thread(target=self._back, args=(incus,), daemon=True)
+            back.start()
+            while data := self.request.recv(65536):
+                self.asked += data
+                incus.sendall(data)
+            incus.shutdown(socket.SHUT_RDWR)
+            back.join()
+
+    def _back(self, incus: socket.socket) -> None:
+        while data := incus.recv(65536):
+            is_copy = b'"type": "migration"' in self.asked
+            self.asked = b""
+            if is_copy and self.server.has_begun():
+                return
+            self.request.sendall(data)
 
 
 class Lab:
@@ -87,29 +133,55 @@ class Lab:
             check=False,
         )
 
-    def killed_after(self, line: str, config: Path) -> str:
-        """Begin to migrate, and kill it as soon as it has said this; all that it said."""
-        process = subprocess.Popen(
+    def killed_after(self, line: str, config: Path) -> None:
+        """Begin to migrate, and kill it as soon as it has said this."""
+        with self._begun(config) as process:
+            assert process.stdout is not None
+            said = ""
+            for text in process.stdout:
+                said += text
+                if line in text:
+                    process.kill()
+        assert process.returncode == -signal.SIGKILL, said
+
+    def killed_in_copy(self, number: int, config: Path) -> None:
+        """Begin to migrate, and kill it while Incus copies the pod of this number."""
+        directory = self.node.directory / "between"
+        directory.mkdir()
+        environment = {INCUS.variable: str(directory)}
+
+        def kill() -> None:
+            process.kill()
+
+        with (
+            Between(directory / INCUS.socket.name, number, kill) as server,
+            self._begun(config, environment) as process,
+        ):
+            threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+            said, _ = process.communicate()
+            server.shutdown()
+        assert process.returncode == -signal.SIGKILL, said
+
+    def _begun(
+        self, config: Path, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
             self.migrate("--yes", config=config),
-            env=self.node.environment,
+            env={**self.node.environment, **(environment or {})},
             cwd="/",
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        assert process.stdout is not None
-        said = ""
-        with process, process.stdout:
-            for text in process.stdout:
-                said += text
-                if line in text:
-                    process.send_signal(signal.SIGKILL)
-        assert process.returncode == -signal.SIGKILL, said
-        return said
 
     def in_incus(self) -> dict[str, Any]:
-        found = self.incus.get(f"/1.0/instances?recursion=2&project={self.node.project}")
+        found = self.incus.get(f"/1.0/instances?recursion=1&project={self.node.project}")
         return {item["name"]: item for item in found or ()}
+
+    def trusting(self) -> list[str]:
+        """The engines that trust a certificate for the project."""
+        apis = {"LXD": self.node.lxd, "Incus": self.incus}
+        return [name for name, api in apis.items() if self.node.project in _projects(api)]
 
     def close(self) -> None:
         lab.use("incus")
@@ -189,21 +261,30 @@ def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
     server.stop()
     node.lxc("pause", f"{moving.user}-idle")
 
-    # Killed in the middle, it goes back, or on.
-    for count in (4, 2):
-        moving.killed_after(f"({count} of 10)", server.config)
-        whole = {name for name, item in moving.in_incus().items() if "owner" in _keys(item)}
-        shown = {name for name, item in node.instances().items() if "owner" in _keys(item)}
-        assert not whole & shown, "each is shown once at most"
-        assert len(node.instances()) == 10, "and LXD has all"
-        if count == 4:
-            assert moving.run("--back", "--yes", config=server.config).returncode == 0
-            assert moving.in_incus() == {}
-            back = {name: (item["status"], _own(item)) for name, item in node.instances().items()}
-            assert back == {name: (item["status"], _own(item)) for name, item in there.items()}
+    # Killed between two pods, it goes on.
+    moving.killed_after("(4 of 10)", server.config)
+    check_that_each_is_shown_once(moving)
+    assert moving.trusting() == ["LXD"]
+    moved = moving.run("--yes", config=server.config)
+    assert moved.returncode == 0, moved.stdout + moved.stderr
+    assert moving.trusting() == ["Incus"]
+
+    # And all the way back.
+    assert moving.run("--back", "--yes", config=server.config).returncode == 0
+    assert moving.in_incus() == {}
+    back = {name: (item["status"], _own(item)) for name, item in node.instances().items()}
+    assert back == {name: (item["status"], _own(item)) for name, item in there.items()}
+    assert moving.trusting() == ["LXD"]
+
+    # Killed in the middle of a pod, it goes on, too.
+    moving.killed_in_copy(3, server.config)
+    check_that_each_is_shown_once(moving)
+    (partial,) = [item for item in moving.in_incus().values() if "migration" in _keys(item)]
+    assert "owner" not in _keys(partial) | _keys(node.instances()[partial["name"]])
     done = moving.run("--yes", config=server.config)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "started" in done.stdout
+    assert moving.trusting() == ["Incus"]
 
     copies = moving.in_incus()
     assert {name: item["config"]["volatile.uuid"] for name, item in copies.items()} == ids
@@ -232,6 +313,20 @@ def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
     assert finished.returncode == 0, finished.stderr
     assert node.instances() == {}
     assert len(moving.in_incus()) == 10
+    assert moving.trusting() == ["Incus"]
+
+
+def check_that_each_is_shown_once(moving: Lab) -> None:
+    copies, there = moving.in_incus(), moving.node.instances()
+    whole = {name for name, item in copies.items() if "owner" in _keys(item)}
+    shown = {name for name, item in there.items() if "owner" in _keys(item)}
+    assert not whole & shown, "each is shown once at most"
+    assert len(there) == 10, "and LXD has all"
+
+
+def _projects(api: lab.Api) -> set[str]:
+    certificates = api.list("/1.0/certificates?recursion=1")
+    return {project for item in certificates for project in item["projects"] or ()}
 
 
 def _keys(item: Mapping[str, Any]) -> set[str]:

@@ -114,6 +114,7 @@ class Migration:
             if not ask(question):
                 return False
             failed = go_back(self.old, self.new, self.say)
+            self.new.distrust(self._fingerprint(self.new))
             self._confine()
             self._choose(self.old)
             for sentence in failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -62,6 +63,15 @@ class FakeSide:
 
     def profiles(self) -> list[Profile]:
         return []
+
+    def prepare_address(self, say: Say) -> str:
+        return "https://127.0.0.1:8443"
+
+    def server_certificate(self) -> str:
+        return "PEM"
+
+    def prepare_trust(self, certificate_pem: str, fingerprint: str, say: Say) -> None:
+        self.changed.append("trust")
 
     def prepare_pool(self, say: Say) -> str:
         raise SetupError("There is no pool.")
@@ -197,6 +207,19 @@ def test_in_the_end_the_old_engine_trusts_podyd_no_more(
     (Path(migration.config.state_dir) / CHOICE).write_text("incus")
     assert migration.finish(lambda question: True)
     assert old.changed == ["distrust"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="it writes files of root's")
+def test_who_goes_back_is_trusted_where_the_pods_are(
+    migration: Migration, old: FakeSide, new: FakeSide
+) -> None:
+    old.there = [original("p")]
+    (Path(migration.config.state_dir) / CHOICE).write_text("incus")
+    assert dataclasses.replace(migration, user="root").back(lambda question: True)
+    assert (old.changed, new.changed) == (
+        ["idle", "trust"],
+        ["idle", "distrust", "restricted True"],
+    )
 
 
 def test_what_fails_says_how_to_go_on(migration: Migration, old: FakeSide, said: list[str]) -> None:
