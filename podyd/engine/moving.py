@@ -297,21 +297,31 @@ class Side(Admin):
     # --- Its project -----------------------------------------------------------------------------
 
     def take_settings(self, other: Mapping[str, str], say: Say) -> None:
-        """Take over what an admin has set in the other engine's project."""
+        """Take over what an admin has set in the other engine's project, and not in this one's."""
         self.speak()
-        ours = project_config(self.dialect)
         mine = self.project_config() or {}
-        added = {
-            key: value
-            for key, value in other.items()
-            if key.startswith(("restricted.", "limits.", "user."))
-            and key not in ours
-            and key not in mine
-            and key not in _OWN_SETTINGS
-        }
+        added = {key: value for key, value in self._admins(other).items() if key not in mine}
         if added:
             self._patch_project(added)
             say(f"project {self._project}: set {', '.join(sorted(added))}")
+
+    def kept_settings(self, other: Mapping[str, str]) -> dict[str, str]:
+        """What `take_settings` leaves as it is here, where the other engine's project differs."""
+        self.speak()
+        mine = self.project_config() or {}
+        keys = self._admins(other)
+        return {key: mine[key] for key, value in keys.items() if mine.get(key, value) != value}
+
+    def _admins(self, config: Mapping[str, str]) -> dict[str, str]:
+        """Of a project's keys those that are not podyd's."""
+        ours = project_config(self.dialect)
+        return {
+            key: value
+            for key, value in config.items()
+            if key.startswith(("restricted.", "limits.", "user."))
+            and key not in ours
+            and key not in _OWN_SETTINGS
+        }
 
     def confine(self, *, restricted: bool) -> None:
         """Whether the project refuses what podyd's may not have, ids of files of another engine

@@ -115,6 +115,7 @@ class Lab:
             self.node.lxc("init", SMALL, name, "--profile=podyd-base", *options)
         self.node.lxc("config", "set", f"{client.user}-p0", "security.devlxd=false")
         self.node.lxc("snapshot", f"{client.user}-p1", "kept")
+        self.node.lxc("profile", "set", "podyd-base", "limits.processes=12345")
 
     def migrate(self, *words: str, config: Path) -> list[str]:
         return [
@@ -293,6 +294,7 @@ def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
     assert copies[f"{moving.user}-p0"]["config"]["security.guestapi"] == "false"
     assert not [item for item in copies.values() if "volatile.apply_template" in item["config"]]
     copy = copies[main["name"]]
+    assert copy["expanded_config"]["limits.processes"] == "12345", "as an admin has edited it"
     assert copy["config"]["raw.idmap"] == main["config"]["raw.idmap"]
     kept = {key: text for key, text in main["config"].items() if key.startswith("user.podyd.")}
     assert [key for key in kept if key.startswith("user.podyd.lease.")]

@@ -15,7 +15,7 @@ from podyd.admin import setup
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
-from podyd.admin.migration.plan import Plan, plan
+from podyd.admin.migration.plan import Plan, plan, profile_notes
 from podyd.admin.migration.translation import Translation
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
@@ -138,7 +138,26 @@ class Migration:
             names=(self.old.dialect.name, self.new.dialect.name),
             free_bytes=self._free_bytes(),
             pool_used_bytes=used,
+            notes=[*self._notes()] if has_project else [],
         )
+
+    def _notes(self) -> Iterator[str]:
+        """What the new engine's project has otherwise, and whether it stays so."""
+        names = (self.old.dialect.name, self.new.dialect.name)
+        self.old.speak()
+        settings, profiles = self.old.project_config() or {}, self.old.profiles()
+        bridges = frozenset(bridge.name for bridge in self.old.bridges())
+        for key, value in sorted(self.new.kept_settings(settings).items()):
+            yield (
+                f"Project {self.config.lxd.project} has {key}={value} in {names[1]}, and keeps"
+                f" that; {names[0]}'s has {settings[key]}."
+            )
+        if self.new.pools() and self.new.bridges():
+            pool, bridge = self.new.pool_and_bridge()
+            wanted = map(Translation(bridges, bridge, pool).profile, profiles)
+            yield from profile_notes(
+                wanted, self.new.profiles(), names=names, stay=self._has_pods()
+            )
 
     def _is_offered(self, alias: str) -> bool:
         return any(fnmatch.fnmatchcase(alias, item) for item in self.config.images.offer)
@@ -212,25 +231,29 @@ class Migration:
         settings = self.old.project_config() or {}
         bridges = frozenset(bridge.name for bridge in self.old.bridges())
         openings = setup.openings(self.config) | self.old.openings_in_use(())
-        profiles = self.old.profiles()
         self.new.distrust(self._fingerprint(self.new))
         pool = self.new.prepare_pool(self.say)
         bridge = self.new.prepare_bridge(setup.free_network, self.say)
         self.new.prepare_project(bridge, openings, self.say)
         self.new.take_settings(settings, self.say)
         translation = Translation(bridges, bridge, pool)
-        for profile in map(translation.profile, profiles):
-            there = self.new.profile(profile.name)
-            if there is None or not self._has_own_pods():
-                self.new.put_profile(profile)
+        self.put_profiles(translation)
         return translation
 
-    def _has_own_pods(self) -> bool:
-        """Whether the new engine has pods that come from elsewhere, which use its profiles."""
-        ours = {item.uuid for item in self.old.originals()}
-        return any(
-            item.uuid not in ours and KEY not in item.config for item in self.new.originals()
-        )
+    def put_profiles(self, translation: Translation) -> None:
+        """Have the new engine's profiles be as the old one's are, where no pod uses them yet: from
+        then on it is there that an admin changes them."""
+        self.old.speak()
+        wanted = [*map(translation.profile, self.old.profiles())]
+        self.new.speak()
+        stay = {profile.name for profile in self.new.profiles()} if self._has_pods() else set()
+        for profile in wanted:
+            if profile.name not in stay:
+                self.new.put_profile(profile)
+
+    def _has_pods(self) -> bool:
+        """Whether the new engine has pods, of whatever origin, that are whole."""
+        return any(KEY not in item.config for item in self.new.originals())
 
     def _confine(self) -> None:
         if self.new.project_config() is not None:

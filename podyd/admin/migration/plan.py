@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from podyd.admin.migration.mark import Mark, mark_of
 from podyd.admin.migration.translation import GUEST_API
 from podyd.base.errors import SetupError
 from podyd.base.quantities import UNITS
 from podyd.engine.moving import MovedImage, Original
+from podyd.engine.types import Profile
 from podyd.model.pod import MADE_AS, PROJECT, TEMPLATE
 
 # What one engine fetches from the other in a second, seen on a disk of an ordinary server; and how
@@ -132,9 +133,11 @@ def plan(
     names: tuple[str, str],
     free_bytes: int | None,
     pool_used_bytes: int,
+    notes: Sequence[str] = (),
 ) -> Plan:
-    """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
-    whether members may have a pod of an image with this name."""
+    """Compare the two engines' instances and images; `names` are the engines', `is_offered` is
+    whether members may have a pod of an image with this name, and `notes` concern pods that are to
+    be copied."""
     copies = {item.name: item for item in new}
     pods, refusals = [], []
     for original in old:
@@ -157,11 +160,30 @@ def plan(
             f" {_about(made.needed_bytes)}: make it larger, or delete pods and snapshots."
         )
         refusals.append(sentence)
-    notes = [
+    taken = [
         f"The name {alias} is another image's in {names[1]}, and stays so."
         for alias in taken_names(images, there)
     ]
-    return Plan(pods, wanted, refusals, free_bytes, pool_used_bytes, notes)
+    return replace(made, refusals=refusals, notes=[*taken, *(notes if made.to_copy else ())])
+
+
+def profile_notes(
+    wanted: Iterable[Profile], there: Iterable[Profile], *, names: tuple[str, str], stay: bool
+) -> Iterator[str]:
+    """Which profiles the new engine has otherwise than the old one's, `wanted`, would be in it; and
+    whether they `stay` so."""
+    known = {profile.name: profile for profile in there}
+    old, new = names
+    for profile in wanted:
+        other = known.get(profile.name)
+        if other is None or (other.config, other.devices) == (profile.config, profile.devices):
+            continue
+        then = (
+            f"stays so, as {new} has pods already: what {old}'s has besides, edit into it"
+            if stay
+            else f"becomes as {old} has it"
+        )
+        yield f"Profile {profile.name} is another one in {new}, and {then}."
 
 
 def _is_half_made(original: Original) -> bool:

@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -12,7 +12,7 @@ import pytest
 
 from podyd.admin.migration.mark import AUTOSTART, KEY, mark_of, new_mark
 from podyd.admin.migration.move import Move, go_back, remove_originals
-from podyd.admin.migration.plan import Plan, plan
+from podyd.admin.migration.plan import Plan, plan, profile_notes
 from podyd.admin.migration.translation import Translation
 from podyd.base.errors import SetupError
 from podyd.engine.moving import MovedImage, Offer, Original
@@ -176,7 +176,7 @@ class Two:
         if self.is_podyd_running:
             raise SetupError("podyd is running.")
 
-    def plan(self, free_bytes: int | None = None) -> Plan:
+    def plan(self, free_bytes: int | None = None, notes: Sequence[str] = ()) -> Plan:
         return plan(
             self.old.originals(),
             self.new.originals(),
@@ -187,6 +187,7 @@ class Two:
             names=("LXD", "Incus"),
             free_bytes=free_bytes,
             pool_used_bytes=0,
+            notes=notes,
         )
 
     def migrate(self, before: Plan | None = None) -> list[str]:
@@ -512,6 +513,35 @@ def test_a_name_that_another_image_has_stays_so() -> None:
     assert two.plan().notes == ["The name cuda is another image's in Incus, and stays so."]
     two.migrate()
     assert two.new.stored[IMAGE.fingerprint].aliases == ("debian12",)
+
+
+def test_profiles_that_differ_are_told() -> None:
+    of_lxd = [
+        Profile("podyd-base", "", {"limits.cpu": "9", "security.devlxd": "false"}),
+        Profile("podyd-gpu", "words alone", {"nvidia.runtime": "true"}),
+        Profile("labs"),
+    ]
+    wanted = [*map(TRANSLATION.profile, of_lxd)]
+    there = [
+        Profile("podyd-base", "", {"limits.cpu": "2"}),
+        Profile("podyd-gpu", "", {"nvidia.runtime": "true"}),
+        Profile("of Incus alone"),
+    ]
+    (note,) = profile_notes(wanted, there, names=("LXD", "Incus"), stay=False)
+    assert note == "Profile podyd-base is another one in Incus, and becomes as LXD has it."
+    (note,) = profile_notes(wanted, there, names=("LXD", "Incus"), stay=True)
+    assert note == (
+        "Profile podyd-base is another one in Incus, and stays so, as Incus has pods already: what"
+        " LXD's has besides, edit into it."
+    )
+    assert not [*profile_notes(wanted, wanted, names=("LXD", "Incus"), stay=True)]
+
+
+def test_notes_are_of_what_is_to_be_copied() -> None:
+    two = Two()
+    assert "Something differs." in two.plan(notes=["Something differs."]).notes
+    two.migrate()
+    assert two.plan(notes=["Something differs."]).notes == []
 
 
 # --- Words --------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
@@ -18,6 +18,7 @@ import pytest
 from podyd.admin import setup
 from podyd.admin.migration.command import Migration
 from podyd.admin.migration.lock import LOCK, alone
+from podyd.admin.migration.mark import KEY
 from podyd.base.errors import SetupError
 from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
@@ -25,7 +26,7 @@ from podyd.engine.admin import Bridge, Openings, Pool, Say
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.moving import MovedImage, Original, Side
 from podyd.engine.types import Profile
-from tests.unit.admin.test_migration import original
+from tests.unit.admin.test_migration import TRANSLATION, original
 
 
 @dataclass
@@ -36,6 +37,7 @@ class FakeSide:
     trusts: dict[str, str] = field(default_factory=dict)
     changed: list[str] = field(default_factory=list)
     there: list[Original] = field(default_factory=list)
+    stored: dict[str, Profile] = field(default_factory=dict)
 
     def distrust(self, fingerprint: str) -> None:
         self.changed.append("distrust")
@@ -52,6 +54,9 @@ class FakeSide:
     def project_config(self) -> dict[str, str]:
         return {}
 
+    def kept_settings(self, other: Mapping[str, str]) -> dict[str, str]:
+        return {}
+
     def originals(self) -> list[Original]:
         return self.there
 
@@ -62,7 +67,10 @@ class FakeSide:
         return Openings(frozenset(), frozenset(), frozenset())
 
     def profiles(self) -> list[Profile]:
-        return []
+        return list(self.stored.values())
+
+    def put_profile(self, profile: Profile) -> None:
+        self.stored[profile.name] = profile
 
     def prepare_address(self, say: Say) -> str:
         return "https://127.0.0.1:8443"
@@ -207,6 +215,20 @@ def test_in_the_end_the_old_engine_trusts_podyd_no_more(
     (Path(migration.config.state_dir) / CHOICE).write_text("incus")
     assert migration.finish(lambda question: True)
     assert old.changed == ["distrust"]
+
+
+@pytest.mark.parametrize("has_pods", [False, True])
+def test_profiles_of_the_old_engine_count_until_the_new_one_has_pods(
+    migration: Migration, old: FakeSide, new: FakeSide, has_pods: bool
+) -> None:
+    edited, newer = Profile("podyd-base", config={"limits.cpu": "9"}), Profile("labs")
+    old.stored = {"podyd-base": edited, "labs": newer}
+    new.stored = {"podyd-base": Profile("podyd-base")}
+    # Whoever it comes from; the rest of an interrupted copy does not count.
+    new.there = [original("p", config={} if has_pods else {KEY: "{}"})]
+    migration.put_profiles(TRANSLATION)
+    assert new.stored["labs"] == newer
+    assert (new.stored["podyd-base"] == edited) is not has_pods
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it writes files of root's")

@@ -280,3 +280,6 @@ def test_what_an_admin_has_set_in_the_project_is_taken_over(side: Side, stub: St
     added = {"restricted.containers.nesting": "allow"}
     assert body["config"] == {"limits.instances": "5", **added}
     assert said == ["project podyd: set restricted.containers.nesting"]
+    stub.settings = {"limits.instances": "5", "limits.cpu": "2"}
+    other = {"limits.instances": "9", "limits.cpu": "2", "restricted.idmap.uid": "1000"}
+    assert side.kept_settings(other) == {"limits.instances": "5"}
