@@ -148,14 +148,26 @@ class _Header(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        try:
-            info = super().frombuf(buf, encoding, errors)
-        except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
-            # tarfile would take it for the end.
-            raise tarfile.ReadError(str(error)) from error
-        if info.size < 0 or (info.type in HEADERS and info.size > MAX_HEADER_BYTES):
-            raise tarfile.ReadError("a header is too large")
-        return info
+        return _checked(lambda: super(_Header, cls).frombuf(buf, encoding, errors))
+
+    # Where Python has it (Debian 13's 3.13), it is called for what is read from a file instead.
+    @classmethod
+    def _frombuf(
+        cls, buf: bytes | bytearray, encoding: str, errors: str, **options: Any
+    ) -> _Header:
+        read: Callable[..., _Header] = super()._frombuf  # type: ignore[misc]
+        return _checked(lambda: read(buf, encoding, errors, **options))
+
+
+def _checked(read: Callable[[], _Header]) -> _Header:
+    try:
+        info = read()
+    except tarfile.InvalidHeaderError as error:  # type: ignore[attr-defined]
+        # tarfile would take it for the end.
+        raise tarfile.ReadError(str(error)) from error
+    if info.size < 0 or (info.type in HEADERS and info.size > MAX_HEADER_BYTES):
+        raise tarfile.ReadError("a header is too large")
+    return info
 
 
 def _next(tar: tarfile.TarFile) -> tarfile.TarInfo | None:

@@ -160,6 +160,7 @@ def test_a_name_of_a_terabyte_is_not_held(place: Path, kind: bytes) -> None:
     source = Endless(header_of(kind, 2**40))
     with pytest.raises(Away, match="not a complete tar file"):
         unpack(source, place, lambda _: None)
+    assert source.taken < 2**20, "it is refused by its header"
     assert list(place.parent.iterdir()) == []
 
 
