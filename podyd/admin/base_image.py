@@ -89,6 +89,9 @@ TOOLS = {
     "chroot": "coreutils",
 }
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/snap/bin"
+# Where mmdebstrap reads whose release a suite is: without it, it takes Ubuntu's for Debian's.
+SUITES = Path("/usr/share/distro-info/ubuntu.csv")
+SUITES_PACKAGE = "distro-info-data"
 UNITS = ("systemd-networkd.service", "systemd-resolved.service", "ssh-host-keys.service")
 BOOTSTRAP_TIMEOUT = 1800.0
 STEP_TIMEOUT = 300.0
@@ -177,6 +180,8 @@ def build(
     """
     environment = _environment(images)
     _check(alias, release, images)
+    if mirror is None:
+        _check_archive(release)
     with tempfile.TemporaryDirectory(prefix="podyd-image-", dir="/var/tmp") as name:
         work = Path(name)
         root, meta, squashfs = work / "rootfs", work / "meta.tar", work / "rootfs.squashfs"
@@ -216,6 +221,15 @@ def _check(alias: str, release: Release, images: ImageCommand) -> None:
     if alias in aliases(images):
         raise BuildError(
             f"{ENGINE} has an image {alias!r} already: delete it or use another alias."
+        )
+
+
+def _check_archive(release: Release) -> None:
+    """Check that mmdebstrap knows where a release is found. Raises BuildError."""
+    if release.distribution == "Ubuntu" and not SUITES.exists():
+        raise BuildError(
+            f"Where {release} is found, is not known here: run apt-get install {SUITES_PACKAGE}, or"
+            " name a mirror by --mirror."
         )
 
 

@@ -24,7 +24,7 @@ PACKAGES="ca-certificates python3 python3-venv python3-setuptools python3-wheel 
 python3-yaml python3-pyroute2 python3-cryptography python3-dateutil python3-requests
 python3-requests-toolbelt python3-prometheus-client python3-requests-unixsocket python3-ws4py python3-six
 $ENGINE_PACKAGES lxcfs uidmap dnsmasq-base nftables iproute2 btrfs-progs squashfs-tools squashfs-tools-ng rsync
-mmdebstrap util-linux zstd procps passwd libpam-modules libpam-runtime python3-argcomplete
+mmdebstrap distro-info-data util-linux zstd procps passwd libpam-modules libpam-runtime python3-argcomplete
 python3-websocket"
 
 need_root() {

@@ -61,6 +61,7 @@ async def end_of(port: int, frames: tuple[bytes, ...] = TALKING) -> dict[str, An
         assert not ended, message
         if message[0] == END:
             ended = json.loads(message[1:])
+    connection.close()
     assert ended, "closed without a word"
     return ended
 

@@ -73,6 +73,7 @@ async def closed(connection: WebSocketClientConnection) -> tuple[int | None, str
             pass
 
     await asyncio.wait_for(read(), PATIENCE)
+    connection.close()
     return connection.close_code, connection.close_reason
 
 
