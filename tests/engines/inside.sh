@@ -7,6 +7,10 @@ cd "$(dirname "$0")/../.."
 for number in $(seq 0 31); do
     [ -e "/dev/loop$number" ] || mknod "/dev/loop$number" b 7 "$number"
 done
+# Devices of a kind that is no pod's.
+for number in 0 12; do
+    [ -e "/dev/tty$number" ] || mknod "/dev/tty$number" c 4 "$number"
+done
 # systemd-nspawn leaves its payload only those that a systemd in it would use.
 if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
     for hierarchy in /sys/fs/cgroup/*/; do

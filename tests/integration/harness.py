@@ -251,7 +251,9 @@ class Accounts:
         name = name or f"podydt{secrets.token_hex(4)}"
         assert name not in {entry.pw_name for entry in pwd.getpwall()}
         self.will_make("user", name)
-        run("useradd", "--badname", "-M", "-N", "-s", "/bin/bash", *options, name)
+        # Ids of their own below them are none of podyd's, and Debian 13 has few beside Incus'.
+        without = ("-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0")
+        run("useradd", "--badname", "-M", "-N", *without, "-s", "/bin/bash", *options, name)
         if password:
             run("chpasswd", stdin=f"{name}:{password}\n")
         return name
