@@ -10,13 +10,14 @@ this is of LXD's source, main of August 2026.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
-from podyd.engine.types import Devices, is_set
+from podyd.engine.types import Devices, PciCard, is_set
 
 RUNTIME = "nvidia.runtime"
+CAPABILITIES = "nvidia.driver.capabilities"
 # What the engine runs for that, and for CDI ids; and how to have it.
 RUNTIME_PROGRAM, CDI_PROGRAM = "nvidia-container-cli", "nvidia-ctk"
 HOW_TO_HAVE = {
@@ -86,6 +87,26 @@ def in_cdi(device: Mapping[str, str], uuids: Mapping[str, str]) -> dict[str, str
             " nvidia-smi shows.",
         )
     return {**rest, "id": f"{_CARD}={uuid}"}
+
+
+def with_address(device: Mapping[str, str], cards: Sequence[PciCard]) -> dict[str, str]:
+    """A device with a CDI id as a server takes it that is given cards by address, any other as it
+    is; `cards` are NVIDIA's of this host. Raises SetupError for one that names none of these."""
+    if not is_by_cdi(device):
+        return dict(device)
+    rest = {key: value for key, value in device.items() if key != "id"}
+    kind, _, name = device["id"].partition("=")
+    if device["id"] == EVERY_CARD:
+        return rest
+    # NVML numbers them by their addresses.
+    in_order = enumerate(sorted(cards, key=lambda card: card.pci))
+    found = [card for index, card in in_order if name in (card.uuid, str(index))]
+    if kind != _CARD or not found:
+        raise SetupError(
+            f"No address is known of {device['id']}.",
+            advice="Take the device away, and give it by hand again afterwards.",
+        )
+    return {**rest, "pci": found[0].pci}
 
 
 def without_runtime(config: Mapping[str, str]) -> dict[str, str]:

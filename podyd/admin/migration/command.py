@@ -16,14 +16,17 @@ from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
 from podyd.admin.migration.plan import Plan, plan, profile_notes
-from podyd.admin.migration.translation import Translation
+from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
 from podyd.engine.admin import Say
 from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
+from podyd.engine.gpu_devices import is_by_cdi
 from podyd.engine.moving import Side
 from podyd.engine.rest import Credentials
 from podyd.engine.restore_guard import RESTORING
+from podyd.engine.types import Profile
+from podyd.node.samples import NVIDIA_VENDOR_ID
 
 ANSWER_SECONDS = 3.0
 
@@ -52,6 +55,9 @@ class Migration:
         plan = self._plan()
         for line in plan.lines(self.old.dialect.name, self.new.dialect.name):
             self.say(line)
+        if plan.to_copy and self.new.project_config() is not None:
+            for line in self._differences():
+                self.say(line)
         for sentence in [*plan.refusals, *self._running(), *self._unsettled()]:
             self.say(f"Not yet: {sentence}")
         return plan
@@ -138,26 +144,38 @@ class Migration:
             names=(self.old.dialect.name, self.new.dialect.name),
             free_bytes=self._free_bytes(),
             pool_used_bytes=used,
-            notes=[*self._notes()] if has_project else [],
         )
 
-    def _notes(self) -> Iterator[str]:
+    def _differences(self) -> Iterator[str]:
         """What the new engine's project has otherwise, and whether it stays so."""
         names = (self.old.dialect.name, self.new.dialect.name)
-        self.old.speak()
-        settings, profiles = self.old.project_config() or {}, self.old.profiles()
-        bridges = frozenset(bridge.name for bridge in self.old.bridges())
+        settings = self.old.project_config() or {}
         for key, value in sorted(self.new.kept_settings(settings).items()):
             yield (
                 f"Project {self.config.lxd.project} has {key}={value} in {names[1]}, and keeps"
                 f" that; {names[0]}'s has {settings[key]}."
             )
         if self.new.pools() and self.new.bridges():
-            pool, bridge = self.new.pool_and_bridge()
-            wanted = map(Translation(bridges, bridge, pool).profile, profiles)
-            yield from profile_notes(
-                wanted, self.new.profiles(), names=names, stay=self._has_pods()
-            )
+            wanted = map(self.translation(*self.new.pool_and_bridge()).profile, self._profiles())
+            there = self.new.profiles()
+            yield from profile_notes(wanted, there, names=names, stay=self._has_pods())
+
+    def _profiles(self) -> list[Profile]:
+        self.old.speak()
+        return self.old.profiles()
+
+    def translation(self, pool: str, bridge: str) -> Translation:
+        """That to the new engine's pool and bridge."""
+        profiles = self._profiles()
+        bridges = frozenset(item.name for item in self.old.bridges())
+        made = Translation(bridges, bridge, pool)
+        holders = [item.devices for item in profiles]
+        holders += [item.devices for item in self.old.instances()]
+        by_cdi = any(is_by_cdi(device) for devices in holders for device in devices.values())
+        if not by_cdi or self.new.wants_cdi():
+            return made
+        cards = [card for card in self.old.cards() if card.vendor == NVIDIA_VENDOR_ID]
+        return with_cards(made, profiles, cards)
 
     def _is_offered(self, alias: str) -> bool:
         return any(fnmatch.fnmatchcase(alias, item) for item in self.config.images.offer)
@@ -229,22 +247,20 @@ class Migration:
         """Have the new engine as `podyd setup` has it, but for the trust in podyd's certificate."""
         self.old.speak()
         settings = self.old.project_config() or {}
-        bridges = frozenset(bridge.name for bridge in self.old.bridges())
         openings = setup.openings(self.config) | self.old.openings_in_use(())
         self.new.distrust(self._fingerprint(self.new))
         pool = self.new.prepare_pool(self.say)
         bridge = self.new.prepare_bridge(setup.free_network, self.say)
         self.new.prepare_project(bridge, openings, self.say)
         self.new.take_settings(settings, self.say)
-        translation = Translation(bridges, bridge, pool)
+        translation = self.translation(pool, bridge)
         self.put_profiles(translation)
         return translation
 
     def put_profiles(self, translation: Translation) -> None:
         """Have the new engine's profiles be as the old one's are, where no pod uses them yet: from
         then on it is there that an admin changes them."""
-        self.old.speak()
-        wanted = [*map(translation.profile, self.old.profiles())]
+        wanted = [*map(translation.profile, self._profiles())]
         self.new.speak()
         stay = {profile.name for profile in self.new.profiles()} if self._has_pods() else set()
         for profile in wanted:

@@ -133,11 +133,9 @@ def plan(
     names: tuple[str, str],
     free_bytes: int | None,
     pool_used_bytes: int,
-    notes: Sequence[str] = (),
 ) -> Plan:
-    """Compare the two engines' instances and images; `names` are the engines', `is_offered` is
-    whether members may have a pod of an image with this name, and `notes` concern pods that are to
-    be copied."""
+    """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
+    whether members may have a pod of an image with this name."""
     copies = {item.name: item for item in new}
     pods, refusals = [], []
     for original in old:
@@ -160,11 +158,11 @@ def plan(
             f" {_about(made.needed_bytes)}: make it larger, or delete pods and snapshots."
         )
         refusals.append(sentence)
-    taken = [
+    notes = [
         f"The name {alias} is another image's in {names[1]}, and stays so."
         for alias in taken_names(images, there)
     ]
-    return replace(made, refusals=refusals, notes=[*taken, *(notes if made.to_copy else ())])
+    return replace(made, refusals=refusals, notes=notes)
 
 
 def profile_notes(

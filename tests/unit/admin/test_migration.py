@@ -4,7 +4,7 @@ again."""
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,11 +13,12 @@ import pytest
 from podyd.admin.migration.mark import AUTOSTART, KEY, mark_of, new_mark
 from podyd.admin.migration.move import Move, go_back, remove_originals
 from podyd.admin.migration.plan import Plan, plan, profile_notes
-from podyd.admin.migration.translation import Translation
+from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
 from podyd.engine.moving import MovedImage, Offer, Original
 from podyd.engine.types import Devices, Keys, Profile
 from podyd.model.pod import MADE_AS, OWNER, PROJECT
+from tests.unit.engine.test_gpu_devices import CARDS
 
 GIB = 1024**3
 TRANSLATION = Translation(frozenset({"lxdbr0"}), "incusbr0", "pool2")
@@ -176,7 +177,7 @@ class Two:
         if self.is_podyd_running:
             raise SetupError("podyd is running.")
 
-    def plan(self, free_bytes: int | None = None, notes: Sequence[str] = ()) -> Plan:
+    def plan(self, free_bytes: int | None = None) -> Plan:
         return plan(
             self.old.originals(),
             self.new.originals(),
@@ -187,7 +188,6 @@ class Two:
             names=("LXD", "Incus"),
             free_bytes=free_bytes,
             pool_used_bytes=0,
-            notes=notes,
         )
 
     def migrate(self, before: Plan | None = None) -> list[str]:
@@ -537,13 +537,6 @@ def test_profiles_that_differ_are_told() -> None:
     assert not [*profile_notes(wanted, wanted, names=("LXD", "Incus"), stay=True)]
 
 
-def test_notes_are_of_what_is_to_be_copied() -> None:
-    two = Two()
-    assert "Something differs." in two.plan(notes=["Something differs."]).notes
-    two.migrate()
-    assert two.plan(notes=["Something differs."]).notes == []
-
-
 # --- Words --------------------------------------------------------------------------------------
 
 
@@ -568,6 +561,42 @@ def test_what_names_the_old_engines_things_names_the_new_ones() -> None:
     }
     moved = TRANSLATION.original(original("p", config=config, devices=devices))
     assert (moved.config, moved.devices) == (profile.config, profile.devices)
+
+
+BY_CDI = {"type": "gpu", "gputype": "physical", "id": "nvidia.com/gpu=all"}
+DRIVER = {"nvidia.runtime": "true", "nvidia.driver.capabilities": "all"}
+
+
+def test_cards_by_cdi_ids_are_given_by_address() -> None:
+    """As podyd gives them to an LXD without nvidia.runtime (podyd/engine/gpu_devices.py)."""
+    gpu = Profile("podyd-gpu", "", {}, {"gpus": BY_CDI})
+    to = with_cards(TRANSLATION, [gpu, Profile("podyd-base")], CARDS)
+    moved = to.profile(gpu)
+    assert moved.config == DRIVER
+    assert moved.devices == {"gpus": {"type": "gpu", "gputype": "physical"}}
+    leased = {"gpus": {"type": "none"}, "card": {**BY_CDI, "id": "nvidia.com/gpu=GPU-b"}}
+    one = {"type": "gpu", "gputype": "physical", "pci": "0000:4a:00.0"}
+    config = {"limits.cpu": "2"}
+    # Its profile brings the driver; and where none does, its device did.
+    for profiles, more in ((("podyd-base", "podyd-gpu"), {}), (("podyd-base",), DRIVER)):
+        pod = to.original(original("p", config=config, devices=leased, profiles=profiles))
+        assert pod.devices == {"gpus": {"type": "none"}, "card": one}
+        assert pod.config == config | more
+
+
+def test_a_card_that_nobody_knows_is_told_with_the_pod() -> None:
+    to = with_cards(TRANSLATION, [], CARDS)
+    unknown = {"card": {**BY_CDI, "id": "nvidia.com/gpu=GPU-x"}}
+    with pytest.raises(SetupError, match="p's device card: No address is known"):
+        to.original(original("p", devices=unknown))
+    with pytest.raises(SetupError, match="Profile labs's device card: No address"):
+        to.profile(Profile("labs", "", {}, unknown))
+
+
+def test_cdi_ids_stay_where_the_new_engine_wants_them() -> None:
+    moved = TRANSLATION.original(original("p", devices={"card": BY_CDI}))
+    assert moved.devices == {"card": BY_CDI}
+    assert "nvidia.runtime" not in moved.config
 
 
 def test_a_mark_brings_back_what_it_hides() -> None:

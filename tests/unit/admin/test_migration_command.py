@@ -22,11 +22,12 @@ from podyd.admin.migration.mark import KEY
 from podyd.base.errors import SetupError
 from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
-from podyd.engine.admin import Bridge, Openings, Pool, Say
+from podyd.engine.admin import Bridge, ExpandedInstance, Openings, Pool, Say
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.moving import MovedImage, Original, Side
-from podyd.engine.types import Profile
-from tests.unit.admin.test_migration import TRANSLATION, original
+from podyd.engine.types import PciCard, Profile
+from tests.unit.admin.test_migration import BY_CDI, TRANSLATION, original
+from tests.unit.engine.test_gpu_devices import CARDS
 
 
 @dataclass
@@ -38,6 +39,8 @@ class FakeSide:
     changed: list[str] = field(default_factory=list)
     there: list[Original] = field(default_factory=list)
     stored: dict[str, Profile] = field(default_factory=dict)
+    running: list[ExpandedInstance] = field(default_factory=list)
+    by_cdi: bool = False
 
     def distrust(self, fingerprint: str) -> None:
         self.changed.append("distrust")
@@ -68,6 +71,15 @@ class FakeSide:
 
     def profiles(self) -> list[Profile]:
         return list(self.stored.values())
+
+    def instances(self) -> list[ExpandedInstance]:
+        return self.running
+
+    def wants_cdi(self) -> bool:
+        return self.by_cdi
+
+    def cards(self) -> list[PciCard]:
+        return [*CARDS, PciCard("0000:03:00.0", "1a03")]
 
     def put_profile(self, profile: Profile) -> None:
         self.stored[profile.name] = profile
@@ -229,6 +241,21 @@ def test_profiles_of_the_old_engine_count_until_the_new_one_has_pods(
     migration.put_profiles(TRANSLATION)
     assert new.stored["labs"] == newer
     assert (new.stored["podyd-base"] == edited) is not has_pods
+
+
+@pytest.mark.parametrize("of", ["nobody", "a profile", "a pod"])
+@pytest.mark.parametrize("by_cdi", [False, True])
+def test_cards_are_translated_where_one_is_by_a_cdi_id_and_may_not_be(
+    migration: Migration, old: FakeSide, new: FakeSide, of: str, by_cdi: bool
+) -> None:
+    old.by_cdi, new.by_cdi = True, by_cdi
+    if of == "a profile":
+        old.stored = {"podyd-gpu": Profile("podyd-gpu", devices={"gpus": BY_CDI})}
+    elif of == "a pod":
+        old.running = [ExpandedInstance("p", True, {"card": BY_CDI}, {}, True)]
+    made = migration.translation("pool", "bridge")
+    assert made.drivers == ({"podyd-gpu"} if of == "a profile" and not by_cdi else set())
+    assert made.cards == (None if of == "nobody" or by_cdi else [*CARDS])
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="it writes files of root's")

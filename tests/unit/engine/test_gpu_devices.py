@@ -16,9 +16,10 @@ from podyd.engine.gpu_devices import (
     has_driver,
     is_by_cdi,
     wants_cdi,
+    with_address,
 )
 from podyd.engine.profile_files import on_host, shipped
-from podyd.engine.types import Profile
+from podyd.engine.types import PciCard, Profile
 from tests.unit.engine.recorded import EXTENSIONS, WANTS_CDI
 
 UUIDS = {"0000:41:00.0": "GPU-a", "0000:4a:00.0": ""}
@@ -95,3 +96,41 @@ def test_a_profile_of_an_admin_where_cards_are_given_by_cdi_ids() -> None:
         with pytest.raises(SetupError, match="knows no UUID") as caught:
             on_host(Profile("p", devices={"one": {**one, "pci": pci}}), "p", "b", UUIDS)
         assert "id: nvidia.com/gpu=NUMBER" in caught.value.advice
+
+
+CARDS = (
+    PciCard("0000:4a:00.0", "10de", "GPU-b"),
+    PciCard("0000:41:00.0", "10de", "GPU-a"),
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys"),
+    [
+        ("all", {}),
+        ("GPU-a", {"pci": "0000:41:00.0"}),
+        ("0", {"pci": "0000:41:00.0"}),
+        ("1", {"pci": "0000:4a:00.0"}),
+    ],
+)
+def test_a_cdi_id_where_cards_are_given_by_address(name: str, keys: dict[str, str]) -> None:
+    device = {"type": "gpu", "gputype": "physical", "mode": "0660", "id": f"nvidia.com/gpu={name}"}
+    rest = {"type": "gpu", "gputype": "physical", "mode": "0660"}
+    assert with_address(device, CARDS) == {**rest, **keys}
+
+
+@pytest.mark.parametrize(
+    "text", ["nvidia.com/gpu=2", "nvidia.com/gpu=GPU-c", "nvidia.com/mig=1:0", "amd.com/gpu=0"]
+)
+def test_a_cdi_id_that_names_no_card_of_nvidias(text: str) -> None:
+    with pytest.raises(SetupError, match=f"No address is known of {text}"):
+        with_address({"type": "gpu", "id": text}, CARDS)
+
+
+def test_what_is_no_cdi_id_stays_as_it_is() -> None:
+    for device in (
+        {"type": "gpu", "pci": "41:00.0"},
+        {"type": "gpu", "id": "0"},
+        {"type": "disk", "path": "/", "pool": "p"},
+    ):
+        assert with_address(device, CARDS) == device
