@@ -62,6 +62,11 @@ class Original:
         return self.config.get("volatile.uuid", "")
 
     @property
+    def base_image(self) -> str:
+        """The fingerprint of the image that it was made of; "" if that is not known."""
+        return self.config.get("volatile.base_image", "")
+
+    @property
     def settings(self) -> dict[str, str]:
         """Its configuration without what the engine notes for itself."""
         return _without_volatile(self.config)

@@ -15,11 +15,11 @@ from podyd.admin import setup
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
-from podyd.admin.migration.plan import Plan, plan, profile_notes
+from podyd.admin.migration.plan import Plan, Room, Stock, plan, profile_notes
 from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
-from podyd.engine.admin import Say
+from podyd.engine.admin import THIN_DRIVERS, Pool, Say
 from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
 from podyd.engine.gpu_devices import is_by_cdi
 from podyd.engine.moving import Side
@@ -133,7 +133,7 @@ class Migration:
         self._check()
         has_project = self.new.project_config() is not None
         self.old.speak()
-        used = sum(pool.used_bytes for pool in self.old.pools())
+        pools = self.old.pools()
         return plan(
             self.old.originals(),
             self.new.originals(),
@@ -142,8 +142,11 @@ class Migration:
             project=self.config.lxd.project,
             is_offered=self._is_offered,
             names=(self.old.dialect.name, self.new.dialect.name),
-            free_bytes=self._free_bytes(),
-            pool_used_bytes=used,
+            room=self._room(),
+            stock=Stock(
+                sum(pool.used_bytes for pool in pools),
+                any(pool.driver in THIN_DRIVERS for pool in pools),
+            ),
         )
 
     def _differences(self) -> Iterator[str]:
@@ -180,19 +183,16 @@ class Migration:
     def _is_offered(self, alias: str) -> bool:
         return any(fnmatch.fnmatchcase(alias, item) for item in self.config.images.offer)
 
-    def _free_bytes(self) -> int | None:
-        """What the new engine's pool, and the disk below a pool that is a file, have left."""
+    def _room(self) -> Room | None:
         self.new.speak()
         pools = self.new.pools()
         if not pools or not self.new.bridges():
             return None
         name, _ = self.new.pool_and_bridge()
+        directory = self.new.place.directory
+        disk = os.statvfs(directory)
         pool = next(pool for pool in pools if pool.name == name)
-        free = pool.total_bytes - pool.used_bytes
-        if pool.source.startswith(f"{self.new.place.directory}/"):
-            host = os.statvfs(self.new.place.directory)
-            free = min(free, host.f_bavail * host.f_frsize)
-        return free
+        return room_of(pool, directory, disk.f_bavail * disk.f_frsize)
 
     @contextlib.contextmanager
     def _told_how_to_go_on(self) -> Iterator[None]:
@@ -350,6 +350,20 @@ class Migration:
         reasons = list(sentences)
         if reasons:
             raise SetupError(" ".join(reasons))
+
+
+def room_of(pool: Pool, directory: Path, disk_bytes: int) -> Room:
+    """What an engine that has its data in this directory has free for pods in a pool, and for
+    images; `disk_bytes` are those of the directory's disk.
+
+    A pool that is a file there grows on that disk, up to its size. Where it has been larger than
+    what pods use now, it grows by that much less.
+    """
+    source = Path(pool.source)
+    together = source.is_relative_to(directory)
+    if together and source.is_file():
+        disk_bytes += max(0, source.stat().st_blocks * 512 - pool.used_bytes)
+    return Room(pool.total_bytes - pool.used_bytes, disk_bytes, together)
 
 
 def _side(dialect: Dialect, config: Config) -> Side:

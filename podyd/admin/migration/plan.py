@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from podyd.admin.migration.mark import Mark, mark_of
 from podyd.admin.migration.translation import GUEST_API
@@ -48,16 +48,42 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Room:
+    """Bytes that are free for the new engine: in its pool, and on its own disk, where images are;
+    `together` if that is where the pool's are, too."""
+
+    pool_bytes: int
+    disk_bytes: int
+    together: bool
+
+    @property
+    def for_pods(self) -> int:
+        return min(self.pool_bytes, self.disk_bytes) if self.together else self.pool_bytes
+
+
+@dataclass(frozen=True)
+class Stock:
+    """What the pools of the old engine say of all pods: how much is used, 0 where they do not say,
+    and whether what a pod `shares` with its image is left out of how large it is."""
+
+    used_bytes: int = 0
+    shares: bool = False
+
+
+@dataclass(frozen=True)
 class Plan:
     """What there is to do; `refusals` are sentences, each a reason not to begin."""
 
     pods: Sequence[Pod] = ()
     images: Sequence[MovedImage] = ()
+    # Those of them that the new engine has, without their names.
+    unnamed: frozenset[str] = frozenset()
     refusals: Sequence[str] = ()
-    # Of the new engine, about: None where it has no pool yet.
-    free_bytes: int | None = None
-    # What all pods of the old engine have at most, 0 where it does not say.
-    pool_used_bytes: int = 0
+    # None where the new engine has no pool yet.
+    room: Room | None = None
+    stock: Stock = Stock()
+    # How large images are at least in a pod, by fingerprint: as they are packed.
+    packed_bytes: Mapping[str, int] = field(default_factory=dict)
     notes: Sequence[str] = ()
 
     @property
@@ -71,36 +97,49 @@ class Plan:
         ]
 
     @property
-    def needed_bytes(self) -> int:
-        """On the new pool: a snapshot that shares nothing is as large as its pod."""
+    def pod_bytes(self) -> int:
+        """On the new pool, about: a snapshot that shares nothing is as large as its pod. A copy
+        shares nothing with its image."""
         each = [pod.original for pod in self.to_copy]
-        pods = sum(item.used_bytes * (1 + len(item.snapshots)) for item in each)
-        if self.pool_used_bytes:
-            pods = min(pods, self.pool_used_bytes)
-        return pods + sum(image.size_bytes for image in self.images)
+        own = sum(item.used_bytes * (1 + len(item.snapshots)) for item in each)
+        if self.stock.used_bytes:
+            own = min(own, self.stock.used_bytes)
+        unseen = [item for item in each if self.stock.shares or not item.used_bytes]
+        return own + sum(self.packed_bytes.get(item.base_image, 0) for item in unseen)
+
+    @property
+    def image_bytes(self) -> int:
+        """On the new engine's own disk."""
+        return sum(
+            image.size_bytes for image in self.images if image.fingerprint not in self.unnamed
+        )
 
     @property
     def is_bound(self) -> bool:
         """Whether it needs no more than that: a pool of kind dir says nothing of its pods."""
-        return all(pod.original.used_bytes for pod in self.to_copy)
+        return not self.stock.shares and all(pod.original.used_bytes for pod in self.to_copy)
 
     @property
     def seconds(self) -> float:
         """About how long it takes."""
-        return self.needed_bytes / BYTES_PER_SECOND + SECONDS_PER_POD * len(self.to_copy)
+        needed = self.pod_bytes + self.image_bytes
+        return needed / BYTES_PER_SECOND + SECONDS_PER_POD * len(self.to_copy)
 
     def lines(self, old: str, new: str) -> Iterator[str]:
         """What it says to the admin, the engines by their names."""
         for pod in self.pods:
             yield f"  {pod.name}: {self._what(pod, old, new)}"
         for image in self.images:
-            yield f"  image {', '.join(image.aliases) or image.fingerprint[:12]}: copied"
-        free = "" if self.free_bytes is None else f" of {_about(self.free_bytes)} that are free"
+            done = "named" if image.fingerprint in self.unnamed else "copied"
+            yield f"  image {', '.join(image.aliases) or image.fingerprint[:12]}: {done}"
+        free = "" if self.room is None else f" of {_about(self.room.for_pods)} that are free"
+        images = f" and {_about(self.image_bytes)} for images" if self.image_bytes else ""
         most = "at most" if self.is_bound else "more than"
         yield (
             f"{len(self.to_copy)} of {len(self.pods)} pods are to be copied, {len(self.to_start)}"
-            f" to be started again; {new} needs {most} {_about(self.needed_bytes)}{free}, and"
-            f" it takes about {_duration(self.seconds)}. Pods are stopped one by one meanwhile."
+            f" to be started again; {new} needs {most} {_about(self.pod_bytes)}{free}"
+            f"{images}, and it takes about {_duration(self.seconds)}. Pods are stopped one by one"
+            " meanwhile."
         )
         yield (
             f"{old} keeps each pod, stopped and without an owner, until 'podyd migrate --finish'."
@@ -131,8 +170,8 @@ def plan(
     project: str,
     is_offered: Callable[[str], bool],
     names: tuple[str, str],
-    free_bytes: int | None,
-    pool_used_bytes: int,
+    room: Room | None,
+    stock: Stock,
 ) -> Plan:
     """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
     whether members may have a pod of an image with this name."""
@@ -151,18 +190,41 @@ def plan(
                 refusals += _refusals(original)
                 refusals += _snapshot_refusals(original, project, names[1])
     wanted = [*_wanted(images, there, project, is_offered)]
-    made = Plan(pods, wanted, refusals, free_bytes, pool_used_bytes)
-    if free_bytes is not None and made.to_copy and made.needed_bytes > free_bytes * (1 - RESERVE):
-        sentence = (
-            f"{names[1]}'s storage pool has {_about(free_bytes)} free, and the copies need up to"
-            f" {_about(made.needed_bytes)}: make it larger, or delete pods and snapshots."
-        )
-        refusals.append(sentence)
+    known = frozenset(image.fingerprint for image in there)
+    made = Plan(
+        pods,
+        wanted,
+        known.intersection(image.fingerprint for image in wanted),
+        room=room,
+        stock=stock,
+        packed_bytes={image.fingerprint: image.size_bytes for image in images},
+    )
+    refusals += _lacking(made, names[1])
     notes = [
         f"The name {alias} is another image's in {names[1]}, and stays so."
         for alias in taken_names(images, there)
     ]
     return replace(made, refusals=refusals, notes=notes)
+
+
+def _lacking(made: Plan, new: str) -> Iterator[str]:
+    """Where there is too little room for it."""
+    room, pods, images = made.room, made.pod_bytes, made.image_bytes
+    if room is None:
+        return
+    if pods > room.for_pods * (1 - RESERVE):
+        yield (
+            f"{new}'s storage pool has {_about(room.for_pods)} free, and the copies need"
+            f" {'up to' if made.is_bound else 'more than'} {_about(pods)}: make it larger, or"
+            " delete pods and snapshots."
+        )
+    elif images + (pods if room.together else 0) > room.disk_bytes * (1 - RESERVE):
+        yield (
+            f"The disk of {new}'s images has {_about(room.disk_bytes)} free, and images"
+            f"{' and copies' if room.together else ''} need"
+            f" {_about(images + (pods if room.together else 0))}: make room there, or delete images"
+            " that nobody needs."
+        )
 
 
 def profile_notes(

@@ -12,7 +12,7 @@ import pytest
 
 from podyd.admin.migration.mark import AUTOSTART, KEY, mark_of, new_mark
 from podyd.admin.migration.move import Move, go_back, remove_originals
-from podyd.admin.migration.plan import Plan, plan, profile_notes
+from podyd.admin.migration.plan import Plan, Room, Stock, plan, profile_notes
 from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
 from podyd.engine.moving import MovedImage, Offer, Original
@@ -22,6 +22,7 @@ from tests.unit.engine.test_gpu_devices import CARDS
 
 GIB = 1024**3
 TRANSLATION = Translation(frozenset({"lxdbr0"}), "incusbr0", "pool2")
+PLAIN = Stock()
 ROOT = {"root": {"type": "disk", "path": "/", "pool": "default"}}
 
 
@@ -177,7 +178,7 @@ class Two:
         if self.is_podyd_running:
             raise SetupError("podyd is running.")
 
-    def plan(self, free_bytes: int | None = None) -> Plan:
+    def plan(self, room: Room | None = None, stock: Stock = PLAIN) -> Plan:
         return plan(
             self.old.originals(),
             self.new.originals(),
@@ -186,8 +187,8 @@ class Two:
             project="podyd",
             is_offered=lambda alias: alias != "secret",
             names=("LXD", "Incus"),
-            free_bytes=free_bytes,
-            pool_used_bytes=0,
+            room=room,
+            stock=stock,
         )
 
     def migrate(self, before: Plan | None = None) -> list[str]:
@@ -461,28 +462,62 @@ def test_a_copy_that_is_gone_is_not_taken_for_one_that_never_was() -> None:
     assert "podyd migrate --back" in refusal
 
 
+APART = Room(pool_bytes=20 * GIB, disk_bytes=5 * GIB, together=False)
+TOGETHER = replace(APART, together=True)
+
+
 def test_too_little_room_is_told() -> None:
-    assert Two().plan(free_bytes=20 * GIB).refusals == []
-    (refusal,) = Two().plan(free_bytes=5 * GIB).refusals
-    # Five pods of 1 GiB, one with two snapshots, and the image.
-    assert "has 5.0 GiB free, and the copies need up to 8.0 GiB" in refusal
+    assert Two().plan(APART).refusals == []
+    # Five pods of 1 GiB, one with two snapshots.
+    for room in (TOGETHER, replace(APART, pool_bytes=5 * GIB)):
+        (refusal,) = Two().plan(room).refusals
+        assert "pool has 5.0 GiB free, and the copies need up to 7.0 GiB" in refusal
+    # They fit, and the image does not beside them.
+    (refusal,) = Two().plan(replace(TOGETHER, disk_bytes=8 * GIB)).refusals
+    assert "images has 8.0 GiB free, and images and copies need 8.0 GiB" in refusal
+    (refusal,) = Two().plan(replace(APART, disk_bytes=GIB // 2)).refusals
+    assert "images has 512 MiB free, and images need 1.0 GiB" in refusal
 
 
 def test_it_says_what_will_happen() -> None:
-    lines = list(Two().plan(free_bytes=20 * GIB).lines("LXD", "Incus"))
+    lines = list(Two().plan(APART).lines("LXD", "Incus"))
     assert "  running: stopped, copied and started (1.0 GiB, 2 snapshots)" in lines
     assert "  stopped: copied (1.0 GiB)" in lines
     assert "  image debian12, cuda: copied" in lines
     (summary,) = [line for line in lines if "are to be copied" in line]
     assert summary.startswith("5 of 5 pods are to be copied, 3 to be started again; Incus needs at")
-    assert "8.0 GiB of 20.0 GiB that are free, and it takes about 2 minutes" in summary
+    assert "most 7.0 GiB of 20.0 GiB that are free and 1.0 GiB for images" in summary
+    assert "it takes about 2 minutes" in summary
+
+
+def test_an_image_that_is_there_needs_no_room() -> None:
+    two = Two()
+    two.new.stored = {IMAGE.fingerprint: replace(IMAGE, aliases=("cuda",))}
+    plan = two.plan(replace(APART, disk_bytes=0))
+    assert plan.refusals == []
+    text = "\n".join(plan.lines("LXD", "Incus"))
+    assert "  image debian12, cuda: named" in text
+    assert "for images" not in text
 
 
 def test_where_a_pool_says_nothing_of_its_pods_there_is_no_bound() -> None:
-    two = Two(original("p"), original("in a directory", used_bytes=0))
-    lines = "\n".join(two.plan(free_bytes=20 * GIB).lines("LXD", "Incus"))
+    made_of = {"volatile.uuid": "u", "volatile.base_image": IMAGE.fingerprint}
+    two = Two(original("p"), original("in a directory", used_bytes=0, config=made_of))
+    lines = "\n".join(two.plan(APART).lines("LXD", "Incus"))
     assert "in a directory: copied (size unknown)" in lines
+    # Its image is the least that it has.
     assert "Incus needs more than 2.0 GiB of 20.0 GiB" in lines
+
+
+def test_where_pods_share_an_image_their_copies_do_not() -> None:
+    made_of = {"volatile.uuid": "u", "volatile.base_image": IMAGE.fingerprint}
+    two = Two(*(original(name, config=made_of, snapshots=("a",)) for name in "pq"))
+    whole = two.plan(APART, Stock(used_bytes=3 * GIB))
+    assert "needs at most 3.0 GiB of" in "\n".join(whole.lines("LXD", "Incus"))
+    thin = two.plan(APART, Stock(used_bytes=3 * GIB, shares=True))
+    assert "needs more than 5.0 GiB of" in "\n".join(thin.lines("LXD", "Incus"))
+    (refusal,) = two.plan(replace(APART, pool_bytes=GIB), thin.stock).refusals
+    assert "the copies need more than 5.0 GiB" in refusal
 
 
 def test_what_is_half_made_stays() -> None:

@@ -16,9 +16,10 @@ from typing import cast
 import pytest
 
 from podyd.admin import setup
-from podyd.admin.migration.command import Migration
+from podyd.admin.migration.command import Migration, room_of
 from podyd.admin.migration.lock import LOCK, alone
 from podyd.admin.migration.mark import KEY
+from podyd.admin.migration.plan import Room
 from podyd.base.errors import SetupError
 from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
@@ -227,6 +228,23 @@ def test_in_the_end_the_old_engine_trusts_podyd_no_more(
     (Path(migration.config.state_dir) / CHOICE).write_text("incus")
     assert migration.finish(lambda question: True)
     assert old.changed == ["distrust"]
+
+
+def test_the_room_of_a_pool_that_is_a_file(tmp_path: Path) -> None:
+    def room(source: Path, used: int) -> Room:
+        pool = Pool("p", "btrfs", str(source), "Created", used, 1000)
+        return room_of(pool, tmp_path, 500)
+
+    file = tmp_path / "pool.img"
+    file.write_bytes(b"x" * 2**16)
+    allocated = file.stat().st_blocks * 512
+    assert room(Path("/dev/nvme1n1"), 200) == Room(800, 500, together=False)
+    assert room(tmp_path / "storage-pools/p", 200) == Room(800, 500, together=True)
+    # What it has of the disk and does not use is its own.
+    assert room(file, 200) == Room(800, 500 + allocated - 200, together=True)
+    assert room(file, 200).for_pods == 800
+    file.write_bytes(b"")
+    assert room(file, 200).for_pods == 500
 
 
 @pytest.mark.parametrize("has_pods", [False, True])
