@@ -36,6 +36,8 @@ THIN_DRIVERS = ("btrfs", "zfs")
 # Without it, on ZFS, LXD's disk limit includes snapshots, and not what is shared with the image.
 REFQUOTA = "volume.zfs.use_refquota"
 TIMEOUT = 120
+# Each answer of a wait for an operation comes after so many seconds at the latest.
+WAIT_SECONDS = 30
 # LXD's words for a warning (db/warningtype/warning_type.go), up to 5.0 with "Couldn't".
 _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controller$")
 
@@ -146,6 +148,10 @@ class ExpandedInstance:
     devices: Mapping[str, Mapping[str, str]]
     config: Mapping[str, str]
     has_driver: bool
+
+
+class OperationFailedError(SetupError):
+    """Something that the engine has begun has failed; in `detail` is the engine's reason."""
 
 
 class Admin:
@@ -480,17 +486,32 @@ class Admin:
         return {card.pci: card.uuid for card in self.cards()}
 
     def _change(self, request: Callable[..., requests.Response], body: Mapping[str, Any]) -> None:
-        """A request that changes something, and the wait for its end where the answer is an
-        operation: for profiles from LXD 6.7 on (storage_and_profile_operations), for pools and
-        networks from 6.8 on (storage_and_network_operations).
+        """A request that changes something, and the wait for its end."""
+        self._wait(request(json=body))
 
-        Raises LXDAPIException, also if the operation fails: such LXDs answer the wait with its
-        error.
-        """
-        answer = request(json=body).json()
+    def _wait(self, response: requests.Response) -> None:
+        """Wait for the end of what an answer says has begun, if it is an operation: for profiles
+        from LXD 6.7 on (storage_and_profile_operations), for pools and networks from 6.8 on
+        (storage_and_network_operations). Raises OperationFailedError."""
+        answer = response.json()
         if answer["type"] == "async":
-            operation = urlsplit(answer["operation"]).path.rpartition("/")[2]
-            self._client.api.operations[operation].wait.get()
+            self._wait_for(urlsplit(answer["operation"]).path.rpartition("/")[2])
+
+    def _wait_for(self, identity: str) -> None:
+        operation = self._client.api.operations[identity]
+        while True:
+            try:
+                waited = operation.wait.get(params={"timeout": WAIT_SECONDS})
+            except pylxd.exceptions.NotFound:
+                return  # It has ended so long ago that it is forgotten.
+            except pylxd.exceptions.LXDAPIException as error:
+                # Incus, and LXD from 5.15 on: it has failed, or WAIT_SECONDS are over.
+                waited = _as_it_is(operation, error)
+            answer = waited.json()["metadata"]
+            if answer["status_code"] >= 400:
+                raise OperationFailedError(answer["err"])
+            if answer["status_code"] >= 200:
+                return
 
     def _get(self, collection: Any) -> list[Mapping[str, Any]]:
         """All members of a collection with their contents."""
@@ -509,6 +530,15 @@ class Admin:
                 "environment"
             ]
         return environment
+
+
+def _as_it_is(operation: Any, error: Exception) -> Any:
+    """The answer with an operation of which a wait has ended in an error. Raises
+    OperationFailedError."""
+    try:
+        return operation.get()
+    except pylxd.exceptions.NotFound:
+        raise OperationFailedError(str(error)) from error
 
 
 def bridge_of(data: Mapping[str, Any]) -> Bridge:
@@ -539,6 +569,8 @@ def translated(what: str) -> Iterator[None]:
     """What the engine or its library raises becomes a SetupError, which begins with `what`."""
     try:
         yield
+    except OperationFailedError as error:
+        raise SetupError(f"{what}: {error.detail}.") from error
     except (pylxd.exceptions.LXDAPIException, pylxd.exceptions.ClientConnectionFailed) as error:
         raise SetupError(f"{what}: {error}.") from error
     except requests.RequestException as error:

@@ -21,8 +21,6 @@ from podyd.engine.instances import CHANGEABLE, instance_of
 from podyd.engine.server import GIDS, PATHS, UIDS
 from podyd.engine.types import Devices, Status
 
-# Each answer of a wait for an operation comes after so many seconds at the latest.
-WAIT_SECONDS = 30
 STOP_SECONDS = 60
 # Of an instance that is made and deleted at once: whether the new engine takes its settings.
 TRIAL = "podyd-migrate-trial"
@@ -359,37 +357,6 @@ class Side(Admin):
             for item in certificates
             if self._project in (item.get("projects") or ())
         }
-
-    # --- Operations ------------------------------------------------------------------------------
-
-    def _wait(self, response: Any) -> None:
-        """Wait for the end of what an answer says has begun. Raises SetupError."""
-        answer = response.json()
-        if answer["type"] == "async":
-            self._wait_for(answer["metadata"]["id"])
-
-    def _wait_for(self, identity: str) -> None:
-        operation = self._client.api.operations[identity]
-        while True:
-            try:
-                waited = operation.wait.get(params={"timeout": WAIT_SECONDS})
-            except pylxd.exceptions.NotFound:
-                return  # It has ended so long ago that it is forgotten.
-            except pylxd.exceptions.LXDAPIException as error:
-                # Incus, and LXD from 5.15 on: it has failed, or WAIT_SECONDS are over.
-                waited = self._as_it_is(operation, error)
-            answer = waited.json()["metadata"]
-            if answer["status_code"] >= 400:
-                raise SetupError(f"{self.dialect.name}: {answer['err']}.")
-            if answer["status_code"] >= 200:
-                return
-
-    def _as_it_is(self, operation: Any, error: Exception) -> Any:
-        """The answer with an operation of which a wait has ended in an error. Raises SetupError."""
-        try:
-            return operation.get()
-        except pylxd.exceptions.NotFound:
-            raise SetupError(f"{self.dialect.name}: {error}.") from error
 
 
 def _original(data: Mapping[str, Any]) -> Original:

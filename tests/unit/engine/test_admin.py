@@ -59,7 +59,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         match self.path:
             case path if path.startswith("/1.0/operations/"):
-                self.server.waited.append(path)
+                self.server.waited.append(path.partition("?")[0])
                 self.answer_wait()
             case path if path.startswith("/1.0/profiles/own"):
                 self.answer_profile("own")
@@ -152,11 +152,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send(202, body)
 
     def answer_wait(self) -> None:
-        error, self.server.error = self.server.error, ""
-        if error:
+        error = self.server.error
+        if error and self.server.waited[-1].endswith("/wait"):
             self.send(200, {"type": "error", "error": error, "error_code": 500, "metadata": None})
-        else:
-            self.answer({"status_code": 200, "err": ""})
+            return
+        self.server.error = ""
+        self.answer({"status_code": 400 if error else 200, "err": error})
 
     def answer_profile(self, name: str) -> None:
         if name in self.server.profiles:

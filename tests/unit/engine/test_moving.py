@@ -215,7 +215,7 @@ def test_no_file_of_a_pod_is_asked_for(side: Side, stub: Stub, tmp_path: Path) -
 
 def test_why_a_copy_failed_is_told(side: Side, stub: Stub) -> None:
     stub.end = {"status_code": 400, "err": "No space left on device"}
-    with pytest.raises(SetupError, match="Incus: No space left on device"):
+    with pytest.raises(SetupError, match="Incus could not fetch p: No space left on device"):
         side.fetch("p", side.originals()[0], OFFER)
 
 
@@ -228,7 +228,7 @@ def test_what_takes_long_is_waited_for(side: Side, stub: Stub) -> None:
 def test_the_error_of_what_has_failed_in_place_of_it(side: Side, stub: Stub) -> None:
     for stub.end in ({"status_code": 400, "err": "No space left on device"}, None):
         stub.late = ["No space left on device"]
-        with pytest.raises(SetupError, match="Incus: No space left on device"):
+        with pytest.raises(SetupError, match="Incus could not fetch p: No space left on device"):
             side.fetch("p", side.originals()[0], OFFER)
 
 
