@@ -7,6 +7,8 @@ answers: nothing that podyd does depends on it.
 from __future__ import annotations
 
 import contextlib
+import shutil
+import subprocess
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,6 +24,9 @@ from podyd.engine.rest import Credentials
 
 # Of many pods, the first are named.
 NAMED = 5
+SYSTEMCTL_SECONDS = 10.0
+# The exit status of `systemctl is-active` for a unit that is there and not active (systemctl(1)).
+INACTIVE = 3
 
 
 @check
@@ -90,10 +95,27 @@ def _used_before(case: Case) -> Iterator[tuple[Dialect, Place]]:
         if (
             dialect != case.dialect
             and place is not None
+            and not _is_stopped(place, case.places.path)
             and not place.is_left_behind()
             and Credentials.below(case.config.state_dir, dialect).certificate.exists()
         ):
             yield dialect, place
+
+
+def _is_stopped(place: Place, path: str) -> bool:
+    """Whether systemd has it stopped; it would start one whose socket it has, if that was asked."""
+    program = shutil.which("systemctl", path=path)
+    if program is None:
+        return False
+    command = [program, "is-active", "--quiet", place.unit]
+    done = subprocess.run(
+        command,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=SYSTEMCTL_SECONDS,
+        check=False,
+    )
+    return done.returncode == INACTIVE
 
 
 def _marks_elsewhere(case: Case, timeout: float) -> dict[str, Mark]:

@@ -11,7 +11,7 @@ from typing import cast
 import pytest
 
 from podyd.admin.doctor import moved
-from podyd.admin.doctor.case import Case
+from podyd.admin.doctor.case import Case, HostPaths
 from podyd.admin.doctor.finding import Finding, Level
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY, Mark, Stage
@@ -32,7 +32,8 @@ def case(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Case:
     for dialect in (LXD, INCUS):
         monkeypatch.setenv(dialect.directory_variable, str(tmp_path / f"{dialect.key}-engine"))
     choose(tmp_path, INCUS)
-    return Case(Config(state_dir=str(tmp_path)))
+    (tmp_path / "bin").mkdir()
+    return Case(Config(state_dir=str(tmp_path)), places=HostPaths(path=str(tmp_path / "bin")))
 
 
 @pytest.fixture
@@ -100,7 +101,9 @@ def test_one_that_is_under_way_is_no_problem(case: Case) -> None:
 
 def test_pods_that_podyd_yaml_looks_for_where_they_were(case: Case) -> None:
     config = dataclasses.replace(case.config, engine="lxd")
-    finding = only(moved.interrupted_move(has(p="done"), Case(config, case.path), SECONDS))
+    finding = only(
+        moved.interrupted_move(has(p="done"), dataclasses.replace(case, config=config), SECONDS)
+    )
     assert finding.level is Level.WARNING
     assert "the pods that were moved to Incus: p." in finding.what
     assert "engine: incus" in finding.do
@@ -121,7 +124,7 @@ def test_what_the_engine_that_pods_leave_says_of_it(
 ) -> None:
     lxd.instance = {**INSTANCE, "config": {**INSTANCE["config"], KEY: mark(stage)}}
     choose(tmp_path, chosen)
-    case = Case(dataclasses.replace(case.config, engine="incus"), case.path)
+    case = dataclasses.replace(case, config=dataclasses.replace(case.config, engine="incus"))
     finding = only(moved.interrupted_move(has(), case, SECONDS))
     assert (finding.level, do in finding.do) == (level, True)
     assert finding.what.endswith(": p.")
@@ -143,6 +146,18 @@ def test_an_engine_that_podyd_never_used_is_not_asked(case: Case, lxd: Stub) -> 
     assert moved.left_engine(case, SECONDS) == []
     assert moved.interrupted_move(has(), case, SECONDS)[0].level is Level.OK
     assert lxd.asked == []
+
+
+@pytest.mark.parametrize(("status", "is_asked"), [(0, True), (3, False), (1, True), (4, True)])
+def test_an_engine_that_was_stopped_is_not_started(
+    case: Case, lxd: Stub, status: int, is_asked: bool
+) -> None:
+    """systemd starts Debian's LXD when somebody connects to its socket; systemctl(1), is-active."""
+    systemctl = Path(case.places.path) / "systemctl"
+    systemctl.write_text(f'#!/bin/sh\ntest "$*" = "is-active --quiet lxd" && exit {status}\n')
+    systemctl.chmod(0o755)
+    assert bool(moved.left_engine(case, SECONDS)) is is_asked
+    assert bool(lxd.asked) is is_asked
 
 
 def test_an_engine_that_was_left_and_runs_no_more_says_nothing(case: Case, lxd: Stub) -> None:
