@@ -626,14 +626,16 @@ class Node:
         *,
         environment: Mapping[str, str] | None = None,
         constants: Mapping[str, float] | None = None,
+        prefix: Sequence[str] = (),
     ) -> Server:
         """Start `podyd serve` and wait until it answers and follows LXD.
 
         `constants` are such of podyd's modules ("podyd.api.frames.START_SECONDS") as this one
-        has others, for a test that would wait for long, or that a slow machine would keep waiting.
+        has others, for a test that would wait for long, or that a slow machine would keep waiting;
+        `prefix` is as of `launch`.
         """
         environment = {**(environment or {}), **self._with(constants or {})}
-        server = self.serve_soon(changes, environment=environment)
+        server = self.serve_soon(changes, environment=environment, prefix=prefix)
         server.wait_for_log(FOLLOWING)
         return server
 
@@ -661,11 +663,12 @@ class Node:
         changes: Mapping[str, Any] | None = None,
         *,
         environment: Mapping[str, str] | None = None,
+        prefix: Sequence[str] = (),
     ) -> Server:
         """Start `podyd serve` and wait until it answers, LXD or not."""
         port = free_port()
         config = self.write_config(merged(changes or {}, {"listen": f"127.0.0.1:{port}"}))
-        process, log = self.launch(config, environment=environment)
+        process, log = self.launch(config, environment=environment, prefix=prefix)
         server = Server(process, port, config, log)
         LOGS[port] = log
         self._servers.append(server)

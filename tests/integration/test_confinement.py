@@ -3,8 +3,11 @@
 A row of the table is one request. The engine refuses it, or it is known to let it through: by a
 hole that has an advisory, which `podyd doctor` reports where it is open, or by its design;
 docs/security.md says what that means. Whether an advisory's hole is open is asked of doctor's table
-(data/advisories.yaml), so this tests that table too. Nothing here is started, and nothing is
-written but into a directory, a project or an image of the test's own.
+(data/advisories.yaml), so this tests that table too.
+
+A refusal counts if it is for the restriction: its words say so, and the row's controls show that
+the engine finds nothing else wrong with the request. Nothing here is started, and nothing is
+written but into a directory, projects, an image, a pool and networks of the test's own.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import contextlib
 import json
 import re
 import secrets
+import shutil
 import ssl
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -29,12 +33,13 @@ import yaml
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import Certificate
 
 from podyd.admin.advisories import Reach, load
 from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from tests.certificates import self_signed
-from tests.integration.harness import DIALECT, Client, Node, Server
+from tests.integration.harness import DIALECT, SMALL, Node, wait_until
 from tests.integration.small import packed
 from tests.lab import lab
 
@@ -42,11 +47,12 @@ Json = Any
 LXD, INCUS = "lxd", "incus"
 # The versions of which this says what is let through by design; another one may refuse it.
 KNOWN = {LXD: "5.0.2", INCUS: "6.0.4"}
-# An engine's words for "not you", so that no row passes because it is malformed.
-NOT_YOU = re.compile(
-    r"not authorized|[Cc]ertificate is restricted|permission|forbidden|not allowed|isn't allowed"
-    r"|cannot be changed|Only the certificate|already trusted"
+# An engine's words for "not you", of whatever is not in podyd's project.
+RIGHTS = (
+    "^not authorized$|^Certificate is restricted$"
+    '|^User does not have permissions? for project "({next}|default)"$'
 )
+NOT_SHOWN = "not shown"
 OCTETS = {"Content-Type": "application/octet-stream"}
 
 
@@ -56,11 +62,25 @@ def holes(lxd: str = "", incus: str = "") -> Mapping[str, str]:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A request; {words} in it stand for what the scene has.
+class Ask:
+    """A request by root, or by the intruder, that the engine must take; {words} in it stand for
+    what the scene has. `says` is what may be in its way all the same, and is nobody's right."""
 
-    It is let through if the engine does it and, with `shows`, the answer has that. `admin` is a
-    request that root must be able to make: the same one, one that is like it, or none.
+    method: str
+    path: str
+    body: Json = None
+    project: str = "{own}"
+    by_root: bool = True
+    says: str = ""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request of the intruder's; {words} in it stand for what the scene has.
+
+    It is let through if the engine does it and, with `shows`, the answer has that. `says` has the
+    engine's words for why not, as a pattern; `controls` show that nothing else is wrong with the
+    request: the same one by root, unless the row has others.
     """
 
     what: str
@@ -73,8 +93,8 @@ class Row:
     # Engines that let it through by design.
     through: Collection[str] = ()
     on: Collection[str] = (LXD, INCUS)
-    says: re.Pattern[str] = NOT_YOU
-    admin: tuple[str, str, Json, str] | None = None
+    says: str | Mapping[str, str] = RIGHTS
+    controls: Sequence[Ask] | None = None
 
     def __str__(self) -> str:
         return self.what
@@ -84,50 +104,87 @@ def _instance(**changes: Json) -> Json:
     return {"name": "evil", "source": {"type": "none"}, "profiles": ["podyd-base"], **changes}
 
 
-def config(key: str, value: str = "true", **kwargs: Any) -> Row:
-    """A pod with this key; in a project without restrictions, a profile may have it."""
-    given = {key: value}
-    allowed = ("POST", "/1.0/profiles", {"name": "evil", "config": given}, "{next}")
-    body = _instance(config=given)
-    return Row(f"{key}={value!r}", "POST", "/1.0/instances", body, admin=allowed, **kwargs)
+def profile(**changes: Json) -> Sequence[Ask]:
+    """In a project without restrictions, a profile may have it."""
+    return (Ask("POST", "/1.0/profiles", {"name": "evil", **changes}, "{next}"),)
+
+
+def there(path: str, project: str = "{next}", says: str = "") -> Sequence[Ask]:
+    """What the request is about is there, where doing the same would change too much."""
+    return (Ask("GET", path, None, project, says=says),)
+
+
+def config(key: str, value: str = "true", good: str = "", **kwargs: Any) -> Row:
+    """A pod with this key; a profile may have it elsewhere, and `good` where `value` never is."""
+    kwargs = {"says": f'"{re.escape(key)}" .*forbidden', **kwargs}
+    control = profile(config={key: good or value})
+    body = _instance(config={key: value})
+    what = f"{key}={value!r}"
+    return replace(Row(what, "POST", "/1.0/instances", body, controls=control), **kwargs)
+
+
+FORBIDDEN = {
+    "disk": "Attaching disks not backed by a pool is forbidden",
+    "unix-char": "Unix character devices are forbidden",
+    "unix-block": "Unix block devices are forbidden",
+    "unix-hotplug": "Unix hotplug devices are forbidden",
+    "usb": "USB devices are forbidden",
+    "pci": "PCI devices are forbidden",
+    "infiniband": "Infiniband devices are forbidden",
+    "proxy": "Proxy devices are forbidden",
+    "nic": "Network not allowed in project",
+}
 
 
 def device(**given: Any) -> Row:
-    """A pod with this device; in a project without restrictions, a profile may have it."""
-    words = {key: given.pop(key) for key in ("through", "on", "says", "advisory") if key in given}
+    """A pod with this device."""
+    words = {key: given.pop(key) for key in ("through", "says") if key in given}
     body = _instance(devices={"evil": given})
     what = " ".join(f"{key}={value}" for key, value in given.items())
-    control = ("POST", "/1.0/profiles", {"name": "evil", "devices": {"evil": given}}, "{next}")
-    return Row(what, "POST", "/1.0/instances", body, admin=control, **words)
+    says = f'Invalid device "evil" on .*: {FORBIDDEN[given["type"]]}$'
+    control = profile(devices={"evil": given})
+    row = Row(what, "POST", "/1.0/instances", body, says=says, controls=control)
+    return replace(row, **words)
 
 
 def reading(path: str, **kwargs: Any) -> Row:
-    """What belongs to the project beside podyd's; root reads it."""
-    same = ("GET", path, None, "{next}")
-    return Row(f"read {path} of another project", "GET", path, None, "{next}", admin=same, **kwargs)
+    """What belongs to the project beside podyd's."""
+    return Row(f"read {path} of another project", "GET", path, None, "{next}", **kwargs)
 
 
-def changing(method: str, path: str, body: Json = None, **kwargs: Any) -> Row:
-    """A change in the project beside podyd's."""
-    return Row(f"{method} {path} of another project", method, path, body, "{next}", **kwargs)
+def changing(method: str, path: str, body: Json = None, *more: Ask, **kwargs: Any) -> Row:
+    """A change in the project beside podyd's; after it, root does `more`."""
+    what = f"{method} {path} {json.dumps(body) if body else ''}".strip() + " of another project"
+    if more:
+        kwargs["controls"] = (Ask(method, path, body, "{next}"), *more)
+    return Row(what, method, path, body, "{next}", **kwargs)
+
+
+def root_beside(method: str, path: str, body: Json = None, **kwargs: Any) -> Ask:
+    """What root does in the project beside podyd's."""
+    return Ask(method, path, body, "{next}", **kwargs)
+
+
+def deleting(path: str) -> Row:
+    """What belongs to the project beside podyd's, and stays there for other rows."""
+    return changing("DELETE", path, controls=there(path))
 
 
 def listing(path: str, **kwargs: Any) -> Row:
-    """A list of all projects, in which those of others must not be."""
-    what = f"other projects in {path}"
-    return Row(what, "GET", path, None, "", shows="{next}", says=re.compile(""), **kwargs)
+    """A list of all projects, in which those of others must not be, as they are in root's."""
+    kwargs = {"shows": "{next}", "says": f"{RIGHTS}|^{NOT_SHOWN}$", **kwargs}
+    return Row(f"other projects in {path}", "GET", path, None, "", **kwargs)
 
 
-def server(method: str, path: str, body: Json = None, **kwargs: Any) -> Row:
+def server(method: str, path: str, body: Json = None, project: str = "", **kwargs: Any) -> Row:
     """What belongs to the whole server."""
     what = f"{method} {path} {json.dumps(body) if body else ''}".strip()
-    return Row(what, method, path, body, kwargs.pop("project", ""), **kwargs)
+    where = f" in {project}" if project else ""
+    return Row(f"{what}{where}", method, path, body, project, **kwargs)
 
 
 VOLUMES = "/1.0/storage-pools/{pool}/volumes/custom"
 CERTIFICATE = "/1.0/certificates/{fingerprint}"
-NOT_FOUND = re.compile("not found|isn't currently supported|Network not found")
-NOT_THERE = re.compile(NOT_YOU.pattern + "|not found")
 INTERCEPT = (
     "bpf",
     "bpf.devices",
@@ -156,29 +213,23 @@ CONFIGURATION = [
     config("security.guestapi.images", on={INCUS}),
     config("boot.host_shutdown_timeout", "1"),
     *(
-        replace(config(key, value), admin=("POST", "/1.0/instances", body, "{next}"))
+        config(key, value, controls=(root_beside("POST", "/1.0/instances", body),))
         for key, value in (("volatile.idmap.base", "0"), ("volatile.idmap.next", "[]"))
         for body in (_instance(config={key: value}, profiles=["default"]),)
     ),
     config(
         "nvidia.driver.capabilities",
         "compute\nlxc.environment = PODYD_EVIL=1",
+        "compute",
         advisory=holes("CVE-2026-63298", "CVE-2026-81498"),
-        says=re.compile("line break|newline|Invalid"),
+        says="cannot contain line breaks|line breaks? .*nvidia|nvidia.*line break",
     ),
-    replace(
-        config("environment.X", "1\nlxc.environment = PODYD_EVIL=1"),
+    config(
+        "environment.X",
+        "1\nlxc.environment = PODYD_EVIL=1",
+        "1",
         advisory=holes("CVE-2026-23953"),
-        says=re.compile("line breaks"),
-        admin=None,
-    ),
-    # Many hosts can have none at all.
-    Row(
-        "a virtual machine with raw.qemu",
-        "POST",
-        "/1.0/instances",
-        _instance(type="virtual-machine", config={"raw.qemu": "-x"}),
-        says=re.compile("."),
+        says="Environment variables cannot contain line breaks$",
     ),
     # What the kernel asks other rights for, and what a pod does to itself.
     config("security.syscalls.deny_default", "false", through=(LXD, INCUS)),
@@ -186,6 +237,9 @@ CONFIGURATION = [
 ]
 
 BRIDGED: Json = {"type": "nic", "nictype": "bridged", "parent": "{bridge}"}
+# What is the project's own, and so not that of another one.
+LACKS_VOLUME = 'Invalid device.*|device "evil": Failed loading custom volume: .*not found$'
+LACKS_NETWORK = 'Failed to load network "{bridge}" for project "{own}": Network not found$'
 DEVICES = [
     device(type="disk", source="/", path="/mnt"),
     device(type="disk", source="/etc", path="/mnt"),
@@ -193,13 +247,13 @@ DEVICES = [
     # A link to /etc.
     device(type="disk", source="{host}/link", path="/mnt"),
     device(type="disk", source="cephfs:a/b", path="/mnt"),
-    device(type="disk", pool="{pool}", source="secret", path="/mnt", says=NOT_FOUND),
+    device(type="disk", pool="{pool}", source="secret", path="/mnt", says=LACKS_VOLUME),
     device(type="unix-char", source="/dev/mem", path="/dev/mem"),
     device(type="unix-char", major="1", minor="1", path="/dev/mem"),
     device(type="unix-block", source="/dev/sda", path="/dev/sda", required="false"),
     device(type="unix-hotplug", vendorid="0000", productid="0000"),
     device(type="usb", vendorid="0000"),
-    replace(device(type="pci", address="0000:41:00.0"), admin=None),
+    device(type="pci", address="0000:41:00.0"),
     device(type="infiniband", nictype="physical", parent="ib0"),
     device(type="proxy", bind="instance", listen="tcp:127.0.0.1:8000", connect="unix:{socket}"),
     device(type="proxy", bind="host", listen="tcp:127.0.0.1:8999", connect="tcp:127.0.0.1:80"),
@@ -209,30 +263,40 @@ DEVICES = [
         for kind in ("physical", "bridged", "macvlan", "ipvlan", "sriov", "routed")
     ),
     # Incus' certificates may read the bridge, which is one that the project may use.
-    replace(device(type="nic", network="{bridge}", through=(INCUS,)), says=NOT_FOUND, admin=None),
+    device(type="nic", network="{bridge}", through=(INCUS,), says=LACKS_NETWORK),
     # Without a parent, the project does not compare one.
     device(type="nic", nictype="routed", through=(LXD, INCUS)),
     device(type="nic", nictype="p2p", **{"ipv4.routes": "192.0.2.0/24"}, through=(LXD, INCUS)),
     device(**BRIDGED, **{"ipv4.routes": "192.0.2.0/24"}, through=(LXD, INCUS)),
 ]
 
+FORBIDDEN_KEYS = {
+    "security.privileged": "true",
+    "raw.lxc": "lxc.environment=X=1",
+    "raw.idmap": "both 0 0",
+}
+# What is forbidden, by its name, and a change that has it.
+CHANGES: Mapping[str, Json] = {
+    **{key: {"config": {key: value}} for key, value in FORBIDDEN_KEYS.items()},
+    "evil": {"devices": {"evil": {"type": "disk", "source": "/", "path": "/mnt"}}},
+}
+
+
+def existing(path: str, name: str, body: Json) -> Row:
+    """A change of what podyd has made, of which the intruder may change other things."""
+    says = f'^Failed checking if .* update allowed: .*"{re.escape(name)}".* (is|are) forbidden$'
+    harmless = Ask("PATCH", path, {"config": {"user.x": "1"}}, by_root=False)
+    what = f"PATCH {path} with {name}"
+    return Row(what, "PATCH", path, body, says=says, controls=(*profile(**body), harmless))
+
+
 EXISTING = [
-    Row(
-        f"{method} {path} with {what}",
-        method,
-        path,
-        body,
-        says=re.compile(NOT_YOU.pattern),
-    )
-    for method, path in (("PATCH", "/1.0/instances/mine"), ("PATCH", "/1.0/profiles/podyd-base"))
-    for what, body in (
-        ("security.privileged", {"config": {"security.privileged": "true"}}),
-        ("raw.lxc", {"config": {"raw.lxc": "lxc.environment=X=1"}}),
-        ("raw.idmap", {"config": {"raw.idmap": "both 0 0"}}),
-        ("a disk /", {"devices": {"evil": {"type": "disk", "source": "/", "path": "/mnt"}}}),
-    )
+    *(existing("/1.0/instances/mine", name, body) for name, body in CHANGES.items()),
+    *(existing("/1.0/profiles/podyd-base", name, body) for name, body in CHANGES.items()),
+    existing("/1.0/profiles/podyd-base", "raw.qemu", {"config": {"raw.qemu": "-x"}}),
 ]
 
+NOT_RUNNING = "(not|isn't) running$|PID of executing child process$"
 OTHERS = [
     reading("/1.0/instances"),
     *(
@@ -251,10 +315,15 @@ OTHERS = [
     ),
     reading("/1.0/profiles"),
     reading("/1.0/profiles/secret"),
-    reading("/1.0/images", shows="{image}", says=re.compile("")),
-    reading("/1.0/images/{image}", says=NOT_THERE),
-    reading("/1.0/images/{image}/export", says=NOT_THERE),
-    reading("/1.0/images/aliases/secret", says=NOT_THERE),
+    # Incus takes the certificate for none at all there.
+    reading(
+        "/1.0/images",
+        shows="{image}",
+        says={LXD: f"^{NOT_SHOWN}$", INCUS: "^Unauthenticated image queries are only possible"},
+    ),
+    reading("/1.0/images/{image}", says='^Image "{image}" not found$'),
+    reading("/1.0/images/{image}/export", says='^Image "{image}" not found$'),
+    reading("/1.0/images/aliases/secret", says="^Image alias not found$"),
     reading(VOLUMES),
     reading(f"{VOLUMES}/secret"),
     reading(f"{VOLUMES}/secret/snapshots/s0"),
@@ -264,6 +333,7 @@ OTHERS = [
     reading("/1.0/projects/{next}"),
     reading("/1.0/projects/{next}/state"),
     Row("read pods of the default project", "GET", "/1.0/instances", None, "default"),
+    Row("read profiles of the default project", "GET", "/1.0/profiles", None, "default"),
     # Any certificate of Incus', as it must those of which a project makes use (driver_tls.go).
     Row(
         "read a profile of the default project",
@@ -279,38 +349,107 @@ OTHERS = [
         "/1.0/profiles/default",
         {"config": {"user.x": "1"}},
         "default",
+        controls=there("/1.0/profiles/default", "default"),
     ),
     changing("POST", "/1.0/instances", {"name": "evil", "source": {"type": "none"}}),
-    changing("PUT", "/1.0/instances/secret/state", {"action": "start"}),
-    changing("POST", "/1.0/instances/secret/exec", {"command": ["true"]}),
-    changing("POST", "/1.0/instances/secret/console", {"type": "console"}),
+    # None that starts or stops it: root's would keep it busy for a while.
+    changing(
+        "PUT",
+        "/1.0/instances/secret/state",
+        {"action": "freeze"},
+        controls=(
+            root_beside(
+                "PUT", "/1.0/instances/secret/state", {"action": "freeze"}, says=NOT_RUNNING
+            ),
+        ),
+    ),
+    changing(
+        "POST",
+        "/1.0/instances/secret/exec",
+        {"command": ["true"]},
+        controls=(
+            root_beside(
+                "POST",
+                "/1.0/instances/secret/exec",
+                {"command": ["true"]},
+                says=NOT_RUNNING,
+            ),
+        ),
+    ),
+    # Incus looks half a minute for what does not run.
+    changing(
+        "POST",
+        "/1.0/instances/secret/console",
+        {"type": "console"},
+        controls=there("/1.0/instances/secret/state"),
+    ),
     changing("PATCH", "/1.0/instances/secret", {"config": {"user.x": "1"}}),
-    changing("DELETE", "/1.0/instances/secret"),
-    changing("POST", "/1.0/instances/secret", {"name": "evil"}),
-    changing("POST", "/1.0/instances/secret", {"name": "secret", "project": "{own}"}),
-    changing("POST", "/1.0/instances/secret/snapshots", {"name": "evil"}),
-    changing("POST", "/1.0/instances/secret/backups", {}),
+    deleting("/1.0/instances/secret"),
+    # What is done to it after root's waits a quarter of a minute.
+    changing(
+        "POST",
+        "/1.0/instances/secret",
+        {"name": "evil"},
+        controls=there("/1.0/instances/secret"),
+    ),
+    changing(
+        "POST",
+        "/1.0/instances/secret",
+        {"name": "secret", "migration": True, "project": "{own}"},
+        Ask(
+            "POST",
+            "/1.0/instances/secret",
+            {"name": "secret", "migration": True, "project": "{next}"},
+        ),
+    ),
+    changing(
+        "POST",
+        "/1.0/instances/secret/snapshots",
+        {"name": "evil"},
+        root_beside("DELETE", "/1.0/instances/secret/snapshots/evil"),
+    ),
+    changing(
+        "POST",
+        "/1.0/instances/secret/backups",
+        {"name": "evil"},
+        root_beside("DELETE", "/1.0/instances/secret/backups/evil"),
+    ),
     changing("POST", "/1.0/profiles", {"name": "evil"}),
     changing("PATCH", "/1.0/profiles/secret", {"config": {"user.x": "1"}}),
-    changing("DELETE", "/1.0/profiles/secret"),
-    changing("PATCH", "/1.0/images/{image}", {"public": True}),
-    changing("DELETE", "/1.0/images/{image}"),
-    changing("POST", "/1.0/images/{image}/secret"),
+    deleting("/1.0/profiles/secret"),
+    changing(
+        "PATCH",
+        "/1.0/images/{image}",
+        {"public": True},
+        root_beside("PATCH", "/1.0/images/{image}", {"public": False}),
+    ),
+    deleting("/1.0/images/{image}"),
+    # Root's would wait until somebody takes the image by it.
+    changing("POST", "/1.0/images/{image}/secret", controls=there("/1.0/images/{image}")),
     changing("POST", "/1.0/images/aliases", {"name": "evil", "target": "{image}"}),
     changing("POST", VOLUMES, {"name": "evil"}),
     changing("PATCH", f"{VOLUMES}/secret", {"config": {"user.x": "1"}}),
-    changing("POST", f"{VOLUMES}/secret", {"name": "evil", "pool": "{pool}"}),
-    changing("POST", f"{VOLUMES}/secret/snapshots", {"name": "evil"}),
-    changing("DELETE", f"{VOLUMES}/secret"),
+    changing(
+        "POST",
+        f"{VOLUMES}/secret",
+        {"name": "evil", "pool": "{pool}"},
+        root_beside("POST", f"{VOLUMES}/evil", {"name": "secret", "pool": "{pool}"}),
+    ),
+    changing(
+        "POST",
+        f"{VOLUMES}/secret/snapshots",
+        {"name": "evil"},
+        root_beside("DELETE", f"{VOLUMES}/secret/snapshots/evil"),
+    ),
+    deleting(f"{VOLUMES}/secret"),
     listing("/1.0/instances?all-projects=true&recursion=1"),
-    listing("/1.0/profiles?all-projects=true&recursion=1", through=(INCUS,)),
+    # LXD 5.0 knows no such list.
+    listing("/1.0/profiles?all-projects=true&recursion=1", through=(INCUS,), on=(INCUS,)),
     listing("/1.0/projects?recursion=1"),
     listing("/1.0/networks?all-projects=true&recursion=1"),
     listing("/1.0/storage-pools/{pool}/volumes?all-projects=true&recursion=1"),
     listing("/1.0/storage-pools/{pool}"),
-    replace(
-        listing("/1.0/certificates?recursion=1", through=(LXD, INCUS)), shows="{other_certificate}"
-    ),
+    listing("/1.0/certificates?recursion=1", through=(LXD, INCUS), shows="{other_certificate}"),
 ]
 
 COPIES = [
@@ -352,84 +491,180 @@ COPIES = [
         ),
     )
 ] + [
+    # An image is looked for in the instance's project alone, for root too.
     Row(
         f"an instance of another project's image, by {by}",
         "POST",
         "/1.0/instances",
         _instance(source={"type": "image", "project": "{next}", by: value}),
-        says=re.compile("not provided|not found|" + NOT_YOU.pattern),
+        says="^Image not provided for instance creation$|^Image alias not found$",
+        controls=(
+            root_beside(
+                "POST", "/1.0/instances", {"name": "evil", "source": {"type": "image", by: value}}
+            ),
+        ),
     )
     for by, value in (("fingerprint", "{image}"), ("alias", "secret"))
 ]
 
+NO_OTHER_TYPE = "^The certificate type cannot be changed$"
 ITS_CHANGES: Sequence[Json] = (
-    {"type": "server"},
-    {"type": "metrics"},
     {"restricted": False},
     {"projects": []},
     {"projects": ["{own}", "{next}"]},
     {"restricted": False, "projects": []},
 )
+ANOTHER: Json = {"type": "client", "name": "{own}-evil", "certificate": "{new_certificate}"}
+ADDED = (
+    Ask("POST", "/1.0/certificates", ANOTHER, ""),
+    Ask("DELETE", "/1.0/certificates/{new_fingerprint}", None, ""),
+)
 CERTIFICATES = [
-    Row(f"{method} its certificate with {json.dumps(body)}", method, CERTIFICATE, body, project="")
-    for method in ("PUT", "PATCH")
-    for body in ITS_CHANGES
-] + [
-    server("POST", "/1.0/certificates", {"type": "client", "token": True, "name": "evil"}),
+    *(
+        Row(
+            f"{method} its certificate with {json.dumps(body)}",
+            method,
+            CERTIFICATE,
+            body,
+            project="",
+            says="^Only the certificate can be changed$",
+        )
+        for method in ("PUT", "PATCH")
+        for body in ITS_CHANGES
+    ),
+    # Which nobody can.
+    *(
+        Row(
+            f"{method} its certificate with {json.dumps(body)}",
+            method,
+            CERTIFICATE,
+            body,
+            project="",
+            says=NO_OTHER_TYPE,
+            controls=(Ask(method, CERTIFICATE, body, "", says=NO_OTHER_TYPE),),
+        )
+        for method in ("PUT", "PATCH")
+        for body in ({"type": "server"}, {"type": "metrics"})
+    ),
+    server("POST", "/1.0/certificates", ANOTHER, controls=ADDED),
+    # Root's would wait until somebody uses it.
+    server(
+        "POST",
+        "/1.0/certificates",
+        {"type": "client", "token": True, "name": "evil"},
+        controls=ADDED,
+    ),
     Row(
         "DELETE another's certificate",
         "DELETE",
         "/1.0/certificates/{other_certificate}",
         project="",
-        says=NOT_THERE,
+        controls=there("/1.0/certificates/{other_certificate}", ""),
     ),
 ]
 
 POOL, NETWORK = "/1.0/storage-pools/{pool}", "/1.0/networks/{bridge}"
+PROJECT = "/1.0/projects/{own}"
+NOT_ITS_NETWORK = "^Network not allowed in project$"
+MACVLAN: Json = {"name": "{link}", "type": "macvlan", "config": {"parent": "{bridge}"}}
+
+
+def network(kind: str, config: Json, *controls: Ask) -> Row:
+    """A new network, which would be the default project's in Incus."""
+    body = {"name": "{link}", "type": kind, "config": config}
+    says = NOT_ITS_NETWORK
+    return server("POST", "/1.0/networks", body, "{own}", says=says, controls=controls)
+
+
+# In LXD podyd's project has networks of its own, none of which is the bridge.
+NO_BRIDGE = {LXD: "^Failed loading network: Network not found$|^not authorized$", INCUS: RIGHTS}
 SERVER = [
-    server("PATCH", "/1.0", {"config": {"user.x": "1"}}),
-    server("PUT", "/1.0/cluster", {"server_name": "x", "enabled": False}),
-    server("POST", "/1.0/cluster/members", {"server_name": "x"}),
-    server("GET", "/1.0/warnings", admin=("GET", "/1.0/warnings", None, "")),
-    server("GET", "/internal/ready", admin=("GET", "/internal/ready", None, "")),
+    server("PATCH", "/1.0", {"config": {"user.x": "1"}}, controls=there("/1.0", "")),
+    server(
+        "PUT",
+        "/1.0/cluster",
+        {"server_name": "x", "enabled": False},
+        controls=there("/1.0/cluster", ""),
+    ),
+    server(
+        "POST",
+        "/1.0/cluster/members",
+        {"server_name": "x"},
+        controls=(
+            Ask("POST", "/1.0/cluster/members", {"server_name": "x"}, "", says="not clustered$"),
+        ),
+    ),
+    server("GET", "/1.0/warnings"),
+    server("GET", "/internal/ready"),
     server("POST", "/internal/sql", {"database": "global", "query": "SELECT 1"}),
-    server("PUT", "/1.0/projects/{own}", {"config": {"restricted": "false"}}),
-    server("PATCH", "/1.0/projects/{own}", {"config": {"restricted.devices.disk": "allow"}}),
-    server("POST", "/1.0/projects/{own}", {"name": "{own}-evil"}),
+    server("PUT", PROJECT, {"config": {"restricted": "false"}}),
+    server("PATCH", PROJECT, {"config": {"restricted.devices.disk": "allow"}}),
+    server(
+        "POST",
+        PROJECT,
+        {"name": "{own}-evil"},
+        controls=(
+            Ask("POST", PROJECT, {"name": "{own}-evil"}, "", says="^Only empty projects can be"),
+        ),
+    ),
     server("POST", "/1.0/projects", {"name": "{own}-evil", "config": {}}),
-    server("DELETE", "/1.0/projects/{next}"),
-    server("POST", "/1.0/storage-pools", {"name": "evil", "driver": "dir", "config": {}}),
-    server("PATCH", POOL, {"config": {"user.x": "1"}}),
-    server("DELETE", POOL),
+    server(
+        "DELETE",
+        "/1.0/projects/{next}",
+        controls=(Ask("DELETE", "/1.0/projects/{next}", None, "", says="^Only empty projects"),),
+    ),
+    server("POST", "/1.0/storage-pools", {"name": "{own}-evil", "driver": "dir", "config": {}}),
+    server("PATCH", POOL, {"config": {"user.x": "1"}}, controls=there(POOL, "")),
+    server("DELETE", POOL, controls=there(POOL, "")),
     # The unpacked form of an image, of whichever project: it is made again at the next create.
     server("DELETE", f"{POOL}/volumes/image/{{image}}", project="{own}", through=(LXD, INCUS)),
+    # Root's would be an interface of the host's, and need a card of its own, or OVN.
+    network("bridge", {}, *there("/1.0/networks", "default")),
+    network("physical", {}, *there("/1.0/networks", "default")),
+    network("ovn", {}, *there("/1.0/networks", "default")),
+    network("macvlan", MACVLAN["config"], Ask("POST", "/1.0/networks", MACVLAN, "default")),
     *(
-        server("POST", "/1.0/networks", {"name": "evil0", "type": kind, "config": {}}, project=own)
-        for own in ("{own}",)
-        for kind in ("bridge", "macvlan", "physical", "ovn")
+        server(
+            "PATCH",
+            NETWORK,
+            {"config": {key: value}},
+            project="{own}",
+            says=NO_BRIDGE,
+            controls=there(NETWORK, "default"),
+        )
+        for key, value in (
+            ("user.x", "1"),
+            # dnsmasq runs its `dhcp-script` as root.
+            ("raw.dnsmasq", "#"),
+            ("bridge.external_interfaces", "eth0"),
+        )
     ),
-    # In LXD podyd's project has networks of its own, none of which is the bridge.
-    server("PATCH", NETWORK, {"config": {"user.x": "1"}}, project="{own}", says=NOT_THERE),
-    # dnsmasq runs its `dhcp-script` as root.
-    server("PATCH", NETWORK, {"config": {"raw.dnsmasq": "#"}}, project="{own}", says=NOT_THERE),
-    server(
-        "PATCH",
-        NETWORK,
-        {"config": {"bridge.external_interfaces": "eth0"}},
-        project="{own}",
-        says=NOT_THERE,
-    ),
-    server("DELETE", NETWORK, project="{own}", says=NOT_THERE),
+    server("DELETE", NETWORK, project="{own}", says=NO_BRIDGE, controls=there(NETWORK, "default")),
     server(
         "POST",
         f"{NETWORK}/forwards",
         {"listen_address": "192.0.2.1"},
         project="{own}",
-        says=NOT_THERE,
+        says=NO_BRIDGE,
+        controls=there(f"{NETWORK}/forwards", "default"),
     ),
-    server("GET", NETWORK, project="{own}", says=NOT_THERE, through=(INCUS,)),
+    server(
+        "GET",
+        NETWORK,
+        project="{own}",
+        says="^Network not found$",
+        through=(INCUS,),
+        controls=there(NETWORK, "default"),
+    ),
     # Which would be the default project's, had podyd's none of its own.
-    server("POST", "/1.0/network-zones", {"name": "{own}.example"}, project="{own}"),
+    server(
+        "POST",
+        "/1.0/network-zones",
+        {"name": "{own}.example"},
+        project="{own}",
+        says="^Project isn't allowed to use this DNS zone$",
+        controls=(Ask("POST", "/1.0/network-zones", {"name": "{own}.example"}, "default"),),
+    ),
     # In the default project, where it may not change it: no network has it.
     server(
         "POST",
@@ -439,59 +674,73 @@ SERVER = [
         through=(INCUS,),
         on=(INCUS,),
     ),
-    server("POST", "/1.0/networks", {"name": "evil0", "type": "bridge"}, project="default"),
-    server("PATCH", NETWORK, {"config": {"user.x": "1"}}, project="default"),
+    server(
+        "POST",
+        "/1.0/networks",
+        MACVLAN,
+        project="default",
+    ),
+    server(
+        "PATCH",
+        NETWORK,
+        {"config": {"user.x": "1"}},
+        project="default",
+        controls=there(NETWORK, "default"),
+    ),
 ]
 
 # Commands in place of a compression, which would write into the test's own directory. One that does
 # not read all of its input would keep the engine from making images until it is restarted.
+PACKED: Json = {"source": {"type": "container", "name": "mine"}}
 COMPRESSION = [
     Row(
         f"an image compressed by {command}",
         "POST",
         "/1.0/images",
-        {
-            "source": {"type": "container", "name": "mine"},
-            "compression_algorithm": f"{command} {{host}}/written",
-        },
+        {**PACKED, "compression_algorithm": f"{command} {{host}}/written"},
         advisory=holes("CVE-2026-28384"),
-        says=re.compile("Invalid compression algorithm|isn't currently supported"),
+        says=f'^(Invalid c|C)ompression algorithm "{command.split()[0]}"',
+        controls=(
+            Ask("POST", "/1.0/images", {**PACKED, "compression_algorithm": "gzip"}, by_root=False),
+        ),
     )
     for command in ("tee", "/usr/bin/tee", "env tee")
 ] + [
     Row(
         f"a backup of {what}",
         "POST",
-        path,
+        f"{path}/mine/backups",
         {"name": "evil", "compression_algorithm": "tee {host}/written"},
         # The project forbids backups, so that CVE-2026-48755 needs an image.
-        says=re.compile("doesn't allow for backup creation"),
+        says="""^Project "{own}" doesn't allow for backup creation$""",
+        controls=(
+            root_beside("POST", f"{path}/secret/backups", {"name": "evil"}),
+            root_beside("DELETE", f"{path}/secret/backups/evil"),
+        ),
     )
-    for what, path in (
-        ("a pod", "/1.0/instances/mine/backups"),
-        ("a volume", f"{VOLUMES}/mine/backups"),
-    )
+    for what, path in (("a pod", "/1.0/instances"), ("a volume", VOLUMES))
 ]
 
 IMAGE = "/1.0/images/{common}"
+NO_IMAGE = '^Image ("{common}" )?not found$'
 IMAGES = [
     # LXD's projects of restricted certificates share the images of the default one: podyd's too.
-    Row(
-        "export an image of the default project",
-        "GET",
-        f"{IMAGE}/export",
-        through=(LXD,),
-        says=NOT_THERE,
+    *(
+        Row(
+            f"{what} an image of the default project",
+            method,
+            path,
+            body,
+            through=(LXD,),
+            says=NO_IMAGE,
+            controls=there(IMAGE, "default"),
+        )
+        for what, method, path, body in (
+            ("export", "GET", f"{IMAGE}/export", None),
+            ("change", "PATCH", IMAGE, {"public": False}),
+            ("delete", "DELETE", IMAGE, None),
+        )
     ),
-    Row(
-        "change an image of the default project",
-        "PATCH",
-        IMAGE,
-        {"public": False},
-        through=(LXD,),
-        says=NOT_THERE,
-    ),
-    Row("delete an image of the default project", "DELETE", IMAGE, through=(LXD,), says=NOT_THERE),
     # Incus lets whoever has a certificate read the default project's.
     Row(
         "export it by its project",
@@ -500,31 +749,88 @@ IMAGES = [
         None,
         "default",
         through=(INCUS,),
-        says=NOT_THERE,
+        says=NO_IMAGE,
     ),
     Row("change it by its project", "PATCH", IMAGE, {"public": False}, "default"),
-    Row("delete it by its project", "DELETE", IMAGE, None, "default"),
+    Row(
+        "delete it by its project",
+        "DELETE",
+        IMAGE,
+        None,
+        "default",
+        controls=there(IMAGE, "default"),
+    ),
 ]
 
+SNAPSHOTS = "/1.0/instances/mine/snapshots"
+WITH_SLASH = "is reserved for snapshots$|Cannot contain slashes$"
 NAMES = [
-    Row(f"{what} named {name!r}", "POST", path, {"name": name, **rest}, says=re.compile("."))
-    for what, path, names, rest in (
-        ("a pod", "/1.0/instances", ("..", "../x", "a/b", "x\ny"), {"source": {"type": "none"}}),
-        ("a profile", "/1.0/profiles", ("..", "a/b"), {}),
-        ("a volume", VOLUMES, ("../evil", "a/b"), {}),
+    Row(
+        f"{what} named {name!r}",
+        "POST",
+        path,
+        {"name": name, **rest},
+        says=says,
+        controls=(Ask("POST", path, {"name": "evil", **rest}, by_root=False), *more),
+    )
+    for what, path, names, rest, more in (
+        (
+            "a pod",
+            "/1.0/instances",
+            {
+                "..": "Name can only contain alphanumeric and hyphen characters$",
+                "../x": WITH_SLASH,
+                "a/b": WITH_SLASH,
+                "x\ny": "Name can only contain alphanumeric and hyphen characters$",
+            },
+            {"source": {"type": "none"}, "profiles": ["podyd-base"]},
+            (),
+        ),
+        (
+            "a profile",
+            "/1.0/profiles",
+            {
+                "..": "^Invalid profile name",
+                "a/b": "^Profile names may not contain slashes$|^Invalid profile name",
+            },
+            {},
+            (),
+        ),
+        (
+            "a volume",
+            VOLUMES,
+            dict.fromkeys(
+                ("../evil", "a/b"),
+                "^Storage volume names may not contain slashes$|^Invalid storage volume name",
+            ),
+            {},
+            (),
+        ),
         # None with "..": LXD 5.0.2 refuses it, and deletes the directory of its logs for that, with
         # which no command can be run in any pod that runs.
-        ("a snapshot", "/1.0/instances/mine/snapshots", ("a/b",), {}),
+        (
+            "a snapshot",
+            SNAPSHOTS,
+            {"a/b": "^Invalid (instance )?snapshot name.*: Cannot contain"},
+            {},
+            (Ask("DELETE", f"{SNAPSHOTS}/evil", by_root=False),),
+        ),
     )
-    for name in names
+    for name, says in names.items()
 ]
 
+TEMPLATE = "/1.0/instances/mine/metadata/templates?path="
 TEMPLATES = [
     Row(
         f"{method} a template {path}",
         method,
-        f"/1.0/instances/mine/metadata/templates?path={path}",
-        says=re.compile("Invalid template filename"),
+        f"{TEMPLATE}{path}",
+        says="^Invalid template filename$",
+        controls=(
+            Ask("POST", f"{TEMPLATE}x.tpl", "x", by_root=False),
+            Ask("GET", f"{TEMPLATE}x.tpl", by_root=False),
+            Ask("DELETE", f"{TEMPLATE}x.tpl", by_root=False),
+        ),
     )
     for method in ("GET", "DELETE")
     for path in ("../../x", "../../../../../../etc/hostname")
@@ -533,9 +839,10 @@ TEMPLATES = [
         f"read {path} of its own pod",
         "GET",
         f"/1.0/instances/mine/{path}",
-        says=re.compile("not valid|not found", re.IGNORECASE),
+        says=f'og file name "?{re.escape(name)}"? not valid$',
+        controls=(Ask("GET", "/1.0/instances/mine/logs", by_root=False),),
     )
-    for path in ("logs/..%2F..%2Fx", "logs/..")
+    for path, name in (("logs/..%2F..%2Fx", "../../x"), ("logs/..", ".."))
 ]
 
 TABLE = [
@@ -667,15 +974,14 @@ def _called(
         connection.request(method, target, data, dict(headers or {}))
         response = connection.getresponse()
         text = response.read()
-    try:
-        answer: Mapping[str, Any] = json.loads(text)
-    except ValueError:
+    answer: Json = None
+    with contextlib.suppress(ValueError):
+        answer = json.loads(text)
+    # A file's contents, or a page that is no answer of the API's.
+    if not isinstance(answer, dict):
         kind = "sync" if response.status < 400 else "error"
-        return {
-            "type": kind,
-            "error": f"{response.status} {text!r}",
-            "metadata": text.decode("latin-1"),
-        }
+        error = f"{response.status} {text!r}"
+        return {"type": kind, "error": error, "metadata": text.decode("latin-1")}
     if answer["type"] == "async":
         operation = str(answer["operation"]).partition("?")[0]
         return again("GET", f"{operation}/wait?timeout=30", None, project)
@@ -691,6 +997,13 @@ def error_of(answer: Mapping[str, Any]) -> str:
         assert metadata["status_code"] >= 200, f"still under way: {answer}"
         return str(metadata["err"]) if metadata["status_code"] >= 400 else ""
     return ""
+
+
+def certificate_words(what: str, made: Certificate) -> Mapping[str, str]:
+    """A certificate as the engine is given it, and its fingerprint."""
+    given = base64.b64encode(made.public_bytes(Encoding.DER)).decode()
+    fingerprint = made.fingerprint(hashes.SHA256()).hex()
+    return {f"{what}_certificate": given, f"{what}_fingerprint": fingerprint}
 
 
 class Scene:
@@ -710,6 +1023,7 @@ class Scene:
             "next": f"{own}-next",
             "host": str(self.host),
             "socket": node.lab_state.socket,
+            "link": f"pt{secrets.token_hex(4)}",
         }
 
     def admin(
@@ -729,14 +1043,18 @@ class Scene:
     def with_words(self, value: Any) -> Any:
         """A request with the scene's words."""
         if isinstance(value, str):
-            for word, text in self.words.items():
-                value = value.replace(f"{{{word}}}", text)
-            return value
+            return self.filled(value)
         if isinstance(value, dict):
             return {key: self.with_words(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
             return [self.with_words(item) for item in value]
         return value
+
+    def filled(self, text: str, write: Callable[[str], str] = str) -> str:
+        """A text with the scene's words, each as `write` writes it."""
+        for word, value in self.words.items():
+            text = text.replace(f"{{{word}}}", write(value))
+        return text
 
     @cached_property
     def driver(self) -> str:
@@ -766,17 +1084,24 @@ class Scene:
         for item in self.done("GET", "/1.0/certificates?recursion=1", None, ""):
             if item["name"] == own:
                 self.words["fingerprint"] = item["fingerprint"]
-        path = f"/1.0/certificates/{self.words['fingerprint']}"
         kept = ("type", "name", "certificate", "restricted", "projects")
-        found = self.done("GET", path, None, "")
-        self.certificate = {key: found[key] for key in kept}
+        found = self.done("GET", self.filled(CERTIFICATE), None, "")
+        config = self.done("GET", self.filled(PROJECT), None, "")["config"]
+        self.kept = {
+            self.filled(CERTIFICATE): {key: found[key] for key in kept},
+            self.filled(PROJECT): {"config": config},
+        }
+        new = self_signed(ec.generate_private_key(ec.SECP256R1()), f"{own}-evil")
+        self.words |= certificate_words("new", new)
         features = ("images", "profiles", "storage.volumes")
         body = {"name": beside, "config": {f"features.{name}": "true" for name in features}}
         self.done("POST", "/1.0/projects", body, "")
         self.words["other_certificate"] = self.trust_another()
+        bridged = {"type": "nic", "nictype": "bridged", "parent": self.words["bridge"]}
         root = {"root": {"type": "disk", "path": "/", "pool": self.words["pool"]}}
         self.done("PUT", "/1.0/profiles/default", {"config": {}, "devices": root}, beside)
-        self.done("POST", "/1.0/profiles", {"name": "secret"}, beside)
+        named = {"name": "secret", "devices": {"eth0": bridged}}
+        self.done("POST", "/1.0/profiles", named, beside)
         self.words["image"] = self.import_as_root("secret", beside)
         alias = {"name": "secret", "target": self.words["image"]}
         self.done("POST", "/1.0/images/aliases", alias, beside)
@@ -786,21 +1111,23 @@ class Scene:
         volumes = self.with_words(VOLUMES)
         self.done("POST", volumes, {"name": "secret"}, beside)
         self.done("POST", f"{volumes}/secret/snapshots", {"name": "s0"}, beside)
-        self.done("POST", "/1.0/instances", {**_instance(), "name": "mine"})
+        copied = {"type": "copy", "project": beside, "source": "secret", "instance_only": True}
+        self.done("POST", "/1.0/instances", {**_instance(source=copied), "name": "mine"})
         self.done("POST", volumes, {"name": "mine"})
 
     def trust_another(self) -> str:
         """The fingerprint of a certificate that is trusted for the other project alone."""
         made = self_signed(ec.generate_private_key(ec.SECP256R1()), self.words["next"])
+        words = certificate_words("its", made)
         body = {
             "type": "client",
             "name": self.words["next"],
-            "certificate": base64.b64encode(made.public_bytes(Encoding.DER)).decode(),
+            "certificate": words["its_certificate"],
             "restricted": True,
             "projects": [self.words["next"]],
         }
         self.done("POST", "/1.0/certificates", body, "")
-        return made.fingerprint(hashes.SHA256()).hex()
+        return words["its_fingerprint"]
 
     def import_as_root(self, what: str, project: str) -> str:
         """The fingerprint of a new private image of a project's."""
@@ -809,30 +1136,74 @@ class Scene:
             self.done("POST", "/1.0/images", body, project, **OCTETS)["metadata"]["fingerprint"]
         )
 
+    def whole(self, method: str, path: str, body: Json) -> Json:
+        """The body of a request, with all that the engine would else take away."""
+        kept = self.kept.get(self.filled(path))
+        if kept is None or method not in ("PUT", "PATCH"):
+            return self.with_words(body)
+        if "config" in kept:
+            return {"config": {**kept["config"], **body["config"]}}
+        return {**(kept if method == "PUT" else {}), **self.with_words(body)}
+
+    def ask(self, ask: Ask) -> Mapping[str, Any]:
+        """What the engine answers."""
+        body = self.whole(ask.method, ask.path, ask.body)
+        call = self.admin if ask.by_root else self.intruder.call
+        return call(ask.method, self.filled(ask.path), body, self.filled(ask.project))
+
     def try_row(self, row: Row) -> str:
         """Why the engine refuses; "" if it lets it through."""
-        body = self.with_words(row.body)
-        if row.path == CERTIFICATE and row.method == "PUT":
-            body = {**self.certificate, **body}
-        path, project = self.with_words(row.path), self.with_words(row.project)
-        answer = self.intruder.call(row.method, path, body, project)
-        error = error_of(answer)
-        if not error and row.shows and self.with_words(row.shows) not in json.dumps(answer):
-            return "not shown"
+        asked = Ask(row.method, row.path, row.body, row.project, by_root=False)
+        answer = self.ask(asked)
+        # A command may have run, and then failed.
+        has_written = (self.host / "written").exists()
+        error = "" if has_written else error_of(answer)
+        if not error:
+            self.undo(asked, answer)
+            if row.shows and self.filled(row.shows) not in json.dumps(answer):
+                return NOT_SHOWN
         return error
 
-    def undo(self) -> None:
-        """What a row has made or changed."""
-        path = f"/1.0/certificates/{self.words['fingerprint']}"
-        now = self.done("GET", path, None, "")
-        if any(now[key] != value for key, value in self.certificate.items()):
-            self.done("PUT", path, self.certificate, "")
-        for project in (self.words["own"], self.words["next"]):
-            for kind in ("instances", "profiles", self.with_words(VOLUMES).removeprefix("/1.0/")):
-                self.admin("DELETE", f"/1.0/{kind}/evil", None, project)
-        for project in (self.words["own"], "default"):
-            self.admin("DELETE", f"/1.0/network-zones/{self.words['own']}.example", None, project)
-            self.admin("DELETE", f"/1.0/network-acls/{self.words['own']}", None, project)
+    def check(self, row: Row, error: str) -> None:
+        """That it was refused for what it asked, and that nothing else is wrong with it."""
+        says = row.says if isinstance(row.says, str) else row.says[DIALECT.key]
+        assert re.search(self.filled(says, re.escape), error), (says, error)
+        controls = row.controls
+        if controls is None:
+            controls = (Ask(row.method, row.path, row.body, row.project),)
+        answers: list[tuple[Ask, Mapping[str, Any]]] = []
+        try:
+            for control in controls:
+                answer = self.ask(control)
+                answers.append((control, answer))
+                hindrance = error_of(answer)
+                known = control.says and re.search(control.says, hindrance)
+                assert not hindrance or known, (control, hindrance)
+                if row.controls is None and row.shows:
+                    assert self.filled(row.shows) in json.dumps(answer)
+        finally:
+            for control, answer in reversed(answers):
+                self.undo(control, answer)
+
+    def undo(self, asked: Ask, answer: Mapping[str, Any]) -> None:
+        """What a request has made or changed."""
+        (self.host / "written").unlink(missing_ok=True)
+        if error_of(answer):
+            return
+        path, body = self.filled(asked.path), self.with_words(asked.body)
+        if path in self.kept and asked.method in ("PUT", "PATCH"):
+            self.done("PUT", path, self.kept[path], "")
+        if asked.method != "POST":
+            return
+        if path == "/1.0/images":
+            fingerprint = answer["metadata"]["metadata"]["fingerprint"]
+            self.admin("DELETE", f"{path}/{fingerprint}")
+        elif isinstance(body, dict) and re.fullmatch(r"\w[\w.-]*", body.get("name", "")):
+            self.admin("DELETE", f"{path}/{body['name']}", None, self.filled(asked.project))
+
+    def remove_evil(self) -> None:
+        """The intruder's pod."""
+        self.admin("DELETE", "/1.0/instances/evil")
         (self.host / "written").unlink(missing_ok=True)
 
     def close(self) -> None:
@@ -879,18 +1250,28 @@ def not_said(what: object, is_through: bool) -> NoReturn:
 # --- The tests ----------------------------------------------------------------------------------
 
 
-def test_podyd_does_not_open_the_unix_socket(node: Node, server: Server, alice: Client) -> None:
-    alice.get("/host/images").ok
-    links = []
-    for path in Path(f"/proc/{server.process.pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It has been closed since it was listed.
-            links.append(path.readlink())
-    assert links
-    inodes = {str(link)[8:-1] for link in links if str(link).startswith("socket:[")}
-    lines = Path("/proc/net/unix").read_text().splitlines()[1:]
-    paths = [line.split()[7:] for line in lines if line.split()[6] in inodes]
-    assert not [path for path in paths if path and lab.ENGINE.key in path[0]]
+def test_podyd_does_not_open_the_unix_socket(node: Node) -> None:
+    """From its start on: what podyd and its children connect to, also where they may not."""
+    log = node.directory / f"connects-{secrets.token_hex(3)}"
+    log.touch()
+    shutil.chown(log, node.account)
+    # With -D, podyd is the process that was started, and strace is one beside it.
+    watch = ("strace", "-D", "-f", "--seccomp-bpf", "-q", "-e", "trace=connect", "-o", str(log))
+    server = node.serve(prefix=watch)
     status = Path(f"/proc/{server.process.pid}/status").read_text()
+    member = server.client(node.accounts.user())
+    member.post("/pod/create", ins="seen", image=SMALL).ok
+    member.exec("seen", "true")
+    member.post("/pod/delete", ins="seen").ok
+    assert server.stop() == 0
+    end = re.compile(rf"^{server.process.pid} +\+\+\+ exited", re.MULTILINE)
+    wait_until(lambda: bool(end.search(log.read_text())), "the end of strace's log")
+    seen = log.read_text()
+    # What it does connect to is there: the helper, and the engine by TLS.
+    assert f'sun_path="{node.base["auth"]["socket"]}"' in seen
+    port = urlsplit((node.credentials / "endpoint").read_text().strip()).port
+    assert f"sin_port=htons({port})" in seen
+    assert Path(node.lab_state.socket).name not in seen
     assert "\nUid:\t0" not in status
     assert "\nCapEff:\t0000000000000000\n" in status
 
@@ -898,7 +1279,7 @@ def test_podyd_does_not_open_the_unix_socket(node: Node, server: Server, alice: 
 def test_the_certificate_works(scene: Scene) -> None:
     assert scene.intruder.call("GET", "/1.0")["metadata"]["auth"] == "trusted"
     made = scene.intruder.call("POST", "/1.0/instances", _instance())
-    scene.undo()
+    scene.remove_evil()
     assert not error_of(made)
 
 
@@ -910,16 +1291,11 @@ def test_the_engine_refuses(scene: Scene, row: Row, request: pytest.FixtureReque
         scene.words["common"] = request.getfixturevalue("common")
     wanted = expected(scene, row.advisory, row.through)
     error = scene.try_row(row)
-    is_through = not error or (scene.host / "written").exists()
-    if is_through:
-        scene.undo()
     if wanted is None:
-        not_said(row, is_through)
-    assert is_through == wanted, error
-    assert is_through or error == "not shown" or row.says.search(error), error
-    if row.admin is not None:
-        scene.done(*scene.with_words(row.admin))
-        scene.undo()
+        not_said(row, not error)
+    assert (not error) == wanted, error
+    if error:
+        scene.check(row, error)
 
 
 # What each image has that is no file of its own; {host} is a directory with a secret.
@@ -950,31 +1326,37 @@ LINKS: Mapping[
 }
 
 
+def made_of(scene: Scene, body: bytes, headers: Mapping[str, str], question: str) -> Sequence[Json]:
+    """What the engine says to an image of the intruder's, a pod of it, and a look into that."""
+    imported = scene.intruder.call("POST", "/1.0/images", body, headers=headers)
+    if error_of(imported):
+        return [imported]
+    fingerprint = imported["metadata"]["metadata"]["fingerprint"]
+    try:
+        made = _instance(source={"type": "image", "fingerprint": fingerprint})
+        return [
+            imported,
+            scene.intruder.call("POST", "/1.0/instances", made),
+            scene.intruder.call("GET", f"/1.0/instances/evil/{question}"),
+        ]
+    finally:
+        scene.admin("DELETE", "/1.0/instances/evil")
+        scene.intruder.call("DELETE", f"/1.0/images/{fingerprint}")
+
+
 @pytest.mark.parametrize("name", LINKS)
 def test_an_image_with_a_link_to_the_host(scene: Scene, name: str) -> None:
     make, question, advisory = LINKS[name]
     wanted = expected(scene, advisory, ())
-    body, headers = make(str(scene.host))
-    imported = scene.intruder.call("POST", "/1.0/images", body, headers=headers)
-    answers = [imported]
-    try:
-        if not error_of(imported):
-            source = {
-                "type": "image",
-                "fingerprint": imported["metadata"]["metadata"]["fingerprint"],
-            }
-            made = _instance(source=source)
-            answers.append(scene.intruder.call("POST", "/1.0/instances", made))
-            answers.append(scene.intruder.call("GET", f"/1.0/instances/evil/{question}"))
-        is_through = "SECRET-OF-HOST" in str(answers) or (scene.host / "written").exists()
-    finally:
-        scene.undo()
-        if not error_of(imported):
-            fingerprint = imported["metadata"]["metadata"]["fingerprint"]
-            scene.intruder.call("DELETE", f"/1.0/images/{fingerprint}")
+    answers = made_of(scene, *make(str(scene.host)), question)
+    is_through = "SECRET-OF-HOST" in str(answers) or (scene.host / "written").exists()
+    (scene.host / "written").unlink(missing_ok=True)
     if wanted is None:
         not_said(f"an image with a link as {name}", is_through)
     assert is_through == wanted, answers
+    # Without the link, the engine takes such an image.
+    plain = split_image("plain") if name == "rootfs" else (image("plain"), OCTETS)
+    assert not any(map(error_of, made_of(scene, *plain, "state")))
 
 
 PRIVILEGED: Json = {"config": {"security.privileged": "true"}}
@@ -986,7 +1368,7 @@ BACKUPS: Mapping[str, tuple[Json, Json, Mapping[str, str]]] = {
         None,
         holes("CVE-2026-34178"),
     ),
-    # Which is then restored. Incus' restricted projects take no backup at all.
+    # Which is then restored.
     "a privileged snapshot": ({}, PRIVILEGED, {LXD: "CVE-2026-48751"}),
 }
 
@@ -1006,10 +1388,13 @@ def test_a_backup_with_what_the_project_forbids(scene: Scene, what: str) -> None
         forbidden = {"security.privileged", "raw.lxc"}.intersection(item["config"])
         is_through = bool(forbidden) or "evil" in item["devices"]
     finally:
-        scene.undo()
+        scene.remove_evil()
     if wanted is None:
         not_said(f"a backup with {what}", is_through)
     assert is_through == wanted, answers
+    if not is_through:
+        # Incus' restricted projects take no backup at all, for keys that each has.
+        assert re.search("(is|are) forbidden$", error_of(answers[-1])), answers
     # Root may import it where nothing is forbidden.
     beside = scene.words["next"]
     profiled = {"name": "podyd-base", "config": {}, "devices": {}}
@@ -1017,7 +1402,7 @@ def test_a_backup_with_what_the_project_forbids(scene: Scene, what: str) -> None
     try:
         scene.done("POST", "/1.0/instances", body, beside, **OCTETS)
     finally:
-        scene.undo()
+        scene.admin("DELETE", "/1.0/instances/evil", None, beside)
         scene.admin("DELETE", "/1.0/profiles/podyd-base", None, beside)
 
 
