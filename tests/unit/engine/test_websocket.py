@@ -57,6 +57,7 @@ def test_what_came_before_the_end_is_read_though_a_ping_cannot_be_answered() -> 
         messages: list[object] = []
         while (message := await connection.read_message()) is not None:
             messages.append(message)
+        connection.close()
         server.close()
         await server.wait_closed()
         return messages
@@ -81,7 +82,9 @@ def test_who_does_not_read_is_sent_nothing(answers_pings: bool) -> None:
             stream = connection.protocol.stream
             assert stream is not None
             stream.close()
-            return await heard
+            ended = await heard
+            connection.close()
+            return ended
 
     assert (asyncio.run(talk()) != b"") == answers_pings
 

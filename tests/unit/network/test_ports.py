@@ -121,6 +121,8 @@ def test_the_older_of_two_keeps_a_port(make: Make) -> None:
         settling = asyncio.create_task(ports.settle())
         await lxd.changed.wait()
         settling.cancel()
+        await asyncio.wait({settling})
+        await asyncio.sleep(0)  # What it waited for ends a turn later.
 
     asyncio.run(asyncio.wait_for(run(), 10))
     assert lxd.keys["old"] == "20001:22,20002:80"
