@@ -336,6 +336,32 @@ class NotNewest(EngineRefused):
     )
 
 
+class NotRestorable(EngineRefused):
+    """A project's restrictions let the engine restore no snapshot with what it has itself noted of
+    the instance then."""
+
+    status = 409
+    default_code = "snapshot_not_restorable"
+    sentence = "{engine} refuses to restore this snapshot, as the pod has run since ({reason})."
+    remedy = (
+        "Make a pod from it with /pod/copy; README.md tells your admin which {engine} restores it."
+    )
+
+
+class HalfRestored(EngineRefused):
+    """A snapshot was being copied over its instance, and that has ended in the middle."""
+
+    default_code = "half_restored"
+    sentence = (
+        "The snapshot was restored only in part ({reason}), so the pod's disk has files of now and"
+        " of then, and the pod was not started."
+    )
+    remedy = (
+        "Restore it again; if that fails too, make a pod from it with /pod/copy, and tell your"
+        " admin."
+    )
+
+
 class Slipped(EngineRefused):
     """The engine has failed with a transient error, so it can be tried again.
 

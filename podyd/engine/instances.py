@@ -26,6 +26,7 @@ from podyd.base.errors import (
     Gone,
     InUse,
     NotLimited,
+    NotRestorable,
     PodydError,
     Slipped,
     Unsettled,
@@ -34,6 +35,7 @@ from podyd.base.tasks import seen
 from podyd.engine.bound import bound, meant_for
 from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import RestOperations
+from podyd.engine.refresh import Refresh, noted
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import RestClient, instance_path, members_of
 from podyd.engine.restore_guard import RestoreGuard
@@ -149,10 +151,6 @@ def _edited(
     }
 
 
-def _volatile(data: Mapping[str, Any]) -> dict[str, str]:
-    return {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
-
-
 def _but_volatile(data: Mapping[str, Any]) -> dict[str, str]:
     return {key: value for key, value in data["config"].items() if not key.startswith("volatile.")}
 
@@ -193,6 +191,7 @@ class RestInstances:
     def __init__(self, client: RestClient, guard: RestoreGuard) -> None:
         self._client = client
         self._guard = guard
+        self._refresh = Refresh(client, guard)
         # As of the last look at the CPU times.
         self.last_states: Mapping[str, State] = {}
         self._following = False
@@ -489,7 +488,7 @@ class RestInstances:
 
         The engine makes its settings as they were, too. Who owns it and which cards it has is of
         now: until `settle` has put that back, it is what everybody is shown. Raises EngineRefused,
-        TimedOut.
+        HalfRestored where that may have changed a part of the disk, TimedOut.
         """
 
         async def restore() -> None:
@@ -500,6 +499,8 @@ class RestInstances:
             except InUse:
                 await self._unmount(name)
                 raise
+            except NotRestorable as error:
+                await self._refresh.restore(name, snapshot, error, timeout=timeout)
 
         # The engine may still be cleaning up after one that has only just stopped.
         await when_free(restore)
@@ -586,7 +587,7 @@ class RestInstances:
             if data["created_at"] != kept["created_at"]:
                 return  # Another one has its name by now.
             # What the engine notes there goes with the disk as it is now.
-            config = _but_volatile(kept) | _volatile(data)
+            config = _but_volatile(kept) | noted(name, data, kept)
             body = {**_changeable(kept), "config": config}
             if body != _changeable(data):
                 await self._put(path, body, etag)

@@ -134,7 +134,7 @@ class Instances(Protocol):
         """Restore a stopped instance's disk from a snapshot.
 
         Its settings are restored too, until `settle`; meanwhile the stored ones are shown. Raises
-        Missing, Busy, Running, NotNewest, DiskFull.
+        Missing, Busy, Running, NotNewest, NotRestorable, HalfRestored, DiskFull.
         """
 
     def end_restore(self, name: str) -> None:

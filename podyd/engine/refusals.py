@@ -24,6 +24,7 @@ from podyd.base.errors import (
     NeedsStop,
     NotLimited,
     NotNewest,
+    NotRestorable,
     NotRunning,
     Running,
     Slipped,
@@ -37,6 +38,8 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     (r": out of space|size is less than current used or reserved space", DiskFull),
     # storage/drivers/driver_zfs_volumes.go
     (r"snapshot .* cannot be restored due to subsequent", NotNewest),
+    # project/permissions.go, of keys that the engine itself has written; see refresh.py.
+    (r'(setting|changing) "volatile\..+" on .+ in project .+ is forbidden$', NotRestorable),
     (r"bad file descriptor|failed to change ownership", Slipped),
     # liblxc's, about its configuration file for a start; also if a disk on ZFS is full.
     (r"saving config file for the container failed", Slipped),

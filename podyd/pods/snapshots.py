@@ -14,6 +14,7 @@ from podyd.base.errors import (
     Conflict,
     DiskFull,
     Forbidden,
+    HalfRestored,
     Missing,
     PodydError,
     engine_could_not,
@@ -101,7 +102,7 @@ class Snapshots:
         """Restore a pod's disk from a snapshot. Returns what was done.
 
         Its owner, cards and leases stay as they are now. If it ran, it is started again, even if
-        the restore failed.
+        the restore failed; but not with a disk that is half restored.
         """
         pod = await self._owned.find(member, ins)
         await self._one(pod, name)
@@ -115,6 +116,8 @@ class Snapshots:
             stage.go_on("restoring")
             try:
                 await self._restore(member, pod, name)
+            except HalfRestored:
+                raise
             except PodydError:
                 stage.go_on("starting")
                 with contextlib.suppress(PodydError):

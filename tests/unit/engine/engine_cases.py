@@ -220,6 +220,30 @@ async def a_restore_leaves_the_settings_of_now(world: World) -> None:
 
 
 @case
+async def what_ran_at_a_snapshot_is_restored(world: World) -> None:
+    name, instances, files = await world.create(), world.engine.instances, world.engine.files
+    await world.start(name)
+    for snapshot in ("s", "later"):
+        await world.engine.snapshots.take(name, snapshot, timeout=SECONDS)
+    await world.stop(name)
+    before = await world.one(name)
+    await files.make_empty(name, "/etc/new", 0o644)
+    # Twice, as an engine may have noted the first time.
+    for _ in range(2):
+        await instances.begin_restore(name)
+        await instances.restore(name, "s", timeout=SECONDS)
+        instances.end_restore(name)
+        await instances.settle(name)
+        with pytest.raises(Missing):
+            await files.kind(name, "/etc/new")
+    assert [item.name for item in await world.engine.snapshots.all(name)] == ["s", "later"]
+    after = await world.one(name)
+    assert after.uuid == before.uuid
+    assert "volatile.apply_template" not in after.config
+    await world.start(name)
+
+
+@case
 async def a_bound_name_means_that_instance_alone(world: World) -> None:
     old = await world.one(await world.create())
     await world.delete(old.name)

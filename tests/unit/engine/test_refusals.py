@@ -23,6 +23,7 @@ from podyd.base.errors import (
     NeedsStop,
     NotLimited,
     NotNewest,
+    NotRestorable,
     NotRunning,
     PodydError,
     Running,
@@ -161,6 +162,17 @@ SAID: list[tuple[str, int, type[EngineRefused]]] = [
         'Snapshot "s" cannot be restored due to subsequent internal snapshot(s) (from a copy)',
         0,
         NotNewest,
+    ),
+    # internal/server/project/permissions.go
+    (
+        'Setting "volatile.eth0.host_name" on container "a-main" in project "podyd" is forbidden',
+        0,
+        NotRestorable,
+    ),
+    (
+        'Changing "volatile.uuid.generation" on container "a" in project "podyd" is forbidden',
+        403,
+        NotRestorable,
     ),
     # shared/idmap, on a disk that is full: it is that which can be mended.
     ("Failed to change ownership of: /x: disk quota exceeded", 0, DiskFull),

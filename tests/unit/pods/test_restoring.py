@@ -16,6 +16,7 @@ from podyd.base.errors import (
     Busy,
     EngineRefused,
     Gone,
+    HalfRestored,
     Missing,
     PodydError,
     Unavailable,
@@ -496,13 +497,15 @@ class Told:
 class Refusing(Lxd):
     """Has the snapshot `s`, and does not restore it."""
 
+    refusal = refusal("It rains")
+
     async def get(self, path: str, **query: Any) -> Any:
         if path.endswith("/snapshots"):
             return [{"name": "a/s", "created_at": CREATED}]
         return await super().get(path, **query)
 
     async def change(self, method: str, path: str, body: Any, **options: Any) -> None:
-        raise refusal("It rains")
+        raise self.refusal
 
 
 @pytest.mark.usefixtures("_impatient")
@@ -513,7 +516,21 @@ class Refusing(Lxd):
 def test_what_ran_runs_again_whatever_comes_of_a_restore(
     tmp_path: Path, status: str, message: list[str]
 ) -> None:
-    pods = Told(status.lower())
+    restored_by(tmp_path, pods := Told(status.lower()), "could not restore the snapshot: It rains")
+    assert pods.told == message
+
+
+@pytest.mark.usefixtures("_impatient")
+def test_what_is_half_restored_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Refusing, "refusal", HalfRestored("It rains"))
+    restored_by(tmp_path, pods := Told("running"), "restored only in part")
+    assert pods.told == ["stop"]
+
+
+def restored_by(tmp_path: Path, pods: Told, detail: str) -> None:
+    """A restore that ends in this error."""
     lxd = Refusing()
     instances = RestInstances(cast(RestClient, lxd), RestoreGuard(tmp_path))
     taken = RestSnapshotStore(cast(RestClient, lxd))
@@ -528,9 +545,8 @@ def test_what_ran_runs_again_whatever_comes_of_a_restore(
     restoring = Snapshots(**cast(Any, parts)).restore(MEMBER, "main", "s")
 
     async def work() -> None:
-        with pytest.raises(EngineRefused, match="could not restore the snapshot: It rains"):
+        with pytest.raises(EngineRefused, match=detail):
             await restoring
 
     run(work)
-    assert pods.told == message
     instances.close()

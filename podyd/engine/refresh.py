@@ -1,0 +1,131 @@
+"""A second way to restore a snapshot, where the engine refuses its own.
+
+Since the fix of CVE-2026-48751 (7.0.1, Debian's 6.0.4-2+deb13u8), Incus restores no snapshot in a
+restricted project that has other keys `volatile.*` than the instance has now. It writes these keys
+itself: a snapshot of an instance that ran has the name of its NIC on the host (lxc/incus#3993). To
+copy the snapshot over its instance needs no such key: rsync changes, adds and deletes what differs,
+and the instance keeps its settings and its other snapshots (storage/backend.go, RefreshInstance).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from podyd.base.errors import Busy, DiskFull, EngineRefused, HalfRestored, NotRestorable, Running
+from podyd.engine.bound import meant_for
+from podyd.engine.pools import RestPools
+from podyd.engine.rest import RestClient, instance_path
+from podyd.engine.restore_guard import RestoreGuard
+from podyd.engine.types import root_of
+
+log = logging.getLogger(__name__)
+
+# What the engine is to make of its templates at the next start. It notes it of every copy, and last
+# of all; a pod that is restored must not get a copy's host name, or what else an image has for one.
+_TEMPLATE = "volatile.apply_template"
+_COPIED = "copy"
+# As whom the files are on the disk.
+_OWNERS = "volatile.last_state.idmap"
+# Where that is kept which the snapshot has noted of its templates, beside the settings of now.
+_NOTED = "noted"
+
+
+class Refresh:
+    """Copies snapshots over the stopped instances that they are of."""
+
+    def __init__(self, client: RestClient, guard: RestoreGuard) -> None:
+        self._client = client
+        self._guard = guard
+
+    async def restore(
+        self, name: str, snapshot: str, refusal: NotRestorable, *, timeout: float
+    ) -> None:
+        """Restore an instance's disk, which the engine has refused so.
+
+        Its settings may be others then, until they are put back with what `noted` says. Raises the
+        refusal where there is no second way either, HalfRestored where it ends in the middle.
+        """
+        data = await self._client.get(instance_path(name))
+        path = instance_path(name, "snapshots", quote(snapshot, safe=""))
+        then = (await self._client.get(path))["config"]
+        if not await self._is_possible(data, then):
+            raise refusal
+        log.info("%s: snapshot %s is copied over it: %s", name, snapshot, refusal.reason)
+        noted = {key: value for key, value in then.items() if key == _TEMPLATE}
+        await self._guard.keep(name, {**(self._guard.kept(name) or data), _NOTED: noted})
+        body = {
+            "name": name,
+            "source": {
+                "type": "copy",
+                "source": meant_for(name, f"{name}/{snapshot}"),
+                # Without it, the engine deletes the instance's snapshots.
+                "instance_only": True,
+                "refresh": True,
+            },
+            # Those of then may have gone.
+            "profiles": data["profiles"],
+        }
+        try:
+            await self._copy(body, timeout)
+        except HalfRestored as error:
+            if not isinstance(error.__cause__, DiskFull) or not await self._unlimit(name, data):
+                raise
+            await self._copy(body, timeout)
+
+    async def _is_possible(self, data: Mapping[str, Any], then: Mapping[str, str]) -> bool:
+        _, root = root_of(data["expanded_devices"])
+        # The instance keeps its note of who the owners are, and the snapshot's files keep theirs.
+        if then.get(_OWNERS) != data["config"].get(_OWNERS):
+            return False
+        driver = await RestPools(self._client).driver(root["pool"])
+        return driver in self._client.dialect.refreshing_pools
+
+    async def _copy(self, body: Mapping[str, Any], timeout: float) -> None:
+        begun: list[str] = []
+        try:
+            await self._client.change(
+                "POST",
+                "/1.0/instances",
+                body,
+                timeout=timeout,
+                began=begun.append,
+                is_repeatable=True,
+            )
+        except (Busy, Running):
+            raise  # The engine has not touched it.
+        except EngineRefused as error:
+            if not begun:
+                raise
+            raise HalfRestored(error.reason) from error
+
+    async def _unlimit(self, name: str, data: Mapping[str, Any]) -> bool:
+        """Take the limit of an instance's disk away until its settings are put back; whether it
+        has one.
+
+        rsync writes a file anew beside the old one, for which a full disk has no room.
+        """
+        root, keys = root_of(data["expanded_devices"])
+        if "size" not in keys:
+            return False
+        unlimited = {key: value for key, value in keys.items() if key != "size"}
+        # The engine says so where it finds no room for its copy of the settings, and sets them.
+        with contextlib.suppress(DiskFull):
+            await self._client.change("PATCH", instance_path(name), {"devices": {root: unlimited}})
+        return True
+
+
+def noted(name: str, data: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, str]:
+    """What the engine itself has noted of an instance, and is to know of it after a restore: by its
+    JSON of now, and what was kept meanwhile."""
+    keys = {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
+    if _NOTED in kept:
+        if keys.pop(_TEMPLATE, "") != _COPIED:
+            log.warning(
+                "%s: a snapshot of it may have been restored in part; restore it again", name
+            )
+        keys |= kept[_NOTED]
+    return keys
