@@ -39,7 +39,7 @@ from podyd.admin.advisories import Reach, load
 from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from tests.certificates import self_signed
-from tests.integration.harness import DIALECT, SMALL, Node, wait_until
+from tests.integration.harness import DIALECT, SMALL, Client, Node, wait_until
 from tests.integration.small import packed
 from tests.lab import lab
 
@@ -1414,3 +1414,50 @@ def test_doctor_says_of_each_hole_what_it_means() -> None:
     names = {advisory[DIALECT.key] for advisory in used if DIALECT.key in advisory}
     assert names
     assert {reach[name] for name in names} <= {Reach.HOST, Reach.PROJECTS}
+
+
+LINE = "x\nlxc.environment = PODYD_EVIL=1"
+NOT_TAKEN, NOT_KNOWN, NO_IMAGE_SO, NO_POD_SO = (
+    (400, "malformed_parameter"),
+    (400, "unknown_parameter"),
+    (404, "no_such_image"),
+    (404, "no_such_pod"),
+)
+# What a member may send in the hope that it reaches the engine, and podyd's own refusal. Of every
+# parameter, tests/unit/contract/test_handed_on.py says what it takes.
+HANDED: Sequence[tuple[str, Mapping[str, str], tuple[int, str]]] = [
+    *(
+        ("/pod/create", {"ins": "evil", "image": name}, NO_IMAGE_SO)
+        for name in ("secret", "{image}", "{next}/secret", "secret?project={next}", LINE)
+    ),
+    *(
+        ("/pod/create", {"ins": "evil", "image": SMALL, name: value}, NOT_KNOWN)
+        for name, value in (
+            ("nvidia.driver.capabilities", LINE),
+            ("config", LINE),
+            ("devices", "{}"),
+            ("profiles", "default"),
+            ("source", "secret"),
+            ("project", "{next}"),
+            ("type", "virtual-machine"),
+        )
+    ),
+    ("/pod/create", {"ins": "evil", "image": SMALL, "gpus": LINE}, NOT_TAKEN),
+    ("/pod/copy", {"ins": "secret", "to": "evil"}, NO_POD_SO),
+    ("/pod/copy", {"ins": "{next}_secret", "to": "evil"}, NO_POD_SO),
+    ("/pod/copy", {"ins": "{next}/secret", "to": "evil"}, NOT_TAKEN),
+    ("/pod/copy", {"ins": "mine", "to": "evil", "snapshot": "../s0"}, NOT_TAKEN),
+    ("/pod/copy", {"ins": "mine", "to": "evil", "project": "{next}"}, NOT_KNOWN),
+    ("/pod/commit", {"ins": "mine", "compression_algorithm": "zstd -o x"}, NOT_KNOWN),
+    ("/pod/commit", {"ins": "mine", "tag": LINE}, NOT_TAKEN),
+    ("/pod/limits", {"ins": "mine", "memory": f"1GiB\n{LINE}"}, NOT_TAKEN),
+    ("/image/delete", {"image": "secret"}, NO_IMAGE_SO),
+    ("/image/delete", {"image": "{image}"}, NO_IMAGE_SO),
+]
+
+
+def test_podyd_hands_on_nothing_of_it(scene: Scene, alice: Client) -> None:
+    """What the engine lets through by an advisory, podyd does not take from a member."""
+    for path, params, refusal in HANDED:
+        alice.post(path, **scene.with_words(dict(params))).refused(*refusal)
+    assert alice.get("/pod/list").ok == []
