@@ -9,7 +9,7 @@ snapshots come with their settings, and ids of files as the old engine has shift
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,6 +32,10 @@ _KEPT = ("volatile.uuid", "volatile.base_image", "volatile.cloud-init.instance-i
 _KEPT_OF_NICS = (".hwaddr", ".name")
 # What podyd itself sets in its project on each host.
 _OWN_SETTINGS = ("restricted.networks.access", PATHS, UIDS, GIDS)
+# Where the project's limits are while it refuses nothing: in one with limits, Incus leaves out of a
+# copy what nobody may set in a restricted one, its id among it
+# (internal/server/project/permissions.go, checkRestrictionsOnVolatileConfig).
+_LIMITS, _ASIDE = "limits.", "user.podyd.migration."
 
 
 @dataclass(frozen=True)
@@ -328,15 +332,18 @@ class Side(Admin):
 
     def confine(self, *, restricted: bool) -> None:
         """Whether the project refuses what podyd's may not have, ids of files of another engine
-        among it. Where it does not, podyd's certificate must not be trusted."""
+        among it, and has its limits. Where not, podyd's certificate must not be trusted."""
         self.speak()
-        self._patch_project({"restricted": "true" if restricted else "false"})
+        self._change_project(_confined if restricted else _opened)
 
     def _patch_project(self, keys: Mapping[str, str]) -> None:
+        self._change_project(lambda config: {**config, **keys})
+
+    def _change_project(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
         project = self._client.api.projects[self._project]
         with translated(f"{self.dialect.name} could not change project {self._project}"):
             data = project.get().json()["metadata"]
-            body = {"description": data["description"], "config": {**data["config"], **keys}}
+            body = {"description": data["description"], "config": change(data["config"])}
             self._wait(project.put(json=body))
 
     def distrust(self, fingerprint: str) -> None:
@@ -357,6 +364,23 @@ class Side(Admin):
             for item in certificates
             if self._project in (item.get("projects") or ())
         }
+
+
+def _opened(config: Mapping[str, str]) -> dict[str, str]:
+    """What a project has while it refuses nothing. One that was opened before, and not confined
+    since, has the limits of then."""
+    aside = {f"{_ASIDE}{key}": value for key, value in config.items() if key.startswith(_LIMITS)}
+    rest = {key: value for key, value in config.items() if not key.startswith(_LIMITS)}
+    return {**aside, **rest, "restricted": "false"}
+
+
+def _confined(config: Mapping[str, str]) -> dict[str, str]:
+    """What it has again then."""
+    rest = {key: value for key, value in config.items() if not key.startswith(_ASIDE)}
+    limits = {
+        key.removeprefix(_ASIDE): value for key, value in config.items() if key.startswith(_ASIDE)
+    }
+    return {**rest, **limits, "restricted": "true"}
 
 
 def _original(data: Mapping[str, Any]) -> Original:

@@ -283,3 +283,19 @@ def test_what_an_admin_has_set_in_the_project_is_taken_over(side: Side, stub: St
     stub.settings = {"limits.instances": "5", "limits.cpu": "2"}
     other = {"limits.instances": "9", "limits.cpu": "2", "restricted.idmap.uid": "1000"}
     assert side.kept_settings(other) == {"limits.instances": "5"}
+
+
+def test_an_open_project_has_no_limits_until_it_is_confined(side: Side, stub: Stub) -> None:
+    """With one, Incus would give copies other ids."""
+    before = {"restricted": "true", "limits.instances": "5", "user.note": "x"}
+    stub.settings = before
+    side.confine(restricted=False)
+    opened = stub.sent[-1][2]["config"]
+    assert opened["restricted"] == "false"
+    assert not [key for key in opened if key.startswith("limits.")]
+    # Interrupted, and called again: what was set then stays.
+    stub.settings = {**opened, "restricted": "true", "limits.instances": "9", "limits.cpu": "2"}
+    side.confine(restricted=False)
+    stub.settings = stub.sent[-1][2]["config"]
+    side.confine(restricted=True)
+    assert stub.sent[-1][2]["config"] == {**before, "limits.cpu": "2"}
