@@ -48,7 +48,8 @@ _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controlle
 # parent, which "managed" NICs may not; restricted.networks.access allows this parent only. In Incus
 # it is the other way round (see Dialect). Proxy devices stay blocked, which is the default: with
 # `bind=instance` one could forward LXD's own unix socket into a pod. Disks are those of the pools;
-# if podyd.yaml mounts members' own directories, Openings allows these too.
+# if podyd.yaml mounts members' own directories, Openings allows these too. Pods are containers: the
+# project takes no virtual machines, whose program the engine runs as a process of the host.
 # See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
 _PROJECT_CONFIG = {
     "features.profiles": "true",
@@ -58,6 +59,7 @@ _PROJECT_CONFIG = {
     "restricted.devices.gpu": "allow",
     "restricted.devices.nic": "allow",
     "restricted.snapshots": "allow",
+    "limits.virtual-machines": "0",
 }
 
 Say = Callable[[str], None]

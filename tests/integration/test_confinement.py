@@ -195,6 +195,12 @@ INTERCEPT = (
     "setxattr",
 )
 
+VIRTUAL: Json = {
+    "name": "evil",
+    "type": "virtual-machine",
+    "config": {"raw.qemu": "-x"},
+    "source": {"type": "none"},
+}
 CONFIGURATION = [
     config("security.privileged"),
     config("security.nesting"),
@@ -230,6 +236,17 @@ CONFIGURATION = [
         "1",
         advisory=holes("CVE-2026-23953"),
         says="Environment variables cannot contain line breaks$",
+    ),
+    Row(
+        "a virtual machine with raw.qemu",
+        "POST",
+        "/1.0/instances",
+        VIRTUAL,
+        says='^Reached maximum number of instances of type "virtual-machine" in project "{own}"$',
+        # Many hosts can have none at all.
+        controls=(
+            root_beside("POST", "/1.0/instances", VIRTUAL, says="not supported on this server"),
+        ),
     ),
     # What the kernel asks other rights for, and what a pod does to itself.
     config("security.syscalls.deny_default", "false", through=(LXD, INCUS)),

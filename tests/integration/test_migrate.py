@@ -292,7 +292,7 @@ def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
     assert {name: item["config"]["volatile.uuid"] for name, item in copies.items()} == ids
     config = moving.incus.get(f"/1.0/projects/{node.project}")["config"]
     assert config["restricted"] == "true"
-    assert config["limits.instances"] == "20"
+    assert (config["limits.instances"], config["limits.virtual-machines"]) == ("20", "0")
     assert copies[f"{moving.user}-p0"]["config"]["security.guestapi"] == "false"
     assert not [item for item in copies.values() if "volatile.apply_template" in item["config"]]
     copy = copies[main["name"]]
