@@ -42,6 +42,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+ROOT = Path(__file__).resolve().parents[2]
+if __name__ == "__main__":
+    # Where no package of podyd's is installed yet: what the engines differ in needs Python alone.
+    sys.path.insert(0, str(ROOT))
+
+from podyd.engine.dialect import INCUS, LXD, Dialect  # noqa: E402 - it is found from here on
+
 
 @dataclasses.dataclass(frozen=True)
 class Engine:
@@ -88,17 +95,38 @@ class Engine:
         return self.lab_dir / "bin"
 
 
+def engine_of(
+    dialect: Dialect,
+    *,
+    lab_dir: str,
+    package: str,
+    units: dict[str, tuple[str, ...]],
+    libexec: str = Engine.libexec,
+) -> Engine:
+    """The lab's, of which podyd itself says where the two differ; `package` has the daemon."""
+    place, *others = dialect.places
+    daemon = Path(dialect.program).name
+    return Engine(
+        key=dialect.key,
+        title=dialect.name,
+        daemon=daemon,
+        command=dialect.command,
+        group=dialect.group,
+        variable=dialect.directory_variable,
+        directory=place.directory,
+        lab_dir=Path(lab_dir),
+        packages={daemon: package, dialect.command: dialect.command_package},
+        units=units,
+        libexec=libexec,
+        other_sockets=tuple(item.socket for item in others),
+    )
+
+
 ENGINES = {
-    "lxd": Engine(
-        key="lxd",
-        title="LXD",
-        daemon="lxd",
-        command="lxc",
-        group="lxd",
-        variable="LXD_DIR",
-        directory=Path("/var/lib/lxd"),
-        lab_dir=Path("/var/lib/podyd-lab"),
-        packages={"lxd": "lxd", "lxc": "lxd-client"},
+    LXD.key: engine_of(
+        LXD,
+        lab_dir="/var/lib/podyd-lab",
+        package="lxd",
         units={
             "/lib/systemd/system/lxd.service": ("lxd.socket", "lxd.service"),
             "/etc/systemd/system/snap.lxd.daemon.service": (
@@ -106,20 +134,13 @@ ENGINES = {
                 "snap.lxd.daemon.service",
             ),
         },
-        other_sockets=(Path("/var/snap/lxd/common/lxd/unix.socket"),),
     ),
-    "incus": Engine(
-        key="incus",
-        title="Incus",
-        daemon="incusd",
-        command="incus",
-        group="incus-admin",
-        variable="INCUS_DIR",
-        directory=Path("/var/lib/incus"),
-        lab_dir=Path("/var/lib/podyd-lab-incus"),
-        packages={"incusd": "incus-base", "incus": "incus-client"},
+    INCUS.key: engine_of(
+        INCUS,
+        lab_dir="/var/lib/podyd-lab-incus",
+        package="incus-base",
         units={"/lib/systemd/system/incus.service": ("incus.socket", "incus.service")},
-        libexec="/usr/libexec/incus",
+        libexec=str(Path(INCUS.program).parent),
     ),
 }
 CHOICE = "PODYD_TEST_ENGINE"
@@ -133,7 +154,6 @@ CGROUPS = Path("/sys/fs/cgroup")
 NSSWITCH = Path("/etc/nsswitch.conf")
 # The first place of each PATH, where Debian has nothing.
 LOCAL_PROGRAMS = Path("/usr/local/sbin")
-ROOT = Path(__file__).resolve().parents[2]
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
 
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,6 +14,7 @@ import pytest
 from podyd.base.errors import SetupError
 from podyd.engine import dialect
 from podyd.engine.dialect import CERTIFICATE, CHOICE, INCUS, LXD, chosen, kept, place_of, running
+from tests.lab import lab
 
 
 @pytest.fixture
@@ -87,3 +90,11 @@ def test_an_image_of_the_admins_comes_to_where_podyd_finds_it() -> None:
     assert INCUS.copy_image("podyd") == (
         "incus image copy SERVER:IMAGE local: --alias NAME --target-project podyd"
     )
+
+
+def test_the_lab_knows_the_dialects_where_python_is_alone() -> None:
+    """It is brought up before podyd's libraries are installed."""
+    alone = [sys.executable, "-I", "-S", lab.__file__, "up", "--help"]
+    done = subprocess.run(alone, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"{{{LXD.key},{INCUS.key}}}" in done.stdout
