@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate
 
-from podyd.admin.advisories import Reach, load
+from podyd.admin.advisories import Installed, Reach, load, older
 from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from tests.certificates import self_signed
@@ -47,6 +47,8 @@ Json = Any
 LXD, INCUS = "lxd", "incus"
 # The versions of which this says what is let through by design; another one may refuse it.
 KNOWN = {LXD: "5.0.2", INCUS: "6.0.4"}
+# What 6.0.4-2+deb13u7 lets through, and this one does not.
+CLOSED = "6.0.4-2+deb13u12"
 # An engine's words for "not you", of whatever is not in podyd's project.
 RIGHTS = (
     "^not authorized$|^Certificate is restricted$"
@@ -90,8 +92,10 @@ class Row:
     project: str = "{own}"
     shows: str = ""
     advisory: Mapping[str, str] = field(default_factory=dict)
-    # Engines that let it through by design.
+    # Engines that let it through by design, and the first of Debian's versions that is known to
+    # refuse it.
     through: Collection[str] = ()
+    until: str = ""
     on: Collection[str] = (LXD, INCUS)
     says: str | Mapping[str, str] = RIGHTS
     controls: Sequence[Ask] | None = None
@@ -359,6 +363,7 @@ OTHERS = [
         None,
         "default",
         through=(INCUS,),
+        until=CLOSED,
     ),
     Row(
         "change a profile of the default project",
@@ -461,7 +466,12 @@ OTHERS = [
     deleting(f"{VOLUMES}/secret"),
     listing("/1.0/instances?all-projects=true&recursion=1"),
     # LXD 5.0 knows no such list.
-    listing("/1.0/profiles?all-projects=true&recursion=1", through=(INCUS,), on=(INCUS,)),
+    listing(
+        "/1.0/profiles?all-projects=true&recursion=1",
+        through=(INCUS,),
+        until=CLOSED,
+        on=(INCUS,),
+    ),
     listing("/1.0/projects?recursion=1"),
     listing("/1.0/networks?all-projects=true&recursion=1"),
     listing("/1.0/storage-pools/{pool}/volumes?all-projects=true&recursion=1"),
@@ -582,7 +592,7 @@ CERTIFICATES = [
 
 POOL, NETWORK = "/1.0/storage-pools/{pool}", "/1.0/networks/{bridge}"
 PROJECT = "/1.0/projects/{own}"
-NOT_ITS_NETWORK = "^Network not allowed in project$"
+NOT_ITS_NETWORK = f"^Network not allowed in project$|{RIGHTS}"
 MACVLAN: Json = {"name": "{link}", "type": "macvlan", "config": {"parent": "{bridge}"}}
 
 
@@ -689,6 +699,7 @@ SERVER = [
         {"name": "{own}"},
         project="{own}",
         through=(INCUS,),
+        until=CLOSED,
         on=(INCUS,),
     ),
     server(
@@ -716,7 +727,7 @@ COMPRESSION = [
         "/1.0/images",
         {**PACKED, "compression_algorithm": f"{command} {{host}}/written"},
         advisory=holes("CVE-2026-28384"),
-        says=f'^(Invalid c|C)ompression algorithm "{command.split()[0]}"',
+        says=f'^(Invalid c|C)ompression algorithm ("{command.split()[0]}"|argument .* isn.t allow)',
         controls=(
             Ask("POST", "/1.0/images", {**PACKED, "compression_algorithm": "gzip"}, by_root=False),
         ),
@@ -766,6 +777,7 @@ IMAGES = [
         None,
         "default",
         through=(INCUS,),
+        until=CLOSED,
         says=NO_IMAGE,
     ),
     Row("change it by its project", "PATCH", IMAGE, {"public": False}, "default"),
@@ -1079,11 +1091,15 @@ class Scene:
         return str(self.done("GET", f"/1.0/storage-pools/{self.words['pool']}", None, "")["driver"])
 
     @cached_property
+    def installed(self) -> Installed | None:
+        """The engine's package."""
+        return package_of(DIALECT, load(), HOST)
+
+    @cached_property
     def open(self) -> Mapping[str, bool | None]:
         """Whether each advisory's hole is open here, by doctor's table; None is not known."""
         table = load()
-        installed = package_of(DIALECT, table, HOST)
-        standing = installed and table.standing(DIALECT.key, installed)
+        standing = self.installed and table.standing(DIALECT.key, self.installed)
         if not standing:
             return {}
         found: dict[str, bool | None]
@@ -1248,11 +1264,15 @@ def common(scene: Scene) -> Iterator[str]:
     scene.admin("DELETE", f"/1.0/images/{found}", None, "default")
 
 
-def expected(scene: Scene, advisory: Mapping[str, str], through: Collection[str]) -> bool | None:
+def expected(
+    scene: Scene, advisory: Mapping[str, str], through: Collection[str] = (), until: str = ""
+) -> bool | None:
     """Whether the engine lets it through; None if nobody says so."""
     if name := advisory.get(DIALECT.key):
         return scene.open.get(name)
     if DIALECT.key not in through:
+        return False
+    if until and scene.installed and not older(scene.installed.version, until):
         return False
     version = scene.done("GET", "/1.0", None, "")["environment"]["server_version"]
     return True if version == KNOWN[DIALECT.key] else None
@@ -1307,7 +1327,7 @@ def test_the_engine_refuses(scene: Scene, row: Row, request: pytest.FixtureReque
         pytest.skip(f"{DIALECT.name} has no such thing")
     if row.path.startswith(IMAGE):
         scene.words["common"] = request.getfixturevalue("common")
-    wanted = expected(scene, row.advisory, row.through)
+    wanted = expected(scene, row.advisory, row.through, row.until)
     error = scene.try_row(row)
     if wanted is None:
         not_said(row, not error)
@@ -1365,7 +1385,7 @@ def made_of(scene: Scene, body: bytes, headers: Mapping[str, str], question: str
 @pytest.mark.parametrize("name", LINKS)
 def test_an_image_with_a_link_to_the_host(scene: Scene, name: str) -> None:
     make, question, advisory = LINKS[name]
-    wanted = expected(scene, advisory, ())
+    wanted = expected(scene, advisory)
     answers = made_of(scene, *make(str(scene.host)), question)
     is_through = "SECRET-OF-HOST" in str(answers) or (scene.host / "written").exists()
     (scene.host / "written").unlink(missing_ok=True)
@@ -1394,7 +1414,7 @@ BACKUPS: Mapping[str, tuple[Json, Json, Mapping[str, str]]] = {
 @pytest.mark.parametrize("what", BACKUPS)
 def test_a_backup_with_what_the_project_forbids(scene: Scene, what: str) -> None:
     given, snapshot, advisory = BACKUPS[what]
-    wanted = expected(scene, advisory, ())
+    wanted = expected(scene, advisory)
     body = backup(scene, given, snapshot)
     answers = [scene.intruder.call("POST", "/1.0/instances", body, headers=OCTETS)]
     try:
