@@ -13,13 +13,24 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.harness import SMALL, Client, Node, started, wait_until
+from podyd.admin.advisories import load, older
+from podyd.admin.doctor.advisories import package_of
+from podyd.admin.doctor.case import HOST
+from podyd.engine.dialect import LXD
+from tests.integration.harness import DIALECT, SMALL, Client, Node, started, wait_until
 from tests.integration.talking import shell, streamed
 from tests.integration.test_client import as_user
 from tests.integration.test_files import fetch, put, sh, tar_of
 from tests.integration.test_images import assert_nothing_left, committed
 
 GIB = 1024**3
+
+
+def installed_version() -> str:
+    """Of the engine's package."""
+    found = package_of(DIALECT, load(), HOST)
+    assert found is not None
+    return found.version
 
 
 @pytest.fixture(scope="module")
@@ -98,10 +109,15 @@ def test_holes_stay_holes_in_an_image(alice: Client, tiny: str) -> None:
     alice.exec(tiny, "truncate -s 300M /root/hole; echo end >>/root/hole; sync")
     made = alice.post("/pod/commit", ins=tiny, tag="holes").ok
     image = made["image_name"]
-    assert made["holes"] == "kept"
+    # Since the fix of CVE-2026-48755, Incus takes no option for what packs them.
+    is_kept = DIALECT is LXD or older(installed_version(), "6.0.4-2+deb13u8")
+    assert made["holes"] == ("kept" if is_kept else "filled")
     assert alice.post("/pod/create", ins="holes", image=image).ok["status"] == "running"
-    seen = "du -k /root/hole; wc -c </root/hole; tail -c 4 /root/hole"
-    assert alice.exec("holes", seen)["stdout"] == "4\t/root/hole\n314572804\nend\n"
+    used, _, text = alice.exec(
+        "holes", "du -k /root/hole; wc -c </root/hole; tail -c 4 /root/hole"
+    )["stdout"].partition("\t")
+    assert text == "/root/hole\n314572804\nend\n"
+    assert (int(used) == 4) == is_kept
     alice.post("/pod/delete", ins="holes").ok
     alice.post("/image/delete", image=image).ok
     alice.exec(tiny, "rm /root/hole")
