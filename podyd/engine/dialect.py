@@ -93,10 +93,6 @@ class Dialect:
     # Whether podyd's project has to have DNS zones of its own so that a restricted certificate
     # makes none in the default project; LXD allows a restricted project none.
     has_own_zones: bool
-    # The kinds of pools in which a snapshot can be copied over its own instance; see refresh.py. On
-    # ZFS, Incus deletes the instance's dataset first, and with it all snapshots of it
-    # (storage/drivers/driver_zfs_volumes.go, RefreshVolume). LXD's later ones differ.
-    refreshing_pools: frozenset[str]
 
     def header_of(self, key: str) -> str:
         """The name of a header of the file API, such as that of a file's mode."""
@@ -142,7 +138,6 @@ LXD = Dialect(
     has_own_images=False,
     has_own_networks=True,
     has_own_zones=False,
-    refreshing_pools=frozenset(),
 )
 INCUS = Dialect(
     key="incus",
@@ -161,7 +156,6 @@ INCUS = Dialect(
     has_own_images=True,
     has_own_networks=False,
     has_own_zones=True,
-    refreshing_pools=frozenset({"btrfs", "dir"}),
 )
 DIALECTS = (LXD, INCUS)
 # The file below `state_dir` in which setup keeps the word of the engine that it has chosen.

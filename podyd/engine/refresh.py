@@ -1,10 +1,11 @@
 """A second way to restore a snapshot, where the engine refuses its own.
 
-Since the fix of CVE-2026-48751 (7.0.1, Debian's 6.0.4-2+deb13u8), Incus restores no snapshot in a
-restricted project that has other keys `volatile.*` than the instance has now. It writes these keys
-itself: a snapshot of an instance that ran has the name of its NIC on the host (lxc/incus#3993). To
-copy the snapshot over its instance needs no such key: rsync changes, adds and deletes what differs,
-and the instance keeps its settings and its other snapshots (storage/backend.go, RefreshInstance).
+Since the fix of CVE-2026-48751 (Incus 7.0.1, LXD 5.0.9 and 5.21.7, Debian 13's packages of both),
+they restore no snapshot in a restricted project that has other keys `volatile.*` than the instance
+has now. They write these keys themselves: a snapshot of an instance that ran has the name of its
+NIC on the host (lxc/incus#3993). To copy the snapshot over its instance needs no such key, and the
+instance keeps its settings and its other snapshots (storage/backend.go, RefreshInstance). rsync
+changes, adds and deletes what differs; on btrfs, LXD may clone the subvolume instead.
 """
 
 from __future__ import annotations
@@ -24,6 +25,12 @@ from podyd.engine.types import root_of
 
 log = logging.getLogger(__name__)
 
+# The kinds of pools where that is so. On ZFS, the engine deletes the instance's dataset first, and
+# all its snapshots with it (storage/drivers/driver_zfs_volumes.go, RefreshVolume).
+_POOLS = frozenset({"btrfs", "dir"})
+# A server with this API extension, as LXD from 6.8 on, also gives the instance the snapshot's
+# settings, and what becomes of its identity then has not been tried.
+_TAKES_SETTINGS = "instance_refresh_config"
 # What the engine is to make of its templates at the next start. It notes it of every copy, and last
 # of all; a pod that is restored must not get a copy's host name, or what else an image has for one.
 _TEMPLATE = "volatile.apply_template"
@@ -81,8 +88,9 @@ class Refresh:
         # The instance keeps its note of who the owners are, and the snapshot's files keep theirs.
         if then.get(_OWNERS) != data["config"].get(_OWNERS):
             return False
-        driver = await RestPools(self._client).driver(root["pool"])
-        return driver in self._client.dialect.refreshing_pools
+        if _TAKES_SETTINGS in (await self._client.get("/1.0"))["api_extensions"]:
+            return False
+        return await RestPools(self._client).driver(root["pool"]) in _POOLS
 
     async def _copy(self, body: Mapping[str, Any], timeout: float) -> None:
         begun: list[str] = []

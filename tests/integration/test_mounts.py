@@ -242,7 +242,8 @@ def test_another_podyd_yaml_counts_from_the_next_start(
     ben.post("/pod/snapshot", ins="main", name="mapped").ok
     other = server.client(ben.user)
     other.post("/pod/restart", ins="main").ok
-    assert stdout(other, "ls -A /workspace; cat /proc/self/uid_map").split()[:2] == ["0", "100000"]
+    inside, outside = stdout(other, "ls -A /workspace; cat /proc/self/uid_map").split()[:2]
+    assert (inside, int(outside) >= 100000) == ("0", True)
     config = disk.node.instance_of(ben.user, "main")["config"]
     assert not {"raw.idmap", "user.podyd.idmap"} & config.keys()
     stdout(other, "echo mine > /root/kept")

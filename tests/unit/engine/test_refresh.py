@@ -1,4 +1,4 @@
-"""A snapshot that Incus refuses is copied over its instance, where that harms nothing."""
+"""A snapshot that an engine refuses is copied over its instance, where that harms nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import EngineRefused, HalfRestored, NotRestorable, Running
-from podyd.engine.dialect import INCUS, LXD, Dialect
 from podyd.engine.instances import RestInstances
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import RestClient
@@ -29,7 +28,7 @@ class Incus:
     """The stopped instance `a` and its snapshot `s`, which is not restored."""
 
     def __init__(self) -> None:
-        self.dialect: Dialect = INCUS
+        self.extensions = ["projects"]
         self.driver = "btrfs"
         self.config = {"user.a": "now", OWNERS: "[]", "volatile.uuid": "1"}
         self.then = {"user.a": "then", OWNERS: "[]", "volatile.eth0.host_name": "veth1"}
@@ -58,6 +57,7 @@ class Incus:
 
     async def get(self, path: str, **query: Any) -> Any:
         return {
+            "/1.0": {"api_extensions": self.extensions},
             "/1.0/operations": {},
             "/1.0/instances/a": self.data,
             "/1.0/instances/a/snapshots/s": {"config": self.then},
@@ -130,7 +130,7 @@ def test_what_would_harm_is_not_tried(incus: Incus, restore: Callable[[], None])
     for name, value in (
         ("driver", "zfs"),
         ("driver", "unheard-of"),
-        ("dialect", LXD),
+        ("extensions", ["projects", "instance_refresh_config"]),
         ("then", {**incus.then, OWNERS: '[{"Hostid":1000000}]'}),
     ):
         before = getattr(incus, name)
