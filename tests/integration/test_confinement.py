@@ -92,8 +92,8 @@ class Row:
     project: str = "{own}"
     shows: str = ""
     advisory: Mapping[str, str] = field(default_factory=dict)
-    # Engines that let it through by design, and the first of Debian's versions that is known to
-    # refuse it.
+    # Engines that let it through by design, and the first of Debian's packages of that version that
+    # is known to refuse it.
     through: Collection[str] = ()
     until: str = ""
     on: Collection[str] = (LXD, INCUS)
@@ -1272,10 +1272,10 @@ def expected(
         return scene.open.get(name)
     if DIALECT.key not in through:
         return False
-    if until and scene.installed and not older(scene.installed.version, until):
-        return False
     version = scene.done("GET", "/1.0", None, "")["environment"]["server_version"]
-    return True if version == KNOWN[DIALECT.key] else None
+    if version != KNOWN[DIALECT.key]:
+        return None
+    return not (until and scene.installed and not older(scene.installed.version, until))
 
 
 def not_said(what: object, is_through: bool) -> NoReturn:
