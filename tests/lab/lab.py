@@ -2,7 +2,8 @@
 """A real LXD or Incus with simulated NVIDIA GPUs for podyd's tests, on a machine that need not have
 any of them.
 
-    lab.py up [--gpus N]     start the engine (or find the one that runs) and leave it answering
+    lab.py up [--gpus N]     start the engine (or find the one that runs) and leave it answering;
+                             --cards FILE: with these cards, as the stand-in reads them
     lab.py down              take away everything the lab made
     lab.py status [--json]   say what runs; exit status 0 when the engine answers
 
@@ -156,6 +157,7 @@ NSSWITCH = Path("/etc/nsswitch.conf")
 LOCAL_PROGRAMS = Path("/usr/local/sbin")
 STAND_IN = Path(__file__).resolve().parent / "nvidia-container-cli"
 
+PYTHON = "/usr/bin/python3"
 SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PACKAGE_OF = {
     "lxcfs": "lxcfs",
@@ -171,6 +173,8 @@ PACKAGE_OF = {
 # In an engine that is not the lab's, only what carries these names is the tests' to remove.
 TEST_PREFIX = "podyd-test"
 IMAGE_PREFIX = "podyd-lab"
+# Of the cgroups of a cluster's members.
+CLUSTER_PREFIX = "podyd-cluster"
 
 START_TIMEOUT = 90.0
 STOP_TIMEOUT = 20.0
@@ -209,6 +213,13 @@ class Card:
     brand: str = "Nvidia"
     architecture: str = "8.0"
     device_id: str = "0x20b5"
+    # The virtual terminal that is its device; -1: the one of its minor.
+    terminal: int = -1
+
+    @property
+    def device(self) -> int:
+        """The number of its device, see device_nodes."""
+        return os.makedev(4, FIRST_TERMINAL + self.minor if self.terminal < 0 else self.terminal)
 
 
 # 1 to 6 are the host's own logins, 7 and 8 its screen; VT_GETSTATE knows 1 to 15.
@@ -237,6 +248,15 @@ def cards_description(cards: Sequence[Card]) -> Json:
     }
 
 
+def read_cards(path: Path) -> Sequence[Card]:
+    """The cards of such a description."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))["cards"]
+        return tuple(Card(**row) for row in rows)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise LabError(f"{path} does not describe cards: {error}") from error
+
+
 def device_nodes(cards: Sequence[Card]) -> dict[str, int]:
     """Path → device number, as the NVIDIA driver makes them; uvm's major is dynamic, 510 here.
 
@@ -245,10 +265,9 @@ def device_nodes(cards: Sequence[Card]) -> dict[str, int]:
     through a socket, the kernel says to VT_GETSTATE (ioctl_console(2)). As LXD itself says that the
     number of /dev/nvidia0 is 195:0, what can be opened in a pod is /dev/dri/card0.
     """
-    terminals = {card.minor: os.makedev(4, FIRST_TERMINAL + card.minor) for card in cards}
     return {
-        **{f"/dev/nvidia{minor}": number for minor, number in terminals.items()},
-        **{f"/dev/dri/card{minor}": number for minor, number in terminals.items()},
+        **{f"/dev/nvidia{card.minor}": card.device for card in cards},
+        **{f"/dev/dri/card{card.minor}": card.device for card in cards},
         "/dev/nvidiactl": os.makedev(195, 255),
         "/dev/nvidia-uvm": os.makedev(510, 0),
     }
@@ -262,7 +281,7 @@ def pci_files(card: Card) -> dict[str, str]:
         "device": f"{card.device_id}\n",
         "numa_node": "0\n",
         "uevent": f"DRIVER=nvidia\nPCI_CLASS=30200\nPCI_SLOT_NAME={card.pci}\n",
-        f"drm/card{card.minor}/dev": f"4:{FIRST_TERMINAL + card.minor}\n",
+        f"drm/card{card.minor}/dev": f"{os.major(card.device)}:{os.minor(card.device)}\n",
     }
 
 
@@ -271,7 +290,7 @@ def pci_files(card: Card) -> dict[str, str]:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """What the lab uses and what it made; `gpus` are so many of CARDS; https_address_set is for the
+    """What the lab uses and what it made; `gpus` are so many cards; https_address_set is for the
     tests to set."""
 
     socket: str
@@ -366,13 +385,19 @@ class Api:
         items: list[Json] = self.get(url) or []
         return items
 
+    def begin(self, method: str, url: str, body: Json | None = None) -> Any:
+        """What is answered at once; an operation goes on."""
+        return self._call(method, url, body, CALL_TIMEOUT)["metadata"]
+
     def change(self, method: str, url: str, body: Json | None = None) -> None:
         answer = self._call(method, url, body, CALL_TIMEOUT)
         if answer.get("type") == "async":
             self._wait(answer["operation"])
 
     def _wait(self, operation: str) -> None:
-        url = f"{operation}/wait?timeout={int(CALL_TIMEOUT)}"
+        # That of another member of a cluster has a query.
+        path, _, query = operation.partition("?")
+        url = f"{path}/wait?timeout={int(CALL_TIMEOUT)}&{query}"
         result = self.get(url, CALL_TIMEOUT + 5)
         if result["status_code"] != 200:
             raise LabError(
@@ -436,14 +461,28 @@ def wait_for(condition: Callable[[], bool], timeout: float) -> bool:
 
 def run(argv: Sequence[str], timeout: float = CALL_TIMEOUT) -> None:
     """Run a command to its end; its failure is an error that quotes what it said."""
+    output(argv, timeout)
+
+
+def output(
+    argv: Sequence[str], timeout: float = CALL_TIMEOUT, env: dict[str, str] | None = None
+) -> str:
+    """What such a command says."""
     try:
         done = subprocess.run(
-            list(argv), capture_output=True, text=True, timeout=timeout, cwd="/", check=False
+            list(argv),
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            cwd="/",
+            env=env,
+            check=False,
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"{' '.join(argv)} did not end within {timeout:.0f} s") from error
     if done.returncode != 0:
         raise LabError(f"{' '.join(argv)} failed: {(done.stderr or done.stdout).strip()}")
+    return done.stdout
 
 
 def is_alive(pid: int) -> bool:
@@ -515,7 +554,9 @@ def stop_daemon(name: str) -> None:
 
 
 def all_pids() -> Iterator[int]:
-    return (int(name) for name in os.listdir("/proc") if name.isdigit())
+    """But for those of a cluster's members, where directories and pods are called as here."""
+    pids = (int(name) for name in os.listdir("/proc") if name.isdigit())
+    return (pid for pid in pids if not in_cluster(pid))
 
 
 # --- what a killed engine leaves --------------------------------------------------------------
@@ -540,14 +581,22 @@ def is_cgroup_of(component: str, names: set[str]) -> bool:
     return instance is not None and (instance in names or re.sub(r"-\d+$", "", instance) in names)
 
 
-def in_instance(pid: int, names: set[str]) -> bool:
+def cgroup_components(pid: int) -> set[str]:
+    """All names in the paths of a process's cgroups; empty when it is gone."""
     try:
         text = Path(f"/proc/{pid}/cgroup").read_text()
     except OSError:
-        return False
-    # The first component only: what runs deeper belongs to that instance anyway.
-    components = {part for line in text.splitlines() for part in line.split(":", 2)[2].split("/")}
-    return any(is_cgroup_of(part, names) for part in components)
+        return set()
+    return {part for line in text.splitlines() for part in line.split(":", 2)[2].split("/")}
+
+
+def in_instance(pid: int, names: set[str]) -> bool:
+    return any(is_cgroup_of(part, names) for part in cgroup_components(pid))
+
+
+def in_cluster(pid: int) -> bool:
+    """Whether a process is of a member of tests/lab/cluster.py."""
+    return any(part.startswith(CLUSTER_PREFIX) for part in cgroup_components(pid))
 
 
 def is_servant(pid: int) -> bool:
@@ -720,12 +769,13 @@ def start_lxcfs(holder: int | None) -> int:
     return pid
 
 
-def simulated(holder: int) -> int:
-    """How many cards the processes of a mount namespace see."""
+def simulated(holder: int) -> set[str]:
+    """The PCI addresses of the cards that the processes of a mount namespace see."""
     if (str(PCI_DEVICES), "tmpfs") not in mounts(holder):
-        return 0
-    seen = Path(f"/proc/{holder}/root{PCI_DEVICES}")
-    return sum((seen / card.pci).exists() for card in CARDS)
+        return set()
+    # What is real is a link there.
+    seen = os.scandir(f"/proc/{holder}/root{PCI_DEVICES}")
+    return {entry.name for entry in seen if not entry.is_symlink()}
 
 
 def simulate_cards(holder: int, cards: Sequence[Card]) -> None:
@@ -793,9 +843,13 @@ def make_device_nodes(cards: Sequence[Card]) -> list[str]:
     return made
 
 
+def is_card_node(path: str) -> bool:
+    return path.startswith(("/dev/nvidia", "/dev/dri/card"))
+
+
 def remove_device_nodes(made: Sequence[str]) -> None:
     for path in made:
-        if path.startswith(("/dev/nvidia", "/dev/dri/card")):
+        if is_card_node(path):
             Path(path).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         os.rmdir("/dev/dri")
@@ -837,7 +891,7 @@ def start_daemon(holder: int) -> None:
         raise LabError(f"{ENGINE.title} did not become ready: {log_tail(name)}.")
 
 
-def begin_own(gpus: int) -> State:
+def begin_own(cards: Sequence[Card]) -> State:
     """Claim what will be made before making it, so that `down` knows after a crash too."""
     check_binaries()
     check_data_dir()
@@ -846,14 +900,14 @@ def begin_own(gpus: int) -> State:
     ENGINE.marker.touch()
     old = read_state()
     known = set(old.made if old is not None and old.ours else ())
-    absent = {path for path in device_nodes(CARDS[:gpus]) if gpus and not os.path.lexists(path)}
+    absent = {path for path in device_nodes(cards) if cards and not os.path.lexists(path)}
     if not os.path.exists(LXCFS_RUN):
         absent.add(LXCFS_RUN)
     if not has_cgroups(mounts()):
         absent.add(str(CGROUPS))
     made = known | absent | {str(ENGINE.lab_dir)}
     keep = old is not None and old.ours and old.https_address_set
-    state = State(str(ENGINE.socket), True, gpus, tuple(sorted(made)), keep)
+    state = State(str(ENGINE.socket), True, len(cards), tuple(sorted(made)), keep)
     write_state(state)
     return state
 
@@ -867,31 +921,32 @@ def prepare_namespace() -> int:
     return start_lxcfs(engine) if lxcfs is None else lxcfs
 
 
-def up_own(gpus: int) -> State:
-    state = begin_own(gpus)
+def up_own(cards: Sequence[Card]) -> State:
+    state = begin_own(cards)
     mount_cgroups()
     holder = prepare_namespace()
     leave_out_nss_systemd(holder)
     show_programs(holder)
     stop_daemon(ENGINE.daemon)
     remove_stale_cgroups()
-    cards = CARDS[:gpus]
     wanted = device_nodes(cards) if cards else {}
-    unwanted = [path for path in device_nodes(CARDS) if path in state.made and path not in wanted]
+    unwanted = [path for path in state.made if is_card_node(path) and path not in wanted]
     remove_device_nodes(left_to_remove(unwanted))
     write_stand_in(cards)
     if cards:
         make_device_nodes(cards)
-    if simulated(holder) != gpus:
+    if simulated(holder) != {card.pci for card in cards}:
         if simulated(holder):
             unsimulate_cards(holder)
         if cards:
             simulate_cards(holder, cards)
     start_daemon(holder)
-    if gpus:
-        # Where tests make images, gzip would take most of the time.
-        config = {"images.compression_algorithm": "zstd"}
-        Api(ENGINE.socket).change("PATCH", "/1.0", {"config": config})
+    api = Api(ENGINE.socket)
+    # Where tests make images, gzip would take most of the time.
+    config = {"images.compression_algorithm": "zstd"}
+    # Asked first: a change takes a cluster long while one of its members is away.
+    if cards and not config.items() <= api.get("/1.0")["config"].items():
+        api.change("PATCH", "/1.0", {"config": config})
     return state
 
 
@@ -940,8 +995,8 @@ def use_foreign(path: Path) -> State:
     return state
 
 
-def up(gpus: int) -> State:
-    if is_up_own(gpus):
+def up(cards: Sequence[Card]) -> State:
+    if is_up_own(len(cards)):
         state = read_state()
         assert state is not None
         return state
@@ -950,7 +1005,7 @@ def up(gpus: int) -> State:
         return use_foreign(foreign)
     units = systemd_units()
     if not units:
-        return up_own(gpus)
+        return up_own(cards)
     run(["systemctl", "start", *units], START_TIMEOUT)
     foreign = find_foreign()
     if foreign is None:
@@ -1178,9 +1233,9 @@ def show_status(as_json: bool) -> int:
 
 
 @contextlib.contextmanager
-def one_at_a_time() -> Iterator[None]:
+def one_at_a_time(directory: Path) -> Iterator[None]:
     """A lock on the directory the labs live in: it leaves no file behind."""
-    descriptor = os.open(ENGINE.lab_dir.parent, os.O_RDONLY | os.O_DIRECTORY)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
@@ -1201,6 +1256,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         metavar="N",
         help=f"simulated cards, 0 to {most}",
     )
+    verb.add_argument("--cards", type=Path, metavar="FILE", help="other simulated cards than these")
     verbs.add_parser("down", help="take away everything the lab made")
     verb = verbs.add_parser("status", help="say what runs")
     verb.add_argument("--json", action="store_true", help="as JSON")
@@ -1217,9 +1273,9 @@ def main(argv: Sequence[str]) -> int:
             raise LabError("The lab needs root.")
         if arguments.verb == "status":
             return show_status(arguments.json)
-        with one_at_a_time():
+        with one_at_a_time(ENGINE.lab_dir.parent):
             if arguments.verb == "up":
-                up(arguments.gpus)
+                up(read_cards(arguments.cards) if arguments.cards else CARDS[: arguments.gpus])
             else:
                 down()
     except (LabError, OSError) as error:

@@ -11,7 +11,7 @@ import functools
 import os
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from tests.lab import lab
 SOURCE = Path(__file__).resolve().with_name("nvml.c")
 COMPILE = ("gcc", "-Wall", "-Wextra", "-O1", "-shared", "-fPIC")
 LIBRARY = "libnvidia-ml.so.1"
+STATE = "nvml"
 DRIVER = "535.183.01"
 GIB = 1024**3
 
@@ -91,7 +92,12 @@ class FakeGpu:
             yield process.line()
 
 
-GPUS = tuple(FakeGpu(card.uuid, card.pci, card.minor, card.model) for card in lab.CARDS)
+def gpus(cards: Sequence[lab.Card]) -> tuple[FakeGpu, ...]:
+    """The lab's cards as NVML has them."""
+    return tuple(FakeGpu(card.uuid, card.pci, card.minor, card.model) for card in cards)
+
+
+GPUS = gpus(lab.CARDS)
 DEFAULT_GPUS = GPUS[: len(lab.DEFAULT_CARDS)]
 
 
@@ -134,7 +140,7 @@ class FakeDriver:
     def __init__(self, directory: Path) -> None:
         """`directory` is made; whoever made its parent removes it."""
         self.directory = directory
-        self.file = directory / "nvml"
+        self.file = directory / STATE
         directory.mkdir()
         directory.chmod(0o755)
         build(directory)
@@ -143,7 +149,7 @@ class FakeDriver:
     @property
     def environment(self) -> Mapping[str, str]:
         """What `podyd serve` needs to find it."""
-        return {"LD_LIBRARY_PATH": str(self.directory), "PODYD_LAB_NVML": str(self.file)}
+        return environment(self.directory)
 
     def write(self, state: FakeNvml) -> None:
         """From now on NVML says this; no call sees half of it."""
@@ -151,6 +157,11 @@ class FakeDriver:
         new.write_text(state.text())
         new.chmod(0o644)
         new.replace(self.file)
+
+
+def environment(directory: Path) -> Mapping[str, str]:
+    """In which a FakeDriver of this directory is found."""
+    return {"LD_LIBRARY_PATH": str(directory), "PODYD_LAB_NVML": str(directory / STATE)}
 
 
 def build(directory: Path, driver: str = DRIVER) -> Path:

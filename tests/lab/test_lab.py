@@ -88,6 +88,19 @@ def test_cards_are_those_of_the_lab_in_whose_directory_the_stand_in_lies(
     assert done.stdout.count("GPU-") == 1
 
 
+def test_cards_are_read_as_they_were_described(tmp_path: Path) -> None:
+    path = tmp_path / "cards.json"
+    cards = (dataclasses.replace(lab.CARDS[3], uuid="GPU-other", terminal=12),)
+    path.write_text(json.dumps(lab.cards_description(cards)))
+    assert lab.read_cards(path) == cards
+    assert lab.device_nodes(cards)["/dev/nvidia3"] == os.makedev(4, 12)
+    assert lab.pci_files(cards[0])["drm/card3/dev"] == "4:12\n"
+    for text in ("", "[]", '{"cards": [{"minor": 0}]}', '{"cards": [{"colour": "red"}]}'):
+        path.write_text(text)
+        with pytest.raises(lab.LabError, match="does not describe cards"):
+            lab.read_cards(path)
+
+
 def test_info_without_cards_says_which_file(tmp_path: Path) -> None:
     done = stand_in(tmp_path / "none.json", "info", "--csv")
     assert done.returncode == 1
