@@ -1,6 +1,7 @@
 # `sudo make run` and `sudo make test` set up all that they need on a bare Debian 12 or newer.
 
-.PHONY: run test test-packaging test-engines check bench coverage deb environment lab-up lab-down
+.PHONY: run test test-packaging test-engines check bench coverage deb environment lab-up lab-down lab-cluster \
+    lab-cluster-down
 
 run:
 	@tests/lab/run.sh
@@ -43,3 +44,10 @@ lab-up:
 
 lab-down:
 	@. tests/lab/machine.sh && $$PYTHON tests/lab/lab.py down
+
+# Three members of one cluster, in network namespaces; see tests/lab/cluster.py.
+lab-cluster:
+	@. tests/lab/machine.sh && $$PYTHON -m tests.lab.cluster up
+
+lab-cluster-down:
+	@. tests/lab/machine.sh && $$PYTHON -m tests.lab.cluster down
