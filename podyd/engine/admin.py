@@ -51,6 +51,7 @@ _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controlle
 # if podyd.yaml mounts members' own directories, Openings allows these too. Pods are containers: the
 # project takes no virtual machines, whose program the engine runs as a process of the host.
 # See https://documentation.ubuntu.com/lxd/en/latest/reference/projects/
+MACHINES = "limits.virtual-machines"
 _PROJECT_CONFIG = {
     "features.profiles": "true",
     "features.storage.volumes": "true",
@@ -59,7 +60,7 @@ _PROJECT_CONFIG = {
     "restricted.devices.gpu": "allow",
     "restricted.devices.nic": "allow",
     "restricted.snapshots": "allow",
-    "limits.virtual-machines": "0",
+    MACHINES: "0",
 }
 
 Say = Callable[[str], None]
@@ -238,6 +239,10 @@ class Admin:
                 for key, value in wanted.items()
                 if project["config"].get(key, "") != value
             }
+            if MACHINES in changed and self._has_machines():
+                # The engine would refuse all of it.
+                del changed[MACHINES]
+                say(f"project {self._project} has virtual machines, and may have more: {MACHINES}")
             if changed:
                 self._change(
                     projects[self._project].put,
@@ -308,6 +313,10 @@ class Admin:
         """Whether there is an instance in the project, which there has to be."""
         with translated(f"{ENGINE} could not be asked for its instances"):
             return bool(self._get(self._in_project.api.instances))
+
+    def _has_machines(self) -> bool:
+        instances = self._get(self._in_project.api.instances)
+        return any(item["type"] == "virtual-machine" for item in instances)
 
     # --- Profiles --------------------------------------------------------------------------------
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import socketserver
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler
 from ipaddress import IPv4Network
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin, Bridge
+from podyd.engine.admin import Admin, Bridge, Openings
 from podyd.engine.dialect import LXD, Place
 from podyd.engine.types import Profile
 from tests.unit.engine.recorded import EXTENSIONS, WANTS_CDI
@@ -36,6 +37,8 @@ class Lxd(socketserver.ThreadingUnixStreamServer):
         self.pools: dict[str, Mapping[str, Any]] = {}
         self.profiles: dict[str, Mapping[str, Any]] = {}
         self.has_bridge = True
+        self.project: Mapping[str, Any] = {"description": "", "config": {}}
+        self.instances: Sequence[Mapping[str, Any]] = ()
         self.extensions: Collection[str] = ("projects", "storage")
         # As LXD 6.8 and later: changes of pools, networks and profiles are operations
         # (lxd/storage_pools.go storagePoolsPost, lxd/networks.go networksPost, lxd/profiles.go
@@ -92,6 +95,10 @@ class Handler(BaseHTTPRequestHandler):
                         )
                     ]
                 )
+            case "/1.0/projects/podyd":
+                self.answer(self.server.project)
+            case path if path.startswith("/1.0/instances?"):
+                self.answer(self.server.instances)
             case "/1.0/networks":
                 self.answer(["/1.0/networks/lxdbr0", "/1.0/networks/veth1"])
             case "/1.0/networks/veth1":
@@ -138,7 +145,10 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_change(error)
 
     def do_PUT(self) -> None:
-        self.server.profiles["own"] = self.body()
+        if self.path == "/1.0/projects/podyd":
+            self.server.project = self.body()
+        else:
+            self.server.profiles["own"] = self.body()
         self.answer_change("")
 
     def answer_change(self, error: str) -> None:
@@ -225,6 +235,22 @@ def test_no_pool_at_all_is_an_error(lxd: Lxd) -> None:
 
 def no_network() -> IPv4Network:
     raise AssertionError("there is a bridge")
+
+
+@pytest.mark.parametrize(
+    ("kind", "limit", "said"),
+    [("container", "0", "set .*limits.virtual"), ("virtual-machine", None, "has virtual machines")],
+)
+def test_a_project_takes_no_virtual_machines_unless_it_has_one(
+    lxd: Lxd, kind: str, limit: str | None, said: str
+) -> None:
+    lxd.instances = [{"type": kind, "expanded_devices": {}, "expanded_config": {}}]
+    messages: list[str] = []
+    openings = Openings(frozenset(), frozenset(), frozenset())
+    admin_of(lxd).prepare_project("lxdbr0", openings, messages.append)
+    assert lxd.project["config"]["restricted"] == "true"
+    assert lxd.project["config"].get("limits.virtual-machines") == limit
+    assert re.search(said, " ".join(messages))
 
 
 def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
