@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import FilePayload, Locator, Request, WebSocket, expect
@@ -260,7 +261,7 @@ def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Doors, bob: C
             tab.is_accessible()
     finally:
         for name in names:
-            scene.node.lxc("delete", f"{instance}/{name}")
+            scene.node.delete_snapshot(instance, quote(name))
 
 
 def _file(client: Client, ins: str) -> object:
