@@ -56,12 +56,27 @@ def interrupted_move(admin: Admin, case: Case, timeout: float) -> Iterator[Remar
             " systemctl start podyd",
         )
     elif there:
+        yield from _not_started(admin, case, there)
         yield note(
             f"{case.dialect.name} has the pods that were moved there, and where they come from they"
             f" still use disk space: {_listed(there)}.",
             f"{case.podyd('migrate --finish')}, when all is well",
         )
     yield ok("No pod is on its way from one engine to another.")
+
+
+def _not_started(admin: Admin, case: Case, there: dict[str, Mark]) -> Iterator[Remark]:
+    """That pods which ran were moved, were not started then, and still do not run."""
+    stopped = {item.name for item in admin.as_podyd_reads_them() if item.status == "stopped"}
+    names = [name for name, mark in there.items() if mark.stage == "moved" and name in stopped]
+    if names:
+        command = case.dialect.command
+        yield warning(
+            f"These pods ran when 'podyd migrate' moved them to {case.dialect.name}, and do not run"
+            f" there: {_listed(names)}.",
+            f"{command} start POD --project {case.project}; where it does not start, {command} info"
+            f" POD --show-log --project {case.project} says why",
+        )
 
 
 @check
@@ -135,7 +150,8 @@ def _marks(admin: Admin) -> dict[str, Mark]:
 
 
 def _are_over(marks: dict[str, Mark]) -> bool:
-    return all(mark.stage == "done" for mark in marks.values())
+    """Whether all have been moved, though they may not have been started."""
+    return all(mark.stage != "here" for mark in marks.values())
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -20,6 +20,7 @@ from podyd.config.schema import Config
 from podyd.engine.admin import Admin
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.rest import Credentials
+from podyd.engine.types import Status
 from tests.unit.engine.test_moving import INSTANCE, Stub, serving
 from tests.unit.pods.test_power import POD
 
@@ -99,10 +100,11 @@ def test_one_that_is_under_way_is_no_problem(case: Case) -> None:
     assert "is moving pods" in finding.what
 
 
-def test_pods_that_podyd_yaml_looks_for_where_they_were(case: Case) -> None:
+@pytest.mark.parametrize("stage", ["moved", "done"])
+def test_pods_that_podyd_yaml_looks_for_where_they_were(case: Case, stage: Stage) -> None:
     config = dataclasses.replace(case.config, engine="lxd")
     finding = only(
-        moved.interrupted_move(has(p="done"), dataclasses.replace(case, config=config), SECONDS)
+        moved.interrupted_move(has(p=stage), dataclasses.replace(case, config=config), SECONDS)
     )
     assert finding.level is Level.WARNING
     assert "the pods that were moved to Incus: p." in finding.what
@@ -113,7 +115,9 @@ def test_pods_that_podyd_yaml_looks_for_where_they_were(case: Case) -> None:
     ("stage", "chosen", "level", "do"),
     [
         ("here", INCUS, Level.WARNING, "podyd migrate, which goes on"),
-        ("moved", INCUS, Level.WARNING, "podyd migrate, which goes on"),
+        # Told of nobody: it has been deleted, or runs.
+        ("moved", INCUS, Level.NOTE, "podyd migrate --finish"),
+        ("moved", LXD, Level.WARNING, "podyd migrate, which goes on"),
         # podyd.yaml says Incus, and the move has not come to its last step.
         ("done", LXD, Level.WARNING, "podyd migrate, which goes on"),
         ("done", INCUS, Level.NOTE, "podyd migrate --finish"),
@@ -128,6 +132,23 @@ def test_what_the_engine_that_pods_leave_says_of_it(
     finding = only(moved.interrupted_move(has(), case, SECONDS))
     assert (finding.level, do in finding.do) == (level, True)
     assert finding.what.endswith(": p.")
+
+
+@pytest.mark.parametrize(("status", "is_told"), [("stopped", True), ("running", False)])
+def test_pods_that_did_not_start_where_they_came_are_told(
+    case: Case, lxd: Stub, status: Status, is_told: bool
+) -> None:
+    lxd.instance = {**INSTANCE, "config": {**INSTANCE["config"], KEY: mark("moved")}}
+    pods = [dataclasses.replace(POD, name=name, status=status) for name in ("p", "q")]
+    admin = cast(Admin, SimpleNamespace(as_podyd_reads_them=lambda: pods))
+    *warnings, over = moved.interrupted_move(admin, case, SECONDS)
+    assert (over.level, len(warnings)) == (Level.NOTE, int(is_told))
+    for finding in warnings:
+        assert finding.what == (
+            "These pods ran when 'podyd migrate' moved them to Incus, and do not run there: p."
+        )
+        assert finding.do.startswith("incus start POD --project podyd")
+        assert "mask" not in finding.do
 
 
 def test_an_engine_that_was_left_and_trusts_podyd(case: Case, lxd: Stub) -> None:
