@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Network
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,6 +63,10 @@ _PROJECT_CONFIG = {
     "restricted.snapshots": "allow",
     MACHINES: "0",
 }
+
+# Before the names of a project's limits while `podyd migrate` copies pods into it, and after one
+# that was killed. It has none meanwhile (podyd/engine/moving.py).
+ASIDE = "user.podyd.migration."
 
 Say = Callable[[str], None]
 
@@ -219,7 +224,8 @@ class Admin:
         return name
 
     def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
-        """Create or update the restricted project; keys that an admin added are kept."""
+        """Create or update the restricted project; keys that an admin added are kept, and limits
+        that `podyd migrate` has put aside are set again."""
         wanted = project_config(self.dialect) | {"restricted.networks.access": bridge}
         projects = self._client.api.projects
         with translated(f"{ENGINE} could not make project {self._project}"):
@@ -252,6 +258,29 @@ class Admin:
                     },
                 )
                 say(f"project {self._project}: set {', '.join(sorted(changed))}")
+        self.restore_limits(say)
+
+    def restore_limits(self, say: Say) -> None:
+        """Set limits again that are ASIDE, each by itself; one that is too low by now stays so."""
+        with translated(f"{ENGINE} could not be asked for project {self._project}"):
+            project = self._client.api.projects[self._project].get().json()["metadata"]
+        for aside, value in sorted(project["config"].items()):
+            if aside.startswith(ASIDE):
+                try:
+                    self._change_project(partial(_with_limit, aside))
+                except SetupError as error:
+                    say(
+                        f"{error.detail} So it is without {aside.removeprefix(ASIDE)}={value}:"
+                        f" raise it ('{self.dialect.command} project set {self._project}"
+                        f" {aside}=NUMBER') or delete what is too much, and call this again."
+                    )
+
+    def _change_project(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
+        project = self._client.api.projects[self._project]
+        with translated(f"{self.dialect.name} could not change project {self._project}"):
+            data = project.get().json()["metadata"]
+            body = {"description": data["description"], "config": change(data["config"])}
+            self._wait(project.put(json=body))
 
     def prepare_address(self, say: Say) -> str:
         """The `https://` address at which podyd reaches LXD; sets one only if there is none."""
@@ -550,6 +579,12 @@ def _as_it_is(operation: Any, error: Exception) -> Any:
         return operation.get()
     except pylxd.exceptions.NotFound:
         raise OperationFailedError(str(error)) from error
+
+
+def _with_limit(aside: str, config: Mapping[str, str]) -> dict[str, str]:
+    """A project's configuration with a limit in its place that is aside."""
+    rest = {key: value for key, value in config.items() if key != aside}
+    return {**rest, aside.removeprefix(ASIDE): config[aside]}
 
 
 def bridge_of(data: Mapping[str, Any]) -> Bridge:

@@ -9,14 +9,14 @@ snapshots come with their settings, and ids of files as the old engine has shift
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import pylxd.exceptions
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin, Say, project_config, translated
+from podyd.engine.admin import ASIDE, Admin, Say, project_config, translated
 from podyd.engine.instances import CHANGEABLE, instance_of
 from podyd.engine.server import GIDS, PATHS, UIDS
 from podyd.engine.types import Devices, Status
@@ -32,10 +32,12 @@ _KEPT = ("volatile.uuid", "volatile.base_image", "volatile.cloud-init.instance-i
 _KEPT_OF_NICS = (".hwaddr", ".name")
 # What podyd itself sets in its project on each host.
 _OWN_SETTINGS = ("restricted.networks.access", PATHS, UIDS, GIDS)
-# Where the project's limits are while it refuses nothing: in one with limits, Incus leaves out of a
-# copy what nobody may set in a restricted one, its id among it
+# The project has none while it refuses nothing: in one with limits, Incus leaves out of a copy what
+# nobody may set in a restricted one, its id among it
 # (internal/server/project/permissions.go, checkRestrictionsOnVolatileConfig).
-_LIMITS, _ASIDE = "limits.", "user.podyd.migration."
+_LIMITS = "limits."
+# Those that say how many instances a project may have.
+_NUMBERS = ("limits.containers", "limits.instances")
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ class Side(Admin):
     def take_settings(self, other: Mapping[str, str], say: Say) -> None:
         """Take over what an admin has set in the other engine's project, and not in this one's."""
         self.speak()
-        mine = self.project_config() or {}
+        mine = _with_limits(self.project_config() or {})
         added = {key: value for key, value in self._admins(other).items() if key not in mine}
         if added:
             self._patch_project(added)
@@ -315,9 +317,28 @@ class Side(Admin):
     def kept_settings(self, other: Mapping[str, str]) -> dict[str, str]:
         """What `take_settings` leaves as it is here, where the other engine's project differs."""
         self.speak()
-        mine = self.project_config() or {}
+        mine = _with_limits(self.project_config() or {})
         keys = self._admins(other)
         return {key: mine[key] for key, value in keys.items() if mine.get(key, value) != value}
+
+    def most_instances(self, other: Mapping[str, str]) -> dict[str, str]:
+        """How many instances, or containers, the project may have once it has taken the other's
+        settings, by the keys that have to be changed for another number."""
+        self.speak()
+        mine = self.project_config() or {}
+        found = {}
+        for key in _NUMBERS:
+            held = f"{ASIDE}{key}" if f"{ASIDE}{key}" in mine else key
+            value = mine.get(held, other.get(key))
+            if value is not None:
+                found[held] = value
+        return found
+
+    def is_open(self) -> bool:
+        """Whether a move that was ended has left the project without its limits, and unrestricted
+        as it may be."""
+        self.speak()
+        return any(key.startswith(ASIDE) for key in self.project_config() or {})
 
     def _admins(self, config: Mapping[str, str]) -> dict[str, str]:
         """Of a project's keys those that are not podyd's."""
@@ -332,19 +353,13 @@ class Side(Admin):
 
     def confine(self, *, restricted: bool) -> None:
         """Whether the project refuses what podyd's may not have, ids of files of another engine
-        among it, and has its limits. Where not, podyd's certificate must not be trusted."""
+        among it. Where not, podyd's certificate must not be trusted; and it has no limits then,
+        until `restore_limits`."""
         self.speak()
         self._change_project(_confined if restricted else _opened)
 
     def _patch_project(self, keys: Mapping[str, str]) -> None:
         self._change_project(lambda config: {**config, **keys})
-
-    def _change_project(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:
-        project = self._client.api.projects[self._project]
-        with translated(f"{self.dialect.name} could not change project {self._project}"):
-            data = project.get().json()["metadata"]
-            body = {"description": data["description"], "config": change(data["config"])}
-            self._wait(project.put(json=body))
 
     def distrust(self, fingerprint: str) -> None:
         """Remove a certificate; there may be none."""
@@ -369,18 +384,23 @@ class Side(Admin):
 def _opened(config: Mapping[str, str]) -> dict[str, str]:
     """What a project has while it refuses nothing. One that was opened before, and not confined
     since, has the limits of then."""
-    aside = {f"{_ASIDE}{key}": value for key, value in config.items() if key.startswith(_LIMITS)}
+    aside = {f"{ASIDE}{key}": value for key, value in config.items() if key.startswith(_LIMITS)}
     rest = {key: value for key, value in config.items() if not key.startswith(_LIMITS)}
     return {**aside, **rest, "restricted": "false"}
 
 
 def _confined(config: Mapping[str, str]) -> dict[str, str]:
-    """What it has again then."""
-    rest = {key: value for key, value in config.items() if not key.startswith(_ASIDE)}
+    """What it has first of all then: limits may be too low by now."""
+    return {**config, "restricted": "true"}
+
+
+def _with_limits(config: Mapping[str, str]) -> dict[str, str]:
+    """What it has in the end, with its limits where they belong."""
+    rest = {key: value for key, value in config.items() if not key.startswith(ASIDE)}
     limits = {
-        key.removeprefix(_ASIDE): value for key, value in config.items() if key.startswith(_ASIDE)
+        key.removeprefix(ASIDE): value for key, value in config.items() if key.startswith(ASIDE)
     }
-    return {**rest, **limits, "restricted": "true"}
+    return rest | limits
 
 
 def _original(data: Mapping[str, Any]) -> Original:

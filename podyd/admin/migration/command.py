@@ -15,7 +15,7 @@ from podyd.admin import setup
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
-from podyd.admin.migration.plan import Plan, Room, Stock, plan, profile_notes
+from podyd.admin.migration.plan import Plan, Pod, Room, Stock, plan, profile_notes
 from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
 from podyd.config.schema import Config
@@ -68,6 +68,7 @@ class Migration:
             self._refuse([*self._running(), *self._unsettled()])
             for side in (self.old, self.new):
                 side.wait_until_idle()
+            self._close_again()
             plan = self.show()
             self._refuse(plan.refusals)
             is_over = self._uses(self.new) or not plan.pods
@@ -107,6 +108,7 @@ class Migration:
         with alone(self.config.state_dir):
             self._check()
             self._check_alone()
+            self._close_again()
             there = self.old.originals()
             marked = [item.name for item in there if KEY in item.config]
             question = (
@@ -143,6 +145,7 @@ class Migration:
             is_offered=self._is_offered,
             names=(self.old.dialect.name, self.new.dialect.name),
             room=self._room(),
+            most=self.new.most_instances(self.old.project_config() or {}),
             stock=Stock(
                 sum(pool.used_bytes for pool in pools),
                 any(pool.driver in THIN_DRIVERS for pool in pools),
@@ -211,8 +214,7 @@ class Migration:
         plan = self._plan()
         self._refuse(plan.refusals)
         # While the project refuses what pods may not have: before any pod is stopped.
-        for pod in plan.to_copy:
-            self.new.try_out(translation.original(pod.original))
+        self.try_settings(plan.to_copy, translation)
         move = Move(self.old, self.new, translation, self.say, self._check_alone)
         move.images(plan.images)
         try:
@@ -222,6 +224,13 @@ class Migration:
             self._confine()
         self._choose(self.new)
         self._leave()
+
+    def try_settings(self, pods: Sequence[Pod], translation: Translation) -> None:
+        """Raises SetupError if the new engine does not take those of a pod. Of one that it has in
+        part, it did before; and with that one, the trial may be more than the project may have."""
+        for pod in pods:
+            if not pod.partial:
+                self.new.try_out(translation.original(pod.original))
 
     def _leave(self) -> None:
         """Have the old engine trust podyd no more; `back` has it do so again."""
@@ -274,6 +283,14 @@ class Migration:
     def _confine(self) -> None:
         if self.new.project_config() is not None:
             self.new.confine(restricted=True)
+            self.new.restore_limits(self.say)
+
+    def _close_again(self) -> None:
+        """Have the project confined that one that was killed has left open. Whatever else is so
+        named, without a mark of podyd's, is left alone."""
+        if self.new.is_open():
+            self.new.wait_until_idle()
+            self._confine()
 
     def _choose(self, side: Side) -> None:
         """Have podyd use this engine from now on."""

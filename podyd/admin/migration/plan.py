@@ -172,9 +172,11 @@ def plan(
     names: tuple[str, str],
     room: Room | None,
     stock: Stock,
+    most: Mapping[str, str],
 ) -> Plan:
-    """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
-    whether members may have a pod of an image with this name."""
+    """Compare the two engines' instances and images; `names` are the engines', `is_offered` is
+    whether members may have a pod of an image with this name, and `most` how many instances the new
+    project may have, by key."""
     copies = {item.name: item for item in new}
     pods, refusals = [], []
     for original in old:
@@ -200,6 +202,7 @@ def plan(
         packed_bytes={image.fingerprint: image.size_bytes for image in images},
     )
     refusals += _lacking(made, names[1])
+    refusals += _too_many(made, new, most, project, names[1])
     notes = [
         f"The name {alias} is another image's in {names[1]}, and stays so."
         for alias in taken_names(images, there)
@@ -225,6 +228,24 @@ def _lacking(made: Plan, new: str) -> Iterator[str]:
             f" {_about(images + (pods if room.together else 0))}: make room there, or delete images"
             " that nobody needs."
         )
+
+
+def _too_many(
+    made: Plan, there: Sequence[Original], most: Mapping[str, str], project: str, new: str
+) -> Iterator[str]:
+    """Where the project may not have as many instances as there will be."""
+    if not made.to_copy:
+        return
+    names = {item.name for item in there} | {pod.name for pod in made.to_copy}
+    machines = sum(not item.is_container for item in there)
+    for key, value in most.items():
+        kind = key.rpartition(".")[2]
+        count = len(names) - (machines if kind == "containers" else 0)
+        if value and count > int(value):
+            yield (
+                f"Project {project} in {new} may have {value} {kind}, and would have {count}: raise"
+                f" that first ('incus project set {project} {key}={count}'), or delete some."
+            )
 
 
 def profile_notes(

@@ -7,6 +7,7 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import pytest
 
@@ -178,7 +179,12 @@ class Two:
         if self.is_podyd_running:
             raise SetupError("podyd is running.")
 
-    def plan(self, room: Room | None = None, stock: Stock = PLAIN) -> Plan:
+    def plan(
+        self,
+        room: Room | None = None,
+        stock: Stock = PLAIN,
+        most: Mapping[str, str] = MappingProxyType({}),
+    ) -> Plan:
         return plan(
             self.old.originals(),
             self.new.originals(),
@@ -189,6 +195,7 @@ class Two:
             names=("LXD", "Incus"),
             room=room,
             stock=stock,
+            most=most,
         )
 
     def migrate(self, before: Plan | None = None) -> list[str]:
@@ -460,6 +467,24 @@ def test_a_copy_that_is_gone_is_not_taken_for_one_that_never_was() -> None:
     (refusal,) = two.plan().refusals
     assert "running has been moved to Incus, which has it no more" in refusal
     assert "podyd migrate --back" in refusal
+
+
+@pytest.mark.parametrize("key", ["limits.containers", "limits.instances"])
+def test_more_pods_than_the_new_project_may_have_are_told(key: str) -> None:
+    two = Two()
+    two.new.have(original("other"), original("machine", is_container=False))
+    count = len(PODS) + (1 if key == "limits.containers" else 2)
+    assert two.plan(most={key: str(count)}).refusals == []
+    aside = f"user.podyd.migration.{key}"
+    for named in (key, aside):
+        (refusal,) = two.plan(most={named: str(count - 1)}).refusals
+        assert refusal == (
+            f"Project podyd in Incus may have {count - 1} {key[7:]}, and would have {count}: raise"
+            f" that first ('incus project set podyd {named}={count}'), or delete some."
+        )
+    two.migrate()
+    # Nothing is to be copied, so nothing is in the way.
+    assert two.plan(most={key: "1"}).refusals == []
 
 
 APART = Room(pool_bytes=20 * GIB, disk_bytes=5 * GIB, together=False)

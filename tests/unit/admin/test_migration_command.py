@@ -19,7 +19,7 @@ from podyd.admin import setup
 from podyd.admin.migration.command import Migration, room_of
 from podyd.admin.migration.lock import LOCK, alone
 from podyd.admin.migration.mark import KEY
-from podyd.admin.migration.plan import Room
+from podyd.admin.migration.plan import Pod, Room
 from podyd.base.errors import SetupError
 from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
@@ -42,6 +42,7 @@ class FakeSide:
     stored: dict[str, Profile] = field(default_factory=dict)
     running: list[ExpandedInstance] = field(default_factory=list)
     by_cdi: bool = False
+    opened: bool = False
 
     def distrust(self, fingerprint: str) -> None:
         self.changed.append("distrust")
@@ -108,6 +109,19 @@ class FakeSide:
 
     def confine(self, *, restricted: bool) -> None:
         self.changed.append(f"restricted {restricted}")
+
+    def try_out(self, like: Original) -> None:
+        self.changed.append(f"try {like.name}")
+
+    def is_open(self) -> bool:
+        return self.opened
+
+    def restore_limits(self, say: Say) -> None:
+        self.changed.append("limits")
+        self.opened = False
+
+    def most_instances(self, other: Mapping[str, str]) -> dict[str, str]:
+        return {}
 
 
 @pytest.fixture
@@ -285,8 +299,29 @@ def test_who_goes_back_is_trusted_where_the_pods_are(
     assert dataclasses.replace(migration, user="root").back(lambda question: True)
     assert (old.changed, new.changed) == (
         ["idle", "trust"],
-        ["idle", "distrust", "restricted True"],
+        ["idle", "distrust", "restricted True", "limits"],
     )
+
+
+def test_settings_are_tried_where_the_trial_is_not_one_too_many(
+    migration: Migration, new: FakeSide
+) -> None:
+    """What was copied in part counts among the project's limits, and has been tried before."""
+    pods = [Pod(original("p"), None), Pod(original("q"), None, partial=True)]
+    migration.try_settings(pods, TRANSLATION)
+    assert new.changed == ["try p"]
+
+
+def test_a_project_that_was_left_open_is_not_left_so(migration: Migration, new: FakeSide) -> None:
+    """Killed before the first pod was marked, or by `--back` after the last mark was gone."""
+    for act in (migration.back, migration.run):
+        new.opened, new.changed = True, []
+        assert act(lambda question: False)
+        assert new.changed[-2:] == ["restricted True", "limits"]
+    # It may be an admin's own.
+    new.changed = []
+    assert migration.back(lambda question: False)
+    assert new.changed == []
 
 
 def test_what_fails_says_how_to_go_on(migration: Migration, old: FakeSide, said: list[str]) -> None:

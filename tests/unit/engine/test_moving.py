@@ -18,6 +18,7 @@ from podyd.admin.migration.move import Move
 from podyd.admin.migration.plan import Plan, Pod
 from podyd.admin.migration.translation import Translation
 from podyd.base.errors import SetupError
+from podyd.engine.admin import Openings
 from podyd.engine.dialect import INCUS, LXD, Place
 from podyd.engine.moving import Offer, Side
 
@@ -79,6 +80,8 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         self.asked: list[str] = []
         self.instance = INSTANCE
         self.takes = True
+        # Keys that no project may have.
+        self.refused: set[str] = set()
         self.is_broken = False
 
 
@@ -137,6 +140,12 @@ class Handler(BaseHTTPRequestHandler):
         ):
             self.server.instance = {**INSTANCE, **body}
         self.server.sent.append((self.command, self.path.partition("?")[0], body))
+        if self.command == "PUT" and self.path == "/1.0/projects/podyd":
+            if refused := self.server.refused & body["config"].keys():
+                error = f"{min(refused)} is too low"
+                self.send(400, {"type": "error", "error": error, "error_code": 400})
+                return
+            self.server.settings = body["config"]
         path = f"/1.0/operations/{OPERATION}"
         made = {"id": OPERATION, "metadata": {"control": "s"}}
         self.send(202, {"type": "async", "operation": path, "metadata": made})
@@ -280,9 +289,28 @@ def test_what_an_admin_has_set_in_the_project_is_taken_over(side: Side, stub: St
     added = {"restricted.containers.nesting": "allow"}
     assert body["config"] == {"limits.instances": "5", **added}
     assert said == ["project podyd: set restricted.containers.nesting"]
-    stub.settings = {"limits.instances": "5", "limits.cpu": "2"}
+
+
+def test_what_differs_is_told_also_after_a_move_that_was_killed(side: Side, stub: Stub) -> None:
     other = {"limits.instances": "9", "limits.cpu": "2", "restricted.idmap.uid": "1000"}
-    assert side.kept_settings(other) == {"limits.instances": "5"}
+    for is_open in (False, True):
+        stub.settings = {"limits.instances": "5", "limits.cpu": "2"}
+        if is_open:
+            side.confine(restricted=False)
+        assert side.kept_settings(other) == {"limits.instances": "5"}
+        side.take_settings(other, lambda text: None)
+        assert side.is_open() is is_open
+        assert "9" not in stub.settings.values()
+
+
+def test_the_numbers_that_a_project_may_have(side: Side, stub: Stub) -> None:
+    """By the keys that have to be changed for another one."""
+    stub.settings = {"limits.instances": "5"}
+    other = {"limits.instances": "9", "limits.containers": "8", "limits.cpu": "2"}
+    assert side.most_instances(other) == {"limits.instances": "5", "limits.containers": "8"}
+    side.confine(restricted=False)
+    aside = "user.podyd.migration.limits.instances"
+    assert side.most_instances(other) == {aside: "5", "limits.containers": "8"}
 
 
 def test_an_open_project_has_no_limits_until_it_is_confined(side: Side, stub: Stub) -> None:
@@ -293,9 +321,43 @@ def test_an_open_project_has_no_limits_until_it_is_confined(side: Side, stub: St
     opened = stub.sent[-1][2]["config"]
     assert opened["restricted"] == "false"
     assert not [key for key in opened if key.startswith("limits.")]
+    assert side.is_open()
     # Interrupted, and called again: what was set then stays.
     stub.settings = {**opened, "restricted": "true", "limits.instances": "9", "limits.cpu": "2"}
     side.confine(restricted=False)
-    stub.settings = stub.sent[-1][2]["config"]
     side.confine(restricted=True)
-    assert stub.sent[-1][2]["config"] == {**before, "limits.cpu": "2"}
+    assert side.is_open()
+    side.restore_limits(lambda text: None)
+    assert stub.settings == {**before, "limits.cpu": "2"}
+    assert not side.is_open()
+    sent = len(stub.sent)
+    side.restore_limits(lambda text: None)
+    assert len(stub.sent) == sent
+
+
+def test_limits_that_are_refused_leave_a_project_restricted(side: Side, stub: Stub) -> None:
+    stub.settings = {"restricted": "true", "limits.containers": "5", "limits.cpu": "2"}
+    side.confine(restricted=False)
+    stub.refused = {"limits.containers"}
+    said: list[str] = []
+    side.confine(restricted=True)
+    side.restore_limits(said.append)
+    aside = "user.podyd.migration.limits.containers"
+    assert stub.settings == {"restricted": "true", "limits.cpu": "2", aside: "5"}
+    (sentence,) = said
+    assert "limits.containers is too low" in sentence
+    assert f"'incus project set podyd {aside}=NUMBER'" in sentence
+    stub.settings = {**stub.settings, aside: "9"}
+    stub.refused = set()
+    side.restore_limits(said.append)
+    assert stub.settings == {"restricted": "true", "limits.cpu": "2", "limits.containers": "9"}
+
+
+def test_setup_brings_limits_back(side: Side, stub: Stub) -> None:
+    openings = Openings(frozenset(), frozenset(), frozenset())
+    side.prepare_project("incusbr0", openings, lambda text: None)
+    before = stub.settings
+    side.confine(restricted=False)
+    assert stub.settings != before
+    side.prepare_project("incusbr0", openings, lambda text: None)
+    assert stub.settings == before
