@@ -26,6 +26,8 @@ class RestoreGuard:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        for unfinished in directory.glob("*.new"):
+            unfinished.unlink()
         self._kept: dict[str, Mapping[str, Any]] = {
             path.name.removesuffix(SUFFIX): json.loads(path.read_text())
             for path in directory.glob(f"*{SUFFIX}")

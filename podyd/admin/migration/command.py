@@ -24,7 +24,7 @@ from podyd.engine.dialect import AUTO, INCUS, LXD, Dialect, kept
 from podyd.engine.gpu_devices import is_by_cdi
 from podyd.engine.moving import Side
 from podyd.engine.rest import Credentials
-from podyd.engine.restore_guard import RESTORING
+from podyd.engine.restore_guard import RESTORING, SUFFIX
 from podyd.engine.types import Profile
 from podyd.node.samples import NVIDIA_VENDOR_ID
 
@@ -352,12 +352,11 @@ class Migration:
     def _unsettled(self) -> Iterator[str]:
         """That podyd was ended while the engine restored a snapshot, which takes the settings back
         to those of then: podyd has the current ones in a file, and sets them when it starts."""
-        with contextlib.suppress(OSError):
-            if any((self.config.data_dir / RESTORING).iterdir()):
-                yield (
-                    "A snapshot was being restored when podyd ended: type 'systemctl start podyd'"
-                    " once, until it has settled, and then 'systemctl stop podyd'."
-                )
+        if any((self.config.data_dir / RESTORING).glob(f"*{SUFFIX}")):
+            yield (
+                "A snapshot was being restored when podyd ended: type 'systemctl start podyd'"
+                " once, until it has settled, and then 'systemctl stop podyd'."
+            )
 
     def _check_alone(self) -> None:
         self._refuse(self._running())

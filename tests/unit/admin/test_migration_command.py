@@ -234,6 +234,9 @@ def test_what_podyd_has_still_to_set_is_set_first(migration: Migration, old: Fak
     with pytest.raises(SetupError, match="A snapshot was being restored when podyd ended"):
         migration.run(lambda question: True)
     assert old.changed == []
+    # That it was not written to its end, nobody needs.
+    (directory / "p.json").rename(directory / "p.new")
+    assert migration.run(lambda question: True)
 
 
 def test_in_the_end_the_old_engine_trusts_podyd_no_more(

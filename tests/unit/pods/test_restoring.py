@@ -246,6 +246,12 @@ def test_a_change_of_what_is_kept_can_mend_it(restored: Restored) -> None:
     run(work)
 
 
+def test_what_was_not_written_to_its_end_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "a.new").write_text("{")
+    assert RestoreGuard(tmp_path).names() == []
+    assert [*tmp_path.iterdir()] == []
+
+
 def test_a_restore_is_alone_and_copies_of_its_pod_wait(tmp_path: Path) -> None:
     async def work() -> None:
         lxd = Lxd()
