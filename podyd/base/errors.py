@@ -192,7 +192,7 @@ class EngineRefused(PodydError):
     @property
     def is_telling(self) -> bool:
         """Whether its sentence is enough by itself, whatever the engine was asked for."""
-        return type(self) not in (EngineRefused, Missing)
+        return type(self) not in (EngineRefused, Missing, KeyForbidden)
 
 
 class Busy(EngineRefused):
@@ -336,20 +336,28 @@ class NotNewest(EngineRefused):
     )
 
 
+class KeyForbidden(EngineRefused):
+    """A project's restrictions forbid a key `volatile.*`, which the engine itself has written."""
+
+
 class NotRestorable(EngineRefused):
     """A project's restrictions let the engine restore no snapshot with what it has itself noted of
     the instance then."""
 
     status = 409
     default_code = "snapshot_not_restorable"
-    sentence = "{engine} refuses to restore this snapshot, as the pod has run since ({reason})."
+    sentence = (
+        "{engine} refuses to restore this snapshot, as the pod was running at it, or has been"
+        " restored since ({reason})."
+    )
     remedy = (
         "Make a pod from it with /pod/copy; README.md tells your admin which {engine} restores it."
     )
 
 
 class HalfRestored(EngineRefused):
-    """A snapshot was being copied over its instance, and that has ended in the middle."""
+    """A snapshot was being copied over its instance, and that has ended in the middle, or without
+    word of its end."""
 
     default_code = "half_restored"
     sentence = (

@@ -25,6 +25,7 @@ from podyd.base.errors import (
     EngineRefused,
     Gone,
     InUse,
+    KeyForbidden,
     NotLimited,
     NotRestorable,
     PodydError,
@@ -499,8 +500,9 @@ class RestInstances:
             except InUse:
                 await self._unmount(name)
                 raise
-            except NotRestorable as error:
-                await self._refresh.restore(name, snapshot, error, timeout=timeout)
+            except KeyForbidden as error:
+                refused = NotRestorable(error.reason)
+                await self._refresh.restore(name, snapshot, refused, timeout=timeout)
 
         # The engine may still be cleaning up after one that has only just stopped.
         await when_free(restore)

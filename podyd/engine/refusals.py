@@ -18,13 +18,13 @@ from podyd.base.errors import (
     EngineRefused,
     Gone,
     InUse,
+    KeyForbidden,
     Lacks,
     Missing,
     NameTaken,
     NeedsStop,
     NotLimited,
     NotNewest,
-    NotRestorable,
     NotRunning,
     Running,
     Slipped,
@@ -39,7 +39,7 @@ _SENTENCES: tuple[tuple[str, type[EngineRefused]], ...] = (
     # storage/drivers/driver_zfs_volumes.go
     (r"snapshot .* cannot be restored due to subsequent", NotNewest),
     # project/permissions.go, of keys that the engine itself has written; see refresh.py.
-    (r'(setting|changing) "volatile\..+" on .+ in project .+ is forbidden$', NotRestorable),
+    (r'(setting|changing) "volatile\..+" on .+ in project .+ is forbidden$', KeyForbidden),
     (r"bad file descriptor|failed to change ownership", Slipped),
     # liblxc's, about its configuration file for a start; also if a disk on ZFS is full.
     (r"saving config file for the container failed", Slipped),
