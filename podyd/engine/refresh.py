@@ -16,7 +16,18 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
-from podyd.base.errors import Busy, DiskFull, EngineRefused, HalfRestored, NotRestorable, Running
+from podyd.base.errors import (
+    Busy,
+    DiskFull,
+    EngineRefused,
+    HalfRestored,
+    KeyForbidden,
+    NotRestorable,
+    PodydError,
+    Running,
+    Slipped,
+    Unavailable,
+)
 from podyd.engine.bound import meant_for
 from podyd.engine.pools import RestPools
 from podyd.engine.rest import RestClient, instance_path
@@ -37,8 +48,10 @@ _TEMPLATE = "volatile.apply_template"
 _COPIED = "copy"
 # As whom the files are on the disk.
 _OWNERS = "volatile.last_state.idmap"
-# Where that is kept which the snapshot has noted of its templates, beside the settings of now.
+# Beside the settings of now, from before the copy on: what the snapshot has noted of its templates;
+# and from its end on: that it is whole.
 _NOTED = "noted"
+_WHOLE = "whole"
 
 
 class Refresh:
@@ -54,7 +67,8 @@ class Refresh:
         """Restore an instance's disk, which the engine has refused so.
 
         Its settings may be others then, until they are put back with what `noted` says. Raises the
-        refusal where there is no second way either, HalfRestored where it ends in the middle.
+        refusal where there is no second way either, HalfRestored where the engine may have begun,
+        and has not said that it has copied all; it may still be at it.
         """
         data = await self._client.get(instance_path(name))
         path = instance_path(name, "snapshots", quote(snapshot, safe=""))
@@ -63,7 +77,8 @@ class Refresh:
             raise refusal
         log.info("%s: snapshot %s is copied over it: %s", name, snapshot, refusal.reason)
         noted = {key: value for key, value in then.items() if key == _TEMPLATE}
-        await self._guard.keep(name, {**(self._guard.kept(name) or data), _NOTED: noted})
+        kept = self._guard.kept(name) or data
+        await self._guard.keep(name, {**kept, _NOTED: noted})
         body = {
             "name": name,
             "source": {
@@ -76,12 +91,25 @@ class Refresh:
             # Those of then may have gone.
             "profiles": data["profiles"],
         }
+        copy = _Copy(self._client, body, timeout)
         try:
-            await self._copy(body, timeout)
-        except HalfRestored as error:
-            if not isinstance(error.__cause__, DiskFull) or not await self._unlimit(name, data):
+            await self._run(copy, name, data)
+        except PodydError as error:
+            if copy.may_have_begun:
+                raise HalfRestored(_reason(error)) from error
+            await self._guard.keep(name, kept)
+            if isinstance(error, KeyForbidden):
+                raise refusal from error
+            raise
+        await self._guard.keep(name, {**kept, _NOTED: noted, _WHOLE: True})
+
+    async def _run(self, copy: _Copy, name: str, data: Mapping[str, Any]) -> None:
+        try:
+            await copy.run()
+        except DiskFull:
+            if not copy.may_have_begun or not await self._unlimit(name, data):
                 raise
-            await self._copy(body, timeout)
+            await copy.run()
 
     async def _is_possible(self, data: Mapping[str, Any], then: Mapping[str, str]) -> bool:
         _, root = root_of(data["expanded_devices"])
@@ -91,24 +119,6 @@ class Refresh:
         if _TAKES_SETTINGS in (await self._client.get("/1.0"))["api_extensions"]:
             return False
         return await RestPools(self._client).driver(root["pool"]) in _POOLS
-
-    async def _copy(self, body: Mapping[str, Any], timeout: float) -> None:
-        begun: list[str] = []
-        try:
-            await self._client.change(
-                "POST",
-                "/1.0/instances",
-                body,
-                timeout=timeout,
-                began=begun.append,
-                is_repeatable=True,
-            )
-        except (Busy, Running):
-            raise  # The engine has not touched it.
-        except EngineRefused as error:
-            if not begun:
-                raise
-            raise HalfRestored(error.reason) from error
 
     async def _unlimit(self, name: str, data: Mapping[str, Any]) -> bool:
         """Take the limit of an instance's disk away until its settings are put back; whether it
@@ -126,14 +136,52 @@ class Refresh:
         return True
 
 
+class _Copy:
+    """A copy that can be run again, and what is known of the disk that it is for."""
+
+    def __init__(self, client: RestClient, body: Mapping[str, Any], timeout: float) -> None:
+        self._client = client
+        self._body = body
+        self._timeout = timeout
+        # Whether any run of it may have changed a part of the disk.
+        self.may_have_begun = False
+
+    async def run(self) -> None:
+        """Copy; once more where the engine slips. Raises DiskFull, Busy, Running, TimedOut."""
+        try:
+            await self._once()
+        except Slipped as error:
+            log.warning("%s is copied again: %s", self._body["name"], error.reason)
+            await self._once()
+
+    async def _once(self) -> None:
+        begun: list[str] = []
+        try:
+            await self._client.change(
+                "POST", "/1.0/instances", self._body, timeout=self._timeout, began=begun.append
+            )
+        except (Busy, Running):
+            raise  # The engine has not touched it this time.
+        except PodydError as error:
+            # Without an answer, the engine may have begun.
+            self.may_have_begun |= bool(begun) or isinstance(error, Unavailable)
+            raise
+
+
+def _reason(error: PodydError) -> str:
+    return error.reason if isinstance(error, EngineRefused) else error.detail
+
+
 def noted(name: str, data: Mapping[str, Any], kept: Mapping[str, Any]) -> dict[str, str]:
     """What the engine itself has noted of an instance, and is to know of it after a restore: by its
     JSON of now, and what was kept meanwhile."""
     keys = {key: value for key, value in data["config"].items() if key.startswith("volatile.")}
-    if _NOTED in kept:
-        if keys.pop(_TEMPLATE, "") != _COPIED:
-            log.warning(
-                "%s: a snapshot of it may have been restored in part; restore it again", name
-            )
+    if _NOTED not in kept:
+        return keys
+    if keys.get(_TEMPLATE) == _COPIED:
+        del keys[_TEMPLATE]
         keys |= kept[_NOTED]
+    elif _WHOLE not in kept:
+        log.warning("%s: a snapshot of it may have been restored in part; restore it again", name)
+    # Else they have been put back before.
     return keys
