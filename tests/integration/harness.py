@@ -34,6 +34,9 @@ from urllib.parse import urlencode
 
 import yaml
 
+from podyd.admin.advisories import load
+from podyd.admin.doctor.advisories import package_of
+from podyd.admin.doctor.case import HOST
 from podyd.engine.dialect import named
 from podyd.engine.rest import Credentials
 from podyd.pods.disks import BTRFS
@@ -772,6 +775,20 @@ def _rights_of_cards() -> str:
     (names,) = re.findall(r"^CapabilityBoundingSet=(.*)$", unit, re.MULTILINE)
     rights = ("chown", "fowner", *(name.removeprefix("CAP_").lower() for name in names.split()))
     return ",".join(("-all", *(f"+{name}" for name in rights)))
+
+
+def open_holes() -> Mapping[str, bool | None]:
+    """Whether each advisory's hole is open in the engine here, by doctor's table; None is not
+    known."""
+    table = load()
+    installed = package_of(DIALECT, table, HOST)
+    standing = installed and table.standing(DIALECT.key, installed)
+    if not standing:
+        return {}
+    found: dict[str, bool | None]
+    found = {item.id: False for item in table.advisories if item.product == DIALECT.key}
+    found |= {item.id: None for item in standing.not_known}
+    return found | {item.id: True for item in (*standing.fixable, *standing.unfixed)}
 
 
 def _answers(path: Path) -> bool:

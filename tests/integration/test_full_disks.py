@@ -298,10 +298,10 @@ def test_somebody_elses_pod(client: Client, bob: Client, pod: str) -> None:
 @pytest.mark.parametrize("status", ["running", "stopped"])
 def test_a_full_pod_is_restored(client: Client, node: Node, thin: Pool, status: str) -> None:
     # What writes it anew beside what it is by then finds no room for that.
-    client.exec("full", "head -c 100M /dev/urandom >/kept; sync")
+    client.exec("full", "head -c 20M /dev/urandom >/kept; sync")
     kept = client.exec("full", "cksum /kept")["stdout"]
     client.post("/pod/snapshot", ins="full", name=status).ok
-    client.exec("full", "head -c 100M /dev/urandom >/kept; sync")
+    client.exec("full", "head -c 20M /dev/urandom >/kept; sync")
     fill_and_cut_off(node, client, thin)
     # A start that fails so leaves LXD counting a mount too many, as an admin's does.
     name = node.instance_of(client.user, "full")["name"]
