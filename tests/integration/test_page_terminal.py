@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 import websocket
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Locator, Page, expect
 
 from tests.integration.browser import Browser, Tab
 from tests.integration.harness import IMAGE, SMALL, Client, Line, Node, Server, wait_until
@@ -91,9 +91,14 @@ def says(tab: Tab, text: str | re.Pattern[str]) -> None:
     expect(status).to_have_text(text, use_inner_text=True)
 
 
+def tabs(page: Page) -> Locator:
+    """Of each terminal that is open; none while what is shown is out of date."""
+    return page.locator(".terminal").first.get_by_role("tab")
+
+
 def sessions(page: Page) -> list[str]:
     """The names of the terminals that are open."""
-    return page.locator(".terminal").first.get_by_role("tab").all_inner_texts()
+    return tabs(page).all_inner_texts()
 
 
 def test_a_shell_with_unicode_colours_and_its_size(tab: Tab) -> None:
@@ -213,7 +218,7 @@ def test_tabs_come_back_once_when_the_pod_runs_again(tab: Tab, carol: Client, no
     node.lxc("stop", "-f", node.instance_of(carol.user, "gone")["name"])
     tab.button("Start", within=panel).click()
     says(tab, re.compile("This pod has no tmux"))
-    assert len(sessions(tab.page)) == 1
+    expect(tabs(tab.page)).to_have_count(1)
     carol.post("/pod/delete", ins="gone").ok
     tab.shows("The pod has been deleted.")
     expect(panel).not_to_be_visible()
