@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import APIResponse, Route, expect
 
 from tests.integration.browser import ELSEWHERE, Browser, Tab
 from tests.integration.harness import Client, Node, Server
@@ -103,6 +103,29 @@ def test_no_question_stays_over_what_comes_next(
         expect(tab.dialog()).to_have_count(0)
         tab.log_in(client.user)
         expect(tab.button("Lease GPUs …")).to_be_visible()
+
+
+def test_a_late_answer_does_not_end_the_next_login(
+    browser: Browser, server: Server, new_user: Callable[[], Client]
+) -> None:
+    client, held = new_user(), list[tuple[Route, APIResponse]]()
+    with browser.tab(server.port) as tab, tab.forgives(*ENDS):
+        tab.enter(client.user).page.route(
+            "**/user/tokens*", lambda route: held.append((route, route.fetch()))
+        )
+        client.post("/user/token-revoke", id="all").ok
+        tab.page.evaluate(
+            """async () => {
+              const { get } = await import(new URL("web/js/api.js", document.baseURI).href);
+              window.asked = get("user/tokens").catch(({ status }) => status);
+            }"""
+        )
+        is_login(tab)
+        tab.log_in(client.user).shows("You have no pods yet")
+        ((route, answer),) = held
+        route.fulfill(response=answer)
+        assert tab.page.evaluate("window.asked") == 401
+        tab.go("/cards").shows("Lease GPUs …")
 
 
 def test_work_is_shown_to_whom_it_is_of(

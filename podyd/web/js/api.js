@@ -19,12 +19,16 @@ export async function logIn(login) {
 /** What tells podyd that its own page asks, also before it is logged in. Another tab may have logged
  * in meanwhile. */
 export function ownPage() {
-  return { "X-Podyd-Page": recall(KEY) ?? key ?? "1" };
+  return { "X-Podyd-Page": ownKey() ?? "1" };
+}
+
+function ownKey() {
+  return recall(KEY) ?? key;
 }
 
 /** The protocols of a WebSocket, which tell the same. */
 export function protocols() {
-  const own = recall(KEY) ?? key;
+  const own = ownKey();
   return own ? ["podyd", `podyd-key.${own}`] : ["podyd"];
 }
 
@@ -73,7 +77,10 @@ export async function raw(target, signal) {
 }
 
 async function answer(target, options) {
-  return read(await ask(target, options), options.headers?.Authorization !== undefined);
+  const asked = ownKey();
+  const response = await ask(target, options);
+  // What was asked before somebody has logged in again says nothing of that login.
+  return read(response, options.headers?.Authorization !== undefined || asked !== ownKey());
 }
 
 async function ask(target, options) {
@@ -87,9 +94,10 @@ async function ask(target, options) {
   }
 }
 
-/** The JSON of a response. Raises Refused; a login that has ended is told to who listens. What is not
- * JSON, which may be a file of any size, is not read: code `not_podyd`. */
-export async function read(response, hasOwnLogin = false) {
+/** The JSON of a response. Raises Refused; that the login has ended is told to who listens, unless it was
+ * asked by another one than the page's of now. What is not JSON, which may be a file of any size, is not
+ * read: code `not_podyd`. */
+export async function read(response, isByAnother = false) {
   const isJson = response.headers.get("Content-Type")?.startsWith("application/json");
   const body = isJson ? await json(response) : null;
   if (!isJson) response.body?.cancel().catch(() => {});
@@ -97,7 +105,7 @@ export async function read(response, hasOwnLogin = false) {
   const refused = new Refused(
     response.status, body ?? { detail: texts.errors.notPodyd(response.status), code: "not_podyd" },
   );
-  if (response.status === 401 && !hasOwnLogin) {
+  if (response.status === 401 && !isByAnother) {
     document.dispatchEvent(new CustomEvent("podyd-logged-out", { detail: refused }));
   }
   throw refused;
