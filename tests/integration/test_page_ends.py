@@ -105,8 +105,9 @@ def test_no_question_stays_over_what_comes_next(
         expect(tab.button("Lease GPUs …")).to_be_visible()
 
 
+@pytest.mark.parametrize("call", ["get", "raw"])
 def test_a_late_answer_does_not_end_the_next_login(
-    browser: Browser, server: Server, new_user: Callable[[], Client]
+    browser: Browser, server: Server, new_user: Callable[[], Client], call: str
 ) -> None:
     client, held = new_user(), list[tuple[Route, APIResponse]]()
     with browser.tab(server.port) as tab, tab.forgives(*ENDS):
@@ -115,10 +116,11 @@ def test_a_late_answer_does_not_end_the_next_login(
         )
         client.post("/user/token-revoke", id="all").ok
         tab.page.evaluate(
-            """async () => {
-              const { get } = await import(new URL("web/js/api.js", document.baseURI).href);
-              window.asked = get("user/tokens").catch(({ status }) => status);
-            }"""
+            """async (call) => {
+              const api = await import(new URL("web/js/api.js", document.baseURI).href);
+              window.asked = api[call]("user/tokens").catch(({ status }) => status);
+            }""",
+            call,
         )
         is_login(tab)
         tab.log_in(client.user).shows("You have no pods yet")

@@ -7,6 +7,8 @@ import { texts } from "./texts.js";
 // Half of the login: the cookie, which is the other one, goes to every port of this host name, and
 // so to what a pod serves there. This is kept where no other port can read it.
 const KEY = "podyd-key";
+// In place of a key, where a call has a login of its own.
+const OWN_LOGIN = Symbol("own login");
 let key = recall(KEY);
 
 /** Logs in, or raises Refused. */
@@ -22,7 +24,8 @@ export function ownPage() {
   return { "X-Podyd-Page": ownKey() ?? "1" };
 }
 
-function ownKey() {
+/** The key of the page's login as it is now. */
+export function ownKey() {
   return recall(KEY) ?? key;
 }
 
@@ -71,16 +74,15 @@ export function post(path, parameters = {}, { signal, login } = {}) {
 
 /** The response to a GET whose answer is no JSON, at its head; at a URL or a path. Raises Refused. */
 export async function raw(target, signal) {
+  const asked = ownKey();
   const response = await ask(url(target), { signal });
-  if (!response.ok) await read(response);
+  if (!response.ok) await read(response, asked);
   return response;
 }
 
 async function answer(target, options) {
-  const asked = ownKey();
-  const response = await ask(target, options);
-  // What was asked before somebody has logged in again says nothing of that login.
-  return read(response, options.headers?.Authorization !== undefined || asked !== ownKey());
+  const asked = options.headers?.Authorization === undefined ? ownKey() : OWN_LOGIN;
+  return read(await ask(target, options), asked);
 }
 
 async function ask(target, options) {
@@ -94,10 +96,10 @@ async function ask(target, options) {
   }
 }
 
-/** The JSON of a response. Raises Refused; that the login has ended is told to who listens, unless it was
- * asked by another one than the page's of now. What is not JSON, which may be a file of any size, is not
- * read: code `not_podyd`. */
-export async function read(response, isByAnother = false) {
+/** The JSON of a response to what was asked with the key `asked`. Raises Refused; that the login has ended
+ * is told to who listens, unless somebody has logged in again since. What is not JSON, which may be a file
+ * of any size, is not read: code `not_podyd`. */
+export async function read(response, asked) {
   const isJson = response.headers.get("Content-Type")?.startsWith("application/json");
   const body = isJson ? await json(response) : null;
   if (!isJson) response.body?.cancel().catch(() => {});
@@ -105,7 +107,7 @@ export async function read(response, isByAnother = false) {
   const refused = new Refused(
     response.status, body ?? { detail: texts.errors.notPodyd(response.status), code: "not_podyd" },
   );
-  if (response.status === 401 && !isByAnother) {
+  if (response.status === 401 && asked === ownKey()) {
     document.dispatchEvent(new CustomEvent("podyd-logged-out", { detail: refused }));
   }
   throw refused;

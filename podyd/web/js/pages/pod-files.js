@@ -1,7 +1,7 @@
 // The files of a pod that runs: look, download, upload, make folders, delete. Names are whatever root in the pod
 // has made of them: text, each in an isolated direction, with what cannot be seen written out.
 
-import { get, ownPage, post, read, Refused, url } from "../api.js";
+import { get, ownKey, ownPage, post, read, Refused, url } from "../api.js";
 import { button, field } from "../controls.js";
 import { confirm, form } from "../dialog.js";
 import { fill, h, refill, setText } from "../dom.js";
@@ -358,6 +358,7 @@ function ask(event) {
 function send(ins, path, { body, format, mtime }, progress, signal) {
   return new Promise((resolve, reject) => {
     const request = new XMLHttpRequest();
+    const asked = ownKey();
     let isSent = false;
     const aborted = () => reject(Object.assign(new DOMException("", "AbortError"), { isSent }));
     request.open("POST", url("pod/file-put", { ins, path, format, mtime }));
@@ -365,7 +366,7 @@ function send(ins, path, { body, format, mtime }, progress, signal) {
     request.upload.onprogress = ({ loaded }) => progress(loaded);
     request.upload.onload = () => { isSent = true; };
     request.onload = () => read(new Response(request.responseText, { status: request.status,
-      headers: { "Content-Type": request.getResponseHeader("Content-Type") ?? "" } })).then(resolve, reject);
+      headers: { "Content-Type": request.getResponseHeader("Content-Type") ?? "" } }), asked).then(resolve, reject);
     request.onerror = () => reject(new Refused(0, { detail: words.cutOff, code: "unreachable" }));
     request.onabort = aborted;
     signal.addEventListener("abort", () => request.abort());
