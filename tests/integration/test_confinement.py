@@ -546,32 +546,27 @@ ADDED = (
     Ask("POST", "/1.0/certificates", ANOTHER, ""),
     Ask("DELETE", "/1.0/certificates/{new_fingerprint}", None, ""),
 )
+
+
+def certificate_changes(
+    says: str, *bodies: Json, control: Callable[[str, Json], Ask] | None = None
+) -> Iterator[Row]:
+    """Of its own one."""
+    for method in ("PUT", "PATCH"):
+        for body in bodies:
+            what = f"{method} its certificate with {json.dumps(body)}"
+            controls = None if control is None else (control(method, body),)
+            yield Row(what, method, CERTIFICATE, body, project="", says=says, controls=controls)
+
+
 CERTIFICATES = [
-    *(
-        Row(
-            f"{method} its certificate with {json.dumps(body)}",
-            method,
-            CERTIFICATE,
-            body,
-            project="",
-            says="^Only the certificate can be changed$",
-        )
-        for method in ("PUT", "PATCH")
-        for body in ITS_CHANGES
-    ),
+    *certificate_changes("^Only the certificate can be changed$", *ITS_CHANGES),
     # Which nobody can.
-    *(
-        Row(
-            f"{method} its certificate with {json.dumps(body)}",
-            method,
-            CERTIFICATE,
-            body,
-            project="",
-            says=NO_OTHER_TYPE,
-            controls=(Ask(method, CERTIFICATE, body, "", says=NO_OTHER_TYPE),),
-        )
-        for method in ("PUT", "PATCH")
-        for body in ({"type": "server"}, {"type": "metrics"})
+    *certificate_changes(
+        NO_OTHER_TYPE,
+        {"type": "server"},
+        {"type": "metrics"},
+        control=lambda method, body: Ask(method, CERTIFICATE, body, "", says=NO_OTHER_TYPE),
     ),
     server("POST", "/1.0/certificates", ANOTHER, controls=ADDED),
     # Root's would wait until somebody uses it.
