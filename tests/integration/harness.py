@@ -34,7 +34,7 @@ from urllib.parse import urlencode
 
 import yaml
 
-from podyd.admin.advisories import load
+from podyd.admin.advisories import Installed, load
 from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from podyd.engine.dialect import named
@@ -777,11 +777,16 @@ def _rights_of_cards() -> str:
     return ",".join(("-all", *(f"+{name}" for name in rights)))
 
 
+def installed_engine() -> Installed | None:
+    """The engine's package."""
+    return package_of(DIALECT, load(), HOST)
+
+
 def open_holes() -> Mapping[str, bool | None]:
     """Whether each advisory's hole is open in the engine here, by doctor's table; None is not
     known."""
     table = load()
-    installed = package_of(DIALECT, table, HOST)
+    installed = installed_engine()
     standing = installed and table.standing(DIALECT.key, installed)
     if not standing:
         return {}

@@ -36,10 +36,16 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import Certificate
 
 from podyd.admin.advisories import Installed, Reach, load, older
-from podyd.admin.doctor.advisories import package_of
-from podyd.admin.doctor.case import HOST
 from tests.certificates import self_signed
-from tests.integration.harness import DIALECT, SMALL, Client, Node, open_holes, wait_until
+from tests.integration.harness import (
+    DIALECT,
+    SMALL,
+    Client,
+    Node,
+    installed_engine,
+    open_holes,
+    wait_until,
+)
 from tests.integration.small import packed
 from tests.lab import lab
 
@@ -1087,8 +1093,7 @@ class Scene:
 
     @cached_property
     def installed(self) -> Installed | None:
-        """The engine's package."""
-        return package_of(DIALECT, load(), HOST)
+        return installed_engine()
 
     @cached_property
     def open(self) -> Mapping[str, bool | None]:
