@@ -41,6 +41,11 @@ TIMEOUT = 120
 WAIT_SECONDS = 30
 # LXD's words for a warning (db/warningtype/warning_type.go), up to 5.0 with "Couldn't".
 _NO_CONTROLLER = re.compile(r"^Could(?:n't| not) find the CGroup (\w+) controller$")
+# Incus asks for each of the host's interfaces while it makes a bridge (deleteChildren of
+# internal/server/network/driver_bridge.go), and before 6.0.5 it gives up where one has gone since
+# it listed them, as the interfaces of pods that stop do.
+_INTERFACE_GONE = re.compile(r"delete bridge children interfaces: .*does not exist")
+BRIDGE_TRIES = 10
 
 # The certificate has access to this project only. Storage volumes are the project's own, so that no
 # pod can mount another project's. In LXD, images are shared, so that the admin's are offered, and
@@ -216,12 +221,24 @@ class Admin:
                 return self._preferred("network", [bridge.name for bridge in bridges])
             network = free_network()
             address = f"{next(network.hosts())}/{network.prefixlen}"
-            config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
             name = self.dialect.bridge
-            networks = self._client.api.networks
-            self._change(networks.post, {"name": name, "type": "bridge", "config": config})
+            self._make_bridge(name, address)
         say(f"made bridge {name} ({address})")
         return name
+
+    def _make_bridge(self, name: str, address: str) -> None:
+        config = {"ipv4.address": address, "ipv4.nat": "true", "ipv6.address": "none"}
+        body = {"name": name, "type": "bridge", "config": config}
+        left = BRIDGE_TRIES
+        while True:
+            left -= 1
+            try:
+                self._change(self._client.api.networks.post, body)
+            except (OperationFailedError, pylxd.exceptions.LXDAPIException) as error:
+                if not left or not _INTERFACE_GONE.search(str(error)):
+                    raise
+            else:
+                return
 
     def prepare_project(self, bridge: str, openings: Openings, say: Say) -> None:
         """Create or update the restricted project; keys that an admin added are kept, and limits

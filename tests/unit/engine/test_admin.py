@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin, Bridge, Openings
+from podyd.engine.admin import BRIDGE_TRIES, Admin, Bridge, Openings
 from podyd.engine.dialect import LXD, Place
 from podyd.engine.types import Profile
 from tests.unit.engine.recorded import EXTENSIONS, WANTS_CDI
@@ -48,6 +48,8 @@ class Lxd(socketserver.ThreadingUnixStreamServer):
         self.waited: list[str] = []
         # What an operation fails with.
         self.error = ""
+        # What it says to each try to make a bridge, before one that it takes.
+        self.bridge_errors: list[str] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -137,6 +139,8 @@ class Handler(BaseHTTPRequestHandler):
         error = (
             f"Failed to load {body['driver']}" if body.get("driver") in self.server.failing else ""
         )
+        if self.path == "/1.0/networks" and self.server.bridge_errors:
+            error = self.server.bridge_errors.pop(0)
         if error and not self.server.has_operations:
             self.send(500, {"type": "error", "error": error, "error_code": 500})
             return
@@ -258,6 +262,37 @@ def test_a_pod_that_stops_meanwhile_is_no_matter(lxd: Lxd) -> None:
     assert admin.prepare_bridge(no_network, print) == "lxdbr0"
     lxd.pools["default"] = {"driver": "dir"}
     assert admin.pool_and_bridge() == ("default", "lxdbr0")
+
+
+# What Incus 6.0.4 said beside an LXD that stopped a pod.
+INTERFACE_GONE = (
+    "Failed to delete bridge children interfaces: Failed to run: ip -d -j link show veth809bedb5:"
+    ' exit status 1 (Device "veth809bedb5" does not exist.)'
+)
+
+
+@pytest.mark.parametrize("has_operations", [False, True])
+def test_a_bridge_is_made_although_an_interface_of_a_pod_goes_meanwhile(
+    lxd: Lxd, has_operations: bool
+) -> None:
+    lxd.has_bridge, lxd.has_operations = False, has_operations
+    lxd.bridge_errors = [INTERFACE_GONE] * 3
+    words: list[str] = []
+    network = IPv4Network("10.9.0.0/24")
+    assert admin_of(lxd).prepare_bridge(lambda: network, words.append) == "lxdbr0"
+    assert not lxd.bridge_errors
+    assert words == ["made bridge lxdbr0 (10.9.0.1/24)"]
+
+
+@pytest.mark.parametrize(
+    ("error", "tries"),
+    [("Failed to run: dnsmasq: exit status 2", 1), (INTERFACE_GONE, BRIDGE_TRIES)],
+)
+def test_a_bridge_that_cannot_be_made_is_an_error(lxd: Lxd, error: str, tries: int) -> None:
+    lxd.has_bridge, lxd.bridge_errors = False, [error] * 20
+    with pytest.raises(SetupError, match="could not make a bridge: Failed to"):
+        admin_of(lxd).prepare_bridge(lambda: IPv4Network("10.9.0.0/24"), print)
+    assert len(lxd.bridge_errors) == 20 - tries
 
 
 def test_which_bridges_give_addresses(lxd: Lxd) -> None:
