@@ -116,6 +116,7 @@ def test_all_is_well(node: Node, server: Server) -> None:
         "lxd_profiles",
         "pod_addresses",
         "lxd_images",
+        "limits_aside",
         "certificate_files",
         "certificate_trust",
         "certificate_works",

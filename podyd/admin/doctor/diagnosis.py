@@ -102,6 +102,7 @@ def _of_engine(case: Case) -> list[Finding]:
         *on_engine.engine_images(admin, case),
         *on_engine.half_made_pods(admin, case),
         *moved.interrupted_move(admin, case, ENGINE_TIMEOUT),
+        *moved.limits_aside(admin, case),
         *storage.disk_limits(admin, case),
         *on_engine.certificate_trust(admin, case),
         *on_engine.certificate_works(case),

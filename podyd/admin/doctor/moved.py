@@ -1,4 +1,5 @@
-"""`podyd migrate`: a move that was interrupted, and the engine that pods have left.
+"""`podyd migrate`: a move that was interrupted, what is left of one, and the engine that pods have
+left.
 
 The engine that podyd does not use is asked where podyd has used it before, and as far as it
 answers: nothing that podyd does depends on it.
@@ -18,7 +19,7 @@ from podyd.admin.migration import lock
 from podyd.admin.migration.mark import Mark, mark_of
 from podyd.admin.setup import fingerprint
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Admin
+from podyd.engine.admin import ASIDE, Admin
 from podyd.engine.dialect import DIALECTS, Dialect, Place, kept
 from podyd.engine.rest import Credentials
 
@@ -77,6 +78,27 @@ def _not_started(admin: Admin, case: Case, there: dict[str, Mark]) -> Iterator[R
             f"{command} start POD --project {case.project}; where it does not start, {command} info"
             f" POD --show-log --project {case.project} says why",
         )
+
+
+@check
+def limits_aside(admin: Admin, case: Case) -> Iterator[Remark]:
+    """No limit of the project has stayed aside after a move.
+
+    While the project is not restricted, the move is not over, and brings them back itself.
+    """
+    config = admin.project_config() or {}
+    aside = {key: value for key, value in sorted(config.items()) if key.startswith(ASIDE)}
+    if aside and config.get("restricted") == "true":
+        limits = (f"{key.removeprefix(ASIDE)}={value}" for key, value in aside.items())
+        project_set = f"{case.dialect.command} project set {case.project}"
+        yield warning(
+            f"Project {case.project} is without {', '.join(limits)} since 'podyd migrate', as"
+            f" {case.dialect.name} did not take that back: what is there may be more, or a pod may"
+            " have no such limit of its own.",
+            f"{case.podyd('setup')}, which sets it again or says what is too much; for another"
+            f" value, first: {'; '.join(f'{project_set} {key}=NUMBER' for key in aside)}",
+        )
+    yield ok("No limit of the project is put aside.")
 
 
 @check

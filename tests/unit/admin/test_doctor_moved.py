@@ -17,7 +17,7 @@ from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY, Mark, Stage
 from podyd.admin.setup import fingerprint, make_certificate
 from podyd.config.schema import Config
-from podyd.engine.admin import Admin
+from podyd.engine.admin import ASIDE, Admin
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.rest import Credentials
 from podyd.engine.types import Status
@@ -149,6 +149,26 @@ def test_pods_that_did_not_start_where_they_came_are_told(
         )
         assert finding.do.startswith("incus start POD --project podyd")
         assert "mask" not in finding.do
+
+
+@pytest.mark.parametrize("restricted", ["true", "false"])
+def test_limits_that_are_still_aside(case: Case, restricted: str) -> None:
+    def told(**limits: str) -> Finding:
+        keys = {f"{ASIDE}limits.{name}": value for name, value in limits.items()}
+        config = {"restricted": restricted, "limits.cpu": "9", **keys}
+        admin = cast(Admin, SimpleNamespace(project_config=lambda: config))
+        return only(moved.limits_aside(admin, case))
+
+    assert told().level is Level.OK
+    finding = told(memory="8GiB", instances="5")
+    if restricted == "false":
+        assert finding.level is Level.OK, "the move brings them back"
+        return
+    assert finding.level is Level.WARNING
+    assert "without limits.instances=5, limits.memory=8GiB since 'podyd migrate'" in finding.what
+    assert finding.do.startswith("podyd setup, which")
+    for name in ("instances", "memory"):
+        assert f"incus project set podyd {ASIDE}limits.{name}=NUMBER" in finding.do
 
 
 def test_an_engine_that_was_left_and_trusts_podyd(case: Case, lxd: Stub) -> None:
