@@ -20,6 +20,8 @@ import yaml
 FILE = Path(__file__).parents[1] / "data/advisories.yaml"
 # What the table has where there is no version with the fix.
 OPEN, UNAFFECTED, UNKNOWN = "open", "unaffected", "unknown"
+# What a version is where there is one.
+FIXABLE, FIXED = "fixable", "fixed"
 DPKG = "/usr/bin/dpkg"
 COMPARE_SECONDS = 10.0
 # What a backport adds to the version that it is built of, whose fixes it has.
@@ -118,31 +120,50 @@ class Table:
 
         Raises OSError, TimeoutExpired if dpkg does not compare them.
         """
-        version = plain(installed)
-        line = self._line(product, version, is_snap=installed.is_snap)
+        line = self._line(product, installed)
         if line is None:
             return None
-        # The table does not know what a later version has fixed; that version's changelog does.
-        named = set(installed.named) if older(line.newest, version) else set()
-        found: dict[str, list[Advisory]] = {OPEN: [], UNKNOWN: [], "fixable": []}
+        found: dict[str, list[Advisory]] = {}
         for advisory in self.advisories:
-            if advisory.product != product:
-                continue
-            fixed = advisory.fixed[line.name]
-            if fixed in (OPEN, UNKNOWN):
-                if not named & {advisory.id, advisory.also}:
-                    found[fixed].append(advisory)
-            elif fixed != UNAFFECTED and older(version, fixed):
-                found["fixable"].append(advisory)
-        return Standing(line, tuple(found["fixable"]), tuple(found[OPEN]), tuple(found[UNKNOWN]))
+            if advisory.product == product:
+                found.setdefault(_state(advisory, line, installed), []).append(advisory)
+        fixable, unfixed, not_known = (
+            tuple(found.get(state, ())) for state in (FIXABLE, OPEN, UNKNOWN)
+        )
+        return Standing(line, fixable, unfixed, not_known)
 
-    def _line(self, product: str, version: str, *, is_snap: bool) -> Line | None:
+    def has_fix(self, product: str, installed: Installed, name: str) -> bool | None:
+        """Whether this version of a product has the fix of the advisory of this id; None if that is
+        not known. Raises as `standing`."""
+        line = self._line(product, installed)
+        if line is None:
+            return None
+        states = [
+            _state(advisory, line, installed)
+            for advisory in self.advisories
+            if (advisory.product, advisory.id) == (product, name)
+        ]
+        return None if UNKNOWN in states else FIXED in states
+
+    def _line(self, product: str, installed: Installed) -> Line | None:
+        version = plain(installed)
         for line in self.lines:
-            if (line.product, line.is_snap) == (product, is_snap) and version.startswith(
-                line.begins
-            ):
+            is_it = (line.product, line.is_snap) == (product, installed.is_snap)
+            if is_it and version.startswith(line.begins):
                 return line
         return None
+
+
+def _state(advisory: Advisory, line: Line, installed: Installed) -> str:
+    """What an advisory is in a version of this line. Raises OSError, TimeoutExpired."""
+    version, fixed = plain(installed), advisory.fixed[line.name]
+    if fixed == UNAFFECTED:
+        return UNAFFECTED
+    if fixed not in (OPEN, UNKNOWN):
+        return FIXABLE if older(version, fixed) else FIXED
+    # The table does not know what a later version has fixed; that version's changelog does.
+    is_named = not {advisory.id, advisory.also}.isdisjoint(installed.named)
+    return FIXED if is_named and older(line.newest, version) else fixed
 
 
 def plain(installed: Installed) -> str:

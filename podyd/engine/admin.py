@@ -27,6 +27,7 @@ from podyd.engine.gpu_devices import has_driver, wants_cdi
 from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import POOL, body_of
 from podyd.engine.profiles import profile_of
+from podyd.engine.refresh import is_possible
 from podyd.engine.server import DISK, GIDS, PATHS, UIDS, card_of
 from podyd.engine.types import Allowed, Instance, PciCard, Profile, is_set
 
@@ -533,8 +534,11 @@ class Admin:
 
     def wants_cdi(self) -> bool:
         """Whether it is given cards by CDI ids alone."""
-        with translated(f"{ENGINE} does not answer"):
-            return wants_cdi(self._client.api.get().json()["metadata"]["api_extensions"])
+        return wants_cdi(self._extensions())
+
+    def can_refresh(self, pool: Pool) -> bool:
+        """Whether it can copy snapshots over their instances in a pool, as podyd has it do."""
+        return is_possible(pool.driver, self._extensions())
 
     def cdi_uuids(self) -> Mapping[str, str] | None:
         """The cards' UUIDs by PCI address where they are given by CDI ids, else None."""
@@ -580,6 +584,11 @@ class Admin:
         profile = self._client.api.profiles["default"].get().json()["metadata"]
         used = [device.get(key) for device in profile["devices"].values()]
         return next((name for name in used if name in names), names[0])
+
+    def _extensions(self) -> list[str]:
+        with translated(f"{ENGINE} does not answer"):
+            extensions: list[str] = self._client.api.get().json()["metadata"]["api_extensions"]
+        return extensions
 
     def _environment(self) -> Mapping[str, Any]:
         with translated(f"{ENGINE} does not answer"):

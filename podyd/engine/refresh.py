@@ -1,18 +1,19 @@
 """A second way to restore a snapshot, where the engine refuses its own.
 
-Since the fix of CVE-2026-48751 (Incus 7.0.1, LXD 5.0.9 and 5.21.7, Debian 13's packages of both),
-they restore no snapshot in a restricted project that has other keys `volatile.*` than the instance
-has now. They write these keys themselves: a snapshot of an instance that ran has the name of its
-NIC on the host (lxc/incus#3993). To copy the snapshot over its instance needs no such key, and the
-instance keeps its settings and its other snapshots (storage/backend.go, RefreshInstance). rsync
-changes, adds and deletes what differs; on btrfs, LXD may clone the subvolume instead.
+Since the fix of CVE-2026-48751 (Incus 7.0.1, LXD 5.0.7, 5.21.5 and the snap's 6.9, Debian 13's
+packages of both), they restore no snapshot in a restricted project that has other keys `volatile.*`
+than the instance has now. They write these keys themselves: a snapshot of an instance that ran has
+the name of its NIC on the host (lxc/incus#3993). To copy the snapshot over its instance needs no
+such key, and the instance keeps its settings and its other snapshots (storage/backend.go,
+RefreshInstance). rsync changes, adds and deletes what differs; on btrfs, LXD may clone the
+subvolume instead.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -36,6 +37,8 @@ from podyd.engine.types import root_of
 
 log = logging.getLogger(__name__)
 
+# The fix, as podyd's table of advisories has it.
+REFUSES = "CVE-2026-48751"
 # The kinds of pools where that is so. On ZFS, the engine deletes the instance's dataset first, and
 # all its snapshots with it (storage/drivers/driver_zfs_volumes.go, RefreshVolume).
 _POOLS = frozenset({"btrfs", "dir"})
@@ -116,9 +119,8 @@ class Refresh:
         # The instance keeps its note of who the owners are, and the snapshot's files keep theirs.
         if then.get(_OWNERS) != data["config"].get(_OWNERS):
             return False
-        if _TAKES_SETTINGS in (await self._client.get("/1.0"))["api_extensions"]:
-            return False
-        return await RestPools(self._client).driver(root["pool"]) in _POOLS
+        extensions = (await self._client.get("/1.0"))["api_extensions"]
+        return is_possible(await RestPools(self._client).driver(root["pool"]), extensions)
 
     async def _unlimit(self, name: str, data: Mapping[str, Any]) -> bool:
         """Take the limit of an instance's disk away until its settings are put back; whether it
@@ -166,6 +168,12 @@ class _Copy:
             # Without an answer, the engine may have begun.
             self.may_have_begun |= bool(begun) or isinstance(error, Unavailable)
             raise
+
+
+def is_possible(driver: str, extensions: Collection[str]) -> bool:
+    """Whether snapshots can be copied over their instances in a pool of this kind, by a server with
+    these API extensions."""
+    return driver in _POOLS and _TAKES_SETTINGS not in extensions
 
 
 def _reason(error: PodydError) -> str:

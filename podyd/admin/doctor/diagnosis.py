@@ -104,6 +104,7 @@ def _of_engine(case: Case) -> list[Finding]:
         *moved.interrupted_move(admin, case, ENGINE_TIMEOUT),
         *moved.limits_aside(admin, case),
         *storage.disk_limits(admin, case),
+        *storage.snapshot_restores(admin, case),
         *on_engine.certificate_trust(admin, case),
         *on_engine.certificate_works(case),
         *owners.pod_owners(admin, case),

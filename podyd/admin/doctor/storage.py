@@ -1,17 +1,21 @@
-"""Storage pools: that they have free space, and enforce the limits of pods' disks."""
+"""Storage pools: that they have free space, enforce the limits of pods' disks, and have their
+snapshots restored."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from podyd.admin.advisories import load
+from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
 from podyd.base.engine_words import ENGINE
 from podyd.base.quantities import UNLIMITED
 from podyd.config.schema import Config
 from podyd.engine.admin import REFQUOTA, Admin, Pool
+from podyd.engine.refresh import REFUSES
 from podyd.engine.types import root_of
 from podyd.node.host_files import HostFiles, MountEntry
 from podyd.pods.disks import BTRFS, DIR, ZFS
@@ -51,19 +55,48 @@ def about_room(part: float, what: str, do: str) -> Iterator[Remark]:
 
 
 @check
+def snapshot_restores(admin: Admin, case: Case) -> Iterator[Remark]:
+    """Snapshots can be restored in every pool with pods, as far as the engine's version says so."""
+    table = load()
+    installed = package_of(case.dialect, table, case.places)
+    refuses = installed and table.has_fix(case.dialect.key, installed, REFUSES)
+    if refuses is None:
+        return
+    used = _pools_of(_roots(admin))
+    for pool in admin.pools():
+        if refuses and pool.name in used and not admin.can_refresh(pool):
+            yield note(
+                f"In storage pool {pool.name} ({pool.driver}), a snapshot of a pod that ran when it"
+                " was made, or that was restored since, is not restored (409"
+                f" snapshot_not_restorable): {ENGINE} with the fix of {REFUSES} refuses it, and"
+                " podyd has no other way there.",
+                "pody copy POD/SNAPSHOT NEW, which makes a pod of it",
+            )
+    yield ok("Snapshots can be restored in every pool that pods use.")
+
+
+@check
 def disk_limits(admin: Admin, case: Case) -> Iterator[Remark]:
     """Every pool with a pod whose disk has a limit enforces it."""
-    devices = [profile.devices for profile in admin.profiles()]
-    devices += [instance.devices for instance in admin.instances()]
-    roots = [root_of(item)[1] for item in devices]
     everywhere = has_quota(case.config)
-    limited = {root.get("pool") for root in roots if root.get("size") or everywhere}
+    limited = _pools_of(root for root in _roots(admin) if root.get("size") or everywhere)
     pid = admin.server().pid
     process = case.places.files.process(pid)
     for pool in admin.pools():
         if pool.name in limited:
             yield from about_limits(pool, process.mounts(), case.places.files, pid)
     yield ok("What limits the disks of pods holds.")
+
+
+def _roots(admin: Admin) -> list[Mapping[str, str]]:
+    """The root disks that profiles and pods have."""
+    devices = [profile.devices for profile in admin.profiles()]
+    devices += [instance.devices for instance in admin.instances()]
+    return [root_of(item)[1] for item in devices]
+
+
+def _pools_of(roots: Iterable[Mapping[str, str]]) -> set[str | None]:
+    return {root.get("pool") for root in roots}
 
 
 def has_quota(config: Config) -> bool:

@@ -35,6 +35,7 @@ from podyd.admin.doctor.case import HostPaths
 from podyd.admin.doctor.finding import Finding, Level, Remark
 from podyd.engine.admin import Admin
 from podyd.engine.dialect import INCUS, LXD, Dialect
+from podyd.engine.refresh import REFUSES
 from podyd.node.host_files import HostFiles
 from tests.unit.admin.test_doctor import only, program, put
 
@@ -186,6 +187,31 @@ def test_a_later_version_than_the_table_has_says_itself_what_it_fixes() -> None:
     standing = known.standing("lxd", Installed("lxd", "5.0.2-5+deb12u6", named=names))
     assert standing is not None
     assert numbers(standing.unfixed) == [1001, 1002]
+
+
+@pytest.mark.parametrize(
+    ("fixed", "version", "is_fixed"),
+    [
+        ("5.0.2-5+deb12u5", "5.0.2-5+deb12u4", False),
+        ("5.0.2-5+deb12u5", "5.0.2-5+deb12u5", True),
+        (OPEN, "5.0.2-5+deb12u6", False),
+        # Later than the table, and its changelog names it.
+        (OPEN, "5.0.2-5+deb12u7", True),
+        (UNKNOWN, "5.0.2-5+deb12u6", None),
+        (UNKNOWN, "5.0.2-5+deb12u7", True),
+        (UNAFFECTED, "5.0.2-5+deb12u6", False),
+        ("5.0.2-5+deb12u5", "5.0.3-1", None),
+    ],
+)
+def test_whether_a_version_has_a_fix(fixed: str, version: str, is_fixed: bool | None) -> None:
+    known = table(hole(1001, fixed), hole(1002, OPEN))
+    installed = Installed("lxd", version, named={"CVE-2026-1001"})
+    assert known.has_fix("lxd", installed, "CVE-2026-1001") is is_fixed
+
+
+def test_the_fix_that_refresh_is_for_is_in_the_table() -> None:
+    for product in ("lxd", "incus"):
+        assert [item for item in TABLE.advisories if (item.product, item.id) == (product, REFUSES)]
 
 
 @pytest.mark.parametrize("version", ["5.0.3-1", "1:5.0.2-5", "6.0", "5.0.2+git1-1"])

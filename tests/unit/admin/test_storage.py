@@ -28,6 +28,16 @@ def pool(driver: str, name: str = "fast", used: int = 0, source: str = "/dev/sdb
     return Pool(name, driver, source, "Created", used * GIB, 100 * GIB)
 
 
+def root(pool: str, **keys: str) -> dict[str, dict[str, str]]:
+    return {"root": {"type": "disk", "path": "/", "pool": pool, **keys}}
+
+
+# Whether their snapshots can be copied over pods.
+REFRESHED = {"btrfs": True, "zfs": False}
+# The fix after which the engine refuses snapshots of pods that ran, by where it is and is not.
+FIXED, OPEN = "5.0.2+git20231211.1364ae4-9+deb13u7", "5.0.2-5+deb12u6"
+
+
 def findings(
     tmp_path: Path,
     *pools: Pool,
@@ -43,17 +53,7 @@ def findings(
     for path, content in ((info, LINES.format(quotas=quotas)), (flag, lost), (device, "")):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(content)
-    roots = [
-        {
-            "root": {
-                "type": "disk",
-                "path": "/",
-                "pool": item.name,
-                **({"size": size} if size else {}),
-            }
-        }
-        for item in pools
-    ]
+    roots = [root(item.name, **({"size": size} if size else {})) for item in pools]
     admin = SimpleNamespace(
         pools=lambda: list(pools),
         profiles=lambda: [SimpleNamespace(devices=root) for root in roots],
@@ -115,3 +115,43 @@ def test_a_pool_that_is_nearly_full(used: int, level: Level | None, tmp_path: Pa
     of_pool = [item for item in findings if "Storage pool" in item.what]
     assert [item.level for item in of_pool] == ([] if level is None else [level])
     assert all(f"fast is {used}% full" in item.what for item in of_pool)
+
+
+def restores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str) -> list[Finding]:
+    """What is said of pools of btrfs and ZFS, both of which pods use, and of one that none uses."""
+    monkeypatch.setenv("LXD_DIR", str(tmp_path / "lxd"))
+    program = tmp_path / "bin/dpkg-query"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho lxd installed {version}\n" if version else "#!/bin/sh\n")
+    program.chmod(0o755)
+    places = HostPaths(docs=tmp_path, snaps=tmp_path, path=f"{program.parent}:/usr/bin:/bin")
+    admin = SimpleNamespace(
+        pools=lambda: [pool("btrfs", "fast"), pool("zfs", "slow"), pool("zfs", "unused")],
+        profiles=lambda: [SimpleNamespace(devices=root("fast"))],
+        instances=lambda: [SimpleNamespace(devices=root("slow"))],
+        can_refresh=lambda item: REFRESHED[item.driver],
+    )
+    found: list[Finding] = storage.snapshot_restores(
+        cast(Admin, admin), Case(parse("engine: lxd"), Path("podyd.yaml"), places)
+    )
+    return found
+
+
+def test_snapshots_that_are_not_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = restores(tmp_path, monkeypatch, FIXED)
+    assert finding.level is Level.NOTE
+    assert "In storage pool slow (zfs)" in finding.what
+    assert "(409 snapshot_not_restorable)" in finding.what
+    assert finding.do.startswith("pody copy POD/SNAPSHOT NEW")
+
+
+def test_snapshots_that_are_restored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (finding,) = restores(tmp_path, monkeypatch, OPEN)
+    assert finding.level is Level.OK
+
+
+@pytest.mark.parametrize("version", ["", "5.9-1"])
+def test_nothing_is_said_where_that_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    assert restores(tmp_path, monkeypatch, version) == []

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import BRIDGE_TRIES, Admin, Bridge, Openings
+from podyd.engine.admin import BRIDGE_TRIES, Admin, Bridge, Openings, Pool
 from podyd.engine.dialect import LXD, Place
 from podyd.engine.types import Profile
 from tests.unit.engine.recorded import EXTENSIONS, WANTS_CDI
@@ -345,3 +345,11 @@ def test_whether_a_profile_names_cards_by_cdi_ids(lxd: Lxd, tag: str) -> None:
     admin = admin_of(lxd)
     assert admin.cdi_uuids() == ({"0000:41:00.0": "GPU-a"} if WANTS_CDI[tag] else None)
     assert [card.by_cdi for card in admin.cards()] == [WANTS_CDI[tag]]
+
+
+def test_where_snapshots_can_be_copied_over_pods(lxd: Lxd) -> None:
+    pools = [Pool("p", driver, "", "Created", 0, 1) for driver in ("btrfs", "dir", "zfs", "lvm")]
+    admin = admin_of(lxd)
+    assert [pool.driver for pool in pools if admin.can_refresh(pool)] == ["btrfs", "dir"]
+    lxd.extensions = [*lxd.extensions, "instance_refresh_config"]
+    assert not any(map(admin.can_refresh, pools))
