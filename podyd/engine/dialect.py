@@ -93,6 +93,8 @@ class Dialect:
     # Whether podyd's project has to have DNS zones of its own so that a restricted certificate
     # makes none in the default project; LXD allows a restricted project none.
     has_own_zones: bool
+    # Whether a pod gets all ranges of root's in /etc/subuid that are big enough, or only the first.
+    gives_all_ranges: bool
 
     def header_of(self, key: str) -> str:
         """The name of a header of the file API, such as that of a file's mode."""
@@ -138,6 +140,7 @@ LXD = Dialect(
     has_own_images=False,
     has_own_networks=True,
     has_own_zones=False,
+    gives_all_ranges=False,
 )
 INCUS = Dialect(
     key="incus",
@@ -156,6 +159,7 @@ INCUS = Dialect(
     has_own_images=True,
     has_own_networks=False,
     has_own_zones=True,
+    gives_all_ranges=True,
 )
 DIALECTS = (LXD, INCUS)
 # The file below `state_dir` in which setup keeps the word of the engine that it has chosen.

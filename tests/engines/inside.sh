@@ -19,8 +19,12 @@ if [ ! -e /sys/fs/cgroup/cgroup.procs ]; then
 fi
 apt-get update -qq
 # Where the release has both, tests/integration/test_migrate.py begins with LXD and ends with Incus.
+# The packages come in this order, as on a server: LXD's gives root a range of ids whatever there is,
+# and Incus starts no pod where root has two.
 . tests/lab/machine.sh
 if [ "$PODYD_TEST_ENGINE" = lxd ] && [ "$(engine_of_release)" = incus ]; then
+    # shellcheck disable=SC2086 # a list of words
+    install_packages $ENGINE_PACKAGES
     install_packages incus-base incus-client
 fi
 exec tests/lab/test.sh "$@"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, error, note, ok, warning
-from podyd.admin.doctor.host import has_newuidmap, lines_of, ranges_of_root
+from podyd.admin.ids import has_newuidmap, lines_of, ranges_of_root
 from podyd.admin.setup import openings
 from podyd.base.engine_words import ENGINE
 from podyd.engine.admin import Admin

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from podyd.admin import setup
+from podyd.admin import ids, setup
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
@@ -26,6 +26,7 @@ from podyd.engine.moving import Side
 from podyd.engine.rest import Credentials
 from podyd.engine.restore_guard import RESTORING, SUFFIX
 from podyd.engine.types import Profile
+from podyd.node.host_files import THIS_HOST, HostFiles
 from podyd.node.samples import NVIDIA_VENDOR_ID
 
 ANSWER_SECONDS = 3.0
@@ -42,6 +43,7 @@ class Migration:
     old: Side
     new: Side
     say: Say
+    files: HostFiles = THIS_HOST
 
     @classmethod
     def here(cls, config: Config, user: str, say: Say) -> Migration:
@@ -58,7 +60,12 @@ class Migration:
         if plan.to_copy and self.new.project_config() is not None:
             for line in self._differences():
                 self.say(line)
-        for sentence in [*plan.refusals, *self._running(), *self._unsettled()]:
+        for sentence in [
+            *plan.refusals,
+            *self._without_ids(),
+            *self._running(),
+            *self._unsettled(),
+        ]:
             self.say(f"Not yet: {sentence}")
         return plan
 
@@ -70,7 +77,7 @@ class Migration:
                 side.wait_until_idle()
             self._close_again()
             plan = self.show()
-            self._refuse(plan.refusals)
+            self._refuse([*plan.refusals, *self._without_ids()])
             is_over = self._uses(self.new) or not plan.pods
             if not (plan.to_copy or plan.to_start or plan.images) and is_over:
                 self.say("Nothing is to be moved.")
@@ -357,6 +364,13 @@ class Migration:
                 "A snapshot was being restored when podyd ended: type 'systemctl start podyd'"
                 " once, until it has settled, and then 'systemctl stop podyd'."
             )
+
+    def _without_ids(self) -> Iterator[str]:
+        """That no pod could start in the new engine, as root has no ids for it."""
+        self.new.speak()
+        process = self.files.process(self.new.server().pid)
+        for problem in ids.problems(process, self.new.dialect):
+            yield f"{problem.what.removesuffix('.')}: {problem.do}."
 
     def _check_alone(self) -> None:
         self._refuse(self._running())

@@ -30,7 +30,7 @@ from podyd.cli.doctor import show
 from podyd.config.loader import parse as parse_config
 from podyd.config.schema import Config
 from podyd.engine.admin import Admin, Bridge
-from podyd.engine.dialect import LXD
+from podyd.engine.dialect import INCUS, LXD
 from podyd.engine.types import PciCard, Profile
 from podyd.node.controllers import ALL, Controllers
 from podyd.node.host_files import HostFiles, ProcessFiles
@@ -462,6 +462,20 @@ SMALL = "         0     100000      65536\n"
 NESTED = "         0     100000      65536\n    200000     300000     100000\n"
 
 
+def process_with(
+    directory: Path, subuid: str | None, uid_map: str = WHOLE, *, newuidmap: bool = True
+) -> ProcessFiles:
+    """An engine's, with this /etc/subuid and /etc/subgid, and these ids of the kernel's."""
+    put(directory / "environ").write_bytes(b"A=1\0PATH=/nowhere:/usr/bin\0")
+    for kind in ("uid", "gid"):
+        put(directory / f"{kind}_map", uid_map)
+        if subuid is not None:
+            put(directory / f"root/etc/sub{kind}", subuid)
+    if newuidmap:
+        put(directory / "root/usr/bin/newuidmap").chmod(0o4755)
+    return ProcessFiles(directory)
+
+
 @pytest.mark.parametrize(
     ("subuid", "uid_map", "newuidmap", "wrong", "do"),
     [
@@ -484,20 +498,26 @@ NESTED = "         0     100000      65536\n    200000     300000     100000\n"
 def test_id_ranges(
     tmp_path: Path, subuid: str | None, uid_map: str, newuidmap: bool, wrong: str, do: str
 ) -> None:
-    put(tmp_path / "environ").write_bytes(b"A=1\0PATH=/nowhere:/usr/bin\0")
-    for kind in ("uid", "gid"):
-        put(tmp_path / f"{kind}_map", uid_map)
-        if subuid is not None:
-            put(tmp_path / f"root/etc/sub{kind}", subuid)
-    if newuidmap:
-        put(tmp_path / "root/usr/bin/newuidmap").chmod(0o4755)
-    findings = list(host.about_ids(ProcessFiles(tmp_path)))
+    process = process_with(tmp_path, subuid, uid_map, newuidmap=newuidmap)
+    findings = list(host.about_ids(process, LXD))
     problems = [item for item in findings if item.level is Level.ERROR]
     assert len(problems) == (2 if wrong else 0), findings
     for kind, item in zip(("uid", "gid"), problems, strict=False):
         assert wrong in item.what
         assert f"/etc/sub{kind}" in item.do
         assert do in item.do
+
+
+def test_incus_gives_pods_all_ranges_of_roots_at_once(tmp_path: Path) -> None:
+    # As where Debian's LXD was installed after Incus; the third is for members' directories.
+    ranges = "root:1000000:1000000000\nroot:1001000000:10000001\nroot:1000:59000\n"
+    process = process_with(tmp_path, ranges)
+    uids, gids, _ = host.about_ids(process, INCUS)
+    for kind, finding in (("uid", uids), ("gid", gids)):
+        assert finding.level is Level.ERROR
+        assert f"root has 2 ranges for pods in /etc/sub{kind}" in finding.what
+        assert finding.do.startswith(f"delete root:1001000000:10000001 from /etc/sub{kind}, and")
+    assert [finding.level for finding in host.about_ids(process, LXD)] == [Level.OK]
 
 
 def set_limits(places: HostPaths, **values: int) -> None:

@@ -23,12 +23,17 @@ from podyd.admin.migration.plan import Pod, Room
 from podyd.base.errors import SetupError
 from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
-from podyd.engine.admin import Bridge, ExpandedInstance, Openings, Pool, Say
+from podyd.engine.admin import Bridge, ExpandedInstance, Openings, Pool, Say, ServerInfo
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
 from podyd.engine.moving import MovedImage, Original, Side
 from podyd.engine.types import PciCard, Profile
+from podyd.node.host_files import HostFiles
+from tests.unit.admin.test_doctor import process_with
 from tests.unit.admin.test_migration import BY_CDI, TRANSLATION, original
 from tests.unit.engine.test_gpu_devices import CARDS
+
+# Of the new engine.
+PID = 7
 
 
 @dataclass
@@ -52,6 +57,9 @@ class FakeSide:
 
     def speak(self) -> None:
         pass
+
+    def server(self) -> ServerInfo:
+        return ServerInfo("6.0.4", PID, "")
 
     def is_clustered(self) -> bool:
         return False
@@ -159,8 +167,17 @@ def said() -> list[str]:
 
 
 @pytest.fixture
-def migration(config: Config, old: FakeSide, new: FakeSide, said: list[str]) -> Migration:
-    return Migration(config, "podyd", cast(Side, old), cast(Side, new), said.append)
+def files(tmp_path: Path) -> HostFiles:
+    """Where root has a range of ids for pods."""
+    process_with(tmp_path / f"proc/{PID}", "root:1000000:65536\n")
+    return HostFiles(tmp_path / "proc")
+
+
+@pytest.fixture
+def migration(
+    config: Config, old: FakeSide, new: FakeSide, said: list[str], files: HostFiles
+) -> Migration:
+    return Migration(config, "podyd", cast(Side, old), cast(Side, new), said.append, files)
 
 
 def test_the_project_is_open_to_nobody(migration: Migration, new: FakeSide) -> None:
@@ -175,6 +192,18 @@ def test_the_project_stays_closed_while_podyd_runs(
     with pytest.raises(SetupError, match="systemctl stop podyd"):
         migration.open_project()
     assert new.changed == []
+
+
+def test_pods_stay_where_they_run_while_the_new_engine_has_no_ids_for_them(
+    migration: Migration, old: FakeSide, new: FakeSide, said: list[str], files: HostFiles
+) -> None:
+    old.there = [original("a")]
+    with files.process(PID).root.joinpath("etc/subgid").open("a") as file:
+        file.write("root:2000000:65536\n")
+    with pytest.raises(SetupError, match="root has 2 ranges for pods in /etc/subgid,"):
+        migration.run(lambda question: True)
+    assert "at once: delete root:2000000:65536 from /etc/subgid, and" in said[-1]
+    assert [item for item in new.changed if item != "idle"] == []
 
 
 def test_the_project_stays_closed_while_another_is_trusted(
