@@ -24,6 +24,10 @@ class RestFiles:
         response = await self._client.file("HEAD", name, path)
         return str(response.headers.get(self._client.dialect.header_of("type"), ""))
 
+    async def is_regular(self, name: str, path: str) -> bool:
+        """Whether a path is a regular file; the file API does not tell it from a pipe."""
+        return await tree.is_regular(self._client, name, path)
+
     async def delete(self, name: str, path: str) -> None:
         """Delete a file, or an empty directory. Raises Missing."""
         await self._client.file("DELETE", name, path)

@@ -254,6 +254,9 @@ class Files(Protocol):
         """What a path is: file (also a pipe), directory or symlink. Raises Missing, or
         EngineRefused if a part of the path is no directory."""
 
+    async def is_regular(self, name: str, path: str) -> bool:
+        """Whether a path is a regular file, and no pipe, which `kind` calls a file, too."""
+
     async def delete(self, name: str, path: str) -> None:
         """Delete a file, or an empty directory. Raises Missing."""
 

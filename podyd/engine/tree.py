@@ -49,9 +49,9 @@ MARGIN = 5
 # A sample that is packed to less than this part of its size is compressible.
 DENSE = 0.9
 
-_INIT, _OPEN, _CLOSE, _READ, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 9, 11, 12
+_INIT, _OPEN, _CLOSE, _READ, _LSTAT, _SETSTAT, _OPENDIR, _READDIR = 1, 3, 4, 5, 7, 9, 11, 12
 _REMOVE, _RENAME = 13, 18
-_STATUS, _HANDLE, _DATA, _NAME = 101, 102, 103, 104
+_STATUS, _HANDLE, _DATA, _NAME, _ATTRIBUTES = 101, 102, 103, 104, 105
 _TO_READ = 1
 _OK, _EOF, _MISSING = 0, 1, 2
 _HAS_SIZE, _HAS_IDS, _HAS_MODE, _HAS_TIMES, _HAS_MORE = 1, 2, 4, 8, 0x80000000
@@ -137,6 +137,20 @@ async def _remove(client: RestClient, name: str, directory: str, prefix: str) ->
                 raise Conflict(f"There are more than {MAX_REMOVED} {directory}/{prefix}*.")
         for file in files:
             await sftp.remove(file)
+
+
+async def is_regular(client: RestClient, name: str, path: str) -> bool:
+    """Whether a path is a regular file, no link to one. Raises TimedOut, Unavailable,
+    EngineRefused."""
+
+    async def ask() -> bool:
+        async with _connected(client, name) as sftp:
+            return await sftp.mode(path.encode()) & _KIND == _FILE
+
+    try:
+        return await asyncio.wait_for(ask(), ASK_SECONDS)
+    except asyncio.TimeoutError:
+        raise TimedOut(f"{ENGINE} did not show {path} in time.") from None
 
 
 async def end_packing(client: RestClient, name: str) -> None:
@@ -264,6 +278,11 @@ class _Sftp:
             raise _unseen(path)
         await self._ask(_CLOSE, handle)
 
+    async def mode(self, path: bytes) -> int:
+        """The type and permissions of a path; 0 if it cannot be seen."""
+        kind, data = await self._ask(_LSTAT, _string(path))
+        return _attributes(data, 0)[1] if kind == _ATTRIBUTES else 0
+
     async def remove(self, path: bytes) -> None:
         """Remove a file. Raises Conflict if it cannot be removed."""
         if _status(*await self._ask(_REMOVE, _string(path))) != _OK:
@@ -372,25 +391,31 @@ def _entries(data: bytes) -> Iterator[tuple[bytes, int, int, int]]:
         name, at = _text(data, at)
         # In the form of `ls -l`: "-rw-r--r--    2 0        0 …".
         line, at = _text(data, at)
-        (has,) = struct.unpack_from(">I", data, at)
-        at += 4
-        size = mode = 0
-        if has & _HAS_SIZE:
-            (size,) = struct.unpack_from(">Q", data, at)
-            at += 8
-        at += 8 if has & _HAS_IDS else 0
-        if has & _HAS_MODE:
-            (mode,) = struct.unpack_from(">I", data, at)
-            at += 4
-        at += 8 if has & _HAS_TIMES else 0
-        if has & _HAS_MORE:
-            (more,) = struct.unpack_from(">I", data, at)
-            at += 4
-            for _ in range(2 * more):
-                _, at = _text(data, at)
+        size, mode, at = _attributes(data, at)
         words = line.split(None, 2)
         links = int(words[1]) if len(words) > 1 and words[1].isdigit() else 1
         yield name, size, mode, max(1, links)
+
+
+def _attributes(data: bytes, at: int) -> tuple[int, int, int]:
+    """Size in bytes and mode in the protocol's attributes, and the offset of their end."""
+    (has,) = struct.unpack_from(">I", data, at)
+    at += 4
+    size = mode = 0
+    if has & _HAS_SIZE:
+        (size,) = struct.unpack_from(">Q", data, at)
+        at += 8
+    at += 8 if has & _HAS_IDS else 0
+    if has & _HAS_MODE:
+        (mode,) = struct.unpack_from(">I", data, at)
+        at += 4
+    at += 8 if has & _HAS_TIMES else 0
+    if has & _HAS_MORE:
+        (more,) = struct.unpack_from(">I", data, at)
+        at += 4
+        for _ in range(2 * more):
+            _, at = _text(data, at)
+    return size, mode, at
 
 
 def _text(data: bytes, at: int) -> tuple[bytes, int]:

@@ -40,8 +40,9 @@ async def forget_identity(files: Files, name: str) -> None:
         for path in OTHERS:
             await _delete(files, name, path)
         await files.make_empty(name, MACHINE_ID, 0o444)
-        # With a link that leads out of the pod, the engine's template makes the start fail.
-        if await _kind(files, name, HOSTS) not in ("file", ""):
+        # With a link that leads out of the pod, the engine's template makes the start fail; with a
+        # pipe, a newer engine waits for somebody who reads it, and then gives up the start.
+        if not await files.is_regular(name, HOSTS):
             await _delete(files, name, HOSTS)
     except (Busy, DiskFull, Gone, Slipped):
         raise

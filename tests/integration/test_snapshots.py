@@ -193,7 +193,18 @@ def test_links_in_a_pod_lead_nowhere_on_the_host(debian: Client, tmp_path: Path)
 def test_a_copy_that_keeps_its_identity_is_not_made(node: Node, own: Client) -> None:
     own.exec("main", "rm /etc/machine-id; mkdir -p /etc/machine-id/x; sync")
     own.post("/pod/copy", ins="main", to="twin").refused(409, "identity_stays")
-    own.exec("main", "rm -r /etc/machine-id; mkfifo /etc/machine-id; sync")
-    own.post("/pod/copy", ins="main", to="twin").refused(409, "identity_stays")
+    assert own.get("/pod/list").ok == ["main"]
+    wait_until(lambda: len([n for n in node.instances() if own.user in n]) == 1, "it to go")
+
+
+def test_a_copy_has_no_pipe_in_place_of_its_identity(node: Node, own: Client) -> None:
+    """A library of LXD's and of older Incus' (rs/xid) waits for what it reads there; it is gone in
+    Incus 7, which deletes the pipe."""
+    own.exec("main", "rm /etc/machine-id; mkfifo /etc/machine-id; sync")
+    copied = own.post("/pod/copy", ins="main", to="twin")
+    if copied.status == 200:
+        assert own.exec("twin", "test -f /etc/machine-id")["exit_code"] == 0
+        return
+    copied.refused(409, "identity_stays")
     assert own.get("/pod/list").ok == ["main"]
     wait_until(lambda: len([n for n in node.instances() if own.user in n]) == 1, "it to go")

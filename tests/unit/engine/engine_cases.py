@@ -277,11 +277,14 @@ async def of_what_is_not_there_nothing_is_told(world: World) -> None:
 async def files_are_seen_made_and_deleted(world: World) -> None:
     name, files = await world.create(), world.engine.files
     assert await files.kind(name, "/etc/.") == "directory"
+    for path in ("/etc", "/etc/none", "/none/none"):
+        assert not await files.is_regular(name, path)
     for path in ("/etc/key_a", "/etc/key_b", "/etc/other"):
         with pytest.raises(Missing):
             await files.kind(name, path)
         await files.make_empty(name, path, 0o444)
         assert await files.kind(name, path) == "file"
+        assert await files.is_regular(name, path)
     await files.delete_all(name, "/etc/.", "key_")
     with pytest.raises(Missing):
         await files.kind(name, "/etc/key_b")

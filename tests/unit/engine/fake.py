@@ -585,9 +585,14 @@ class _Files(_Part):
     async def kind(self, name: str, path: str) -> str:
         await self._world.look("kind", name)
         try:
-            return self._world.one(name).files[_plain(path)]
+            kind = self._world.one(name).files[_plain(path)]
         except KeyError:
             raise Missing(f"LXD does not show {path} (404)") from None
+        return "file" if kind == "pipe" else kind
+
+    async def is_regular(self, name: str, path: str) -> bool:
+        await self._world.look("is_regular", name)
+        return self._world.one(name).files.get(_plain(path)) == "file"
 
     async def delete(self, name: str, path: str) -> None:
         def delete() -> None:

@@ -12,10 +12,10 @@ import pytest
 from podyd.base.errors import Conflict, PodydError, Unavailable
 from podyd.engine import tree
 from podyd.engine.rest import RestClient
-from podyd.engine.tree import holes, look
+from podyd.engine.tree import holes, is_regular, look
 from podyd.engine.types import LARGE_BYTES, File, Holes, Tree
 
-FILE, DIRECTORY, LINK = 0o100644, 0o040755, 0o120777
+FILE, DIRECTORY, LINK, PIPE = 0o100644, 0o040755, 0o120777, 0o010644
 VERSION = struct.pack(">BI", 2, 3)
 
 Entry = tuple[bytes, int, int]
@@ -174,6 +174,26 @@ def test_what_would_be_run_is_out_of_the_way() -> None:
     assert first.startswith(b"/etc/nsswitch.conf\0\0\0")
     away = first[len("/etc/nsswitch.conf") + 4 :]
     assert last == away + string(b"/etc/nsswitch.conf")
+
+
+def test_a_file_is_told_from_what_only_looks_like_one() -> None:
+    modes = {b"file": FILE, b"directory": DIRECTORY, b"link": LINK, b"pipe": PIPE}
+
+    def answer(packet: bytes) -> bytes:
+        if packet[0] == 1:
+            return string(VERSION)
+        number, path = number_of(packet), packet[9:]
+        assert packet[0] == 7
+        if path not in modes:
+            return string(status(number, 2))
+        return string(struct.pack(">BIIQI", 105, number, 5, 9, modes[path]))
+
+    async def regular(path: str) -> bool:
+        return await is_regular(Lxd(answer), "x", path)
+
+    assert [name for name in ("none", *map(bytes.decode, modes)) if asyncio.run(regular(name))] == [
+        "file"
+    ]
 
 
 def test_a_directory_that_cannot_be_seen() -> None:

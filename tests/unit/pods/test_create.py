@@ -290,3 +290,17 @@ def test_a_copy_has_none_of_what_makes_its_source_itself() -> None:
         assert made.config["user.podyd.ins"] == "second"
 
     play(make)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "symlink", "directory"])
+def test_a_copy_has_no_hosts_that_the_engine_cannot_write(kind: str) -> None:
+    async def make() -> None:
+        lxd = FakeEngine()
+        async with podyd(lxd) as pods:
+            source = await pods.create(ALICE, "main", "small", None, None)
+            lxd.stored[source.name].files["/etc/hosts"] = kind
+            copy = await pods.copy(ALICE, "main", "second", None, None, None)
+        assert whole(lxd, copy.name)
+        assert "/etc/hosts" not in lxd.stored[copy.name].files
+
+    play(make)
