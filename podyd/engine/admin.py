@@ -290,7 +290,8 @@ class Admin:
                     say(
                         f"{error.detail} So it is without {aside.removeprefix(ASIDE)}={value}:"
                         f" raise it ('{self.dialect.command} project set {self._project}"
-                        f" {aside}=NUMBER') or delete what is too much, and call this again."
+                        f" {aside}=NUMBER'), or lower or delete what is too much, and call this"
+                        " again."
                     )
 
     def _change_project(self, change: Callable[[Mapping[str, str]], Mapping[str, str]]) -> None:

@@ -18,6 +18,7 @@ import pylxd.exceptions
 from podyd.base.errors import SetupError
 from podyd.engine.admin import ASIDE, Admin, Say, project_config, translated
 from podyd.engine.instances import CHANGEABLE, instance_of
+from podyd.engine.profile_files import POOL
 from podyd.engine.server import GIDS, PATHS, UIDS
 from podyd.engine.types import Devices, Status
 
@@ -36,8 +37,6 @@ _OWN_SETTINGS = ("restricted.networks.access", PATHS, UIDS, GIDS)
 # nobody may set in a restricted one, its id among it
 # (internal/server/project/permissions.go, checkRestrictionsOnVolatileConfig).
 _LIMITS = "limits."
-# Those that say how many instances a project may have.
-_NUMBERS = ("limits.containers", "limits.instances")
 
 
 @dataclass(frozen=True)
@@ -95,6 +94,25 @@ class MovedImage:
     aliases: tuple[str, ...]
     properties: Mapping[str, str]
     size_bytes: int
+
+
+@dataclass(frozen=True)
+class Limit:
+    """A limit of a project: to change it, by an engine's `command`, it is `held` as this key."""
+
+    key: str
+    value: str
+    held: str
+    command: str
+
+
+@dataclass(frozen=True)
+class Volume:
+    """A storage volume of a project's own; `size` is "" where it has no limit."""
+
+    name: str
+    pool: str
+    size: str
 
 
 class Side(Admin):
@@ -321,18 +339,41 @@ class Side(Admin):
         keys = self._admins(other)
         return {key: mine[key] for key, value in keys.items() if mine.get(key, value) != value}
 
-    def most_instances(self, other: Mapping[str, str]) -> dict[str, str]:
-        """How many instances, or containers, the project may have once it has taken the other's
-        settings, by the keys that have to be changed for another number."""
+    def limits(self, other: Side) -> list[Limit]:
+        """Those that the project will have once it has taken the other engine's settings; podyd's
+        own are not among them."""
+        ours = project_config(self.dialect)
+        held: dict[str, Limit] = {}
+        # Of one that is aside as well, that is what counts.
+        for side in (other, self):
+            side.speak()
+            config = side.project_config() or {}
+            command = side.dialect.command
+            for key, value in sorted(config.items(), key=lambda item: item[0].startswith(ASIDE)):
+                limit = key.removeprefix(ASIDE)
+                if limit.startswith(_LIMITS) and limit not in ours and value:
+                    held[limit] = Limit(limit, value, key, command)
+        return [held[key] for key in sorted(held)]
+
+    def volumes(self) -> list[Volume]:
+        """The project's own storage volumes, which are nobody's root disk."""
         self.speak()
-        mine = self.project_config() or {}
-        found = {}
-        for key in _NUMBERS:
-            held = f"{ASIDE}{key}" if f"{ASIDE}{key}" in mine else key
-            value = mine.get(held, other.get(key))
-            if value is not None:
-                found[held] = value
+        found = []
+        with translated(f"{self.dialect.name} could not be asked for its storage volumes"):
+            for pool in self.pools():
+                volumes = self._in_project.api.storage_pools[pool.name].volumes.custom
+                found += [
+                    Volume(item["name"], pool.name, item["config"].get("size", ""))
+                    for item in self._get(volumes)
+                ]
         return found
+
+    def pool(self) -> str:
+        """The pool that pods come to: setup makes one where there is none."""
+        self.speak()
+        names = [pool.name for pool in self.pools()]
+        with translated(f"{self.dialect.name} could not be asked for its storage pools"):
+            return self._preferred("pool", names) if names else POOL
 
     def is_open(self) -> bool:
         """Whether a move that was ended has left the project without its limits, and unrestricted

@@ -18,7 +18,19 @@ from typing import Any
 
 import pytest
 
-from tests.integration.harness import DIALECT, PYTHON, SMALL, Client, Node, Server, run, wait_until
+from podyd.engine.admin import ASIDE
+from tests.integration.harness import (
+    DIALECT,
+    IMAGE,
+    PYTHON,
+    SMALL,
+    Client,
+    Node,
+    Server,
+    free_port,
+    run,
+    wait_until,
+)
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver
 
@@ -86,7 +98,7 @@ class Lab:
         node.accounts.allow_root(self.user)
         self.changes: Mapping[str, Any] = {
             "pods": {"mounts": [f"{disk}/$user:/workspace"]},
-            "images": {"offer": [SMALL]},
+            "images": {"offer": [SMALL, IMAGE]},
             "engine": "auto",
         }
         # As on a server that has had podyd: what was chosen counts, with both engines there.
@@ -183,6 +195,25 @@ class Lab:
         """The engines that trust a certificate for the project."""
         apis = {"LXD": self.node.lxd, "Incus": self.incus}
         return [name for name, api in apis.items() if self.node.project in _projects(api)]
+
+    def limits(self) -> dict[str, str]:
+        """Those of the project in Incus that are sums, and not aside."""
+        config = self.incus.get(f"/1.0/projects/{self.node.project}")["config"]
+        names = ("memory", "disk")
+        return {key: config[f"limits.{key}"] for key in names if f"limits.{key}" in config}
+
+    def limit(self, *, aside: bool = False, **limits: str) -> None:
+        """Set limits of the project in Incus, in their place or where a move has them aside."""
+        path = f"/1.0/projects/{self.node.project}"
+        begin = f"{ASIDE if aside else ''}limits."
+        config = self.incus.get(path)["config"]
+        config |= {f"{begin}{key}": value for key, value in limits.items()}
+        self.incus.change("PUT", path, {"config": config})
+
+    def pool(self) -> str:
+        """That of pods in Incus."""
+        pools: list[str] = self.incus.get("/1.0/storage-pools")
+        return pools[0].rpartition("/")[2]
 
     def close(self) -> None:
         lab.use("incus")
@@ -318,6 +349,59 @@ def test_a_lab_with_ten_pods_moves_to_incus(moving: Lab) -> None:
     assert node.instances() == {}
     assert len(moving.in_incus()) == 10
     assert moving.trusting() == ["Incus"]
+
+
+def test_what_a_project_may_have_in_all_is_told_before_anything_moves(moving: Lab) -> None:
+    """Sums of limits, as the engines count them (limits.py)."""
+    node, user = moving.node, moving.user
+    config = node.write_config({**moving.changes, "listen": f"127.0.0.1:{free_port()}"})
+    pods = [f"{user}-a", f"{user}-b"]
+    for name in pods:
+        own = {"owner": user, "ins": name[-1], "image": SMALL, "ports": "none"}
+        options = [f"--config=user.podyd.{key}={value}" for key, value in own.items()]
+        limits = ["--config=limits.memory=64MiB", "--device=root,size=40MiB"]
+        node.lxc("init", SMALL, name, "--profile=podyd-base", *options, *limits)
+    # The base image is larger than that, and no pod's disk.
+    for key, value in (("limits.memory", "128MiB"), ("limits.disk", "80MiB")):
+        node.lxc("project", "set", node.project, key, value)
+    there = {name: _own(item) for name, item in node.instances().items()}
+
+    def refused(sentence: str) -> None:
+        dry = moving.run("--dry-run", config=config)
+        assert (dry.returncode, sentence in dry.stdout) == (1, True), dry.stdout
+        done = moving.run("--yes", config=config)
+        assert (done.returncode, sentence in done.stderr) == (1, True), done.stderr
+
+    # An instance of somebody else's there, and a limit of its own.
+    assert moving.run("--yes", config=config).returncode == 0
+    assert moving.run("--back", "--yes", config=config).returncode == 0
+    other = {"name": "other", "type": "container", "profiles": [], "source": {"type": "none"}}
+    root = {"type": "disk", "path": "/", "pool": moving.pool(), "size": "10MiB"}
+    body = {**other, "config": {"limits.memory": "1MiB"}, "devices": {"root": root}}
+    moving.limit(memory="200MiB", disk="90MiB")
+    moving.incus.change("POST", f"/1.0/instances?project={node.project}", body)
+    moving.limit(memory="128MiB", disk="90MiB")
+    refused(
+        f"Project {node.project} in Incus may have 128MiB by limits.memory, and its pods would have"
+        f" 129MiB together: raise that first ('incus project set {node.project}"
+        " limits.memory=129MiB'), or lower theirs."
+    )
+    assert {name: _own(item) for name, item in node.instances().items()} == there
+    assert [*moving.in_incus()] == ["other"]
+
+    # Half way, and then it is too low.
+    moving.limit(memory="129MiB", disk="90MiB")
+    moving.killed_after("(1 of 2)", config)
+    assert moving.limits() == {}
+    moving.limit(aside=True, memory="100MiB", disk="90MiB")
+    refused("may have 100MiB by limits.memory, and its pods would have 129MiB together")
+    assert moving.limits() == {"memory": "100MiB", "disk": "90MiB"}
+    assert set(moving.in_incus()) == {pods[0], "other"}
+    moving.limit(memory="129MiB", disk="90MiB")
+    done = moving.run("--yes", config=config)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert moving.limits() == {"memory": "129MiB", "disk": "90MiB"}
+    assert set(moving.in_incus()) == {*pods, "other"}
 
 
 def check_that_each_is_shown_once(moving: Lab) -> None:

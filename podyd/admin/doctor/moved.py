@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from podyd.admin.doctor.case import Case
 from podyd.admin.doctor.finding import Remark, check, note, ok, warning
 from podyd.admin.migration import lock
+from podyd.admin.migration.limits import listed
 from podyd.admin.migration.mark import Mark, mark_of
 from podyd.admin.setup import fingerprint
 from podyd.base.errors import SetupError
@@ -23,8 +24,6 @@ from podyd.engine.admin import ASIDE, Admin
 from podyd.engine.dialect import DIALECTS, Dialect, Place, kept
 from podyd.engine.rest import Credentials
 
-# Of many pods, the first are named.
-NAMED = 5
 SYSTEMCTL_SECONDS = 10.0
 # The exit status of `systemctl is-active` for a unit that is there and not active (systemctl(1)).
 INACTIVE = 3
@@ -44,14 +43,14 @@ def interrupted_move(admin: Admin, case: Case, timeout: float) -> Iterator[Remar
     if here and chosen != case.dialect and _are_over(here):
         yield warning(
             f"{case.path.name} says 'engine: {case.dialect.key}', so members do not see the pods"
-            f" that were moved to {chosen.name}: {_listed(here)}.",
+            f" that were moved to {chosen.name}: {listed(here)}.",
             f"write 'engine: {chosen.key}' into {case.path}, then: systemctl restart podyd; or"
             f" {case.podyd('migrate --back')}",
         )
     elif here or (there and not (chosen == case.dialect and _are_over(there))):
         yield warning(
             "'podyd migrate' has not come to its end, so members do not see all of their pods:"
-            f" {_listed({*here, *there})}.",
+            f" {listed({*here, *there})}.",
             f"systemctl mask --now podyd; {case.podyd('migrate')}, which goes on, or"
             f" {case.podyd('migrate --back')}, which takes all back; systemctl unmask podyd;"
             " systemctl start podyd",
@@ -60,7 +59,7 @@ def interrupted_move(admin: Admin, case: Case, timeout: float) -> Iterator[Remar
         yield from _not_started(admin, case, there)
         yield note(
             f"{case.dialect.name} has the pods that were moved there, and where they come from they"
-            f" still use disk space: {_listed(there)}.",
+            f" still use disk space: {listed(there)}.",
             f"{case.podyd('migrate --finish')}, when all is well",
         )
     yield ok("No pod is on its way from one engine to another.")
@@ -74,7 +73,7 @@ def _not_started(admin: Admin, case: Case, there: dict[str, Mark]) -> Iterator[R
         command = case.dialect.command
         yield warning(
             f"These pods ran when 'podyd migrate' moved them to {case.dialect.name}, and do not run"
-            f" there: {_listed(names)}.",
+            f" there: {listed(names)}.",
             f"{command} start POD --project {case.project}; where it does not start, {command} info"
             f" POD --show-log --project {case.project} says why",
         )
@@ -174,8 +173,3 @@ def _marks(admin: Admin) -> dict[str, Mark]:
 def _are_over(marks: dict[str, Mark]) -> bool:
     """Whether all have been moved, though they may not have been started."""
     return all(mark.stage != "here" for mark in marks.values())
-
-
-def _listed(names: Iterable[str]) -> str:
-    first, others = sorted(names)[:NAMED], len(set(names)) - NAMED
-    return ", ".join(first) + (f" and {others} more" if others > 0 else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from podyd.admin import ids, setup
+from podyd.admin.migration.limits import Project
 from podyd.admin.migration.lock import alone
 from podyd.admin.migration.mark import KEY
 from podyd.admin.migration.move import Move, go_back, remove_originals
@@ -148,15 +149,33 @@ class Migration:
             self.new.originals(),
             self.old.moved_images(),
             self.new.moved_images() if has_project else [],
-            project=self.config.lxd.project,
+            project=self._project(),
             is_offered=self._is_offered,
             names=(self.old.dialect.name, self.new.dialect.name),
             room=self._room(),
-            most=self.new.most_instances(self.old.project_config() or {}),
             stock=Stock(
                 sum(pool.used_bytes for pool in pools),
                 any(pool.driver in THIN_DRIVERS for pool in pools),
             ),
+        )
+
+    def _project(self) -> Project:
+        """The new engine's project, as far as its limits count."""
+        name, limits = self.config.lxd.project, self.new.limits(self.old)
+        if not limits:
+            return Project(name)
+        has_project = self.new.project_config() is not None
+        pool = self.new.pool()
+        there = [*self.new.profiles()] if has_project else []
+        # Of all that is translated, limits count the pool alone.
+        there += self._given(Translation(frozenset(), "", pool))
+        return Project(
+            name,
+            limits,
+            {profile.name: profile for profile in there},
+            self.new.volumes() if has_project else (),
+            {pool, *(item.name for item in self.new.pools())},
+            pool,
         )
 
     def _differences(self) -> Iterator[str]:
@@ -223,9 +242,10 @@ class Migration:
         # While the project refuses what pods may not have: before any pod is stopped.
         self.try_settings(plan.to_copy, translation)
         move = Move(self.old, self.new, translation, self.say, self._check_alone)
-        move.images(plan.images)
         try:
             self.open_project()
+            # With a limit of disks, an image is refused that is larger than what is left of it.
+            move.images(plan.images)
             move.pods(plan)
         finally:
             self._confine()
@@ -246,7 +266,7 @@ class Migration:
     def open_project(self) -> None:
         """Have the new engine's project refuse nothing, where nobody but root can use that."""
         self._check_alone()
-        # Since it was taken away, images were copied.
+        # Since it was taken away, settings were tried.
         self.new.distrust(self._fingerprint(self.new))
         command = self.new.dialect.command
         self._refuse(
@@ -276,12 +296,15 @@ class Migration:
     def put_profiles(self, translation: Translation) -> None:
         """Have the new engine's profiles be as the old one's are, where no pod uses them yet: from
         then on it is there that an admin changes them."""
+        for profile in self._given(translation):
+            self.new.put_profile(profile)
+
+    def _given(self, translation: Translation) -> list[Profile]:
+        """The old engine's profiles that the new one is given."""
         wanted = [*map(translation.profile, self._profiles())]
         self.new.speak()
         stay = {profile.name for profile in self.new.profiles()} if self._has_pods() else set()
-        for profile in wanted:
-            if profile.name not in stay:
-                self.new.put_profile(profile)
+        return [profile for profile in wanted if profile.name not in stay]
 
     def _has_pods(self) -> bool:
         """Whether the new engine has pods, of whatever origin, that are whole."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from podyd.admin.migration.limits import Project
 from podyd.admin.migration.mark import Mark, mark_of
-from podyd.admin.migration.translation import GUEST_API
+from podyd.admin.migration.translation import GUEST_API, Translation
 from podyd.base.errors import SetupError
 from podyd.base.quantities import UNITS
 from podyd.engine.moving import MovedImage, Original
@@ -167,16 +168,14 @@ def plan(
     images: Sequence[MovedImage],
     there: Sequence[MovedImage],
     *,
-    project: str,
+    project: Project,
     is_offered: Callable[[str], bool],
     names: tuple[str, str],
     room: Room | None,
     stock: Stock,
-    most: Mapping[str, str],
 ) -> Plan:
-    """Compare the two engines' instances and images; `names` are the engines', `is_offered` is
-    whether members may have a pod of an image with this name, and `most` how many instances the new
-    project may have, by key."""
+    """Compare the two engines' instances and images; `names` are the engines', and `is_offered` is
+    whether members may have a pod of an image with this name."""
     copies = {item.name: item for item in new}
     pods, refusals = [], []
     for original in old:
@@ -190,8 +189,8 @@ def plan(
             pods.append(pod)
             if not pod.copied:
                 refusals += _refusals(original)
-                refusals += _snapshot_refusals(original, project, names[1])
-    wanted = [*_wanted(images, there, project, is_offered)]
+                refusals += _snapshot_refusals(original, project.name, names[1])
+    wanted = [*_wanted(images, there, project.name, is_offered)]
     known = frozenset(image.fingerprint for image in there)
     made = Plan(
         pods,
@@ -202,7 +201,8 @@ def plan(
         packed_bytes={image.fingerprint: image.size_bytes for image in images},
     )
     refusals += _lacking(made, names[1])
-    refusals += _too_many(made, new, most, project, names[1])
+    if made.to_copy:
+        refusals += project.refusals(_in_the_end(made, new, project.pool), names[1])
     notes = [
         f"The name {alias} is another image's in {names[1]}, and stays so."
         for alias in taken_names(images, there)
@@ -230,22 +230,11 @@ def _lacking(made: Plan, new: str) -> Iterator[str]:
         )
 
 
-def _too_many(
-    made: Plan, there: Sequence[Original], most: Mapping[str, str], project: str, new: str
-) -> Iterator[str]:
-    """Where the project may not have as many instances as there will be."""
-    if not made.to_copy:
-        return
-    names = {item.name for item in there} | {pod.name for pod in made.to_copy}
-    machines = sum(not item.is_container for item in there)
-    for key, value in most.items():
-        kind = key.rpartition(".")[2]
-        count = len(names) - (machines if kind == "containers" else 0)
-        if value and count > int(value):
-            yield (
-                f"Project {project} in {new} may have {value} {kind}, and would have {count}: raise"
-                f" that first ('incus project set {project} {key}={count}'), or delete some."
-            )
+def _in_the_end(made: Plan, there: Sequence[Original], pool: str) -> Sequence[Original]:
+    """The instances that the project will have; pods that come to it have this pool there."""
+    moved = Translation(frozenset(), "", pool)
+    coming = {pod.name: moved.original(pod.original) for pod in made.to_copy}
+    return [*(item for item in there if item.name not in coming), *coming.values()]
 
 
 def profile_notes(

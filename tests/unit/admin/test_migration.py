@@ -7,16 +7,17 @@ import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import MappingProxyType
+from typing import Any
 
 import pytest
 
+from podyd.admin.migration.limits import Project, listed
 from podyd.admin.migration.mark import AUTOSTART, KEY, mark_of, new_mark
 from podyd.admin.migration.move import Move, go_back, remove_originals
 from podyd.admin.migration.plan import Plan, Room, Stock, plan, profile_notes
 from podyd.admin.migration.translation import Translation, with_cards
 from podyd.base.errors import SetupError
-from podyd.engine.moving import MovedImage, Offer, Original
+from podyd.engine.moving import Limit, MovedImage, Offer, Original, Volume
 from podyd.engine.types import Devices, Keys, Profile
 from podyd.model.pod import MADE_AS, OWNER, PROJECT
 from tests.unit.engine.test_gpu_devices import CARDS
@@ -24,6 +25,7 @@ from tests.unit.engine.test_gpu_devices import CARDS
 GIB = 1024**3
 TRANSLATION = Translation(frozenset({"lxdbr0"}), "incusbr0", "pool2")
 PLAIN = Stock()
+PROJECT_THERE = Project("podyd")
 ROOT = {"root": {"type": "disk", "path": "/", "pool": "default"}}
 
 
@@ -183,19 +185,18 @@ class Two:
         self,
         room: Room | None = None,
         stock: Stock = PLAIN,
-        most: Mapping[str, str] = MappingProxyType({}),
+        project: Project = PROJECT_THERE,
     ) -> Plan:
         return plan(
             self.old.originals(),
             self.new.originals(),
             self.old.moved_images(),
             self.new.moved_images(),
-            project="podyd",
+            project=project,
             is_offered=lambda alias: alias != "secret",
             names=("LXD", "Incus"),
             room=room,
             stock=stock,
-            most=most,
         )
 
     def migrate(self, before: Plan | None = None) -> list[str]:
@@ -469,22 +470,106 @@ def test_a_copy_that_is_gone_is_not_taken_for_one_that_never_was() -> None:
     assert "podyd migrate --back" in refusal
 
 
+def limited(key: str, value: str, **rest: Any) -> Project:
+    """The new engine's project with a limit, which it has taken from the old one's or has aside."""
+    limit = Limit(key, value, rest.pop("held", key), rest.pop("command", "incus"))
+    return Project("podyd", [limit], pools=["pool2", "slow"], pool="pool2", **rest)
+
+
 @pytest.mark.parametrize("key", ["limits.containers", "limits.instances"])
 def test_more_pods_than_the_new_project_may_have_are_told(key: str) -> None:
     two = Two()
     two.new.have(original("other"), original("machine", is_container=False))
     count = len(PODS) + (1 if key == "limits.containers" else 2)
-    assert two.plan(most={key: str(count)}).refusals == []
-    aside = f"user.podyd.migration.{key}"
-    for named in (key, aside):
-        (refusal,) = two.plan(most={named: str(count - 1)}).refusals
+    assert two.plan(project=limited(key, str(count))).refusals == []
+    for held, command in ((key, "lxc"), (f"user.podyd.migration.{key}", "incus")):
+        project = limited(key, str(count - 1), held=held, command=command)
+        (refusal,) = two.plan(project=project).refusals
         assert refusal == (
             f"Project podyd in Incus may have {count - 1} {key[7:]}, and would have {count}: raise"
-            f" that first ('incus project set podyd {named}={count}'), or delete some."
+            f" that first ('{command} project set podyd {held}={count}'), or delete some."
         )
     two.migrate()
     # Nothing is to be copied, so nothing is in the way.
-    assert two.plan(most={key: "1"}).refusals == []
+    assert two.plan(project=limited(key, "1")).refusals == []
+
+
+BASE = Profile(
+    "base",
+    config={"limits.cpu": "1", "limits.processes": "200", "limits.memory": "1GiB"},
+    devices={"root": {**ROOT["root"], "pool": "pool2", "size": "10GiB"}},
+)
+LARGE = Profile("large", config={"limits.memory": "2GiB"})
+VOLUME = Volume("data", "pool2", "15GiB")
+
+
+def together(key: str, value: str, *volumes: Volume, **of_one: str) -> Plan:
+    """A pod that the new project has, one that is to come, with these settings, and one of which
+    it has a part."""
+    of_part = {KEY: str(new_mark({}, runs=False).keys()[KEY]), "limits.memory": "3GiB"}
+    part = original("part", profiles=("base",), config={"volatile.uuid": "p"} | of_part)
+    root = {"root": {**ROOT["root"], "size": "25GiB"}}
+    coming = original("coming", profiles=("base",), config=of_one, devices=root)
+    two = Two(replace(coming, config={"volatile.uuid": "c", **of_one}), part)
+    two.new.have(original("there", profiles=("base", "large"), config={"limits.cpu": "4"}), part)
+    profiles = {profile.name: profile for profile in (BASE, LARGE)}
+    return two.plan(project=limited(key, value, profiles=profiles, volumes=volumes))
+
+
+@pytest.mark.parametrize(
+    ("key", "enough", "too_low", "needed"),
+    [
+        ("limits.cpu", "6", "5", "6"),
+        ("limits.processes", "600", "599", "600"),
+        ("limits.memory", "6GiB", "6291455KiB", "6GiB"),
+        ("limits.memory", "6442450944", "6GB", "6GiB"),
+        ("limits.disk", "60GiB", "60GB", "60GiB"),
+        ("limits.disk.pool.pool2", "60GiB", "59GiB", "60GiB"),
+    ],
+)
+def test_more_than_pods_may_have_in_all_is_told(
+    key: str, enough: str, too_low: str, needed: str
+) -> None:
+    assert together(key, enough, VOLUME).refusals == []
+    (refusal,) = together(key, too_low, VOLUME).refusals
+    assert refusal == (
+        f"Project podyd in Incus may have {too_low} by {key}, and its pods would have {needed}"
+        f" together: raise that first ('incus project set podyd {key}={needed}'), or lower theirs."
+    )
+
+
+def test_of_one_pool_what_is_there_counts() -> None:
+    elsewhere = Volume("far", "slow", "99GiB")
+    assert together("limits.disk.pool.pool2", "60GiB", VOLUME, elsewhere).refusals == []
+    assert "159GiB" in together("limits.disk", "60GiB", VOLUME, elsewhere).refusals[0]
+    (refusal,) = together("limits.disk.pool.other", "60GiB").refusals
+    assert "Incus has no storage pool other" in refusal
+    assert "'incus project unset podyd limits.disk.pool.other'" in refusal
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("limits.cpu", "0-3"), ("limits.cpu", "0,2"), ("limits.memory", "50%")]
+)
+def test_what_is_no_number_cannot_be_counted(key: str, value: str) -> None:
+    (refusal,) = together(key, "999", **{key: value}).refusals
+    assert f"counts a plain {'number' if key == 'limits.cpu' else 'size'} of each pod" in refusal
+    assert "these have none: coming. Give each one" in refusal
+    assert f"'incus project unset podyd {key}'" in refusal
+
+
+def test_pods_and_volumes_without_what_is_counted_are_told() -> None:
+    two = Two()
+    (refusal,) = two.plan(project=limited("limits.memory", "1TiB")).refusals
+    assert f"these have none: {listed(pod.name for pod in PODS)}." in refusal
+    (refusal,) = together("limits.disk", "1TiB", Volume("data", "pool2", "")).refusals
+    assert "each pod's root disk, and these have none: volume data." in refusal
+
+
+@pytest.mark.parametrize("key", ["limits.instances", "limits.memory"])
+def test_a_limit_that_is_aside_and_no_number_is_told(key: str) -> None:
+    """Only the engine's own keys are looked at when they are set."""
+    (refusal,) = together(key, "NUMBER").refusals
+    assert "may have NUMBER" in refusal
 
 
 APART = Room(pool_bytes=20 * GIB, disk_bytes=5 * GIB, together=False)

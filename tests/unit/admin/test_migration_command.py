@@ -25,7 +25,7 @@ from podyd.cli.migrate import interruptible
 from podyd.config.schema import AuthConfig, Config
 from podyd.engine.admin import Bridge, ExpandedInstance, Openings, Pool, Say, ServerInfo
 from podyd.engine.dialect import CHOICE, INCUS, LXD, Dialect
-from podyd.engine.moving import MovedImage, Original, Side
+from podyd.engine.moving import Limit, MovedImage, Original, Side, Volume
 from podyd.engine.types import PciCard, Profile
 from podyd.node.host_files import HostFiles
 from tests.unit.admin.test_doctor import process_with
@@ -48,6 +48,7 @@ class FakeSide:
     running: list[ExpandedInstance] = field(default_factory=list)
     by_cdi: bool = False
     opened: bool = False
+    limited: list[Limit] = field(default_factory=list)
 
     def distrust(self, fingerprint: str) -> None:
         self.changed.append("distrust")
@@ -128,8 +129,14 @@ class FakeSide:
         self.changed.append("limits")
         self.opened = False
 
-    def most_instances(self, other: Mapping[str, str]) -> dict[str, str]:
-        return {}
+    def limits(self, other: FakeSide) -> list[Limit]:
+        return self.limited
+
+    def volumes(self) -> list[Volume]:
+        return []
+
+    def pool(self) -> str:
+        return "pool"
 
 
 @pytest.fixture
@@ -333,6 +340,27 @@ def test_who_goes_back_is_trusted_where_the_pods_are(
         ["idle", "trust"],
         ["idle", "distrust", "restricted True", "limits"],
     )
+
+
+@pytest.mark.parametrize("has_pods", [False, True])
+def test_what_pods_would_have_by_the_profiles_that_count_is_told_first(
+    migration: Migration, old: FakeSide, new: FakeSide, said: list[str], has_pods: bool
+) -> None:
+    old.there = [original(name, config={"volatile.uuid": name}) for name in ("p", "q")]
+    old.stored = {"podyd-base": Profile("podyd-base", config={"limits.memory": "1GiB"})}
+    new.stored = {"podyd-base": Profile("podyd-base", config={"limits.memory": "3GiB"})}
+    new.there = [original("x")] if has_pods else []
+    new.limited = [Limit("limits.memory", "2GiB", "limits.memory", "incus")]
+    plan = migration.show()
+    if not has_pods:
+        assert plan.refusals == []
+        return
+    (refusal,) = plan.refusals
+    assert "may have 2GiB by limits.memory, and its pods would have 9GiB together" in refusal
+    assert f"Not yet: {refusal}" in said
+    with pytest.raises(SetupError, match="9GiB together"):
+        migration.run(lambda question: True)
+    assert set(old.changed) | set(new.changed) == {"idle"}
 
 
 def test_settings_are_tried_where_the_trial_is_not_one_too_many(

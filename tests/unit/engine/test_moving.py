@@ -8,6 +8,7 @@ import json
 import socketserver
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,9 @@ from podyd.admin.migration.move import Move
 from podyd.admin.migration.plan import Plan, Pod
 from podyd.admin.migration.translation import Translation
 from podyd.base.errors import SetupError
-from podyd.engine.admin import Openings
+from podyd.engine.admin import ASIDE, Openings
 from podyd.engine.dialect import INCUS, LXD, Place
-from podyd.engine.moving import Offer, Side
+from podyd.engine.moving import Limit, Offer, Side, Volume
 
 OPERATION = "6916c8a6-9b7d-4abd-90b3-aedfec7ec7da"
 INSTANCE: dict[str, Any] = {
@@ -64,6 +65,9 @@ SERVER = {
 }
 
 
+POOL = {"name": "fast", "driver": "btrfs", "status": "Created", "config": {}}
+
+
 class Stub(socketserver.ThreadingUnixStreamServer):
     """An engine with one instance, whose operations end as a test says."""
 
@@ -83,6 +87,8 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         # Keys that no project may have.
         self.refused: set[str] = set()
         self.is_broken = False
+        self.pools: list[dict[str, Any]] = [POOL]
+        self.volumes: list[dict[str, Any]] = []
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -117,6 +123,14 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer([self.server.instance])
             case "/1.0/instances/p":
                 self.answer(self.server.instance)
+            case "/1.0/storage-pools":
+                self.answer(self.server.pools)
+            case "/1.0/storage-pools/fast/resources":
+                self.answer({"space": {"used": 1, "total": 2}})
+            case "/1.0/storage-pools/fast/volumes/custom":
+                self.answer(self.server.volumes)
+            case "/1.0/profiles/default":
+                self.answer({"devices": {}})
             case "/1.0":
                 self.answer(SERVER)
             case _:
@@ -303,14 +317,33 @@ def test_what_differs_is_told_also_after_a_move_that_was_killed(side: Side, stub
         assert "9" not in stub.settings.values()
 
 
-def test_the_numbers_that_a_project_may_have(side: Side, stub: Stub) -> None:
-    """By the keys that have to be changed for another one."""
-    stub.settings = {"limits.instances": "5"}
-    other = {"limits.instances": "9", "limits.containers": "8", "limits.cpu": "2"}
-    assert side.most_instances(other) == {"limits.instances": "5", "limits.containers": "8"}
-    side.confine(restricted=False)
-    aside = "user.podyd.migration.limits.instances"
-    assert side.most_instances(other) == {aside: "5", "limits.containers": "8"}
+def test_the_limits_that_a_project_will_have(side: Side, stub: Stub, tmp_path: Path) -> None:
+    """By the keys that have to be changed for another value, and where."""
+    (tmp_path / "lxd").mkdir()
+    with serving(tmp_path / "lxd/unix.socket") as lxd:
+        old = Side(LXD, "podyd", place=Place(tmp_path / "lxd", "lxd"))
+        lxd.settings = {"limits.memory": "9GiB", "limits.cpu": "2", "limits.virtual-machines": "0"}
+        stub.settings = {"limits.memory": "5GiB", "limits.virtual-machines": "0", "user.x": "1"}
+        of_lxd = Limit("limits.cpu", "2", "limits.cpu", "lxc")
+        own = Limit("limits.memory", "5GiB", "limits.memory", "incus")
+        assert side.limits(old) == [of_lxd, own]
+        side.confine(restricted=False)
+        aside = f"{ASIDE}limits.memory"
+        assert side.limits(old) == [of_lxd, replace(own, held=aside)]
+        stub.settings["limits.memory"] = "1GiB"
+        assert side.limits(old) == [of_lxd, replace(own, held=aside)]
+
+
+def test_the_volumes_that_a_limit_of_disks_counts(side: Side, stub: Stub) -> None:
+    stub.volumes = [{"name": "a", "config": {"size": "1GiB"}}, {"name": "b", "config": {}}]
+    assert side.volumes() == [Volume("a", "fast", "1GiB"), Volume("b", "fast", "")]
+    assert [path for path in stub.asked if "/volumes/custom" in path and "project=podyd" in path]
+
+
+def test_the_pool_that_pods_come_to(side: Side, stub: Stub) -> None:
+    assert side.pool() == "fast"
+    stub.pools = []
+    assert side.pool() == "default"
 
 
 def test_an_open_project_has_no_limits_until_it_is_confined(side: Side, stub: Stub) -> None:
