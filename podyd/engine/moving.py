@@ -16,10 +16,19 @@ from typing import Any
 import pylxd.exceptions
 
 from podyd.base.errors import SetupError
-from podyd.engine.admin import ASIDE, Admin, Say, project_config, translated
+from podyd.engine.admin import (
+    ASIDE,
+    Admin,
+    OperationFailedError,
+    Say,
+    project_config,
+    translated,
+)
 from podyd.engine.instances import CHANGEABLE, instance_of
 from podyd.engine.profile_files import POOL
+from podyd.engine.refusals import refusal
 from podyd.engine.server import GIDS, PATHS, UIDS
+from podyd.engine.start_log import why_not_started
 from podyd.engine.types import Devices, Status
 
 STOP_SECONDS = 60
@@ -273,7 +282,22 @@ class Side(Admin):
         state = self._in_project.api.instances[name].state
         with translated(f"{self.dialect.name} could not start {name}"):
             if state.get().json()["metadata"]["status"] != "Running":
-                self._wait(state.put(json={"action": "start", "timeout": STOP_SECONDS}))
+                begun = state.put(json={"action": "start", "timeout": STOP_SECONDS})
+                try:
+                    self._wait(begun)
+                except OperationFailedError as error:
+                    if refusal(error.detail).is_telling:
+                        raise
+                    why = self._why_not_started(name) or error.detail
+                    raise OperationFailedError(why) from error
+
+    def _why_not_started(self, name: str) -> str:
+        """LXC's words; "" if there are none."""
+        try:
+            log = self._in_project.api.instances[name].logs["lxc.log"].get()
+        except pylxd.exceptions.LXDAPIException:
+            return ""
+        return why_not_started(log.text)
 
     def delete(self, name: str) -> None:
         """Delete an instance that does not run; there may be none."""

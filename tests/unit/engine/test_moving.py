@@ -83,6 +83,8 @@ class Stub(socketserver.ThreadingUnixStreamServer):
         self.sent: list[tuple[str, str, Any]] = []
         self.asked: list[str] = []
         self.instance = INSTANCE
+        # LXC's, of its start.
+        self.log = ""
         self.takes = True
         # Keys that no project may have.
         self.refused: set[str] = set()
@@ -131,6 +133,10 @@ class Handler(BaseHTTPRequestHandler):
                 self.answer(self.server.volumes)
             case "/1.0/profiles/default":
                 self.answer({"devices": {}})
+            case "/1.0/instances/p/state":
+                self.answer({"status": "Stopped"})
+            case "/1.0/instances/p/logs/lxc.log" if self.server.log:
+                self.write(200, self.server.log.encode())
             case "/1.0":
                 self.answer(SERVER)
             case _:
@@ -171,7 +177,9 @@ class Handler(BaseHTTPRequestHandler):
             self.send(200, {"type": "sync", "metadata": metadata})
 
     def send(self, status: int, answer: dict[str, Any]) -> None:
-        data = json.dumps(answer).encode()
+        self.write(status, json.dumps(answer).encode())
+
+    def write(self, status: int, data: bytes) -> None:
         self.send_response(status)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
@@ -240,6 +248,18 @@ def test_why_a_copy_failed_is_told(side: Side, stub: Stub) -> None:
     stub.end = {"status_code": 400, "err": "No space left on device"}
     with pytest.raises(SetupError, match="Incus could not fetch p: No space left on device"):
         side.fetch("p", side.originals()[0], OFFER)
+
+
+def test_why_a_pod_did_not_start_is_told(side: Side, stub: Stub) -> None:
+    stub.end = {"status_code": 400, "err": "Failed to run: incusd forkstart p: exit status 1"}
+    with pytest.raises(SetupError, match="Incus could not start p: Failed to run: incusd forkst"):
+        side.start("p")
+    stub.log = "lxc p 1 ERROR conf - a.c:lxc_setup:1 - newuidmap failed to write mapping\n"
+    with pytest.raises(SetupError, match="Incus could not start p: newuidmap failed to write map"):
+        side.start("p")
+    stub.end = {"status_code": 400, "err": "No space left on device"}
+    with pytest.raises(SetupError, match="Incus could not start p: No space left on device"):
+        side.start("p")
 
 
 def test_what_takes_long_is_waited_for(side: Side, stub: Stub) -> None:
