@@ -447,16 +447,26 @@ class Node:
 
     def _have_image(self, image: str, make: Callable[[], object]) -> None:
         """Have an image for pods; the default project keeps it for other projects of tests."""
-        copy = ("image", "copy", f"local:{image}", "local:", f"--alias={image}")
         try:
             self.lxd.get(f"/1.0/images/aliases/{image}")
         except lab.NotFoundError:
             make()
             if self.images != DEFAULT:
-                self.lxc(*copy, f"--target-project={DEFAULT}")
+                self._copy_image(image, self.project, DEFAULT)
         else:
             if self.images != DEFAULT:
-                self.lxc(*copy, f"--target-project={self.images}", project=DEFAULT)
+                self._copy_image(image, DEFAULT, self.images)
+
+    def _copy_image(self, image: str, source: str, target: str) -> None:
+        def tokens() -> set[str]:
+            return {item["id"] for item in self.operations(source) if item["class"] == "token"}
+
+        before = tokens()
+        copy = ("image", "copy", f"local:{image}", "local:", f"--alias={image}")
+        self.lxc(*copy, f"--target-project={target}", project=source)
+        # The command begins one for another server to fetch the image, and here nobody does.
+        for token in tokens() - before:
+            self.lxd.change("DELETE", f"/1.0/operations/{token}")
 
     @property
     def pool_drivers(self) -> set[str]:
@@ -732,8 +742,10 @@ class Node:
         assert len(instances) == 1, instances
         return instances[0]
 
-    def operations(self) -> list[Json]:
-        answer = self.lxd.get(f"/1.0/operations?recursion=1&project={self.project}") or {}
+    def operations(self, project: str = "") -> list[Json]:
+        """What the engine is at in a project, by default the tests'."""
+        path = f"/1.0/operations?recursion=1&project={project or self.project}"
+        answer = self.lxd.get(path) or {}
         return [item for items in answer.values() for item in items]
 
     def close(self) -> None:
