@@ -3,8 +3,8 @@
 Each has this checkout, the release's own packages and Python, and a lab of its own. It is not
 booted: the lab starts the engine, as it does everywhere, in cgroups of this host, which must be v1
 or hybrid; there a booted systemd of today sees none that can limit a pod, nor does LXC 7 (sid), so
-that the tests of limits fail there. That podyd and an engine come up with a server is for
-tests/packaging.
+that what needs them, marked `controllers(names)`, must fail there. That podyd and an engine come up
+with a server is for tests/packaging.
 """
 
 from __future__ import annotations

@@ -16,7 +16,16 @@ from podyd.engine.admin import REFQUOTA, THIN_DRIVERS
 from podyd.pods.disks import ZFS
 from tests.integration.asked import Asked
 from tests.integration.browser import Browser
-from tests.integration.harness import IMAGE, SMALL, Client, Node, Pool, Server, locked
+from tests.integration.harness import (
+    IMAGE,
+    SMALL,
+    Client,
+    Node,
+    Pool,
+    Server,
+    controllers,
+    locked,
+)
 from tests.lab import lab
 from tests.lab.nvml import FakeDriver, FakeNvml
 
@@ -43,6 +52,7 @@ TURNS, ROOM = Path("/run/podyd-test-turns"), Path("/run/podyd-test-room")
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "alone: no other integration test runs on this machine then")
     config.addinivalue_line("markers", "lacks(engine, why): what this engine cannot pass, and why")
+    config.addinivalue_line("markers", "controllers(*names): of cgroups, without which it fails")
     config.pluginmanager.register(Asked())
 
 
@@ -52,6 +62,14 @@ def expect_what_an_engine_lacks(item: pytest.Item) -> None:
         engine, why = marker.args
         if engine == lab.ENGINE.key:
             item.add_marker(pytest.mark.xfail(reason=f"{lab.ENGINE.title}: {why}", strict=True))
+
+
+def expect_what_cgroups_lack(item: pytest.Item) -> None:
+    """A test of what the kernel limits or counts must fail where pods lack its controllers."""
+    for marker in item.iter_markers("controllers"):
+        if missing := set(marker.args) - controllers():
+            why = f"no pod's cgroup has {', '.join(sorted(missing))} here"
+            item.add_marker(pytest.mark.xfail(reason=why, strict=True))
 
 
 @pytest.hookimpl(trylast=True)
@@ -64,6 +82,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     for item in items:
         expect_what_an_engine_lacks(item)
+        expect_what_cgroups_lack(item)
     if not hasattr(config, "workerinput"):
         return
     paths = {item.path for item in items}

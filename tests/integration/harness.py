@@ -39,6 +39,7 @@ from podyd.admin.doctor.advisories import package_of
 from podyd.admin.doctor.case import HOST
 from podyd.engine.dialect import named
 from podyd.engine.rest import Credentials
+from podyd.node.controllers import ALL
 from podyd.pods.disks import BTRFS
 from tests import slips
 from tests.integration import small
@@ -85,6 +86,13 @@ def wait_until(
         waited = time.monotonic() - begun
         assert waited < limit, f"timed out waiting: {what}"
         time.sleep(0.02 if passes else min(max(0.02, waited / 10), 0.2))
+
+
+def controllers() -> frozenset[str]:
+    """The kernel's cgroup controllers that pods can have here: all of them with cgroup v1, and with
+    v2 alone those that are no hierarchy's of v1 elsewhere."""
+    listed = lab.CGROUPS / "cgroup.controllers"
+    return frozenset(listed.read_text().split()) if listed.exists() else ALL
 
 
 @contextlib.contextmanager
@@ -256,7 +264,12 @@ class Accounts:
         self.will_make("user", name)
         # Ids of their own below them are none of podyd's, and Debian 13 has few beside Incus'.
         without = ("-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0")
-        run("useradd", "--badname", "-M", "-N", *without, "-s", "/bin/bash", *options, name)
+        # useradd 4.20 makes none of digits alone, which a directory may have all the same.
+        made = f"podydt{name}" if name.isdecimal() else name
+        self.will_make("user", made)
+        run("useradd", "--badname", "-M", "-N", *without, "-s", "/bin/bash", *options, made)
+        if made != name:
+            _rename(made, name)
         if password:
             run("chpasswd", stdin=f"{name}:{password}\n")
         return name
@@ -285,6 +298,15 @@ class Accounts:
         _remove(path.read_text().splitlines())
         path.unlink()
         self._list.close()
+
+
+def _rename(account: str, name: str) -> None:
+    """Give an account a name that usermod refuses."""
+    # As lckpwdf(3) of all who change these files.
+    with open("/etc/.pwd.lock", "w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        for path in ("/etc/passwd", "/etc/shadow"):
+            run("sed", "--in-place", f"s/^{account}:/{name}:/", path)
 
 
 def _remove(commands: Sequence[str]) -> None:

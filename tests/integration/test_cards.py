@@ -82,7 +82,7 @@ def pick(holder: Json) -> Json:
 
 # A process of the pod's root: its cgroups, namespaces and uid; who has made it waits for it.
 ENTER = """
-import ctypes, os, signal, socket, sys, threading, time
+import array, ctypes, os, signal, socket, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
 def call(name, *arguments):
     if getattr(libc, name)(*arguments) < 0:

@@ -115,6 +115,7 @@ def test_an_equal_share_and_what_was_without_a_limit(limited: Client, node: Node
     limited.post("/pod/limits", ins="main", disk="400MiB").ok
 
 
+@pytest.mark.controllers("io")
 def test_what_an_admin_has_set_stays(limited: Client, node: Node) -> None:
     name = node.instance_of(limited.user, "main")["name"]
     node.lxc("config", "device", "set", name, "root", "limits.read=500MB")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tests.integration.harness import Client, Node, wait_until
+from tests.integration.harness import Client, Node, controllers, wait_until
 from tests.lab.nvml import FakeDriver, FakeNvml
 
 GIB = 1024**3
@@ -43,7 +43,9 @@ def test_what_cards_and_pods_do(
     client.exec(pod, "timeout 1 sh -c 'while :; do :; done'")
     wait_until(lambda: used("cpu") > 0, "the CPU time")
     assert used("cpu") < 3
-    assert MIB < used("memory_used") < 2 * GIB
+    # Of pods without a cgroup for it, the kernel does not tell.
+    memory = used("memory_used")
+    assert MIB < memory < 2 * GIB if "memory" in controllers() else not memory
     found = client.get("/pod/history", ins=pod, span="year").ok
     assert (found["step"], len(found["cpu"]), len(found["memory_used"])) == (86400, 366, 366)
 

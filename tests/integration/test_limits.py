@@ -59,6 +59,7 @@ def in_the_kernel(pid: int) -> int:
         ("1.5g", 3 * GIB // 2),
     ],
 )
+@pytest.mark.controllers("memory")
 def test_memory_changes_under_a_living_process(limited: Client, text: str, value: int) -> None:
     with process_in(limited, "main") as process:
         info = limited.post("/pod/limits", ins="main", memory=text).ok
@@ -67,6 +68,7 @@ def test_memory_changes_under_a_living_process(limited: Client, text: str, value
         assert Path(f"/proc/{process.pid}").exists()
 
 
+@pytest.mark.controllers("cpuset")
 def test_cpus_are_there_when_it_answers(limited: Client) -> None:
     """LXD sets them after its answer, and now and then (5.0.2) not at all."""
     with process_in(limited, "main") as process:
@@ -78,6 +80,7 @@ def test_cpus_are_there_when_it_answers(limited: Client) -> None:
         assert limits_of(limited)[1] == 2
 
 
+@pytest.mark.controllers("cpuset", "memory")
 def test_a_frozen_pod_has_them_too_when_it_answers(limited: Client, node: Node) -> None:
     name = node.instance_of(limited.user, "main")["name"]
     with process_in(limited, "main") as process:
@@ -115,6 +118,7 @@ def test_nobody_is_above_the_quota(limited: Client) -> None:
     assert limits_of(limited) == before
 
 
+@pytest.mark.controllers("memory")
 def test_less_than_it_uses_kills_nothing(limited: Client) -> None:
     limited.post("/pod/limits", ins="main", memory="1GiB").ok
     limited.exec("main", "head -c 100M /dev/zero > /dev/shm/held")
@@ -173,6 +177,7 @@ def test_pody_shows_and_changes_them(limited: Client) -> None:
 # --- What the kernel kills for memory -------------------------------------------------------------
 
 TOO_MUCH = "python3 -c 'bytearray(2**29)'"
+LIMITED = pytest.mark.controllers("memory")
 
 
 @pytest.fixture(scope="module")
@@ -186,8 +191,8 @@ def tight(limited: Client) -> Iterator[Client]:
 @pytest.mark.parametrize(
     ("command", "code", "limit"),
     [
-        (TOO_MUCH, 137, 256 * MIB),
-        (f"{TOO_MUCH}; exit 5", 5, 256 * MIB),
+        pytest.param(TOO_MUCH, 137, 256 * MIB, marks=LIMITED),
+        pytest.param(f"{TOO_MUCH}; exit 5", 5, 256 * MIB, marks=LIMITED),
         # Who kills it is not the kernel.
         ("kill -9 $$", 137, None),
         ("sleep 60 & kill -9 $!; wait $!; exit 5", 5, None),
@@ -204,12 +209,14 @@ def test_who_was_killed_for_memory_is_told_so(
         assert talk.end() == {**ended(code), **fields}
 
 
+@pytest.mark.controllers("memory")
 def test_a_shell_is_told_so_too(tight: Client) -> None:
     with shell(tight, "main", cmd=TOO_MUCH) as talk:
         end = talk.end()
     assert (end["exit_code"], end["oom_killed"], end["memory_limit"]) == (137, True, 256 * MIB)
 
 
+@pytest.mark.controllers("memory")
 def test_pody_exec_says_so(tight: Client) -> None:
     done = as_user(tight)("exec", "main", "--", TOO_MUCH)
     assert done.status == 137

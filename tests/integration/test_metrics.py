@@ -106,10 +106,13 @@ def test_it_is_for_admins_and_listed_addresses(node: Node, server: Server, alice
 
 
 def test_invented_methods_are_one_and_reach_no_log(server: Server, admin: Client) -> None:
-    for number in range(5):
+    # A newer Tornado itself refuses a method with such characters.
+    invented = [(f"X{number}", {405}) for number in range(5)]
+    invented += [(f"X{number}\x1b[31m", {400, 405}) for number in range(5)]
+    for method, statuses in invented:
         with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-            connection.sendall(f"X{number}\x1b[31m /version HTTP/1.1\r\nHost: x\r\n\r\n".encode())
-            assert b"405" in connection.recv(65536)
+            connection.sendall(f"{method} /version HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            assert int(connection.recv(65536).split()[1]) in statuses
     methods = {dict(labels).get("method") for name, labels in scrape(admin) if "requests" in name}
     assert "other" in methods
     assert not {method for method in methods if method and method.startswith("X")}

@@ -119,6 +119,7 @@ def cpu_used(lab: Lab) -> float:
     return float(state["cpu"]["usage"]) / 1e9
 
 
+@pytest.mark.controllers("cpu")
 def test_cpu_seconds_are_those_of_lxd(lab: Lab) -> None:
     before = cpu_used(lab)
     burn(lab)
@@ -165,6 +166,7 @@ def test_two_processes_on_one_card_count_once(lab: Lab) -> None:
     assert settled(lab) - before == pytest.approx(held, abs=SAMPLE_SECONDS)
 
 
+@pytest.mark.controllers("cpu")
 def test_killed_and_started_again_it_keeps_the_sums(lab: Lab) -> None:
     burn(lab)
     before = settled(lab)
