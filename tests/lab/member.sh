@@ -8,8 +8,12 @@ set -eu
 name=$1 directory=$2 cgroup=$3 devices=$4
 export LC_ALL=C.UTF-8
 
-# The machine's, such as network namespaces, which would not end while they are mounted here.
-awk '$2 ~ "^/run/" { print $2 }' /proc/mounts | tac | xargs --no-run-if-empty umount --lazy
+# The machine's, such as network namespaces, which would not end while they are mounted here. Each goes
+# with all below it. In a container of systemd-nspawn some hide others, but none hides the first by name.
+first_below_run() { awk '$2 ~ "^/run/" { print $2 }' /proc/mounts | sort | head -n 1; }
+while point=$(first_below_run) && [ "$point" ]; do
+    umount --lazy "$point"
+done
 
 hierarchies=$(awk '$3 == "cgroup" || $3 == "cgroup2" { print $2 }' /proc/mounts)
 mount -t tmpfs -o mode=755 tmpfs /run
