@@ -261,12 +261,12 @@ class Accounts:
         """Make an account: without a name, one that nobody has; "" as password is none."""
         name = name or f"podydt{secrets.token_hex(4)}"
         assert name not in {entry.pw_name for entry in pwd.getpwall()}
-        self.will_make("user", name)
         # Ids of their own below them are none of podyd's, and Debian 13 has few beside Incus'.
         without = ("-K", "SUB_UID_COUNT=0", "-K", "SUB_GID_COUNT=0")
         # useradd 4.20 makes none of digits alone, which a directory may have all the same.
         made = f"podydt{name}" if name.isdecimal() else name
-        self.will_make("user", made)
+        for account in {name, made}:
+            self.will_make("user", account)
         run("useradd", "--badname", "-M", "-N", *without, "-s", "/bin/bash", *options, made)
         if made != name:
             _rename(made, name)

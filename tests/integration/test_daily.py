@@ -32,7 +32,9 @@ def pody(alice: Client) -> Pody:
 def silent(pody: Pody, pod: str) -> Iterator[subprocess.Popen[bytes]]:
     """A command that says nothing for longer than podyd waits with a ping, beside the tests."""
     words = [*pody.command, "exec", pod, "--", "sleep 22; echo done"]
-    with subprocess.Popen(words, env=pody.whole_environment, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        words, env=pody.whole_environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         yield process
         process.kill()
 
@@ -386,5 +388,5 @@ def test_top_is_live_and_ends_with_q(gpu_server: object, alice: Client) -> None:
 
 
 def test_a_command_may_say_nothing_for_long(silent: subprocess.Popen[bytes]) -> None:
-    assert silent.communicate(timeout=60)[0] == b"done\n"
+    assert silent.communicate(timeout=60) == (b"done\n", b"")
     assert silent.returncode == 0

@@ -239,18 +239,31 @@ def test_snapshots(enter: Doors, bob: Client) -> None:
 
 
 def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Doors, bob: Client) -> None:
-    """LXD has fewer limits of their names than podyd."""
+    """An engine has fewer limits of their names than podyd."""
     instance = scene.node.instance_of(bob.user, "other")["name"]
     names = {
+        "a<img><b>bold": "a<img><b>bold",
+        "a\u202efdp": r"a\u202efdp",
+        "y" * 64: "y" * 64,
+        # Incus 7 takes none of these.
         "<img\tsrc=x><b>bold": r"<img\tsrc=x><b>bold",
         "\u202egnp": r"\u202egnp",
         "x" * 200: "x" * 200,
     }
-    for name in names:
-        scene.node.snapshot(instance, name)
+
+    def is_taken(name: str) -> bool:
+        try:
+            scene.node.snapshot(instance, name)
+        except lab.LabError as error:
+            assert "Invalid snapshot name" in str(error)
+            return False
+        return True
+
+    taken = {name: shown for name, shown in names.items() if is_taken(name)}
+    assert list(taken) in (list(names), list(names)[:3])
     try:
         with enter(bob, "/pods/other/snapshots") as tab:
-            for shown in names.values():
+            for shown in taken.values():
                 expect(tab.row(shown)).to_be_visible()
                 click(tab.button(f"Delete snapshot {shown}"))
                 expect(tab.dialog()).to_contain_text(shown)
@@ -260,7 +273,7 @@ def test_snapshots_of_an_admins_have_any_name(scene: Scene, enter: Doors, bob: C
             assert not tab.overflows()
             tab.is_accessible()
     finally:
-        for name in names:
+        for name in taken:
             scene.node.delete_snapshot(instance, quote(name))
 
 

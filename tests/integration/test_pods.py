@@ -299,6 +299,7 @@ def test_ten_creates_of_one_name_make_one(node: Node, limited: Server) -> None:
     client.post("/pod/delete", ins="same").ok
 
 
+@pytest.mark.controllers("cpuset", "memory")
 def test_limits_hold_inside_the_pod(node: Node, limited: Server) -> None:
     client = limited.client(node.accounts.user())
     made = client.post("/pod/create", ins="small", image=IMAGE).ok
