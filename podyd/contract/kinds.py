@@ -99,19 +99,30 @@ def PodName() -> Pattern:  # noqa: N802 - used like a class, beside the other ki
 
 
 def SnapshotName() -> Pattern:  # noqa: N802
-    """A snapshot's name, in characters that the engine accepts."""
-    return _file_like(63)
+    """The name of a snapshot that exists, which an older engine took with any end."""
+    return Pattern(
+        r"[A-Za-z0-9][A-Za-z0-9_.-]*",
+        "1 to 63 letters, digits, '-', '_' or '.', beginning with a letter or digit",
+        maximum=63,
+    )
+
+
+def NewSnapshotName() -> Pattern:  # noqa: N802
+    """A name for a snapshot."""
+    return _name(63)
 
 
 def Tag() -> Pattern:  # noqa: N802
     """The part of an image's name after the user's name."""
-    return _file_like(100)
+    return _name(100)
 
 
-def _file_like(maximum: int) -> Pattern:
+def _name(maximum: int) -> Pattern:
+    """What every engine takes; since 6.16 Incus looks at the end, too (IsAPIName)."""
     return Pattern(
-        r"[A-Za-z0-9][A-Za-z0-9_.-]*",
-        f"1 to {maximum} letters, digits, '-', '_' or '.', beginning with a letter or digit",
+        r"[A-Za-z0-9]([A-Za-z0-9_.-]*[A-Za-z0-9])?",
+        f"1 to {maximum} letters, digits, '-', '_' or '.', beginning and ending with a letter or"
+        " digit",
         maximum,
     )
 

@@ -13,6 +13,7 @@ from podyd.contract.kinds import (
     Duration,
     Flag,
     Mode,
+    NewSnapshotName,
     Pattern,
     PodName,
     PodPath,
@@ -78,7 +79,7 @@ class Create:
 class NewSnapshot:
     ins: str = param(PodName(), "the pod's name")
     name: str | None = param(
-        SnapshotName(), "a name for the snapshot; without it, the time now in UTC", default=None
+        NewSnapshotName(), "a name for the snapshot; without it, the time now in UTC", default=None
     )
 
 

@@ -95,6 +95,8 @@ class Dialect:
     has_own_zones: bool
     # Whether a pod gets all ranges of root's in /etc/subuid that are big enough, or only the first.
     gives_all_ranges: bool
+    # The most characters of an image's name, as Incus has since 6.16; None: there is no limit.
+    longest_alias: int | None
 
     def header_of(self, key: str) -> str:
         """The name of a header of the file API, such as that of a file's mode."""
@@ -141,6 +143,7 @@ LXD = Dialect(
     has_own_networks=True,
     has_own_zones=False,
     gives_all_ranges=False,
+    longest_alias=None,
 )
 INCUS = Dialect(
     key="incus",
@@ -160,6 +163,7 @@ INCUS = Dialect(
     has_own_networks=False,
     has_own_zones=True,
     gives_all_ranges=True,
+    longest_alias=64,
 )
 DIALECTS = (LXD, INCUS)
 # The file below `state_dir` in which setup keeps the word of the engine that it has chosen.

@@ -34,6 +34,11 @@ class RestImageStore:
         """What an admin types to bring an image of another server."""
         return self._client.dialect.copy_image(self._client.project)
 
+    @property
+    def longest_name(self) -> int | None:
+        """The most characters of an image's name; None if there is no limit."""
+        return self._client.dialect.longest_alias
+
     async def all(self) -> list[StoredImage]:
         """Every image that a container can be made of."""
         images = await members_of(self._client, _IMAGES)

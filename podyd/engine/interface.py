@@ -184,6 +184,10 @@ class ImageStore(Protocol):
     def copy_command(self) -> str:
         """What an admin types to bring an image of another server."""
 
+    @property
+    def longest_name(self) -> int | None:
+        """The most characters of an image's name; None if there is no limit."""
+
     async def all(self) -> list[StoredImage]:
         """Every image, of all owners."""
 

@@ -28,6 +28,7 @@ from typing import Any, Literal
 
 from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
+    BadRequest,
     Conflict,
     DiskFull,
     EngineRefused,
@@ -179,13 +180,16 @@ class Commits:
     async def commit(self, member: Member, ins: str, tag: str, description: str) -> Committed:
         """Make an image of a pod, which is not changed; it replaces the member's with that tag.
 
-        Raises Conflict (the name is not the member's), Forbidden (quota). If anything fails, an
-        older image stays unchanged, and the new one is removed.
+        Raises BadRequest (the engine has no such long names), Conflict (the name is not the
+        member's), Forbidden (quota). If anything fails, an older image stays unchanged, and the new
+        one is removed.
         """
         pod = await self._owned.find(member, ins)
         name = f"{member.name}-{tag}"
         with self._alone(member, ins) as under_way:
             old = await self._replaced(member, name)
+            if old is None:
+                self._check_name(name)
             await self._check_room(member, old)
             room = await self._room(member, pod, old)
             # This may not include what the pod shares with its own image.
@@ -301,6 +305,18 @@ class Commits:
                     image=name,
                 )
         return None
+
+    def _check_name(self, name: str) -> None:
+        """Raises BadRequest; the engine itself only looks at it when the image is packed."""
+        longest = self._store.longest_name
+        if longest is not None and len(name) > longest:
+            raise BadRequest(
+                f"The image would be {name!r}, and {ENGINE}'s names have {longest} characters at"
+                " most.",
+                advice="Give a shorter tag.",
+                code="malformed_parameter",
+                parameter="tag",
+            )
 
     async def _others(self, member: Member, old: Image | None) -> list[Image]:
         """The member's images without the one that is replaced."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from podyd.base.quantities import typed_size
-from tests.integration.harness import IMAGE, SMALL, Client, Json, Node, run, wait_until
+from tests.integration.harness import DIALECT, IMAGE, SMALL, Client, Json, Node, run, wait_until
 from tests.integration.test_client import as_user
 from tests.lab.nvml import COMPILE
 
@@ -108,6 +108,16 @@ def test_a_tag_is_replaced_when_the_new_image_is_there(node: Node, own: Client) 
     (new,) = committed(node, own.user)
     assert new["fingerprint"] != old["fingerprint"]
     assert own.get("/image/inspect", image=name).ok["fingerprint"] == new["fingerprint"]
+
+
+def test_a_name_that_the_engine_does_not_take(own: Client) -> None:
+    """As long as it may be at all, which Incus 7 would say when the image is packed."""
+    longest = DIALECT.longest_alias or len(own.user) + 101
+    tag = "t" * (longest - len(own.user) - 1)
+    assert own.post("/pod/commit", ins="main", tag=tag).ok["image_name"] == f"{own.user}-{tag}"
+    body = own.post("/pod/commit", ins="main", tag=f"{tag}t").refused(400, "malformed_parameter")
+    assert body["parameter"] == "tag"
+    own.post("/pod/commit", ins="main", tag="v1.").refused(400, "malformed_parameter")
 
 
 def test_names_that_would_be_the_same_do_not_meet(node: Node, own: Client) -> None:

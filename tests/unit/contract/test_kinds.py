@@ -9,7 +9,17 @@ from datetime import datetime, timezone
 import pytest
 
 from podyd.base.errors import BadRequest
-from podyd.contract.kinds import Kind, Moment, Month, Names, Window, parse
+from podyd.contract.kinds import (
+    Kind,
+    Moment,
+    Month,
+    Names,
+    NewSnapshotName,
+    SnapshotName,
+    Tag,
+    Window,
+    parse,
+)
 from podyd.contract.users import NewPassword
 
 
@@ -49,6 +59,20 @@ def test_what_is_no_window(text: str) -> None:
 )
 def test_moments(text: str, seconds: float) -> None:
     assert Moment().parse(text) == seconds
+
+
+@pytest.mark.parametrize("kind", [NewSnapshotName(), Tag()])
+def test_what_is_new_has_a_name_that_every_engine_takes(kind: Kind) -> None:
+    for text in ("a", "v1.0", "a..b", "0-_.9"):
+        assert kind.parse(text) == text
+    for text in ("", "a-", "a_", "v1.", ".a", "-", "a b", "a\n", "x" * 101):
+        with pytest.raises(ValueError, match="beginning and ending with a letter or digit"):
+            kind.parse(text)
+
+
+def test_a_snapshot_of_an_older_engine_may_have_another_name() -> None:
+    for text in ("a-", "a_", "v1."):
+        assert SnapshotName().parse(text) == text
 
 
 def test_a_moment_that_is_some_time_ago() -> None:

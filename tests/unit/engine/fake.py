@@ -526,6 +526,7 @@ class _Snapshots(_Part):
 
 class _Catalogue(_Part):
     copy_command = "lxc image copy SERVER:IMAGE local: --alias NAME"
+    longest_name = None
 
     async def all(self) -> list[StoredImage]:
         await self._world.look("images")

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from podyd.base.errors import (
+    BadRequest,
     Conflict,
     DiskFull,
     EngineRefused,
@@ -26,6 +27,7 @@ from podyd.base.quantities import UNLIMITED
 from podyd.base.tasks import Tasks
 from podyd.config.schema import Quota
 from podyd.contract.pods import Progress
+from podyd.engine.dialect import INCUS, LXD, Dialect
 from podyd.engine.files import RestFiles
 from podyd.engine.growth import Packing, Unfinished
 from podyd.engine.images import RestImageStore
@@ -305,6 +307,41 @@ def test_an_image_that_lxd_has_just_finished_is_not_counted_twice() -> None:
     asyncio.run(made._check_size(member, None, "podyd-commit-1", 70))
     with pytest.raises(Forbidden, match="this one has 71 bytes, and the others have 30"):
         asyncio.run(made._check_size(member, None, "podyd-commit-1", 71))
+
+
+@pytest.mark.parametrize(
+    ("dialect", "is_there", "is_refused"),
+    [(LXD, False, False), (INCUS, False, True), (INCUS, True, False)],
+)
+def test_a_name_that_the_engine_does_not_take_is_refused_before_all_else(
+    dialect: Dialect, is_there: bool, is_refused: bool
+) -> None:
+    class Reached(Exception):
+        pass
+
+    class Named(Catalogue):
+        def __init__(self) -> None:
+            self.asked = 0
+
+        async def all(self) -> list[Image]:
+            self.asked += 1
+            if self.asked > 1:
+                raise Reached
+            names = (f"alice-{'t' * 59}",) if is_there else ()
+            created = datetime(2026, 11, 24, tzinfo=timezone.utc)
+            return [Image("old", names, "", 30, created, "x86_64", "alice", "1000")]
+
+    async def commit(tag: str) -> None:
+        client = Lxd(None)
+        client.dialect = dialect
+        await commits_of(client, images=Named()).commit(MEMBER, "main", tag, "")
+
+    with pytest.raises(Reached):
+        asyncio.run(commit("t" * 58))
+    with pytest.raises(BadRequest if is_refused else Reached) as refused:
+        asyncio.run(commit("t" * 59))
+    if is_refused:
+        assert "64 characters" in str(refused.value)
 
 
 def test_what_tar2sqfs_may_take_back() -> None:
