@@ -9,7 +9,7 @@ name=$1 directory=$2 cgroup=$3 devices=$4
 export LC_ALL=C.UTF-8
 
 # The machine's, such as network namespaces, which would not end while they are mounted here. Each goes
-# with all below it. In a container of systemd-nspawn some hide others, but none hides the first by name.
+# with all below it. In a container of systemd-nspawn some hide others, but none the first by name.
 first_below_run() { awk '$2 ~ "^/run/" { print $2 }' /proc/mounts | sort | head -n 1; }
 while point=$(first_below_run) && [ "$point" ]; do
     umount --lazy "$point"
