@@ -28,6 +28,7 @@ from podyd.base.errors import (
     KeyForbidden,
     NotLimited,
     NotRestorable,
+    NotRunning,
     PodydError,
     Slipped,
     Unsettled,
@@ -75,6 +76,8 @@ CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "
 # a moment as a rule, and gives that up itself after 30 s (instance/operationlock).
 BUSY_SECONDS = 5.0
 FREE_SECONDS = 0.2
+# So long it may clean up behind an instance that has ended.
+CLEAN_SECONDS = 10.0
 # For a change of settings itself, once the engine has started it.
 CHANGE_SECONDS = 10.0
 
@@ -336,25 +339,28 @@ class RestInstances:
         except EngineRefused as error:
             if action == "start" and not error.is_telling:
                 await self._check_limited(name)
+            if action == "stop" and isinstance(error, NotRunning):
+                await self._let_end(name, CLEAN_SECONDS, is_over=True)
             raise
         finally:
             self.invalidate()
 
-    async def _let_end(self, name: str, timeout: float) -> None:
-        """Wait up to `timeout` seconds for an instance that is about to have stopped.
+    async def _let_end(self, name: str, timeout: float, *, is_over: bool = False) -> None:
+        """Wait up to `timeout` seconds for an instance that is about to have stopped. Where the
+        engine has refused to stop what `is_over`, it waits until its state says so, too.
 
-        Incus says that it runs until all of it is cleaned up. To be told to stop then fails, and
-        lets go of the lock, so that a start would meet what is still being removed
+        Both engines say that it runs until all of it is cleaned up. To be told to stop then fails,
+        and lets go of the lock, so that a start would meet what is still being removed
         (instance/drivers/driver_lxc.go).
         """
         end = time.monotonic() + timeout
         with contextlib.suppress(PodydError):  # What else there is, it says of the stop itself.
             while time.monotonic() < end:
-                try:
-                    await self._client.get(instance_path(name, "state"))
-                    return
-                except Ending:
-                    await asyncio.sleep(FREE_SECONDS)
+                with contextlib.suppress(Ending):
+                    state = await self._client.get(instance_path(name, "state"))
+                    if not is_over or state["status"] != "Running":
+                        return
+                await asyncio.sleep(FREE_SECONDS)
 
     async def _check_limited(self, name: str) -> None:
         """Raises NotLimited if that is why an instance has not started: only its log says it."""

@@ -53,11 +53,15 @@ lxc a 20261125005551.246 ERROR    start - ../src/lxc/start.c:__lxc_start:2107 - 
 class Lxd(RestInstances):
     """Answers each request with what comes next; the last one for good."""
 
-    def __init__(self, outcomes: Sequence[PodydError | None], *, stops: bool = False) -> None:
+    def __init__(
+        self, outcomes: Sequence[PodydError | None], *, stops: bool = False, cleans: int = 0
+    ) -> None:
         self._client = cast(RestClient, self)
         self._outcomes = list(outcomes)
         # Whatever it says of that.
         self._stops = stops
+        # How often it says that the pod runs, once that has ended.
+        self._cleans = cleans
         self._pod = POD
         self.asked: list[str] = []
 
@@ -71,7 +75,11 @@ class Lxd(RestInstances):
             raise outcome
 
     async def get(self, path: str) -> Any:
-        return {"status": "Running"}
+        if self._cleans and self.asked:
+            self._cleans -= 1
+            if not self._cleans:
+                self._pod = replace(POD, status="stopped")
+        return {"status": self._pod.status.capitalize()}
 
     async def text(self, path: str) -> str:
         return LOG
@@ -132,6 +140,12 @@ def test_a_pod_that_shuts_down_is_not_forced() -> None:
 def test_one_that_has_stopped_is_not_forced_whatever_lxd_says(reason: str) -> None:
     told = stopped(refusal(reason), stops=True)
     assert told == ("Pod main has stopped.", ["shut down"])
+
+
+def test_one_that_has_just_ended_has_stopped_when_lxd_says_so() -> None:
+    lxd = Lxd([LATE, refusal('container is not running: "ann-main"')], cleans=3)
+    assert "has stopped" in asyncio.run(power_on(lxd).stop(MEMBER, "main"))
+    assert lxd.asked == ["shut down", "force"]
 
 
 @pytest.mark.parametrize("late", [DEAF, LATE])
