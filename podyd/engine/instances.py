@@ -39,7 +39,7 @@ from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import RestOperations
 from podyd.engine.refresh import Refresh, noted
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import RestClient, instance_path, members_of
+from podyd.engine.rest import RestClient, instance_path, members_of, project_path
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.start_log import why_not_started
 from podyd.engine.times import parse_time
@@ -241,13 +241,23 @@ class RestInstances:
         return instances
 
     async def _read(self) -> tuple[Instance, ...]:
-        data = await members_of(self._client, "/1.0/instances")
+        data = await self._members()
         return tuple(instance_of(self._guard.over(item)) for item in data)
+
+    async def _members(self, *, depth: int = 1) -> list[Any]:
+        """Every instance, as the engine writes it. Raises EngineRefused if podyd may not see the
+        project."""
+        data = await members_of(self._client, "/1.0/instances", depth=depth)
+        if not data:
+            # To a certificate that may not see the project, Incus lists none since 6.21
+            # (lxc/incus#2824); pods that podyd takes for gone lose their ports and cards.
+            await self._client.get(project_path(self._client.project))
+        return data
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs the engine some 15 ms for each that
         runs."""
-        data = await members_of(self._client, "/1.0/instances", depth=2)
+        data = await self._members(depth=2)
         # Of one that is being stopped, Incus 6.0.4 shows its name and nothing else.
         whole = [item for item in data if item["config"] is not None]
         self.last_states = {

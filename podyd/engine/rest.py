@@ -438,6 +438,11 @@ def instance_path(name: str, *parts: str) -> str:
     return meant_for(name, "/".join(["/1.0/instances", quote(name, safe=""), *parts]))
 
 
+def project_path(name: str) -> str:
+    """The path of a project."""
+    return f"/1.0/projects/{quote(name, safe='')}"
+
+
 def _tls_context(credentials: Credentials) -> ssl.SSLContext:
     context = _ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
     # The engine's certificate is self-signed and pinned, so a check of its host name would add

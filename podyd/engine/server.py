@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
 
 from podyd.engine.gpu_devices import wants_cdi
-from podyd.engine.rest import RestClient
+from podyd.engine.rest import RestClient, project_path
 from podyd.engine.types import Allowed, PciCard
 
 # Of a restricted project.
@@ -50,8 +49,7 @@ class RestServer:
 
     async def allowed(self) -> Allowed:
         """What the project's instances may use of the host."""
-        path = f"/1.0/projects/{quote(self.project, safe='')}"
-        config = (await self._client.get(path))["config"]
+        config = (await self._client.get(project_path(self.project)))["config"]
         return Allowed(
             *(frozenset(config.get(key, "").split(",")) - {""} for key in (PATHS, UIDS, GIDS))
         )

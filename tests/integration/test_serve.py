@@ -20,6 +20,7 @@ import yaml
 
 from podyd.admin.setup import make_certificate
 from tests.integration.harness import (
+    DEFAULT,
     FILES_AT_REST,
     FOLLOWING,
     IMAGE,
@@ -389,6 +390,32 @@ def test_killed_in_the_middle_of_a_create(
     assert client.post("/pod/create", ins=ins, image=SMALL).ok["status"] == "running"
     client.post("/pod/delete", ins=ins).ok
     assert again.stop() == 0
+
+
+def test_a_project_that_podyd_may_not_see_is_not_one_without_pods() -> None:
+    """Incus 7 lists nothing then; a podyd of its own, for others must not see it so."""
+    node = Node()
+    try:
+        node.start_helper()
+        server = node.serve()
+        client = server.client(node.accounts.user())
+        name = client.post("/pod/create", ins="main", image=SMALL).ok["name"]
+        trusted = node.lxd.get("/1.0/certificates?recursion=1")
+        found = next(item for item in trusted if item["name"] == node.project)
+        url = f"/1.0/certificates/{found['fingerprint']}"
+        kept = {key: found[key] for key in ("type", "name", "certificate", "restricted")}
+        node.lxd.change("PUT", url, {**kept, "projects": [DEFAULT]})
+        # Of which podyd is told by the stream that it has still open.
+        node.lxc("config", "set", name, "user.x=1")
+        wait_until(lambda: client.get("/pod/list").status != 200, "the refusal")
+        client.get("/pod/info", ins="main").refused(502, "lxd_error")
+        node.lxd.change("PUT", url, {**kept, "projects": [node.project]})
+        wait_until(lambda: client.get("/pod/list").body == ["main"], "the pod")
+        client.post("/pod/delete", ins="main").ok
+        wait_until(lambda: client.get("/pod/list").body == [], "the pod to go")
+        assert server.stop() == 0
+    finally:
+        node.close()
 
 
 def test_the_tests_notice_what_podyd_keeps(server: Server) -> None:

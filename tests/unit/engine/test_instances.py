@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import pytest
 
+from podyd.base.errors import EngineRefused
 from podyd.engine import instances as module
 from podyd.engine.instances import RestInstances, instance_of, state_of
 from podyd.engine.refusals import refusal
@@ -107,6 +108,38 @@ class Incus:
         assert (method, path) == ("PUT", "/1.0/instances/b/state")
         assert not self.looks_left, "told to stop while it is being cleaned up"
         self.told = True
+
+
+class Filtering:
+    """An Incus of 6.21 or newer, in whose project there is nothing that podyd may see."""
+
+    project = "podyd pods"
+
+    def __init__(self, *, is_allowed: bool) -> None:
+        self.is_allowed = is_allowed
+
+    async def get(self, path: str, **query: object) -> Any:
+        if path == "/1.0/instances":
+            return []
+        assert path == "/1.0/projects/podyd%20pods"
+        if not self.is_allowed:
+            raise refusal('User does not have permission for project "podyd pods"', 403)
+        return {"config": {}}
+
+
+def test_a_project_that_podyd_may_not_see_is_not_one_without_pods(tmp_path: Path) -> None:
+    async def look(is_allowed: bool) -> None:
+        incus = cast(RestClient, Filtering(is_allowed=is_allowed))
+        instances = RestInstances(incus, RestoreGuard(tmp_path))
+        try:
+            for ask in (instances.all, instances.cpu_times):
+                assert await ask() == ()
+        finally:
+            instances.close()
+
+    asyncio.run(look(True))
+    with pytest.raises(EngineRefused, match="permission"):
+        asyncio.run(look(False))
 
 
 def of_incus(tmp_path: Path, incus: Incus) -> RestInstances:

@@ -31,12 +31,16 @@ MEMBER = Member("alice", False, Quota(), (), 1000, 1000)
 class Lxd(RestClient):
     """Has instances of these names, each with its key."""
 
+    project = "podyd"
+
     def __init__(self, keys: Mapping[str, str]) -> None:
         self.keys = dict(keys)
         self.changed = asyncio.Event()
 
     async def get(self, path: str, **query: Any) -> Any:
         await asyncio.sleep(0)
+        if path == "/1.0/projects/podyd":
+            return {}
         assert path == "/1.0/instances"
         return [self._data(name) for name in self.keys]
 
