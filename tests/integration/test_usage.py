@@ -107,9 +107,9 @@ def settled(lab: Lab) -> float:
 
 
 def burn(lab: Lab) -> None:
-    """Three seconds of CPU."""
-    done = lab.client.exec("main", "timeout 3 sh -c 'while :; do :; done'")
-    assert done["exit_code"] == 124
+    """A second of CPU, however long others let it take."""
+    done = lab.client.exec("main", "(ulimit -t 1; while :; do :; done)", timeout=60)
+    assert done["exit_code"] == 128 + signal.SIGKILL
 
 
 def cpu_used(lab: Lab) -> float:
@@ -124,7 +124,7 @@ def test_cpu_seconds_are_those_of_lxd(lab: Lab) -> None:
     before = cpu_used(lab)
     burn(lab)
     used = cpu_used(lab)
-    assert used - before > 0.5, "a busy machine gives it less than the three seconds"
+    assert used - before > 0.9
     wait_until(lambda: lab.seconds("cpu") >= used, "all of it to be counted")
     assert lab.seconds("cpu") == pytest.approx(cpu_used(lab), abs=0.5)
     assert set(lab.stat("cpu")) == {lab.user}
