@@ -78,6 +78,8 @@ BUSY_SECONDS = 5.0
 FREE_SECONDS = 0.2
 # So long it may clean up behind an instance that has ended.
 CLEAN_SECONDS = 10.0
+# Where it notes whether an instance runs, to start it again with the host.
+_POWER = "volatile.last_state.power"
 # For a change of settings itself, once the engine has started it.
 CHANGE_SECONDS = 10.0
 
@@ -349,26 +351,44 @@ class RestInstances:
         except EngineRefused as error:
             if action == "start" and not error.is_telling:
                 await self._check_limited(name)
-            if action == "stop" and isinstance(error, NotRunning):
-                await self._let_end(name, CLEAN_SECONDS, is_over=True)
+            if action == "stop":
+                await self._let_clean_up(name, has_ended=isinstance(error, NotRunning))
             raise
         finally:
             self.invalidate()
 
-    async def _let_end(self, name: str, timeout: float, *, is_over: bool = False) -> None:
-        """Wait up to `timeout` seconds for an instance that is about to have stopped. Where the
-        engine has refused to stop what `is_over`, it waits until its state says so, too.
+    async def _let_end(self, name: str, timeout: float) -> None:
+        """Wait up to `timeout` seconds for an instance that is about to have stopped.
 
-        Both engines say that it runs until all of it is cleaned up. To be told to stop then fails,
-        and lets go of the lock, so that a start would meet what is still being removed
+        Incus says that it runs until all of it is cleaned up. To be told to stop then fails, and
+        lets go of the lock, so that a start would meet what is still being removed
         (instance/drivers/driver_lxc.go).
         """
         end = time.monotonic() + timeout
         with contextlib.suppress(PodydError):  # What else there is, it says of the stop itself.
             while time.monotonic() < end:
+                try:
+                    await self._client.get(instance_path(name, "state"))
+                    return
+                except Ending:
+                    await asyncio.sleep(FREE_SECONDS)
+
+    async def _let_clean_up(self, name: str, *, has_ended: bool) -> None:
+        """Wait until the engine has cleaned up behind an instance that ended while it was to be
+        stopped: what is started before is robbed of its devices.
+
+        The engine says first that it is stopped, as LXC does; once it hears of the end, that it
+        runs, while it notes that it does not (instance/drivers/driver_lxc.go, OnStop); and then
+        that it is stopped. That it `has_ended`, the engine may have said before all that.
+        """
+        end = time.monotonic() + CLEAN_SECONDS
+        with contextlib.suppress(PodydError):  # Whether it has stopped is for the caller to see.
+            while time.monotonic() < end:
                 with contextlib.suppress(Ending):
-                    state = await self._client.get(instance_path(name, "state"))
-                    if not is_over or state["status"] != "Running":
+                    shown = await self._client.get(instance_path(name))
+                    is_on = shown["config"].get(_POWER) == "RUNNING"
+                    settled = {"Running": is_on and not has_ended, "Stopped": not is_on}
+                    if settled.get(shown["status"], True):
                         return
                 await asyncio.sleep(FREE_SECONDS)
 

@@ -51,8 +51,8 @@ class Lxd(RestInstances):
         self.uuids: set[str] = set()
 
     async def get(self, path: str, **query: Any) -> Any:
-        if path.partition("?")[0].endswith("/state"):  # It is not about to have stopped.
-            return {}
+        if path.startswith("/1.0/instances/"):  # It is not about to have stopped.
+            return {"status": "Stopped", "config": {}}
         assert path == "/1.0/operations"
         doing = self.is_doing.pop(0) if self.is_doing else set()
         of_task = {"class": "task", "resources": None, "metadata": None}

@@ -54,14 +54,18 @@ class Lxd(RestInstances):
     """Answers each request with what comes next; the last one for good."""
 
     def __init__(
-        self, outcomes: Sequence[PodydError | None], *, stops: bool = False, cleans: int = 0
+        self,
+        outcomes: Sequence[PodydError | None],
+        *,
+        stops: bool = False,
+        ends: Sequence[tuple[str, str]] = (),
     ) -> None:
         self._client = cast(RestClient, self)
         self._outcomes = list(outcomes)
         # Whatever it says of that.
         self._stops = stops
-        # How often it says that the pod runs, once that has ended.
-        self._cleans = cleans
+        # Its status and power, as LXD shows them one after the other once it has ended.
+        self._ends = list(ends)
         self._pod = POD
         self.asked: list[str] = []
 
@@ -75,11 +79,13 @@ class Lxd(RestInstances):
             raise outcome
 
     async def get(self, path: str) -> Any:
-        if self._cleans and self.asked:
-            self._cleans -= 1
-            if not self._cleans:
+        is_on = self._pod.status == "running"
+        status, power = ("Running", "RUNNING") if is_on else ("Stopped", "STOPPED")
+        if self._ends and self.asked:
+            status, power = self._ends.pop(0)
+            if not self._ends:
                 self._pod = replace(POD, status="stopped")
-        return {"status": self._pod.status.capitalize()}
+        return {"status": status, "config": {"volatile.last_state.power": power}}
 
     async def text(self, path: str) -> str:
         return LOG
@@ -142,10 +148,13 @@ def test_one_that_has_stopped_is_not_forced_whatever_lxd_says(reason: str) -> No
     assert told == ("Pod main has stopped.", ["shut down"])
 
 
-def test_one_that_has_just_ended_has_stopped_when_lxd_says_so() -> None:
-    lxd = Lxd([LATE, refusal('container is not running: "ann-main"')], cleans=3)
-    assert "has stopped" in asyncio.run(power_on(lxd).stop(MEMBER, "main"))
-    assert lxd.asked == ["shut down", "force"]
+@pytest.mark.parametrize("reason", ["the container is not running", DEAF.reason])
+def test_one_that_has_just_ended_has_stopped_once_lxd_has_cleaned_up(reason: str) -> None:
+    # As LXC has it, as LXD cleans up, and in the end.
+    ends = [("Stopped", "RUNNING"), ("Running", "STOPPED"), ("Stopped", "STOPPED")]
+    lxd = Lxd([refusal(reason)], ends=ends)
+    assert asyncio.run(power_on(lxd).stop(MEMBER, "main")) == "Pod main has stopped."
+    assert lxd.asked == ["shut down"]
 
 
 @pytest.mark.parametrize("late", [DEAF, LATE])
