@@ -265,7 +265,8 @@ class RestClient:
         answer = await self._call(method, path, body=body, etag=etag)
         if answer["type"] != "async":
             return answer["metadata"]
-        operation = answer["operation"]
+        # With the project behind it, if it is another member's of a cluster.
+        operation = urlsplit(answer["operation"]).path
         began(operation)
         metadata = await self._ended(operation, timeout)
         if metadata["status_code"] < 200:

@@ -236,6 +236,23 @@ def test_what_lxd_5_21_says_of_an_operation_that_goes_on(tmp_path: Path) -> None
         ask(tmp_path, later("context deadline exceeded", 500, 103), changing("POST"))
 
 
+def test_an_operation_of_another_member_is_waited_for(tmp_path: Path) -> None:
+    """Its project is told with it."""
+    begun: list[str] = []
+
+    async def begin_there(handler: RequestHandler) -> None:
+        handler.write({"type": "async", "operation": "/1.0/operations/1?project=p"})
+
+    async def end(handler: RequestHandler) -> None:
+        asked = handler.request.path, handler.get_arguments("project")
+        assert asked == ("/1.0/operations/1/wait", ["p"])
+        handler.write({"type": "sync", "metadata": {"status_code": 200}})
+
+    call = changing("POST", began=begun.append)
+    assert ask(tmp_path, [begin_there, end], call) == {"status_code": 200}
+    assert begun == ["/1.0/operations/1"]
+
+
 def test_what_is_meant_for_one_instance_reaches_no_other_of_its_name(tmp_path: Path) -> None:
     """Nothing is sent at all: there is no server."""
 
