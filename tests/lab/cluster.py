@@ -42,8 +42,8 @@ PARENT = Path("/var/cache")
 POOL = "default"
 # A member's pods are behind a bridge of its own, so all bridges can have the same addresses.
 NETWORK = {"ipv4.address": "10.155.0.1/24", "ipv4.nat": "true", "ipv6.address": "none"}
-# TEST-NET-1 and -2 (RFC 5737): nobody's.
-SUBNETS = {"lxd": "192.0.2", "incus": "198.51.100"}
+# TEST-NET-3 and -2 (RFC 5737): nobody's. TEST-NET-1 is what some sandboxes are in themselves.
+SUBNETS = {"lxd": "203.0.113", "incus": "198.51.100"}
 PORT = 8443
 # The engines refuse less: one beat of the heart, and a second.
 OFFLINE_THRESHOLD = 11
@@ -262,7 +262,7 @@ class Member:
         """Make its directory."""
         own, links = self.directory / "etc", self.directory / "var/lib"
         links.mkdir(parents=True)
-        shutil.copytree("/etc", own, symlinks=True)
+        shutil.copytree("/etc", own, symlinks=True, copy_function=copy_if_there)
         (own / "hostname").write_text(f"{self.name}\n")
         description = lab.cards_description(self.cards)
         (own / "podyd-cards.json").write_text(json.dumps(description))
@@ -365,6 +365,12 @@ def joining(groups: Sequence[Path], words: Sequence[str]) -> list[str]:
     """The command that runs another one in some cgroups."""
     names = " ".join(map(str, groups))
     return ["env", f"GROUPS_TO_JOIN={names}", "sh", "-euc", JOIN, "sh", *words]
+
+
+def copy_if_there(source: str, target: str) -> None:
+    """As what useradd(8) makes for a moment is not."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.copy2(source, target)
 
 
 def is_removed(group: Path) -> bool:

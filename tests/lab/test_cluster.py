@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.integration import small
 from tests.lab import lab
 from tests.lab.cluster import POOL, Cluster, Member, cards
+from tests.lab.conftest import traces
 
 IMAGE = "small"
 POD = "podyd-test-pod"
@@ -21,26 +20,6 @@ pynvml.nvmlInit()
 for index in range(pynvml.nvmlDeviceGetCount()):
     print(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetHandleByIndex(index)))
 """
-
-
-def traces() -> dict[str, object]:
-    """All that a cluster makes on the machine, outside the directories that go with it."""
-    return {
-        "links": sorted(name for name in os.listdir("/sys/class/net") if name.startswith("podydc")),
-        "mounts": [point for point, _ in lab.mounts() if "podyd-cluster" in point],
-        "cgroups": [str(path) for path in lab.CGROUPS.glob("**/podyd-cluster*")],
-        "files": [str(path) for path in Path("/var/cache").glob("podyd-cluster*")],
-        "loops": [
-            path.read_text()
-            for path in Path("/sys/block").glob("loop*/loop/backing_file")
-            if "podyd-cluster" in path.read_text()
-        ],
-        "processes": [
-            name
-            for name in os.listdir("/proc")
-            if name.isdigit() and lab.in_cluster(int(name)) and lab.is_alive(int(name))
-        ],
-    }
 
 
 def make_pod(cluster: Cluster) -> None:
@@ -58,43 +37,9 @@ def make_pod(cluster: Cluster) -> None:
 
 
 @pytest.fixture(scope="module")
-def before() -> dict[str, object]:
-    if os.geteuid() != 0:
-        pytest.skip("a cluster needs root")
-    Cluster(lab.ENGINE).down()
-    return traces()
-
-
-@pytest.fixture(scope="module")
-def cluster(before: dict[str, object]) -> Iterator[Cluster]:
-    cluster = Cluster(lab.ENGINE)
-    try:
-        cluster.up()
-        make_pod(cluster)
-        yield cluster
-    finally:
-        cluster.down()
-
-
-@pytest.fixture
-def first(cluster: Cluster) -> Member:
-    """It leads when all have just begun."""
-    return cluster.members[0]
-
-
-@pytest.fixture
-def third(cluster: Cluster) -> Iterator[Member]:
-    """The one whose faults are tried: in the end it is whole again."""
-    member = cluster.members[2]
-    yield member
-    if member.first_process() is None:
-        member.power_on()
-    elif member.listens():
-        member.resume()
-    else:
-        member.start()
-    member.mend()
-    cluster.wait()
+def cluster(cluster: Cluster) -> Cluster:
+    make_pod(cluster)
+    return cluster
 
 
 def state(asked: Member) -> tuple[str, int]:
