@@ -24,12 +24,12 @@ from podyd.base.engine_words import ENGINE
 from podyd.base.errors import SetupError
 from podyd.engine.dialect import Dialect, Place, place_of
 from podyd.engine.gpu_devices import has_driver, wants_cdi
-from podyd.engine.instances import instance_of
 from podyd.engine.profile_files import POOL, body_of
 from podyd.engine.profiles import profile_of
 from podyd.engine.refresh import is_possible
 from podyd.engine.server import DISK, GIDS, PATHS, UIDS, card_of
 from podyd.engine.types import Allowed, Instance, PciCard, Profile, is_set
+from podyd.engine.view import instance_of
 
 # Where both engines run, one of them has the first.
 HTTPS_PORT, HTTPS_PORTS = 8443, 10

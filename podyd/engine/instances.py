@@ -1,22 +1,15 @@
-"""The engine's instances of one project, with a cache.
-
-Asking the engine for all instances takes milliseconds, and most calls need them. So the last answer
-is cached until the engine's event stream reports a change; without that stream nothing is cached.
-Changes that an admin makes with `lxc` are thereby seen at once.
-"""
+"""The engine's instances of one project: read through a view of them (view.py), and changed."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from podyd.base.engine_words import ENGINE
 from podyd.base.errors import (
     Busy,
     Changed,
@@ -33,16 +26,14 @@ from podyd.base.errors import (
     Slipped,
     Unsettled,
 )
-from podyd.base.tasks import seen
-from podyd.engine.bound import bound, meant_for
+from podyd.engine.bound import meant_for
 from podyd.engine.interface import UPDATE_SECONDS
 from podyd.engine.operations import RestOperations
 from podyd.engine.refresh import Refresh, noted
 from podyd.engine.refusals import refusal
-from podyd.engine.rest import RestClient, instance_path, members_of, project_path
+from podyd.engine.rest import RestClient, instance_path
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.start_log import why_not_started
-from podyd.engine.times import parse_time
 from podyd.engine.types import (
     Action,
     Address,
@@ -54,21 +45,11 @@ from podyd.engine.types import (
     NewKeys,
     Source,
     State,
-    Status,
     root_of,
 )
-from podyd.engine.websocket import Websocket
+from podyd.engine.view import InstanceView, instance_of, rows_of
 
 log = logging.getLogger(__name__)
-
-RECONNECT_DELAYS = (0.2, 0.5, 1.0, 2.0, 5.0)
-PING_INTERVAL = 10.0
-# Of the engine's lifecycle events, these leave every instance as it is.
-_HARMLESS = frozenset(
-    f"instance-{what}"
-    for what in ("exec", "console", "console-retrieved", "file-retrieved", "log-retrieved")
-)
-
 
 # What an instance consists of, of all that the engine shows; the rest cannot be changed.
 CHANGEABLE = ("architecture", "config", "description", "devices", "ephemeral", "profiles")
@@ -82,33 +63,6 @@ CLEAN_SECONDS = 10.0
 _POWER = "volatile.last_state.power"
 # For a change of settings itself, once the engine has started it.
 CHANGE_SECONDS = 10.0
-
-
-# The engine's words; whatever else it says of an instance is an error.
-_STATUSES: Mapping[str, Status] = {
-    "Running": "running",
-    # It runs, and its root has told the guest API that it has booted; from LXD 5.6 on, and Incus.
-    "Ready": "running",
-    "Stopped": "stopped",
-    "Frozen": "frozen",
-}
-
-
-def instance_of(data: Mapping[str, Any]) -> Instance:
-    """From the engine's JSON of an instance."""
-    started = parse_time(data["last_used_at"])
-    return Instance(
-        name=bound(data["name"], data["config"].get("volatile.uuid", "")),
-        status=_STATUSES.get(data["status"], "error"),
-        created=parse_time(data["created_at"]),
-        # The engine writes the zero time, of 1970 or of the year 1, for "never".
-        started=started if started.year > 1970 else None,
-        config=data["config"],
-        expanded_config=data["expanded_config"],
-        own_devices=data["devices"],
-        devices=data["expanded_devices"],
-        profiles=tuple(data["profiles"] or ()),
-    )
 
 
 def state_of(data: Mapping[str, Any]) -> State:
@@ -192,19 +146,15 @@ def _source(source: Source) -> Mapping[str, Any]:
 
 
 class RestInstances:
-    """The project's instances, read through the event stream that `watch` follows."""
+    """The project's instances, read through a view that follows the engine's events."""
 
     def __init__(self, client: RestClient, guard: RestoreGuard) -> None:
         self._client = client
         self._guard = guard
         self._refresh = Refresh(client, guard)
+        self._view = InstanceView(client, guard)
         # As of the last look at the CPU times.
         self.last_states: Mapping[str, State] = {}
-        self._following = False
-        self._version = 0
-        self._subscribers: list[Callable[[], None]] = []
-        self._kept: tuple[int, tuple[Instance, ...]] | None = None
-        self._fetch: tuple[int, asyncio.Task[tuple[Instance, ...]]] | None = None
         self._restoring: set[str] = set()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -214,52 +164,25 @@ class RestInstances:
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
         """Call `subscriber` whenever something has changed, or may have."""
-        self._subscribers.append(subscriber)
+        self._view.subscribe(subscriber)
 
-    def invalidate(self) -> None:
-        """Drop the cache: something has changed."""
-        self._version += 1
-        self._kept = None
-        for subscriber in self._subscribers:
-            subscriber()
+    def changed(self, name: str) -> None:
+        """An instance has been changed: whoever asks from now on sees it as it is then."""
+        self._view.changed(name)
+
+    async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
+        """Follow the engine's events for good; `connected` is called whenever the engine is there
+        (again)."""
+        await self._view.watch(connected)
 
     async def all(self) -> tuple[Instance, ...]:
         """Every instance of the project."""
-        if not self._following:
-            return await self._read()
-        if self._kept is not None and self._kept[0] == self._version:
-            return self._kept[1]
-        # Callers between two changes share one request to the engine.
-        if self._fetch is None or self._fetch[0] != self._version or self._fetch[1].done():
-            fetch = asyncio.ensure_future(self._read_and_keep(self._version))
-            fetch.add_done_callback(seen)
-            self._fetch = self._version, fetch
-        return await asyncio.shield(self._fetch[1])
-
-    async def _read_and_keep(self, version: int) -> tuple[Instance, ...]:
-        instances = await self._read()
-        if self._following and version == self._version:
-            self._kept = version, instances
-        return instances
-
-    async def _read(self) -> tuple[Instance, ...]:
-        data = await self._members()
-        return tuple(instance_of(self._guard.over(item)) for item in data)
-
-    async def _members(self, *, depth: int = 1) -> list[Any]:
-        """Every instance, as the engine writes it. Raises EngineRefused if podyd may not see the
-        project."""
-        data = await members_of(self._client, "/1.0/instances", depth=depth)
-        if not data:
-            # To a certificate that may not see the project, Incus lists none since 6.21
-            # (lxc/incus#2824); pods that podyd takes for gone lose their ports and cards.
-            await self._client.get(project_path(self._client.project))
-        return data
+        return await self._view.all()
 
     async def cpu_times(self) -> tuple[CpuTime, ...]:
         """Every instance with its CPU time, which costs the engine some 15 ms for each that
         runs."""
-        data = await self._members(depth=2)
+        data = await rows_of(self._client, depth=2)
         # Of one that is being stopped, Incus 6.0.4 shows its name and nothing else.
         whole = [item for item in data if item["config"] is not None]
         self.last_states = {
@@ -273,7 +196,8 @@ class RestInstances:
 
     async def has(self, name: str, uuid: str) -> bool:
         """Whether an instance has this name and this uuid."""
-        return any((item.name, item.uuid) == (name, uuid) for item in await self.all())
+        found = await self._view.one(name)
+        return found is not None and found.uuid == uuid
 
     async def first_process(self, name: str) -> int:
         """The pid of an instance's first process, on the host; 0 or less where there is none."""
@@ -317,7 +241,7 @@ class RestInstances:
         try:
             await self._client.change("POST", "/1.0/instances", body, timeout=timeout, began=began)
         finally:
-            self.invalidate()
+            self.changed(new.name)
 
     async def delete(self, name: str, *, timeout: float) -> None:
         """Delete an instance that is stopped. Raises Gone, Busy, TimedOut."""
@@ -325,7 +249,7 @@ class RestInstances:
         try:
             await when_free(lambda: self._client.change("DELETE", path, timeout=timeout))
         finally:
-            self.invalidate()
+            self.changed(name)
 
     async def set_status(
         self, name: str, action: Action, *, timeout: float, force: bool = False
@@ -355,7 +279,7 @@ class RestInstances:
                 await self._let_clean_up(name, has_ended=isinstance(error, NotRunning))
             raise
         finally:
-            self.invalidate()
+            self.changed(name)
 
     async def _let_end(self, name: str, timeout: float) -> None:
         """Wait up to `timeout` seconds for an instance that is about to have stopped.
@@ -408,7 +332,7 @@ class RestInstances:
         try:
             await when_free(lambda: self._client.change("PATCH", instance_path(name), change))
         finally:
-            self.invalidate()
+            self.changed(name)
 
     async def edit(
         self,
@@ -436,7 +360,7 @@ class RestInstances:
         try:
             await when_free(change, patience)
         finally:
-            self.invalidate()
+            self.changed(name)
 
     async def _edit_held(
         self, name: str, config: NewKeys, devices: Callable[[Devices], Devices]
@@ -468,7 +392,10 @@ class RestInstances:
             for key, value in data["config"].items()
             if key.startswith(("image.", "volatile."))
         }
-        await self._put(path, {**body, "config": {**kept, **config}, "devices": devices})
+        try:
+            await self._put(path, {**body, "config": {**kept, **config}, "devices": devices})
+        finally:
+            self.changed(name)
 
     async def _put(
         self, path: str, body: Mapping[str, Any], etag: str = "", timeout: float = 60.0
@@ -518,7 +445,7 @@ class RestInstances:
         except BaseException:
             self._restoring.discard(name)
             raise
-        self.invalidate()
+        self.changed(name)
 
     async def restore(self, name: str, snapshot: str, *, timeout: float) -> None:
         """Make an instance's disk as it was at a snapshot.
@@ -615,7 +542,7 @@ class RestInstances:
         except EngineRefused as error:
             raise Unsettled(error.reason) from error
         await self._guard.drop(name)
-        self.invalidate()
+        self.changed(name)
 
     async def _put_back(self, name: str, kept: Mapping[str, Any]) -> None:
         """Change an instance's settings to those that are kept, if it is there and has others."""
@@ -633,39 +560,3 @@ class RestInstances:
     def _settling(self, name: str) -> asyncio.Lock:
         """One at a time puts an instance's settings back."""
         return self._locks.setdefault(name, asyncio.Lock())
-
-    async def watch(self, connected: Callable[[], Awaitable[None]]) -> None:
-        """Follow the engine's events for good; `connected` is called whenever the engine is there
-        (again)."""
-        failures = 0
-        while True:
-            try:
-                stream = await self._client.websocket(
-                    "/1.0/events", type="lifecycle", ping_interval=PING_INTERVAL
-                )
-            except PodydError as error:
-                if failures == 0:
-                    log.warning("%s is away, trying again: %s", ENGINE, error)
-                failures = min(failures + 1, len(RECONNECT_DELAYS) - 1)
-            else:
-                failures = 0
-                await self._follow(stream, connected)
-            await asyncio.sleep(RECONNECT_DELAYS[failures])
-
-    async def _follow(self, stream: Websocket, connected: Callable[[], Awaitable[None]]) -> None:
-        try:
-            self.invalidate()
-            self._following = True
-            log.info("following %s's events of project %s", ENGINE, self._client.project)
-            await connected()
-            while (message := await stream.read_message()) is not None:
-                event = json.loads(message)
-                if event["type"] == "lifecycle" and event["metadata"]["action"] not in _HARMLESS:
-                    self.invalidate()
-            log.warning("%s closed its event stream", ENGINE)
-        except PodydError as error:
-            log.warning("%s went away: %s", ENGINE, error)
-        finally:
-            self._following = False
-            self.invalidate()
-            stream.close()

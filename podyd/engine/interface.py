@@ -48,7 +48,8 @@ class Instances(Protocol):
         """As of the last look at the CPU times, by name."""
 
     async def all(self) -> tuple[Instance, ...]:
-        """Every instance, as it is now."""
+        """Every instance, as it is now; in a cluster, within a second, as last known where its
+        member does not answer."""
 
     async def state(self, name: str) -> State:
         """The state of an instance, which takes some 15 ms if it runs. Raises Gone."""

@@ -24,12 +24,13 @@ from podyd.engine.admin import (
     project_config,
     translated,
 )
-from podyd.engine.instances import CHANGEABLE, instance_of
+from podyd.engine.instances import CHANGEABLE
 from podyd.engine.profile_files import POOL
 from podyd.engine.refusals import refusal
 from podyd.engine.server import GIDS, PATHS, UIDS
 from podyd.engine.start_log import why_not_started
 from podyd.engine.types import Devices, Status
+from podyd.engine.view import instance_of
 
 STOP_SECONDS = 60
 # Of an instance that is made and deleted at once: whether the new engine takes its settings.

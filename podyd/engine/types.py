@@ -24,7 +24,9 @@ LARGE_BYTES = 64 * 1024**2
 class Instance:
     """An instance; `config` and `own_devices` are without its profiles, the rest with them.
 
-    Its name is bound: a request to the engine with it reaches this instance or none.
+    Its name is bound: a request to the engine with it reaches this instance or none. `host` is the
+    member of a cluster that it is on. While that does not answer, the rest is as last known; empty
+    if nothing is.
     """
 
     name: str
@@ -36,6 +38,8 @@ class Instance:
     own_devices: Devices
     devices: Devices
     profiles: tuple[str, ...]
+    host: str = ""
+    is_reachable: bool = True
 
     @property
     def uuid(self) -> str:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from podyd.engine.instances import instance_of
+from podyd.engine.view import instance_of
 from podyd.model.pod import is_half_made
 from tests.integration.harness import IMAGE, SMALL, Client, Node, Server, run, wait_until
 

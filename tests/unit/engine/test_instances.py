@@ -10,11 +10,12 @@ import pytest
 
 from podyd.base.errors import EngineRefused
 from podyd.engine import instances as module
-from podyd.engine.instances import RestInstances, instance_of, state_of
+from podyd.engine.instances import RestInstances, state_of
 from podyd.engine.refusals import refusal
 from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
 from podyd.engine.types import Address, FromImage, NewInstance, State
+from podyd.engine.view import instance_of
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,7 @@ def listed(name: str, **more: object) -> dict[str, Any]:
         "status": "Running",
         "created_at": time,
         "last_used_at": time,
+        "location": "none",
         "config": {"volatile.uuid": name},
         "expanded_config": {},
         "profiles": [],

@@ -34,6 +34,7 @@ INSTANCE: dict[str, Any] = {
     "description": "",
     "created_at": "2026-01-01T00:00:00Z",
     "last_used_at": "1970-01-01T00:00:00Z",
+    "location": "none",
     "profiles": ["podyd-base"],
     "config": {
         "limits.cpu": "2",

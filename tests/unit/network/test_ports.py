@@ -15,9 +15,10 @@ from podyd import __version__
 from podyd.base.errors import Conflict, Forbidden, NotFound
 from podyd.config.current import Settings
 from podyd.config.schema import Config, PortsConfig, Quota
-from podyd.engine.instances import RestInstances, instance_of
+from podyd.engine.instances import RestInstances
 from podyd.engine.rest import RestClient
 from podyd.engine.restore_guard import RestoreGuard
+from podyd.engine.view import instance_of
 from podyd.model.member import Member
 from podyd.model.pod import OWNER, PORTS, Pod, pods_of
 from podyd.network.locations import Locations
@@ -62,6 +63,7 @@ class Lxd(RestClient):
             "status": "Running",
             "created_at": born.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "last_used_at": "2026-11-25T00:00:00Z",
+            "location": "none",
             "config": config,
             "expanded_config": config,
             "devices": {},

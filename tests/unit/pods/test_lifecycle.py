@@ -124,7 +124,7 @@ def test_what_is_anothers_is_not_removed() -> None:
             self.asked.append(method)
             raise NameTaken('This "instances" entry already exists')
 
-        def invalidate(self) -> None: ...
+        def changed(self, name: str) -> None: ...
 
     lxd = Lxd()
     needed = dict.fromkeys(inspect.signature(Lifecycle).parameters)

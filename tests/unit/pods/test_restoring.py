@@ -57,6 +57,7 @@ def instance(config: dict[str, str], created: str = CREATED) -> dict[str, Any]:
         "expanded_devices": {},
         "created_at": created,
         "last_used_at": "1970-01-01T00:00:00Z",
+        "location": "none",
         "state": None,
     }
 
@@ -472,7 +473,7 @@ def test_it_is_told_once_and_tried_when_something_changes(
         while len(seen) < 9:
             seen.append(await happened.get())
             if seen[-1] == "tried":
-                restored.instances.invalidate()
+                restored.instances.changed("a")
         task.cancel()
 
     run(lambda: asyncio.wait_for(work(), 10))
