@@ -42,8 +42,9 @@ PARENT = Path("/var/cache")
 POOL = "default"
 # A member's pods are behind a bridge of its own, so all bridges can have the same addresses.
 NETWORK = {"ipv4.address": "10.155.0.1/24", "ipv4.nat": "true", "ipv6.address": "none"}
-# TEST-NET-3 and -2 (RFC 5737): nobody's. TEST-NET-1 is what some sandboxes are in themselves.
-SUBNETS = {"lxd": "203.0.113", "incus": "198.51.100"}
+# For benchmarks of networks (RFC 2544), and so nobody's. In what is for documentation (RFC 5737),
+# some sandboxes have their gateway and their mirrors.
+SUBNETS = {"lxd": "198.18.1", "incus": "198.18.2"}
 PORT = 8443
 # The engines refuse less: one beat of the heart, and a second.
 OFFLINE_THRESHOLD = 11
