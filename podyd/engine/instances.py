@@ -21,7 +21,6 @@ from podyd.base.errors import (
     KeyForbidden,
     NotLimited,
     NotRestorable,
-    NotRunning,
     PodydError,
     Slipped,
     Unsettled,
@@ -275,8 +274,6 @@ class RestInstances:
         except EngineRefused as error:
             if action == "start" and not error.is_telling:
                 await self._check_limited(name)
-            if action == "stop":
-                await self._let_clean_up(name, has_ended=isinstance(error, NotRunning))
             raise
         finally:
             self.changed(name)
@@ -297,16 +294,17 @@ class RestInstances:
                 except Ending:
                     await asyncio.sleep(FREE_SECONDS)
 
-    async def _let_clean_up(self, name: str, *, has_ended: bool) -> None:
+    async def clean_up(self, name: str, *, has_ended: bool) -> None:
         """Wait until the engine has cleaned up behind an instance that ended while it was to be
         stopped: what is started before is robbed of its devices.
 
         The engine says first that it is stopped, as LXC does; once it hears of the end, that it
         runs, while it notes that it does not (instance/drivers/driver_lxc.go, OnStop); and then
-        that it is stopped. That it `has_ended`, the engine may have said before all that.
+        that it is stopped. That it `has_ended`, the engine may have said before all that. Of one
+        that ended with its host it notes for good that it runs.
         """
         end = time.monotonic() + CLEAN_SECONDS
-        with contextlib.suppress(PodydError):  # Whether it has stopped is for the caller to see.
+        try:
             while time.monotonic() < end:
                 with contextlib.suppress(Ending):
                     shown = await self._client.get(instance_path(name))
@@ -315,6 +313,10 @@ class RestInstances:
                     if settled.get(shown["status"], True):
                         return
                 await asyncio.sleep(FREE_SECONDS)
+        except PodydError as error:  # Whether it has stopped is for the caller to see.
+            log.info("%s: whether it is cleaned up is not known: %s", name, error)
+        finally:
+            self.changed(name)
 
     async def _check_limited(self, name: str) -> None:
         """Raises NotLimited if that is why an instance has not started: only its log says it."""

@@ -96,6 +96,13 @@ class Instances(Protocol):
         Raises Gone, Busy, Running, NotRunning, DidNotShutDown, DiskFull, NotLimited, Slipped.
         """
 
+    async def clean_up(self, name: str, *, has_ended: bool) -> None:
+        """Wait, some seconds at most, until the engine has cleaned up behind an instance that ended
+        while it was to be stopped; `has_ended` is whether the engine has said that it has.
+
+        For one that ran until then: of others it may wait for nothing.
+        """
+
     async def edit(
         self,
         name: str,

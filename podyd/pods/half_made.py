@@ -7,7 +7,7 @@ import contextlib
 import logging
 from datetime import datetime, timedelta, timezone
 
-from podyd.base.errors import Busy, EngineRefused, Gone, PodydError, engine_could_not
+from podyd.base.errors import Busy, EngineRefused, Gone, PodydError, Running, engine_could_not
 from podyd.base.tasks import Tasks, came
 from podyd.engine.bound import uuid_of
 from podyd.engine.interface import Files, Instances
@@ -127,4 +127,8 @@ async def delete(instances: Instances, name: str) -> None:
     with contextlib.suppress(EngineRefused):
         await instances.set_status(name, "stop", timeout=STOP_TIMEOUT, force=True)
     with engine_could_not("delete the pod"), contextlib.suppress(Gone):
-        await instances.delete(name, timeout=DELETE_TIMEOUT)
+        try:
+            await instances.delete(name, timeout=DELETE_TIMEOUT)
+        except Running:  # Or it has just ended.
+            await instances.clean_up(name, has_ended=False)
+            await instances.delete(name, timeout=DELETE_TIMEOUT)

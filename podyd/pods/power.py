@@ -12,6 +12,7 @@ from podyd.base.errors import (
     DidNotShutDown,
     DiskFull,
     EngineRefused,
+    NotRunning,
     PodydError,
     Running,
     Slipped,
@@ -155,6 +156,7 @@ class Power:
             with engine_could_not("stop the pod"):
                 await self._instances.set_status(name, "stop", timeout=timeout, force=force)
         except EngineRefused as error:
+            await self._instances.clean_up(name, has_ended=isinstance(error, NotRunning))
             if not await self._has_stopped(name):
                 raise
             log.info("%s has stopped, although %s says: %s", name, ENGINE, error.reason)

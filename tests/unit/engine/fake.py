@@ -430,6 +430,8 @@ class FakeInstances:
         await self._world.look("has_room", name)
         return name not in self._world.full
 
+    async def clean_up(self, name: str, *, has_ended: bool) -> None: ...
+
     def check_free(self, name: str) -> None:
         if name in self._restoring:
             raise Busy("a snapshot is being restored", operation="restore")

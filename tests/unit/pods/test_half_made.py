@@ -11,7 +11,15 @@ from typing import Any, cast
 
 import pytest
 
-from podyd.base.errors import Busy, EngineRefused, Gone, TimedOut, Unavailable
+from podyd.base.errors import (
+    Busy,
+    EngineRefused,
+    Gone,
+    NotRunning,
+    Running,
+    TimedOut,
+    Unavailable,
+)
 from podyd.base.tasks import Tasks
 from podyd.engine import instances
 from podyd.engine.bound import bound, uuid_of
@@ -23,7 +31,7 @@ from podyd.engine.types import Instance
 from podyd.model.pod import MADE_AS, OWNER
 from podyd.pods import half_made as module
 from podyd.pods import sweep
-from podyd.pods.half_made import HalfMade
+from podyd.pods.half_made import HalfMade, delete
 from podyd.pods.sweep import Sweep
 from tests.unit.pods.test_power import POD
 
@@ -112,6 +120,58 @@ def test_what_lxd_does_not_delete_is_not_gone_and_is_tried_again(
         assert await making.remove("a")
         assert not lxd.stored
         assert await making.remove("a"), "what is gone is gone"
+
+    run(work)
+
+
+class Ended(Lxd):
+    """Of what does not run any more, it shows status and power one after the other; the last ones
+    for good."""
+
+    def __init__(self, *shown: tuple[str, str]) -> None:
+        super().__init__(half_made("a"))
+        self.shown = list(shown)
+        self.looks = 0
+
+    async def get(self, path: str, **query: Any) -> Any:
+        if path != "/1.0/instances/a":
+            return await super().get(path, **query)
+        self.looks += 1
+        status, power = self.shown.pop(0) if len(self.shown) > 1 else self.shown[0]
+        return {"status": status, "config": {"volatile.last_state.power": power}}
+
+    async def change(self, method: str, path: str, body: Any = None, **options: Any) -> None:
+        if method == "PUT":
+            raise NotRunning("The instance is already stopped")
+        await super().change(method, path, body, **options)
+
+
+def test_one_that_ended_with_its_host_is_deleted_at_once() -> None:
+    async def work() -> None:
+        lxd = Ended(("Stopped", "RUNNING"))
+        await delete(lxd, "a")
+        assert (lxd.stored, lxd.looks) == ({}, 0)
+
+    run(work)
+
+
+def test_one_that_has_just_ended_is_deleted_once_lxd_has_cleaned_up() -> None:
+    async def work() -> None:
+        lxd = Ended(("Running", "STOPPED"), ("Running", "STOPPED"), ("Stopped", "STOPPED"))
+        lxd.refusals = [Running("Instance is running")]
+        await delete(lxd, "a")
+        assert (lxd.stored, lxd.looks) == ({}, 3)
+
+    run(work)
+
+
+def test_one_that_goes_on_is_not_deleted() -> None:
+    async def work() -> None:
+        lxd = Ended(("Running", "RUNNING"))
+        lxd.refusals = [Running("Instance is running")] * 2
+        with pytest.raises(Running):
+            await delete(lxd, "a")
+        assert lxd.looks == 1
 
     run(work)
 
