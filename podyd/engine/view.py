@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from podyd.base.engine_words import ENGINE
-from podyd.base.errors import EngineRefused, Gone, Missing, PodydError
+from podyd.base.errors import EngineRefused, Gone, PodydError
 from podyd.base.tasks import beside, seen
 from podyd.engine.bound import bound
 from podyd.engine.lifecycle import Concern, concern_of
@@ -93,7 +93,7 @@ async def _row_of(client: RestClient, name: str) -> Any:
     """One, None if it is not there."""
     try:
         return await client.get(instance_path(name))
-    except (Gone, Missing):
+    except Gone:  # And nothing else that is missing, such as a part of it.
         await _check_seen(client)
         return None
 

@@ -218,9 +218,10 @@ def test_what_podyd_may_not_see_is_not_gone() -> None:
     play(scene, "a", "b")
 
 
-def test_where_one_is_not_shown_by_itself_all_are_read() -> None:
+@pytest.mark.parametrize("refusal", [EngineRefused("It slips."), Missing("Storage pool not found")])
+def test_where_one_is_not_shown_by_itself_all_are_read(refusal: EngineRefused) -> None:
     async def scene(rig: Rig) -> None:
-        rig.engine.refusals[f"{LIST}/b"] = EngineRefused("It slips.")
+        rig.engine.refusals[f"{LIST}/b"] = refusal
         rig.engine.set("b", 1)
         await heard()
         assert (await rig.marks())["b"] == "1"
