@@ -37,7 +37,8 @@ class Concern:
     """The instances that may be others now than before."""
 
     names: frozenset[str] = frozenset()
-    # As after a profile has changed, or after something that is not known here.
+    # As after a profile has changed, or after something that is not known here; and after one is
+    # renamed, which a list alone has by one name or the other at any moment.
     are_all: bool = False
 
 
@@ -51,5 +52,5 @@ def concern_of(event: Mapping[str, Any]) -> Concern | None:
     match urlsplit(event["source"]).path.split("/"):
         case ["", _, "instances", name] if name:
             old_name = (event.get("context") or {}).get("old_name", "")
-            return Concern(frozenset({unquote(name), old_name} - {""}))
+            return Concern(frozenset({unquote(name), old_name} - {""}), are_all=bool(old_name))
     return Concern(are_all=True)

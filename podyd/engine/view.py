@@ -380,9 +380,8 @@ class InstanceView:
         if concern is None:
             return
         if concern.are_all:
-            self.all_changed()
-        else:
-            self.changed(*concern.names)
+            self._forget()
+        self.changed(*concern.names)
 
     async def _follow_members(self) -> None:
         """Look at a cluster's members, of which no event tells that one does not answer.

@@ -33,7 +33,7 @@ from tests.unit.engine.view_rig import (
             (f"instance-{what}", f"{LIST}/b", {}, [f"{LIST}/b"])
             for what in ("created", "started", "shutdown", "ready", "paused", "restored", "hatched")
         ),
-        ("instance-renamed", f"{LIST}/c", {"old_name": "b"}, [f"{LIST}/b", f"{LIST}/c", PROJECT]),
+        ("instance-renamed", f"{LIST}/c", {"old_name": "b"}, [LIST]),
         ("instance-snapshot-created", f"{LIST}/b/snapshots/s", {}, []),
         ("instance-snapshot-renamed", f"{LIST}/b/snapshots/s", {"old_name": "b/r"}, []),
         ("instance-backup-created", f"{LIST}/b/backups/s", {}, []),
@@ -78,17 +78,40 @@ def test_what_changes_comes_and_goes_is_shown() -> None:
         rig.engine.tell("instance-created", f"{LIST}/new")
         del rows["a"]
         rig.engine.tell("instance-deleted", f"{LIST}/a")
+        await heard()
+        assert await rig.marks() == {"b": "1", "c": "0", "new": "7"}
+        assert LIST not in rig.engine.asked
         rows["d"] = {**rows.pop("c"), "name": "d"}
         rig.engine.tell("instance-renamed", f"{LIST}/d", old_name="c")
-        await heard()
-        assert await rig.marks() == {"b": "1", "d": "0", "new": "7"}
-        assert LIST not in rig.engine.asked
         rows["a"] = row("a", 9)
         rig.engine.tell("instance-created", f"{LIST}/a")
         await heard()
         assert await rig.marks() == {"a": "9", "b": "1", "d": "0", "new": "7"}
 
     play(scene, "a", "b", "c")
+
+
+def test_what_is_renamed_is_shown_by_one_name_or_the_other() -> None:
+    async def scene(rig: Rig) -> None:
+        late = rig.engine.delays[f"{LIST}/a"] = asyncio.Event()
+        rig.engine.set("a", 1)
+        await heard()
+        older = asyncio.ensure_future(rig.marks())
+        await heard()
+        for path in (LIST, f"{LIST}/c"):
+            rig.engine.delays[path] = asyncio.Event()
+        rig.engine.rows["c"] = {**rig.engine.rows.pop("b"), "name": "c"}
+        rig.engine.tell("instance-renamed", f"{LIST}/c", old_name="b")
+        await heard()
+        newer = asyncio.ensure_future(rig.marks())
+        await heard()
+        late.set()
+        assert await older == {"a": "1", "b": "0"}
+        for delay in rig.engine.delays.values():
+            delay.set()
+        assert await newer == {"a": "1", "c": "0"}
+
+    play(scene, "a", "b")
 
 
 def test_whoever_changes_something_sees_it_before_it_is_told() -> None:
