@@ -22,7 +22,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from podyd.base.engine_words import ENGINE
-from podyd.base.errors import EngineRefused, Gone, PodydError
+from podyd.base.errors import EngineRefused, Gone, PodydError, Unavailable
 from podyd.base.tasks import beside, seen
 from podyd.engine.bound import bound
 from podyd.engine.lifecycle import Concern, concern_of
@@ -107,6 +107,10 @@ async def _check_seen(client: RestClient) -> None:
 def _host_of(data: Mapping[str, Any]) -> str:
     location: str = data["location"]
     return "" if location == "none" else location
+
+
+def _unreadable(name: str) -> Unavailable:
+    return unreachable(asyncio.TimeoutError(f"{name} cannot be read"))
 
 
 def _absent(name: str, known: Instance | None, host: str = "") -> Instance:
@@ -215,7 +219,7 @@ class InstanceView:
         changes = self._changes
         instances = await self.all()
         if self._changed.get(name, changes + 1) <= changes:
-            raise unreachable(asyncio.TimeoutError(f"{name} cannot be read"))
+            raise _unreadable(name)
         return named(instances, name)
 
     @property
@@ -312,8 +316,10 @@ class InstanceView:
             self._tell()
 
     def _of_list(self, row: Mapping[str, Any]) -> Instance:
-        # As it is of a member that does not answer.
+        # As it is of a member that does not answer; without its keys, a pod is none.
         if row["config"] is None:
+            if not self._is_clustered:
+                raise _unreadable(row["name"])
             return _absent(row["name"], self._last(row["name"]), _host_of(row))
         return instance_of(self._guard.over(row))
 

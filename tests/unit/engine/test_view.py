@@ -227,6 +227,19 @@ def test_an_engine_that_hangs_is_waited_for_and_nothing_old_is_shown() -> None:
     play(scene, "a", "b")
 
 
+def test_of_one_host_no_part_is_shown() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.engine.ended.add("none")
+        for change in (rig.view.all_changed, lambda: rig.view.changed("b")):
+            change()
+            with pytest.raises(Unavailable, match="a cannot be read"):
+                await rig.view.all()
+        rig.engine.ended.clear()
+        assert await rig.marks() == {"a": "0", "b": "0"}
+
+    play(scene, "a", "b")
+
+
 def test_what_podyd_may_not_see_is_not_gone() -> None:
     async def scene(rig: Rig) -> None:
         seen, rig.engine.rows = rig.engine.rows, {}
