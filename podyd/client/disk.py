@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from operator import itemgetter
+from typing import Any
 
 from podyd.client import daily, output
 from podyd.client.failure import Refused
@@ -95,8 +99,6 @@ def _commit(options: argparse.Namespace) -> int:
     try:
         daily.change(options, "pod/commit", more, doing=doing, server=server, watched=options.ins)
     except KeyboardInterrupt:
-        # To hang up would end nothing. A second Ctrl-C ends pody here.
-        output.complain("Cancelling the image; Ctrl-C again ends pody at once.")
         cancel(server, options.ins, began)
         return INTERRUPTED
     return 0
@@ -104,10 +106,26 @@ def _commit(options: argparse.Namespace) -> int:
 
 def cancel(server: Server, ins: str, began: float) -> None:
     """End a commit, and say what came of it; `began`, of the monotonic clock, is its request."""
+    # To hang up would end nothing, so Ctrl-C ends pody only when podyd knows.
+    usual = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        _cancel(server, ins, began, partial(_can_end, usual))
+    finally:
+        signal.signal(signal.SIGINT, usual)
+
+
+def _can_end(usual: Any) -> None:
+    if signal.getsignal(signal.SIGINT) != usual:
+        output.complain("Cancelling the image; Ctrl-C again ends pody at once.")
+        signal.signal(signal.SIGINT, usual)
+
+
+def _cancel(server: Server, ins: str, began: float, sent: Callable[[], None]) -> None:
+    pairs = [("ins", utf8(ins))]
     while True:
         try:
             with waiting("Cancelling"):
-                message = server.post("pod/commit-cancel", [("ins", utf8(ins))]).data["log"]
+                message = server.post("pod/commit-cancel", pairs, sent).data["log"]
         except Refused as refused:
             message = str(refused)
             # podyd may not have begun with what it was just asked for.

@@ -99,11 +99,12 @@ class Server:
         query = f"?{urlencode(pairs)}" if pairs else ""
         return self._logged_in("GET", route, query, None, {})
 
-    def post(self, route: str, pairs: Pairs) -> Answer:
-        """Call with the parameters in a form, so that they stand in no URL and in no log of it."""
+    def post(self, route: str, pairs: Pairs, sent: Callable[[], None] = lambda: None) -> Answer:
+        """Call with the parameters in a form, so that they stand in no URL and in no log of it;
+        `sent` is called once podyd has it, before its answer."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(pairs).encode()
-        return self._logged_in("POST", route, "", body, headers)
+        return self._logged_in("POST", route, "", body, headers, sent)
 
     def download(self, route: str, pairs: Pairs, take: Callable[[Coming], None]) -> None:
         """Call with GET for a file, which `take` reads; what fails there it says itself."""
@@ -199,17 +200,23 @@ class Server:
         return answer
 
     def _logged_in(
-        self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        route: str,
+        query: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
         login = self._known()
         try:
-            return self._call(method, route, query, body, headers | self._headers(login))
+            return self._call(method, route, query, body, headers | self._headers(login), sent)
         except Refused as refused:
             if refused.code != "password_needed" or not login.by_token:
                 raise
         # podyd has done nothing yet: it wants the password itself for this.
         self._login = with_password(login.user, self.base)
-        return self._call(method, route, query, body, headers | self._headers(self._login))
+        return self._call(method, route, query, body, headers | self._headers(self._login), sent)
 
     def _headers(self, login: Login) -> dict[str, str]:
         return {"User-Agent": self._user_agent, "Authorization": login.header}
@@ -230,7 +237,13 @@ class Server:
             )
 
     def _call(
-        self, method: str, route: str, query: str, body: bytes | None, headers: dict[str, str]
+        self,
+        method: str,
+        route: str,
+        query: str,
+        body: bytes | None,
+        headers: dict[str, str],
+        sent: Callable[[], None] = lambda: None,
     ) -> Answer:
         target = f"{self._target(route)}{query}"
         with contextlib.closing(self._connection()) as connection:
@@ -239,6 +252,7 @@ class Server:
             _watch(connection.sock, self._answer_seconds(method))
             with self.translated("broke off", "what was asked for may be done all the same."):
                 connection.request(method, target, body, headers)
+                sent()
                 response = connection.getresponse()
                 return self._answer(response, response.read())
 

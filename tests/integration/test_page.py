@@ -424,6 +424,8 @@ def test_from_login_to_a_training_run_and_back(scene: Scene, browser: Browser) -
         assert download.value.path().read_text() == "weights"
 
         tab.page.get_by_role("link", name="GPUs", exact=True).click()
+        # NVML is asked each second; while the training runs, the lease's end would end it.
+        expect(gpu(tab, 1)).not_to_contain_text("train.py", use_inner_text=False)
         tab.button("Release …", within=gpu(tab, 1)).click()
         tab.button("Release", within=tab.dialog()).click()
         expect(gpu(tab, 1)).to_contain_text("free", timeout=WORK_MS)

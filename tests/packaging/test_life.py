@@ -120,7 +120,7 @@ def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:
     relay = machine.show("podyd-ports.service", "MainPID")
     assert "0" not in (helper, relay)  # The old version's.
     with ThreadPoolExecutor() as pool, asking(partial(logged_in_version, machine)) as answers:
-        long = begun(site, pool, "long", "exec sleep 4242")
+        long = begun(site, pool, "long", "exec sleep 5252")
         # Under way when podyd is told to stop, however long apt takes until then.
         wait = "until test -e /run/stopping; do sleep 0.1; done; sleep 2; echo done"
         short = begun(site, pool, "short", wait)
@@ -130,7 +130,7 @@ def test_an_upgrade_keeps_pods_settings_and_calls(site: Site) -> None:
         assert short.result(60).ok["stdout"] == "done\n"
         wait_until(lambda: answers[-1] == "0.1.0", "the new version")
     assert [version for version, _ in itertools.groupby(answers)] == ["0.0.1", "0.1.0"]
-    assert machine.attempt("pgrep", "-f", "^sleep 4242").returncode == 1
+    assert machine.attempt("pgrep", "-f", "^sleep 5252").returncode == 1
     assert site.init_of_pod() == init
     assert machine.show("podyd-auth.service", "MainPID") != helper
     assert machine.show("podyd-ports.service", "MainPID") == relay

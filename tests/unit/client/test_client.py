@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -403,14 +406,18 @@ def test_what_a_member_sees_of_it(data: dict[str, Any] | None, text: str) -> Non
     assert how_far(server(data), "main") == text
 
 
+CANCELLING = "Cancelling the image; Ctrl-C again ends pody at once."
+
+
 @pytest.mark.parametrize("begun", [0.0, 60.0])
 def test_ctrl_c_may_come_before_podyd_has_begun(
     begun: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     answers = iter([{"detail": "none yet", "code": "no_commit"}, {"log": "cancelled"}])
 
-    def post(route: str, pairs: object) -> Answer:
+    def post(route: str, pairs: object, sent: Callable[[], None]) -> Answer:
         assert (route, pairs) == ("pod/commit-cancel", [("ins", "main")])
+        sent()
         body = next(answers)
         if "code" in body:
             raise Refused(body["detail"], json.dumps(body).encode())
@@ -419,4 +426,22 @@ def test_ctrl_c_may_come_before_podyd_has_begun(
     asked = cast(Server, SimpleNamespace(post=post))
     cancel(asked, "main", time.monotonic() - begun)
     outcome = "cancelled" if begun == 0 else "none yet"
-    assert capsys.readouterr().err == f"pody: {outcome}\n"
+    assert capsys.readouterr().err == f"pody: {CANCELLING}\npody: {outcome}\n"
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_second_ctrl_c_ends_pody_only_once_podyd_knows(
+    is_sent: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def post(route: str, pairs: object, sent: Callable[[], None]) -> Answer:
+        if is_sent:
+            sent()
+        os.kill(os.getpid(), signal.SIGINT)
+        return Answer(b"", {"log": "cancelled"}, "")
+
+    usual = signal.getsignal(signal.SIGINT)
+    asked = cast(Server, SimpleNamespace(post=post))
+    with pytest.raises(KeyboardInterrupt) if is_sent else nullcontext():
+        cancel(asked, "main", time.monotonic())
+    assert signal.getsignal(signal.SIGINT) == usual
+    assert (CANCELLING in capsys.readouterr().err) is is_sent
