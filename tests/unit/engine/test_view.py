@@ -136,6 +136,25 @@ def test_callers_between_two_changes_share_a_question() -> None:
     play(scene, "a", "b")
 
 
+@pytest.mark.parametrize("path", [LIST, f"{LIST}/b"])
+def test_who_leaves_takes_no_answer_from_others(path: str) -> None:
+    async def scene(rig: Rig) -> None:
+        late = rig.engine.delays[path] = asyncio.Event()
+        if path == LIST:
+            rig.view.all_changed()
+        else:
+            rig.view.changed("b")
+        first, second = (asyncio.ensure_future(rig.marks()) for _ in range(2))
+        await heard()
+        first.cancel()
+        await asyncio.wait([first])
+        late.set()
+        assert await second == {"a": "0", "b": "0"}
+        assert rig.engine.asked == [path]
+
+    play(scene, "a", "b")
+
+
 def test_many_are_read_at_once() -> None:
     names = [f"n{number}" for number in range(3 * MANY)]
 
