@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import select
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -25,7 +24,6 @@ FIRST_FD = 3  # SD_LISTEN_FDS_START
 # FDNAME of the listening sockets in systemd's store (FileDescriptorStoreMax= of
 # systemd.service(5)).
 STORED_AS = "listen"
-BARRIER_SECONDS = 5.0
 PRIORITIES = (
     (logging.CRITICAL, LOG_CRIT),
     (logging.ERROR, LOG_ERR),
@@ -94,10 +92,15 @@ def store_sockets(sockets: Sequence[socket.socket]) -> None:
     _notify("FDSTORE=1", f"FDNAME={STORED_AS}", fds=[item.fileno() for item in sockets])
 
 
-def drop_stored_sockets() -> None:
-    """Make systemd close the stored sockets; when this returns their addresses are free."""
-    if _notify("FDSTOREREMOVE=1", f"FDNAME={STORED_AS}"):
-        _wait_for_systemd()
+def drop_stored_sockets(sockets: Sequence[socket.socket]) -> None:
+    """Close these stored sockets; when this returns their addresses are free."""
+    for item in sockets:
+        # systemd closes its own end in a thread, and of that no barrier tells. One that listens no
+        # more, as a podyd that was killed here has left it, is in nobody's way.
+        with contextlib.suppress(OSError):
+            item.shutdown(socket.SHUT_RDWR)
+        item.close()
+    _notify("FDSTOREREMOVE=1", f"FDNAME={STORED_AS}")
 
 
 def send_to_journal(message: str, **fields: object) -> None:
@@ -150,28 +153,12 @@ def _status(text: str) -> str:
     return f"STATUS={' '.join(text.split())}"
 
 
-def _notify(*lines: str, fds: Sequence[int] = ()) -> bool:
-    """Send lines to systemd; whether it took them, as podyd also serves without it."""
+def _notify(*lines: str, fds: Sequence[int] = ()) -> None:
+    """Send lines to systemd, if it is there: podyd also serves without it."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
-        return False
+        return
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
         # A leading @ is written for the NUL of an abstract address.
         end.connect(f"\0{path[1:]}" if path.startswith("@") else path)
         socket.send_fds(end, ["\n".join(lines).encode()], fds)
-        return True
-    return False
-
-
-def _wait_for_systemd() -> None:
-    """Wait until systemd has read all messages so far, as sd_notify_barrier(3) does: it then
-    closes the pipe."""
-    near, far = os.pipe()
-    try:
-        _notify("BARRIER=1", fds=[far])
-        os.close(far)
-        poll = select.poll()
-        poll.register(near, 0)  # POLLHUP, which is never masked.
-        poll.poll(BARRIER_SECONDS * 1000)
-    finally:
-        os.close(near)

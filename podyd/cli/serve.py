@@ -170,10 +170,8 @@ def _listen(config: Config, path: Path) -> list[socket.socket]:
     stored = systemd.stored_sockets()
     if len(stored) == 1 and _is_bound(stored[0], *config.address):
         return stored
-    for item in stored:
-        item.close()
     if stored:
-        systemd.drop_stored_sockets()
+        systemd.drop_stored_sockets(stored)
     sockets = _bind(config, path)
     systemd.store_sockets(sockets)
     return sockets

@@ -41,11 +41,15 @@ GIVE = (
 
 @dataclass
 class Systemd:
-    """Listens at NOTIFY_SOCKET, and keeps the sockets that it is given."""
+    """Listens at NOTIFY_SOCKET, and keeps the sockets that it is given.
+
+    The real one closes a socket in a thread, which may take its time: this one never gets to it.
+    """
 
     path: Path
     said: list[str] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
+    dropped: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._end = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -65,12 +69,14 @@ class Systemd:
                 for fd in fds:
                     os.close(fd)
             if text.startswith("FDSTOREREMOVE=1"):
-                self.forget()
+                self.dropped += self.stored
+                self.stored.clear()
             self.said.append(text)
 
     def forget(self) -> None:
-        while self.stored:
-            os.close(self.stored.pop())
+        for fd in (*self.stored, *self.dropped):
+            os.close(fd)
+        self.stored.clear()
 
     def lines(self) -> list[str]:
         return [line for text in self.said for line in text.splitlines()]
