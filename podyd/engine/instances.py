@@ -158,7 +158,8 @@ class RestInstances:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def close(self) -> None:
-        """Release the restore guard; its files stay."""
+        """End what is being read, and release the restore guard; its files stay."""
+        self._view.close()
         self._guard.close()
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:

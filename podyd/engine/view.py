@@ -170,6 +170,11 @@ class InstanceView:
         self._readings: dict[str, _Reading] = {}
         self._list_began = 0.0
 
+    def close(self) -> None:
+        """End what is being read."""
+        for reading in list(self._readings.values()):
+            reading.task.cancel()
+
     # --- Changes ---------------------------------------------------------------------------------
 
     def subscribe(self, subscriber: Callable[[], None]) -> None:
@@ -359,8 +364,9 @@ class InstanceView:
 
     async def _follow(self, stream: Websocket, connected: Callable[[], Awaitable[None]]) -> None:
         try:
-            environment = (await self._client.get("/1.0"))["environment"]
-            self._is_clustered = environment["server_clustered"]
+            # To whom the engine trusts no more, it shows no environment.
+            environment = (await self._client.get("/1.0")).get("environment", {})
+            self._is_clustered = environment.get("server_clustered", False)
             self.all_changed()
             self._connected = self._changes
             self._is_following = True

@@ -31,8 +31,9 @@ IMAGE, PROJECT, PROFILE = "small", "podyd", "default"
 HERE, AWAY = "here", "away"
 MARK = "user.podyd.mark"
 # What a call may take while a member does not answer, and how long what it shows may be wrong after
-# the engine counts it as back.
-SECONDS, WRONG_SECONDS = 1.0, 10.0
+# the engine counts it as back: 1 s and 10 s, and more where other tests have the processors. The
+# engine itself takes 15 s and more.
+SECONDS, WRONG_SECONDS = 5.0, 20.0
 # The engine counts a member as away after this time.
 OFFLINE_SECONDS = 60.0
 # A pod that has ended is cleaned up for a while, and told then.

@@ -496,6 +496,32 @@ def test_whose_a_name_is_now_is_not_guessed() -> None:
         play(each, "a", "b", "c", members=THREE)
 
 
+def test_nothing_is_read_after_the_end() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.engine.pause("none")
+        rig.view.changed("a")
+        asking = asyncio.ensure_future(rig.view.all())
+        await heard()
+        assert rig.engine.open
+        rig.view.close()
+        await asyncio.wait([asking])
+        assert not rig.engine.open
+
+    play(scene, "a", "b")
+
+
+def test_who_is_trusted_no_more_is_told_so_by_what_is_asked() -> None:
+    async def scene(rig: Rig) -> None:
+        rig.engine.is_trusting = False
+        rig.engine.refusals[LIST] = EngineRefused("not authorized")
+        rig.engine.streams[-1].put_nowait(None)
+        await asyncio.sleep(LOOK_SECONDS)
+        with pytest.raises(EngineRefused, match="not authorized"):
+            await rig.view.all()
+
+    play(scene, "a", "b")
+
+
 def test_many_that_hang_are_not_asked_for_at_once() -> None:
     names = [f"n{number}" for number in range(3 * MANY)]
     last = names[-MANY:]

@@ -88,6 +88,7 @@ class Engine:
         # Seconds that a part of an answer may take.
         self.slowness = 0.0
         self.rows = {name: row(name) for name in names}
+        self.is_trusting = True
         self.members = dict.fromkeys(members, "Online")
         # Those whose engine does not run, of which the others do not know yet.
         self.ended: set[str] = set()
@@ -126,7 +127,8 @@ class Engine:
         if path in self.refusals:
             raise self.refusals[path]
         if path == "/1.0":
-            return {"environment": {"server_clustered": bool(self.members)}}
+            shown = {"environment": {"server_clustered": bool(self.members)}}
+            return shown if self.is_trusting else {"auth": "untrusted"}
         if path == MEMBERS:
             return [{"server_name": name, "status": to} for name, to in self.members.items()]
         if path == PROJECT:
@@ -236,6 +238,7 @@ class Rig:
         finally:
             watching.cancel()
             await asyncio.wait([watching])
+            self.view.close()
             self.guard.close()
 
     def clear(self) -> None:
