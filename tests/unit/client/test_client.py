@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -409,6 +409,15 @@ def test_what_a_member_sees_of_it(data: dict[str, Any] | None, text: str) -> Non
 CANCELLING = "Cancelling the image; Ctrl-C again ends pody at once."
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """As at a terminal: what runs in a shell's background has SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("begun", [0.0, 60.0])
 def test_ctrl_c_may_come_before_podyd_has_begun(
     begun: float, capsys: pytest.CaptureFixture[str]
@@ -429,6 +438,7 @@ def test_ctrl_c_may_come_before_podyd_has_begun(
     assert capsys.readouterr().err == f"pody: {CANCELLING}\npody: {outcome}\n"
 
 
+@pytest.mark.usefixtures("ctrl_c")
 @pytest.mark.parametrize("is_sent", [False, True])
 def test_a_second_ctrl_c_ends_pody_only_once_podyd_knows(
     is_sent: bool, capsys: pytest.CaptureFixture[str]
