@@ -9,8 +9,8 @@ import os
 import re
 import socket
 import ssl
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -55,6 +55,21 @@ class Answer:
     hint: str = ""
 
 
+def _nothing() -> None: ...
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What podyd is asked; `sent` is called once it has that, before its answer."""
+
+    method: str
+    route: str
+    query: str = ""
+    body: bytes | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    sent: Callable[[], None] = _nothing
+
+
 class Server:
     """The podyd at `base`; `cacert` is the file with the only CA to trust, else the system's.
 
@@ -97,14 +112,14 @@ class Server:
     def get(self, route: str, pairs: Pairs = ()) -> Answer:
         """Call with the parameters in the query."""
         query = f"?{urlencode(pairs)}" if pairs else ""
-        return self._logged_in("GET", route, query, None, {})
+        return self._logged_in(_Request("GET", route, query))
 
-    def post(self, route: str, pairs: Pairs, sent: Callable[[], None] = lambda: None) -> Answer:
+    def post(self, route: str, pairs: Pairs, sent: Callable[[], None] = _nothing) -> Answer:
         """Call with the parameters in a form, so that they stand in no URL and in no log of it;
         `sent` is called once podyd has it, before its answer."""
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         body = urlencode(pairs).encode()
-        return self._logged_in("POST", route, "", body, headers, sent)
+        return self._logged_in(_Request("POST", route, body=body, headers=headers, sent=sent))
 
     def download(self, route: str, pairs: Pairs, take: Callable[[Coming], None]) -> None:
         """Call with GET for a file, which `take` reads; what fails there it says itself."""
@@ -186,7 +201,7 @@ class Server:
     def version(self) -> str:
         """podyd's version: the one call that needs no login."""
         headers = {"User-Agent": self._user_agent}
-        numbers = self._call("GET", "version", "", None, headers).data
+        numbers = self._call(_Request("GET", "version"), headers).data
         if not isinstance(numbers, list) or not all(isinstance(part, int) for part in numbers):
             raise self.no_podyd("its /version is not podyd's")
         return ".".join(str(part) for part in numbers)
@@ -199,24 +214,16 @@ class Server:
             raise self.no_podyd("its /help is not podyd's")
         return answer
 
-    def _logged_in(
-        self,
-        method: str,
-        route: str,
-        query: str,
-        body: bytes | None,
-        headers: dict[str, str],
-        sent: Callable[[], None] = lambda: None,
-    ) -> Answer:
+    def _logged_in(self, request: _Request) -> Answer:
         login = self._known()
         try:
-            return self._call(method, route, query, body, headers | self._headers(login), sent)
+            return self._call(request, self._headers(login))
         except Refused as refused:
             if refused.code != "password_needed" or not login.by_token:
                 raise
         # podyd has done nothing yet: it wants the password itself for this.
         self._login = with_password(login.user, self.base)
-        return self._call(method, route, query, body, headers | self._headers(self._login), sent)
+        return self._call(request, self._headers(self._login))
 
     def _headers(self, login: Login) -> dict[str, str]:
         return {"User-Agent": self._user_agent, "Authorization": login.header}
@@ -236,23 +243,17 @@ class Server:
                 " or set PODY_INSECURE=1 where the network itself is safe."
             )
 
-    def _call(
-        self,
-        method: str,
-        route: str,
-        query: str,
-        body: bytes | None,
-        headers: dict[str, str],
-        sent: Callable[[], None] = lambda: None,
-    ) -> Answer:
-        target = f"{self._target(route)}{query}"
+    def _call(self, request: _Request, caller: Mapping[str, str]) -> Answer:
+        """Ask podyd; `caller` are the headers that say who does."""
+        target = f"{self._target(request.route)}{request.query}"
         with contextlib.closing(self._connection()) as connection:
             with self.translated("cannot be reached", "is it running, and PODY_API_BASE right?"):
                 connection.connect()
-            _watch(connection.sock, self._answer_seconds(method))
+            _watch(connection.sock, self._answer_seconds(request.method))
             with self.translated("broke off", "what was asked for may be done all the same."):
-                connection.request(method, target, body, headers)
-                sent()
+                headers = {**request.headers, **caller}
+                connection.request(request.method, target, request.body, headers)
+                request.sent()
                 response = connection.getresponse()
                 return self._answer(response, response.read())
 
