@@ -22,7 +22,7 @@ class RestProfiles:
 
     async def of(self, instance: Instance) -> list[Profile]:
         """An instance's profiles, in the order in which the engine applies them."""
-        return profiles_of(instance, await self.all())
+        return profiles_of(instance.profiles, await self.all())
 
 
 def profile_of(data: Mapping[str, Any]) -> Profile:

@@ -256,9 +256,10 @@ def config_of(profiles: Iterable[Profile]) -> dict[str, str]:
     return config
 
 
-def profiles_of(instance: Instance, known: Mapping[str, Profile]) -> list[Profile]:
-    """An instance's profiles among these, in the order in which they are applied."""
-    return [known[name] for name in instance.profiles if name in known]
+def profiles_of(names: Iterable[str], known: Mapping[str, Profile]) -> list[Profile]:
+    """An instance's profiles, by their names, among these, in the order in which they are
+    applied."""
+    return [known[name] for name in names if name in known]
 
 
 def is_set(keys: Mapping[str, str], key: str) -> bool:

@@ -183,7 +183,7 @@ class View:
 
     def profiles_of(self, instance: Instance) -> list[Profile]:
         """An instance's profiles, in the order in which the engine applies them."""
-        return profiles_of(instance, self.profiles)
+        return profiles_of(instance.profiles, self.profiles)
 
     def given(self, instance: Instance) -> Cards:
         """The cards that an instance has by its profiles and by the admin."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from podyd.base.quantities import UNITS, parse_size
 from podyd.engine.moving import Limit, Original, Volume
-from podyd.engine.types import Profile, root_of
+from podyd.engine.types import Devices, Profile, config_of, devices_of, profiles_of, root_of
 
 # Of many pods, the first are named.
 NAMED = 5
@@ -102,19 +102,10 @@ class Project:
         return {name: size for name, (where, size) in disks.items() if pool in (None, where)}
 
     def _config(self, instance: Original) -> dict[str, str]:
-        found: dict[str, str] = {}
-        for profile in self._profiles_of(instance):
-            found |= profile.config
-        return found | dict(instance.config)
+        return config_of(profiles_of(instance.profiles, self.profiles)) | dict(instance.config)
 
-    def _devices(self, instance: Original) -> dict[str, Mapping[str, str]]:
-        found: dict[str, Mapping[str, str]] = {}
-        for profile in self._profiles_of(instance):
-            found |= profile.devices
-        return found | dict(instance.devices)
-
-    def _profiles_of(self, instance: Original) -> list[Profile]:
-        return [self.profiles[name] for name in instance.profiles if name in self.profiles]
+    def _devices(self, instance: Original) -> Devices:
+        return {**devices_of(profiles_of(instance.profiles, self.profiles)), **instance.devices}
 
     def _set(self, limit: Limit, value: str) -> str:
         return f"'{limit.command} project set {self.name} {limit.held}={value}'"

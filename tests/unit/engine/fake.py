@@ -494,7 +494,7 @@ class _Profiles(_Part):
         return dict(self._world.profiles)
 
     async def of(self, instance: Instance) -> list[Profile]:
-        return profiles_of(instance, await self.all())
+        return profiles_of(instance.profiles, await self.all())
 
 
 class _Snapshots(_Part):
